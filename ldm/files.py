@@ -1,0 +1,177 @@
+"""Files that are whole or absent: written beside, flushed, renamed, and checked by a manifest of hashes."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ldm.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def new_folder(dest: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder to fill, which appears at `dest` whole or not at all.
+
+    What stands at `dest` is replaced only with `replace`, and only once the new folder is on the disk.
+
+    Raises:
+        UserError: `dest` holds something already, or the disk is full or not writable.
+    """
+    if not replace and dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise UserError(f"{dest} exists already", "choose another place or move it away")
+    temporary = dest.parent / f".tmp-{dest.name}-{uuid.uuid4().hex[:8]}"
+    with disk_errors(dest):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            flush_folder(temporary)
+            _swap(temporary, dest)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(temporary: Path, dest: Path) -> None:
+    """Put the finished folder in place; an older one steps aside first and is removed last."""
+    old = dest.parent / f".old-{dest.name}-{uuid.uuid4().hex[:8]}"
+    if dest.exists():
+        dest.rename(old)
+    temporary.rename(dest)
+    _flush(dest.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full or unwritable disk into a UserError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(f"{path}: the disk is full", "free some space and run again") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise UserError(f"{path} cannot be written ({error.strerror})", "choose another place") from error
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: a temporary sibling, flushed, then renamed over `path`.
+
+    Raises:
+        UserError: the disk is full or the folder is not writable.
+    """
+    temporary = path.parent / f".tmp-{path.name}-{uuid.uuid4().hex[:8]}"
+    with disk_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's value.
+
+    Raises:
+        UserError: the file is missing, unreadable or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist", "the folder is incomplete") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no readable JSON ({error})", "restore the file") from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        UserError: the file is missing, truncated or no safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist", "the folder is incomplete") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is no whole safetensors file ({error})", "restore the file") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors; shared or strided ones are stored as copies of their own."""
+    from safetensors.torch import save_file
+
+    with disk_errors(path):
+        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+
+
+def write_manifest(folder: Path) -> None:
+    """Record the SHA-256 and size in bytes of every file in `folder`; written last, it marks the folder whole."""
+    write_json(folder / MANIFEST, {str(p.relative_to(folder)): _entry(p) for p in _files(folder)})
+
+
+def manifest_fault(folder: Path) -> str | None:
+    """What differs between a folder and its manifest, in one line, or None when the folder is whole."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return f"{path} is missing"
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{path} is unreadable"
+    for name, entry in entries.items():
+        file = folder / name
+        if not file.is_file():
+            return f"{file} is missing"
+        if _entry(file) != entry:
+            return f"{file} has changed since it was written"
+    return None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256_file(path), "size_bytes": path.stat().st_size}
+
+
+def flush_folder(folder: Path) -> None:
+    """Force every file below `folder`, and the folders themselves, to the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        _flush(path)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

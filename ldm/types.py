@@ -1,0 +1,92 @@
+"""The nouns that cross module borders.
+
+Axis letters, used in every docstring:
+B batch, C latent channels, H W pixels, h w latent size, L tokens, D text width, P pooled text width.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PromptEmbeds:
+    """What the text encoder says of B prompts.
+
+    Attributes:
+        prompt_embeds: [B, L, D], what the denoiser attends to.
+        pooled_prompt_embeds: [B, P], one vector a prompt, or None.
+        attention_mask: [B, L], 1 for tokens to attend to, or None for all.
+    """
+
+    prompt_embeds: Tensor
+    pooled_prompt_embeds: Tensor | None = None
+    attention_mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.prompt_embeds.shape[0]
+
+    def map(self, fn: "TensorFunction") -> "PromptEmbeds":
+        """The same embeddings with `fn` applied to each tensor present."""
+        pooled, mask = self.pooled_prompt_embeds, self.attention_mask
+        return replace(
+            self,
+            prompt_embeds=fn(self.prompt_embeds),
+            pooled_prompt_embeds=None if pooled is None else fn(pooled),
+            attention_mask=None if mask is None else fn(mask),
+        )
+
+    def select(self, rows: list[int]) -> "PromptEmbeds":
+        """The rows named, in that order: [B, ...] -> [len(rows), ...]."""
+        return self.map(lambda tensor: tensor[rows])
+
+
+class TensorFunction(Protocol):
+    """Any function from a tensor to a tensor."""
+
+    def __call__(self, tensor: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where the sampler stands: plain numbers, so that nothing asks the device.
+
+    Attributes:
+        index: sampling step, from 0.
+        evaluation: denoiser call, from 0 (a second-order step makes two).
+        timestep: the training timestep that the denoiser is told.
+        sigma: noise level at that timestep, sigma/alpha in the path's terms.
+    """
+
+    index: int
+    evaluation: int
+    timestep: float
+    sigma: float
+
+
+class Denoiser(Protocol):
+    """`denoiser(latents [B,C,h,w], timesteps [B], prompt_embeds) -> model_pred [B,C,h,w]`."""
+
+    def __call__(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        prompt_embeds: PromptEmbeds,
+        *,
+        step: Step | None = None,
+    ) -> Tensor: ...
+
+
+def concat_prompt_embeds(first: PromptEmbeds, second: PromptEmbeds) -> PromptEmbeds:
+    """Two sets of prompts as one: B1 and B2 rows become B1 + B2."""
+
+    def join(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        return None if a is None or b is None else torch.cat([a, b])
+
+    return PromptEmbeds(
+        torch.cat([first.prompt_embeds, second.prompt_embeds]),
+        join(first.pooled_prompt_embeds, second.pooled_prompt_embeds),
+        join(first.attention_mask, second.attention_mask),
+    )
