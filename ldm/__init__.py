@@ -1,0 +1,25 @@
+"""OpenLDM: latent diffusion text-to-image with numbers you can trust.
+
+    from ldm import load_pipeline
+    load_pipeline("emoji").generate("a red apple", seed=7).images[0].save("apple.png")
+
+The names below are imported on first use, so that `import ldm` costs nothing.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from ldm.errors import UserError
+from ldm.version import __version__
+
+if TYPE_CHECKING:
+    from ldm.pipeline import Generation, LdmWarning, Pipeline, load_pipeline
+
+__all__ = ["Generation", "LdmWarning", "Pipeline", "UserError", "__version__", "load_pipeline"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from ldm import pipeline
+
+        return getattr(pipeline, name)
+    raise AttributeError(f"module 'ldm' has no attribute {name!r}")

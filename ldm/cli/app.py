@@ -1,0 +1,96 @@
+"""The command `ldm`: its commands, and how a mistake ends: one line on stderr, exit code 2.
+
+Nothing heavy is imported here, so that `ldm --help` answers at once; the commands import what they need.
+"""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ldm.cli.data import data_app
+from ldm.cli.doctor import doctor
+from ldm.cli.generate import generate
+from ldm.cli.info import info
+from ldm.cli.train import train
+from ldm.errors import UserError
+from ldm.version import __version__
+
+
+class Commands(TyperGroup):
+    """Commands whose mistakes are told in one line."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run a command line; exits with 0, 2 for what the user can mend, or 130 after Ctrl-C."""
+        standalone = options.pop("standalone_mode", True)
+        code = self._run(*args, **options)
+        if standalone:
+            sys.exit(code)
+        return code
+
+    def _run(self, *args: Any, **options: Any) -> int:
+        options["standalone_mode"] = False  # typer would show errors itself, over several lines
+        try:
+            return int(super().main(*args, **options) or 0)
+        except UserError as error:
+            return _say_error(str(error))
+        except Exception as error:
+            if not hasattr(error, "format_message"):
+                raise
+            return _say_error(_usage_message(error))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was named; Ctrl-C ends it without a traceback."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            typer.echo(str(stop) or "stopped", err=True)
+            raise typer.Exit(130) from None
+
+
+def _say_error(message: str) -> int:
+    typer.echo("error: " + " ".join(message.split("\n")), err=True)
+    return 2
+
+
+def _usage_message(error: Any) -> str:
+    """What is wrong with the command line, and where its help is."""
+    ctx = getattr(error, "ctx", None)
+    hint = f" (see {ctx.command_path} --help)" if ctx else ""
+    return str(error.format_message()).rstrip(".") + hint
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ldm {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app.command()(generate)
+app.command()(train)
+app.command()(info)
+app.add_typer(data_app, name="data")
+app.command()(doctor)
+
+
+@app.callback(invoke_without_command=True)
+def ldm(
+    ctx: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Latent diffusion: pictures from words, and models trained on your own captioned images.
+
+    Try:  ldm generate "a red apple"
+    """
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    app(prog_name="ldm")

@@ -1,0 +1,139 @@
+"""The options of `ldm generate`: their types, bounds and what their help teaches."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Prompts = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="PROMPT", help="What the pictures should show; each prompt in quotes."),
+]
+PromptFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts",
+        metavar="FILE",
+        help="Take further prompts from a file. Text: one a line; empty lines and lines that start with # "
+        'are passed over. JSONL: one object a line, {"prompt": "...", "seed": 3, "scheduler": "euler"}, with '
+        "any of the settings below, which then win over those given here.",
+    ),
+]
+FromImage = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Make the picture in this PNG again, from the settings inside it. Prompts and options given "
+        "beside it take the place of its own.",
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FOLDER|HUB_ID",
+        help="What to generate with: emoji (comes with this program), a folder in the diffusers layout such "
+        "as a Stable Diffusion checkpoint, a training run's folder, or a Hub id such as user/name, which is "
+        "downloaded once. Safetensors only.  [default: emoji]",
+    ),
+]
+Output = Annotated[
+    Path, typer.Option(metavar="FOLDER", help="Where the pictures go; it is made if it is not there.")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace pictures of the same name; without it they are refused.")
+]
+Grid = Annotated[
+    bool, typer.Option("--grid", help="Write grid.png too: all the pictures of this call side by side.")
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="The number that a picture's noise comes from. The same prompt, settings and seed give the same "
+        "picture, alone or among others.  [default: 0]",
+    ),
+]
+NumImages = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Pictures of each prompt, with the seeds seed, seed + 1, seed + 2, ...  [default: 1]",
+    ),
+]
+NumInferenceSteps = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Sampling steps: more take longer; beyond some 50 little changes."),
+]
+GuidanceScale = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="How strongly the prompt is followed. 1 is without guidance and twice as fast; 3 to 9 are "
+        "usual; more makes colours glaring.",
+    ),
+]
+GuidanceRescale = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        metavar="X",
+        help="Takes the glare out of a high guidance scale: 0 is off, 0.7 is usual where needed.",
+    ),
+]
+NegativePrompt = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT", help="What the pictures should not show; needs a guidance scale above 1."),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="The sampler; `--scheduler list` names them all with what they are."),
+]
+Karras = Annotated[
+    bool | None,
+    typer.Option(
+        "--karras/--no-karras",
+        help="Space the noise levels as Karras et al. 2022 do; often better with few steps.",
+    ),
+]
+Height = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="PIXELS", help="Of a picture; models are best at the size they learned."),
+]
+Width = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="PIXELS", help="Of a picture; both are rounded to the model's multiple."),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Pictures made at once: more are faster until the memory is full; the pictures stay the same.  "
+        "[default: 8, or 1 with --low-memory]",
+    ),
+]
+LowMemory = Annotated[
+    bool,
+    typer.Option(
+        "--low-memory",
+        help="Use less memory and more time, for the same pictures: one at a time, and on a GPU only that "
+        "part of the model that is at work.",
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, mps.  [default: a GPU if there is one]"
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="What the model computes in: float32, or float16 or bfloat16, which are faster on a GPU, take "
+        "half the memory and change the picture slightly.  [default: float32]",
+    ),
+]

@@ -1,0 +1,143 @@
+"""Run a program as one process or several that know of each other: signals go in, one exit code comes out.
+
+The several are told of each other in the variables that torch.distributed reads, as torchrun does. Unlike
+torchrun, a signal reaches each process once, and the program's own exit code and words are all that is seen.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import IO
+
+POLL_SEC = 0.1
+GRACE_SEC = 15.0
+"""How long the other processes may go on after one has failed before they are told, and then made, to end."""
+
+
+@dataclass(frozen=True)
+class Child:
+    """One process; the errors of all but the first are kept aside, for they mostly say the same."""
+
+    process: "subprocess.Popen[bytes]"
+    errors: IO[bytes] | None
+
+
+def run_processes(command: Sequence[str], environment: Mapping[str, str], num_processes: int = 1) -> int:
+    """Run `command` in `num_processes` processes to the end; returns the code of the first that failed, or 0.
+
+    SIGINT and SIGTERM are passed on, once each; a closed terminal is passed on as SIGTERM.
+    """
+    with ExitStack() as stack:
+        environments = _environments(environment, num_processes)
+        children = [stack.enter_context(_started(command, env, i)) for i, env in enumerate(environments)]
+        stack.enter_context(_passing_signals(children))
+        failed = _wait(children)
+        if failed is None:
+            return 0
+        _show_errors(children, failed)
+        return _exit_code(children[failed])
+
+
+def _environments(environment: Mapping[str, str], num_processes: int) -> list[dict[str, str]]:
+    """What each process is told: its rank, and where to meet the others."""
+    if num_processes == 1:
+        return [dict(environment)]
+    shared = {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_processes)),
+        **environment,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "WORLD_SIZE": str(num_processes),
+        "LOCAL_WORLD_SIZE": str(num_processes),
+    }
+    return [{**shared, "RANK": str(i), "LOCAL_RANK": str(i)} for i in range(num_processes)]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _started(command: Sequence[str], environment: Mapping[str, str], rank: int) -> Iterator[Child]:
+    """A running child, which does not outlive the block.
+
+    It has a session of its own: Ctrl-C in a terminal reaches the whole session, and would come twice.
+    """
+    with tempfile.TemporaryFile() as errors:
+        kept = errors if rank else None
+        process = subprocess.Popen(
+            command, env=dict(environment), stderr=kept, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            yield Child(process, kept)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+
+@contextmanager
+def _passing_signals(children: Sequence[Child]) -> Iterator[None]:
+    """Pass SIGINT, SIGTERM and SIGHUP on instead of ending; an ignored signal stays ignored (nohup)."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for child in children:
+            child.process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+
+    passed = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    former = {n: signal.signal(n, pass_on) for n in passed if signal.getsignal(n) != signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _wait(children: Sequence[Child]) -> int | None:
+    """Wait for the end of all; returns the rank that failed first, or None.
+
+    Once one has failed, the others may wait for it for ever: they get time to end, SIGTERM, then SIGKILL.
+    """
+    failed: int | None = None
+    failed_at = 0.0
+    told = False
+    while any(child.process.poll() is None for child in children):
+        time.sleep(POLL_SEC)
+        if failed is None:
+            failed, failed_at = _first_failed(children), time.monotonic()
+        elif time.monotonic() - failed_at > (2 if told else 1) * GRACE_SEC:
+            for child in children:
+                child.process.send_signal(signal.SIGKILL if told else signal.SIGTERM)
+            told = True
+    return _first_failed(children) if failed is None else failed
+
+
+def _first_failed(children: Sequence[Child]) -> int | None:
+    return next((rank for rank, child in enumerate(children) if child.process.poll()), None)
+
+
+def _show_errors(children: Sequence[Child], failed: int) -> None:
+    """What a process other than the first said of its failure, where the first did not fail alike."""
+    errors = children[failed].errors
+    if errors is not None and children[failed].process.returncode != children[0].process.returncode:
+        print(f"process {failed} of {len(children)} failed:", file=sys.stderr, flush=True)
+        errors.seek(0)
+        shutil.copyfileobj(errors, sys.stderr.buffer)
+        sys.stderr.flush()
+
+
+def _exit_code(child: Child) -> int:
+    """As a shell has it: 128 + n for a process that signal n ended."""
+    code = child.process.returncode
+    return 128 - code if code < 0 else code

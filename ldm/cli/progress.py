@@ -1,0 +1,77 @@
+"""How far a command is: a live bar on a terminal, now and then a line anywhere else, always on stderr."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import TimeRemainingColumn as TimeLeft
+from rich.text import Text
+
+Item = TypeVar("Item")
+
+
+class RateColumn(ProgressColumn):
+    """Units a second, over the last few of them."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        """The rate as text, or nothing before the first unit is done."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.1f} {self.unit}s/s" if speed else "")
+
+
+class WorkBar:
+    """Says what is going on and shows how far it is.
+
+    Args:
+        unit: what is counted, in the singular.
+        line_every_sec: how often to print a line where there is no terminal.
+    """
+
+    def __init__(self, unit: str, *, line_every_sec: float = 30.0) -> None:
+        console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            RateColumn(unit),
+            TimeLeft(),
+        )
+        self.progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+        self.task = self.progress.add_task("", total=None)
+        self.console, self.unit, self.line_every_sec = console, unit, line_every_sec
+        self.last_line = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """What is being done now; shown beside the bar."""
+        self.progress.update(self.task, description=text)
+
+    def show(self, done: int, total: int) -> None:
+        """How much of it is done."""
+        self.progress.update(self.task, completed=done, total=total)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.last_line >= self.line_every_sec:
+            self.last_line = now
+            print(f"{self.unit} {done} of {total}", file=self.console.file, flush=True)
+
+
+@contextmanager
+def work_bar(unit: str) -> Iterator[WorkBar]:
+    """A bar for as long as the block runs; it leaves nothing behind on the terminal."""
+    bar = WorkBar(unit)
+    with bar.progress:
+        yield bar
+
+
+def track(items: Iterable[Item], total: int, unit: str) -> Iterator[Item]:
+    """The items, with a bar of how many are done."""
+    with work_bar(unit) as bar:
+        for done, item in enumerate(items):
+            bar.show(done, total)
+            yield item

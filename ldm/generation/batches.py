@@ -1,0 +1,145 @@
+"""Prompts through a pipeline, in batches that the memory can hold, each picture handed out as it is made."""
+
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from ldm.files import write_bytes
+from ldm.generation.pictures import Picture, Target
+from ldm.images import image_grid
+from ldm.png_metadata import write_png
+
+if TYPE_CHECKING:
+    from ldm.pipeline import OnStep, Pipeline
+
+OnProgress = Callable[[int, int], None]
+"""Called after every sampling step with (steps done, steps in all), counted over all batches."""
+
+
+@dataclass(frozen=True)
+class PictureBatch:
+    """Pictures that one call of `Pipeline.generate` makes: some prompts, each with the same seeds.
+
+    Attributes:
+        pictures: prompt-major, as the pipeline returns them.
+        num_images: pictures of each prompt.
+        settings: the other arguments of the call.
+    """
+
+    pictures: tuple[Picture, ...]
+    num_images: int
+    settings: dict[str, Any]
+
+    @property
+    def seed(self) -> int:
+        return self.pictures[0].seed
+
+    @property
+    def prompts(self) -> list[str]:
+        return [picture.prompt.prompt for picture in self.pictures[:: self.num_images]]
+
+
+def plan_batches(pictures: Sequence[Picture], batch_size: int) -> list[PictureBatch]:
+    """Cut the pictures into batches of at most `batch_size`, those of one batch with the same settings.
+
+    The cut depends on the pictures alone, so it is the same however many processes share the work.
+    """
+    alike: dict[tuple[tuple[str, Any], ...], list[Picture]] = {}
+    for picture in pictures:
+        settings = picture.prompt.model_dump(exclude={"prompt"}, exclude_none=True)
+        alike.setdefault(tuple(sorted(settings.items())), []).append(picture)
+    return [batch for same in alike.values() for batch in _cut(same, batch_size)]
+
+
+def _cut(pictures: list[Picture], batch_size: int) -> Iterator[PictureBatch]:
+    """Batches of pictures whose prompts ask for the same settings and so for the same seeds."""
+    settings = pictures[0].prompt.model_dump(exclude={"prompt", "seed", "num_images"}, exclude_none=True)
+    num_images = pictures[0].prompt.num_images or 1
+    if num_images >= batch_size:  # each prompt alone, in pieces of its seeds
+        for start in range(0, len(pictures), num_images):
+            for piece in _pieces(pictures[start : start + num_images], batch_size):
+                yield PictureBatch(piece, len(piece), settings)
+        return
+    for piece in _pieces(pictures, batch_size // num_images * num_images):
+        yield PictureBatch(piece, num_images, settings)
+
+
+def _pieces(pictures: list[Picture], size: int) -> Iterator[tuple[Picture, ...]]:
+    for start in range(0, len(pictures), size):
+        yield tuple(pictures[start : start + size])
+
+
+def generate_pictures(
+    pipeline: "Pipeline",
+    pictures: Sequence[Picture],
+    *,
+    batch_size: int,
+    on_progress: OnProgress = lambda done, total: None,
+) -> Iterator[tuple[Picture, Image.Image, dict[str, Any]]]:
+    """Make the pictures, batch after batch; yields each with its image and its settings for `write_png`.
+
+    Pictures with the same settings are made together, so the order is that of the input only within a batch.
+
+    Raises:
+        UserError: a setting does not fit the model.
+    """
+    batches = plan_batches(pictures, batch_size)
+    default = pipeline.defaults.num_inference_steps
+    num_steps = [batch.settings.get("num_inference_steps", default) for batch in batches]
+    for index, batch in enumerate(batches):
+        made = pipeline.generate(
+            batch.prompts,
+            seed=batch.seed,
+            num_images=batch.num_images,
+            batch_size=batch_size,
+            on_step=_counting(on_progress, sum(num_steps[:index]), num_steps[index], sum(num_steps)),
+            **batch.settings,
+        )
+        yield from zip(batch.pictures, made.images, made.settings, strict=True)
+
+
+def _counting(on_progress: OnProgress, before: int, steps: int, in_all: int) -> "OnStep":
+    """The pipeline's callback for one batch; a sampler may make a step more or less than it was asked for."""
+
+    def on_step(done: int, total: int, step: object, latents: object) -> None:
+        on_progress(before + done * steps // total, in_all)
+
+    return on_step
+
+
+def write_pictures(
+    pipeline: "Pipeline",
+    pictures: Sequence[Picture],
+    target: Target,
+    *,
+    batch_size: int,
+    on_progress: OnProgress = lambda done, total: None,
+) -> Iterator[Path]:
+    """Make the pictures and write each as soon as its batch is done, the grid last; yields the paths.
+
+    Raises:
+        UserError: a setting does not fit the model, a file exists, or the disk is full or not writable.
+    """
+    kept: dict[int, Image.Image] = {}
+    made = generate_pictures(pipeline, pictures, batch_size=batch_size, on_progress=on_progress)
+    for picture, image, settings in made:
+        path = target.folder / picture.name
+        write_png(path, image, settings, overwrite=target.overwrite)
+        if target.grid:
+            kept[picture.number] = image
+        yield path
+    if target.grid:
+        yield _write_grid(target.paths(pictures)[-1], [kept[number] for number in sorted(kept)])
+
+
+def _write_grid(path: Path, images: list[Image.Image]) -> Path:
+    """The images in about as many rows as columns."""
+    buffer = io.BytesIO()
+    image_grid(images, num_columns=math.isqrt(len(images) - 1) + 1).save(buffer, "PNG")
+    write_bytes(path, buffer.getvalue())
+    return path

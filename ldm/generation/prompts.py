@@ -1,0 +1,109 @@
+"""What is to be made: prompts, each with the settings it names, from arguments or from a file."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from ldm.config import Settings, validate
+from ldm.data.metadata import decode_utf8
+from ldm.errors import UserError, unknown_name
+from ldm.scheduler_names import SCHEDULERS
+
+LARGEST_SEED = 2**63 - 1
+
+
+class PictureSettings(Settings):
+    """How a picture is made, apart from its prompt; None is left open, for the model's defaults."""
+
+    negative_prompt: str | None = Field(None, description="what the picture should not show")
+    seed: int | None = Field(None, ge=0, le=LARGEST_SEED, description="of the prompt's first picture")
+    num_images: int | None = Field(None, ge=1, description="pictures of this prompt, the i-th with seed + i")
+    num_inference_steps: int | None = Field(None, ge=1, description="sampling steps")
+    guidance_scale: float | None = Field(None, description="how strongly to follow the prompt; 1 is not")
+    guidance_rescale: float | None = Field(None, ge=0, le=1, description="takes back over-exposure, 0 to 1")
+    scheduler: str | None = Field(None, description="the sampler's short name")
+    karras: bool | None = Field(None, description="space the noise levels as Karras et al. 2022")
+    height: int | None = Field(None, ge=1, description="pixels")
+    width: int | None = Field(None, ge=1, description="pixels")
+
+    @field_validator("scheduler")
+    @classmethod
+    def _usable(cls, name: str | None) -> str | None:
+        if name is not None:
+            try:
+                check_scheduler(name)
+            except UserError as error:
+                raise ValueError(str(error)) from None
+        return name
+
+    def given(self) -> dict[str, Any]:
+        """The settings that are not left open."""
+        return self.model_dump(exclude_none=True)
+
+
+class Prompt(PictureSettings):
+    """One prompt and the settings it names."""
+
+    prompt: str
+
+    def over(self, base: PictureSettings) -> "Prompt":
+        """This prompt, with what it leaves open taken from `base`."""
+        return Prompt(**{**base.given(), **self.given()})
+
+
+def check_scheduler(name: str) -> None:
+    """Refuse a sampler that is unknown, or that needs a package which is absent.
+
+    Raises:
+        UserError: naming the nearest sampler, or the package.
+    """
+    if name not in SCHEDULERS:
+        raise unknown_name("scheduler", name, SCHEDULERS)
+    entry = SCHEDULERS[name]
+    if not entry.available:
+        raise UserError(f"scheduler {name!r} needs {entry.requires}", f"pip install {entry.requires}")
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a file, in order.
+
+    A `.jsonl` file has one JSON object a line: `prompt`, and any of `PictureSettings`. Any other file is
+    text, a prompt a line, without surrounding blanks; a line that starts with `#` is a comment. Empty lines
+    are passed over.
+
+    Raises:
+        UserError: the file is missing, not UTF-8 (the byte is named) or without prompts, or a line is wrong.
+    """
+    # Not splitlines(): a prompt may hold U+2028 or U+0085.
+    lines = list(enumerate(decode_utf8(path).split("\n"), start=1))
+    read = _jsonl_prompts if path.suffix.lower() == ".jsonl" else _text_prompts
+    prompts = list(read(path, lines))
+    if not prompts:
+        raise UserError(f"{path} has no prompts", "write one a line")
+    return prompts
+
+
+def _text_prompts(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[Prompt]:
+    for _, line in lines:
+        text = line.strip()
+        if text and not text.startswith("#"):
+            yield Prompt(prompt=text)
+
+
+def _jsonl_prompts(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[Prompt]:
+    for number, line in lines:
+        if line.strip():
+            yield validate(Prompt, _json_object(line, f"{path}, line {number}"), f"{path}, line {number}")
+
+
+def _json_object(line: str, place: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{place}: not JSON ({error})", 'write {"prompt": "...", "seed": 1}') from None
+    if not isinstance(value, dict):
+        raise UserError(f"{place}: not a JSON object", 'write {"prompt": "...", "seed": 1}')
+    return value

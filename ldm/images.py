@@ -1,0 +1,239 @@
+"""Pictures in and out: open any image file safely, fit it to a size, turn it into a tensor and back.
+
+Axis letters: B batch, H W pixels. A tensor of pixels holds RGB in [-1, 1].
+"""
+
+import io
+import os
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ldm.errors import UserError
+
+Color = tuple[int, int, int]
+WHITE: Color = (255, 255, 255)
+
+MAX_PIXELS = 89_478_485
+"""The largest picture that is opened, in pixels (256 MiB as RGB)."""
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
+UNREADABLE_SUFFIXES = frozenset({".heic", ".heif", ".jxl", ".svg", ".psd", ".dng", ".cr2", ".nef", ".arw"})
+
+# Pillow knows more formats, some of which start other programs (EPS runs Ghostscript).
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
+_SAVE_AGAIN = "save it again as PNG or JPEG, or take it out"
+_LETTER_PX = 9
+_LONGEST_CAPTION = 120
+_CAPTION_PX = 2 * (_LETTER_PX + 1) + 2
+_warning_lock = threading.Lock()
+
+
+def open_image(
+    path: str | os.PathLike[str], *, background: Color = WHITE, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """The picture in a file as an RGB image, fully decoded, upright, transparency laid on `background`.
+
+    Raises:
+        UserError: the file is missing, unreadable, no image, broken, truncated or above `max_pixels`.
+    """
+    return open_image_noted(path, background=background, max_pixels=max_pixels)[0]
+
+
+def open_image_noted(
+    path: str | os.PathLike[str], *, background: Color = WHITE, max_pixels: int = MAX_PIXELS
+) -> tuple[Image.Image, list[str]]:
+    """As `open_image`, with notes on what of the file was left out, such as "first of 12 frames used"."""
+    path = Path(path)
+    image, notes = _decode(path, max_pixels)
+    if image.mode == "F" or image.mode == "LAB":
+        raise UserError(f"{path}: pixels of type {image.mode} have no fixed range", _SAVE_AGAIN)
+    image = _to_8_bit(image, path)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+    elif image.mode not in ("L", "RGB", "CMYK"):
+        image = image.convert("RGB")
+    image, color_notes = _to_srgb(image)
+    return _flatten(image, background), notes + color_notes
+
+
+def _decode(path: Path, max_pixels: int) -> tuple[Image.Image, list[str]]:
+    """The first frame in the file's own mode, loaded and upright, with notes."""
+    try:
+        with _open_quietly(path) as image:
+            num_pixels = image.width * image.height
+            if num_pixels > max_pixels:
+                raise _too_large(path, f"{image.width} x {image.height} pixels", max_pixels)
+            notes = _frame_notes(image)
+            return ImageOps.exif_transpose(image), notes
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _too_large(path, str(error), max_pixels) from error
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise UserError(f"{path}: {error.strerror}", "name a readable image file") from error
+    except Exception as error:  # decoders of foreign bytes raise nearly anything
+        raise UserError(f"{path}: {_reason(path, error)}", _SAVE_AGAIN) from error
+
+
+def _open_quietly(path: Path) -> Image.Image:
+    """Read the header only, without Pillow's warnings: what is too large or odd is refused here."""
+    formats = set(Image.registered_extensions().values())
+    with _warning_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Image.open(path, formats=[name for name in _FORMATS if name in formats])
+
+
+def _too_large(path: Path, what: str, max_pixels: int) -> UserError:
+    return UserError(f"{path}: too large ({what})", f"shrink it to at most {max_pixels / 1e6:.0f} megapixels")
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if path.stat().st_size == 0:
+        return "the file is empty"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image in a known format, or its header is broken"
+    return f"broken image ({error or type(error).__name__})"
+
+
+def _frame_notes(image: Image.Image) -> list[str]:
+    """What is said of a file with several pictures; the second one of a phone's MPO is no frame."""
+    num_frames = getattr(image, "n_frames", 1)
+    if num_frames == 1 or image.format == "MPO":
+        return []
+    if image.format == "TIFF":
+        return [f"first of {num_frames} pages used"]
+    return [f"animated: first of {num_frames} frames used"]
+
+
+def _to_8_bit(image: Image.Image, path: Path) -> Image.Image:
+    """16-bit grey values v as round(v / 257); Pillow's own conversion clips them at 255."""
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise UserError(f"{path}: 32-bit grey values have no fixed range", _SAVE_AGAIN)
+    grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    grey.info = {key: value for key, value in image.info.items() if key != "transparency"}
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _to_srgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """Apply an embedded ICC profile; one that does not fit the pixels is left out, and the notes say so."""
+    data = image.info.get("icc_profile")
+    if not data:
+        return image, []
+    mode = "RGBA" if image.mode == "RGBA" else "RGB"
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
+        converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode=mode)
+    except (ImageCms.PyCMSError, OSError, ValueError) as error:
+        return image, [f"colour profile not used ({error})"]
+    assert converted is not None
+    return converted, []
+
+
+def _flatten(image: Image.Image, background: Color) -> Image.Image:
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    under = Image.new("RGBA", image.size, (*background, 255))
+    return Image.alpha_composite(under, image).convert("RGB")
+
+
+def resize_and_crop(
+    image: Image.Image, height: int, width: int, *, crop: tuple[float, float] = (0.5, 0.5)
+) -> Image.Image:
+    """Scale so that the image covers height x width (Lanczos, antialiased), then cut what is over.
+
+    Args:
+        crop: where to cut, as fractions (vertical, horizontal): 0 keeps top or left, 1 bottom or right.
+    """
+    box_width = min(float(image.width), image.height * width / height)
+    box_height = min(float(image.height), image.width * height / width)
+    top, left = crop[0] * (image.height - box_height), crop[1] * (image.width - box_width)
+    box = (left, top, min(left + box_width, image.width), min(top + box_height, image.height))
+    return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+
+
+def image_to_tensor(image: Image.Image) -> Tensor:
+    """RGB image -> pixel_values [3, H, W], float32 in [-1, 1]."""
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0
+    return torch.from_numpy(2.0 * pixels - 1.0).permute(2, 0, 1).contiguous()
+
+
+def tensor_to_images(pixel_values: Tensor) -> list[Image.Image]:
+    """pixel_values [B, 3, H, W] in [-1, 1] -> B RGB images; values outside are clamped, halves round to even.
+
+    Raises:
+        UserError: a value is NaN or infinite, which would come out as a black picture.
+    """
+    if not torch.isfinite(pixel_values).all():
+        raise UserError("the decoded picture holds NaN or infinite values", "use dtype float32")
+    unit = (pixel_values.detach() * 0.5 + 0.5).clamp(0, 1)
+    array = unit.float().permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(picture) for picture in (array * 255).round().astype(np.uint8)]
+
+
+def image_grid(
+    images: Sequence[Image.Image],
+    num_columns: int,
+    *,
+    gap_px: int = 2,
+    background: Color = WHITE,
+    captions: Sequence[str] | None = None,
+) -> Image.Image:
+    """The images in rows of `num_columns`, each caption in small letters (two lines at most) below its image.
+
+    Raises:
+        ValueError: no images, or not as many captions as images.
+    """
+    if not images or (captions is not None and len(captions) != len(images)):
+        raise ValueError(f"{len(images)} images with {len(captions or images)} captions make no grid")
+    width = max(image.width for image in images)
+    image_height = max(image.height for image in images)
+    height = image_height + (_CAPTION_PX if captions else 0)
+    num_rows = -(-len(images) // num_columns)
+    size = (num_columns * (width + gap_px) + gap_px, num_rows * (height + gap_px) + gap_px)
+    grid = Image.new("RGB", size, background)
+    for index, image in enumerate(images):
+        row, column = divmod(index, num_columns)
+        left, top = gap_px + column * (width + gap_px), gap_px + row * (height + gap_px)
+        grid.paste(image, (left, top))
+        if captions:
+            _draw_caption(grid, captions[index], left, top + image_height, width)
+    return grid
+
+
+def _draw_caption(grid: Image.Image, caption: str, left: int, top: int, width: int) -> None:
+    """Two lines of text, each cut at `width` pixels; black or white, whichever shows on the background."""
+    caption = " ".join(caption.split())[:_LONGEST_CAPTION]
+    draw, font = ImageDraw.Draw(grid), ImageFont.load_default(size=_LETTER_PX)
+    ink: Color = (0, 0, 0) if sum(_pixel(grid, left, top)) > 382 else WHITE
+    for line in range(2):
+        fitting = _fitting_words(caption, lambda text: draw.textlength(text, font=font) <= width)
+        draw.text((left, top + line * (_LETTER_PX + 1)), fitting, fill=ink, font=font)
+        caption = caption[len(fitting) :].lstrip()
+
+
+def _pixel(image: Image.Image, left: int, top: int) -> Color:
+    value = image.getpixel((left, top))
+    assert isinstance(value, tuple)
+    return value[0], value[1], value[2]
+
+
+def _fitting_words(text: str, fits: Callable[[str], bool]) -> str:
+    """The longest beginning that fits, ending between words where it can."""
+    length = next((n for n in range(len(text), 0, -1) if fits(text[:n])), 0)
+    if length == len(text):
+        return text
+    space = text.rfind(" ", 0, length + 1)
+    return text[: space if space > 0 else length]

@@ -1,0 +1,141 @@
+"""A model in its parts: loaded from a folder, saved to one."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ldm.errors import UserError
+from ldm.files import new_folder, write_bytes, write_json
+from ldm.model_folder import Defaults, check_folder, read_defaults, read_object, weights_variant
+from ldm.models.autoencoder import KLAutoencoder
+from ldm.models.denoiser import UNetDenoiser
+from ldm.models.loading import load_text_model, load_tokenizer, load_unet, load_vae, save_network
+from ldm.models.text import ClipTextEncoder
+
+
+@dataclass
+class ModelParts:
+    """A model in its parts.
+
+    Attributes:
+        scheduler_config: the noise schedule and prediction type, a diffusers scheduler's configuration.
+    """
+
+    denoiser: UNetDenoiser
+    autoencoder: KLAutoencoder
+    text_encoder: ClipTextEncoder
+    scheduler_config: dict[str, Any]
+    defaults: Defaults
+
+    def modules(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """The three networks."""
+        return self.denoiser, self.autoencoder, self.text_encoder
+
+
+def load_parts(folder: Path, *, dtype: torch.dtype = torch.float32) -> ModelParts:
+    """Load a model from its folder, on the CPU, in evaluation mode, without gradients.
+
+    Args:
+        dtype: of the denoiser and the text encoder; the autoencoder stays in float32, as it may overflow.
+
+    Raises:
+        UserError: the folder is no model, is incomplete or damaged, or asks for what is not allowed.
+    """
+    check_folder(folder)
+    denoiser = UNetDenoiser(load_unet(folder / "unet", dtype, weights_variant(folder, "unet")))
+    autoencoder = KLAutoencoder(load_vae(folder / "vae", torch.float32, weights_variant(folder, "vae")))
+    text_model = load_text_model(folder / "text_encoder", dtype, weights_variant(folder, "text_encoder"))
+    text_encoder = ClipTextEncoder(load_tokenizer(folder / "tokenizer"), text_model)
+    _check_widths(folder, denoiser, autoencoder, text_encoder)
+    scheduler_config = read_object(folder / "scheduler" / "scheduler_config.json")
+    defaults = read_defaults(folder, *default_size(denoiser, autoencoder))
+    parts = ModelParts(denoiser, autoencoder, text_encoder, scheduler_config, defaults)
+    for module in parts.modules():
+        module.eval().requires_grad_(False)
+    return parts
+
+
+def default_size(denoiser: UNetDenoiser, autoencoder: KLAutoencoder) -> tuple[int, int]:
+    """Height and width in pixels that the denoiser was made for."""
+    size = denoiser.unet.config.sample_size or 64
+    height, width = (size, size) if isinstance(size, int) else size
+    return height * autoencoder.pixels_per_latent, width * autoencoder.pixels_per_latent
+
+
+def _check_widths(
+    folder: Path, denoiser: UNetDenoiser, autoencoder: KLAutoencoder, text_encoder: ClipTextEncoder
+) -> None:
+    """Parts that do not fit each other, found now and not in the middle of the first picture."""
+    pairs = {
+        "latent channels": (denoiser.num_channels, autoencoder.num_channels, "vae"),
+        "text width": (denoiser.text_width, text_encoder.text_width, "text_encoder"),
+    }
+    for what, (wanted, given, part) in pairs.items():
+        if wanted != given:
+            raise UserError(
+                f"{folder}: the unet has {what} {wanted}, the {part} {given}",
+                "these parts are not of one text-to-image model",
+            )
+
+
+def save_parts(
+    parts: ModelParts,
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    max_shard_size: str = "10GB",
+    provenance: dict[str, Any] | None = None,
+    replace: bool = False,
+) -> None:
+    """Write a stock diffusers folder, which `StableDiffusionPipeline` loads; whole or not at all.
+
+    Args:
+        dtype: that the weights are stored in.
+        max_shard_size: larger safetensors are split, such as "14MB".
+        provenance: written into `ldm.json` beside the defaults: where the model comes from.
+        replace: take the place of a folder that exists.
+
+    Raises:
+        UserError: the folder exists, or the disk is full or not writable.
+    """
+    with new_folder(folder, replace=replace) as temporary:
+        save_network(parts.denoiser.unet, temporary / "unet", dtype, max_shard_size)
+        save_network(parts.autoencoder.vae, temporary / "vae", dtype, max_shard_size)
+        save_network(parts.text_encoder.model, temporary / "text_encoder", dtype, max_shard_size)
+        _save_tokenizer(parts.text_encoder.tokenizer, temporary / "tokenizer")
+        write_json(temporary / "scheduler" / "scheduler_config.json", parts.scheduler_config)
+        write_json(temporary / "model_index.json", _model_index(parts))
+        write_json(
+            temporary / "ldm.json", {"defaults": asdict(parts.defaults), "provenance": provenance or {}}
+        )
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """tokenizer.json for readers of today, vocab.json and merges.txt for older ones."""
+    tokenizer.save_pretrained(folder)
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    write_json(folder / "vocab.json", model["vocab"])
+    write_bytes(folder / "merges.txt", "\n".join(["#version: 0.2", *merges, ""]).encode())
+
+
+def _model_index(parts: ModelParts) -> dict[str, Any]:
+    import diffusers
+
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", parts.scheduler_config.get("_class_name", "DDIMScheduler")],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }

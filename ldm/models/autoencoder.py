@@ -1,0 +1,71 @@
+"""The autoencoder: a diffusers `AutoencoderKL` between pixels and scaled, shifted latents."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class KLAutoencoder(nn.Module):
+    """`encode(pixel_values [B,3,H,W]) -> moments [B,2C,h,w]`, `decode(latents [B,C,h,w]) -> pixel_values`.
+
+    Pixels lie in [-1, 1]. Latents are what the denoiser sees: `(z - shift_factor) * scaling_factor`.
+
+    Attributes:
+        vae: the diffusers model, what is trained, saved and loaded.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    @property
+    def num_channels(self) -> int:
+        """C, the channels of the latents."""
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """H / h: how many pixels one latent stands for along an axis."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def scaling_factor(self) -> float:
+        """What the latents are multiplied by so that the denoiser sees about unit variance."""
+        return float(self.vae.config.scaling_factor)
+
+    @property
+    def shift_factor(self) -> float:
+        """What is subtracted before scaling; 0 where the model names none."""
+        return float(self.vae.config.get("shift_factor") or 0.0)
+
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """The posterior's mean and log-variance, unscaled: [B, 3, H, W] -> [B, 2C, h, w] float32."""
+        posterior = self.vae.encode(pixel_values.to(self.vae.dtype), return_dict=False)[0]
+        moments: Tensor = posterior.parameters
+        return moments.float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents [B, C, h, w] -> pixel_values [B, 3, H, W] in about [-1, 1], float32."""
+        unscaled = latents / self.scaling_factor + self.shift_factor
+        pixel_values: Tensor = self.vae.decode(unscaled.to(self.vae.dtype), return_dict=False)[0]
+        return pixel_values.float()
+
+    def sample_posterior(self, moments: Tensor, noise: Tensor) -> Tensor:
+        """One draw from the posterior, scaled: mean + exp(log_variance / 2) noise.
+
+        Args:
+            moments: of `encode`, [B, 2C, h, w].
+            noise: standard normal [B, C, h, w].
+        """
+        mean, log_variance = moments.chunk(2, dim=1)
+        deviation = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
+        return self.scale(mean + deviation * noise)
+
+    def posterior_mean(self, moments: Tensor) -> Tensor:
+        """The posterior's mean, scaled: [B, 2C, h, w] -> [B, C, h, w]."""
+        return self.scale(moments.chunk(2, dim=1)[0])
+
+    def scale(self, unscaled: Tensor) -> Tensor:
+        """What the encoder says -> what the denoiser sees; `decode` undoes it."""
+        return (unscaled - self.shift_factor) * self.scaling_factor

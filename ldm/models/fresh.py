@@ -1,0 +1,80 @@
+"""Networks with fresh weights, built from settings; the classes are diffusers' own, so every reader knows them."""
+
+from typing import Literal
+
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from pydantic import Field
+
+from ldm.config import Settings
+
+
+class AutoencoderShape(Settings):
+    """The shape of an AutoencoderKL."""
+
+    block_out_channels: tuple[int, ...] = Field((24, 48, 96), min_length=1, description="a level each, halving H, W")
+    layers_per_block: int = Field(1, ge=1)
+    latent_channels: int = Field(4, ge=1)
+    norm_num_groups: int = Field(8, ge=1, description="must divide every level's channels")
+    mid_block_add_attention: bool = Field(False, description="self-attention at the lowest resolution")
+
+    @property
+    def downscale(self) -> int:
+        """Pixels a latent is wide."""
+        return int(2 ** (len(self.block_out_channels) - 1))
+
+
+class DenoiserShape(Settings):
+    """The shape of a UNet2DConditionModel."""
+
+    block_out_channels: tuple[int, ...] = Field((64, 128, 256), min_length=1, description="a level each, halving h, w")
+    attention: tuple[bool, ...] = Field((False, True, True), description="which levels attend to the prompt")
+    layers_per_block: int = Field(1, ge=1)
+    attention_head_dim: int = Field(64, ge=1, description="channels of an attention head")
+    norm_num_groups: int = Field(16, ge=1, description="must divide every level's channels")
+
+
+def make_autoencoder(shape: AutoencoderShape, sample_size_px: int) -> AutoencoderKL:
+    """An AutoencoderKL whose scaling factor is still 1: it is measured after training."""
+    levels = len(shape.block_out_channels)
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=shape.block_out_channels,
+        layers_per_block=shape.layers_per_block,
+        latent_channels=shape.latent_channels,
+        norm_num_groups=shape.norm_num_groups,
+        mid_block_add_attention=shape.mid_block_add_attention,
+        sample_size=sample_size_px,
+        scaling_factor=1.0,
+    )
+
+
+def make_unet(
+    shape: DenoiserShape, *, latent_channels: int, latent_size: int, text_width: int
+) -> UNet2DConditionModel:
+    """A cross-attention UNet for latents [B, latent_channels, h, w] and prompts [B, L, text_width]."""
+    heads = tuple(max(1, channels // shape.attention_head_dim) for channels in shape.block_out_channels)
+    return UNet2DConditionModel(
+        sample_size=latent_size,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        down_block_types=tuple(_down(attends) for attends in shape.attention),
+        up_block_types=tuple(_up(attends) for attends in reversed(shape.attention)),
+        block_out_channels=shape.block_out_channels,
+        layers_per_block=shape.layers_per_block,
+        cross_attention_dim=text_width,
+        # diffusers reads this argument as the number of heads a level (its issue 2011)
+        attention_head_dim=heads,
+        norm_num_groups=shape.norm_num_groups,
+    )
+
+
+def _down(attends: bool) -> Literal["CrossAttnDownBlock2D", "DownBlock2D"]:
+    return "CrossAttnDownBlock2D" if attends else "DownBlock2D"
+
+
+def _up(attends: bool) -> Literal["CrossAttnUpBlock2D", "UpBlock2D"]:
+    return "CrossAttnUpBlock2D" if attends else "UpBlock2D"

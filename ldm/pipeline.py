@@ -1,0 +1,304 @@
+"""A text-to-image model ready for use: from prompts to pictures.
+
+pipeline = load_pipeline("emoji")
+pipeline.generate("a red apple", seed=7).images[0]
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ldm.errors import UserError, unknown_name
+from ldm.images import tensor_to_images
+from ldm.model_folder import Defaults, weights_hash
+from ldm.model_parts import ModelParts, load_parts, save_parts
+from ldm.model_source import find_model
+from ldm.models.autoencoder import KLAutoencoder
+from ldm.models.denoiser import UNetDenoiser
+from ldm.models.text import ClipTextEncoder
+from ldm.noise import image_generators, normal_per_image
+from ldm.request import LdmWarning, Request, check_latents, check_rows, complete_request
+from ldm.sampling import denoise, guide, make_scheduler, plan_steps
+from ldm.types import PromptEmbeds, Step
+from ldm.version import __version__
+
+__all__ = ["DTYPES", "Generation", "LdmWarning", "OnStep", "Pipeline", "load_pipeline", "pick_device"]
+
+OnStep = Callable[[int, int, Step, Tensor], None]
+"""Called after every sampling step with (steps done, steps in all, the step, latents [B, C, h, w])."""
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What `Pipeline.generate` made; image i of prompt p stands at p * num_images + i.
+
+    Attributes:
+        images: RGB.
+        latents: [N, C, h, w], final, scaled as the denoiser sees them, float32 on the CPU.
+        settings: one dict an image, with everything needed to make it again and no path.
+    """
+
+    images: list[Image.Image]
+    latents: Tensor
+    settings: list[dict[str, Any]]
+
+
+def load_pipeline(
+    model: str | Path = "emoji", *, device: str | None = None, dtype: str | None = None
+) -> "Pipeline":
+    """Load a model.
+
+    Args:
+        model: "emoji" (embedded), a folder in the diffusers layout, a run folder, or a Hub id "user/name".
+        device: such as "cpu" or "cuda"; by default a GPU where there is one.
+        dtype: "float32" (default), "float16" or "bfloat16", of the denoiser and the text encoder.
+
+    Raises:
+        UserError: no such model, or it is incomplete, damaged, or not allowed.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise unknown_name("dtype", dtype, DTYPES)
+    torch_device = pick_device(device)
+    folder, model_id = find_model(model)
+    parts = load_parts(folder, dtype=DTYPES[dtype or "float32"])
+    return Pipeline(parts, model_id=model_id, folder=folder).to(torch_device)
+
+
+def pick_device(device: str | None = None) -> torch.device:
+    """The device named, or a GPU where there is one.
+
+    Raises:
+        UserError: torch does not know the device, or it is not there.
+    """
+    if device is None:
+        device = (
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"device {device!r} cannot be used ({reason})", "use cpu, or leave it out") from error
+
+
+class Pipeline:
+    """A model's parts and how to make pictures with them.
+
+    Attributes:
+        parts: the networks, the scheduler's configuration and the defaults.
+        model_id: a name without a path.
+        folder: where the parts were loaded from, or None.
+        low_memory: keep only the part at work on the device, and decode one picture at a time.
+    """
+
+    def __init__(self, parts: ModelParts, *, model_id: str = "unsaved", folder: Path | None = None) -> None:
+        self.parts = parts
+        self.model_id = model_id
+        self.folder = folder
+        self.low_memory = False
+        self.device = next(parts.denoiser.parameters()).device
+
+    @property
+    def denoiser(self) -> UNetDenoiser:
+        return self.parts.denoiser
+
+    @property
+    def autoencoder(self) -> KLAutoencoder:
+        return self.parts.autoencoder
+
+    @property
+    def text_encoder(self) -> ClipTextEncoder:
+        return self.parts.text_encoder
+
+    @property
+    def scheduler_config(self) -> dict[str, Any]:
+        return self.parts.scheduler_config
+
+    @property
+    def defaults(self) -> Defaults:
+        return self.parts.defaults
+
+    @cached_property
+    def weights_hash(self) -> str | None:
+        """One SHA-256 over the model's safetensors; None for a model that was not loaded from a folder."""
+        return weights_hash(self.folder) if self.folder else None
+
+    def to(self, device: torch.device | str) -> "Pipeline":
+        """Move to a device; returns itself."""
+        for module in self.parts.modules():
+            module.to(device)
+        self.device = torch.device(device)
+        return self
+
+    def save(self, folder: str | Path, **options: Any) -> None:
+        """Write the model as a stock diffusers folder; options as `ldm.model_parts.save_parts`."""
+        save_parts(self.parts, Path(folder), **options)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        negative_prompt: str = "",
+        seed: int = 0,
+        num_images: int = 1,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_rescale: float | None = None,
+        scheduler: str | None = None,
+        karras: bool = False,
+        height: int | None = None,
+        width: int | None = None,
+        batch_size: int = 8,
+        latents: Tensor | None = None,
+        on_step: OnStep | None = None,
+    ) -> Generation:
+        """Make `num_images` pictures of each prompt; the i-th has seed `seed + i`, whatever the others are.
+
+        What is left None comes from the model's defaults.
+
+        Args:
+            negative_prompt: what the pictures should not show; used when guidance_scale > 1.
+            guidance_scale: 1 or less means no guidance.
+            guidance_rescale: 0 to 1, see `ldm.sampling.rescale_guidance`.
+            scheduler: a key of `ldm.scheduler_names.SCHEDULERS`.
+            karras: space the noise levels as Karras et al. 2022 do.
+            height: in pixels, rounded to what the model can make; so is `width`.
+            batch_size: pictures made at once; it changes memory and time only.
+            latents: the initial standard normal noise [N, C, h, w], in place of the seeds' own.
+            on_step: called after every step.
+
+        Raises:
+            UserError: a setting is out of range or does not fit the model.
+
+        Warns:
+            LdmWarning: a prompt is cut off, or a size is rounded.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        check_rows(prompts, seed=seed, num_images=num_images, batch_size=batch_size)
+        request = complete_request(
+            self.defaults,
+            multiple=self.autoencoder.pixels_per_latent,
+            latents=latents,
+            negative_prompt=negative_prompt,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            scheduler=scheduler,
+            karras=karras,
+            height=height,
+            width=width,
+        )
+        rows = [(prompt, seed + i) for prompt in prompts for i in range(num_images)]
+        if latents is not None:
+            check_latents(latents, (len(rows), *self._latent_shape(request)))
+        self._warn_cut_off([*prompts, negative_prompt])
+        batches = [slice(start, start + batch_size) for start in range(0, len(rows), batch_size)]
+        images: list[Image.Image] = []
+        finals: list[Tensor] = []
+        for index, batch in enumerate(batches):
+            noise = None if latents is None else latents[batch]
+            final = self._sample(rows[batch], request, noise, _part(on_step, index, len(batches)))
+            images.extend(self._decode(final))
+            finals.append(final.cpu())
+        return Generation(images, torch.cat(finals), [self._settings(request, *row) for row in rows])
+
+    def _sample(
+        self, rows: list[tuple[str, int]], request: Request, noise: Tensor | None, on_step: OnStep | None
+    ) -> Tensor:
+        """The final latents [B, C, h, w] of B rows of (prompt, seed)."""
+        prompt_embeds = self._embed([prompt for prompt, _ in rows])
+        negative = self._embed([request.negative_prompt])
+        generators = image_generators([seed for _, seed in rows])
+        if noise is None:
+            noise = normal_per_image(generators, self._latent_shape(request))
+        scheduler = make_scheduler(request.scheduler, self.scheduler_config, karras=request.karras)
+        num_steps = plan_steps(scheduler, request.num_inference_steps)[-1].index + 1
+        latents = noise = noise.to(self.device, torch.float32)
+        with self._at_work(self.denoiser):
+            for step, latents in denoise(
+                guide(self.denoiser, negative, request.guidance_scale, request.guidance_rescale),
+                scheduler,
+                noise,
+                prompt_embeds,
+                num_inference_steps=request.num_inference_steps,
+                generators=generators,
+            ):
+                if on_step is not None:
+                    on_step(step.index + 1, num_steps, step, latents)
+        return latents
+
+    def _embed(self, prompts: list[str]) -> PromptEmbeds:
+        with self._at_work(self.text_encoder):
+            embeds: PromptEmbeds = self.text_encoder(prompts)
+        return embeds
+
+    def _decode(self, latents: Tensor) -> list[Image.Image]:
+        with self._at_work(self.autoencoder):
+            parts = torch.split(latents, 1 if self.low_memory else len(latents))
+            return [image for part in parts for image in tensor_to_images(self.autoencoder.decode(part))]
+
+    @contextmanager
+    def _at_work(self, module: nn.Module) -> Iterator[None]:
+        """With low memory, a part is on the device only while it works."""
+        if self.low_memory:
+            for other in self.parts.modules():
+                other.to(self.device if other is module else "cpu")
+        yield
+
+    def _latent_shape(self, request: Request) -> tuple[int, int, int]:
+        multiple = self.autoencoder.pixels_per_latent
+        return self.denoiser.num_channels, request.height // multiple, request.width // multiple
+
+    def _warn_cut_off(self, prompts: Sequence[str]) -> None:
+        for prompt in dict.fromkeys(prompts):
+            words = self.text_encoder.truncated_words(prompt)
+            if words:
+                message = f"the prompt is too long for this model, left out: {words!r}"
+                warnings.warn(LdmWarning(message), stacklevel=4)
+
+    def _settings(self, request: Request, prompt: str, seed: int) -> dict[str, Any]:
+        """Everything needed to make one picture again, ready for JSON."""
+        return {
+            "prompt": prompt,
+            **asdict(request),
+            "seed": seed,
+            "model_id": self.model_id,
+            "weights_hash": self.weights_hash,
+            "engine": "torch",
+            "dtype": str(next(self.denoiser.parameters()).dtype).removeprefix("torch."),
+            "versions": _versions(),
+            "ldm_version": __version__,
+        }
+
+
+def _part(on_step: OnStep | None, index: int, num_batches: int) -> OnStep | None:
+    """The callback for one batch of several: it counts the steps of all."""
+    if on_step is None:
+        return None
+
+    def report(done: int, total: int, step: Step, latents: Tensor) -> None:
+        on_step(index * total + done, num_batches * total, step, latents)
+
+    return report
+
+
+def _versions() -> dict[str, str]:
+    import diffusers
+    import transformers
+
+    return {
+        "torch": str(torch.__version__),
+        "diffusers": str(diffusers.__version__),
+        "transformers": str(transformers.__version__),
+    }

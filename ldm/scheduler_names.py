@@ -1,0 +1,75 @@
+"""The samplers by short name: which diffusers scheduler, with which settings of its own.
+
+Nothing heavy is imported here, so the command line can list them at once. Left out are the schedulers made
+for other paths or models: flow matching, EDM preconditioning, distilled models (LCM, TCD), inversion.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+
+@dataclass(frozen=True)
+class SchedulerEntry:
+    """One sampler.
+
+    Attributes:
+        class_name: the scheduler in `diffusers`.
+        title: what other programs call it, as in the `Sampler:` field of a PNG.
+        overrides: settings that make the class this sampler, whatever the model's scheduler config says.
+        stochastic: whether it adds fresh noise at each step.
+        reads_sample: whether it takes a denoiser of prediction type `sample`.
+        requires: the package it needs besides diffusers, or None.
+    """
+
+    class_name: str
+    title: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    stochastic: bool = False
+    reads_sample: bool = True
+    requires: str | None = None
+
+    @property
+    def available(self) -> bool:
+        """Whether what it requires is installed."""
+        return self.requires is None or find_spec(self.requires) is not None
+
+
+_MULTISTEP = "DPMSolverMultistepScheduler"
+_ORDER_2 = {"solver_order": 2, "solver_type": "midpoint"}
+
+SCHEDULERS: dict[str, SchedulerEntry] = {
+    "ddpm": SchedulerEntry("DDPMScheduler", "DDPM", stochastic=True),
+    "ddim": SchedulerEntry("DDIMScheduler", "DDIM"),
+    "euler": SchedulerEntry("EulerDiscreteScheduler", "Euler"),
+    "euler_a": SchedulerEntry(
+        "EulerAncestralDiscreteScheduler", "Euler a", stochastic=True, reads_sample=False
+    ),
+    "heun": SchedulerEntry("HeunDiscreteScheduler", "Heun", reads_sample=False),
+    "dpmpp_2m": SchedulerEntry(_MULTISTEP, "DPM++ 2M", {"algorithm_type": "dpmsolver++", **_ORDER_2}),
+    "dpmpp_2m_sde": SchedulerEntry(
+        _MULTISTEP, "DPM++ 2M SDE", {"algorithm_type": "sde-dpmsolver++", **_ORDER_2}, stochastic=True
+    ),
+    "dpmpp_2s": SchedulerEntry(
+        "DPMSolverSinglestepScheduler",
+        "DPM++ 2S",
+        {"algorithm_type": "dpmsolver++", "lower_order_final": True, **_ORDER_2},
+    ),
+    "dpmpp_sde": SchedulerEntry(
+        "DPMSolverSDEScheduler", "DPM++ SDE", stochastic=True, reads_sample=False, requires="torchsde"
+    ),
+    "kdpm2": SchedulerEntry("KDPM2DiscreteScheduler", "DPM2", reads_sample=False),
+    "kdpm2_a": SchedulerEntry(
+        "KDPM2AncestralDiscreteScheduler", "DPM2 a", stochastic=True, reads_sample=False
+    ),
+    "unipc": SchedulerEntry("UniPCMultistepScheduler", "UniPC", {"solver_order": 2, "solver_type": "bh2"}),
+    "pndm": SchedulerEntry("PNDMScheduler", "PLMS", {"skip_prk_steps": True}, reads_sample=False),
+    "lms": SchedulerEntry("LMSDiscreteScheduler", "LMS"),
+    "deis": SchedulerEntry(
+        "DEISMultistepScheduler",
+        "DEIS",
+        {"algorithm_type": "deis", "solver_order": 2, "solver_type": "logrho"},
+    ),
+    "sa_solver": SchedulerEntry("SASolverScheduler", "SA-Solver", stochastic=True),
+}

@@ -1,0 +1,68 @@
+"""What the README says, done: its marked blocks are run, its links are followed."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ldm.config import validate
+from train.denoiser import DenoiserSettings
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def marked_blocks(text: str, language: str) -> list[str]:
+    """The code blocks that stand right after a line `<!-- test -->`."""
+    return re.findall(rf"^<!-- test -->\n```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def run(command: list[str], folder: Path) -> str:
+    """Run a command in a folder with an `ldm` that is this checkout's; what it printed."""
+    programs = folder / "bin"
+    programs.mkdir()
+    (programs / "ldm").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ldm "$@"\n')
+    (programs / "ldm").chmod(0o755)
+    search = {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env={**os.environ, **search}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_marked_blocks_are_found() -> None:
+    text = "```bash\na\n```\n<!-- test -->\n```bash\nb\nc\n```\n<!-- test -->\n```python\nd\n```\n"
+    assert marked_blocks(text, "bash") == ["b\nc\n"]
+    assert [len(marked_blocks(README, language)) for language in ("bash", "python", "yaml")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("block", marked_blocks(README, "bash"))
+def test_the_commands_run(block: str, tmp_path: Path) -> None:
+    run(["bash", "-euo", "pipefail", "-c", block], tmp_path)
+    apple, again = (next((tmp_path / name).glob("*apple*.png")) for name in ("outputs", "again"))
+    assert apple.name == again.name == "0001-a-red-apple-s7.png"
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 5  # two prompts, two seeds, and the grid
+
+
+@pytest.mark.parametrize("block", marked_blocks(README, "python"))
+def test_the_python_runs(block: str, tmp_path: Path) -> None:
+    printed = run([sys.executable, "-W", "error", "-c", block], tmp_path)
+    assert "'seed': 7" in printed
+    assert (tmp_path / "apple.png").is_file()
+
+
+@pytest.mark.parametrize("block", marked_blocks(README, "yaml"))
+def test_the_configuration_is_valid(block: str) -> None:
+    settings = validate(DenoiserSettings, yaml.safe_load(block), where="README.md")
+    assert settings.run_dir == Path("runs/photos")
+
+
+def test_the_links_lead_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", README) if "://" not in link]
+    quoted = re.findall(r"`((?:docs|tests|configs|ldm)/[\w./-]+)`", README)
+    assert links
+    assert quoted
+    assert not [link for link in links + quoted if not (ROOT / link).exists()]

@@ -1,0 +1,178 @@
+"""Program: a KL autoencoder from images (Rombach et al. 2022, without the adversary).
+
+`python -m train.autoencoder CONFIG key=value ...` or `ldm train CONFIG`. Rerun the same command to resume.
+The run's `autoencoder/` is a diffusers AutoencoderKL whose scaling factor was measured on the training images.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ldm.config import Settings
+from ldm.data.batches import ImageSamples, ImageTransform
+from ldm.data.folder import Sample, holdout_split, read_folder
+from ldm.evaluate.reconstruction import psnr, ssim
+from ldm.files import new_folder, write_json
+from ldm.images import image_grid, tensor_to_images
+from ldm.models.fresh import AutoencoderShape, make_autoencoder
+
+from .loop import Batch
+from .run import Run, run_program
+from .settings import TrainSettings
+from .state import TrainState
+
+
+class ReconstructionSettings(Settings):
+    """What the autoencoder is punished for; every term is a mean over pixels or latents."""
+
+    l1_weight: float = Field(1.0, ge=0, description="absolute error of the pixels")
+    l2_weight: float = Field(1.0, ge=0, description="squared error of the pixels, which PSNR measures")
+    detail_weight: float = Field(1.0, ge=0, description="absolute error of the Laplacian pyramid: edges at each scale")
+    detail_levels: int = Field(3, ge=1)
+    kl_weight: float = Field(1e-3, ge=0, description="pulls the latents towards a standard normal, and so smooths them")
+
+
+class AutoencoderSettings(TrainSettings):
+    """Settings of the program `autoencoder`."""
+
+    program: Literal["autoencoder"]
+    model: AutoencoderShape = AutoencoderShape()
+    objective: ReconstructionSettings = ReconstructionSettings()
+
+
+def laplacian_pyramid(image: Tensor, levels: int) -> list[Tensor]:
+    """The bands of [B, 3, H, W], finest first: each level less its own blur (Burt & Adelson 1983)."""
+    bands = []
+    for _ in range(levels):
+        smaller = functional.avg_pool2d(image, 2)
+        blurred = functional.interpolate(smaller, scale_factor=2.0, mode="bilinear", align_corners=False)
+        bands.append(image - blurred)
+        image = smaller
+    return bands
+
+
+def kl_to_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, variance) || N(0, 1)), a mean over the latents, [B, C, h, w] -> [B]."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).mean(dim=(1, 2, 3))
+
+
+class AutoencoderTask(nn.Module):
+    """The network and its loss as one module: a batch in, one loss a sample out."""
+
+    def __init__(self, autoencoder: nn.Module, objective: ReconstructionSettings) -> None:
+        super().__init__()
+        self.autoencoder: Any = autoencoder
+        self.objective = objective
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Per-sample `loss`, `l1`, `psnr` and `kl`, each [b]."""
+        pixel_values = batch["pixel_values"]
+        posterior = self.autoencoder.encode(pixel_values).latent_dist
+        latents = posterior.mean + posterior.std * batch["noise"]
+        reconstruction = self.autoencoder.decode(latents).sample.float()
+        difference = (reconstruction - pixel_values).flatten(1)
+        l1, l2 = difference.abs().mean(dim=1), difference.square().mean(dim=1)
+        kl = kl_to_normal(posterior.mean, posterior.logvar)
+        weights = self.objective
+        loss = weights.l1_weight * l1 + weights.l2_weight * l2 + weights.kl_weight * kl
+        loss = loss + weights.detail_weight * self._detail(reconstruction, pixel_values)
+        return {"loss": loss, "l1": l1, "psnr": psnr(reconstruction, pixel_values), "kl": kl}
+
+    def _detail(self, reconstruction: Tensor, pixel_values: Tensor) -> Tensor:
+        levels = self.objective.detail_levels
+        # the pyramid is linear, so the pyramid of the difference is the difference of the pyramids
+        bands = laplacian_pyramid(reconstruction - pixel_values, levels)
+        return torch.stack([band.abs().mean(dim=(1, 2, 3)) for band in bands]).sum(dim=0)
+
+
+@torch.no_grad()
+def reconstruct(autoencoder: nn.Module, pixel_values: Tensor) -> Tensor:
+    """Encode to the posterior's mean and decode again: [B, 3, H, W] -> the same."""
+    decoded: Tensor = autoencoder.decode(autoencoder.encode(pixel_values).latent_dist.mean).sample  # type: ignore[operator]
+    return decoded.float().clamp(-1, 1)
+
+
+def measure(autoencoder: nn.Module, samples: Sequence[Sample], transform: ImageTransform) -> dict[str, float]:
+    """Mean PSNR (dB) and SSIM over samples, from the posterior's mean."""
+    device = next(autoencoder.parameters()).device
+    scores = []
+    for start in range(0, len(samples), 32):
+        pixel_values = torch.stack([transform(s) for s in samples[start : start + 32]])
+        output = reconstruct(autoencoder, pixel_values.to(device)).cpu()
+        scores.append(torch.stack([psnr(output, pixel_values), ssim(output, pixel_values)], dim=1))
+    means = torch.cat(scores).mean(dim=0)
+    return {"num_images": len(samples), "psnr_db": float(means[0]), "ssim": float(means[1])}
+
+
+@torch.no_grad()
+def latent_std(autoencoder: nn.Module, samples: Sequence[Sample], transform: ImageTransform) -> float:
+    """Root mean square of the posterior means: one over it is the scaling factor that gives latents unit size."""
+    device = next(autoencoder.parameters()).device
+    squares = []
+    for start in range(0, len(samples), 32):
+        pixel_values = torch.stack([transform(s) for s in samples[start : start + 32]]).to(device)
+        posterior = autoencoder.encode(pixel_values).latent_dist  # type: ignore[operator]
+        squares.append((posterior.mean.square() + posterior.var).mean(dim=(1, 2, 3)).cpu())
+    return float(torch.cat(squares).mean().sqrt())
+
+
+def write_grid(autoencoder: nn.Module, samples: Sequence[Sample], transform: ImageTransform, path: Path) -> None:
+    """A picture of originals, each above its reconstruction."""
+    pixel_values = torch.stack([transform(s) for s in samples[:16]])
+    output = reconstruct(autoencoder, pixel_values.to(next(autoencoder.parameters()).device)).cpu()
+    rows = [torch.cat([pixel_values[i : i + 8], output[i : i + 8]]) for i in range(0, len(pixel_values), 8)]
+    image_grid(tensor_to_images(torch.cat(rows)), num_columns=min(8, len(pixel_values))).save(path)
+
+
+def train(settings: AutoencoderSettings) -> None:
+    """Train, then write `autoencoder/`, `report.json` and `reconstruction.png` into the run directory."""
+    run = Run(settings)
+    data = settings.data
+    train_samples, held_out = holdout_split(read_folder(data.path), data.holdout_fraction, settings.seed)
+    transform = ImageTransform(data.height, data.width)
+    autoencoder: Any = make_autoencoder(settings.model, data.height)
+    task = AutoencoderTask(autoencoder, settings.objective)
+    scale = settings.model.downscale
+    noise_shape = (settings.model.latent_channels, data.height // scale, data.width // scale)
+    dataset = ImageSamples(train_samples, transform, seed=settings.seed, flip=data.flip, noise_shape=noise_shape)
+    shown = held_out or train_samples
+
+    def preview(state: TrainState, path: Path) -> None:
+        with state.average.applied():
+            write_grid(autoencoder, shown, transform, path)
+
+    state = run.train(task, dataset, preview=preview)
+    if run.main:
+        with state.average.applied():
+            std = latent_std(autoencoder, train_samples, transform)
+            autoencoder.register_to_config(scaling_factor=1.0 / std)
+            _write_result(run, autoencoder, train_samples, held_out, transform)
+
+
+def _write_result(
+    run: Run, autoencoder: Any, train_samples: list[Sample], held_out: list[Sample], transform: ImageTransform
+) -> None:
+    report = {"train": measure(autoencoder, train_samples[:256], transform)}
+    if held_out:
+        report["held_out"] = measure(autoencoder, held_out, transform)
+    with new_folder(run.run_dir / "autoencoder", replace=True) as folder:
+        autoencoder.save_pretrained(folder)
+    write_grid(autoencoder, held_out or train_samples, transform, run.run_dir / "reconstruction.png")
+    write_json(run.run_dir / "report.json", {"scaling_factor": autoencoder.config.scaling_factor, **report})
+    for split, numbers in report.items():
+        print(f"{split}: PSNR {numbers['psnr_db']:.2f} dB, SSIM {numbers['ssim']:.3f} on {numbers['num_images']} images")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns the exit code."""
+    return run_program(AutoencoderSettings, train, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
