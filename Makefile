@@ -15,7 +15,8 @@ help:
 	@echo "make clean     remove .venv, builds and caches"
 
 demo: $(VENV)/installed
-	$(BIN)/ldm generate "a red apple" --seed 7 --output outputs/demo
+	$(BIN)/ldm generate "a red apple" --seed 7 --output outputs/demo --overwrite
+	@echo "The picture lies in $(CURDIR)/outputs/demo"
 
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -39,15 +40,15 @@ clean:
 
 # The stamps: a second call installs again only when the requirements changed. The install is editable,
 # so changed code needs none.
-$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@ $(VENV)/installed
 
-$(BIN)/python:
+$(BIN)/pip:
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not here: install Python 3.11 or newer" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "OpenLDM needs Python 3.11 or newer, this is $$($(PYTHON) -V): try make PYTHON=python3.12" >&2; exit 1; }

@@ -1,4 +1,7 @@
-"""Settings: defaults, then a YAML file, then `a.b=c` overrides, validated by pydantic models that stand beside their owner."""
+"""Settings: defaults, then a YAML file, then `a.b=c` overrides.
+
+The kinds of settings are pydantic models that stand beside their owner.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,9 +22,7 @@ class Settings(BaseModel):
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
-def load_settings(
-    kind: type[AnySettings], path: Path | None, overrides: Sequence[str] = ()
-) -> AnySettings:
+def load_settings(kind: type[AnySettings], path: Path | None, overrides: Sequence[str] = ()) -> AnySettings:
     """Settings of one kind from a file and overrides, the later winning.
 
     Raises:

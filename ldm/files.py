@@ -16,6 +16,10 @@ from torch import Tensor
 from ldm.errors import UserError
 
 MANIFEST = "manifest.json"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNWRITABLE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO,
+)  # fmt: skip
 
 
 def sha256_file(path: Path) -> str:
@@ -62,9 +66,9 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in FULL:
             raise UserError(f"{path}: the disk is full", "free some space and run again") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in UNWRITABLE:
             raise UserError(f"{path} cannot be written ({error.strerror})", "choose another place") from error
         raise
 
@@ -129,7 +133,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     with disk_errors(path):
-        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+        save_file(
+            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path
+        )
 
 
 def write_manifest(folder: Path) -> None:

@@ -11,7 +11,11 @@ from ldm.types import Denoiser, PromptEmbeds
 
 
 class ObjectiveSettings(Settings):
-    """How the loss weighs the noise levels."""
+    """Which noise levels are drawn, and how the loss weighs them."""
+
+    timestep_shift: float = Field(
+        1.0, gt=0, description="above 1 draws high noise more often, where a prompt decides; 1 draws all alike"
+    )
 
     weighting: Literal["none", "min_snr"] = Field(
         "none", description="none: the plain DDPM loss; min_snr: Hang et al. 2023"
@@ -37,10 +41,11 @@ def loss_weight(snr: Tensor, prediction_type: PredictionType, settings: Objectiv
             return snr.clamp(max=gamma) / (snr + 1)
 
 
-def timestep_at(position: Tensor, schedule: NoiseSchedule) -> Tensor:
-    """Integer timesteps [B] for positions in [0, 1) along the schedule, all equally likely."""
-    count = schedule.settings.num_train_timesteps
-    return (position * count).long().clamp(max=count - 1)
+def timestep_at(position: Tensor, schedule: NoiseSchedule, settings: ObjectiveSettings) -> Tensor:
+    """Integer timesteps [B] for even draws [B] from [0, 1): shifted by s u / (1 + (s - 1) u), Eq. 23 of Esser et al. 2024."""
+    count, shift = schedule.settings.num_train_timesteps, settings.timestep_shift
+    shifted = shift * position / (1 + (shift - 1) * position)
+    return (shifted * count).long().clamp(max=count - 1)
 
 
 def diffusion_loss(

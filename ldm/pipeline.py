@@ -204,17 +204,23 @@ class Pipeline:
             check_latents(latents, (len(rows), *self._latent_shape(request)))
         self._warn_cut_off([*prompts, negative_prompt])
         batches = [slice(start, start + batch_size) for start in range(0, len(rows), batch_size)]
+        sampler = make_scheduler(request.scheduler, self.scheduler_config, karras=karras)
         images: list[Image.Image] = []
         finals: list[Tensor] = []
         for index, batch in enumerate(batches):
             noise = None if latents is None else latents[batch]
-            final = self._sample(rows[batch], request, noise, _part(on_step, index, len(batches)))
+            final = self._sample(rows[batch], request, sampler, noise, _part(on_step, index, len(batches)))
             images.extend(self._decode(final))
             finals.append(final.cpu())
         return Generation(images, torch.cat(finals), [self._settings(request, *row) for row in rows])
 
     def _sample(
-        self, rows: list[tuple[str, int]], request: Request, noise: Tensor | None, on_step: OnStep | None
+        self,
+        rows: list[tuple[str, int]],
+        request: Request,
+        scheduler: Any,
+        noise: Tensor | None,
+        on_step: OnStep | None,
     ) -> Tensor:
         """The final latents [B, C, h, w] of B rows of (prompt, seed)."""
         prompt_embeds = self._embed([prompt for prompt, _ in rows])
@@ -222,7 +228,6 @@ class Pipeline:
         generators = image_generators([seed for _, seed in rows])
         if noise is None:
             noise = normal_per_image(generators, self._latent_shape(request))
-        scheduler = make_scheduler(request.scheduler, self.scheduler_config, karras=request.karras)
         num_steps = plan_steps(scheduler, request.num_inference_steps)[-1].index + 1
         latents = noise = noise.to(self.device, torch.float32)
         with self._at_work(self.denoiser):
@@ -236,6 +241,11 @@ class Pipeline:
             ):
                 if on_step is not None:
                     on_step(step.index + 1, num_steps, step, latents)
+        if not latents.isfinite().all():
+            raise UserError(
+                f"sampling with {request.scheduler!r} and {num_steps} steps gave NaN or infinite latents",
+                "use more steps, another scheduler, or dtype float32",
+            )
         return latents
 
     def _embed(self, prompts: list[str]) -> PromptEmbeds:

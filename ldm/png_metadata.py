@@ -27,9 +27,9 @@ SCHEDULER_NAMES = {
     "heun": "Heun",
     "kdpm2": "DPM2",
     "kdpm2_a": "DPM2 a",
-    "lcm": "LCM",
     "lms": "LMS",
     "pndm": "PLMS",
+    "sa_solver": "SA-Solver",
     "unipc": "UniPC",
 }
 """Our short names and A1111's; a name that is not here stands for itself."""

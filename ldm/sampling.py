@@ -82,6 +82,11 @@ def plan_steps(scheduler: Any, num_inference_steps: int) -> list[Step]:
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
     timesteps = [float(t) for t in scheduler.timesteps.tolist()]
+    if min(timesteps) < 0 or max(timesteps) > num_levels - 1:  # some counts leave diffusers' own range
+        raise UserError(
+            f"num_inference_steps is {num_inference_steps}",
+            "this scheduler cannot divide its timesteps by that number, use one more or less",
+        )
     sigmas = _sigmas_at(scheduler, timesteps)
     return [
         Step(_step_index(scheduler, i), i, timestep, sigma)
@@ -98,7 +103,7 @@ def _step_index(scheduler: Any, evaluation: int) -> int:
 
 def _sigmas_at(scheduler: Any, timesteps: Sequence[float]) -> list[float]:
     """sigma / alpha at each timestep; log-linear between training timesteps, finite at zero SNR."""
-    level = scheduler.alphas_cumprod.double().clamp(min=2**-24).cpu().numpy()
+    level = scheduler.alphas_cumprod.double().clamp(min=1e-12).cpu().numpy()
     log_sigmas = 0.5 * np.log((1 - level) / level)
     at: list[float] = np.exp(np.interp(timesteps, np.arange(len(level)), log_sigmas)).tolist()
     return at
@@ -124,7 +129,7 @@ def denoise(
         generators: one an image, for the samplers that add noise; image i draws from generator i alone.
     """
     steps = plan_steps(scheduler, num_inference_steps)
-    timesteps = scheduler.timesteps.to(noise.device)  # one transfer; the scheduler keeps its own on the CPU
+    timesteps = _on_device(scheduler.timesteps, noise.device)
     options = _step_options(scheduler, generators)
     latents = noise * scheduler.init_noise_sigma
     for step, following in pairwise([*steps, None]):
@@ -137,6 +142,11 @@ def denoise(
         latents = scheduler.step(model_pred, t, latents, return_dict=False, **options)[0]
         if following is None or following.index != step.index:
             yield step, latents
+
+
+def _on_device(timesteps: Tensor, device: torch.device) -> Tensor:
+    """The denoiser's timesteps in one transfer; the scheduler's own stay on the CPU, free to read."""
+    return (timesteps.float() if timesteps.is_floating_point() else timesteps).to(device)
 
 
 def _step_options(scheduler: Any, generators: Sequence[torch.Generator]) -> dict[str, Any]:

@@ -22,7 +22,8 @@ class ScheduleSettings(Settings):
 
     num_train_timesteps: int = Field(1000, ge=2, description="number of noise levels")
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = Field(
-        "scaled_linear", description="linear (DDPM), scaled_linear (Stable Diffusion), squaredcos_cap_v2 (cosine)"
+        "scaled_linear",
+        description="linear (DDPM), scaled_linear (Stable Diffusion), squaredcos_cap_v2 (cosine)",
     )
     beta_start: float = Field(0.00085, gt=0, lt=1, description="first beta; unused by the cosine schedule")
     beta_end: float = Field(0.012, gt=0, lt=1, description="last beta; unused by the cosine schedule")
@@ -119,7 +120,9 @@ def _cosine_betas(count: int, max_beta: float = 0.999) -> Tensor:
         return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
 
     pairs = ((i / count, (i + 1) / count) for i in range(count))
-    return torch.tensor([min(1 - alpha_bar(b) / alpha_bar(a), max_beta) for a, b in pairs], dtype=torch.float32)
+    return torch.tensor(
+        [min(1 - alpha_bar(b) / alpha_bar(a), max_beta) for a, b in pairs], dtype=torch.float32
+    )
 
 
 def _zero_terminal_snr(betas: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """`ldm generate`: the pictures, their names and settings, from tiny real models."""
 
 import json
+import os
 import runpy
 import signal
 import subprocess
@@ -53,7 +54,9 @@ def made(*arguments: object) -> list[Path]:
 
 
 def pixels(path: Path) -> np.ndarray[Any, Any]:
-    return np.asarray(Image.open(path)).astype(int)
+    """[H, W, 3]"""
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
 
 
 def test_pictures_are_those_of_the_api_with_their_settings_inside() -> None:
@@ -92,7 +95,7 @@ def test_every_option_reaches_the_picture(models: Path) -> None:
     assert path.parent == Path("x/y")
     assert {name: settings[name.replace("-", "_")] for name in options} == options
     assert (settings["karras"], settings["model_id"]) == (True, "two")
-    assert Image.open(path).size == (8, 24)
+    assert pixels(path).shape == (24, 8, 3)
 
 
 def test_a_prompt_file_with_its_own_settings_in_the_order_of_the_input() -> None:
@@ -164,7 +167,17 @@ def test_an_existing_picture_is_refused_before_the_model_is_looked_for() -> None
 
 
 def test_from_image_makes_the_same_pixels_again(models: Path) -> None:
-    options = ["--seed", 4, "--num-images", 2, "--scheduler", "euler_a", "--negative-prompt", "b", "--no-karras"]
+    options = [
+        "--seed",
+        4,
+        "--num-images",
+        2,
+        "--scheduler",
+        "euler_a",
+        "--negative-prompt",
+        "b",
+        "--no-karras",
+    ]
     _, path = made("a", *options, "--guidance-scale", 3, "--dtype", "bfloat16", "--height", 24)
     (again,) = made("--from-image", path, "--output", "again")
     assert again.name == "0001-a-s5.png"
@@ -214,7 +227,7 @@ def test_an_odd_size_is_warned_of_with_what_it_becomes() -> None:
     result = generate("a", "--height", 17)
     assert result.exit_code == 0
     assert "warning: height 17 is rounded to 18" in result.stderr
-    assert Image.open(result.stdout.strip()).size == (16, 18)
+    assert pixels(Path(result.stdout.strip())).shape == (18, 16, 3)
 
 
 def test_an_empty_prompt_is_a_prompt() -> None:
@@ -249,16 +262,11 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_real_process_prints_the_path_alone(models: Path) -> None:
     command = [sys.executable, "-m", "ldm", "generate", "a red apple", "--model", str(models / "one")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path.cwd(), env=environment())
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=variables)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "outputs/0001-a-red-apple-s0.png\n"
-    assert Image.open(done.stdout.strip()).size == (16, 16)
-
-
-def environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert pixels(Path(done.stdout.strip())).shape == (16, 16, 3)
 
 
 def test_the_script_does_the_same_through_the_api(

@@ -51,10 +51,10 @@ def test_csv_and_parquet_read_as_jsonl_does(tmp_path: Path) -> None:
         "file_name": ["b.png", "a.png"],
         "text": ['a "big", red\nthing', "猫 é"],
         "captions": [["two"], None],
-        "flip": [True, None],
+        "flip": [True, False],
     }
     cells = "\ufefffile_name,text,captions,flip\r\n"
-    cells += 'b.png,"a ""big"", red\r\nthing","[""two""]",True\r\na.png,猫 é,,\r\n'
+    cells += 'b.png,"a ""big"", red\r\nthing","[""two""]",True\r\na.png,猫 é,,FALSE\r\n'
     for kind in ("csv", "parquet"):
         (tmp_path / kind).mkdir()
         for name in columns["file_name"]:
@@ -65,7 +65,7 @@ def test_csv_and_parquet_read_as_jsonl_does(tmp_path: Path) -> None:
         samples = read_folder(tmp_path / kind)
         assert [sample.sample_id for sample in samples] == ["b.png", "a.png"]
         assert [sample.captions for sample in samples] == [('a "big", red\nthing', "two"), ("猫 é",)]
-        assert [sample.may_flip for sample in samples] == [True, None]
+        assert [sample.may_flip for sample in samples] == [True, False]
 
 
 def test_another_caption_column(tmp_path: Path) -> None:

@@ -101,13 +101,14 @@ def test_a_wrong_file_map_is_noticed(tmp_path: Path) -> None:
 
 
 def line_faults(name: str, source: str) -> list[str]:
-    """What is too long in a file: the whole, or a function."""
+    """What is too long in a file: the whole, or a function's body without its docstring."""
     limit = MAX_SCRIPT_LINES if re.fullmatch(r"scripts/\w+\.\w+", name) else MAX_LINES
     count = len(source.splitlines())
     found = [f"{name} has {count} lines: split it by noun; at most {limit}"] if count > limit else []
     for node in ast.walk(ast.parse(source)) if name.endswith(".py") else ():
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = (node.end_lineno or 0) - node.lineno + 1
+            has_docstring = ast.get_docstring(node) is not None and len(node.body) > 1
+            length = (node.end_lineno or 0) - node.body[has_docstring].lineno + 1
             if length > MAX_FUNCTION_LINES:
                 found.append(f"{name}: {node.name} has {length} lines; at most {MAX_FUNCTION_LINES}")
     return found
@@ -125,8 +126,8 @@ def test_a_long_file_is_noticed() -> None:
     assert line_faults("ldm/a.py", "x\n" * 301) == ["ldm/a.py has 301 lines: split it by noun; at most 300"]
     assert len(line_faults("scripts/a.py", "x\n" * 61)) == len(line_faults("scripts/a.sh", "x\n" * 61)) == 1
     assert not line_faults("scripts/benchmark/a.py", "x\n" * 61)
-    assert not line_faults("ldm/a.py", "def f():\n" + " x\n" * 59)
-    assert line_faults("ldm/a.py", "def f():\n" + " x\n" * 60) == ["ldm/a.py: f has 61 lines; at most 60"]
+    assert not line_faults("ldm/a.py", 'def f():\n """A.\n\n B."""\n' + " x\n" * 60)
+    assert line_faults("ldm/a.py", "def f():\n" + " x\n" * 61) == ["ldm/a.py: f has 61 lines; at most 60"]
 
 
 def test_no_file_is_large() -> None:
@@ -213,7 +214,7 @@ def test_every_library_is_required() -> None:
     required = {canonicalize_name(Requirement(line).name) for line in lines}
     distributions = packages_distributions()
     missing = {}
-    for name in code_of("ldm", "train", "scripts"):
+    for name in code_of("ldm", "train"):
         for library in libraries_of((ROOT / name).read_text("utf-8")):
             names = {canonicalize_name(found) for found in distributions.get(library, [library])}
             if not names & required:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ldm.errors import UserError
 from ldm.png_metadata import SCHEDULER_NAMES, infotext, parse_infotext, read_settings, write_png
+from ldm.scheduler_names import SCHEDULERS
 
 SETTINGS: dict[str, Any] = {
     "prompt": "a red apple",
@@ -74,10 +75,16 @@ def test_values_that_need_quotes_have_them() -> None:
     text = infotext(SETTINGS | {"ldm_version": '1: "猫", b'})
     assert text.endswith(r'Version: "ldm 1: \"猫\", b"')
     assert parse_infotext(text)["Version"] == 'ldm 1: "猫", b'
+    assert infotext(SETTINGS | {"ldm_version": "1:2"}).endswith('Version: "ldm 1:2"')
+
+
+def test_an_empty_prompt_has_no_line() -> None:
+    assert infotext(SETTINGS | {"prompt": ""}).startswith("Negative prompt: blurry\nSteps: 20")
+    assert infotext(SETTINGS | {"prompt": "", "negative_prompt": ""}).startswith("Steps: 20")
 
 
 def test_scheduler_names() -> None:
-    assert SCHEDULER_NAMES["ddim"] == "DDIM" and SCHEDULER_NAMES["pndm"] == "PLMS"
+    assert {name: entry.title for name, entry in SCHEDULERS.items()} == SCHEDULER_NAMES
     assert len(set(SCHEDULER_NAMES.values())) == len(SCHEDULER_NAMES)
     for name in [*SCHEDULER_NAMES, "my_own"]:
         assert parse_infotext(infotext(SETTINGS | {"scheduler": name}))["scheduler"] == name

@@ -20,7 +20,11 @@ def write_jsonl(path: Path, *rows: dict[str, Any]) -> Path:
 def test_a_text_file_is_a_prompt_a_line(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeffa red apple\r\n\n  # a note\n  ein Apfel \t\n a\u2028b\x85c # 1\n\n".encode())
-    assert [prompt.prompt for prompt in read_prompts(path)] == ["a red apple", "ein Apfel", "a\u2028b\x85c # 1"]
+    assert [prompt.prompt for prompt in read_prompts(path)] == [
+        "a red apple",
+        "ein Apfel",
+        "a\u2028b\x85c # 1",
+    ]
     assert read_prompts(path)[0].given() == {"prompt": "a red apple"}
 
 
@@ -60,7 +64,8 @@ def test_a_jsonl_file_has_settings_a_line(tmp_path: Path) -> None:
         ('{"prompt": "a", "height": 0}', ["height = 0"]),
         ('{"prompt": "a", "scheduler": "eular"}', ["'eular'", "did you mean 'euler'"]),
         ('{"prompt": 7}', ["prompt = 7"]),
-        ('{"prompt": "\\ud800"}', ["prompt = "]),
+        ('{"prompt": "\\ud800"}', ["prompt = '\\ud800'", "no character"]),
+        ('{"prompt": "a", "negative_prompt": "\\ud800"}', ["negative_prompt", "no character"]),
         ('["a"]', ["not a JSON object"]),
         ("a red apple", ["not JSON"]),
     ],

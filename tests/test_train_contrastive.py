@@ -41,11 +41,14 @@ def test_loss_equals_that_of_open_clip() -> None:
 
 
 def test_accuracy_counts_both_directions() -> None:
-    images, texts = torch.eye(3), torch.eye(3)[[0, 1, 1]]
+    # every image finds its text; text 1 leans towards image 0
+    images, texts = (
+        torch.eye(3),
+        functional.normalize(torch.tensor([[1.0, 0, 0], [2, 1, 0], [0, 0, 1]]), dim=1),
+    )
     ids = torch.tensor([[1], [2], [3]])
     accuracy = contrastive_losses(Pairs(images, texts, ids, torch.ones(3)), SCALE, 3)["accuracy"]
-    # image 2 is like no text, so it takes the first; text 2 is like image 1, and so the second of two ties
-    assert accuracy.tolist() == [1.0, 1.0, 0.0]
+    assert accuracy.tolist() == [1.0, 0.5, 1.0]
 
 
 def test_a_pair_with_the_same_text_is_no_wrong_answer() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from PIL import Image
+from PIL import Image, ImageColor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ldm.models.text_vocabulary import token_ids
@@ -98,9 +98,11 @@ def weights_of(path: Path) -> dict[str, torch.Tensor]:
     return read_tensors(path)
 
 
-def test_a_preview_is_drawn(config: Path) -> None:
+def test_the_preview_shows_every_image_above_a_caption(config: Path) -> None:
     with Image.open(config.parent / "run/previews/step-000040.png") as image:
-        assert image.width > 8 * 8
+        drawn = {color for _, color in image.convert("RGB").getcolors(maxcolors=image.width * image.height)}
+        assert {ImageColor.getrgb(color) for color in COLORS} <= drawn
+        assert image.height > 2 * 8, "captions need room"
 
 
 def test_a_resumed_run_gives_the_same_model(config: Path, tmp_path: Path) -> None:

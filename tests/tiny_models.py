@@ -36,7 +36,6 @@ ZERO_SNR_SCHEDULER = {
     **SD2_SCHEDULER,
     "rescale_betas_zero_snr": True,
     "timestep_spacing": "trailing",
-    "steps_offset": 0,
 }
 
 

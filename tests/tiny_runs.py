@@ -45,7 +45,9 @@ def write_squares(folder: Path) -> Path:
     lines = []
     for color in COLORS:
         Image.new("RGB", (16, 16), color).save(folder / f"{color}.png")
-        lines.append(json.dumps({"file_name": f"{color}.png", "text": color, "captions": [f"a {color} square"]}))
+        lines.append(
+            json.dumps({"file_name": f"{color}.png", "text": color, "captions": [f"a {color} square"]})
+        )
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     return folder
 

@@ -33,9 +33,13 @@ class ReconstructionSettings(Settings):
 
     l1_weight: float = Field(1.0, ge=0, description="absolute error of the pixels")
     l2_weight: float = Field(1.0, ge=0, description="squared error of the pixels, which PSNR measures")
-    detail_weight: float = Field(1.0, ge=0, description="absolute error of the Laplacian pyramid: edges at each scale")
+    detail_weight: float = Field(
+        1.0, ge=0, description="absolute error of the Laplacian pyramid: edges at each scale"
+    )
     detail_levels: int = Field(3, ge=1)
-    kl_weight: float = Field(1e-3, ge=0, description="pulls the latents towards a standard normal, and so smooths them")
+    kl_weight: float = Field(
+        1e-3, ge=0, description="pulls the latents towards a standard normal, and so smooths them"
+    )
 
 
 class AutoencoderSettings(TrainSettings):
@@ -122,7 +126,9 @@ def latent_std(autoencoder: nn.Module, samples: Sequence[Sample], transform: Ima
     return float(torch.cat(squares).mean().sqrt())
 
 
-def write_grid(autoencoder: nn.Module, samples: Sequence[Sample], transform: ImageTransform, path: Path) -> None:
+def write_grid(
+    autoencoder: nn.Module, samples: Sequence[Sample], transform: ImageTransform, path: Path
+) -> None:
     """A picture of originals, each above its reconstruction."""
     pixel_values = torch.stack([transform(s) for s in samples[:16]])
     output = reconstruct(autoencoder, pixel_values.to(next(autoencoder.parameters()).device)).cpu()
@@ -140,7 +146,9 @@ def train(settings: AutoencoderSettings) -> None:
     task = AutoencoderTask(autoencoder, settings.objective)
     scale = settings.model.downscale
     noise_shape = (settings.model.latent_channels, data.height // scale, data.width // scale)
-    dataset = ImageSamples(train_samples, transform, seed=settings.seed, flip=data.flip, noise_shape=noise_shape)
+    dataset = ImageSamples(
+        train_samples, transform, seed=settings.seed, flip=data.flip, noise_shape=noise_shape
+    )
     shown = held_out or train_samples
 
     def preview(state: TrainState, path: Path) -> None:
@@ -166,7 +174,9 @@ def _write_result(
     write_grid(autoencoder, held_out or train_samples, transform, run.run_dir / "reconstruction.png")
     write_json(run.run_dir / "report.json", {"scaling_factor": autoencoder.config.scaling_factor, **report})
     for split, numbers in report.items():
-        print(f"{split}: PSNR {numbers['psnr_db']:.2f} dB, SSIM {numbers['ssim']:.3f} on {numbers['num_images']} images")
+        print(
+            f"{split}: PSNR {numbers['psnr_db']:.2f} dB, SSIM {numbers['ssim']:.3f} on {numbers['num_images']} images"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -66,7 +66,9 @@ class DenoiserSettings(TrainSettings):
     """Settings of the program `denoiser`."""
 
     program: Literal["denoiser"]
-    base: Path | None = Field(None, description="a model folder to go on from; `parts` and `model` are then its own")
+    base: Path | None = Field(
+        None, description="a model folder to go on from; `parts` and `model` are then its own"
+    )
     parts: PartsSettings | None = None
     model: DenoiserShape = DenoiserShape()
     schedule: ScheduleSettings = ScheduleSettings()
@@ -95,11 +97,17 @@ class DenoiserTask(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Per-sample `loss` [b] from moments, captions and the draws that the loader made."""
         latents = self.sample_posterior(batch["moments"], batch["posterior_noise"])
-        timesteps = timestep_at(batch["position"], self.schedule)
+        timesteps = timestep_at(batch["position"], self.schedule, self.settings.objective)
         with nullcontext() if self.settings.train_text_encoder else torch.no_grad():
             prompt_embeds = self.text_encoder(batch["caption"])
         loss = diffusion_loss(
-            self.denoiser, latents, batch["noise"], timesteps, prompt_embeds, self.schedule, self.settings.objective
+            self.denoiser,
+            latents,
+            batch["noise"],
+            timesteps,
+            prompt_embeds,
+            self.schedule,
+            self.settings.objective,
         )
         return {"loss": loss}
 
@@ -185,7 +193,10 @@ def train(settings: DenoiserSettings) -> None:
     schedule = schedule_of(settings, parts)
     task = DenoiserTask(parts, settings, schedule)
     dataset = LatentSamples(
-        samples, _moments(run, samples, parts.autoencoder), seed=settings.seed, caption_dropout=settings.caption_dropout
+        samples,
+        _moments(run, samples, parts.autoencoder),
+        seed=settings.seed,
+        caption_dropout=settings.caption_dropout,
     )
 
     def preview(state: TrainState, path: Path) -> None:
@@ -212,14 +223,20 @@ def _moments(run: Run, samples: Sequence[Sample], autoencoder: KLAutoencoder) ->
     return encode_samples(samples, ImageTransform(data.height, data.width), encode_images, flip=data.flip)
 
 
-def write_preview(parts: ModelParts, settings: DenoiserSettings, samples: Sequence[Sample], path: Path) -> None:
+def write_preview(
+    parts: ModelParts, settings: DenoiserSettings, samples: Sequence[Sample], path: Path
+) -> None:
     """A row of pictures of the preview prompts, image i from seed i."""
     chosen = settings.preview
     prompts = chosen.prompts or tuple(s.text for s in samples[:8])
     parts.denoiser.eval(), parts.text_encoder.eval()
-    images = Pipeline(parts, model_id="preview").generate(
-        prompts, num_inference_steps=chosen.num_inference_steps, guidance_scale=chosen.guidance_scale
-    ).images
+    images = (
+        Pipeline(parts, model_id="preview")
+        .generate(
+            prompts, num_inference_steps=chosen.num_inference_steps, guidance_scale=chosen.guidance_scale
+        )
+        .images
+    )
     parts.denoiser.train(), parts.text_encoder.train()
     image_grid(images, num_columns=min(8, len(images))).save(path)
 

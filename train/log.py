@@ -30,14 +30,20 @@ class TrainLog:
     `line_every_sec`.
     """
 
-    def __init__(self, run_dir: Path, *, start_step: int, num_steps: int, main: bool, line_every_sec: float = 30) -> None:
+    def __init__(
+        self, run_dir: Path, *, start_step: int, num_steps: int, main: bool, line_every_sec: float = 30
+    ) -> None:
         self.path = run_dir / "metrics.jsonl"
         self.num_steps, self.start_step, self.main = num_steps, start_step, main
         self.line_every_sec = line_every_sec
         self.console = Console(stderr=True, quiet=not main, soft_wrap=True)
         self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=self.console,
-            disable=not (main and sys.stderr.isatty()), transient=True,
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            console=self.console,
+            disable=not (main and sys.stderr.isatty()),
+            transient=True,
         )
         self.bar: TaskID | None = None
         self.started = self.last_line = time.monotonic()
@@ -49,7 +55,9 @@ class TrainLog:
         self.bar = self.progress.add_task("starting", total=self.num_steps, completed=self.start_step)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.progress.stop()
 
     def say(self, text: str) -> None:
@@ -69,7 +77,12 @@ class TrainLog:
                 "rerun from the last checkpoint with a lower optim.learning_rate",
             )
         self.append(
-            {"step": record.step, **values, "learning_rate": record.learning_rate, "grad_norm": float(record.grad_norm)}
+            {
+                "step": record.step,
+                **values,
+                "learning_rate": record.learning_rate,
+                "grad_norm": float(record.grad_norm),
+            }
         )
         self._show(record.step, values["loss"])
 
@@ -77,7 +90,9 @@ class TrainLog:
         """Add one JSON object to metrics.jsonl."""
         if self.main:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**row, "elapsed_sec": round(time.monotonic() - self.started, 1)}) + "\n")
+                file.write(
+                    json.dumps({**row, "elapsed_sec": round(time.monotonic() - self.started, 1)}) + "\n"
+                )
 
     def _show(self, step: int, loss: float) -> None:
         rate = (step - self.start_step) / (time.monotonic() - self.started)
@@ -93,5 +108,7 @@ class TrainLog:
 def _drop_rows_after(path: Path, step: int) -> None:
     """Forget logged steps that a resumed run will do again."""
     if path.is_file():
-        rows = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+        rows = [
+            line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step
+        ]
         path.write_text("".join(row + "\n" for row in rows), encoding="utf-8")

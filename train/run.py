@@ -29,7 +29,15 @@ from .state import TrainState, checkpoints, load_checkpoint, newest_whole, save_
 AnyTrainSettings = TypeVar("AnyTrainSettings", bound=TrainSettings)
 
 # Settings that may differ between a run and its resumption: they change what is said and kept, not what is computed.
-HARMLESS = {"log_every", "save_every", "preview_every", "keep_checkpoints", "max_micro_batch", "device", "run_dir"}
+HARMLESS = {
+    "log_every",
+    "save_every",
+    "preview_every",
+    "keep_checkpoints",
+    "max_micro_batch",
+    "device",
+    "run_dir",
+}
 
 
 class Interrupted(Exception):
@@ -153,8 +161,13 @@ class Run:
     def _order(self, num_samples: int, start_step: int) -> BatchOrder:
         settings = self.settings
         return BatchOrder(
-            settings.seed, num_samples, settings.global_batch_size, start_step, settings.num_steps,
-            rank=self.accelerator.process_index, num_processes=self.accelerator.num_processes,
+            settings.seed,
+            num_samples,
+            settings.global_batch_size,
+            start_step,
+            settings.num_steps,
+            rank=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
         )
 
     def _plan(self, num_samples: int, state: TrainState) -> str:
@@ -238,13 +251,17 @@ def _differences(saved: dict[str, Any], now: dict[str, Any], keys: list[str]) ->
 
 
 def run_program(
-    kind: type[AnyTrainSettings], program: Callable[[AnyTrainSettings], None], argv: Sequence[str] | None = None
+    kind: type[AnyTrainSettings],
+    program: Callable[[AnyTrainSettings], None],
+    argv: Sequence[str] | None = None,
 ) -> int:
     """A program's `main`: read `CONFIG key=value ...`, run, and turn what a user can mend into one line and code 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if not arguments or arguments[0].startswith("-"):
-            raise UserError("no configuration file given", f"usage: {kind.__name__} CONFIG.yaml key=value ...")
+            raise UserError(
+                "no configuration file given", f"usage: {kind.__name__} CONFIG.yaml key=value ..."
+            )
         program(load_settings(kind, Path(arguments[0]), arguments[1:]))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -11,7 +11,9 @@ from ldm.config import Settings
 class DataSettings(Settings):
     """The captioned images."""
 
-    path: Path = Field(description="folder with metadata.jsonl (file_name, text) or .txt files beside the images")
+    path: Path = Field(
+        description="folder with metadata.jsonl (file_name, text) or .txt files beside the images"
+    )
     height: int = Field(64, ge=8, description="pixels; images are scaled to cover and cropped in the middle")
     width: int = Field(64, ge=8, description="pixels")
     flip: bool = Field(False, description="mirror images at random where the caption stays true")
@@ -41,7 +43,9 @@ class TrainSettings(Settings):
     num_steps: int = Field(gt=0, description="optimizer steps in all")
     global_batch_size: int = Field(32, gt=0, description="samples an optimizer step, over all processes")
     max_micro_batch: int = Field(64, gt=0, description="samples a process puts through the network at once")
-    mixed_precision: Literal["no", "bf16"] = Field("no", description="bf16 needs a CUDA device; weights stay float32")
+    mixed_precision: Literal["no", "bf16"] = Field(
+        "no", description="bf16 needs a CUDA device; weights stay float32"
+    )
     device: Literal["auto", "cpu"] = Field("auto", description="auto: CUDA where there is one")
     log_every: int = Field(20, gt=0, description="optimizer steps")
     save_every: int = Field(500, gt=0, description="optimizer steps between checkpoints")

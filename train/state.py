@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.files import manifest_fault, new_folder, read_json, read_tensors, write_json, write_manifest, write_tensors
+from ldm.files import (
+    manifest_fault,
+    new_folder,
+    read_json,
+    read_tensors,
+    write_json,
+    write_manifest,
+    write_tensors,
+)
 
 from .optim import WeightAverage
 
@@ -66,7 +74,9 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
             return checkpoint, faults
         faults.append(fault)
     if found:
-        raise UserError(f"no checkpoint is whole: {faults[0]}", f"restore it, or remove {folder} to start afresh")
+        raise UserError(
+            f"no checkpoint is whole: {faults[0]}", f"restore it, or remove {folder} to start afresh"
+        )
     return None, faults
 
 

@@ -67,7 +67,9 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(
+    name="ldm", cls=Commands, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+)
 app.command()(generate)
 app.command()(train)
 app.command()(info)

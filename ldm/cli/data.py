@@ -33,9 +33,9 @@ def check(
         ),
     ],
 ) -> None:
-    """Read a folder as training would, open every image, and say what there is.
+    """Read a folder as training would and say what is in it.
 
-    Exit code 2 when an image or a caption cannot be used; nothing is written.
+    Every image is opened. Exit code 2 when an image or a caption cannot be used; nothing is written.
     """
     from ldm.data.folder import read_folder
 

@@ -1,6 +1,7 @@
 """`ldm doctor`: whether everything that this program needs is here and loads."""
 
 import platform
+import warnings
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -40,7 +41,7 @@ OPTIONAL = {
 
 
 def doctor() -> None:
-    """Say what is installed, whether it loads, and which devices there are.
+    """Say what is installed, whether it loads, and on what devices.
 
     Exit code 2 when something that is needed does not load.
     """
@@ -69,7 +70,9 @@ def _version(package: str) -> str:
 def _fault(module: str) -> str:
     """Why a module cannot be imported, or an empty string; a wrong pair of packages can raise anything."""
     try:
-        import_module(module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import_module(module)
     except ModuleNotFoundError as error:
         return "not installed" if error.name == module else f"broken: {error}"
     except Exception as error:

@@ -46,7 +46,7 @@ class WorkBar:
         self.progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
         self.task = self.progress.add_task("", total=None)
         self.console, self.unit, self.line_every_sec = console, unit, line_every_sec
-        self.last_line = time.monotonic()
+        self.last_line: float | None = None
 
     def say(self, text: str) -> None:
         """What is being done now; shown beside the bar."""
@@ -56,6 +56,7 @@ class WorkBar:
         """How much of it is done."""
         self.progress.update(self.task, completed=done, total=total)
         now = time.monotonic()
+        self.last_line = now if self.last_line is None else self.last_line
         if not self.console.is_terminal and now - self.last_line >= self.line_every_sec:
             self.last_line = now
             print(f"{self.unit} {done} of {total}", file=self.console.file, flush=True)

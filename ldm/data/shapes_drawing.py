@@ -83,7 +83,7 @@ def _within(left: float, top: float, side: float, extent: float, roll: Roll, wha
 
 def _place_pair(extents: list[float], relation: str, roll: Roll) -> list[Box]:
     """Two boxes in a row or a column, the first where the relation has it."""
-    in_order = relation in ("above", "to the right of")
+    in_order = relation in ("above", "to the left of")
     ahead, behind = extents if in_order else extents[::-1]
     slack = 1 - 2 * MARGIN - GAP - ahead - behind
     before, after = sorted((roll("along 1"), roll("along 2")))

@@ -37,9 +37,8 @@ LARGEST_COLOUR_ERROR = 90.0
 LARGEST_SHAPE_ERROR = 0.12
 """A thing whose best fitting shape leaves more than this share of its ink unexplained is unclear."""
 LIMIT_OF_SMALL = (EXTENTS["small"] * EXTENTS["large"]) ** 0.5
-RIM_FRACTION = 1 / 16
-"""A thing's soft edge lies within this fraction of the picture's side around its ink."""
-NUM_SOFTNESSES = 3
+SOFTNESS_FRACTION = 1 / 32
+"""How soft an edge may be, of the picture's side. Softer drawings would make a large circle of a small star."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +86,15 @@ def _observe(pixels: Array, background: Array, ink: Array, labels: Labels, label
     region, others = labels == label, (labels > 0) & (labels != label)
     solid = region & (ink >= min(0.9, float(np.quantile(ink[region], 0.7))))
     colour = np.median(pixels[solid], axis=0)
-    rim_px = max(1, round(min(height, width) * RIM_FRACTION))
-    amount = amount_of(pixels, background, colour) * (grow(region, rim_px) & ~grow(others, rim_px // 2))
+    softness_px = max(1, round(min(height, width) * SOFTNESS_FRACTION))
+    near = grow(region, 2 * softness_px) & ~grow(others, softness_px)
+    amount = amount_of(pixels, background, colour) * near
     if amount.sum() < region.sum() / 2:  # no thing on a plain ground: what lies around it cancels it
         amount = region.astype(np.float32)
     left, top, right, bottom = bounds(region | (amount > 0.5))
-    x_0, y_0 = max(left - rim_px, 0), max(top - rim_px, 0)
-    window = amount[y_0 : bottom + rim_px, x_0 : right + rim_px]
-    shape, error = _shape(window)
+    x_0, y_0 = max(left - 2 * softness_px, 0), max(top - 2 * softness_px, 0)
+    window = amount[y_0 : bottom + 2 * softness_px, x_0 : right + 2 * softness_px]
+    shape, error = _shape(window, softness_px)
     x, y = centroid(window)
     extent = max((right - left) / width, (bottom - top) / height)
     return ObservedThing(
@@ -107,14 +107,14 @@ def _observe(pixels: Array, background: Array, ink: Array, labels: Labels, label
     )
 
 
-def _shape(amount: Array) -> tuple[str, float]:
+def _shape(amount: Array, softness_px: int) -> tuple[str, float]:
     """The shape whose drawing leaves the least of the ink unexplained, and the share it leaves."""
-    errors = {shape: _shape_error(amount, shape) for shape in SHAPES}
+    errors = {shape: _shape_error(amount, shape, softness_px) for shape in SHAPES}
     best = min(errors, key=lambda shape: errors[shape])
     return best, errors[best]
 
 
-def _shape_error(amount: Array, shape: str) -> float:
+def _shape_error(amount: Array, shape: str, softness_px: int) -> float:
     """sum (amount - drawing)^2 / sum amount^2, the drawing at the same centre and of the same area.
 
     The amount is smoothed once, against noise; the drawing as often as fits best: the picture may be blurred.
@@ -126,7 +126,7 @@ def _shape_error(amount: Array, shape: str) -> float:
     mask = coverage(shape, (at_x - x * extent, at_y - y * extent), extent, (width, height))
     drawing, seen = np.asarray(mask, np.float32) / np.float32(255), smooth(amount)
     errors = []
-    for _ in range(NUM_SOFTNESSES):
+    for _ in range(softness_px):
         drawing = smooth(drawing)
         errors.append(float(((seen - drawing) ** 2).sum()))
     return min(errors) / float((seen**2).sum())

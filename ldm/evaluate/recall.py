@@ -4,15 +4,21 @@ A measure of recall, and of nothing else: a model that copies its training image
 model has learned to draw what a caption names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from ldm.data.batches import ImageTransform
+from ldm.data.folder import Sample
 from ldm.evaluate.prompt_following import Share
+from ldm.images import image_to_tensor
+from ldm.noise import permutation
+from ldm.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -30,11 +36,13 @@ class Recall:
 def rms_distances(first: Tensor, second: Tensor, size_px: int = 32) -> Tensor:
     """RMS pixel distance, [N, 3, H, W] and [M, 3, H, W] in [-1, 1] -> [N, M], both scaled to `size_px` first."""
     a, b = (_shrink(images, size_px).flatten(1) for images in (first, second))
-    return torch.cdist(a, b) / a.shape[1] ** 0.5
+    distances: Tensor = torch.cdist(a, b) / a.shape[1] ** 0.5
+    return distances
 
 
 def _shrink(images: Tensor, size_px: int) -> Tensor:
-    return functional.interpolate(images, (size_px, size_px), mode="bilinear", antialias=True, align_corners=False)
+    size = (size_px, size_px)
+    return functional.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
 
 
 def recall(generated: Tensor, training: Tensor, own: Sequence[int]) -> Recall:
@@ -49,3 +57,32 @@ def recall(generated: Tensor, training: Tensor, own: Sequence[int]) -> Recall:
     own_distance = distances[torch.arange(len(own)), torch.tensor(own)]
     rank = (distances < own_distance[:, None]).sum(dim=1)
     return Recall(*(Share(int((rank < best).sum()), len(own)) for best in (1, 5)))
+
+
+def measure_recall(
+    pipeline: Pipeline,
+    samples: Sequence[Sample],
+    *,
+    num_captions: int = 256,
+    seed: int = 0,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> tuple[Recall, list[Image.Image]]:
+    """Generate one picture for each of `num_captions` training captions, drawn by `seed`, and look up its neighbour.
+
+    Args:
+        samples: the training images with their captions; the first caption of each is used.
+        seed: of the draw; caption number i is drawn with image seed i.
+        on_progress: called with the number of pictures made.
+
+    Returns:
+        The recall, and the pictures.
+    """
+    chosen = permutation(len(samples), seed, "recall")[:num_captions]
+    images: list[Image.Image] = []
+    for number, index in enumerate(chosen):  # one by one: each picture has the seed of its number
+        images += pipeline.generate(samples[index].text, seed=number).images
+        on_progress(len(images))
+    transform = ImageTransform(pipeline.defaults.height, pipeline.defaults.width)
+    training = torch.stack([transform(sample) for sample in samples])
+    generated = torch.stack([image_to_tensor(image) for image in images])
+    return recall(generated, training, chosen), images

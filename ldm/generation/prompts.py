@@ -32,12 +32,21 @@ class PictureSettings(Settings):
     @field_validator("scheduler")
     @classmethod
     def _usable(cls, name: str | None) -> str | None:
-        if name is not None:
-            try:
+        try:
+            if name is not None:
                 check_scheduler(name)
-            except UserError as error:
-                raise ValueError(str(error)) from None
+        except UserError as error:
+            raise ValueError(str(error)) from None
         return name
+
+    @field_validator("prompt", "negative_prompt", check_fields=False)
+    @classmethod
+    def _is_text(cls, text: str | None) -> str | None:
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError:  # bytes of an argument, or half of a surrogate pair in JSON
+            raise ValueError("it holds what is no character: write it as UTF-8") from None
+        return text
 
     def given(self) -> dict[str, Any]:
         """The settings that are not left open."""

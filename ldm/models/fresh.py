@@ -12,7 +12,9 @@ from ldm.config import Settings
 class AutoencoderShape(Settings):
     """The shape of an AutoencoderKL."""
 
-    block_out_channels: tuple[int, ...] = Field((24, 48, 96), min_length=1, description="a level each, halving H, W")
+    block_out_channels: tuple[int, ...] = Field(
+        (24, 48, 96), min_length=1, description="a level each, halving H, W"
+    )
     layers_per_block: int = Field(1, ge=1)
     latent_channels: int = Field(4, ge=1)
     norm_num_groups: int = Field(8, ge=1, description="must divide every level's channels")
@@ -27,7 +29,9 @@ class AutoencoderShape(Settings):
 class DenoiserShape(Settings):
     """The shape of a UNet2DConditionModel."""
 
-    block_out_channels: tuple[int, ...] = Field((64, 128, 256), min_length=1, description="a level each, halving h, w")
+    block_out_channels: tuple[int, ...] = Field(
+        (64, 128, 256), min_length=1, description="a level each, halving h, w"
+    )
     attention: tuple[bool, ...] = Field((False, True, True), description="which levels attend to the prompt")
     layers_per_block: int = Field(1, ge=1)
     attention_head_dim: int = Field(64, ge=1, description="channels of an attention head")

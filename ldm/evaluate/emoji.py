@@ -1,0 +1,53 @@
+"""What the embedded model is worth: recall of its training pictures, and two grids for the eye."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ldm.data.folder import Sample
+from ldm.evaluate.recall import measure_recall
+from ldm.files import new_folder, write_json
+from ldm.images import image_grid
+from ldm.pipeline import Pipeline
+
+NUM_SHOWN = 48
+
+
+def evaluate_emoji(
+    pipeline: Pipeline,
+    samples: Sequence[Sample],
+    unseen: Sequence[str],
+    dest: Path,
+    *,
+    num_captions: int = 256,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Write `report.json`, `seen.png` and `unseen.png` into `dest`, a new folder; returns the report.
+
+    Args:
+        samples: the training images with their captions.
+        unseen: prompts that no training caption holds.
+        num_captions: how many training captions recall is measured on, always the same ones.
+
+    Raises:
+        UserError: `dest` exists, or the disk is full.
+    """
+    with new_folder(dest) as folder:
+        result, _ = measure_recall(pipeline, samples, num_captions=num_captions, on_progress=on_progress)
+        report = {
+            "recall": {"num_training_images": len(samples), **result.to_dict()},
+            "weights_hash": pipeline.weights_hash,
+        }
+        write_json(folder / "report.json", report)
+        # every 11th of the training captions: all groups of pictures come up
+        seen = [sample.text for sample in samples[:: max(1, len(samples) // NUM_SHOWN)]][:NUM_SHOWN]
+        for name, prompts in (("seen", seen), ("unseen", list(unseen)[:NUM_SHOWN])):
+            draw_grid(pipeline, prompts).save(folder / f"{name}.png")
+    return report
+
+
+def draw_grid(pipeline: Pipeline, prompts: Sequence[str], *, seed: int = 0, num_columns: int = 8) -> Any:
+    """One picture a prompt, each with the same image seed, its prompt written below."""
+    images = [image for prompt in prompts for image in pipeline.generate(prompt, seed=seed).images]
+    shown = [image.resize((2 * image.width, 2 * image.height)) for image in images]
+    return image_grid(shown, num_columns=num_columns, captions=list(prompts))

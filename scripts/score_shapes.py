@@ -1,0 +1,44 @@
+"""Score a shapes model with the judge: python scripts/score_shapes.py --model runs/shapes/denoiser --output DIR"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ldm.errors import UserError
+from ldm.evaluate.shapes import score_shapes
+from ldm.pipeline import load_pipeline
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="The share of pictures with each attribute of the prompt right."
+    )
+    parser.add_argument("--model", required=True, help="a run or a model folder trained on drawn shapes")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="a new folder for report.json and the grids"
+    )
+    parser.add_argument("--num-scenes", type=int, default=500, help="scenes of each kind, seen and held out")
+    options = parser.parse_args()
+    try:
+        report = score_shapes(
+            load_pipeline(options.model),
+            options.output,
+            num_scenes=options.num_scenes,
+            on_progress=lambda done: print(
+                f"\r{done}/{options.num_scenes}", end="", file=sys.stderr, flush=True
+            ),
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for kind in ("seen", "held_out"):
+        for name, share in report[kind].items():
+            low, high = share["low"], share["high"]
+            print(
+                f"{kind:8}  {name:10}  {share['share']:.3f} [{low:.3f}, {high:.3f}] of {share['num_judged']}"
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

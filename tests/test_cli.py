@@ -1,0 +1,363 @@
+"""The command line as a whole: fast help, errors in a line, `info`, `doctor`, `data check` and `train`."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from ldm.cli import processes
+from ldm.cli.app import app
+from ldm.cli.processes import run_processes
+from ldm.cli.programs import find_config, find_home, shipped_configs
+from ldm.errors import UserError
+from ldm.pipeline import Pipeline
+from ldm.version import __version__
+from tests.tiny_models import ZERO_SNR_SCHEDULER, make_sd2
+from tests.tiny_runs import AUTOENCODER, write_config, write_squares
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+COMMANDS = ["generate", "train", "info", "data", "doctor"]
+
+
+def ldm(*arguments: object) -> Result:
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def python(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, *arguments], env=ENVIRONMENT, capture_output=True, text=True)
+
+
+# Help and errors
+
+
+def test_nothing_heavy_is_imported_for_the_help() -> None:
+    done = python("-c", "import sys, ldm.cli.app; print(*sys.modules)")
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert {"ldm", "typer"} <= loaded
+    assert not loaded & {"torch", "diffusers", "transformers", "PIL", "numpy", "rich", "yaml", "open_clip"}
+
+
+def test_a_real_process_answers() -> None:
+    assert python("-m", "ldm", "--version").stdout == f"ldm {__version__}\n"
+    shown = python("-m", "ldm", "--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert all(f"\n  {command} " in shown.stdout for command in COMMANDS)
+    wrong = python("-m", "ldm", "generat")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr == "error: No such command 'generat'. Did you mean 'generate'? (see ldm --help)\n"
+
+
+def test_without_a_command_the_help_is_shown() -> None:
+    assert ldm().stdout == ldm("--help").stdout
+    assert ldm().exit_code == 0
+
+
+def parameters(command: Any, name: str) -> list[tuple[str, Any]]:
+    own = [(f"{name} {p.name}", p) for p in command.params if p.name != "help"]
+    inner = [parameters(c, f"{name} {key}") for key, c in getattr(command, "commands", {}).items()]
+    return [*own, *(parameter for group in inner for parameter in group)]
+
+
+def test_every_option_has_help_that_ends_like_a_sentence() -> None:
+    found = parameters(typer.main.get_command(app), "ldm")
+    assert len(found) > 25
+    assert not [name for name, p in found if len(p.help or "") < 20 or p.help[-1] not in ".]"]
+
+
+@pytest.mark.parametrize("command", [[name] for name in COMMANDS] + [["data", "check"]])
+def test_every_command_says_what_it_is_for(command: list[str]) -> None:
+    result = ldm(*command, "--help")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[2].strip()
+    (line,) = [
+        x for x in ldm(*command[:-1], "--help").stdout.splitlines() if x.startswith(f"  {command[-1]} ")
+    ]
+    assert not line.endswith("...")
+
+
+# ldm info, ldm doctor, ldm data check
+
+
+def test_info_of_a_model(tmp_path: Path) -> None:
+    parts = make_sd2(tmp_path, ZERO_SNR_SCHEDULER)
+    pipeline = Pipeline(parts)
+    pipeline.save(tmp_path / "model")
+    rows = dict(line.split(":", 1) for line in ldm("info", tmp_path / "model").stdout.splitlines())
+    rows = {key: value.strip() for key, value in rows.items()}
+    count = sum(p.numel() for p in parts.denoiser.parameters())
+    assert rows["model"] == "model"
+    assert rows["denoiser"] == f"UNet2DConditionModel, {count:,} parameters"
+    assert rows["prediction type"] == "v_prediction"
+    assert rows["noise schedule"].startswith("scaled_linear, betas 0.00085 to 0.012, 1000 training steps")
+    assert rows["noise schedule"].endswith("zero terminal SNR")
+    assert (rows["default num_inference_steps"], rows["default height"]) == ("4", "16")
+    assert "ddim" in rows["schedulers"]
+    assert "heun" not in rows["schedulers"]
+    size_bytes = sum(p.stat().st_size for p in (tmp_path / "model").rglob("*") if p.is_file())
+    assert rows["size on disk"] == f"{size_bytes / 1e6:.1f} MB"
+    picture = tmp_path / "x.png"
+    ldm("generate", "a red apple", "--model", tmp_path / "model", "--output", tmp_path / "out")
+    (picture,) = (tmp_path / "out").iterdir()
+    settings = dict(line.split(":", 1) for line in ldm("info", picture).stdout.splitlines())
+    assert settings["prompt"].strip() == "a red apple"
+    assert settings["weights_hash"].strip() == rows["weights hash"]
+    assert "versions.torch" in settings
+
+
+def test_doctor_says_what_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    result = ldm("doctor")
+    assert result.exit_code == 0
+    lines = {line.split()[0]: line for line in result.stdout.splitlines()}
+    assert lines["ldm"].startswith(f"ldm {__version__}, Python 3.")
+    for package in ("torch", "diffusers", "transformers", "open_clip_torch", "datasets", "accelerate"):
+        assert lines[package].split()[-1] == "loads"
+    assert "not installed (optional" in lines["gradio"]
+    assert "threads" in lines["cpu:"]
+
+
+def test_doctor_names_what_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    result = ldm("doctor")
+    assert result.exit_code == 2
+    assert result.stderr == "error: peft cannot be loaded: install the versions in constraints.txt\n"
+
+
+def test_data_check_counts_and_writes_nothing(tmp_path: Path) -> None:
+    folder = write_squares(tmp_path / "data")
+    Image.new("RGB", (24, 8)).save(
+        folder / "wide.gif", save_all=True, append_images=[Image.new("1", (24, 8), 1)]
+    )
+    with (folder / "metadata.jsonl").open("a") as file:
+        file.write('\n{"file_name": "wide.gif", "text": "red"}')
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    result = ldm("data", "check", folder)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert f"{folder}: 8 usable images, 15 captions (14 different)" in result.stdout
+    assert "16 x 16 (7), 24 x 8 (1)" in result.stdout
+    assert "smallest side: 8 pixels; largest: 24 pixels" in result.stdout
+    assert "  16 letters: a magenta square" in result.stdout
+    assert "animated: first of 2 frames used: 1 images (wide.gif)" in result.stdout
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_data_check_names_every_broken_image(tmp_path: Path) -> None:
+    folder = write_squares(tmp_path / "data")
+    for name in ("red.png", "blue.png"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:45])
+    result = ldm("data", "check", folder)
+    assert result.exit_code == 2
+    assert "5 usable images" in result.stdout
+    first, second, last = result.stderr.splitlines()
+    assert first.startswith(f"error: {folder / 'red.png'}: ")
+    assert second.startswith(f"error: {folder / 'blue.png'}: ")
+    assert last == "error: 2 of 7 images cannot be used: mend or remove them"
+
+
+def test_data_check_refuses_a_folder_that_training_would_refuse(tmp_path: Path) -> None:
+    result = ldm("data", "check", tmp_path / "absent")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "absent: no such folder" in result.stderr
+
+
+# Progress
+
+
+def test_the_bar_lives_on_a_terminal() -> None:
+    code = (
+        "import time; from ldm.cli.progress import track; [time.sleep(.1) for _ in track('abc', 3, 'image')]"
+    )
+    leader, follower = pty.openpty()
+    subprocess.run(
+        [sys.executable, "-c", code], env={**ENVIRONMENT, "TERM": "xterm"}, stderr=follower, check=True
+    )
+    os.close(follower)
+    shown = os.read(leader, 100_000).decode()
+    os.close(leader)
+    assert "2/3" in shown
+    assert "images/s" in shown
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    from ldm.cli.progress import WorkBar
+
+    for pause_sec, expected in ((60.0, ""), (0.0, "step 1 of 2\nstep 2 of 2\n")):
+        bar = WorkBar("step", line_every_sec=pause_sec)
+        bar.show(1, 2)
+        bar.show(2, 2)
+        captured = capsys.readouterr()
+        assert (captured.out, captured.err) == ("", expected)
+
+
+# ldm train
+
+
+def test_train_runs_the_program_and_not_the_users_train_py(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("train.py", "ldm.py"):
+        (tmp_path / name).write_text("raise SystemExit('the file of the user was run')")
+    data = write_squares(tmp_path / "data")
+    write_config(tmp_path / "tiny.yaml", AUTOENCODER, data, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    result = ldm("train", "tiny.yaml", "num_steps=1")
+    assert result.exit_code == 0, capfd.readouterr().err
+    assert (tmp_path / "run" / "report.json").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    data = write_squares(tmp_path / "data")
+    weights = []
+    for count in (1, 2):
+        run_dir = tmp_path / f"run-{count}"
+        config = write_config(tmp_path / f"{count}.yaml", AUTOENCODER, data, run_dir)
+        assert ldm("train", config, "--num-processes", count).exit_code == 0
+        weights.append(load_file(run_dir / "autoencoder" / "diffusion_pytorch_model.safetensors"))
+    one, two = weights
+    assert all((one[key] - two[key]).abs().max() < 1e-4 for key in one)
+
+
+def test_a_shipped_configuration_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = find_home()
+    assert (home.root, home.package) == (ROOT, "train")
+    names = shipped_configs(home)
+    assert "emoji/autoencoder" in names
+    for name in names:
+        for spelled in (name, f"{name}.yaml"):
+            assert find_config(spelled, home) == ROOT / "configs" / f"{name}.yaml"
+    monkeypatch.chdir(tmp_path)
+    Path("emoji").mkdir()
+    Path("emoji/autoencoder.yaml").touch()
+    assert find_config("emoji/autoencoder.yaml", home) == Path("emoji/autoencoder.yaml")
+
+
+def test_an_installed_package_has_its_programs_beside_it(tmp_path: Path) -> None:
+    for name in ("ldm", "train", "ldm_train/configs"):
+        (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(UserError, match="training programs are not in"):
+        find_home(tmp_path / "ldm")
+    (tmp_path / "train" / "run.py").touch()
+    home = find_home(tmp_path / "ldm")
+    assert (home.package, home.configs) == ("train", tmp_path / "configs")
+    assert home.environment({"PYTHONPATH": "x"})["PYTHONPATH"] == f"{tmp_path}{os.pathsep}x"
+    (tmp_path / "ldm_train" / "run.py").touch()
+    home = find_home(tmp_path / "ldm")
+    assert (home.package, home.configs) == ("ldm_train", tmp_path / "ldm_train" / "configs")
+    assert home.environment({})["PYTHONSAFEPATH"] == "1"
+
+
+# Processes
+
+
+def run_code(code: str, num_processes: int = 1) -> int:
+    return run_processes([sys.executable, "-c", code], os.environ, num_processes)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [("pass", 0), ("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 128 + 9)],
+)
+def test_the_exit_code_comes_through(code: str, expected: int) -> None:
+    assert run_code(code) == expected
+
+
+COUNT_SIGNALS = """
+import os, signal, sys, time
+path = sys.argv[1] + os.environ.get("RANK", "")
+seen = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: seen.append(number))
+open(path, "x").close()
+while not seen:
+    time.sleep(0.01)
+time.sleep(0.5)  # a second one would come now
+open(path, "w").write(repr([int(number) for number in seen]))
+sys.exit(128 + seen[0])
+"""
+PARENT = """
+import os, sys
+from ldm.cli.processes import run_processes
+sys.exit(run_processes([sys.executable, "-c", sys.argv[1], sys.argv[2]], os.environ, int(sys.argv[3])))
+"""
+
+
+@pytest.mark.parametrize(
+    ("sent", "arrives", "num_processes"),
+    [(signal.SIGINT, 2, 1), (signal.SIGTERM, 15, 1), (signal.SIGHUP, 15, 1), (signal.SIGINT, 2, 2)],
+)
+def test_a_signal_reaches_each_process_once(
+    tmp_path: Path, sent: signal.Signals, arrives: int, num_processes: int
+) -> None:
+    """It is sent to the whole group, as Ctrl-C in a terminal is."""
+    base = tmp_path / "signals"
+    arguments = [PARENT, COUNT_SIGNALS, str(base), str(num_processes)]
+    parent = subprocess.Popen([sys.executable, "-c", *arguments], env=ENVIRONMENT, start_new_session=True)
+    expected = [base] if num_processes == 1 else [Path(f"{base}{rank}") for rank in range(num_processes)]
+    while not all(path.exists() for path in expected):
+        assert parent.poll() is None
+        time.sleep(0.01)
+    os.killpg(parent.pid, sent)
+    assert parent.wait() == 128 + arrives
+    assert [path.read_text() for path in expected] == [f"[{arrives}]"] * num_processes
+
+
+def test_an_ignored_hangup_stays_ignored() -> None:
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run_code("import os, signal; os.kill(os.getppid(), signal.SIGHUP)") == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
+def test_the_former_handlers_are_put_back() -> None:
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    run_code("pass")
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_processes_are_told_of_each_other(tmp_path: Path) -> None:
+    keys = ["WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"]
+    code = (
+        "import os, pathlib; e = os.environ; "
+        f"pathlib.Path({str(tmp_path)!r}, e['RANK']).write_text(' '.join(e[k] for k in {keys}))"
+    )
+    assert run_code(code, 3) == 0
+    told = [(tmp_path / str(rank)).read_text().split() for rank in range(3)]
+    assert [line[:4] for line in told] == [["3", "3", str(rank), "127.0.0.1"] for rank in range(3)]
+    assert len({line[4] for line in told}) == 1
+
+
+def test_the_failure_of_one_ends_the_others(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(processes, "GRACE_SEC", 0.3)
+    stubborn = "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    code = (
+        "import os, signal, sys, time\n"
+        f"if os.environ['RANK'] == '0': {stubborn}\n"
+        "print('error: out of memory', file=sys.stderr); sys.exit(7)"
+    )
+    assert run_code(code, 2) == 7
+    assert capfd.readouterr().err == "process 1 of 2 failed:\nerror: out of memory\n"
+
+
+def test_what_all_processes_refuse_is_said_once(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_code("import sys; print('error: no data', file=sys.stderr); sys.exit(2)", 3) == 2
+    assert capfd.readouterr().err == "error: no data\n"

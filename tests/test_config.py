@@ -1,0 +1,78 @@
+"""Settings: files, overrides, round trip, and errors that name the key and the mend."""
+
+from pathlib import Path
+
+import pytest
+
+from ldm.config import Settings, load_settings, to_yaml, validate
+from ldm.errors import UserError
+from train.autoencoder import AutoencoderSettings
+
+
+class Inner(Settings):
+    rate: float = 0.1
+    sizes: tuple[int, ...] = (1, 2)
+
+
+class Outer(Settings):
+    name: str
+    inner: Inner = Inner()
+    maybe: Inner | None = None
+
+
+def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("name: file\ninner: {rate: 1e-4}\n")
+    settings = load_settings(Outer, path, ["name=line", "inner.sizes=[3]"])
+    assert settings == Outer(name="line", inner=Inner(rate=0.0001, sizes=(3,)))
+
+
+def test_resolved_settings_load_back_equal(tmp_path: Path) -> None:
+    settings = validate(
+        AutoencoderSettings,
+        {"program": "autoencoder", "run_dir": "runs/é", "num_steps": 3, "data": {"path": "d"}},
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(settings), encoding="utf-8")
+    assert load_settings(AutoencoderSettings, path) == settings
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("inner.rat=1", "unknown setting 'inner.rat': did you mean 'rate'?"),
+        ("maybe.sises=1", "unknown setting 'maybe.sises': did you mean 'sizes'?"),
+        ("zzz=1", "unknown setting 'zzz': known here: name, inner, maybe"),
+        ("inner.rate=fast", "inner.rate = 'fast'"),
+        ("inner.rate=.nan", "inner.rate = nan"),
+        ("name.first=x", "'name' is a value, not a group"),
+        ("name", "'name' is no setting: write key=value"),
+        ("inner.sizes=[1", "inner.sizes=[1 cannot be read"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_mend(tmp_path: Path, override: str, said: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("name: file\n")
+    with pytest.raises(UserError) as error:
+        load_settings(Outer, path, [override])
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "does not exist"),
+        (b"name: [1\n", "line 2 is not valid YAML"),
+        (b"- 1\n", "holds no settings"),
+        (b"\xff\xfe", "cannot be read"),
+        (b"inner: {}\n", "setting 'name' is missing"),
+    ],
+)
+def test_a_faulty_file_is_named(tmp_path: Path, content: bytes | None, said: str) -> None:
+    path = tmp_path / "a.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.yaml") as error:
+        load_settings(Outer, path)
+    assert said in str(error.value)

@@ -1,0 +1,51 @@
+"""The path is diffusers' own, and what a prediction means can be undone."""
+
+import pytest
+import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+from ldm.schedule import NoiseSchedule, PredictionType, ScheduleSettings
+
+SCHEDULES = ["linear", "scaled_linear", "squaredcos_cap_v2"]
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("beta_schedule", SCHEDULES)
+def test_it_equals_diffusers_to_the_last_bit(beta_schedule: str, zero_snr: bool) -> None:
+    settings = ScheduleSettings.model_validate(
+        {
+            "beta_schedule": beta_schedule,
+            "rescale_betas_zero_snr": zero_snr,
+            "prediction_type": "v_prediction",
+        }
+    )
+    theirs = DDPMScheduler.from_config(settings.model_dump())
+    ours = NoiseSchedule(settings)
+    assert torch.equal(ours.alphas_cumprod, theirs.alphas_cumprod)
+    x_0, noise, timesteps = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2), torch.tensor([0, 500, 999])
+    assert torch.equal(ours.add_noise(x_0, noise, timesteps), theirs.add_noise(x_0, noise, timesteps))
+    velocity = ours.target(x_0, noise, timesteps)
+    assert torch.equal(velocity, theirs.get_velocity(x_0, noise, timesteps))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_a_perfect_prediction_gives_back_x_0(prediction_type: PredictionType) -> None:
+    schedule = NoiseSchedule(ScheduleSettings(prediction_type=prediction_type))
+    x_0, noise, timesteps = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2), torch.tensor([0, 300, 700])
+    x_t = schedule.add_noise(x_0, noise, timesteps)
+    target = schedule.target(x_0, noise, timesteps)
+    assert torch.allclose(schedule.x_0(target, x_t, timesteps), x_0, atol=1e-4)
+
+
+def test_alpha_and_sigma_lie_on_the_unit_circle_and_snr_is_their_ratio() -> None:
+    schedule, timesteps = NoiseSchedule(ScheduleSettings()), torch.arange(1000)
+    alpha, sigma = schedule.alpha(timesteps).flatten(), schedule.sigma(timesteps).flatten()
+    assert torch.allclose(alpha**2 + sigma**2, torch.ones(1000))
+    assert torch.allclose(schedule.snr(timesteps), (alpha / sigma) ** 2, rtol=1e-4)
+
+
+def test_zero_terminal_snr_ends_in_pure_noise_and_refuses_epsilon() -> None:
+    settings = ScheduleSettings(rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    assert NoiseSchedule(settings).snr(torch.tensor([999])).item() == 0
+    with pytest.raises(ValueError, match="epsilon says nothing"):
+        ScheduleSettings(rescale_betas_zero_snr=True)
