@@ -17,8 +17,8 @@ class ObjectiveSettings(Settings):
         1.0, gt=0, description="above 1 draws high noise more often, where a prompt decides; 1 draws all alike"
     )
 
-    weighting: Literal["none", "min_snr"] = Field(
-        "none", description="none: the plain DDPM loss; min_snr: Hang et al. 2023"
+    weighting: Literal["none", "min_snr", "x_0"] = Field(
+        "none", description="none: the plain DDPM loss; min_snr: Hang et al. 2023; x_0: the error of x_0, at each noise"
     )
     min_snr_gamma: float = Field(5.0, gt=0, description="gamma of min_snr")
 
@@ -28,9 +28,12 @@ def loss_weight(snr: Tensor, prediction_type: PredictionType, settings: Objectiv
 
     min-SNR (Eq. 6 of Hang et al. 2023) is min(snr, gamma) on the error of x_0. Written for each prediction so that
     it stays finite at snr = 0: epsilon min(1, gamma/snr), v min(snr, gamma)/(snr + 1).
+    `x_0` puts weight 1 on the error of x_0: v 1/(snr + 1); for epsilon it would be 1/snr, and is 1/max(snr, 0.01).
     """
     if settings.weighting == "none":
         return snr.new_ones(snr.shape)
+    if settings.weighting == "x_0":
+        return _x_0_weight(snr, prediction_type)
     gamma = settings.min_snr_gamma
     match prediction_type:
         case "epsilon":
@@ -39,6 +42,16 @@ def loss_weight(snr: Tensor, prediction_type: PredictionType, settings: Objectiv
             return snr.clamp(max=gamma)
         case "v_prediction":
             return snr.clamp(max=gamma) / (snr + 1)
+
+
+def _x_0_weight(snr: Tensor, prediction_type: PredictionType) -> Tensor:
+    match prediction_type:
+        case "epsilon":
+            return 1 / snr.clamp(min=0.01)
+        case "sample":
+            return snr.new_ones(snr.shape)
+        case "v_prediction":
+            return 1 / (snr + 1)
 
 
 def timestep_at(position: Tensor, schedule: NoiseSchedule, settings: ObjectiveSettings) -> Tensor:

@@ -22,6 +22,7 @@ def make_scheduler(name: str, config: Mapping[str, Any], *, karras: bool = False
         UserError: the name is unknown, needs an absent package, or cannot do what the model or `karras` asks.
     """
     entry = _entry(name)
+    config = _said(config)
     cls = _scheduler_class(entry)
     _check_fit(name, entry, config)
     if karras and "use_karras_sigmas" not in _settings_of(cls):
@@ -36,6 +37,12 @@ def make_scheduler(name: str, config: Mapping[str, Any], *, karras: bool = False
 def schedulers_for(config: Mapping[str, Any]) -> list[str]:
     """The names that can sample a model with this scheduler config here, needed packages included."""
     return [name for name, entry in SCHEDULERS.items() if entry.available and not _misfit(entry, config)]
+
+
+def _said(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says. The config of a scheduler in memory holds its class's defaults too, and their names."""
+    unsaid = {"_use_default_values", *config.get("_use_default_values", ())}
+    return {key: value for key, value in config.items() if key not in unsaid}
 
 
 def _entry(name: str) -> SchedulerEntry:

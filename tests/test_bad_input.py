@@ -225,7 +225,7 @@ def test_train_refuses(content: str, arguments: list[str], words: list[str]) -> 
 def test_a_training_program_refuses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, words: list[str]
 ) -> None:
-    """In this process; that its exit code and words pass through `ldm train` is tested in test_cli.py."""
+    """In this process; that its exit code and words pass through `ldm train` is tested in test_cli_train.py."""
     config = write_config(tmp_path / "config.yaml", AUTOENCODER, tmp_path / "data", tmp_path / "run")
     assert train_autoencoder([str(config), override]) == 2
     (line,) = capsys.readouterr().err.splitlines()

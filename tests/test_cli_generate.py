@@ -142,14 +142,14 @@ def test_the_grid_shows_all_pictures_in_order() -> None:
 def test_low_memory_makes_the_same_pictures_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = made("a", "b", "--output", "usual")
     sizes = []
-    sample = Pipeline._sample
+    make = Pipeline.generate
 
-    def counting(self: Pipeline, rows: list[tuple[str, int]], *rest: Any) -> Any:
+    def counting(self: Pipeline, prompts: list[str], **options: Any) -> Any:
         assert self.low_memory
-        sizes.append(len(rows))
-        return sample(self, rows, *rest)
+        sizes.append(len(prompts) * options["num_images"])
+        return make(self, prompts, **options)
 
-    monkeypatch.setattr(Pipeline, "_sample", counting)
+    monkeypatch.setattr(Pipeline, "generate", counting)
     low = made("a", "b", "--output", "low", "--low-memory")
     assert sizes == [1, 1]
     assert all(np.abs(pixels(a) - pixels(b)).max() <= 1 for a, b in zip(usual, low, strict=True))

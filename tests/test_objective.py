@@ -22,7 +22,15 @@ def test_min_snr_weighs_the_error_of_x_0_by_the_clamped_snr(prediction_type: Pre
 
 
 @pytest.mark.parametrize("prediction_type", KINDS)
-@pytest.mark.parametrize("weighting", ["none", "min_snr"])
+def test_x_0_weighting_counts_an_error_of_x_0_alike_at_each_noise(prediction_type: PredictionType) -> None:
+    snr = torch.tensor([0.02, 1.0, 80.0])
+    weight = loss_weight(snr, prediction_type, ObjectiveSettings(weighting="x_0"))
+    of_x_0 = {"epsilon": weight * snr, "v_prediction": weight * (snr + 1), "sample": weight}[prediction_type]
+    assert torch.allclose(of_x_0, torch.ones(3))
+
+
+@pytest.mark.parametrize("prediction_type", KINDS)
+@pytest.mark.parametrize("weighting", ["none", "min_snr", "x_0"])
 def test_the_weight_is_finite_at_zero_snr(prediction_type: PredictionType, weighting: str) -> None:
     settings = ObjectiveSettings.model_validate({"weighting": weighting})
     assert torch.isfinite(loss_weight(torch.tensor([0.0]), prediction_type, settings)).all()

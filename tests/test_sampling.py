@@ -70,6 +70,14 @@ def test_a_name_sets_the_sampler_whatever_the_models_config_says() -> None:
     assert make_scheduler("pndm", {**config, "skip_prk_steps": False}).config.skip_prk_steps is True
 
 
+def test_a_name_sets_the_sampler_also_on_the_config_of_a_scheduler_in_memory() -> None:
+    config = diffusers.DPMSolverMultistepScheduler(prediction_type="v_prediction").config
+    settings = make_scheduler("dpmpp_2m_sde", config, karras=True).config
+    assert (settings.algorithm_type, settings.use_karras_sigmas) == ("sde-dpmsolver++", True)
+    assert settings.prediction_type == "v_prediction"
+    assert make_scheduler("ddim", config).config.timestep_spacing == "leading"  # DDIM's own default
+
+
 def test_predictions_are_clipped_only_when_the_model_says_so() -> None:
     silent = {key: value for key, value in SD1_SCHEDULER.items() if key != "clip_sample"}
     assert make_scheduler("ddim", silent).config.clip_sample is False

@@ -48,7 +48,10 @@ class Box:
 
 
 def draw(scene: Scene, size_px: int, *key: int | str) -> Image.Image:
-    """The scene as an RGB picture, size_px square; another key as (seed, index), other places."""
+    """The scene as an RGB picture, size_px square (32 or more).
+
+    The key, for instance (seed, index), says which of the scene's pictures: it moves the things.
+    """
     image = Image.new("RGB", (size_px, size_px), BACKGROUNDS[scene.background])
     for thing, box in zip(scene.things, place(scene, *key), strict=True):
         corner = (box.left * size_px, box.top * size_px)

@@ -48,6 +48,12 @@ class Share:
         """The 95 % Wilson interval of the share."""
         return wilson_interval(self.num_right, self.num_judged)
 
+    def to_dict(self) -> dict[str, float]:
+        """share, low and high (the interval), num_right, num_judged; for JSON."""
+        low, high = self.interval
+        counts = {"num_right": self.num_right, "num_judged": self.num_judged}
+        return {"share": self.share, "low": low, "high": high, **counts}
+
     def __str__(self) -> str:
         low, high = self.interval
         return f"{self.share:.3f} [{low:.3f}, {high:.3f}] of {self.num_judged}"
@@ -64,16 +70,7 @@ class PromptFollowing:
 
     def to_dict(self) -> dict[str, dict[str, float]]:
         """By attribute: share, low and high (the 95 % Wilson interval), num_right, num_judged; for JSON."""
-        return {
-            name: {
-                "share": share.share,
-                "low": share.interval[0],
-                "high": share.interval[1],
-                "num_right": share.num_right,
-                "num_judged": share.num_judged,
-            }
-            for name, share in self.shares.items()
-        }
+        return {name: share.to_dict() for name, share in self.shares.items()}
 
     def __str__(self) -> str:
         return "; ".join(f"{name} {share}" for name, share in self.shares.items())

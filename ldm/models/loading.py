@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ldm.errors import UserError
+from ldm.files import read_json, write_json
 
 
 def load_unet(folder: Path, dtype: torch.dtype, variant: str | None = None) -> Any:
@@ -24,21 +25,21 @@ def load_unet(folder: Path, dtype: torch.dtype, variant: str | None = None) -> A
     """
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    return _load(UNet2DConditionModel, folder, torch_dtype=dtype, variant=variant)
+    return _load(UNet2DConditionModel, folder, dtype, variant)
 
 
 def load_vae(folder: Path, dtype: torch.dtype, variant: str | None = None) -> Any:
     """The `AutoencoderKL` of a folder, on the CPU; arguments and errors as `load_unet`."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    return _load(AutoencoderKL, folder, torch_dtype=dtype, variant=variant)
+    return _load(AutoencoderKL, folder, dtype, variant)
 
 
 def load_text_model(folder: Path, dtype: torch.dtype, variant: str | None = None) -> Any:
     """The `CLIPTextModel` of a folder, on the CPU; arguments and errors as `load_unet`."""
     from transformers.models.clip.modeling_clip import CLIPTextModel
 
-    return _load(CLIPTextModel, folder, dtype=dtype, variant=variant)
+    return _load(CLIPTextModel, folder, dtype, variant)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -55,17 +56,17 @@ def load_tokenizer(folder: Path) -> Any:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def _load(cls: Any, folder: Path, **options: Any) -> Any:
+def _load(cls: Any, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
     with _load_errors(folder), _no_progress_bars():
         model, info = cls.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, variant=variant
         )
     # A fresh random weight in place of a missing one would only show in the pictures.
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = sorted(str(name) for name in info[kind] if not str(name).endswith("position_ids"))
         if names:
             raise UserError(f"{folder}: {kind.replace('_', ' ')} in the weights: {names[0]}", _MEND)
-    return model
+    return _cast(model, dtype)
 
 
 _MEND = "config.json and the safetensors do not belong together"
@@ -83,10 +84,22 @@ def _load_errors(folder: Path) -> Iterator[None]:
 
 def save_network(network: Any, folder: Path, dtype: torch.dtype, max_shard_size: str) -> None:
     """Write a diffusers or transformers network as safetensors, split into files of `max_shard_size`."""
-    stored = copy.deepcopy(network)
-    nn.Module.to(stored, "cpu", dtype)  # diffusers' own `to` warns of every cast
+    stored = _cast(copy.deepcopy(network).cpu(), dtype)
     with _no_progress_bars():
         stored.save_pretrained(folder, max_shard_size=max_shard_size, **_names_for_old_readers(stored))
+    _compute_in_float32(folder / "config.json")
+
+
+def _cast(network: Any, dtype: torch.dtype) -> Any:
+    """`network.to(dtype)`, without the warning that diffusers has for it."""
+    return nn.Module.to(network, dtype)
+
+
+def _compute_in_float32(config_file: Path) -> None:
+    """transformers computes in the dtype of its config, diffusers in float32: a stock pipeline needs one for both."""
+    config = read_json(config_file)
+    if "dtype" in config:
+        write_json(config_file, config | {"dtype": "float32"})
 
 
 def _names_for_old_readers(network: nn.Module) -> dict[str, Any]:
