@@ -12,6 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import pytest
 
+from tests.tiny_emoji import packages  # noqa: F401  # a fixture of two test files
+
 
 def is_local(address: Any) -> bool:
     """Whether a socket address stays on this machine: a Unix socket, or a loopback host."""
