@@ -14,11 +14,14 @@ class ObjectiveSettings(Settings):
     """Which noise levels are drawn, and how the loss weighs them."""
 
     timestep_shift: float = Field(
-        1.0, gt=0, description="above 1 draws high noise more often, where a prompt decides; 1 draws all alike"
+        1.0,
+        gt=0,
+        description="above 1 draws high noise more often, where a prompt decides; 1 draws all alike",
     )
 
     weighting: Literal["none", "min_snr", "x_0"] = Field(
-        "none", description="none: the plain DDPM loss; min_snr: Hang et al. 2023; x_0: the error of x_0, at each noise"
+        "none",
+        description="none: the plain DDPM loss; min_snr: Hang et al. 2023; x_0: the error of x_0, at each noise",
     )
     min_snr_gamma: float = Field(5.0, gt=0, description="gamma of min_snr")
 
@@ -55,7 +58,10 @@ def _x_0_weight(snr: Tensor, prediction_type: PredictionType) -> Tensor:
 
 
 def timestep_at(position: Tensor, schedule: NoiseSchedule, settings: ObjectiveSettings) -> Tensor:
-    """Integer timesteps [B] for even draws [B] from [0, 1): shifted by s u / (1 + (s - 1) u), Eq. 23 of Esser et al. 2024."""
+    """Integer timesteps [B] for even draws u [B] from [0, 1).
+
+    The draws are moved to s u / (1 + (s - 1) u), with s the shift: Eq. 23 of Esser et al. 2024.
+    """
     count, shift = schedule.settings.num_train_timesteps, settings.timestep_shift
     shifted = shift * position / (1 + (shift - 1) * position)
     return (shifted * count).long().clamp(max=count - 1)

@@ -7,7 +7,7 @@ pipeline.generate("a red apple", seed=7).images[0]
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,9 @@ from ldm.models.autoencoder import KLAutoencoder
 from ldm.models.denoiser import UNetDenoiser
 from ldm.models.text import ClipTextEncoder
 from ldm.noise import image_generators, normal_per_image
-from ldm.request import LdmWarning, Request, check_latents, check_rows, complete_request
+from ldm.request import LdmWarning, Request, check_latents, check_rows, complete_request, program_settings
 from ldm.sampling import denoise, guide, make_scheduler, plan_steps
 from ldm.types import PromptEmbeds, Step
-from ldm.version import __version__
 
 __all__ = ["DTYPES", "Generation", "LdmWarning", "OnStep", "Pipeline", "load_pipeline", "pick_device"]
 
@@ -279,17 +278,9 @@ class Pipeline:
 
     def _settings(self, request: Request, prompt: str, seed: int) -> dict[str, Any]:
         """Everything needed to make one picture again, ready for JSON."""
-        return {
-            "prompt": prompt,
-            **asdict(request),
-            "seed": seed,
-            "model_id": self.model_id,
-            "weights_hash": self.weights_hash,
-            "engine": "torch",
-            "dtype": str(next(self.denoiser.parameters()).dtype).removeprefix("torch."),
-            "versions": _versions(),
-            "ldm_version": __version__,
-        }
+        made_with = {"model_id": self.model_id, "weights_hash": self.weights_hash, "engine": "torch"}
+        dtype = next(self.denoiser.parameters()).dtype
+        return request.picture_settings(prompt, seed) | made_with | program_settings(dtype)
 
 
 def _part(on_step: OnStep | None, index: int, num_batches: int) -> OnStep | None:
@@ -301,14 +292,3 @@ def _part(on_step: OnStep | None, index: int, num_batches: int) -> OnStep | None
         on_step(index * total + done, num_batches * total, step, latents)
 
     return report
-
-
-def _versions() -> dict[str, str]:
-    import diffusers
-    import transformers
-
-    return {
-        "torch": str(torch.__version__),
-        "diffusers": str(diffusers.__version__),
-        "transformers": str(transformers.__version__),
-    }

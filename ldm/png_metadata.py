@@ -13,26 +13,7 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from ldm.errors import UserError
 from ldm.files import write_bytes
-
-SCHEDULER_NAMES = {
-    "ddim": "DDIM",
-    "ddpm": "DDPM",
-    "deis": "DEIS",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "dpmpp_2s": "DPM++ 2S",
-    "dpmpp_sde": "DPM++ SDE",
-    "euler": "Euler",
-    "euler_a": "Euler a",
-    "heun": "Heun",
-    "kdpm2": "DPM2",
-    "kdpm2_a": "DPM2 a",
-    "lms": "LMS",
-    "pndm": "PLMS",
-    "sa_solver": "SA-Solver",
-    "unipc": "UniPC",
-}
-"""Our short names and A1111's; a name that is not here stands for itself."""
+from ldm.scheduler_names import SCHEDULERS
 
 _NEGATIVE = "Negative prompt: "
 _PAIR = re.compile(r'\s*(\w[\w /-]{1,60}):\s*("(?:[^"\\]|\\.)+"|[^,]*)(?:,|$)')
@@ -111,7 +92,7 @@ def _pairs(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     version = settings.get("ldm_version")
     pairs = {
         "Steps": settings.get("num_inference_steps"),
-        "Sampler": SCHEDULER_NAMES.get(str(scheduler), scheduler),
+        "Sampler": _title(str(scheduler)),
         "Schedule type": "Karras" if settings.get("karras") else None,
         "CFG scale": settings.get("guidance_scale"),
         "Seed": settings.get("seed"),
@@ -124,6 +105,11 @@ def _pairs(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "Version": None if version is None else f"ldm {version}",
     }
     return ((key, _number(value)) for key, value in pairs.items() if value is not None)
+
+
+def _title(scheduler: str) -> str:
+    """What A1111 calls a scheduler; a name that it has none for stands for itself."""
+    return SCHEDULERS[scheduler].title if scheduler in SCHEDULERS else scheduler
 
 
 def _number(value: Any) -> str:
@@ -180,7 +166,7 @@ def _size(value: str) -> dict[str, Any]:
 
 
 def _scheduler(value: str) -> dict[str, Any]:
-    short_names = {theirs: name for name, theirs in SCHEDULER_NAMES.items()}
+    short_names = {entry.title: name for name, entry in SCHEDULERS.items()}
     return {"scheduler": short_names.get(value, value)}
 
 

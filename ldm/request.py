@@ -3,14 +3,17 @@
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ldm.errors import UserError, unknown_name
 from ldm.model_folder import Defaults
 from ldm.scheduler_names import SCHEDULERS
+from ldm.version import __version__
 
 LARGEST_SEED = 2**63 - 1
 
@@ -31,6 +34,18 @@ class Request:
     karras: bool
     height: int
     width: int
+
+    def picture_settings(self, prompt: str, seed: int) -> dict[str, Any]:
+        """The settings of one picture, under the names of `Pipeline.generate`."""
+        return {"prompt": prompt, **asdict(self), "seed": seed}
+
+
+def program_settings(dtype: torch.dtype) -> dict[str, Any]:
+    """What made a picture: the number format, and the versions of the programs."""
+    versions = {"torch": str(torch.__version__)} | {
+        name: version(name) for name in ("diffusers", "transformers")
+    }
+    return {"dtype": str(dtype).removeprefix("torch."), "versions": versions, "ldm_version": __version__}
 
 
 def complete_request(defaults: Defaults, *, multiple: int, latents: Tensor | None, **given: Any) -> Request:

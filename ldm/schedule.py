@@ -94,7 +94,7 @@ class NoiseSchedule:
             **settings,
             "clip_sample": False,
             "set_alpha_to_one": False,
-            "steps_offset": 0 if spacing == "trailing" else 1,
+            "steps_offset": 1,  # what Stable Diffusion has; trailing spacing does not read it
             "timestep_spacing": spacing,
         }
 

@@ -65,7 +65,7 @@ SCHEDULERS: dict[str, SchedulerEntry] = {
     ),
     "unipc": SchedulerEntry("UniPCMultistepScheduler", "UniPC", {"solver_order": 2, "solver_type": "bh2"}),
     "pndm": SchedulerEntry("PNDMScheduler", "PLMS", {"skip_prk_steps": True}, reads_sample=False),
-    "lms": SchedulerEntry("LMSDiscreteScheduler", "LMS"),
+    "lms": SchedulerEntry("LMSDiscreteScheduler", "LMS", requires="scipy"),
     "deis": SchedulerEntry(
         "DEISMultistepScheduler",
         "DEIS",

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = {  # a room is a module or a folder; it imports rooms of lower floors and, if it is a folder, itself
     0: "ldm.errors ldm.types ldm.version",
-    1: "ldm.config ldm.noise ldm.files",
+    1: "ldm.config ldm.noise ldm.files ldm.scheduler_names",
     1.5: "ldm.schedule",  # its settings are made with ldm.config
     2: "ldm.images ldm.objective ldm.sampling",
     3: "ldm.data ldm.models",
@@ -25,7 +25,6 @@ FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.spl
 
 HALVES = {  # one noun in several files at the top level: these stand in the room named
     "ldm.png_metadata": "ldm.images",
-    "ldm.scheduler_names": "ldm.sampling",
     "ldm.schedulers": "ldm.sampling",
     "ldm.model_folder": "ldm.pipeline",
     "ldm.model_parts": "ldm.pipeline",

@@ -218,6 +218,13 @@ def test_what_is_no_plain_model_is_refused(model: Path, kind: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["no weights", "bin", "ckpt"])
+def test_weights_are_looked_at_before_anything_is_loaded(model: Path, kind: str) -> None:
+    DAMAGE[kind][0](model)
+    with pytest.raises(UserError, match="unet"):
+        check_folder(model)
+
+
 def test_safety_checker_is_left_alone(model: Path) -> None:
     edit(
         model / "model_index.json",
@@ -266,6 +273,18 @@ def test_embedded_name_wins_and_says_when_it_is_not_there(
 def test_a_model_that_is_nowhere(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         find_model(name)
+
+
+def test_a_hub_model_in_the_cache_needs_no_network(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--user--tiny"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(saved, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    assert find_model("user/tiny") == (cached / "snapshots" / commit, "user/tiny")
 
 
 def test_a_single_file_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,12 @@ from ldm.errors import UserError
 from ldm.sampling import SCHEDULERS, denoise, guide, make_scheduler, plan_steps, schedulers_for
 from ldm.types import PromptEmbeds, Step
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:Should have t[ab][<>]=t[01] but got:UserWarning"
+    ),  # torchsde's rounding
+]
 
 AVAILABLE = [name for name, entry in SCHEDULERS.items() if entry.available]
 IGNORING_ZERO_SNR = ["deis", "dpmpp_2s", "heun", "kdpm2", "kdpm2_a", "lms", "pndm", "sa_solver"]

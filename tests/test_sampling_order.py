@@ -17,7 +17,12 @@ from ldm.sampling import SCHEDULERS, denoise, make_scheduler
 from ldm.types import PromptEmbeds, Step
 
 # Two of diffusers' schedulers hand tensors to numpy in a way that numpy 2 dislikes.
-pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:Should have t[ab][<>]=t[01] but got:UserWarning"
+    ),  # torchsde's rounding
+]
 
 MEAN = 0.3
 SPREAD = torch.tensor([0.25, 0.5, 1.0, 2.0], dtype=torch.float64).view(1, 4, 1, 1)

@@ -205,11 +205,17 @@ def make_accelerator(settings: TrainSettings) -> Accelerator:
     """Accelerate on CUDA where there is one, else on the CPU.
 
     Raises:
-        UserError: bf16 was asked for without a CUDA device.
+        UserError: bf16 was asked for without a CUDA device, or there are fewer devices than processes.
     """
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
     if cpu and settings.mixed_precision == "bf16":
         raise UserError("mixed_precision = 'bf16' without a CUDA device", "set mixed_precision=no")
+    num_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not cpu and num_here > torch.cuda.device_count():
+        raise UserError(
+            f"{num_here} processes on {torch.cuda.device_count()} CUDA devices",
+            "start as many as there are devices",
+        )
     accelerator = Accelerator(cpu=cpu, mixed_precision=settings.mixed_precision)
     # Accelerate can come up as one process under a launcher of two; each would then train a model of its own.
     assert accelerator.num_processes == int(os.environ.get("WORLD_SIZE", "1"))
