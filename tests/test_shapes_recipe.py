@@ -11,7 +11,13 @@ from ldm.pipeline import load_pipeline
 from train import autoencoder, denoiser, text_encoder
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "shapes"
-SMALL = ["data.holdout_fraction=0", "global_batch_size=16", "log_every=1", "optim.num_warmup_steps=2", "device=cpu"]
+SMALL = [
+    "data.holdout_fraction=0",
+    "global_batch_size=16",
+    "log_every=1",
+    "optim.num_warmup_steps=2",
+    "device=cpu",
+]
 
 
 @pytest.fixture(scope="module")
