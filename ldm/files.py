@@ -44,10 +44,20 @@ def new_folder(dest: Path, *, replace: bool = False) -> Iterator[Path]:
         try:
             temporary.mkdir(parents=True)
             yield temporary
+            _open_to_readers(temporary)
             flush_folder(temporary)
             _swap(temporary, dest)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Give every file the mode that this user's new files have: safetensors writes its own for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
 
 
 def _swap(temporary: Path, dest: Path) -> None:

@@ -29,6 +29,15 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [p.name for p in dest.iterdir()] == ["a"]
 
 
+def test_others_may_read_what_was_written(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "made") as folder:
+        write_tensors(folder / "a.safetensors", {"a": torch.ones(1)})
+        (folder / "b.json").write_text("{}")
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "made").iterdir()}
+    (tmp_path / "plain").write_text("")
+    assert modes == {(tmp_path / "plain").stat().st_mode & 0o777}
+
+
 def test_a_folder_that_holds_something_is_kept_unless_replacing(tmp_path: Path) -> None:
     dest = tmp_path / "made"
     for replace, text in ((False, "old"), (True, "new")):
