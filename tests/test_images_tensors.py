@@ -1,9 +1,5 @@
 """Fitting images, the way to tensors and back, and grids."""
 
-import struct
-import zlib
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -17,35 +13,9 @@ from ldm.images import (
     tensor_to_images,
 )
 
-RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
-def quadrants() -> Image.Image:
-    """4 x 2: left half red over green, right half blue over white."""
-    image = Image.new("RGB", (4, 2))
-    for x in range(4):
-        image.putpixel((x, 0), RED if x < 2 else BLUE)
-        image.putpixel((x, 1), GREEN if x < 2 else WHITE)
-    return image
-
-
-def pixels(image: Image.Image) -> list[list[tuple[int, ...]]]:
-    return [[image.getpixel((x, y)) for x in range(image.width)] for y in range(image.height)]
-
-
-def png(path: Path, width: int, height: int, depth: int, color_type: int, rows: bytes) -> Path:
-    """A PNG made by hand, for depths that Pillow does not write."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0)
-    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
-    return path
-
-
-# What each EXIF orientation asks a viewer to do, in Pillow's terms; undone, it gives the file's pixels.
 def test_resize_and_crop_covers_and_cuts() -> None:
     stripes = Image.fromarray(
         np.tile(np.arange(0, 240, 8, dtype=np.uint8)[None, :, None], (10, 1, 3))
