@@ -52,7 +52,10 @@ def test_a_folder_that_holds_something_is_kept_unless_replacing(tmp_path: Path) 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "new/file"
     write_bytes(path, b"one")
+    reader = path.open("rb")  # a reader of the old file goes on reading the old one: it was not written over
     write_bytes(path, b"two")
+    with reader:
+        assert reader.read() == b"one"
     assert path.read_bytes() == b"two"
     assert [p.name for p in path.parent.iterdir()] == ["file"]
 
