@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ldm.config import Settings
-from ldm.data.batches import ImageSamples, ImageTransform
+from ldm.data.batches import ImageSamples, ImageTransform, pixel_batches
 from ldm.data.folder import Sample, holdout_split, read_folder
 from ldm.evaluate.reconstruction import psnr, ssim
 from ldm.files import new_folder, write_json
@@ -106,8 +106,7 @@ def measure(autoencoder: nn.Module, samples: Sequence[Sample], transform: ImageT
     """Mean PSNR (dB) and SSIM over samples, from the posterior's mean."""
     device = next(autoencoder.parameters()).device
     scores = []
-    for start in range(0, len(samples), 32):
-        pixel_values = torch.stack([transform(s) for s in samples[start : start + 32]])
+    for pixel_values in pixel_batches(samples, transform):
         output = reconstruct(autoencoder, pixel_values.to(device)).cpu()
         scores.append(torch.stack([psnr(output, pixel_values), ssim(output, pixel_values)], dim=1))
     means = torch.cat(scores).mean(dim=0)
@@ -119,9 +118,8 @@ def latent_std(autoencoder: nn.Module, samples: Sequence[Sample], transform: Ima
     """Root mean square of the posterior means: one over it is the scaling factor that gives latents unit size."""
     device = next(autoencoder.parameters()).device
     squares = []
-    for start in range(0, len(samples), 32):
-        pixel_values = torch.stack([transform(s) for s in samples[start : start + 32]]).to(device)
-        posterior = autoencoder.encode(pixel_values).latent_dist  # type: ignore[operator]
+    for pixel_values in pixel_batches(samples, transform):
+        posterior = autoencoder.encode(pixel_values.to(device)).latent_dist  # type: ignore[operator]
         squares.append((posterior.mean.square() + posterior.var).mean(dim=(1, 2, 3)).cpu())
     return float(torch.cat(squares).mean().sqrt())
 

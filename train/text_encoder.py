@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ldm.data.batches import ImageSamples, ImageTransform
+from ldm.data.batches import ImageSamples, ImageTransform, pixel_batches
 from ldm.data.folder import Sample, holdout_split, read_folder
 from ldm.errors import UserError
 from ldm.evaluate.retrieval import recall_at
@@ -83,12 +83,10 @@ class TextEncoderTask(nn.Module):
     def similarity(self, samples: Sequence[Sample], transform: ImageTransform) -> Tensor:
         """Cosine similarity [N, N] of each sample's image (row) and each sample's first caption (column)."""
         device = next(self.parameters()).device
-        images, texts = [], []
+        images = [self.encode_images(p.to(device)) for p in pixel_batches(samples, transform)]
+        texts = []
         for start in range(0, len(samples), 32):
-            part = samples[start : start + 32]
-            pixel_values = torch.stack([transform(sample) for sample in part])
-            images.append(self.encode_images(pixel_values.to(device)))
-            ids = token_ids(self.tokenizer, [sample.text for sample in part])
+            ids = token_ids(self.tokenizer, [sample.text for sample in samples[start : start + 32]])
             texts.append(self.clip.encode_text(ids.to(device), normalize=True).float())
         return (torch.cat(images) @ torch.cat(texts).T).cpu()
 

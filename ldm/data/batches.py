@@ -193,6 +193,14 @@ def draw_flip(sample: Sample, flip: bool, draw: tuple[int | str, ...]) -> bool:
     return flip and flip_allowed(sample) and noise.uniform(*draw, "flip") < 0.5
 
 
+def pixel_batches(
+    samples: Sequence[Sample], transform: ImageTransform, batch_size: int = 32
+) -> Iterator[Tensor]:
+    """Every sample's pixel values in order, [B, 3, H, W] with B at most `batch_size`."""
+    for start in range(0, len(samples), batch_size):
+        yield torch.stack([transform(sample) for sample in samples[start : start + batch_size]])
+
+
 def encode_samples(
     samples: Sequence[Sample],
     transform: ImageTransform,
@@ -203,10 +211,9 @@ def encode_samples(
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Tensor:
     """The moments of every sample, [N, V, 2C, h, w] float32; V = 2 (as is, mirrored) with `flip`, else 1."""
-    rows = []
-    for start in range(0, len(samples), batch_size):
-        pixel_values = torch.stack([transform(s) for s in samples[start : start + batch_size]])
+    rows: list[Tensor] = []
+    for pixel_values in pixel_batches(samples, transform, batch_size):
         variants = [pixel_values, pixel_values.flip(-1)] if flip else [pixel_values]
         rows.append(torch.stack([encode_images(v).float().cpu() for v in variants], dim=1))
-        on_progress(min(start + batch_size, len(samples)))
+        on_progress(sum(map(len, rows)))
     return torch.cat(rows)
