@@ -8,7 +8,6 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,25 +35,37 @@ _warning_lock = threading.Lock()
 
 
 def open_image(
-    path: str | os.PathLike[str], *, background: Color = WHITE, max_pixels: int = MAX_PIXELS
+    file: str | os.PathLike[str] | bytes,
+    *,
+    name: str | None = None,
+    background: Color = WHITE,
+    max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
     """The picture in a file as an RGB image, fully decoded, upright, transparency laid on `background`.
+
+    Args:
+        file: its path, or its bytes.
+        name: what messages call it; by default the path.
 
     Raises:
         UserError: the file is missing, unreadable, no image, broken, truncated or above `max_pixels`.
     """
-    return open_image_noted(path, background=background, max_pixels=max_pixels)[0]
+    return open_image_noted(file, name=name, background=background, max_pixels=max_pixels)[0]
 
 
 def open_image_noted(
-    path: str | os.PathLike[str], *, background: Color = WHITE, max_pixels: int = MAX_PIXELS
+    file: str | os.PathLike[str] | bytes,
+    *,
+    name: str | None = None,
+    background: Color = WHITE,
+    max_pixels: int = MAX_PIXELS,
 ) -> tuple[Image.Image, list[str]]:
     """As `open_image`, with notes on what of the file was left out, such as "first of 12 frames used"."""
-    path = Path(path)
-    image, notes = _decode(path, max_pixels)
+    name = name or ("the image" if isinstance(file, bytes) else os.fspath(file))
+    image, notes = _decode(file, name, max_pixels)
     if image.mode == "F" or image.mode == "LAB":
-        raise UserError(f"{path}: pixels of type {image.mode} have no fixed range", _SAVE_AGAIN)
-    image = _to_8_bit(image, path)
+        raise UserError(f"{name}: pixels of type {image.mode} have no fixed range", _SAVE_AGAIN)
+    image = _to_8_bit(image, name)
     if image.has_transparency_data:
         image = image.convert("RGBA")
     elif image.mode not in ("L", "RGB", "CMYK"):
@@ -63,39 +74,41 @@ def open_image_noted(
     return _flatten(image, background), notes + color_notes
 
 
-def _decode(path: Path, max_pixels: int) -> tuple[Image.Image, list[str]]:
+def _decode(
+    file: str | os.PathLike[str] | bytes, name: str, max_pixels: int
+) -> tuple[Image.Image, list[str]]:
     """The first frame in the file's own mode, loaded and upright, with notes."""
     try:
-        with _open_quietly(path) as image:
+        with _open_quietly(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             num_pixels = image.width * image.height
             if num_pixels > max_pixels:
-                raise _too_large(path, f"{image.width} x {image.height} pixels", max_pixels)
+                raise _too_large(name, f"{image.width} x {image.height} pixels", max_pixels)
             notes = _frame_notes(image)
             return ImageOps.exif_transpose(image), notes
     except UserError:
         raise
     except Image.DecompressionBombError as error:
-        raise _too_large(path, str(error), max_pixels) from error
+        raise _too_large(name, str(error), max_pixels) from error
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise UserError(f"{path}: {error.strerror}", "name a readable image file") from error
+        raise UserError(f"{name}: {error.strerror}", "name a readable image file") from error
     except Exception as error:  # decoders of foreign bytes raise nearly anything
-        raise UserError(f"{path}: {_reason(path, error)}", _SAVE_AGAIN) from error
+        raise UserError(f"{name}: {_reason(file, error)}", _SAVE_AGAIN) from error
 
 
-def _open_quietly(path: Path) -> Image.Image:
+def _open_quietly(file: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
     """Read the header only, without Pillow's warnings: what is too large or odd is refused here."""
     formats = set(Image.registered_extensions().values())
     with _warning_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Image.open(path, formats=[name for name in _FORMATS if name in formats])
+        return Image.open(file, formats=[name for name in _FORMATS if name in formats])
 
 
-def _too_large(path: Path, what: str, max_pixels: int) -> UserError:
-    return UserError(f"{path}: too large ({what})", f"shrink it to at most {max_pixels / 1e6:.0f} megapixels")
+def _too_large(name: str, what: str, max_pixels: int) -> UserError:
+    return UserError(f"{name}: too large ({what})", f"shrink it to at most {max_pixels / 1e6:.0f} megapixels")
 
 
-def _reason(path: Path, error: Exception) -> str:
-    if path.stat().st_size == 0:
+def _reason(file: str | os.PathLike[str] | bytes, error: Exception) -> str:
+    if (len(file) if isinstance(file, bytes) else os.stat(file).st_size) == 0:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
         return "not an image in a known format, or its header is broken"
@@ -112,13 +125,13 @@ def _frame_notes(image: Image.Image) -> list[str]:
     return [f"animated: first of {num_frames} frames used"]
 
 
-def _to_8_bit(image: Image.Image, path: Path) -> Image.Image:
+def _to_8_bit(image: Image.Image, name: str) -> Image.Image:
     """16-bit grey values v as round(v / 257); Pillow's own conversion clips them at 255."""
     if not image.mode.startswith("I"):
         return image
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
-        raise UserError(f"{path}: 32-bit grey values have no fixed range", _SAVE_AGAIN)
+        raise UserError(f"{name}: 32-bit grey values have no fixed range", _SAVE_AGAIN)
     grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     grey.info = {key: value for key, value in image.info.items() if key != "transparency"}
     clear = image.info.get("transparency")

@@ -16,7 +16,8 @@ from ldm.data.batches import (
     make_loader,
     steps_per_epoch,
 )
-from ldm.data.folder import Sample, read_folder
+from ldm.data.folder import read_folder
+from ldm.data.sample import Sample
 from tests.tiny_runs import write_squares
 
 
@@ -78,7 +79,7 @@ def test_the_draws_change_with_the_epoch_and_the_sample(samples: list[Sample]) -
 def test_only_samples_that_may_be_are_mirrored(tmp_path: Path) -> None:
     data = write_squares(tmp_path / "data")
     plain = read_folder(data)
-    kept = [Sample(s.sample_id, s.path, s.captions, may_flip=i != 0) for i, s in enumerate(plain)]
+    kept = [Sample(s.sample_id, s.image, s.captions, may_flip=i != 0) for i, s in enumerate(plain)]
     moments = torch.arange(2.0).view(1, 2, 1, 1, 1).expand(len(kept), 2, 2, 1, 1)
     dataset = LatentSamples(kept, moments, seed=0, caption_dropout=0.0)
     variants = [[dataset[SampleKey(e, i)]["moments"][0].item() for e in range(60)] for i in (0, 1)]

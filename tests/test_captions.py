@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ldm.data.captions import caption_for, directional_words, flip_allowed
-from ldm.data.folder import Sample
+from ldm.data.sample import FileImage, Sample
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_directional_words_are_whole_words(caption: str, words: list[str]) -> No
 
 
 def sample(*captions: str, may_flip: bool | None = None) -> Sample:
-    return Sample("a.png", Path("a.png"), captions, may_flip)
+    return Sample("a.png", FileImage(Path("a.png")), captions, may_flip)
 
 
 def test_the_folder_decides_on_flips_before_the_words_do() -> None:

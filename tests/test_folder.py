@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ldm.data.folder import Sample, holdout_split, read_folder
+from ldm.data.folder import read_folder
+from ldm.data.sample import FileImage, Sample, holdout_split
 from ldm.errors import UserError
 from tests.tiny_folders import image, jsonl, row
 
@@ -20,10 +21,12 @@ def test_jsonl_in_its_own_order_with_all_columns(tmp_path: Path) -> None:
         tmp_path, row("./images/a.png", "one", captions=["two", "one"], flip=False, tag=3), row("b.png", "x")
     )
     first, second = read_folder(tmp_path)
-    assert first == Sample("images/a.png", tmp_path / "images/a.png", ("one", "two"), False, {"tag": 3})
-    assert second == Sample("b.png", tmp_path / "b.png", ("x",), None, {})
+    assert first == Sample(
+        "images/a.png", FileImage(tmp_path / "images/a.png"), ("one", "two"), False, extra={"tag": 3}
+    )
+    assert second == Sample("b.png", FileImage(tmp_path / "b.png"), ("x",))
     assert first.text == "one"
-    assert first.path.is_file()
+    assert first.open().size
 
 
 def test_csv_and_parquet_read_as_jsonl_does(tmp_path: Path) -> None:

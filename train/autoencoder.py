@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from ldm.config import Settings
 from ldm.data.batches import ImageSamples, ImageTransform, pixel_batches
-from ldm.data.folder import Sample, holdout_split, read_folder
+from ldm.data.folder import read_folder
+from ldm.data.sample import Sample, holdout_split
 from ldm.evaluate.reconstruction import psnr, ssim
 from ldm.files import new_folder, write_json
 from ldm.images import image_grid, tensor_to_images

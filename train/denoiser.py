@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ldm.config import Settings
 from ldm.data.batches import ImageTransform, LatentSamples, encode_samples
 from ldm.data.captions import directional_words
-from ldm.data.folder import Sample, holdout_split, read_folder
+from ldm.data.folder import read_folder
+from ldm.data.sample import Sample, holdout_split
 from ldm.errors import UserError
 from ldm.images import image_grid
 from ldm.model_folder import Defaults

@@ -17,7 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ldm.data.batches import ImageSamples, ImageTransform, pixel_batches
-from ldm.data.folder import Sample, holdout_split, read_folder
+from ldm.data.folder import read_folder
+from ldm.data.sample import Sample, holdout_split
 from ldm.errors import UserError
 from ldm.evaluate.retrieval import recall_at
 from ldm.files import new_folder, write_json

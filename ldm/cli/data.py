@@ -10,7 +10,7 @@ import typer
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
-    from ldm.data.folder import Sample
+    from ldm.data.sample import Sample
 
 NUM_SHOWN = 3
 """How many of the longest captions, and of each kind of note, are shown."""
@@ -58,7 +58,7 @@ def _open_all(samples: "Sequence[Sample]") -> tuple[list[tuple[int, int]], dict[
     faults: list[str] = []
     for sample in track(samples, len(samples), "image"):
         try:
-            image, found = open_image_noted(sample.path)
+            image, found = open_image_noted(sample.image.read(), name=sample.image.name)
         except UserError as error:
             faults.append(str(error))
             continue

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ldm import noise
 from ldm.data.captions import caption_for, flip_allowed
-from ldm.data.folder import Sample
-from ldm.images import image_to_tensor, open_image, resize_and_crop
+from ldm.data.sample import Sample
+from ldm.images import image_to_tensor, resize_and_crop
 
 
 class SampleKey(NamedTuple):
@@ -111,7 +111,7 @@ class ImageTransform:
         Raises:
             UserError: the file is broken, truncated or no image.
         """
-        image = open_image(sample.path, background=self.background)
+        image = sample.open(self.background)
         pixel_values = image_to_tensor(resize_and_crop(image, self.height, self.width))
         return pixel_values.flip(-1) if flip else pixel_values
 

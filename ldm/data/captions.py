@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from ldm.data.folder import Sample
+from ldm.data.sample import Sample
 from ldm.noise import choice, uniform
 
 _DIRECTION = re.compile(

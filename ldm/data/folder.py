@@ -5,10 +5,8 @@ Captions come from `metadata.jsonl`, `metadata.csv` or `metadata.parquet` (the I
 """
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from ldm.data.metadata import (
     FILE_NAMES,
@@ -21,34 +19,11 @@ from ldm.data.metadata import (
     row_list,
     row_text,
 )
+from ldm.data.sample import FileImage, Sample
 from ldm.errors import UserError
 from ldm.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES
-from ldm.noise import key_to_seed
 
 _DOCUMENTS = frozenset({"readme", "license", "licence", "notice", "attribution", "credits"})
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One captioned image.
-
-    Attributes:
-        sample_id: the file name relative to the folder, with "/"; keys every random draw.
-        path: where the image lies.
-        captions: its captions, at least one; the first is `text`.
-        may_flip: whether mirroring keeps the captions true, or None when the folder does not say.
-        extra: the row's other columns.
-    """
-
-    sample_id: str
-    path: Path
-    captions: tuple[str, ...]
-    may_flip: bool | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def text(self) -> str:
-        return self.captions[0]
 
 
 def read_folder(root: str | os.PathLike[str], *, caption_column: str = "text") -> list[Sample]:
@@ -78,22 +53,6 @@ def read_folder(root: str | os.PathLike[str], *, caption_column: str = "text") -
     samples = _read_metadata(root, metadata, caption_column)
     _refuse_unlisted(metadata, samples, images, sidecars)
     return samples
-
-
-def holdout_split(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Split into (train, held out), about `fraction` held out.
-
-    A sample's side depends on its id and the seed alone: not on the order, nor on which others there are.
-    """
-    if not 0 <= fraction < 1:
-        raise UserError(f"held-out fraction {fraction} is out of range", "use a number from 0 up to 1")
-    held_out = [sample for sample in samples if _position(sample, seed) < fraction]
-    return [sample for sample in samples if _position(sample, seed) >= fraction], held_out
-
-
-def _position(sample: Sample, seed: int) -> float:
-    """A number in [0, 1) that belongs to a sample id."""
-    return key_to_seed(seed, sample.sample_id, "holdout") / 2**63
 
 
 def _suffix(name: str) -> str:
@@ -174,7 +133,7 @@ def _sample_of_row(root: Path, row: Row, caption_column: str) -> Sample:
     used = {"file_name", caption_column, "captions", "flip"}
     return Sample(
         sample_id=PurePosixPath(name).as_posix(),
-        path=_inside(root, name, row.place),
+        image=FileImage(_inside(root, name, row.place)),
         captions=_distinct(clean_caption(caption, row.place) for caption in captions),
         may_flip=row_bool(row, "flip"),
         extra={key: value for key, value in row.values.items() if key not in used},
@@ -206,7 +165,7 @@ def _read_sidecars(root: Path, images: list[str], sidecars: list[str]) -> list[S
 def _sample_of_sidecar(root: Path, image: str, sidecar: str) -> Sample:
     path = _inside(root, sidecar, str(root))
     caption = clean_caption(decode_utf8(path), str(path))
-    return Sample(sample_id=image, path=_inside(root, image, str(root)), captions=(caption,))
+    return Sample(sample_id=image, image=FileImage(_inside(root, image, str(root))), captions=(caption,))
 
 
 def _refuse_unlisted(metadata: Path, samples: list[Sample], images: list[str], sidecars: list[str]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.data.folder import Sample
+from ldm.data.sample import Sample
 from ldm.evaluate.recall import measure_recall
 from ldm.files import new_folder, write_json
 from ldm.images import image_grid

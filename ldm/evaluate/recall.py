@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ldm.data.batches import ImageTransform
-from ldm.data.folder import Sample
+from ldm.data.sample import Sample
 from ldm.evaluate.prompt_following import Share
 from ldm.images import image_to_tensor
 from ldm.noise import permutation

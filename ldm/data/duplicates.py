@@ -1,0 +1,119 @@
+"""Images that are there twice: the same bytes, or pictures that look alike.
+
+The perceptual hash is the DCT hash of Zauner 2010 ("Implementation and Benchmarking of Perceptual Image Hash
+Functions", section 3.2.1) with two changes that icons need: a coefficient near zero counts as not positive
+(half of them are zero where a picture is symmetric, and their signs would be chance), and some of the bits tell
+the mean colour, so that a red heart is no duplicate of a blue one.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ldm.data.sample import Facts
+
+_SIZE_PX = 32
+_NUM_WAVES = 7  # frequencies 0 to 6 in each direction: 49 coefficients, without the first and the last
+_NOISE_LEVELS, _NOISE_FRACTION = 0.5, 0.02
+_MEAN_LIMITS = ((20, 70, 128, 185, 235), (-40, -15, -5, 5, 15, 40), (-40, -15, -5, 5, 15, 40))
+
+_Hashes = NDArray[np.uint64]
+
+
+def perceptual_hash(image: Image.Image) -> int:
+    """64 bits of which few change when an RGB image is scaled, saved again as JPEG or slightly brightened.
+
+    47 bits are the signs of the low frequencies of the luminance at 32 x 32, 17 the means of luminance and of
+    the two colour differences, each as a row of limits passed (so that a small change turns one bit at most).
+    """
+    small = image.convert("RGB").resize((_SIZE_PX, _SIZE_PX), Image.Resampling.BOX, reducing_gap=2.0)
+    planes = np.moveaxis(np.asarray(small.convert("YCbCr"), dtype=np.float64), -1, 0)
+    waves = _cosines() @ planes[0] @ _cosines().T
+    structure = waves.ravel()[1:-1]
+    limit = max(_NOISE_LEVELS, _NOISE_FRACTION * float(np.abs(structure).max()))
+    means = planes.mean(axis=(1, 2)) - np.array([0.0, 128.0, 128.0])
+    passed = [mean > np.array(limits) for mean, limits in zip(means, _MEAN_LIMITS, strict=True)]
+    bits = np.concatenate([structure > limit, *passed])
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def _cosines() -> NDArray[np.float64]:
+    """The first rows of the DCT-II [7, 32], scaled so that a coefficient is in levels of grey (0 to 255)."""
+    place = (np.arange(_SIZE_PX) + 0.5) * np.pi / _SIZE_PX
+    rows = np.cos(np.arange(_NUM_WAVES)[:, None] * place)
+    rows[1:] *= np.sqrt(2.0)
+    return np.asarray(rows / _SIZE_PX)
+
+
+def hash_distance(first: int, second: int) -> int:
+    """How many of the 64 bits differ: 0 for the same picture, about 25 for two unlike ones."""
+    return (first ^ second).bit_count()
+
+
+def exact_duplicates(facts: Mapping[str, Facts]) -> list[list[str]]:
+    """The groups of sample ids whose images have the same bytes, sorted."""
+    by_content: dict[str, list[str]] = {}
+    for sample_id, found in facts.items():
+        by_content.setdefault(found.content_hash, []).append(sample_id)
+    return _groups(by_content.values())
+
+
+def near_duplicates(hashes: Mapping[str, int], max_distance: int = 4) -> list[list[str]]:
+    """The groups of sample ids whose pictures look alike: linked by pairs with at most `max_distance` bits apart.
+
+    Two hashes that differ in d bits agree in one of d + 1 bands of bits, so only those that agree in a band are
+    compared: a second or two for 50,000 images.
+
+    Args:
+        hashes: `perceptual_hash` by sample id.
+    """
+    by_hash: dict[int, list[str]] = {}
+    for sample_id, value in hashes.items():
+        by_hash.setdefault(value, []).append(sample_id)
+    values = np.array(list(by_hash), dtype=np.uint64)
+    parent = list(range(len(values)))
+    for first, second in _close_pairs(values, max_distance):
+        parent[_root(parent, first)] = _root(parent, second)
+    linked: dict[int, list[str]] = {}
+    for index, ids in enumerate(by_hash.values()):
+        linked.setdefault(_root(parent, index), []).extend(ids)
+    return _groups(linked.values())
+
+
+def _groups(candidates: Iterable[list[str]]) -> list[list[str]]:
+    """Those of more than one member, sorted."""
+    return sorted(sorted(members) for members in candidates if len(members) > 1)
+
+
+def _root(parent: list[int], index: int) -> int:
+    """The first of an index's group (union-find; the path is halved on the way)."""
+    while parent[index] != index:
+        parent[index] = parent[parent[index]]
+        index = parent[index]
+    return index
+
+
+def _close_pairs(values: _Hashes, max_distance: int) -> Iterator[tuple[int, int]]:
+    """Indices of distinct hashes at most `max_distance` bits apart; a pair may come more than once."""
+    for band in range(max_distance + 1):
+        mask = np.uint64(sum(1 << bit for bit in range(band, 64, max_distance + 1)))
+        for members in _agreeing(values & mask):
+            yield from _close_among(values, members, max_distance)
+
+
+def _agreeing(keys: _Hashes) -> Iterator[NDArray[np.intp]]:
+    """The indices of equal keys, for every key that occurs more than once."""
+    order = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.diff(keys[order])) + 1
+    yield from (members for members in np.split(order, starts) if len(members) > 1)
+
+
+def _close_among(values: _Hashes, members: NDArray[np.intp], max_distance: int) -> Iterator[tuple[int, int]]:
+    """The close pairs among some hashes, one row at a time, so that memory stays linear."""
+    among = values[members]
+    for row in range(len(members) - 1):
+        close = np.bitwise_count(among[row + 1 :] ^ among[row]) <= max_distance
+        for other in np.flatnonzero(close):
+            yield int(members[row]), int(members[row + 1 + other])
