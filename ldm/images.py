@@ -74,6 +74,21 @@ def open_image_noted(
     return _flatten(image, background), notes + color_notes
 
 
+def open_alpha(
+    file: str | os.PathLike[str] | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """The transparency of a picture as a grey image, 255 where it is opaque, upright as `open_image` has it.
+
+    Raises:
+        UserError: as `open_image`.
+    """
+    name = name or ("the image" if isinstance(file, bytes) else os.fspath(file))
+    image = _to_8_bit(_decode(file, name, max_pixels)[0], name)
+    if not image.has_transparency_data:
+        return Image.new("L", image.size, 255)
+    return image.convert("RGBA").getchannel("A")
+
+
 def _decode(
     file: str | os.PathLike[str] | bytes, name: str, max_pixels: int
 ) -> tuple[Image.Image, list[str]]:
@@ -83,6 +98,7 @@ def _decode(
             num_pixels = image.width * image.height
             if num_pixels > max_pixels:
                 raise _too_large(name, f"{image.width} x {image.height} pixels", max_pixels)
+            _parse_exif_quietly(image)
             notes = _frame_notes(image)
             return ImageOps.exif_transpose(image), notes
     except UserError:
@@ -101,6 +117,14 @@ def _open_quietly(file: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
     with _warning_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return Image.open(file, formats=[name for name in _FORMATS if name in formats])
+
+
+def _parse_exif_quietly(image: Image.Image) -> None:
+    """Cut-off EXIF data is worth no warning; what was read of it counts."""
+    if "exif" in image.info:
+        with _warning_lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.getexif()
 
 
 def _too_large(name: str, what: str, max_pixels: int) -> UserError:

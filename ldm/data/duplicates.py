@@ -16,8 +16,10 @@ from ldm.data.sample import Facts
 
 _SIZE_PX = 32
 _NUM_WAVES = 7  # frequencies 0 to 6 in each direction: 49 coefficients, without the first and the last
-_NOISE_LEVELS, _NOISE_FRACTION = 0.5, 0.02
+_NOISE_LEVELS, _NOISE_FRACTION = 0.25, 0.01
 _MEAN_LIMITS = ((20, 70, 128, 185, 235), (-40, -15, -5, 5, 15, 40), (-40, -15, -5, 5, 15, 40))
+
+_NUM_ROWS = 256
 
 _Hashes = NDArray[np.uint64]
 
@@ -26,7 +28,7 @@ def perceptual_hash(image: Image.Image) -> int:
     """64 bits of which few change when an RGB image is scaled, saved again as JPEG or slightly brightened.
 
     47 bits are the signs of the low frequencies of the luminance at 32 x 32, 17 the means of luminance and of
-    the two colour differences, each as a row of limits passed (so that a small change turns one bit at most).
+    the two colour differences, each as a row of limits passed (so that a small change turns few bits).
     """
     small = image.convert("RGB").resize((_SIZE_PX, _SIZE_PX), Image.Resampling.BOX, reducing_gap=2.0)
     planes = np.moveaxis(np.asarray(small.convert("YCbCr"), dtype=np.float64), -1, 0)
@@ -48,7 +50,7 @@ def _cosines() -> NDArray[np.float64]:
 
 
 def hash_distance(first: int, second: int) -> int:
-    """How many of the 64 bits differ: 0 for the same picture, about 25 for two unlike ones."""
+    """How many of the 64 bits differ: 0 for the same picture, some 20 for two unlike ones."""
     return (first ^ second).bit_count()
 
 
@@ -111,9 +113,9 @@ def _agreeing(keys: _Hashes) -> Iterator[NDArray[np.intp]]:
 
 
 def _close_among(values: _Hashes, members: NDArray[np.intp], max_distance: int) -> Iterator[tuple[int, int]]:
-    """The close pairs among some hashes, one row at a time, so that memory stays linear."""
+    """The close pairs among some hashes, some rows at a time, so that memory stays linear."""
     among = values[members]
-    for row in range(len(members) - 1):
-        close = np.bitwise_count(among[row + 1 :] ^ among[row]) <= max_distance
-        for other in np.flatnonzero(close):
-            yield int(members[row]), int(members[row + 1 + other])
+    for start in range(0, len(members), _NUM_ROWS):
+        distances = np.bitwise_count(among[start : start + _NUM_ROWS, None] ^ among[start:])
+        rows, columns = np.nonzero(np.triu(distances <= max_distance, k=1))
+        yield from zip(members[start + rows].tolist(), members[start + columns].tolist(), strict=True)

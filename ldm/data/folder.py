@@ -5,7 +5,6 @@ Captions come from `metadata.jsonl`, `metadata.csv` or `metadata.parquet` (the I
 """
 
 import os
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from ldm.data.metadata import (
@@ -15,9 +14,8 @@ from ldm.data.metadata import (
     decode_utf8,
     metadata_file,
     read_rows,
-    row_bool,
-    row_list,
     row_text,
+    sample_of_row,
 )
 from ldm.data.sample import FileImage, Sample
 from ldm.errors import UserError
@@ -26,10 +24,12 @@ from ldm.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES
 _DOCUMENTS = frozenset({"readme", "license", "licence", "notice", "attribution", "credits"})
 
 
-def read_folder(root: str | os.PathLike[str], *, caption_column: str = "text") -> list[Sample]:
+def read_folder(
+    root: str | os.PathLike[str], *, caption_column: str = "text", file_column: str = "file_name"
+) -> list[Sample]:
     """Every image below `root` with its captions, in the order of the metadata or else of the file names.
 
-    Beside `file_name` and the caption column a row may have `captions` (a list of further captions) and
+    Beside the columns of file names and captions a row may have `captions` (a list of further captions) and
     `flip` (false where a mirrored image would make its captions wrong).
 
     Raises:
@@ -39,7 +39,7 @@ def read_folder(root: str | os.PathLike[str], *, caption_column: str = "text") -
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder", "name a folder of images with captions")
-    names = _scan(root)
+    names = scan(root)
     images = [name for name in names if _suffix(name) in IMAGE_SUFFIXES]
     sidecars = [name for name in names if _suffix(name) == ".txt"]
     metadata = metadata_file(root)
@@ -50,7 +50,7 @@ def read_folder(root: str | os.PathLike[str], *, caption_column: str = "text") -
     if metadata is None:
         _refuse_nested_metadata(root, names)
         return _read_sidecars(root, images, sidecars)
-    samples = _read_metadata(root, metadata, caption_column)
+    samples = _read_metadata(root, metadata, caption_column, file_column)
     _refuse_unlisted(metadata, samples, images, sidecars)
     return samples
 
@@ -59,8 +59,12 @@ def _suffix(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
-def _scan(root: Path) -> list[str]:
-    """The sorted names of all files below `root`, relative and with "/"; hidden ones are passed over."""
+def scan(root: Path) -> list[str]:
+    """The sorted names of all files below `root`, relative and with "/"; hidden ones are passed over.
+
+    Raises:
+        UserError: a folder is unreadable or a link, a file's name is not UTF-8, or it is a picture that is not read.
+    """
     names = []
     for folder, subfolders, files in os.walk(root, onerror=_refuse_unreadable):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
@@ -112,10 +116,10 @@ def _refuse_nested_metadata(root: Path, names: list[str]) -> None:
         raise UserError(f"{root}: the metadata lies deeper, in {nested[0]}", "name the folder that holds it")
 
 
-def _read_metadata(root: Path, metadata: Path, caption_column: str) -> list[Sample]:
+def _read_metadata(root: Path, metadata: Path, caption_column: str, file_column: str) -> list[Sample]:
     samples: dict[str, Sample] = {}
     for row in read_rows(metadata):
-        sample = _sample_of_row(root, row, caption_column)
+        sample = _sample_of_row(root, row, caption_column, file_column)
         if sample.sample_id in samples:
             raise UserError(
                 f"{row.place}: {sample.sample_id!r} has a row already",
@@ -123,25 +127,23 @@ def _read_metadata(root: Path, metadata: Path, caption_column: str) -> list[Samp
             )
         samples[sample.sample_id] = sample
     if not samples:
-        raise UserError(f"{metadata}: no rows", "add a row with file_name and text for each image")
+        raise UserError(
+            f"{metadata}: no rows", f"add a row with {file_column} and {caption_column} for each image"
+        )
     return list(samples.values())
 
 
-def _sample_of_row(root: Path, row: Row, caption_column: str) -> Sample:
-    name = row_text(row, "file_name")
-    captions = [row_text(row, caption_column), *row_list(row, "captions")]
-    used = {"file_name", caption_column, "captions", "flip"}
-    return Sample(
-        sample_id=PurePosixPath(name).as_posix(),
-        image=FileImage(_inside(root, name, row.place)),
-        captions=_distinct(clean_caption(caption, row.place) for caption in captions),
-        may_flip=row_bool(row, "flip"),
-        extra={key: value for key, value in row.values.items() if key not in used},
+def _sample_of_row(root: Path, row: Row, caption_column: str, file_column: str) -> Sample:
+    name = row_text(row, file_column)
+    sample = sample_of_row(
+        row,
+        PurePosixPath(name).as_posix(),
+        FileImage(root / name),
+        caption_column=caption_column,
+        file_column=file_column,
     )
-
-
-def _distinct(captions: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(captions))
+    _inside(root, name, row.place)
+    return sample
 
 
 def _read_sidecars(root: Path, images: list[str], sidecars: list[str]) -> list[Sample]:

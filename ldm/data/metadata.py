@@ -1,14 +1,15 @@
-"""Read metadata.jsonl, metadata.csv and metadata.parquet into rows that know where they came from."""
+"""Rows that know where they came from: of metadata.jsonl, .csv and .parquet, and of any Arrow table."""
 
 import csv
 import io
 import json
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldm.data.sample import ImageSource, Sample
 from ldm.errors import UserError
 
 FILE_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -89,7 +90,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
         place = f"{path}, line {number}"
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{place}: not JSON ({error})", "write one JSON object a line") from error
         if not isinstance(values, dict):
             raise UserError(f"{place}: not a JSON object", 'write {"file_name": ..., "text": ...}')
@@ -121,20 +122,84 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({error})", "write it again") from error
-    for number, values in enumerate(table.to_pylist(), start=1):
-        yield Row(f"{path}, row {number}", values)
+    yield from table_rows(table, lambda index: f"{path}, row {index + 1}")
+
+
+def table_rows(table: Any, place: Callable[[int], str]) -> Iterator[Row]:
+    """The rows of a `pyarrow.Table`; text that is not UTF-8 comes as bytes, so that its row alone is at fault.
+
+    Args:
+        place: the name for messages of the row with an index, counted from 0.
+    """
+    columns = {name: _values(table.column(name)) for name in table.column_names}
+    for index in range(table.num_rows):
+        yield Row(place(index), {name: values[index] for name, values in columns.items()})
+
+
+def _values(column: Any) -> list[Any]:
+    try:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    except UnicodeDecodeError:
+        return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return bytes(error.object)
+
+
+def sample_of_row(
+    row: Row, sample_id: str, image: ImageSource, *, caption_column: str, file_column: str | None = None
+) -> Sample:
+    """A sample from its image and the row that describes it.
+
+    The row has one or several captions in `caption_column` and may have further ones in `captions`, and in `flip`
+    whether a mirrored image leaves them true; every other column goes into `extra`.
+
+    Raises:
+        UserError: a caption is missing, empty or no text, or `flip` is neither true nor false.
+    """
+    used = {file_column, caption_column, "captions", "flip"}
+    return Sample(
+        sample_id=sample_id,
+        image=image,
+        captions=_captions(row, caption_column),
+        may_flip=row_bool(row, "flip"),
+        extra={key: value for key, value in row.values.items() if key not in used},
+    )
+
+
+def _captions(row: Row, column: str) -> tuple[str, ...]:
+    """Each once, in order, those of the caption column first."""
+    several = isinstance(row.values.get(column), list) and row.values[column]
+    captions = row_list(row, column) if several else [row_text(row, column)]
+    further = row_list(row, "captions") if column != "captions" else []
+    return tuple(dict.fromkeys(clean_caption(text, row.place) for text in (*captions, *further)))
 
 
 def row_text(row: Row, column: str) -> str:
     """A text that must be there and not empty."""
     value = row.values.get(column)
-    if value is None or value == "":
+    if value is None or value in ("", []):
         columns = ", ".join(row.values)
         mend = "fill it in" if column in row.values else f"every row needs it; this one has {columns}"
         raise UserError(f"{row.place}: no {column!r}", mend)
+    if isinstance(value, bytes):
+        return _decoded(row, column, value)
     if not isinstance(value, str):
         raise UserError(f"{row.place}: {column!r} is {value!r}, not text", "write it as text")
     return value
+
+
+def _decoded(row: Row, column: str, data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{row.place}: {column!r} is not UTF-8 at byte {error.start}", "save it as UTF-8"
+        ) from None
 
 
 def row_list(row: Row, column: str) -> list[str]:
@@ -143,7 +208,7 @@ def row_list(row: Row, column: str) -> list[str]:
     if isinstance(value, str) and value.startswith("["):
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{row.place}: {column!r} is not a JSON list ({error})", 'write ["a", "b"]'
             ) from error

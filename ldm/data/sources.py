@@ -1,0 +1,195 @@
+"""Where the samples come from: folders, parquet files, WebDataset tars, `datasets`, one or several together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from ldm.config import Settings
+from ldm.data.datasets_source import DatasetsKey, is_saved_dataset, read_datasets
+from ldm.data.folder import read_folder, scan
+from ldm.data.masks import AlphaMask, with_masks
+from ldm.data.metadata import FILE_NAMES
+from ldm.data.parquet_source import parquet_files, read_parquet
+from ldm.data.sample import Refusal, Sample
+from ldm.data.webdataset_source import COMPRESSED_SUFFIXES, read_tar, tar_files
+from ldm.errors import UserError
+from ldm.images import IMAGE_SUFFIXES
+
+Kind = Literal["folder", "parquet", "webdataset", "datasets"]
+
+
+class SourceSettings(Settings):
+    """One place that samples come from. Images for prior preservation are a second source with its own loss_weight."""
+
+    path: str = Field(
+        description="a folder of captioned images, a parquet file or a folder of them, a WebDataset tar or a folder "
+        "of them, a folder written by `save_to_disk`, or with kind: datasets a name on the Hub"
+    )
+    kind: Literal["auto", "folder", "parquet", "webdataset", "datasets"] = Field(
+        "auto", description="what stands at path; auto looks"
+    )
+    caption_column: str = Field("text", description="the column with the caption, a text or a list of texts")
+    image_column: str = Field(
+        "image",
+        description="the column with the encoded image; in a metadata file the one with the file name, "
+        "when it is not file_name; in tars the suffix to take where a sample has several images",
+    )
+    split: str = Field("train", description="the split, where datasets or parquet files have several")
+    config_name: str | None = Field(
+        None, description="the configuration of a dataset on the Hub that has several"
+    )
+    repeats: int = Field(
+        1, ge=1, description="how many times an epoch shows each sample, with draws of their own"
+    )
+    loss_weight: float = Field(1.0, gt=0, description="what the loss of these samples is multiplied with")
+    masks: Path | None = Field(
+        None,
+        description="a folder with an image for each sample, named as its id, white where the loss counts, else black",
+    )
+    alpha_mask: bool = Field(
+        False, description="whether the loss counts where the images are opaque, and there only"
+    )
+
+    @field_validator("alpha_mask")
+    @classmethod
+    def _one_kind_of_mask(cls, alpha_mask: bool, info: ValidationInfo) -> bool:
+        if alpha_mask and info.data.get("masks"):
+            raise ValueError("masks is set already; keep one of the two")
+        return alpha_mask
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a source holds: everything found is either used or refused."""
+
+    samples: list[Sample]
+    refusals: list[Refusal]
+
+    @property
+    def num_found(self) -> int:
+        return len(self.samples) + len(self.refusals)
+
+
+def read_sources(sources: Sequence[SourceSettings]) -> Reading:
+    """The samples of all sources in order; where there are several, the ids of the first begin with `0/`, and so on.
+
+    Raises:
+        UserError: as `read_source`.
+    """
+    if len(sources) == 1:
+        return read_source(sources[0])
+    readings = [read_source(settings, index) for index, settings in enumerate(sources)]
+    return Reading(
+        [sample for reading in readings for sample in reading.samples],
+        [refusal for reading in readings for refusal in reading.refusals],
+    )
+
+
+def read_source(settings: SourceSettings, index: int | None = None) -> Reading:
+    """The samples of a source with their weights and masks, each `repeats` times ("a.png", "a.png#2", ...).
+
+    Args:
+        index: the source's number among several, which then begins the ids.
+
+    Raises:
+        UserError: the source is missing, empty or faulty as a whole, two samples have one id, or the masks do not
+            match the samples. A faulty row of a parquet file, a tar or a dataset is a refusal instead; of a folder
+            `read_folder` says what is wrong, and there is nothing to go on with.
+    """
+    reading = _read(settings, kind_of(settings))
+    if not reading.num_found:
+        raise UserError(f"{settings.path}: no samples", "name another source")
+    reading = replace(
+        reading, samples=[replace(s, loss_weight=settings.loss_weight) for s in reading.samples]
+    )
+    if settings.alpha_mask:
+        reading = replace(reading, samples=[replace(s, mask=AlphaMask(s.image)) for s in reading.samples])
+    if settings.masks:
+        refused = [refusal.sample_id for refusal in reading.refusals]
+        reading = replace(reading, samples=with_masks(reading.samples, settings.masks, refused))
+    reading = _repeated(reading, settings.repeats, "" if index is None else f"{index}/")
+    _refuse_same_ids(settings.path, reading)
+    return reading
+
+
+def kind_of(settings: SourceSettings) -> Kind:
+    """What stands at a source's path, by its settings or else by looking.
+
+    Raises:
+        UserError: nothing is there, or it could be more than one kind.
+    """
+    root = Path(settings.path)
+    if settings.kind == "datasets":
+        return "datasets"
+    if not root.exists():
+        raise UserError(
+            f"{root}: no such folder or file", "name another, or set kind to datasets for a name on the Hub"
+        )
+    if settings.kind != "auto":
+        return settings.kind
+    return _kind_of_folder(root) if root.is_dir() else _kind_of_file(root)
+
+
+def _kind_of_file(path: Path) -> Kind:
+    if path.name.lower().endswith(".parquet"):
+        return "parquet"
+    if path.name.lower().endswith((".tar", *COMPRESSED_SUFFIXES)):
+        return "webdataset"
+    raise UserError(f"{path}: not a file of samples", "name a folder, a .parquet or a .tar")
+
+
+def _kind_of_folder(root: Path) -> Kind:
+    if is_saved_dataset(root):
+        return "datasets"
+    names = scan(root)
+    if any(PurePosixPath(name).name in FILE_NAMES for name in names):
+        return "folder"
+    kinds = {PurePosixPath(name).suffix.lower() for name in names}
+    has_tars = any(name.lower().endswith((".tar", *COMPRESSED_SUFFIXES)) for name in names)
+    if has_tars and kinds & IMAGE_SUFFIXES:
+        raise UserError(f"{root}: holds images and tars", "set kind to folder or webdataset")
+    if has_tars:
+        return "webdataset"
+    return "parquet" if ".parquet" in kinds and not kinds & IMAGE_SUFFIXES else "folder"
+
+
+def _read(settings: SourceSettings, kind: Kind) -> Reading:
+    root, captions, images = Path(settings.path), settings.caption_column, settings.image_column
+    if kind == "folder":
+        files = "file_name" if images == "image" else images
+        return Reading(read_folder(root, caption_column=captions, file_column=files), [])
+    fates: list[Sample | Refusal] = []
+    if kind == "datasets":
+        key = DatasetsKey(settings.path, settings.config_name, settings.split)
+        fates.extend(read_datasets(key, image_column=images, caption_column=captions))
+    if kind == "parquet":
+        for name, path in parquet_files(root, settings.split):
+            fates.extend(read_parquet(name, path, image_column=images, caption_column=captions))
+    if kind == "webdataset":
+        for name, path in tar_files(root):
+            fates.extend(read_tar(name, path, image_column=images, caption_column=captions))
+    return Reading(
+        [fate for fate in fates if isinstance(fate, Sample)],
+        [fate for fate in fates if isinstance(fate, Refusal)],
+    )
+
+
+def _repeated(reading: Reading, repeats: int, prefix: str) -> Reading:
+    """Samples and refusals again and again, so that their proportion stays."""
+    ends = ["", *(f"#{turn}" for turn in range(2, repeats + 1))]
+    return Reading(
+        [replace(s, sample_id=f"{prefix}{s.sample_id}{end}") for end in ends for s in reading.samples],
+        [replace(r, sample_id=f"{prefix}{r.sample_id}{end}") for end in ends for r in reading.refusals],
+    )
+
+
+def _refuse_same_ids(place: str, reading: Reading) -> None:
+    """An id keys a sample's random draws, so no two may be the same."""
+    seen: set[str] = set()
+    for sample_id in [s.sample_id for s in reading.samples] + [r.sample_id for r in reading.refusals]:
+        if sample_id in seen:
+            raise UserError(f"{place}: two samples are called {sample_id!r}", "rename one of them")
+        seen.add(sample_id)

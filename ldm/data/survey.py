@@ -1,0 +1,127 @@
+"""Every image read and decoded once before the run, so that no bad one is met in the middle of it."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from ldm.data.duplicates import perceptual_hash
+from ldm.data.masks import AlphaMask
+from ldm.data.sample import Facts, ImageSource, Refusal, Sample, Stamp
+from ldm.errors import UserError
+from ldm.images import open_image_noted
+
+_NUM_NAMED = 10
+
+
+class FactsMemo(Protocol):
+    """What was found out in earlier runs."""
+
+    def get(self, stamp: Stamp) -> Facts | None:
+        """The facts of an image whose stamp has not changed, or None."""
+        ...
+
+    def put(self, stamp: Stamp, facts: Facts) -> None:
+        """Keep the facts of an image under its stamp."""
+        ...
+
+
+def survey(
+    samples: Sequence[Sample],
+    memo: FactsMemo | None,
+    *,
+    rank: int = 0,
+    num_processes: int = 1,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Facts | Refusal]:
+    """The facts of each sample's image by the sample's id, or why it cannot be used.
+
+    An image is read and fully decoded, once however many samples show it, and not at all when the memo knows it.
+    A mask is decoded too and must have the image's size.
+
+    Args:
+        memo: what was found out in earlier runs, or None to distrust it.
+        rank: of this process; a process does every `num_processes`-th image, and the shares together are everything.
+        on_progress: called with (done, total) after each image of this process.
+    """
+    pairs = list(dict.fromkeys((sample.image, sample.mask) for sample in samples))[rank::num_processes]
+    surveyor = _Surveyor(memo)
+    found: dict[tuple[ImageSource, ImageSource | None], Facts | str] = {}
+    for done, (image, mask) in enumerate(pairs, start=1):
+        found[image, mask] = surveyor.facts_or_fault(image, mask)
+        on_progress(done, len(pairs))
+    fates = {s.sample_id: found.get((s.image, s.mask)) for s in samples}
+    return {
+        sample_id: fate if isinstance(fate, Facts) else Refusal(sample_id, fate)
+        for sample_id, fate in fates.items()
+        if fate is not None
+    }
+
+
+class _Surveyor:
+    """Looks at images, each content once."""
+
+    def __init__(self, memo: FactsMemo | None) -> None:
+        self.memo = memo
+        self.by_content: dict[str, Facts] = {}
+
+    def facts_or_fault(self, image: ImageSource, mask: ImageSource | None) -> Facts | str:
+        """An image's facts, or in one line what is wrong with it or with its mask."""
+        try:
+            facts = self.facts(image)
+            if mask is not None and not isinstance(mask, AlphaMask):  # which has the size of its image
+                _check_sizes(mask, self.facts(mask), facts)
+        except UserError as error:
+            return " ".join(str(error).split())
+        except MemoryError:
+            return f"{image.name}: too large for this machine's memory: shrink it"
+        return facts
+
+    def facts(self, image: ImageSource) -> Facts:
+        stamp = image.stamp()  # before reading: a file that changes meanwhile has another one afterwards
+        if self.memo is None or stamp is None:
+            return self._look(image)
+        facts = self.memo.get(stamp)
+        if facts is None:
+            facts = self._look(image)
+            self.memo.put(stamp, facts)
+        return facts
+
+    def _look(self, image: ImageSource) -> Facts:
+        data = image.read()
+        content_hash = hashlib.sha256(data).hexdigest()
+        if content_hash not in self.by_content:
+            self.by_content[content_hash] = _decode(data, image.name, content_hash)
+        return self.by_content[content_hash]
+
+
+def _decode(data: bytes, name: str, content_hash: str) -> Facts:
+    picture, notes = open_image_noted(data, name=name)
+    return Facts(content_hash, picture.width, picture.height, perceptual_hash(picture), tuple(notes))
+
+
+def _check_sizes(mask: ImageSource, mask_facts: Facts, facts: Facts) -> None:
+    if (mask_facts.width, mask_facts.height) != (facts.width, facts.height):
+        sizes = f"{mask_facts.width} x {mask_facts.height}, its image {facts.width} x {facts.height}"
+        raise UserError(f"{mask.name}: the mask is {sizes}", "give both the same size")
+
+
+def check_bad_fraction(num_found: int, refusals: Sequence[Refusal], max_bad_fraction: float) -> None:
+    """Stop when too many samples are bad.
+
+    Args:
+        num_found: how many there are, used or refused.
+        refusals: all of them, those of reading and those of the survey.
+        max_bad_fraction: the largest share of bad ones to go on with, 0 to 1.
+
+    Raises:
+        UserError: there are more; the first ten reasons are named.
+    """
+    if not num_found or len(refusals) / num_found <= max_bad_fraction:
+        return
+    reasons = list(dict.fromkeys(refusal.reason for refusal in refusals))
+    named = "; ".join(reasons[:_NUM_NAMED]) + ("; ..." if len(reasons) > _NUM_NAMED else "")
+    raise UserError(
+        f"{len(refusals)} of {num_found} samples are bad, more than max_bad_fraction {max_bad_fraction:g} allows"
+        f" ({named})",
+        "mend them or take them out",
+    )
