@@ -1,12 +1,13 @@
-"""Measure: python scripts/benchmark.py startup [--rounds 9] [--output docs/benchmarks/startup.json]"""
+"""Measure: python scripts/benchmark.py startup|cache [--rounds 9] [--output docs/benchmarks/startup.json]"""
 
 import argparse
 import json
 from pathlib import Path
 
-from benchmark.startup import startup  # the folder beside this file
+from benchmark.cache import cache  # the folder beside this file
+from benchmark.startup import startup
 
-BENCHMARKS = {"startup": startup}
+BENCHMARKS = {"cache": cache, "startup": startup}
 
 
 def main() -> None:

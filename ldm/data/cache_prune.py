@@ -1,0 +1,97 @@
+"""Making the cache smaller: what was not used for long goes, the oldest first, and nothing that is not the cache's."""
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldm.data.cache_shards import DAMAGED, DAY_SEC, SHARD_NAME
+from ldm.errors import UserError
+from ldm.files import disk_errors
+
+MODEL_FOLDER = re.compile(r"(moments|prompts)/[0-9a-f]{64}")
+LEFT_BEHIND = re.compile(r"\.tmp-(moments|prompts|facts)-[0-9a-f]{32}\.(safetensors|jsonl)-[0-9a-f]{8}")
+"""What a process that was killed while writing left behind."""
+
+
+@dataclass(frozen=True)
+class CacheFile:
+    """A file of the cache that goes."""
+
+    path: Path
+    size_bytes: int
+    unused_days: float
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What pruning removed, or with `dry_run` would remove, and what is left."""
+
+    removed: tuple[CacheFile, ...]
+    kept_bytes: int
+
+    @property
+    def removed_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.removed)
+
+
+def prune(
+    folder: Path,
+    *,
+    older_than_days: float | None = None,
+    max_bytes: int | None = None,
+    dry_run: bool = False,
+) -> Pruned:
+    """Remove shards of the cache `folder` that were not used for `older_than_days`, then the oldest above `max_bytes`.
+
+    Damaged shards and what a killed process left behind go too, after a day. A run that reads a shard goes on doing so.
+
+    Raises:
+        UserError: a limit is negative, or the folder is not writable.
+    """
+    for name, limit in (("older_than_days", older_than_days), ("max_bytes", max_bytes)):
+        if limit is not None and limit < 0:
+            raise UserError(f"{name} = {limit}", "give a number from 0")
+    going = [file for file in _litter(folder) if file.unused_days > 1]
+    shards = sorted(_shards(folder), key=lambda file: -file.unused_days)
+    kept_bytes = sum(file.size_bytes for file in shards)
+    for file in shards:
+        too_old = older_than_days is not None and file.unused_days > older_than_days
+        if too_old or (max_bytes is not None and kept_bytes > max_bytes):
+            going.append(file)
+            kept_bytes -= file.size_bytes
+    if not dry_run:
+        with disk_errors(folder):
+            for file in going:
+                file.path.unlink(missing_ok=True)
+    return Pruned(tuple(going), kept_bytes)
+
+
+def _shards(folder: Path) -> Iterator[CacheFile]:
+    for path in _files(folder):
+        if SHARD_NAME.fullmatch(path.name) and path.name.startswith(path.parent.parent.name):
+            yield from _cache_file(path)
+
+
+def _litter(folder: Path) -> Iterator[CacheFile]:
+    for path in _files(folder):
+        name = path.name.removesuffix(DAMAGED)
+        if (name != path.name and SHARD_NAME.fullmatch(name)) or LEFT_BEHIND.fullmatch(path.name):
+            yield from _cache_file(path)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Every plain file where the cache puts its own; links are not followed."""
+    places = [p for p in folder.glob("*/*") if MODEL_FOLDER.fullmatch(p.relative_to(folder).as_posix())]
+    for place in [*places, folder / "facts"]:
+        if place.is_dir() and not place.is_symlink() and not place.parent.is_symlink():
+            yield from (path for path in place.iterdir() if path.is_file() and not path.is_symlink())
+
+
+def _cache_file(path: Path) -> Iterator[CacheFile]:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return  # another process was faster
+    yield CacheFile(path, status.st_size, (time.time() - status.st_mtime) / DAY_SEC)

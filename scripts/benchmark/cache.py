@@ -1,0 +1,188 @@
+"""What the cache costs: bytes a sample, encode rate, and its share of a training step of the 36M UNet.
+
+A batch from the cache (reading moments and embeddings, the posterior's noise, collating, the posterior sample) and a
+training step on it are timed by turns, in one process; samples that other programs disturbed do not count.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm import noise
+from ldm.data.batches import collate
+from ldm.data.cache import CacheItem, MomentsCache, PromptCache, entry_key
+from ldm.models.autoencoder import KLAutoencoder
+from ldm.types import PromptEmbeds
+
+from .sides import MIN_CLEAN, Sample, busy_cpu_sec, machine
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the networks and the data are."""
+
+    size_px: int = 256
+    unet_channels: tuple[int, ...] = (128, 256, 384)
+    vae_channels: tuple[int, ...] = (128, 256, 512, 512)
+    num_tokens: int = 77
+    text_width: int = 512
+    num_images: int = 4
+    num_entries: int = 256
+    batch_size: int = 4
+    batches_a_sample: int = 100
+
+
+FULL = Size()
+SMALLEST = Size(64, (32, 64, 64), (32, 32, 32, 32), 8, 32, 2, 16, 2, 2)
+"""Shows that the benchmark works, and nothing else."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a training step needs."""
+
+    autoencoder: KLAutoencoder
+    unet: Any
+    moments: MomentsCache
+    prompts: PromptCache
+    keys: list[str]
+    texts: list[str]
+
+
+def cache(rounds: int, size: Size = FULL) -> dict[str, Any]:
+    """Fill a cache, then time batches from it and training steps by turns, `rounds` times each."""
+    with tempfile.TemporaryDirectory() as folder:
+        autoencoder, unet = make_networks(size)
+        encoded = encode_rate(Path(folder), autoencoder, size)
+        parts = fill(Path(folder), autoencoder, unet, size)
+        batch_bytes = sum(path.stat().st_size for path in Path(folder).rglob("moments-*"))
+        optimizer = torch.optim.AdamW(unet.parameters(), fused=True)
+        sides: dict[str, list[Sample]] = {"first batch": [], "batch": [], "step": []}
+        for number in range(rounds + 1):
+            fresh = MomentsCache(Path(folder), "model"), PromptCache(Path(folder), "model")
+            fresh_parts = Parts(autoencoder, unet, *fresh, parts.keys, parts.texts)
+            num_first = size.num_entries // size.batch_size
+            found = {
+                "first batch": timed(num_first, partial(make_batch, fresh_parts, size)),
+                "batch": timed(size.batches_a_sample, partial(make_batch, parts, size)),
+                "step": timed(1, lambda n: train_step(parts, make_batch(parts, size, n), optimizer)),
+            }
+            for name, sample in found.items():
+                sides[name] += [sample] if number else []  # the first round warms up
+    return {
+        "benchmark": "cache",
+        "moments_bytes_a_sample": batch_bytes / (size.num_entries + size.num_images),
+        "encode": encoded,
+        "share_of_a_training_step": share(sides["batch"], sides["step"]),
+        "share_when_read_for_the_first_time": share(sides["first batch"], sides["step"]),
+        "size": asdict(size),
+        "parameters": sum(parameter.numel() for parameter in unet.parameters()),
+        "machine": machine(),
+        "samples": {name: [asdict(sample) for sample in found] for name, found in sides.items()},
+    }
+
+
+def make_networks(size: Size) -> tuple[KLAutoencoder, Any]:
+    """A KL autoencoder of Stable Diffusion's structure and the UNet, with random weights."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    levels = len(size.vae_channels)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=size.vae_channels,
+        layers_per_block=2,
+        latent_channels=4,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=size.size_px // 8,
+        block_out_channels=size.unet_channels,
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 2 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=size.text_width,
+    )
+    return KLAutoencoder(vae.eval().requires_grad_(False)), unet.train()
+
+
+def encode_rate(folder: Path, autoencoder: KLAutoencoder, size: Size) -> dict[str, Any]:
+    """Images a second, from pixels to a shard on the disk."""
+    shape = (3, size.size_px, size.size_px)
+    items = [
+        CacheItem(entry_key(str(n), "encode", "model"), partial(pseudo_image, n, shape))
+        for n in range(size.num_images)
+    ]
+    moments = MomentsCache(folder, "model")
+    sample = timed(1, lambda _: moments.fill(items, autoencoder.encode, batch_size=size.batch_size))
+    return {"images_per_sec": size.num_images / sample.wall_sec, "clean": sample.clean, "px": size.size_px}
+
+
+def pseudo_image(number: int, shape: Sequence[int]) -> Tensor:
+    return torch.rand(*shape, generator=noise.generator_for("image", number)) * 2 - 1
+
+
+def fill(folder: Path, autoencoder: KLAutoencoder, unet: Any, size: Size) -> Parts:
+    """A cache of `num_entries` random moments and captions."""
+    keys = [entry_key(str(n), "read", "model") for n in range(size.num_entries)]
+    texts = [f"caption {n}" for n in range(size.num_entries)]
+    moments, prompts = MomentsCache(folder, "model"), PromptCache(folder, "model")
+    side = size.size_px // 8
+    moments.fill([CacheItem(key, lambda: torch.randn(8, side, side)) for key in keys], lambda x: x)
+    width = (size.num_tokens, size.text_width)
+    prompts.fill(
+        texts, lambda batch: PromptEmbeds(torch.randn(len(batch), *width), torch.randn(len(batch), width[1]))
+    )
+    return Parts(autoencoder, unet, moments, prompts, keys, texts)
+
+
+def make_batch(parts: Parts, size: Size, number: int) -> dict[str, Any]:
+    """A batch as training reads it: moments, embeddings, the posterior's noise, collated; then the posterior sample."""
+    chosen = [(number * size.batch_size + row) % len(parts.keys) for row in range(size.batch_size)]
+    shape = (4, size.size_px // 8, size.size_px // 8)
+    rows = [
+        {
+            "moments": parts.moments.read(parts.keys[n]),
+            "posterior_noise": torch.randn(shape, generator=noise.generator_for(0, 0, str(n), "posterior")),
+        }
+        for n in chosen
+    ]
+    batch = collate(rows)
+    batch["latents"] = parts.autoencoder.sample_posterior(batch["moments"], batch["posterior_noise"])
+    batch["prompt_embeds"] = parts.prompts.read([parts.texts[n] for n in chosen]).prompt_embeds
+    return batch
+
+
+def train_step(parts: Parts, batch: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Noise, forward, backward, AdamW."""
+    timesteps = torch.randint(0, 1000, (len(batch["latents"]),))
+    target = torch.randn_like(batch["latents"])
+    answer = parts.unet(batch["latents"] + target, timesteps, batch["prompt_embeds"], return_dict=False)[0]
+    loss: Any = torch.nn.functional.mse_loss(answer, target)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def timed(times: int, work: Callable[[int], Any]) -> Sample:
+    """Call `work(0)` to `work(times - 1)`; the sample is of one call, and says how much others worked meanwhile."""
+    busy, own, start = busy_cpu_sec(), time.process_time(), time.perf_counter()
+    for number in range(times):
+        work(number)
+    wall, own = time.perf_counter() - start, time.process_time() - own
+    return Sample(wall / times, own / times, max(0.0, busy_cpu_sec() - busy - own) / wall)
+
+
+def share(part: Sequence[Sample], whole: Sequence[Sample]) -> dict[str, Any]:
+    """The ratio part / whole of the medians of clean samples; None with too few of them."""
+    clean = [[sample.wall_sec for sample in side if sample.clean] for side in (part, whole)]
+    enough = min(map(len, clean)) >= MIN_CLEAN
+    ratio = statistics.median(clean[0]) / statistics.median(clean[1]) if enough else None
+    return {"fraction": ratio, "num_clean": [len(side) for side in clean]}
