@@ -4,8 +4,7 @@ pipeline = load_pipeline("emoji")
 pipeline.generate("a red apple", seed=7).images[0]
 """
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,14 +24,22 @@ from ldm.models.autoencoder import KLAutoencoder
 from ldm.models.denoiser import UNetDenoiser
 from ldm.models.text import ClipTextEncoder
 from ldm.noise import image_generators, normal_per_image
-from ldm.request import LdmWarning, Request, check_latents, check_rows, complete_request, program_settings
+from ldm.request import (
+    LdmWarning,
+    OnStep,
+    Request,
+    batch_rows,
+    check_latents,
+    check_rows,
+    complete_request,
+    count_on,
+    program_settings,
+    warn_cut_off,
+)
 from ldm.sampling import denoise, guide, make_scheduler, plan_steps
-from ldm.types import PromptEmbeds, Step
+from ldm.types import PromptEmbeds
 
 __all__ = ["DTYPES", "Generation", "LdmWarning", "OnStep", "Pipeline", "load_pipeline", "pick_device"]
-
-OnStep = Callable[[int, int, Step, Tensor], None]
-"""Called after every sampling step with (steps done, steps in all, the step, latents [B, C, h, w])."""
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -58,7 +65,8 @@ def load_pipeline(
     """Load a model.
 
     Args:
-        model: "emoji" (embedded), a folder in the diffusers layout, a run folder, or a Hub id "user/name".
+        model: "emoji" (embedded), a folder in the diffusers layout or of an adapter, a run folder, or a Hub id
+            "user/name".
         device: such as "cpu" or "cuda"; by default a GPU where there is one.
         dtype: "float32" (default), "float16" or "bfloat16", of the denoiser and the text encoder.
 
@@ -158,6 +166,7 @@ class Pipeline:
         karras: bool = False,
         height: int | None = None,
         width: int | None = None,
+        max_prompt_chunks: int | None = None,
         batch_size: int = 8,
         latents: Tensor | None = None,
         on_step: OnStep | None = None,
@@ -173,6 +182,7 @@ class Pipeline:
             scheduler: a key of `ldm.scheduler_names.SCHEDULERS`.
             karras: space the noise levels as Karras et al. 2022 do.
             height: in pixels, rounded to what the model can make; so is `width`.
+            max_prompt_chunks: contexts of the text encoder that a long prompt may fill; 1 cuts as diffusers does.
             batch_size: pictures made at once; it changes memory and time only.
             latents: the initial standard normal noise [N, C, h, w], in place of the seeds' own.
             on_step: called after every step.
@@ -197,21 +207,28 @@ class Pipeline:
             karras=karras,
             height=height,
             width=width,
+            max_prompt_chunks=max_prompt_chunks,
         )
         rows = [(prompt, seed + i) for prompt in prompts for i in range(num_images)]
         if latents is not None:
             check_latents(latents, (len(rows), *self._latent_shape(request)))
-        self._warn_cut_off([*prompts, negative_prompt])
-        batches = [slice(start, start + batch_size) for start in range(0, len(rows), batch_size)]
+        most = request.max_prompt_chunks
+        warn_cut_off(
+            [*prompts, negative_prompt], lambda prompt: self.text_encoder.truncated_words(prompt, most)
+        )
+        batches = batch_rows([self._num_chunks(prompt, request) for prompt, _ in rows], batch_size)
         sampler = make_scheduler(request.scheduler, self.scheduler_config, karras=karras)
-        images: list[Image.Image] = []
-        finals: list[Tensor] = []
+        images: dict[int, Image.Image] = {}
+        finals: dict[int, Tensor] = {}
         for index, batch in enumerate(batches):
             noise = None if latents is None else latents[batch]
-            final = self._sample(rows[batch], request, sampler, noise, _part(on_step, index, len(batches)))
-            images.extend(self._decode(final))
-            finals.append(final.cpu())
-        return Generation(images, torch.cat(finals), [self._settings(request, *row) for row in rows])
+            report = count_on(on_step, index, len(batches))
+            final = self._sample([rows[i] for i in batch], request, sampler, noise, report)
+            images |= zip(batch, self._decode(final), strict=True)
+            finals |= zip(batch, final.cpu(), strict=True)
+        order = range(len(rows))
+        settings = [self._settings(request, *row) for row in rows]
+        return Generation([images[i] for i in order], torch.stack([finals[i] for i in order]), settings)
 
     def _sample(
         self,
@@ -221,9 +238,10 @@ class Pipeline:
         noise: Tensor | None,
         on_step: OnStep | None,
     ) -> Tensor:
-        """The final latents [B, C, h, w] of B rows of (prompt, seed)."""
-        prompt_embeds = self._embed([prompt for prompt, _ in rows])
-        negative = self._embed([request.negative_prompt])
+        """The final latents [B, C, h, w] of B rows of (prompt, seed), whose prompts need the same chunks."""
+        num_chunks = self._num_chunks(rows[0][0], request)
+        prompt_embeds = self._embed([prompt for prompt, _ in rows], num_chunks)
+        negative = self._embed([request.negative_prompt], num_chunks)
         generators = image_generators([seed for _, seed in rows])
         if noise is None:
             noise = normal_per_image(generators, self._latent_shape(request))
@@ -247,9 +265,14 @@ class Pipeline:
             )
         return latents
 
-    def _embed(self, prompts: list[str]) -> PromptEmbeds:
+    def _num_chunks(self, prompt: str, request: Request) -> int:
+        """The chunks of a picture: what its prompt and, where one is used, the negative prompt need."""
+        used = [prompt, request.negative_prompt] if request.guidance_scale > 1 else [prompt]
+        return min(max(map(self.text_encoder.chunks_needed, used)), request.max_prompt_chunks)
+
+    def _embed(self, prompts: list[str], num_chunks: int) -> PromptEmbeds:
         with self._at_work(self.text_encoder):
-            embeds: PromptEmbeds = self.text_encoder(prompts)
+            embeds: PromptEmbeds = self.text_encoder(prompts, num_chunks)
         return embeds
 
     def _decode(self, latents: Tensor) -> list[Image.Image]:
@@ -269,26 +292,8 @@ class Pipeline:
         multiple = self.autoencoder.pixels_per_latent
         return self.denoiser.num_channels, request.height // multiple, request.width // multiple
 
-    def _warn_cut_off(self, prompts: Sequence[str]) -> None:
-        for prompt in dict.fromkeys(prompts):
-            words = self.text_encoder.truncated_words(prompt)
-            if words:
-                message = f"the prompt is too long for this model, left out: {words!r}"
-                warnings.warn(LdmWarning(message), stacklevel=4)
-
     def _settings(self, request: Request, prompt: str, seed: int) -> dict[str, Any]:
         """Everything needed to make one picture again, ready for JSON."""
         made_with = {"model_id": self.model_id, "weights_hash": self.weights_hash, "engine": "torch"}
         dtype = next(self.denoiser.parameters()).dtype
         return request.picture_settings(prompt, seed) | made_with | program_settings(dtype)
-
-
-def _part(on_step: OnStep | None, index: int, num_batches: int) -> OnStep | None:
-    """The callback for one batch of several: it counts the steps of all."""
-    if on_step is None:
-        return None
-
-    def report(done: int, total: int, step: Step, latents: Tensor) -> None:
-        on_step(index * total + done, num_batches * total, step, latents)
-
-    return report

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -13,9 +13,13 @@ from torch import Tensor
 from ldm.errors import UserError, unknown_name
 from ldm.model_folder import Defaults
 from ldm.scheduler_names import SCHEDULERS
+from ldm.types import MAX_PROMPT_CHUNKS, Step
 from ldm.version import __version__
 
 LARGEST_SEED = 2**63 - 1
+
+OnStep = Callable[[int, int, Step, Tensor], None]
+"""Called after every sampling step with (steps done, steps in all, the step, latents [B, C, h, w])."""
 
 
 class LdmWarning(UserWarning):
@@ -34,6 +38,7 @@ class Request:
     karras: bool
     height: int
     width: int
+    max_prompt_chunks: int
 
     def picture_settings(self, prompt: str, seed: int) -> dict[str, Any]:
         """The settings of one picture, under the names of `Pipeline.generate`."""
@@ -89,6 +94,10 @@ def _check_ranges(values: dict[str, Any]) -> None:
         raise UserError(f"num_inference_steps is {values['num_inference_steps']}", "it must be at least 1")
     if not math.isfinite(values["guidance_scale"]):
         raise UserError(f"guidance_scale is {values['guidance_scale']}", "it must be a finite number")
+    if not 1 <= values["max_prompt_chunks"] <= MAX_PROMPT_CHUNKS:
+        raise UserError(
+            f"max_prompt_chunks is {values['max_prompt_chunks']}", f"it must be 1 to {MAX_PROMPT_CHUNKS}"
+        )
     if not 0 <= values["guidance_rescale"] <= 1:
         raise UserError(f"guidance_rescale is {values['guidance_rescale']}", "it must be 0 to 1")
 
@@ -106,6 +115,38 @@ def check_rows(prompts: Sequence[str], *, seed: int, num_images: int, batch_size
             raise UserError(f"{name} is {value}", "it must be at least 1")
     if seed < 0 or seed + num_images - 1 > LARGEST_SEED:
         raise UserError(f"seed is {seed}", f"seed and seed + num_images - 1 must be 0 to {LARGEST_SEED}")
+
+
+def batch_rows(num_chunks: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Cut rows into batches of at most `batch_size` that share one count of prompt chunks, by their first row.
+
+    Rows of different counts never meet: the shorter one would have to be padded, which changes its picture.
+
+    Args:
+        num_chunks: of each row.
+    """
+    alike: dict[int, list[int]] = {}
+    for row, count in enumerate(num_chunks):
+        alike.setdefault(count, []).append(row)
+    return [rows[i : i + batch_size] for rows in alike.values() for i in range(0, len(rows), batch_size)]
+
+
+def count_on(on_step: OnStep | None, index: int, num_batches: int) -> OnStep | None:
+    """The callback for batch `index` of several: it counts the steps of all."""
+    if on_step is None:
+        return None
+
+    def report(done: int, total: int, step: Step, latents: Tensor) -> None:
+        on_step(index * total + done, num_batches * total, step, latents)
+
+    return report
+
+
+def warn_cut_off(prompts: Sequence[str], left_out: Callable[[str], str]) -> None:
+    """Say of each prompt which of its words are left out; on behalf of the caller of `Pipeline.generate`."""
+    for words in filter(None, map(left_out, dict.fromkeys(prompts))):
+        message = f"the prompt is too long for this model, left out: {words!r}"
+        warnings.warn(LdmWarning(message), stacklevel=4)
 
 
 def check_latents(latents: Tensor, shape: tuple[int, int, int, int]) -> None:

@@ -10,13 +10,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+MAX_PROMPT_CHUNKS = 3
+"""Chunks that the longest prompt is cut into, each as long as the text encoder's context."""
+
 
 @dataclass(frozen=True)
 class PromptEmbeds:
     """What the text encoder says of B prompts.
 
     Attributes:
-        prompt_embeds: [B, L, D], what the denoiser attends to.
+        prompt_embeds: [B, L, D], what the denoiser attends to; L is one context of the text encoder or several.
         pooled_prompt_embeds: [B, P], one vector a prompt, or None.
         attention_mask: [B, L], 1 for tokens to attend to, or None for all.
     """

@@ -1,105 +1,122 @@
-"""Order and draws: each sample once an epoch, the same for any number of processes, functions of their key alone."""
+"""What a sample is at its turn: draws that are functions of their key alone."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor
 
-from ldm.data.batches import (
-    BatchOrder,
-    ImageSamples,
-    ImageTransform,
-    LatentSamples,
-    SampleKey,
-    batch_at,
-    encode_samples,
-    make_loader,
-    steps_per_epoch,
-)
-from ldm.data.folder import read_folder
-from ldm.data.sample import Sample
+from ldm.data.batches import ImageSamples, LatentSamples, make_loader, pixel_batches, read_pixels
+from ldm.data.captions import CaptionSettings
+from ldm.data.order import BatchOrder, SampleKey
+from ldm.data.prepare import Placed, holdout_split
+from tests.tiny_data import prepare_folder
 from tests.tiny_runs import write_squares
 
 
 @pytest.fixture
-def samples(tmp_path: Path) -> list[Sample]:
-    return read_folder(write_squares(tmp_path / "data"))
+def placed(tmp_path: Path) -> list[Placed]:
+    return prepare_folder(write_squares(tmp_path / "data")).placed
 
 
-def test_each_sample_is_seen_once_an_epoch_and_the_last_batch_is_smaller() -> None:
-    assert steps_per_epoch(10, 4) == 3
-    batches = [batch_at(step, seed=1, num_samples=10, global_batch_size=4) for step in range(6)]
-    assert [len(b) for b in batches] == [4, 4, 2, 4, 4, 2]
-    for epoch in (0, 1):
-        keys = [key for batch in batches[3 * epoch : 3 * epoch + 3] for key in batch]
-        assert sorted(key.sample_index for key in keys) == list(range(10))
-        assert {key.epoch for key in keys} == {epoch}
-    assert batches[0] != [k._replace(epoch=0) for k in batches[3]]
+def latents(placed: list[Placed], dropout: float = 0.0, **changes: object) -> LatentSamples:
+    """Samples whose moments are filled with index, crop and flip."""
+
+    def read(index: int, crop: int, flip: bool) -> Tensor:
+        return torch.tensor([index, crop, int(flip), 0, 0, 0.0]).view(6, 1, 1).expand(6, 4, 4)
+
+    captions = CaptionSettings(dropout=dropout)
+    options = {"seed": 3, "captions": captions, "latent_channels": 3, "downscale": 4, **changes}
+    return LatentSamples(placed, read, "moments", **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("num_processes", [1, 2, 3, 5])
-def test_the_ranks_share_the_global_batch_of_one_process(num_processes: int) -> None:
-    whole = list(BatchOrder(0, 10, 4, 0, 6))
-    ranks = [
-        list(BatchOrder(0, 10, 4, 0, 6, rank=r, num_processes=num_processes)) for r in range(num_processes)
-    ]
-    for step, batch in enumerate(whole):
-        shared = [key for rank in ranks for key in rank[step]]
-        assert all(rank[step] for rank in ranks)
-        assert sorted(k for k in shared if k.weight) == sorted(batch)
-
-
-def test_a_resumed_order_goes_on_where_it_stopped() -> None:
-    assert list(BatchOrder(0, 10, 4, 0, 9))[5:] == list(BatchOrder(0, 10, 4, 5, 9))
-
-
-def test_an_item_is_the_same_in_any_batch_worker_and_order(samples: list[Sample]) -> None:
-    moments = torch.randn(len(samples), 2, 6, 4, 4)
-    dataset = LatentSamples(samples, moments, seed=3, caption_dropout=0.5)
+def test_an_item_is_the_same_in_any_batch_worker_and_order(placed: list[Placed]) -> None:
+    dataset = ImageSamples(placed, seed=3, latent_channels=3, downscale=4)
     alone = dataset[SampleKey(2, 5)]
     dataset[SampleKey(2, 1)]
-    loader = make_loader(dataset, BatchOrder(3, len(samples), 7, 2, 3), num_workers=1)
+    loader = make_loader(dataset, BatchOrder(3, ["all"] * len(placed), 7, 2, 3), num_workers=1)
     (batch,) = list(loader)
     row = batch["sample_id"].index(alone["sample_id"])
-    for name in ("moments", "posterior_noise", "noise"):
+    for name in ("pixel_values", "noise"):
         assert torch.equal(batch[name][row], alone[name])
-    assert batch["position"][row] == pytest.approx(alone["position"], abs=1e-7)
     assert batch["caption"][row] == alone["caption"]
+    assert alone["noise"].shape == (3, 4, 4)
 
 
-def test_the_draws_change_with_the_epoch_and_the_sample(samples: list[Sample]) -> None:
-    dataset = LatentSamples(samples, torch.zeros(len(samples), 1, 6, 4, 4), seed=3, caption_dropout=0.5)
-    noises = [dataset[SampleKey(epoch, i)]["noise"] for epoch in (0, 1) for i in (0, 1)]
-    assert len({n.sum().item() for n in noises}) == 4
+def test_the_draws_change_with_the_epoch_and_the_sample(placed: list[Placed]) -> None:
+    dataset = latents(placed, dropout=0.5)
+    items = [dataset[SampleKey(epoch, i)] for epoch in (0, 1) for i in (0, 1)]
+    for name in ("noise", "posterior_noise"):
+        assert len({item[name].sum().item() for item in items}) == 4
+    assert len({item["position"] for item in items}) == 4
     captions = [dataset[SampleKey(epoch, 0)]["caption"] for epoch in range(100)]
     assert 30 < captions.count("") < 70
-    assert set(captions) == {"", *samples[0].captions}
+    assert set(captions) == {"", *placed[0].sample.captions}
 
 
-def test_only_samples_that_may_be_are_mirrored(tmp_path: Path) -> None:
-    data = write_squares(tmp_path / "data")
-    plain = read_folder(data)
-    kept = [Sample(s.sample_id, s.image, s.captions, may_flip=i != 0) for i, s in enumerate(plain)]
-    moments = torch.arange(2.0).view(1, 2, 1, 1, 1).expand(len(kept), 2, 2, 1, 1)
-    dataset = LatentSamples(kept, moments, seed=0, caption_dropout=0.0)
-    variants = [[dataset[SampleKey(e, i)]["moments"][0].item() for e in range(60)] for i in (0, 1)]
-    assert sum(variants[0]) == 0
-    assert 15 < sum(variants[1]) < 45
+def test_a_sample_shows_all_its_crops_and_what_may_be_mirrored_is(tmp_path: Path) -> None:
+    for name, caption in (("a", "an arrow to the left"), ("b", "a square")):
+        Image.new("RGB", (40, 16), "red").save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(caption)
+    placed = prepare_folder(tmp_path, crop_variants=3).placed
+    dataset = latents(placed, flip=True)
+    turns = [[dataset[SampleKey(e, i)]["moments"][:3, 0, 0].tolist() for e in range(60)] for i in (0, 1)]
+    assert {turn[1] for turn in turns[0]} == {0, 1, 2}
+    assert sum(turn[2] for turn in turns[0]) == 0
+    assert 15 < sum(turn[2] for turn in turns[1]) < 45
 
 
-def test_moments_are_those_of_each_image_as_it_is_and_mirrored(samples: list[Sample]) -> None:
-    transform = ImageTransform(16, 16)
-    moments = encode_samples(
-        samples, transform, lambda pixels: pixels[:, :2, ::8, ::8], flip=True, batch_size=3
-    )
-    assert moments.shape == (7, 2, 2, 2, 2)
-    assert torch.equal(moments[4, 0], transform(samples[4])[:2, ::8, ::8])
-    assert torch.equal(moments[4, 1], transform(samples[4], flip=True)[:2, ::8, ::8])
+def test_weights_masks_and_further_noise_come_along_where_they_are_asked_for(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (16, 16), (255, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (0, 0, 16, 8))
+    image.save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a square")
+    source = {"path": str(tmp_path), "alpha_mask": True, "loss_weight": 0.5}
+    placed = prepare_source(source)
+    item = latents(placed, masked=True, extra_noise=True)[SampleKey(0, 0)]
+    assert item["loss_weight"] == 0.5
+    assert item["mask"].shape == (1, 4, 4)
+    assert item["mask"][0, :, 0].tolist() == [0, 0, 1, 1]
+    assert item["perturbation"].shape == (3, 4, 4) and item["offset"].shape == (3,)
+    assert not torch.equal(item["perturbation"], item["noise"])
 
 
-def test_image_samples_draw_noise_of_the_shape_asked_for(samples: list[Sample]) -> None:
-    dataset = ImageSamples(samples, ImageTransform(8, 12), seed=0, noise_shape=(3, 2, 2))
-    item = dataset[SampleKey(0, 2, weight=0.0)]
-    assert item["pixel_values"].shape == (3, 8, 12)
-    assert item["noise"].shape == (3, 2, 2)
-    assert item["weight"] == 0.0
+def prepare_source(source: dict[str, object]) -> list[Placed]:
+    from ldm.data.prepare import DataSettings, prepare
+    from ldm.data.sources import read_sources
+    from ldm.data.survey import survey
+
+    data = DataSettings.model_validate({"sources": [source], "height": 16, "width": 16})
+    reading = read_sources(data.all_sources())
+    return prepare(reading, survey(reading.samples, None), data, multiple=4, seed=0).placed
+
+
+def test_pixels_are_read_as_the_cache_reads_them(placed: list[Placed]) -> None:
+    read = read_pixels(placed)
+    assert torch.equal(read(2, 0, True), placed[2].pixels().flip(-1))
+
+
+def test_every_image_is_in_the_pixel_batches_once_and_in_order(tmp_path: Path) -> None:
+    for number in range(7):
+        Image.new("RGB", (16, 16) if number < 3 else (24, 12), (30 * number, 0, 0)).save(
+            tmp_path / f"{number}.png"
+        )
+        (tmp_path / f"{number}.txt").write_text("x")
+    placed = prepare_folder(tmp_path, buckets=True).placed
+    batches = list(pixel_batches(placed, 2))
+    assert sorted(len(batch) for batch in batches) == [1, 2, 2, 2]
+    reds = [round((image[0, 0, 0].item() + 1) * 127.5) for batch in batches for image in batch]
+    assert reds == [30 * number for number in range(7)]
+
+
+def test_copies_of_an_image_are_held_out_together(tmp_path: Path) -> None:
+    for number in range(60):
+        Image.new("RGB", (16, 16), (4 * (number // 2), 0, 0)).save(tmp_path / f"{number:02d}.png")
+        (tmp_path / f"{number:02d}.txt").write_text("x")
+    placed = prepare_folder(tmp_path).placed
+    train, held_out = holdout_split(placed, 0.3, seed=0)
+    assert len(train) + len(held_out) == 60 and 5 < len(held_out) < 40
+    assert not {p.facts.content_hash for p in train} & {p.facts.content_hash for p in held_out}
+    fewer, _ = holdout_split(placed[20:], 0.3, seed=0)
+    assert [p.sample.sample_id for p in fewer] == [p.sample.sample_id for p in train if p in placed[20:]]

@@ -1,11 +1,23 @@
-"""Which caption a sample is shown with, and which captions forbid mirroring."""
+"""Which caption a sample is shown with, what is done to it, and which captions forbid mirroring."""
 
+from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ldm.data.captions import caption_for, directional_words, flip_allowed
+from ldm.config import validate
+from ldm.data.captions import (
+    CaptionSettings,
+    caption_for,
+    directional_words,
+    flip_allowed,
+    possible_captions,
+)
 from ldm.data.sample import FileImage, Sample
+from ldm.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -31,8 +43,14 @@ def test_directional_words_are_whole_words(caption: str, words: list[str]) -> No
     assert directional_words(caption) == words
 
 
-def sample(*captions: str, may_flip: bool | None = None) -> Sample:
-    return Sample("a.png", FileImage(Path("a.png")), captions, may_flip)
+def sample(*captions: str, may_flip: bool | None = None, sample_id: str = "a.png") -> Sample:
+    return Sample(sample_id, FileImage(Path("a.png")), captions, may_flip)
+
+
+def draw(shown: Sample, seed: int = 0, num_epochs: int = 60, **kind: Any) -> list[str]:
+    """The captions of a sample in the first epochs, without dropout unless it is asked for."""
+    caption_settings = CaptionSettings(**{"dropout": 0, **kind})
+    return [caption_for(shown, caption_settings, seed=seed, epoch=epoch) for epoch in range(num_epochs)]
 
 
 def test_the_folder_decides_on_flips_before_the_words_do() -> None:
@@ -43,26 +61,141 @@ def test_the_folder_decides_on_flips_before_the_words_do() -> None:
 
 
 def test_captions_are_drawn_from_the_key_alone() -> None:
-    captions = ("a", "b", "c")
+    shown = sample("a", "b", "c", sample_id="x.png")
+    first = draw(shown)
+    plain = CaptionSettings(dropout=0)
+    assert first == [caption_for(shown, plain, seed=0, epoch=e) for e in reversed(range(60))][::-1]
+    assert set(first) == {"a", "b", "c"}
+    assert first != draw(shown, seed=1)
+    assert first != draw(sample("a", "b", "c", sample_id="y.png"))
 
-    def draw(seed: int, epoch: int, sample_id: str, dropout: float = 0.0) -> str:
-        return caption_for(captions, seed=seed, epoch=epoch, sample_id=sample_id, dropout=dropout)
 
-    first = [draw(0, epoch, "x.png") for epoch in range(60)]
-    assert first == [draw(0, epoch, "x.png") for epoch in reversed(range(60))][::-1]
-    assert set(first) == set(captions)
-    assert first != [draw(1, epoch, "x.png") for epoch in range(60)]
-    assert first != [draw(0, epoch, "y.png") for epoch in range(60)]
+def test_the_draws_are_those_of_the_first_models() -> None:
+    """By the key of each draw: changing one would change what every run of before was shown."""
+    shown = sample("a", "b", "c", sample_id="x.png")
+    assert "".join(draw(shown, seed=5, num_epochs=12)) == "bccacbcccbbb"
+    assert "".join(c or "-" for c in draw(shown, seed=5, num_epochs=12, dropout=0.4)) == "bcca-bcc-bb-"
 
 
 def test_dropout_has_its_share_and_leaves_the_choice_alone() -> None:
-    keys = [{"seed": 3, "epoch": epoch, "sample_id": f"{i}.png"} for epoch in range(20) for i in range(100)]
-    kept = [caption_for(("a", "b"), dropout=0.0, **key) for key in keys]
-    some = [caption_for(("a", "b"), dropout=0.1, **key) for key in keys]
-    assert 0.07 < some.count("") / len(keys) < 0.13
+    shown = [sample("a", "b", sample_id=f"{i}.png") for i in range(100)]
+    kept = [caption for one in shown for caption in draw(one, 3, 20)]
+    some = [caption for one in shown for caption in draw(one, 3, 20, dropout=0.1)]
+    assert 0.07 < some.count("") / len(some) < 0.13
     assert all(s in ("", k) for s, k in zip(some, kept, strict=True))
-    assert 0.45 < kept.count("a") / len(keys) < 0.55
+    assert 0.45 < kept.count("a") / len(kept) < 0.55
     # Were one draw used for both, dropping would favour one caption.
     left = [s for s in some if s]
     assert 0.45 < left.count("a") / len(left) < 0.55
-    assert {caption_for(("a",), dropout=1.0, **key) for key in keys[:50]} == {""}
+    assert set(draw(shown[0], dropout=1.0)) == {""}
+
+
+TAGS = "a cat, sitting,black ,, by night"
+
+
+def test_tags_come_in_every_order_behind_those_that_stay() -> None:
+    shown = draw(sample(TAGS), shuffle_tags=True, num_epochs=80)
+    orders = {", ".join(("a cat", *rest)) for rest in permutations(("sitting", "black", "by night"))}
+    assert set(shown) == orders
+    assert shown == draw(sample(TAGS), shuffle_tags=True, num_epochs=80)
+    assert shown != draw(sample(TAGS, sample_id="b.png"), shuffle_tags=True, num_epochs=80)
+    assert shown != draw(sample(TAGS), seed=1, shuffle_tags=True, num_epochs=80)
+
+
+def test_how_many_tags_stay_is_a_setting() -> None:
+    firsts = {c.split(", ")[0] for c in draw(sample(TAGS), shuffle_tags=True, keep_first=0)}
+    assert firsts == {"a cat", "sitting", "black", "by night"}
+    assert set(draw(sample(TAGS), shuffle_tags=True, keep_first=9)) == {"a cat, sitting, black, by night"}
+    pairs = {tuple(c.split(", ")[:2]) for c in draw(sample(TAGS), shuffle_tags=True, keep_first=2)}
+    assert pairs == {("a cat", "sitting")}
+
+
+def test_tags_may_be_parted_by_something_else() -> None:
+    shown = draw(sample("a|b, c|d"), shuffle_tags=True, keep_first=0, separator="|")
+    assert set(shown) == {"| ".join(order) for order in permutations(("a", "b, c", "d"))}
+    assert set(draw(sample("a b"), shuffle_tags=True, keep_first=0, separator=" ")) == {"a b", "b a"}
+
+
+def test_shuffling_moves_no_other_draw() -> None:
+    shown = sample("a", "b, c, d", "")
+    kind: dict[str, Any] = {"dropout": 0.3, "num_epochs": 80}
+    plain, shuffled = draw(shown, **kind), draw(shown, shuffle_tags=True, keep_first=0, **kind)
+    assert [sorted(c.split(", ")) for c in plain] == [sorted(c.split(", ")) for c in shuffled]
+    assert plain != shuffled
+
+
+@pytest.mark.parametrize(
+    ("prefix", "suffix", "expected"),
+    [
+        ("", "", " a cat "),
+        ("photo of", "", "photo of a cat"),
+        ("sks, ", ", by night", "sks, a cat, by night"),
+        ("", "by night ", "a cat by night"),
+        ("", ".", "a cat."),
+    ],
+)
+def test_prefix_and_suffix_stand_apart_from_the_caption(prefix: str, suffix: str, expected: str) -> None:
+    assert set(draw(sample(" a cat "), prefix=prefix, suffix=suffix)) == {expected}
+
+
+def test_a_dropped_caption_stays_empty_and_one_without_words_does_not() -> None:
+    assert set(draw(sample("a"), dropout=0.5, prefix="x", suffix="y")) == {"", "x a y"}
+    assert set(draw(sample(""), prefix="x", suffix="y")) == {"x y"}
+    assert set(draw(sample(""), suffix=", y")) == {", y"}
+    assert set(draw(sample("a, b, c"), shuffle_tags=True, keep_first=0, prefix="x,", suffix=", y")) == {
+        f"x, {', '.join(order)}, y" for order in permutations("abc")
+    }
+
+
+def test_the_possible_captions_are_listed_unless_they_are_many() -> None:
+    assert possible_captions(sample("b", "a", "b"), CaptionSettings()) == ["b", "a", ""]
+    assert possible_captions(sample("a"), CaptionSettings(dropout=0, prefix="x")) == ["x a"]
+    assert possible_captions(sample("a"), CaptionSettings(dropout=1)) == [""]
+    shuffled = CaptionSettings(dropout=0, shuffle_tags=True)
+    assert possible_captions(sample("a, b, c", "d"), shuffled) == ["a, b, c", "a, c, b", "d"]
+    assert len(possible_captions(sample("a, b, c, d, e"), shuffled) or []) == 24
+    assert possible_captions(sample("a, b, c, d, e", "f"), shuffled) is None
+    assert possible_captions(sample("a, b, c, d, e, f"), shuffled) is None
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.lists(st.text("ab, ;", max_size=8), min_size=1, max_size=3),
+    st.builds(
+        CaptionSettings,
+        dropout=st.sampled_from([0, 0.4, 1]),
+        shuffle_tags=st.just(True),
+        keep_first=st.integers(0, 2),
+        separator=st.sampled_from([",", ";", " "]),
+        prefix=st.sampled_from(["", "p "]),
+        suffix=st.sampled_from(["", ", s"]),
+    ),
+)
+def test_what_is_shown_is_one_of_the_possible_captions(captions: list[str], kind: CaptionSettings) -> None:
+    shown = sample(*captions)
+    possible = possible_captions(shown, kind)
+    if possible is not None:
+        assert {caption_for(shown, kind, seed=0, epoch=epoch) for epoch in range(15)} <= set(possible)
+        assert len(possible) == len(set(possible))
+
+
+@pytest.mark.parametrize(
+    ("given_settings", "message"),
+    [
+        ({"keep_first": 2}, "keep_first = 2 has no effect: set shuffle_tags=true or leave it out"),
+        ({"separator": ";"}, "separator = ';' has no effect: set shuffle_tags=true"),
+        ({"shuffle_tags": True, "separator": ""}, "separator = ''"),
+        ({"dropout": 1.5}, "dropout = 1.5"),
+        ({"shuffle": True}, "unknown setting 'shuffle': did you mean 'shuffle_tags'"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    given_settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        validate(CaptionSettings, given_settings)
+
+
+def test_settings_load_back_equal() -> None:
+    for kind in (CaptionSettings(), CaptionSettings(shuffle_tags=True, keep_first=0, separator=";")):
+        assert validate(CaptionSettings, kind.model_dump()) == kind

@@ -39,6 +39,7 @@ def test_a_jsonl_file_has_settings_a_line(tmp_path: Path) -> None:
         "guidance_rescale": 0.5,
         "scheduler": "euler",
         "karras": False,
+        "max_prompt_chunks": 2,
         "height": 16,
         "width": 24,
     }

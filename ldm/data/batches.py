@@ -1,75 +1,27 @@
-"""Which samples make which batch, and what each sample is at its turn.
+"""What a sample is at its turn, and turns collated into batches.
 
-Both are pure functions: the batch of an optimizer step depends on (seed, step) alone, what a sample looks like there on
-(seed, epoch, sample id). Nothing depends on the rank, the number of processes or what was drawn before, so a resumed
-run sees what an unbroken one sees.
+Every draw of a turn is a function of (seed, epoch, sample id): not of the rank, the worker, the batch or history.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldm import noise
-from ldm.data.captions import caption_for, flip_allowed
+from ldm.data.captions import CaptionSettings, caption_for, flip_allowed
+from ldm.data.order import SampleKey
+from ldm.data.prepare import Placed
 from ldm.data.sample import Sample
 from ldm.images import image_to_tensor, resize_and_crop
 
+Draw = tuple[int | str, ...]
 
-class SampleKey(NamedTuple):
-    """One sample's turn: which epoch, which sample, and whether it counts in the loss."""
-
-    epoch: int
-    sample_index: int
-    weight: float = 1.0
-
-
-def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
-    """Optimizer steps in which each sample is seen exactly once; the last batch may be smaller."""
-    return -(-num_samples // global_batch_size)
-
-
-def batch_at(step: int, *, seed: int, num_samples: int, global_batch_size: int) -> list[SampleKey]:
-    """The global batch of an optimizer step, counted from 0."""
-    per_epoch = steps_per_epoch(num_samples, global_batch_size)
-    epoch, position = divmod(step, per_epoch)
-    order = noise.permutation(num_samples, seed, epoch, "order")
-    chosen = order[position * global_batch_size : (position + 1) * global_batch_size]
-    return [SampleKey(epoch, index) for index in chosen]
-
-
-def share_of(batch: Sequence[SampleKey], rank: int, num_processes: int) -> list[SampleKey]:
-    """A rank's part of a global batch. A rank left without samples gets one that weighs nothing."""
-    return list(batch[rank::num_processes]) or [batch[0]._replace(weight=0.0)]
-
-
-@dataclass(frozen=True)
-class BatchOrder:
-    """The batches of one rank from `start_step` to `num_steps`, one an optimizer step."""
-
-    seed: int
-    num_samples: int
-    global_batch_size: int
-    start_step: int
-    num_steps: int
-    rank: int = 0
-    num_processes: int = 1
-
-    def __len__(self) -> int:
-        return max(0, self.num_steps - self.start_step)
-
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        for step in range(self.start_step, self.num_steps):
-            batch = batch_at(
-                step,
-                seed=self.seed,
-                num_samples=self.num_samples,
-                global_batch_size=self.global_batch_size,
-            )
-            yield share_of(batch, self.rank, self.num_processes)
+NO_DROPOUT = CaptionSettings(dropout=0.0)
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -85,8 +37,8 @@ def _stack(values: list[Any]) -> Any:
     return values
 
 
-def make_loader(dataset: "Dataset[Any]", order: BatchOrder, num_workers: int = 0) -> DataLoader[Any]:
-    """A loader that yields one collated dictionary an optimizer step."""
+def make_loader(dataset: "Dataset[Any]", order: Iterable[list[Any]], num_workers: int = 0) -> DataLoader[Any]:
+    """A loader that yields one collated dictionary an optimizer step, of the keys that `order` yields for it."""
     return DataLoader(
         dataset,
         batch_sampler=order,  # any iterable of key lists will do
@@ -99,121 +51,133 @@ def make_loader(dataset: "Dataset[Any]", order: BatchOrder, num_workers: int = 0
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """From a file to pixel values: orient, flatten on the background, scale to cover, crop the middle."""
+    """From a sample to pixel values of one size, for measuring: scale to cover, crop the middle."""
 
     height: int
     width: int
     background: tuple[int, int, int] = (255, 255, 255)
 
-    def __call__(self, sample: Sample, *, flip: bool = False) -> Tensor:
+    def __call__(self, sample: Sample) -> Tensor:
         """[3, H, W] in [-1, 1].
 
         Raises:
             UserError: the file is broken, truncated or no image.
         """
-        image = sample.open(self.background)
-        pixel_values = image_to_tensor(resize_and_crop(image, self.height, self.width))
-        return pixel_values.flip(-1) if flip else pixel_values
+        return image_to_tensor(resize_and_crop(sample.open(self.background), self.height, self.width))
 
 
-class ImageSamples(Dataset[dict[str, Any]]):
-    """Samples as pixels and a caption, with standard normal noise of `noise_shape` for whatever needs it."""
-
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        transform: ImageTransform,
-        *,
-        seed: int,
-        flip: bool = False,
-        noise_shape: Sequence[int] = (1,),
-    ) -> None:
-        self.samples, self.transform = samples, transform
-        self.seed, self.flip, self.noise_shape = seed, flip, tuple(noise_shape)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        sample = self.samples[key.sample_index]
-        draw = (self.seed, key.epoch, sample.sample_id)
-        return {
-            "sample_id": sample.sample_id,
-            "pixel_values": self.transform(sample, flip=draw_flip(sample, self.flip, draw)),
-            "caption": caption_for(
-                sample.captions, seed=self.seed, epoch=key.epoch, sample_id=sample.sample_id, dropout=0.0
-            ),
-            "noise": torch.randn(self.noise_shape, generator=noise.generator_for(*draw, "noise")),
-            "weight": key.weight,
-        }
-
-
-class LatentSamples(Dataset[dict[str, Any]]):
-    """Samples as the autoencoder's moments and a caption, with every draw that the DDPM objective needs.
-
-    Args:
-        moments: [N, V, 2C, h, w]: mean and log-variance, for the image as it is and (V = 2) mirrored.
-        caption_dropout: share of turns on which the caption is empty, which trains the unconditional model.
-    """
-
-    def __init__(
-        self, samples: Sequence[Sample], moments: Tensor, *, seed: int, caption_dropout: float
-    ) -> None:
-        self.samples, self.moments = samples, moments
-        self.seed, self.caption_dropout = seed, caption_dropout
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        sample = self.samples[key.sample_index]
-        draw = (self.seed, key.epoch, sample.sample_id)
-        variant = draw_flip(sample, self.moments.shape[1] > 1, draw)
-        moments = self.moments[key.sample_index, int(variant)]
-        shape = (moments.shape[0] // 2, *moments.shape[1:])
-        return {
-            "sample_id": sample.sample_id,
-            "moments": moments,
-            "posterior_noise": torch.randn(shape, generator=noise.generator_for(*draw, "posterior")),
-            "noise": torch.randn(shape, generator=noise.generator_for(*draw, "noise")),
-            "position": noise.uniform(*draw, "timestep"),
-            "caption": caption_for(
-                sample.captions,
-                seed=self.seed,
-                epoch=key.epoch,
-                sample_id=sample.sample_id,
-                dropout=self.caption_dropout,
-            ),
-            "weight": key.weight,
-        }
-
-
-def draw_flip(sample: Sample, flip: bool, draw: tuple[int | str, ...]) -> bool:
+def draw_flip(sample: Sample, flip: bool, draw: Draw) -> bool:
     """Whether a sample is mirrored at this turn: half of the turns, where flips are on and leave its caption true."""
     return flip and flip_allowed(sample) and noise.uniform(*draw, "flip") < 0.5
 
 
-def pixel_batches(
-    samples: Sequence[Sample], transform: ImageTransform, batch_size: int = 32
-) -> Iterator[Tensor]:
-    """Every sample's pixel values in order, [B, 3, H, W] with B at most `batch_size`."""
-    for start in range(0, len(samples), batch_size):
-        yield torch.stack([transform(sample) for sample in samples[start : start + batch_size]])
+class ImageSamples(Dataset[dict[str, Any]]):
+    """Samples as pixels and a caption, with standard normal noise in the shape of their latents.
+
+    Args:
+        latent_channels: C of the noise.
+        downscale: pixels a latent.
+    """
+
+    def __init__(
+        self,
+        placed: Sequence[Placed],
+        *,
+        seed: int,
+        flip: bool = False,
+        latent_channels: int = 1,
+        downscale: int = 8,
+    ) -> None:
+        self.placed, self.seed, self.flip = placed, seed, flip
+        self.latent_channels, self.downscale = latent_channels, downscale
+
+    def __len__(self) -> int:
+        return len(self.placed)
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        placed = self.placed[key.sample_index]
+        sample = placed.sample
+        draw = (self.seed, key.epoch, sample.sample_id)
+        shape = placed.latent_shape(self.latent_channels, self.downscale)
+        return {
+            "sample_id": sample.sample_id,
+            "pixel_values": placed.pixels(
+                placed.crop_at(self.seed, key.epoch), draw_flip(sample, self.flip, draw)
+            ),
+            "caption": caption_for(sample, NO_DROPOUT, seed=self.seed, epoch=key.epoch),
+            "noise": torch.randn(shape, generator=noise.generator_for(*draw, "noise")),
+            "weight": key.weight,
+            "loss_weight": sample.loss_weight,
+        }
 
 
-def encode_samples(
-    samples: Sequence[Sample],
-    transform: ImageTransform,
-    encode_images: Callable[[Tensor], Tensor],
-    *,
-    flip: bool,
-    batch_size: int = 32,
-    on_progress: Callable[[int], None] = lambda _: None,
-) -> Tensor:
-    """The moments of every sample, [N, V, 2C, h, w] float32; V = 2 (as is, mirrored) with `flip`, else 1."""
-    rows: list[Tensor] = []
-    for pixel_values in pixel_batches(samples, transform, batch_size):
-        variants = [pixel_values, pixel_values.flip(-1)] if flip else [pixel_values]
-        rows.append(torch.stack([encode_images(v).float().cpu() for v in variants], dim=1))
-        on_progress(sum(map(len, rows)))
-    return torch.cat(rows)
+ReadImage = Callable[[int, int, bool], Tensor]
+"""`read(sample_index, crop, flip)`: the moments [2C, h, w] of a variant, or its pixel values [3, H, W]."""
+
+
+@dataclass(frozen=True)
+class LatentSamples(Dataset[dict[str, Any]]):
+    """Samples with every draw that the DDPM objective needs; their images as moments, or as pixels to be encoded.
+
+    Attributes:
+        placed: the samples and where each is cropped.
+        read: gives an image variant.
+        kind: what `read` gives, and the name it has in the batch.
+        latent_channels: C.
+        downscale: pixels a latent.
+        masked: whether any sample has a loss mask; the others then get one that is 1 everywhere.
+        extra_noise: draw the further noise that offset noise and input perturbation need.
+    """
+
+    placed: Sequence[Placed]
+    read: ReadImage
+    kind: str
+    seed: int
+    captions: CaptionSettings
+    latent_channels: int
+    downscale: int
+    flip: bool = False
+    masked: bool = False
+    extra_noise: bool = False
+
+    def __len__(self) -> int:
+        return len(self.placed)
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        placed = self.placed[key.sample_index]
+        sample = placed.sample
+        draw = (self.seed, key.epoch, sample.sample_id)
+        crop, flip = placed.crop_at(self.seed, key.epoch), draw_flip(sample, self.flip, draw)
+        item = {
+            "sample_id": sample.sample_id,
+            self.kind: self.read(key.sample_index, crop, flip),
+            "posterior_noise": self._normal(placed, draw, "posterior"),
+            "noise": self._normal(placed, draw, "noise"),
+            "position": noise.uniform(*draw, "timestep"),
+            "caption": caption_for(sample, self.captions, seed=self.seed, epoch=key.epoch),
+            "weight": key.weight,
+            "loss_weight": sample.loss_weight,
+        }
+        if self.masked:
+            item["mask"] = placed.mask(crop, flip, self.downscale)
+        if self.extra_noise:
+            item["perturbation"] = self._normal(placed, draw, "perturbation")
+            item["offset"] = torch.randn(self.latent_channels, generator=noise.generator_for(*draw, "offset"))
+        return item
+
+    def _normal(self, placed: Placed, draw: Draw, purpose: str) -> Tensor:
+        shape = placed.latent_shape(self.latent_channels, self.downscale)
+        return torch.randn(shape, generator=noise.generator_for(*draw, purpose))
+
+
+def read_pixels(placed: Sequence[Placed]) -> ReadImage:
+    """Reads a variant's pixel values from its image, for runs without a cache."""
+    return lambda index, crop, flip: placed[index].pixels(crop, flip)
+
+
+def pixel_batches(placed: Iterable[Placed], batch_size: int = 32) -> Iterator[Tensor]:
+    """Every sample's pixel values in order, [B, 3, H, W]: B at most `batch_size`, one size a batch."""
+    for _, run in groupby(placed, key=lambda p: p.size):
+        same_size = list(run)
+        for start in range(0, len(same_size), batch_size):
+            yield torch.stack([p.pixels() for p in same_size[start : start + batch_size]])

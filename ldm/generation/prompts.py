@@ -11,6 +11,7 @@ from ldm.config import Settings, validate
 from ldm.data.metadata import decode_utf8
 from ldm.errors import UserError, unknown_name
 from ldm.scheduler_names import SCHEDULERS
+from ldm.types import MAX_PROMPT_CHUNKS
 
 LARGEST_SEED = 2**63 - 1
 
@@ -26,6 +27,12 @@ class PictureSettings(Settings):
     guidance_rescale: float | None = Field(None, ge=0, le=1, description="takes back over-exposure, 0 to 1")
     scheduler: str | None = Field(None, description="the sampler's short name")
     karras: bool | None = Field(None, description="space the noise levels as Karras et al. 2022")
+    max_prompt_chunks: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_PROMPT_CHUNKS,
+        description="contexts of the text encoder that a long prompt may fill",
+    )
     height: int | None = Field(None, ge=1, description="pixels")
     width: int | None = Field(None, ge=1, description="pixels")
 

@@ -1,18 +1,25 @@
-"""The text encoder: a transformers `CLIPTextModel` and its tokenizer, from prompts to `PromptEmbeds`."""
+"""The text encoder: a transformers `CLIPTextModel` and its tokenizer, from prompts to `PromptEmbeds`.
 
+A prompt longer than the context is cut into chunks, each embedded as a prompt of its own, with its own start and end
+token, and joined along L. The denoiser attends over all of them.
+"""
+
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ldm.types import PromptEmbeds
+from ldm.types import MAX_PROMPT_CHUNKS, PromptEmbeds
 
 
 class ClipTextEncoder(nn.Module):
-    """`text_encoder(B prompts) -> PromptEmbeds`: prompt_embeds [B, L, D], pooled_prompt_embeds [B, D].
+    """`text_encoder(B prompts, num_chunks=n) -> PromptEmbeds`: prompt_embeds [B, n L, D], pooled_prompt_embeds [B, D].
 
-    A prompt is padded to L tokens; what does not fit is cut off, and `truncated_words` names it.
+    A prompt is padded to n chunks of L tokens; what does not fit is cut off, and `truncated_words` names it. The pooled
+    vector is the first chunk's. The same words in more chunks are another condition, as the denoiser attends to padding
+    too: the count is fixed for a training run, and in generation follows from a picture's own prompts alone.
 
     Attributes:
         tokenizer: the CLIPTokenizer.
@@ -26,7 +33,7 @@ class ClipTextEncoder(nn.Module):
 
     @property
     def context_length(self) -> int:
-        """L, the tokens of a prompt, start and end included."""
+        """L, the tokens of a chunk, start and end included."""
         return min(int(self.tokenizer.model_max_length), int(self.model.config.max_position_embeddings))
 
     @property
@@ -34,33 +41,90 @@ class ClipTextEncoder(nn.Module):
         """D, the width of the prompt embeddings."""
         return int(self.model.config.hidden_size)
 
-    def forward(self, prompts: Sequence[str]) -> PromptEmbeds:
-        return self.embed(self.tokenize(prompts))
+    def forward(self, prompts: Sequence[str], num_chunks: int = 1) -> PromptEmbeds:
+        return self.embed(self.tokenize(prompts, num_chunks))
 
-    def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids [B, L], padded and cut to the context, on the CPU."""
-        tokens = self.tokenizer(
-            list(prompts), padding="max_length", truncation=True, max_length=self.context_length
-        )
-        return torch.tensor(tokens["input_ids"], dtype=torch.long)
+    def tokenize(self, prompts: Sequence[str], num_chunks: int = 1) -> Tensor:
+        """Token ids [B, num_chunks L] on the CPU, each chunk padded to the context; what is over is cut off."""
+        encoded = self.tokenizer(list(prompts), add_special_tokens=False, verbose=False)
+        rows = []
+        for index, ids in enumerate(encoded["input_ids"]):
+            ends = self._chunk_ends(encoded.word_ids(index), num_chunks)
+            starts = [0, *ends][: len(ends)]
+            chunks = [ids[start:end] for start, end in zip(starts, ends, strict=True)]
+            rows.append([token for chunk in chunks for token in self._complete(chunk)])
+        return torch.tensor(rows, dtype=torch.long)
 
     def embed(self, token_ids: Tensor) -> PromptEmbeds:
-        """The embeddings of token ids [B, L]; padding is attended to as well, as Stable Diffusion does."""
-        answer = self.model(input_ids=token_ids.to(self.model.device))
-        return PromptEmbeds(answer.last_hidden_state, pooled_prompt_embeds=answer.pooler_output)
+        """The embeddings of token ids [B, n L]; padding is attended to as well, as Stable Diffusion does."""
+        num_rows, length = token_ids.shape
+        chunks = token_ids.reshape(-1, min(length, self.context_length))
+        answer = self.model(input_ids=chunks.to(self.model.device))
+        prompt_embeds = answer.last_hidden_state.reshape(num_rows, length, -1)
+        pooled = answer.pooler_output.reshape(num_rows, -1, answer.pooler_output.shape[-1])[:, 0]
+        return PromptEmbeds(prompt_embeds, pooled_prompt_embeds=pooled)
 
     def count_tokens(self, prompt: str) -> int:
-        """How many tokens the whole prompt has, start and end included."""
-        return len(self._encode(prompt)["input_ids"])
+        """How many tokens the whole prompt has as one chunk, start and end included."""
+        return len(self._encode(prompt)["input_ids"]) + 2
 
-    def truncated_words(self, prompt: str) -> str:
-        """The end of the prompt that does not fit the context, as it was written; empty when all fits."""
+    def chunks_needed(self, prompt: str) -> int:
+        """How many chunks hold the whole prompt, 1 to `MAX_PROMPT_CHUNKS`; a longer one is cut off in the last."""
+        ends = split_chunks(self._encode(prompt).word_ids(), self._room)
+        return max(1, min(len(ends), MAX_PROMPT_CHUNKS))
+
+    def truncated_words(self, prompt: str, num_chunks: int = 1) -> str:
+        """The end of the prompt that `num_chunks` do not hold, as it was written; empty when all fits."""
         encoded = self._encode(prompt)
-        if len(encoded["input_ids"]) <= self.context_length:
+        end = self._chunk_ends(encoded.word_ids(), num_chunks)[-1]
+        if end == len(encoded["input_ids"]):
             return ""
-        first_left_out = self.context_length - 1  # the last place holds the end token
-        start, _ = encoded["offset_mapping"][first_left_out]
+        start, _ = encoded["offset_mapping"][end]
         return prompt[start:].strip()
 
+    @property
+    def _room(self) -> int:
+        """A chunk's tokens without start and end."""
+        return self.context_length - 2
+
+    def _chunk_ends(self, word_ids: Sequence[int | None], num_chunks: int) -> list[int]:
+        """Where each of `num_chunks` chunks ends; the last is filled to the brim when more would be needed."""
+        ends = split_chunks(word_ids, self._room)
+        if len(ends) > num_chunks:
+            start = ends[num_chunks - 2] if num_chunks > 1 else 0
+            return [*ends[: num_chunks - 1], start + self._room]
+        return ends + [len(word_ids)] * (num_chunks - len(ends))
+
+    def _complete(self, ids: Sequence[int]) -> list[int]:
+        """A chunk's tokens between start and end, padded to the context."""
+        padding = [self.tokenizer.pad_token_id] * (self._room - len(ids))
+        return [self.tokenizer.bos_token_id, *ids, self.tokenizer.eos_token_id, *padding]
+
     def _encode(self, prompt: str) -> Any:
-        return self.tokenizer(prompt, return_offsets_mapping=True, verbose=False)
+        return self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+
+
+def split_chunks(word_ids: Sequence[int | None], room: int) -> list[int]:
+    """Where the chunks of a prompt end, counted in tokens; none for an empty prompt.
+
+    A word of several tokens is moved whole to the next chunk, so a long prompt is the same as its parts one after
+    another; only a word that is longer than a chunk is cut.
+
+    Args:
+        word_ids: [num_tokens] the word that each token is of.
+        room: tokens of a chunk.
+    """
+    num_tokens = len(word_ids)
+    starts = [i for i in range(num_tokens) if i == 0 or word_ids[i] is None or word_ids[i] != word_ids[i - 1]]
+    ends: list[int] = []
+    begin = 0
+    while begin < num_tokens:
+        end = min(begin + room, num_tokens)
+        following = bisect_left(starts, end)  # the first word that starts behind the chunk
+        word_end = starts[following] if following < len(starts) else num_tokens
+        word_start = starts[following - 1]
+        if word_end > end and word_start > begin and word_end - word_start <= room:
+            end = word_start
+        ends.append(end)
+        begin = end
+    return ends

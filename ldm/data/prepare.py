@@ -1,0 +1,194 @@
+"""From what the settings name to samples that can be trained on, each with its place in a bucket."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from PIL import Image
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from ldm.data.buckets import BucketSettings, Placement, draw_crop, place
+from ldm.data.cache import read_unchanged
+from ldm.data.sample import Facts, Refusal, Sample
+from ldm.data.sources import Reading, SourceSettings
+from ldm.data.survey import check_bad_fraction
+from ldm.data.transform import transform_image, transform_key, transform_mask
+from ldm.images import WHITE, open_image
+from ldm.noise import key_to_seed
+
+
+class DataSettings(BucketSettings):
+    """The captioned images: where they lie, at which sizes they are trained, and how many may be bad."""
+
+    path: str | None = Field(
+        None, description="a folder of captioned images; or parquet files, tars, a dataset: see `sources`"
+    )
+    caption_column: str = Field("text", description="of `path`: the column with the captions")
+    sources: tuple[SourceSettings, ...] = Field((), description="several places, in place of `path`")
+    height: int = Field(64, ge=8, description="pixels; with buckets height * width is the budget")
+    width: int = Field(64, ge=8, description="pixels")
+    flip: bool = Field(False, description="mirror images at random where the caption stays true")
+    holdout_fraction: float = Field(0.0, ge=0, lt=1, description="share kept out of training and measured on")
+    max_bad_fraction: float = Field(
+        0.05, ge=0, le=1, description="the run stops when a larger share of the samples cannot be used"
+    )
+    num_workers: int = Field(0, ge=0, description="loader processes; 0 loads in the training process")
+    streaming: bool = Field(
+        False, description="read parquet files or tars one by one as they come, instead of all before the run"
+    )
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> Self:
+        if (self.path is None) == (not self.sources):
+            raise ValueError("give either data.path or data.sources")
+        if self.sources and self.caption_column != "text":
+            raise ValueError("caption_column belongs to data.path: set it in each of data.sources")
+        return self
+
+    @model_validator(mode="after")
+    def _check_streaming(self) -> Self:
+        if self.streaming and self.holdout_fraction:
+            raise ValueError("a stream has no held-out samples: set holdout_fraction=0 or streaming=false")
+        if self.streaming and any(source.masks for source in self.sources):
+            raise ValueError("a folder of masks cannot be streamed: use alpha_mask, or set streaming=false")
+        return self
+
+    def all_sources(self) -> tuple[SourceSettings, ...]:
+        """`sources`, or `path` as the only one."""
+        if self.path is None:
+            return self.sources
+        return (SourceSettings(path=self.path, caption_column=self.caption_column),)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A sample, what is known of its image, and where it is cropped.
+
+    Attributes:
+        placement: its bucket, scale and crops.
+        facts: what decoding it found out.
+    """
+
+    sample: Sample
+    facts: Facts
+    placement: Placement
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of its bucket in pixels."""
+        return self.placement.height, self.placement.width
+
+    def latent_shape(self, channels: int, downscale: int) -> tuple[int, int, int]:
+        """[C, h, w] of its latents."""
+        return channels, self.placement.height // downscale, self.placement.width // downscale
+
+    def crop_at(self, seed: int, epoch: int) -> int:
+        """Which of its crops is shown in an epoch."""
+        return draw_crop(self.placement, seed=seed, epoch=epoch, sample_id=self.sample.sample_id)
+
+    def pixels(self, crop: int = 0, flip: bool = False) -> Tensor:
+        """A variant's pixel values [3, H, W] in [-1, 1].
+
+        Raises:
+            UserError: the image is gone, or has changed since it was surveyed.
+        """
+        encoded = read_unchanged(self.sample.image, self.facts.content_hash)
+        return transform_image(open_image(encoded, name=self.sample.image.name), self.placement, crop, flip)
+
+    def mask(self, crop: int, flip: bool, downscale: int) -> Tensor:
+        """The variant's loss mask [1, h, w] in [0, 1]; ones for a sample without one."""
+        source = self.sample.mask
+        if source is None:
+            image = Image.new("L", (self.facts.width, self.facts.height), 255)
+        else:
+            image = open_image(source.read(), name=source.name).convert("L")
+        return transform_mask(image, self.placement, crop, flip, pixels_per_latent=downscale)
+
+    def variant_key(self, crop: int, flip: bool) -> str:
+        """Canonical text of what is done to the image for a variant; it enters the cache's key."""
+        return transform_key(self.placement, crop, flip, WHITE)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run trains on and what it leaves out: used + refused = found."""
+
+    placed: list[Placed]
+    refusals: list[Refusal]
+
+    @property
+    def num_found(self) -> int:
+        return len(self.placed) + len(self.refusals)
+
+    def placements(self) -> dict[str, Placement | str]:
+        """Where each sample goes, or why it cannot be used."""
+        placed = {one.sample.sample_id: one.placement for one in self.placed}
+        return {**placed, **{refusal.sample_id: refusal.reason for refusal in self.refusals}}
+
+
+def holdout_split(placed: Sequence[Placed], fraction: float, seed: int) -> tuple[list[Placed], list[Placed]]:
+    """Split into (train, held out), about `fraction` held out.
+
+    Samples with the same image stay together, so that nothing held out was trained on. An image's side depends on
+    its first sample's id and the seed alone: not on the order, nor on which others there are.
+    """
+    first: dict[str, str] = {}
+    for one in placed:
+        known = first.get(one.facts.content_hash, one.sample.sample_id)
+        first[one.facts.content_hash] = min(known, one.sample.sample_id)
+
+    def is_held_out(one: Placed) -> bool:
+        return key_to_seed(seed, first[one.facts.content_hash], "holdout") / 2**63 < fraction
+
+    return [p for p in placed if not is_held_out(p)], [p for p in placed if is_held_out(p)]
+
+
+def prepare(
+    reading: Reading,
+    facts: Mapping[str, Facts | Refusal],
+    settings: DataSettings,
+    *,
+    multiple: int,
+    seed: int,
+) -> Prepared:
+    """Give each sample its place, and refuse what cannot be used, by name.
+
+    Args:
+        facts: what decoding found out about each sample, by its id.
+        multiple: with buckets, image sides are multiples of this many pixels.
+
+    Raises:
+        UserError: more than `max_bad_fraction` of what was found is bad, or nothing is left.
+    """
+    placed: list[Placed] = []
+    refusals = list(reading.refusals)
+    for sample in reading.samples:
+        where = _place(sample, facts[sample.sample_id], settings, multiple, seed)
+        if isinstance(where, Refusal):
+            refusals.append(where)
+        else:
+            placed.append(where)
+    prepared = Prepared(placed, refusals)
+    check_bad_fraction(prepared.num_found, refusals, settings.max_bad_fraction)
+    return prepared
+
+
+def _place(
+    sample: Sample, facts: Facts | Refusal, settings: DataSettings, multiple: int, seed: int
+) -> Placed | Refusal:
+    if isinstance(facts, Refusal):
+        return facts
+    where = place(
+        facts.width,
+        facts.height,
+        height=settings.height,
+        width=settings.width,
+        multiple=multiple,
+        settings=settings,
+        seed=seed,
+        sample_id=sample.sample_id,
+    )
+    if isinstance(where, str):
+        return Refusal(sample.sample_id, f"{sample.image.name}: {where}")
+    return Placed(sample, facts, where)

@@ -1,0 +1,110 @@
+"""From an image to the pixel values that are trained on, and from a mask to its weights: one fixed way, with a version.
+
+Axis letters: H W pixels, h w latent size.
+"""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm.data.buckets import Placement, scaled_size
+from ldm.errors import UserError
+from ldm.images import WHITE, Color, image_to_tensor, resize_and_crop
+
+TRANSFORM_VERSION = 1
+"""Part of every cache key. It goes up by one whenever the same image and placement give other numbers; a test of the
+output's hash says when."""
+
+_MASK_TOLERANCE = 0.02
+
+
+def transform_image(image: Image.Image, placement: Placement, crop: int = 0, flip: bool = False) -> Tensor:
+    """Scale, cut and mirror an upright RGB image: pixel_values [3, H, W] in [-1, 1].
+
+    Pillow's Lanczos filter, antialiased, scales and cuts in one pass. Crop 0 is the exact middle, to a fraction of a
+    pixel where the slack is odd.
+
+    Args:
+        crop: index into `placement.crops`.
+        flip: mirror left and right, after the cut.
+
+    Raises:
+        UserError: the image has not the shape that it was placed by.
+    """
+    size = (placement.height, placement.width)
+    if scaled_size((image.height, image.width), size) != (placement.scaled_height, placement.scaled_width):
+        raise UserError(
+            f"an image is {image.width} x {image.height} pixels and was of another shape when the data was read",
+            "leave the data as it is during a run, and start again",
+        )
+    pixel_values = image_to_tensor(resize_and_crop(image, *size, crop=_position(placement, crop)))
+    return pixel_values.flip(-1) if flip else pixel_values
+
+
+def transform_mask(
+    mask: Image.Image,
+    placement: Placement,
+    crop: int = 0,
+    flip: bool = False,
+    *,
+    pixels_per_latent: int,
+) -> Tensor:
+    """The same cut of a mask, averaged over each latent's pixels: [1, h, w] in [0, 1], 1 where the mask is white.
+
+    A mask of another resolution than its image will do, not one of another shape.
+
+    Raises:
+        UserError: the mask has another shape than the image, or `pixels_per_latent` does not divide the size.
+    """
+    height, width = placement.height, placement.width
+    if height % pixels_per_latent or width % pixels_per_latent:
+        raise UserError(f"{width} x {height} pixels", f"choose multiples of {pixels_per_latent}")
+    shape = placement.scaled_width / placement.scaled_height
+    rounding = 1 / min(mask.size) + 1 / min(placement.scaled_height, placement.scaled_width)
+    if abs(mask.width / mask.height / shape - 1) > _MASK_TOLERANCE + rounding:
+        raise UserError(
+            f"a mask is {mask.width} x {mask.height} pixels and has another shape than its image",
+            "give it the image's size",
+        )
+    box = _box(mask.size, placement, crop)
+    grey = mask.convert("L").resize((width, height), Image.Resampling.BOX, box=box)
+    values = np.asarray(grey, dtype=np.int64)
+    cells = values.reshape(
+        height // pixels_per_latent, pixels_per_latent, width // pixels_per_latent, pixels_per_latent
+    )
+    means = torch.from_numpy(cells.mean(axis=(1, 3)) / 255).float()[
+        None
+    ]  # sums of integers are exact anywhere
+    return means.flip(-1) if flip else means
+
+
+def transform_key(placement: Placement, crop: int = 0, flip: bool = False, background: Color = WHITE) -> str:
+    """All that decides the pixel values of given image bytes, as one line of text; part of a cache key.
+
+    Crops at the same place have the same key, whatever their numbers.
+    """
+    top, left = (f"{position!r}" for position in _position(placement, crop))
+    return (
+        f"transform={TRANSFORM_VERSION} size={placement.height}x{placement.width} crop={top},{left} "
+        f"flip={int(flip)} background={','.join(str(int(part)) for part in background)}"
+    )
+
+
+def _position(placement: Placement, crop: int) -> tuple[float, float]:
+    """Where a crop lies, as fractions of the slack (vertical, horizontal); one half where it cannot move."""
+    vertical, horizontal = (
+        0.5 if crop == 0 or not slack else offset / slack
+        for offset, slack in zip(placement.crops[crop], placement.slack, strict=True)
+    )
+    return vertical, horizontal
+
+
+def _box(image_size: tuple[int, int], placement: Placement, crop: int) -> tuple[float, float, float, float]:
+    """What `resize_and_crop` keeps of an image (width, height) for a crop, in the image's own pixels."""
+    image_width, image_height = image_size
+    vertical, horizontal = _position(placement, crop)
+    width = min(float(image_width), image_height * placement.width / placement.height)
+    height = min(float(image_height), image_width * placement.height / placement.width)
+    top, left = vertical * (image_height - height), horizontal * (image_width - width)
+    return left, top, min(left + width, image_width), min(top + height, image_height)

@@ -1,0 +1,69 @@
+"""The order of the samples: each once an epoch, the same for any number of processes, a function of its key alone."""
+
+from collections import Counter
+
+import pytest
+
+from ldm.data.order import BatchOrder, SampleKey, epoch_batches, steps_per_epoch
+
+ONE = ["all"] * 10
+MIXED = ["wide", "tall", "wide", "square", "tall", "wide", "wide", "tall", "wide", "wide"]
+
+
+def epochs(bucket_of: list[str], num_epochs: int, seed: int = 1) -> list[list[SampleKey]]:
+    steps = num_epochs * steps_per_epoch(bucket_of, 4)
+    return list(BatchOrder(seed, bucket_of, 4, 0, steps))
+
+
+def test_with_one_bucket_the_last_batch_is_the_smaller_one() -> None:
+    assert steps_per_epoch(ONE, 4) == 3
+    assert [len(batch) for batch in epochs(ONE, 2)] == [4, 4, 2, 4, 4, 2]
+
+
+@pytest.mark.parametrize("bucket_of", [ONE, MIXED])
+def test_each_sample_is_seen_exactly_once_an_epoch(bucket_of: list[str]) -> None:
+    keys = [key for batch in epochs(bucket_of, 3) for key in batch]
+    assert Counter(keys) == {SampleKey(epoch, i): 1 for epoch in range(3) for i in range(10)}
+
+
+def test_a_batch_holds_one_bucket_and_the_batches_are_mixed() -> None:
+    assert steps_per_epoch(MIXED, 4) == 4  # six wide in two, three tall, one square
+    batches = epochs(MIXED, 8)
+    names = [{MIXED[key.sample_index] for key in batch} for batch in batches]
+    assert all(len(each) == 1 for each in names)
+    assert len({tuple(map(str, names[start : start + 4])) for start in range(0, 32, 4)}) > 1
+
+
+def test_another_epoch_or_seed_is_another_order() -> None:
+    first, second = epochs(ONE, 2)[:3], epochs(ONE, 2)[3:]
+    assert first != [[key._replace(epoch=0) for key in batch] for batch in second]
+    assert first != epochs(ONE, 1, seed=2)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3, 5])
+@pytest.mark.parametrize("bucket_of", [ONE, MIXED])
+def test_the_ranks_share_the_global_batch_of_one_process(bucket_of: list[str], num_processes: int) -> None:
+    whole = list(BatchOrder(0, bucket_of, 4, 0, 8))
+    ranks = [
+        list(BatchOrder(0, bucket_of, 4, 0, 8, rank=r, num_processes=num_processes))
+        for r in range(num_processes)
+    ]
+    for step, batch in enumerate(whole):
+        assert all(rank[step] for rank in ranks)
+        assert sorted(k for rank in ranks for k in rank[step] if k.weight) == sorted(batch)
+
+
+@pytest.mark.parametrize("start", [1, 3, 5])
+def test_a_resumed_order_goes_on_where_it_stopped(start: int) -> None:
+    assert list(BatchOrder(0, MIXED, 4, 0, 9))[start:] == list(BatchOrder(0, MIXED, 4, start, 9))
+
+
+def test_the_batches_of_an_epoch_do_not_hang_on_the_names_of_other_buckets() -> None:
+    """More samples in one bucket leave the order inside another as it is."""
+    more = [*MIXED, "square", "square"]
+    before, after = (
+        [key.sample_index for batch in epoch_batches(0, seed=1, bucket_of=each, global_batch_size=20)
+         for key in batch if each[key.sample_index] == "wide"]
+        for each in (MIXED, more)
+    )  # fmt: skip
+    assert before == after
