@@ -1,7 +1,6 @@
-"""`ldm data`: look at captioned images before they are trained on."""
+"""`ldm data`: look at captioned images before they are trained on, and keep the cache small."""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,76 +9,282 @@ import typer
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
-    from ldm.data.sample import Sample
+    from ldm.data.buckets import Placement
+    from ldm.data.report_parts import DataReport
+    from ldm.data.sample import Facts, Refusal
+    from ldm.data.sources import Reading
 
 NUM_SHOWN = 3
 """How many of the longest captions, and of each kind of note, are shown."""
+BUCKET_MULTIPLE = 64
+"""What the sides of buckets are multiples of where no model is named: what Stable Diffusion needs."""
 
-data_app = typer.Typer(help="Look at captioned images before they are trained on.", rich_markup_mode=None)
+data_app = typer.Typer(help="Check captioned images before training; prune the cache.", rich_markup_mode=None)
+
+DataPath = Annotated[
+    str,
+    typer.Argument(
+        metavar="PATH",
+        help="A folder of images with metadata.jsonl, .csv or .parquet (file_name, text), or .txt files beside "
+        "them; parquet files or WebDataset tars, one or a folder of them; or a name known to `datasets`.",
+    ),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Write data_report.json, with the fate of every sample, and data_report.html, a page with pictures.",
+    ),
+]
+Height = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="PIXELS", help="Check how images fit this size.  [default: the width]"),
+]
+Width = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="PIXELS", help="Check how images fit this size.  [default: the height]"),
+]
+Buckets = Annotated[
+    bool,
+    typer.Option("--buckets", help="Keep the images' shapes: height times width is then a budget of pixels."),
+]
+Upscale = Annotated[
+    bool, typer.Option("--upscale", help="Enlarge images that are too small; else they cannot be used.")
+]
+Kind = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="What PATH is: folder, parquet, webdataset, or datasets for a name on the Hub; auto looks.",
+    ),
+]
+CaptionColumn = Annotated[str, typer.Option(metavar="NAME", help="Which column holds the captions.")]
+ImageColumn = Annotated[str, typer.Option(metavar="NAME", help="Which column holds the images.")]
+Split = Annotated[
+    str, typer.Option(metavar="NAME", help="Which split, where datasets or parquet files have several.")
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FOLDER|HUB_ID",
+        help="Count the captions' tokens as this model does, and name those longer than its text encoder's context.",
+    ),
+]
+Rehash = Annotated[
+    bool,
+    typer.Option("--rehash", help="Read every image again, even one that an earlier check or run has read."),
+]
+OlderThanDays = Annotated[
+    float | None, typer.Option(min=0, metavar="N", help="Remove what was not used for so many days.")
+]
+MaxGb = Annotated[
+    float | None,
+    typer.Option(min=0, metavar="X", help="Remove what was not used for longest, down to so many gigabytes."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")]
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="The cache of runs that set cache.folder.  [default: $LDM_CACHE_DIR, else open-ldm in the user's "
+        "cache folder]",
+    ),
+]
 
 
 @data_app.callback()
 def data() -> None:
-    """Look at captioned images before they are trained on."""
+    """Check captioned images before training; prune the cache."""
 
 
 @data_app.command()
 def check(
-    path: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FOLDER",
-            help="Images with metadata.jsonl, .csv or .parquet (file_name, text), or .txt files beside them.",
-        ),
-    ],
+    path: DataPath,
+    report: Report = None,
+    height: Height = None,
+    width: Width = None,
+    buckets: Buckets = False,
+    upscale: Upscale = False,
+    kind: Kind = "auto",
+    caption_column: CaptionColumn = "text",
+    image_column: ImageColumn = "image",
+    split: Split = "train",
+    model: Model = None,
+    rehash: Rehash = False,
 ) -> None:
-    """Read a folder as training would and say what is in it.
+    """Read images and captions as training would and say what is in them.
 
-    Every image is opened. Exit code 2 when an image or a caption cannot be used; nothing is written.
+    Every image is decoded. Exit code 2 when an image or a caption cannot be used. Nothing is written to PATH.
     """
-    from ldm.data.folder import read_folder
+    from ldm.config import validate
+    from ldm.data.report import make_report, write_report
+    from ldm.data.sources import SourceSettings, read_sources
 
-    samples = read_folder(path)
-    sizes, notes, faults = _open_all(samples)
-    for fault in faults:
-        typer.echo(f"error: {fault}", err=True)
-    typer.echo("\n".join(_report(path, samples, sizes, notes)))
-    if faults:
-        raise UserError(f"{len(faults)} of {len(samples)} images cannot be used", "mend or remove them")
-
-
-def _open_all(samples: "Sequence[Sample]") -> tuple[list[tuple[int, int]], dict[str, list[str]], list[str]]:
-    """Decode every image: the sizes (width, height), the images of each note, and the faults of the rest."""
-    from ldm.cli.progress import track
-    from ldm.images import open_image_noted
-
-    sizes: list[tuple[int, int]] = []
-    notes: dict[str, list[str]] = {}
-    faults: list[str] = []
-    for sample in track(samples, len(samples), "image"):
-        try:
-            image, found = open_image_noted(sample.image.read(), name=sample.image.name)
-        except UserError as error:
-            faults.append(str(error))
-            continue
-        sizes.append(image.size)
-        for note in found:
-            notes.setdefault(note, []).append(sample.sample_id)
-    return sizes, notes, faults
+    size = _size(height, width, buckets)
+    if report is not None:
+        _refuse_inside(report, path)
+    count_tokens, context_length, multiple = _text_encoder(model) if model else (None, None, BUCKET_MULTIPLE)
+    columns = {"caption_column": caption_column, "image_column": image_column, "split": split}
+    reading = read_sources(
+        [validate(SourceSettings, {"path": path, "kind": kind, **columns}, "ldm data check")]
+    )
+    facts = _survey(reading, rehash)
+    placements = _place(facts, size, multiple, buckets, upscale) if size else None
+    found = make_report(reading, facts, placements, count_tokens, context_length)
+    for reason in _refusals(found, reading):
+        typer.echo(f"error: {reason}", err=True)
+    typer.echo("\n".join(_lines(path, found, reading)))
+    if report is not None:
+        _, page = write_report(found, report, reading.samples)
+        typer.echo(f"report: {page}")
+    if found.num_refused:
+        what = f"{found.num_refused} of {found.num_found} images cannot be used"
+        raise UserError(what, "mend or remove them")
 
 
-def _report(
-    path: Path, samples: "Sequence[Sample]", sizes: list[tuple[int, int]], notes: dict[str, list[str]]
-) -> Iterator[str]:
-    captions = [caption for sample in samples for caption in sample.captions]
-    yield f"{path}: {len(sizes)} usable images, {len(captions)} captions ({len(set(captions))} different)"
-    if sizes:
-        common = Counter(sizes).most_common(NUM_SHOWN)
-        yield "sizes: " + ", ".join(f"{width} x {height} ({count})" for (width, height), count in common)
-        yield f"smallest side: {min(map(min, sizes))} pixels; largest: {max(map(max, sizes))} pixels"
+@data_app.command()
+def prune(
+    older_than_days: OlderThanDays = None,
+    max_gb: MaxGb = None,
+    dry_run: DryRun = False,
+    folder: CacheFolder = None,
+) -> None:
+    """Make the cache of encoded images and captions smaller.
+
+    What goes is encoded again when a run needs it. Damaged files and what a killed run left behind go as well.
+    """
+    from ldm.data.cache import cache_root
+    from ldm.data.cache import prune as prune_cache
+
+    root = folder or cache_root()
+    max_bytes = None if max_gb is None else int(max_gb * 1e9)
+    gone = prune_cache(root, older_than_days=older_than_days, max_bytes=max_bytes, dry_run=dry_run)
+    for file in gone.removed:
+        typer.echo(f"{file.path}: {file.size_bytes / 1e6:.1f} MB, unused for {file.unused_days:.0f} days")
+    verb = "would go" if dry_run else "removed"
+    kept = f"{gone.kept_bytes / 1e9:.3f} GB {'would stay' if dry_run else 'left'}"
+    typer.echo(f"{root}: {len(gone.removed)} files, {gone.removed_bytes / 1e9:.3f} GB {verb}, {kept}")
+
+
+def _refuse_inside(report: Path, path: str) -> None:
+    if report.resolve().is_relative_to(Path(path).resolve()):
+        raise UserError(
+            f"--report {report} is inside the data", "choose a folder outside: the data stays as it is"
+        )
+
+
+def _size(height: int | None, width: int | None, buckets: bool) -> tuple[int, int] | None:
+    """(height, width) in pixels, or None when no size was asked for."""
+    if height is None and width is None:
+        if buckets:
+            raise UserError("--buckets without a size", "give --height or --width, for instance --height 512")
+        return None
+    return height or width or 0, width or height or 0
+
+
+def _text_encoder(model: str) -> tuple[Callable[[str], int], int, int]:
+    """A model's token counter, the tokens it reads (start and end included), and its multiple of pixels."""
+    from ldm.files import read_json
+    from ldm.model_source import find_model
+    from ldm.models.loading import load_tokenizer
+
+    folder, _ = find_model(model)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    context_length = read_json(folder / "text_encoder" / "config.json").get("max_position_embeddings", 77)
+    levels = [read_json(folder / part / "config.json")["block_out_channels"] for part in ("vae", "unet")]
+    multiple = 2 ** sum(len(channels) - 1 for channels in levels)
+
+    def count_tokens(caption: str) -> int:
+        return len(tokenizer(caption, verbose=False)["input_ids"])
+
+    return count_tokens, min(int(tokenizer.model_max_length), int(context_length)), multiple
+
+
+def _survey(reading: "Reading", rehash: bool) -> "Mapping[str, Facts | Refusal]":
+    from ldm.cli.progress import work_bar
+    from ldm.data.cache import cache_root
+    from ldm.data.memo import Memo
+    from ldm.data.survey import survey
+
+    memo = Memo(cache_root(), rehash=rehash)
+    with work_bar("image") as bar:
+        facts = survey(reading.samples, memo, on_progress=bar.show)
+    memo.save()
+    return facts
+
+
+def _place(
+    facts: "Mapping[str, Facts | Refusal]", size: tuple[int, int], multiple: int, buckets: bool, upscale: bool
+) -> "dict[str, Placement | str]":
+    from ldm.data.buckets import BucketSettings, place
+    from ldm.data.sample import Facts
+
+    settings = BucketSettings(buckets=buckets, upscale=upscale)
+    height, width = size
+    return {
+        sample_id: place(
+            found.width,
+            found.height,
+            height=height,
+            width=width,
+            multiple=multiple,
+            settings=settings,
+            seed=0,
+            sample_id=sample_id,
+        )
+        for sample_id, found in facts.items()
+        if isinstance(found, Facts)
+    }
+
+
+def _refusals(report: "DataReport", reading: "Reading") -> Iterator[str]:
+    """Why each refused sample is refused; it begins with what is refused."""
+    names = {sample.sample_id: sample.image.name for sample in reading.samples}
+    for fate in report.samples:
+        if not fate.used:
+            name = names.get(fate.sample_id, fate.sample_id)
+            yield fate.reason if fate.reason.startswith(name) else f"{name}: {fate.reason}"
+
+
+def _lines(path: str, report: "DataReport", reading: "Reading") -> Iterator[str]:
+    captions = report.captions
+    counted = f"{captions.num_captions} captions ({captions.num_different} different)"
+    yield f"{path}: {report.num_used} usable images, {counted}"
+    used = {fate.sample_id: fate for fate in report.samples if fate.used}
+    if used:
+        common = list(report.sizes.items())[:NUM_SHOWN]
+        yield "sizes: " + ", ".join(f"{size} ({count})" for size, count in common)
+        sides = [side for fate in used.values() for side in (fate.width, fate.height) if side is not None]
+        yield f"smallest side: {min(sides)} pixels; largest: {max(sides)} pixels"
+    if report.buckets:
+        yield "buckets: " + ", ".join(f"{bucket} ({count})" for bucket, count in report.buckets.items())
     yield "longest captions:"
-    for caption in sorted(set(captions), key=lambda c: (-len(c), c))[:NUM_SHOWN]:
+    texts = {caption for sample in reading.samples if sample.sample_id in used for caption in sample.captions}
+    for caption in sorted(texts, key=lambda text: (-len(text), text))[:NUM_SHOWN]:
         yield f"  {len(caption)} letters: {caption}"
-    for note, names in notes.items():
-        more = ", ..." if len(names) > NUM_SHOWN else ""
-        yield f"note: {note}: {len(names)} images ({', '.join(names[:NUM_SHOWN])}{more})"
+    yield from _token_lines(report)
+    yield from _duplicate_lines(report)
+    for note, names in report.notes.items():
+        yield f"note: {note}: {len(names)} images ({_first(names)})"
+
+
+def _token_lines(report: "DataReport") -> Iterator[str]:
+    captions = report.captions
+    if captions.context_length is None:
+        return
+    longest = max((length for length, _ in captions.lengths), default=0)
+    yield f"longest caption: {longest} tokens; the text encoder's context is {captions.context_length}"
+    names = list(dict.fromkeys(one.sample_id for one in captions.truncated))
+    if names:
+        yield f"captions longer than the context: {len(captions.truncated)} ({_first(names)})"
+
+
+def _duplicate_lines(report: "DataReport") -> Iterator[str]:
+    kinds = {"exact duplicates": report.exact_duplicates, "near duplicates": report.near_duplicates}
+    for kind, groups in kinds.items():
+        if groups:
+            yield f"{kind}: {len(groups)} groups, such as {_first(groups[0])}"
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:NUM_SHOWN]) + (", ..." if len(names) > NUM_SHOWN else "")
