@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.training_utils import compute_snr
 
 from ldm.schedule import NoiseSchedule, PredictionType, ScheduleSettings
 
@@ -49,3 +51,51 @@ def test_zero_terminal_snr_ends_in_pure_noise_and_refuses_epsilon() -> None:
     assert NoiseSchedule(settings).snr(torch.tensor([999])).item() == 0
     with pytest.raises(ValueError, match="epsilon says nothing"):
         ScheduleSettings(rescale_betas_zero_snr=True)
+
+
+@pytest.mark.parametrize("num_levels", [10, 250, 4000])
+@pytest.mark.parametrize("beta_schedule", SCHEDULES)
+def test_other_betas_and_numbers_of_levels_equal_diffusers_too(beta_schedule: str, num_levels: int) -> None:
+    """DDPM's own betas and more, at every level: the noise levels, and the target of every prediction type."""
+    settings = ScheduleSettings.model_validate(
+        {
+            "beta_schedule": beta_schedule,
+            "num_train_timesteps": num_levels,
+            "beta_start": 0.0001,
+            "beta_end": 0.02,
+        }
+    )
+    theirs, ours = DDPMScheduler.from_config(settings.model_dump()), NoiseSchedule(settings)
+    assert torch.equal(ours.alphas_cumprod, theirs.alphas_cumprod)
+    timesteps = torch.arange(num_levels)
+    x_0, noise = torch.randn(2, num_levels, 1, 2, 2)
+    assert torch.equal(ours.add_noise(x_0, noise, timesteps), theirs.add_noise(x_0, noise, timesteps))
+    torch.testing.assert_close(ours.snr(timesteps), compute_snr(theirs, timesteps), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_a_prediction_means_to_diffusers_what_it_means_here(prediction_type: PredictionType) -> None:
+    """The x_0 that a step of diffusers' scheduler reads from an answer, for any answer."""
+    settings = ScheduleSettings(prediction_type=prediction_type)
+    scheduler = DDPMScheduler.from_config({**settings.model_dump(), "clip_sample": False})
+    model_pred, x_t = torch.randn(2, 1, 4, 2, 2)
+    for timestep in (1, 400, 999):
+        theirs = scheduler.step(model_pred, timestep, x_t).pred_original_sample
+        ours = NoiseSchedule(settings).x_0(model_pred, x_t, torch.tensor([timestep]))
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("beta_schedule", SCHEDULES)
+def test_a_sampler_made_from_our_config_follows_our_path(beta_schedule: str, zero_snr: bool) -> None:
+    settings = ScheduleSettings.model_validate(
+        {
+            "beta_schedule": beta_schedule,
+            "rescale_betas_zero_snr": zero_snr,
+            "prediction_type": "v_prediction",
+        }
+    )
+    schedule = NoiseSchedule(settings)
+    sampler = DDIMScheduler.from_config(schedule.scheduler_config())
+    assert torch.equal(sampler.alphas_cumprod, schedule.alphas_cumprod)
+    assert sampler.config["prediction_type"] == "v_prediction"

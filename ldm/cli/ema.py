@@ -1,0 +1,167 @@
+"""`ldm ema`: the weights' average of any width, rebuilt from the snapshots of a training run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ldm.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ldm.averages import Rebuilding, Snapshot
+    from ldm.model_parts import ModelParts
+
+FILE = "averages.safetensors"
+
+
+def ema(
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="Folder of a finished training run that kept snapshots."),
+    ],
+    width: Annotated[
+        float,
+        typer.Option("--width", help="Of the average, relative to the run: above 0 and at most 0.28."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="Where the model goes. Default: RUN/pipeline-width-WIDTH."),
+    ] = None,
+) -> None:
+    """Rebuild the average of a run's weights for any width, and write it as a model.
+
+    The run needs optim.average.snapshot_every, best with two widths such as [0.05, 0.1] (Karras et al. 2024). Of the
+    model in RUN/pipeline the trained weights are replaced; the rest stays. The residual says how much of the wanted
+    average the snapshots miss; it is large for widths far from theirs.
+    """
+    from ldm.averages import Snapshot, gamma_of, rebuild
+
+    gamma_of(width)  # refuses what is no width before anything is read
+    output = output or run / f"pipeline-width-{width:g}"
+    snapshots = _find_snapshots(run / "averages")
+    _check_folders(run / "pipeline", output)
+    wanted = Snapshot(max(snapshot.step for snapshot in snapshots), width)
+    rebuilding = rebuild(list(snapshots), wanted)
+    made = {"average_width": width, "average_step": wanted.step}
+    _write_model(run / "pipeline", output, _combine(snapshots, rebuilding), made)
+    typer.echo(
+        f"{output}: width {width:g} at step {wanted.step}, from {len(snapshots)} averages, "
+        f"residual {100 * rebuilding.residual:.2g} %"
+    )
+
+
+def _check_folders(pipeline: Path, output: Path) -> None:
+    if not pipeline.is_dir():
+        raise UserError(f"{pipeline} does not exist", "finish the run first; it must be one of a denoiser")
+    if output.exists():
+        raise UserError(f"{output} exists already", "choose another --output or move it away")
+
+
+def _find_snapshots(folder: Path) -> "dict[Snapshot, Path]":
+    """The file of each stored average, oldest first; damaged snapshots are named and left out.
+
+    Raises:
+        UserError: there is none.
+    """
+    from safetensors import safe_open
+
+    from ldm.averages import Snapshot, split_name
+    from ldm.files import manifest_fault
+
+    found: dict[Snapshot, Path] = {}
+    for path in sorted(folder.glob("step-*")):
+        if fault := manifest_fault(path):
+            typer.echo(f"warning: {fault}; this snapshot is left out", err=True)
+            continue
+        with safe_open(path / FILE, framework="pt") as file:
+            widths = {split_name(stored)[0] for stored in file.keys()}  # noqa: SIM118  # it is no dict
+        found |= {Snapshot(int(path.name.removeprefix("step-")), w): path / FILE for w in sorted(widths)}
+    if not found:
+        raise UserError(
+            f"{folder} has no snapshots", "train with optim.average.widths and optim.average.snapshot_every"
+        )
+    return found
+
+
+def _combine(snapshots: "Mapping[Snapshot, Path]", rebuilding: "Rebuilding") -> "dict[str, Tensor]":
+    """The wanted average by the weights' names, in float64; no more than one snapshot's tensor is read at once.
+
+    Raises:
+        UserError: the snapshots are not all of the same weights.
+    """
+    from safetensors import safe_open
+
+    from ldm.averages import split_name, stored_name
+
+    total: dict[str, Tensor] = {}
+    for (snapshot, path), share in zip(snapshots.items(), rebuilding.coefficients, strict=True):
+        with safe_open(path, framework="pt") as file:
+            names = {name for width, name in map(split_name, file.keys()) if width == snapshot.width}
+            if total and names != total.keys():
+                raise UserError(f"{path} is of other weights than the rest", "remove what is of another run")
+            for name in names:
+                part = float(share) * file.get_tensor(stored_name(snapshot.width, name)).double()
+                total[name] = total[name] + part if name in total else part
+    return total
+
+
+def _write_model(pipeline: Path, output: Path, average: "Mapping[str, Tensor]", made: dict[str, Any]) -> None:
+    """Write what stands in `pipeline` with the averaged weights in it: a whole model, or an adapter."""
+    from ldm.model_folder import is_adapter
+    from ldm.model_parts import load_parts, save_parts
+
+    provenance = {**_provenance(pipeline), **made}
+    if is_adapter(pipeline):
+        return _write_adapter(pipeline, output, average, provenance)
+    parts = load_parts(pipeline)
+    _replace(parts, average, pipeline)
+    save_parts(parts, output, provenance=provenance)
+
+
+def _write_adapter(
+    pipeline: Path, output: Path, average: "Mapping[str, Tensor]", provenance: dict[str, Any]
+) -> None:
+    from ldm.adapter_folder import LORA_FILE, adapter_chain, apply_adapter, read_lora, save_adapter
+    from ldm.model_folder import read_defaults
+    from ldm.model_parts import default_size, load_parts
+    from ldm.models.lora import apply_lora, lora_weights
+
+    base, [*inner, (_, adapter)] = adapter_chain(pipeline)
+    parts = load_parts(base)
+    defaults = read_defaults(pipeline, *default_size(parts.denoiser, parts.autoencoder))
+    if adapter.kind == "embedding":
+        (vectors,) = average.values()
+        token = {adapter.settings["token"]: vectors.float()}
+        return save_adapter(output, adapter, token, defaults, provenance=provenance)
+    for folder, each in inner:
+        apply_adapter(folder, each, parts.denoiser, parts.text_encoder)
+    networks = {"unet": parts.denoiser.unet, "text_encoder": parts.text_encoder.model}
+    apply_lora(networks, read_lora(pipeline / LORA_FILE), fuse=False)
+    _replace(parts, average, pipeline)
+    save_adapter(output, adapter, lora_weights(networks), defaults, provenance=provenance)
+
+
+def _replace(parts: "ModelParts", average: "Mapping[str, Tensor]", pipeline: Path) -> None:
+    """Give a model the averaged weights; in training they are called `denoiser.NAME` and `text_encoder.NAME`."""
+    import torch
+
+    networks = {"denoiser": parts.denoiser, "text_encoder": parts.text_encoder}
+    weights = {
+        f"{part}.{name}": w for part, network in networks.items() for name, w in network.named_parameters()
+    }
+    for name, tensor in average.items():
+        if name not in weights or weights[name].shape != tensor.shape:
+            raise UserError(f"{pipeline} has no {name} of shape {list(tensor.shape)}", "is it of this run?")
+        with torch.no_grad():
+            weights[name].copy_(tensor)
+
+
+def _provenance(pipeline: Path) -> dict[str, Any]:
+    from ldm.model_folder import read_object
+
+    path = pipeline / "ldm.json"
+    given = read_object(path).get("provenance", {}) if path.is_file() else {}
+    return given if isinstance(given, dict) else {}
