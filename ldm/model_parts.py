@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from ldm.adapter_folder import adapter_chain, apply_adapter
 from ldm.errors import UserError
 from ldm.files import new_folder, write_bytes, write_json
-from ldm.model_folder import Defaults, check_folder, read_defaults, read_object, weights_variant
+from ldm.model_folder import Defaults, check_folder, is_adapter, read_defaults, read_object, weights_variant
 from ldm.models.autoencoder import KLAutoencoder
 from ldm.models.denoiser import UNetDenoiser
+from ldm.models.embedding import TokenEmbedding, expanded_tokens
 from ldm.models.loading import load_text_model, load_tokenizer, load_unet, load_vae, save_network
+from ldm.models.lora import lora_parameters
 from ldm.models.text import ClipTextEncoder
 
 
@@ -39,12 +42,16 @@ class ModelParts:
 def load_parts(folder: Path, *, dtype: torch.dtype = torch.float32) -> ModelParts:
     """Load a model from its folder, on the CPU, in evaluation mode, without gradients.
 
+    An adapter's folder gives its base with the adapter added in, in float32 and then cast.
+
     Args:
         dtype: of the denoiser and the text encoder; the autoencoder stays in float32, as it may overflow.
 
     Raises:
         UserError: the folder is no model, is incomplete or damaged, or asks for what is not allowed.
     """
+    if is_adapter(folder):
+        return _load_adapted(folder, dtype)
     check_folder(folder)
     denoiser = UNetDenoiser(load_unet(folder / "unet", dtype, weights_variant(folder, "unet")))
     autoencoder = KLAutoencoder(load_vae(folder / "vae", torch.float32, weights_variant(folder, "vae")))
@@ -56,6 +63,18 @@ def load_parts(folder: Path, *, dtype: torch.dtype = torch.float32) -> ModelPart
     parts = ModelParts(denoiser, autoencoder, text_encoder, scheduler_config, defaults)
     for module in parts.modules():
         module.eval().requires_grad_(False)
+    return parts
+
+
+def _load_adapted(folder: Path, dtype: torch.dtype) -> ModelParts:
+    base, chain = adapter_chain(folder)
+    parts = load_parts(base)
+    for inner, adapter in chain:
+        apply_adapter(inner, adapter, parts.denoiser, parts.text_encoder)
+        parts.scheduler_config = adapter.scheduler_config
+    parts.defaults = read_defaults(folder, *default_size(parts.denoiser, parts.autoencoder))
+    for module in (parts.denoiser, parts.text_encoder):
+        module.to(dtype).eval().requires_grad_(False)
     return parts
 
 
@@ -100,8 +119,9 @@ def save_parts(
         replace: take the place of a folder that exists.
 
     Raises:
-        UserError: the folder exists, or the disk is full or not writable.
+        UserError: the folder exists, the disk is full or not writable, or the layout cannot hold the model.
     """
+    _check_plain(parts)
     with new_folder(folder, replace=replace) as temporary:
         save_network(parts.denoiser.unet, temporary / "unet", dtype, max_shard_size)
         save_network(parts.autoencoder.vae, temporary / "vae", dtype, max_shard_size)
@@ -111,6 +131,22 @@ def save_parts(
         write_json(temporary / "model_index.json", _model_index(parts))
         write_json(
             temporary / "ldm.json", {"defaults": asdict(parts.defaults), "provenance": provenance or {}}
+        )
+
+
+def _check_plain(parts: ModelParts) -> None:
+    """Refuse what a reader of the folder would not find in it: layers of an adapter, tokens of several vectors."""
+    networks = (parts.denoiser.unet, parts.text_encoder.model)
+    if any(lora_parameters(network) for network in networks) or any(
+        isinstance(module, TokenEmbedding) for module in parts.text_encoder.modules()
+    ):
+        raise UserError(
+            "an adapter is being trained in this model", "save the adapter in a folder of its own"
+        )
+    if tokens := expanded_tokens(parts.text_encoder.tokenizer):
+        raise UserError(
+            f"{tokens[0]} has several vectors, which no tokenizer's files can hold",
+            "keep the adapter in a folder of its own",
         )
 
 

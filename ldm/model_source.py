@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from ldm.errors import UserError
-from ldm.model_folder import COMPONENTS
+from ldm.model_folder import ADAPTER, ADAPTER_WEIGHTS, COMPONENTS
 
 EMBEDDED = {"emoji": Path(__file__).parent / "assets" / "emoji"}
 """Models inside the package, by name."""
@@ -16,7 +16,7 @@ def find_model(model: str | Path) -> tuple[Path, str]:
     """The folder of a model, and its id: a name without a path.
 
     Args:
-        model: "emoji", a folder in the diffusers layout, a run folder (with `pipeline/`), or a Hub id.
+        model: "emoji", a folder in the diffusers layout or of an adapter, a run folder (with `pipeline/`), or a Hub id.
 
     Raises:
         UserError: there is no such model, or the Hub cannot be reached.
@@ -56,7 +56,7 @@ def _from_hub(repo_id: str) -> Path:
     try:
         folder = snapshot_download(
             repo_id,
-            allow_patterns=["model_index.json", "ldm.json", *patterns],
+            allow_patterns=["model_index.json", ADAPTER, "ldm.json", *ADAPTER_WEIGHTS, *patterns],
             ignore_patterns=["*.fp16.safetensors", "*.non_ema.safetensors"],
         )
     except (OSError, HFValidationError) as error:

@@ -119,7 +119,7 @@ def test_defaults_come_from_ldm_json(saved: Path, model: Path) -> None:
     edit(model / "ldm.json", defaults={"width": 24, "guidance_scale": 3, "scheduler": "ddim"})
     assert load_parts(model).defaults == Defaults(height=16, width=24, guidance_scale=3, scheduler="ddim")
     (model / "ldm.json").unlink()
-    assert load_parts(model).defaults == Defaults(16, 16, 25, 7.5, 0.0, "dpmpp_2m")
+    assert load_parts(model).defaults == Defaults(16, 16, 25, 7.5, 0.0, "dpmpp_2m", max_prompt_chunks=3)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ def _model_rows(pipeline: "Pipeline") -> Iterator[tuple[str, Any]]:
     yield "model", pipeline.model_id
     yield "weights hash", pipeline.weights_hash
     if pipeline.folder:
+        yield from _adapter(pipeline.folder)
         yield "size on disk", _megabytes(pipeline.folder)
     for name, network in _networks(pipeline).items():
         count = sum(parameter.numel() for parameter in network.parameters())
@@ -68,6 +69,17 @@ def _model_rows(pipeline: "Pipeline") -> Iterator[tuple[str, Any]]:
     for key, value in asdict(pipeline.defaults).items():
         yield f"default {key}", value
     yield "schedulers", ", ".join(schedulers_for(config))
+
+
+def _adapter(folder: Path) -> Iterator[tuple[str, Any]]:
+    """What is added to which base, where the folder holds an adapter alone."""
+    from ldm.adapter_folder import read_adapter
+    from ldm.model_folder import is_adapter
+
+    if is_adapter(folder):
+        adapter = read_adapter(folder)
+        settings = ", ".join(f"{key} {value}" for key, value in adapter.settings.items() if value)
+        yield adapter.kind, f"on {adapter.base} ({settings})"
 
 
 def _networks(pipeline: "Pipeline") -> dict[str, Any]:

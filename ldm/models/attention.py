@@ -1,0 +1,45 @@
+"""The kernels that attention runs on: torch's own, or xformers' where a real call of it succeeds."""
+
+from typing import Any, Literal
+
+import torch
+
+from ldm.errors import UserError
+
+AttentionBackend = Literal["sdpa", "xformers"]
+"""torch's scaled_dot_product_attention, which diffusers uses by default, or xformers' memory-efficient attention."""
+
+
+def xformers_fault(device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
+    """Why xformers cannot be used, or None: a forward and a backward on this device were right.
+
+    An installed xformers says little: built for another torch or GPU, it fails only when called.
+    """
+    query = torch.linspace(-1, 1, 2 * 16 * 2 * 32, device=device).reshape(2, 16, 2, 32).to(dtype)
+    query.requires_grad_()
+    try:
+        from xformers.ops import memory_efficient_attention
+
+        answer = memory_efficient_attention(query, query, query)
+        answer.float().sum().backward()
+    except Exception as error:  # xformers fails in as many ways as it can be built
+        return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+    heads_first = query.detach().transpose(1, 2)
+    expected = torch.nn.functional.scaled_dot_product_attention(heads_first, heads_first, heads_first)
+    if not torch.allclose(answer.detach(), expected.transpose(1, 2), atol=1e-2):
+        return "its answer is wrong"
+    return None if query.grad is not None and query.grad.isfinite().all() else "its gradient is wrong"
+
+
+def choose_attention(unet: Any, backend: AttentionBackend, device: torch.device) -> None:
+    """Let a UNet's attention run on a backend.
+
+    Raises:
+        UserError: xformers was asked for and its probe fails.
+    """
+    if backend == "sdpa":
+        return
+    fault = xformers_fault(device)
+    if fault:
+        raise UserError(f"attention = 'xformers' does not run here ({fault})", "set attention=sdpa")
+    unet.enable_xformers_memory_efficient_attention()

@@ -1,0 +1,70 @@
+"""Dropout whose masks depend on the sample alone, so that a run can be resumed, shared and cut up without a trace."""
+
+import torch
+from torch import Tensor, nn
+
+from ldm.noise import key_to_seed
+
+BITS = 53
+
+
+class KeyedDropout(nn.Module):
+    """Dropout of [R, ...] with R a multiple of the B samples: a row's mask follows from its sample's key and the layer.
+
+    `torch.nn.Dropout` draws from one stream for all, so its masks depend on rank, micro-batch and history. In
+    evaluation it does nothing.
+
+    Attributes:
+        keys: [B] integers, set by `set_dropout_keys` before each forward in training.
+    """
+
+    def __init__(self, share: float, name: str) -> None:
+        super().__init__()
+        self.share = share
+        self.layer_key = key_to_seed(name)
+        self.keys: Tensor | None = None
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.training:
+            return values
+        assert self.keys is not None, "call set_dropout_keys before a forward in training"
+        keys = _row_keys(self.keys.to(values.device), len(values)) ^ self.layer_key
+        kept = random_bits(keys, values[0].numel()) >= int(self.share * 2**BITS)
+        return values * kept.reshape(values.shape).to(values.dtype) / (1.0 - self.share)
+
+
+def set_dropout_keys(module: nn.Module, noise: Tensor) -> None:
+    """Tell every KeyedDropout below `module` which samples come next.
+
+    Args:
+        noise: [B, C, h, w] in float32, drawn from (seed, epoch, sample id): its first 64 bits are the samples' keys.
+    """
+    keys = noise.flatten(1)[:, :2].contiguous().view(torch.int64)[:, 0]
+    for inner in module.modules():
+        if isinstance(inner, KeyedDropout):
+            inner.keys = keys
+
+
+def _row_keys(keys: Tensor, num_rows: int) -> Tensor:
+    """[B] -> [R], where a sample has R / B rows after one another, each with a key of its own."""
+    assert num_rows % len(keys) == 0, f"{num_rows} rows of {len(keys)} samples"
+    rows_a_sample = num_rows // len(keys)
+    number = torch.arange(num_rows, device=keys.device) % rows_a_sample
+    return keys.repeat_interleave(rows_a_sample) + number
+
+
+def random_bits(keys: Tensor, count: int) -> Tensor:
+    """[R] keys -> [R, count] integers of 53 bits, by SplitMix64 (Steele et al. 2014): the same on every device."""
+    state = _mix(keys)[:, None] + torch.arange(1, count + 1, device=keys.device) * -0x61C8864680B583EB
+    return _shift(_mix(state), 64 - BITS)
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shift(z, 30)) * -0x40A7B892E31B1A47
+    z = (z ^ _shift(z, 27)) * -0x6B2FB644ECCEEE15
+    return z ^ _shift(z, 31)
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """An unsigned shift to the right of 64-bit integers, which torch only has signed."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)

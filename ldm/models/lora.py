@@ -1,0 +1,271 @@
+"""LoRA (Hu et al. 2021) by peft: low-rank changes beside frozen weights; added, taken out, put in and fused.
+
+A changed layer computes W x + alpha/rank B A x, or with DoRA (Liu et al. 2024) that direction times a trained length.
+B starts at zero, so an untrained LoRA changes nothing.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from ldm.config import Settings
+from ldm.errors import UserError, unknown_name
+from ldm.models.dropout import KeyedDropout
+from ldm.noise import generator_for
+
+NAME = "default"
+"""What peft calls the adapter inside a network."""
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj")
+FEEDFORWARD = ("ff.net.0.proj", "ff.net.2", "fc1", "fc2")
+CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv")
+REST = ("proj_in", "proj_out", "time_emb_proj", *CONVOLUTIONS)
+TARGETS = {
+    "attention": ATTENTION,
+    "attention+feedforward": ATTENTION + FEEDFORWARD,
+    "all": ATTENTION + FEEDFORWARD + REST,
+}
+"""Layers by the ends of their names, in the UNet and in the text encoder; "all" is every layer of the UNet's blocks."""
+
+CONFIG_KEYS = ("r", "lora_alpha", "target_modules", "use_dora", "rank_pattern", "alpha_pattern")
+"""What of peft's configuration a LoRA's meaning depends on."""
+
+
+class LoraSettings(Settings):
+    """The size and the place of a LoRA."""
+
+    rank: int = Field(16, ge=1, description="of each change; more can learn more")
+    alpha: float | None = Field(
+        None, gt=0, description="a change is scaled by alpha / rank; default: the rank"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of a change's inputs left out in training")
+    target_modules: str | tuple[str, ...] = Field(
+        "attention",
+        description="attention, attention+feedforward, all (with convolutions), or names of layers",
+    )
+    use_dora: bool = Field(False, description="train each layer's length apart from its direction (DoRA)")
+    text_encoder: bool = Field(False, description="change the text encoder as well")
+
+    @field_validator("target_modules")
+    @classmethod
+    def _known(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if isinstance(value, str) and value not in TARGETS:
+            raise ValueError(f"choose {', '.join(TARGETS)}, or write a list such as [to_q, to_v]")
+        if not value:
+            raise ValueError("name at least one layer, such as to_q")
+        return value
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The ends of the names of the layers to change."""
+        return TARGETS[self.target_modules] if isinstance(self.target_modules, str) else self.target_modules
+
+
+@dataclass(frozen=True)
+class LoraWeights:
+    """A LoRA outside of any network: what every file format is written from and read into.
+
+    Attributes:
+        tensors: by peft's names with the network's before them: `unet.mid_block.attentions.0.proj_in.lora_A.weight`,
+            `text_encoder.encoder.layers.0.mlp.fc1.lora_B.weight`.
+        configs: for each network `r`, `lora_alpha`, `target_modules`, `use_dora` and, where layers differ,
+            `rank_pattern` and `alpha_pattern`, as `peft.LoraConfig` has them.
+    """
+
+    tensors: dict[str, Tensor]
+    configs: dict[str, dict[str, Any]]
+
+
+def add_lora(networks: Mapping[str, nn.Module], settings: LoraSettings, seed: int) -> None:
+    """Put an untrained LoRA into `networks["unet"]`, and into `networks["text_encoder"]` if the settings say so.
+
+    Its weights are float32 whatever the network's are, and each A is a pure function of (seed, network, layer). What
+    the networks answer stays the same to the last bit.
+
+    Raises:
+        UserError: a name in `target_modules` is no linear or convolution layer of these networks, or DoRA is asked
+            of half-precision weights, whose lengths are too coarse to start from.
+    """
+    changed = {part: networks[part] for part in ("unet", "text_encoder")[: 1 + settings.text_encoder]}
+    if not isinstance(settings.target_modules, str):
+        _check_targets(settings.target_modules, [n for network in changed.values() for n in _layers(network)])
+    configs = {part: _new_config(part, network, settings) for part, network in changed.items()}
+    for part, network in changed.items():
+        _inject(network, configs[part], settings.dropout)
+        _draw_start(network, part, seed)
+
+
+def lora_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """The weights of the LoRA in a network; none where there is no LoRA."""
+    return [parameter for name, parameter in network.named_parameters() if _is_lora(name)]
+
+
+def lora_weights(networks: Mapping[str, nn.Module]) -> LoraWeights:
+    """A copy of the LoRA that is in the networks, on the CPU in float32."""
+    tensors: dict[str, Tensor] = {}
+    configs: dict[str, dict[str, Any]] = {}
+    for part, network in networks.items():
+        if lora_parameters(network):
+            configs[part] = _config(network)
+            live = _live_tensors(network).items()
+            tensors |= {f"{part}.{name}": t.detach().float().cpu().clone() for name, t in live}
+    return LoraWeights(tensors, configs)
+
+
+def apply_lora(
+    networks: Mapping[str, nn.Module], weights: LoraWeights, *, scale: float = 1.0, fuse: bool = True
+) -> None:
+    """Put a trained LoRA into networks that have none.
+
+    Args:
+        scale: of the change; 1 is as trained, 0 leaves the networks as they are (but for a DoRA's lengths).
+        fuse: add the change to the weights, which leaves the networks as they were made; else it stays apart, to be
+            trained further.
+
+    Raises:
+        UserError: the LoRA is of another network, or its configuration is not understood.
+    """
+    for part, config in weights.configs.items():
+        if part not in networks:
+            raise unknown_name("network in the LoRA", part, networks)
+        if unknown := set(config) - set(CONFIG_KEYS):
+            raise unknown_name("key in the LoRA's configuration", min(unknown), CONFIG_KEYS)
+        own = {n.removeprefix(f"{part}."): t for n, t in weights.tensors.items() if n.startswith(f"{part}.")}
+        _inject(networks[part], config)
+        _fill(networks[part], own, part)
+        if fuse:
+            fuse_lora(networks[part], scale)
+        else:
+            _scale(networks[part], scale)
+
+
+@torch.no_grad()
+def fuse_lora(network: nn.Module, scale: float = 1.0) -> None:
+    """Add a network's LoRA to its weights, in their dtype; nothing of peft stays in it.
+
+    Raises:
+        UserError: the sum is not finite.
+    """
+    _scale(network, scale)
+    for name, layer in list(_lora_layers(network)):
+        try:
+            layer.merge(safe_merge=True)
+        except ValueError:
+            raise UserError(f"the LoRA makes {name} infinite or NaN", "use another checkpoint") from None
+        network.set_submodule(name, layer.get_base_layer())
+    if hasattr(network, "peft_config"):
+        del network.peft_config
+
+
+def _layers(network: nn.Module) -> Iterator[str]:
+    """The names of the layers that a LoRA can change."""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            yield name
+
+
+def _is_named(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def _check_targets(targets: Sequence[str], layers: Sequence[str]) -> None:
+    for target in targets:
+        if not any(_is_named(name, target) for name in layers):
+            ends = dict.fromkeys(name.rpartition(".")[2] for name in layers if not name[-1].isdigit())
+            raise unknown_name("layer in lora.target_modules", target, ends)
+
+
+def _is_lora(name: str) -> bool:
+    return ".lora_A." in name or ".lora_B." in name or ".lora_magnitude_vector." in name
+
+
+def _lora_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in network.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name, module
+
+
+def _new_config(part: str, network: nn.Module, settings: LoraSettings) -> dict[str, Any]:
+    dtype = next(network.parameters()).dtype
+    if settings.use_dora and dtype != torch.float32:
+        raise UserError(f"lora.use_dora on a model in {dtype}", "load the model in float32")
+    layers = list(_layers(network))
+    names = [target for target in settings.names if any(_is_named(name, target) for name in layers)]
+    if not names:
+        raise UserError(f"lora.target_modules names no layer of the {part}", "name one, or choose attention")
+    return {
+        "r": settings.rank,
+        "lora_alpha": settings.alpha or settings.rank,
+        "target_modules": names,
+        "use_dora": settings.use_dora,
+    }
+
+
+def _inject(network: nn.Module, config: Mapping[str, Any], dropout: float = 0.0) -> None:
+    """Put peft's layers in; what they draw from the global generator is put back, and replaced by the caller."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    assert not lora_parameters(network), "this network has a LoRA already: fuse it first"
+    try:
+        with torch.random.fork_rng(devices=[]):
+            inject_adapter_in_model(LoraConfig(lora_dropout=dropout, **config), network, adapter_name=NAME)
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"the LoRA does not fit ({str(error).splitlines()[0]})", "is it of another model?"
+        ) from None
+    for parameter in lora_parameters(network):
+        parameter.data = parameter.data.float()
+    for name, layer in _lora_layers(network) if dropout else ():
+        layer.lora_dropout[NAME] = KeyedDropout(dropout, name)
+    network.train(network.training)  # new layers come in training mode
+
+
+@torch.no_grad()
+def _draw_start(network: nn.Module, part: str, seed: int) -> None:
+    """A uniform as `nn.Linear` starts, B zero."""
+    for name, layer in _lora_layers(network):
+        weight = layer.lora_A[NAME].weight
+        start = torch.empty(weight.shape)
+        nn.init.kaiming_uniform_(start, a=5**0.5, generator=generator_for(seed, "lora", part, name))
+        weight.copy_(start)
+        layer.lora_B[NAME].weight.zero_()
+
+
+def _config(network: nn.Module) -> dict[str, Any]:
+    config = network.peft_config[NAME]  # type: ignore[index]
+    found = {key: getattr(config, key) for key in CONFIG_KEYS}
+    targets = found["target_modules"]
+    return found | {"target_modules": targets if isinstance(targets, str) else sorted(targets)}
+
+
+def _live_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """The LoRA's tensors by peft's names for files; they share the network's memory."""
+    from peft import get_peft_model_state_dict
+
+    found: dict[str, Tensor] = get_peft_model_state_dict(
+        network, adapter_name=NAME, save_embedding_layers=False
+    )
+    return found
+
+
+@torch.no_grad()
+def _fill(network: nn.Module, tensors: Mapping[str, Tensor], part: str) -> None:
+    live = _live_tensors(network)
+    for name in sorted(live.keys() | tensors.keys()):
+        wanted, given = (list(t[name].shape) if name in t else "none" for t in (live, tensors))
+        if wanted != given:
+            raise UserError(
+                f"LoRA tensor {part}.{name} is {given}, the model has {wanted}", "is it of another model?"
+            )
+        live[name].copy_(tensors[name])
+
+
+def _scale(network: nn.Module, scale: float) -> None:
+    for _, layer in _lora_layers(network):
+        layer.set_scale(NAME, scale)
