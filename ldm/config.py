@@ -89,7 +89,9 @@ def _parse(key: str, text: str) -> Any:
 
 
 def _explain(kind: type[Settings], error: ValidationError, where: str) -> UserError:
-    first = error.errors()[0]
+    errors = error.errors()
+    # a mistyped key is often why another is missing
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
@@ -99,12 +101,18 @@ def _explain(kind: type[Settings], error: ValidationError, where: str) -> UserEr
         return UserError(f"{where}: unknown setting {key!r}", hint)
     if first["type"] == "missing":
         return UserError(f"{where}: setting {key!r} is missing", f"write {key}: VALUE")
-    return UserError(f"{where}: {key} = {first['input']!r}", first["msg"].removeprefix("Value error, "))
+    wrong = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error" and isinstance(first["input"], Mapping | Settings):
+        # settings that do not go together: the message names them, and the whole group says nothing more
+        return UserError(f"{where}: {key}" if key else where, wrong)
+    return UserError(f"{where}: {key} = {first['input']!r}", wrong)
 
 
 def _keys_beside(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
     """The right keys of the group that holds the last part of `path`."""
     for part in path[:-1]:
+        if part.isdigit():  # a place in a list of groups
+            continue
         field = kind.model_fields.get(part)
         inner = _settings_inside(field.annotation) if field else None
         if inner is None:
@@ -114,8 +122,8 @@ def _keys_beside(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
 
 
 def _settings_inside(annotation: Any) -> type[BaseModel] | None:
-    """The Settings class in an annotation such as `Kind` or `Kind | None`."""
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
+    """The Settings class in an annotation such as `Kind`, `Kind | None` or `tuple[Kind, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_settings_inside(part) for part in get_args(annotation))
+    return next((kind for kind in found if kind), None)

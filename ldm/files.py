@@ -4,8 +4,10 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from torch import Tensor
 from ldm.errors import UserError
 
 MANIFEST = "manifest.json"
+LOCK = "run.lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNWRITABLE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO,
@@ -83,6 +86,73 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def check_free_space(folder: Path, num_bytes: int) -> None:
+    """Refuse to write `num_bytes` into a folder, there already or not, whose disk has no room for them.
+
+    Raises:
+        UserError: it has not.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < num_bytes:
+        raise UserError(
+            f"{folder}: the disk is full, {num_bytes / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB free",
+            "free some space and run again",
+        )
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Clear away what a killed writer left in a folder: its temporaries, and what had stepped aside for them.
+
+    A folder that had stepped aside for one that then never came is put back. Nothing else may be writing there.
+    """
+    for old in folder.glob(".old-*"):
+        dest = folder / old.name.removeprefix(".old-").rpartition("-")[0]
+        if not dest.exists():
+            old.rename(dest)
+    for path in [*folder.glob(".old-*"), *folder.glob(".tmp-*")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+class FolderLock:
+    """The right to write into a folder, which one process has at a time.
+
+    A record lock on `folder/run.lock`: the system takes it back when the process ends, however it ends, and processes
+    forked from it (loader workers, which may outlive it) do not have it. It is given back with the object, too. A
+    process may take its own lock once more.
+
+    Raises:
+        UserError: another process has it, and which; or the folder is not writable.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import fcntl
+
+        path = folder / LOCK
+        with disk_errors(path):
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self.release = weakref.finalize(self, os.close, handle)
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(
+                f"{folder} is in use by {_holder(path)}", "wait for its end, or choose another folder"
+            ) from None
+        holder = {"pid": os.getpid(), "host": os.uname().nodename}
+        with disk_errors(path):
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(holder).encode(), 0)
+
+
+def _holder(path: Path) -> str:
+    """The process that wrote itself into a lock file."""
+    try:
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {holder['pid']} on {holder['host']}"
+    except (OSError, ValueError, TypeError, KeyError):
+        return "another process"
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: a temporary sibling, flushed, then renamed over `path`.
 
@@ -140,12 +210,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors; shared or strided ones are stored as copies of their own."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with disk_errors(path):
-        save_file(
-            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path
-        )
+        try:
+            save_file(
+                {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path
+            )
+        except SafetensorError as error:  # it gives the system's error as text only
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def write_manifest(folder: Path) -> None:

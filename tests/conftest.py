@@ -1,7 +1,9 @@
 """Every test runs without a network, on two threads, in this process and in those it starts."""
 
 import os
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any
@@ -9,6 +11,9 @@ from typing import Any
 # before torch and huggingface_hub are imported, which read them once
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+# no test reads or fills the user's cache, nor does a program that a test starts
+os.environ["LDM_CACHE_DIR"] = tempfile.mkdtemp(prefix="ldm-tests-")
 
 import pytest
 
@@ -33,6 +38,13 @@ def no_network() -> Iterator[None]:
         for name in ("connect", "connect_ex"):
             patch.setattr(socket.socket, name, guarded(getattr(socket.socket, name)))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_folder() -> Iterator[None]:
+    """The tests' cache goes when they are done."""
+    yield
+    shutil.rmtree(os.environ["LDM_CACHE_DIR"], ignore_errors=True)
 
 
 def guarded(connect: Any) -> Any:

@@ -30,7 +30,7 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) 
 def test_resolved_settings_load_back_equal(tmp_path: Path) -> None:
     settings = validate(
         AutoencoderSettings,
-        {"program": "autoencoder", "run_dir": "runs/é", "num_steps": 3, "data": {"path": "d"}},
+        {"program": "autoencoder", "run_dir": "runs/é", "num_steps": 300, "data": {"path": "d"}},
     )
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(settings), encoding="utf-8")
@@ -76,3 +76,14 @@ def test_a_faulty_file_is_named(tmp_path: Path, content: bytes | None, said: str
     with pytest.raises(UserError, match=r"a\.yaml") as error:
         load_settings(Outer, path)
     assert said in str(error.value)
+
+
+class Listed(Settings):
+    places: tuple[Outer, ...] = ()
+
+
+def test_a_mistyped_key_in_a_list_of_groups_is_named_before_what_it_leaves_missing() -> None:
+    with pytest.raises(UserError) as error:
+        validate(Listed, {"places": [{"name": "a"}, {"nme": "b"}]})
+    assert "unknown setting 'places.1.nme'" in str(error.value)
+    assert "did you mean 'name'?" in str(error.value)

@@ -19,6 +19,16 @@ from tests.tiny_emoji import (
 )
 
 
+def test_the_hands_come_with_or_without_skin_tones(packages: Path, tmp_path: Path) -> None:
+    for skin_tones, names in (
+        (False, ["waving hand"]),
+        (True, ["waving hand", "waving hand: dark skin tone"]),
+    ):
+        dest = tmp_path / str(skin_tones)
+        prepare_emoji(dest, subset="hands", skin_tones=skin_tones, size_px=8, packages=packages)
+        assert [row["text"] for row in read_rows(dest)] == names
+
+
 def test_rows_are_in_emoji_order_with_every_column(packages: Path, tmp_path: Path) -> None:
     dest = tmp_path / "new" / "emoji"
     prepare_emoji(dest, subset="all", size_px=8, packages=packages)

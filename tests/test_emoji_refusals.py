@@ -46,7 +46,7 @@ def test_wrong_settings_are_refused(packages: Path, tmp_path: Path) -> None:
     dest = tmp_path / "emoji"
     assert "did you mean 'clear'" in refused(dest, packages=packages, subset="cleer")
     assert "--size-px 512: choose 8 to 256" in refused(dest, packages=packages, size_px=512)
-    assert "add --subset all" in refused(dest, packages=packages, skin_tones=True)
+    assert "add --subset all or hands" in refused(dest, packages=packages, skin_tones=True)
 
 
 def test_missing_wrong_and_double_packages_are_refused(packages: Path, tmp_path: Path) -> None:

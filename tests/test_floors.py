@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = {  # a room is a module or a folder; it imports rooms of lower floors and, if it is a folder, itself
     0: "ldm.errors ldm.types ldm.version",
-    1: "ldm.config ldm.noise ldm.files ldm.scheduler_names",
+    1: "ldm.averages ldm.config ldm.noise ldm.files ldm.scheduler_names",
     1.5: "ldm.schedule",  # its settings are made with ldm.config
     2: "ldm.images ldm.objective ldm.sampling",
     3: "ldm.data ldm.models",
@@ -24,6 +24,7 @@ FLOORS = {  # a room is a module or a folder; it imports rooms of lower floors a
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 
 HALVES = {  # one noun in several files at the top level: these stand in the room named
+    "ldm.adapter_folder": "ldm.pipeline",
     "ldm.png_metadata": "ldm.images",
     "ldm.schedulers": "ldm.sampling",
     "ldm.model_folder": "ldm.pipeline",

@@ -18,7 +18,8 @@ from packaging.utils import canonicalize_name
 from ldm.config import load_settings, read_yaml
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+# those of Accelerate's launcher configure no training
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "accelerate")
 MAX_FILE_MEGABYTES = 15
 MAX_LINES, MAX_SCRIPT_LINES, MAX_FUNCTION_LINES = 300, 60, 60
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}

@@ -54,8 +54,7 @@ def fresh_weights(config: Path) -> dict[str, torch.Tensor]:
     """What a run starts from."""
     settings = load_settings(denoiser.DenoiserSettings, config)
     torch.manual_seed(settings.seed)
-    parts = denoiser.make_parts(settings)
-    task = denoiser.DenoiserTask(parts, settings, denoiser.schedule_of(settings, parts))
+    task = denoiser.make_task(settings)
     return {name: p.detach() for name, p in task.named_parameters() if p.requires_grad}
 
 
@@ -162,7 +161,7 @@ def test_micro_batches_change_nothing(folder: Path) -> None:
 
 
 def test_a_finished_model_can_be_trained_on(folder: Path) -> None:
-    config = make_config(folder, "further", base=str(folder / "whole/pipeline"), num_steps=2)
+    config = make_config(folder, "further", base=str(folder / "whole/pipeline"), num_steps=3, model={})
     assert denoiser.main([str(config)]) == 0
     assert (folder / "further/pipeline/model_index.json").is_file()
 

@@ -116,7 +116,7 @@ def test_a_resumed_run_gives_the_same_model(config: Path, tmp_path: Path) -> Non
 
 def test_held_out_images_are_measured_and_their_words_not_learned(tmp_path: Path) -> None:
     config = make_config(tmp_path)
-    assert main([str(config), "num_steps=2", "data.holdout_fraction=0.4", "num_merges=40"]) == 0
+    assert main([str(config), "num_steps=6", "data.holdout_fraction=0.4", "num_merges=40"]) == 0
     report = json.loads((tmp_path / "run/report.json").read_text())
     assert report["held_out"]["num_images"] + report["train"]["num_images"] == 8
     tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "run/tokenizer")
@@ -131,7 +131,7 @@ def test_a_batch_in_pieces_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_captions_that_do_not_fit_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(make_config(tmp_path)), "num_steps=1", "model.context_length=4"]) == 0
+    assert main([str(make_config(tmp_path)), "num_steps=6", "model.context_length=4"]) == 0
     assert "8 captions are cut to model.context_length = 4 tokens" in capsys.readouterr().err
 
 

@@ -23,6 +23,7 @@ TINY_RUN = """\
 program: autoencoder
 run_dir: run
 num_steps: 2
+optim: {num_warmup_steps: 1}
 global_batch_size: 2
 data: {path: photos, height: 16, width: 16}
 model: {block_out_channels: [8, 16], norm_num_groups: 4}

@@ -31,7 +31,7 @@ TEXT_ENCODER: dict[str, Any] = {
 }  # fmt: skip
 DENOISER: dict[str, Any] = {
     "program": "denoiser",
-    "train_text_encoder": True,
+    "trainable": "unet+text_encoder",
     "model": {
         "block_out_channels": [8, 16], "attention": [False, True], "attention_head_dim": 8, "norm_num_groups": 4,
     },

@@ -15,16 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ldm.config import Settings
-from ldm.data.batches import ImageSamples, ImageTransform, pixel_batches
-from ldm.data.folder import read_folder
-from ldm.data.sample import Sample, holdout_split
+from ldm.data.batches import ImageSamples, pixel_batches
+from ldm.data.cache import cache_root
+from ldm.data.prepare import Placed
 from ldm.evaluate.reconstruction import psnr, ssim
 from ldm.files import new_folder, write_json
 from ldm.images import image_grid, tensor_to_images
 from ldm.models.fresh import AutoencoderShape, make_autoencoder
 
+from .data import TrainingData, read_data, write_data_report
 from .loop import Batch
-from .run import Run, run_program
+from .program import run_program
+from .run import Run
 from .settings import TrainSettings
 from .state import TrainState
 
@@ -87,7 +89,12 @@ class AutoencoderTask(nn.Module):
         weights = self.objective
         loss = weights.l1_weight * l1 + weights.l2_weight * l2 + weights.kl_weight * kl
         loss = loss + weights.detail_weight * self._detail(reconstruction, pixel_values)
-        return {"loss": loss, "l1": l1, "psnr": psnr(reconstruction, pixel_values), "kl": kl}
+        return {
+            "loss": loss * batch["loss_weight"],
+            "l1": l1,
+            "psnr": psnr(reconstruction, pixel_values),
+            "kl": kl,
+        }
 
     def _detail(self, reconstruction: Tensor, pixel_values: Tensor) -> Tensor:
         levels = self.objective.detail_levels
@@ -103,33 +110,32 @@ def reconstruct(autoencoder: nn.Module, pixel_values: Tensor) -> Tensor:
     return decoded.float().clamp(-1, 1)
 
 
-def measure(autoencoder: nn.Module, samples: Sequence[Sample], transform: ImageTransform) -> dict[str, float]:
+def measure(autoencoder: nn.Module, placed: Sequence[Placed]) -> dict[str, float]:
     """Mean PSNR (dB) and SSIM over samples, from the posterior's mean."""
     device = next(autoencoder.parameters()).device
     scores = []
-    for pixel_values in pixel_batches(samples, transform):
+    for pixel_values in pixel_batches(placed):
         output = reconstruct(autoencoder, pixel_values.to(device)).cpu()
         scores.append(torch.stack([psnr(output, pixel_values), ssim(output, pixel_values)], dim=1))
     means = torch.cat(scores).mean(dim=0)
-    return {"num_images": len(samples), "psnr_db": float(means[0]), "ssim": float(means[1])}
+    return {"num_images": len(placed), "psnr_db": float(means[0]), "ssim": float(means[1])}
 
 
 @torch.no_grad()
-def latent_std(autoencoder: nn.Module, samples: Sequence[Sample], transform: ImageTransform) -> float:
+def latent_std(autoencoder: nn.Module, placed: Sequence[Placed]) -> float:
     """Root mean square of the posterior means: one over it is the scaling factor that gives latents unit size."""
     device = next(autoencoder.parameters()).device
     squares = []
-    for pixel_values in pixel_batches(samples, transform):
+    for pixel_values in pixel_batches(placed):
         posterior = autoencoder.encode(pixel_values.to(device)).latent_dist  # type: ignore[operator]
         squares.append((posterior.mean.square() + posterior.var).mean(dim=(1, 2, 3)).cpu())
     return float(torch.cat(squares).mean().sqrt())
 
 
-def write_grid(
-    autoencoder: nn.Module, samples: Sequence[Sample], transform: ImageTransform, path: Path
-) -> None:
+def write_grid(autoencoder: nn.Module, placed: Sequence[Placed], path: Path) -> None:
     """A picture of originals, each above its reconstruction."""
-    pixel_values = torch.stack([transform(s) for s in samples[:16]])
+    shown = [one for one in placed if one.size == placed[0].size][:16]
+    pixel_values = torch.stack([one.pixels() for one in shown])
     output = reconstruct(autoencoder, pixel_values.to(next(autoencoder.parameters()).device)).cpu()
     rows = [torch.cat([pixel_values[i : i + 8], output[i : i + 8]]) for i in range(0, len(pixel_values), 8)]
     image_grid(tensor_to_images(torch.cat(rows)), num_columns=min(8, len(pixel_values))).save(path)
@@ -138,39 +144,43 @@ def write_grid(
 def train(settings: AutoencoderSettings) -> None:
     """Train, then write `autoencoder/`, `report.json` and `reconstruction.png` into the run directory."""
     run = Run(settings)
-    data = settings.data
-    train_samples, held_out = holdout_split(read_folder(data.path), data.holdout_fraction, settings.seed)
-    transform = ImageTransform(data.height, data.width)
-    autoencoder: Any = make_autoencoder(settings.model, data.height)
+    autoencoder: Any = make_autoencoder(settings.model, settings.data.height)
     task = AutoencoderTask(autoencoder, settings.objective)
     scale = settings.model.downscale
-    noise_shape = (settings.model.latent_channels, data.height // scale, data.width // scale)
+    data = read_data(run, folder=cache_root(), multiple=scale)
     dataset = ImageSamples(
-        train_samples, transform, seed=settings.seed, flip=data.flip, noise_shape=noise_shape
+        data.train,
+        seed=settings.seed,
+        flip=settings.data.flip,
+        latent_channels=settings.model.latent_channels,
+        downscale=scale,
     )
-    shown = held_out or train_samples
 
     def preview(state: TrainState, path: Path) -> None:
         with state.average.applied():
-            write_grid(autoencoder, shown, transform, path)
+            write_grid(autoencoder, data.held_out or data.train, path)
 
-    state = run.train(task, dataset, preview=preview)
+    state = run.train(
+        task,
+        dataset,
+        bucket_of=[one.size for one in data.train],
+        preview=preview,
+        opened=lambda: write_data_report(run.run_dir, data),
+    )
     if run.main:
         with state.average.applied():
-            std = latent_std(autoencoder, train_samples, transform)
+            std = latent_std(autoencoder, data.train)
             autoencoder.register_to_config(scaling_factor=1.0 / std)
-            _write_result(run, autoencoder, train_samples, held_out, transform)
+            _write_result(run, autoencoder, data)
 
 
-def _write_result(
-    run: Run, autoencoder: Any, train_samples: list[Sample], held_out: list[Sample], transform: ImageTransform
-) -> None:
-    report = {"train": measure(autoencoder, train_samples[:256], transform)}
-    if held_out:
-        report["held_out"] = measure(autoencoder, held_out, transform)
+def _write_result(run: Run, autoencoder: Any, data: TrainingData) -> None:
+    report = {"train": measure(autoencoder, data.train[:256])}
+    if data.held_out:
+        report["held_out"] = measure(autoencoder, data.held_out)
     with new_folder(run.run_dir / "autoencoder", replace=True) as folder:
         autoencoder.save_pretrained(folder)
-    write_grid(autoencoder, held_out or train_samples, transform, run.run_dir / "reconstruction.png")
+    write_grid(autoencoder, data.held_out or data.train, run.run_dir / "reconstruction.png")
     write_json(run.run_dir / "report.json", {"scaling_factor": autoencoder.config.scaling_factor, **report})
     for split, numbers in report.items():
         print(

@@ -1,116 +1,46 @@
 """Program: the denoiser, a cross-attention UNet trained on latents with the DDPM objective.
 
 `python -m train.denoiser CONFIG key=value ...` or `ldm train CONFIG`. Rerun the same command to resume.
-From scratch (`parts:` names a trained autoencoder and text encoder) or from a whole model (`base:`). The run's
-`pipeline/` is a stock diffusers folder with the averaged weights.
+From scratch (`parts:` names a trained autoencoder and text encoder) or from a whole model (`base:`), of which
+`trainable:` says what is trained. The run's `pipeline/` is a stock diffusers folder, or an adapter.
 """
 
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from pydantic import Field
-from torch import Tensor, nn
 
-from ldm.config import Settings
-from ldm.data.batches import ImageTransform, LatentSamples, encode_samples
-from ldm.data.captions import directional_words
-from ldm.data.folder import read_folder
-from ldm.data.sample import Sample, holdout_split
+from ldm.adapter_folder import Base, find_base
+from ldm.data.batches import LatentSamples, ReadImage, read_pixels
+from ldm.data.captions import directional_words, possible_captions
+from ldm.data.prepare import Placed
 from ldm.errors import UserError
-from ldm.images import image_grid
 from ldm.model_folder import Defaults
 from ldm.model_parts import ModelParts, load_parts
+from ldm.model_source import find_model
 from ldm.models.autoencoder import KLAutoencoder
 from ldm.models.denoiser import UNetDenoiser
-from ldm.models.fresh import DenoiserShape, make_unet
+from ldm.models.fresh import make_unet
 from ldm.models.loading import load_text_model, load_tokenizer, load_vae
 from ldm.models.text import ClipTextEncoder
-from ldm.objective import ObjectiveSettings, diffusion_loss, timestep_at
-from ldm.pipeline import Pipeline
 from ldm.schedule import NoiseSchedule, ScheduleSettings
 
-from .loop import Batch
-from .run import Run, run_program
-from .settings import TrainSettings
+from .after_steps import Validate
+from .best import read_best
+from .data import TrainingData, read_data, write_data_report
+from .denoiser_settings import DenoiserSettings, PartsSettings
+from .denoiser_task import DenoiserTask
+from .latents import cached_prompts, image_reader
+from .plan import make_plan
+from .preview import write_preview
+from .program import run_program
+from .run import Run
 from .state import TrainState
-
-
-class PartsSettings(Settings):
-    """Trained parts for a denoiser from scratch."""
-
-    autoencoder: Path = Field(description="run directory of `autoencoder`")
-    text_encoder: Path = Field(description="run directory of `text_encoder`")
-
-
-class PreviewSettings(Settings):
-    """The pictures drawn during training, always from the same noise."""
-
-    prompts: tuple[str, ...] = Field((), description="default: the captions of the first eight images")
-    num_inference_steps: int = Field(20, ge=1)
-    guidance_scale: float = Field(3.0, ge=0)
-
-
-class SamplingDefaults(Settings):
-    """What the finished model is best sampled with; written into its ldm.json."""
-
-    num_inference_steps: int = Field(25, ge=1)
-    guidance_scale: float = Field(3.0, ge=0)
-    guidance_rescale: float = Field(0.0, ge=0, le=1)
-    scheduler: str = "dpmpp_2m"
-
-
-class DenoiserSettings(TrainSettings):
-    """Settings of the program `denoiser`."""
-
-    program: Literal["denoiser"]
-    base: Path | None = Field(
-        None, description="a model folder to go on from; `parts` and `model` are then its own"
-    )
-    parts: PartsSettings | None = None
-    model: DenoiserShape = DenoiserShape()
-    schedule: ScheduleSettings = ScheduleSettings()
-    objective: ObjectiveSettings = ObjectiveSettings()
-    caption_dropout: float = Field(0.1, ge=0, lt=1, description="share of empty captions, for guidance")
-    train_text_encoder: bool = Field(False, description="train the text encoder together with the denoiser")
-    preview: PreviewSettings = PreviewSettings()
-    defaults: SamplingDefaults = SamplingDefaults()
-
-    def model_post_init(self, _: Any) -> None:
-        if (self.base is None) == (self.parts is None):
-            raise ValueError("give either base: MODEL or parts: {autoencoder, text_encoder}")
-
-
-class DenoiserTask(nn.Module):
-    """Denoiser, text encoder and objective as one module: a batch in, one loss a sample out."""
-
-    def __init__(self, parts: ModelParts, settings: DenoiserSettings, schedule: NoiseSchedule) -> None:
-        super().__init__()
-        self.denoiser, self.text_encoder = parts.denoiser, parts.text_encoder
-        self.denoiser.requires_grad_(True)
-        self.text_encoder.requires_grad_(settings.train_text_encoder)
-        self.settings, self.schedule = settings, schedule
-        self.sample_posterior = parts.autoencoder.sample_posterior
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Per-sample `loss` [b] from moments, captions and the draws that the loader made."""
-        latents = self.sample_posterior(batch["moments"], batch["posterior_noise"])
-        timesteps = timestep_at(batch["position"], self.schedule, self.settings.objective)
-        with nullcontext() if self.settings.train_text_encoder else torch.no_grad():
-            prompt_embeds = self.text_encoder(batch["caption"])
-        loss = diffusion_loss(
-            self.denoiser,
-            latents,
-            batch["noise"],
-            timesteps,
-            prompt_embeds,
-            self.schedule,
-            self.settings.objective,
-        )
-        return {"loss": loss}
+from .streams import begin_stream, check_streaming, streamed_samples
+from .trainable import apply_memory_settings, check_base, choose_trained, save_trained
+from .validation import ValidationSamples, held_out_loss
 
 
 def make_parts(settings: DenoiserSettings) -> ModelParts:
@@ -120,7 +50,7 @@ def make_parts(settings: DenoiserSettings) -> ModelParts:
         UserError: a part is missing, or the image size does not suit the autoencoder.
     """
     if settings.base is not None:
-        return load_parts(settings.base)
+        return load_parts(find_model(settings.base)[0])
     assert settings.parts is not None
     autoencoder, text_encoder = load_autoencoder(settings.parts), load_text_encoder(settings.parts)
     unet = make_unet(
@@ -131,18 +61,24 @@ def make_parts(settings: DenoiserSettings) -> ModelParts:
     )
     scheduler_config = NoiseSchedule(settings.schedule).scheduler_config()
     data = settings.data
-    defaults = Defaults(height=data.height, width=data.width, **settings.defaults.model_dump())
+    defaults = Defaults(
+        height=data.height,
+        width=data.width,
+        max_prompt_chunks=settings.prompt_chunks,
+        **settings.defaults.model_dump(),
+    )
     return ModelParts(UNetDenoiser(unet), autoencoder, text_encoder, scheduler_config, defaults)
 
 
 def load_autoencoder(parts: PartsSettings) -> KLAutoencoder:
-    """The autoencoder of a run of `autoencoder`."""
-    folder = _part(parts.autoencoder / "autoencoder", "autoencoder")
+    """The autoencoder of a run of `autoencoder`, or of a model's folder."""
+    own = parts.autoencoder / "autoencoder"
+    folder = own if own.is_dir() else _part(parts.autoencoder / "vae", "autoencoder")
     return KLAutoencoder(load_vae(folder, torch.float32))
 
 
 def load_text_encoder(parts: PartsSettings) -> ClipTextEncoder:
-    """The text encoder and tokenizer of a run of `text_encoder`."""
+    """The text encoder and tokenizer of a run of `text_encoder`, or of a model's folder."""
     folder = _part(parts.text_encoder / "text_encoder", "text_encoder")
     tokenizer = load_tokenizer(parts.text_encoder / "tokenizer")
     return ClipTextEncoder(tokenizer, load_text_model(folder, torch.float32))
@@ -162,18 +98,32 @@ def schedule_of(settings: DenoiserSettings, parts: ModelParts) -> NoiseSchedule:
     return NoiseSchedule(ScheduleSettings(**{k: v for k, v in parts.scheduler_config.items() if k in known}))
 
 
-def check_size(settings: DenoiserSettings, autoencoder: KLAutoencoder, num_levels: int) -> None:
-    """Refuse an image size that the autoencoder and the UNet cannot halve often enough."""
-    multiple = autoencoder.pixels_per_latent * 2 ** (num_levels - 1)
+def make_task(settings: DenoiserSettings) -> DenoiserTask:
+    """The model set up for training, as a run begins with it: a function of the settings alone."""
+    parts = make_parts(settings)
+    rate = settings.optim.learning_rate
+    groups = choose_trained(parts, settings, seed=settings.seed, learning_rate=rate)
+    return DenoiserTask(parts, settings, schedule_of(settings, parts), groups)
+
+
+def size_multiple(parts: ModelParts) -> int:
+    """What image sides must be multiples of: the autoencoder and the UNet halve them so often."""
+    levels = len(parts.denoiser.unet.config.block_out_channels)
+    return int(parts.autoencoder.pixels_per_latent * 2 ** (levels - 1))
+
+
+def check_size(settings: DenoiserSettings, multiple: int) -> None:
+    """Refuse an image size that the networks cannot halve often enough."""
     for name in ("height", "width"):
         value = getattr(settings.data, name)
         if value % multiple:
             raise UserError(f"data.{name} = {value}", f"choose a multiple of {multiple} for this model")
 
 
-def warn_flips(samples: Sequence[Sample]) -> None:
+def warn_flips(placed: Sequence[Placed]) -> None:
     """Say which captions a mirrored image would make false, where flips are on and the data does not say."""
-    unsaid = [s for s in samples if s.may_flip is None and any(directional_words(c) for c in s.captions)]
+    samples = [one.sample for one in placed if one.sample.may_flip is None]
+    unsaid = [s for s in samples if any(directional_words(c) for c in s.captions)]
     if unsaid:
         print(
             f"warning: data.flip is on; {len(unsaid)} captions name a direction and are never mirrored, "
@@ -182,69 +132,164 @@ def warn_flips(samples: Sequence[Sample]) -> None:
         )
 
 
+def latent_samples(
+    settings: DenoiserSettings,
+    task: DenoiserTask,
+    placed: Sequence[Placed],
+    images: tuple[str, ReadImage],
+    first: int = 0,
+) -> LatentSamples:
+    """Samples as the task wants them.
+
+    Args:
+        images: what a batch holds of them, and how it is read.
+        first: the number that the reader has for the first of `placed`.
+    """
+    kind, read = images
+    autoencoder, objective = task.parts.autoencoder, settings.objective
+    return LatentSamples(
+        placed,
+        lambda index, crop, flip: read(first + index, crop, flip),
+        kind,
+        settings.seed,
+        settings.captions,
+        latent_channels=autoencoder.num_channels,
+        downscale=autoencoder.pixels_per_latent,
+        flip=settings.data.flip,
+        masked=any(one.sample.mask is not None for one in placed),
+        extra_noise=bool(objective.offset_noise or objective.input_perturbation),
+    )
+
+
+def held_out(
+    run: Run,
+    settings: DenoiserSettings,
+    task: DenoiserTask,
+    data: TrainingData,
+    images: tuple[str, ReadImage],
+) -> Validate:
+    """What measures the loss on the held-out samples, each with its first caption.
+
+    Raises:
+        UserError: there are none.
+    """
+    dataset = latent_samples(settings, task, data.held_out, images, first=len(data.train))
+    plain = settings.captions.model_copy(update={"dropout": 0.0})
+    samples = ValidationSamples(
+        dataset,
+        [(possible_captions(one.sample, plain) or [one.sample.text])[0] for one in data.held_out],
+        num_timesteps_per_sample=settings.validation.num_timesteps_per_sample,
+        buckets=[one.size for one in data.held_out],
+    )
+
+    def validate(state: TrainState) -> dict[str, float]:
+        return held_out_loss(
+            task,
+            samples,
+            batch_size=settings.validation.batch_size,
+            device=run.device,
+            average=state.average,
+            autocast=run.accelerator.autocast,
+        )
+
+    return validate
+
+
+def set_up(run: Run, settings: DenoiserSettings) -> tuple[DenoiserTask, Base | None, int]:
+    """The model set up on the run's device, what an adapter stands on, and what image sides are multiples of."""
+    base = find_base(settings.base) if settings.base is not None else None
+    check_base(settings, base)
+    task = make_task(settings)
+    multiple = size_multiple(task.parts)
+    check_size(settings, multiple)
+    apply_memory_settings(task.parts, settings, run.device)
+    return task, base, multiple
+
+
+def plan(settings: DenoiserSettings) -> None:
+    """Say what training would be and cost, measured. Nothing is written, but the memo of what the images are.
+
+    Raises:
+        UserError: what training would raise before its first step; or the data is a stream.
+    """
+    if settings.data.streaming:
+        raise UserError("--plan of data.streaming = true", "only what is read before a run can be planned")
+    run = Run(settings, planning=True)
+    task, _, multiple = set_up(run, settings)
+    data = read_data(run, multiple=multiple, folder=settings.cache.root(), rehash=settings.cache.rehash)
+    if settings.validation.every:
+        held_out(run, settings, task, data, ("pixel_values", read_pixels(data.held_out)))
+    made = make_plan(run, settings, task, data, partial(latent_samples, settings, task, data.train))
+    if run.main:
+        print(made)
+
+
 def train(settings: DenoiserSettings) -> None:
     """Train, then write `pipeline/` into the run directory."""
     run = Run(settings)
-    data = settings.data
-    samples, _ = holdout_split(read_folder(data.path), data.holdout_fraction, settings.seed)
-    if data.flip and run.main:
-        warn_flips(samples)
-    parts = make_parts(settings)
-    check_size(settings, parts.autoencoder, len(parts.denoiser.unet.config.block_out_channels))
-    schedule = schedule_of(settings, parts)
-    task = DenoiserTask(parts, settings, schedule)
-    dataset = LatentSamples(
-        samples,
-        _moments(run, samples, parts.autoencoder),
-        seed=settings.seed,
-        caption_dropout=settings.caption_dropout,
-    )
-
-    def preview(state: TrainState, path: Path) -> None:
-        with state.average.applied():
-            write_preview(parts, settings, samples, path)
-
-    state = run.train(task, dataset, preview=preview)
+    task, base, multiple = set_up(run, settings)
+    parts = task.parts
+    train_on = train_on_stream if settings.data.streaming else train_on_all
+    state = train_on(run, settings, task, multiple)
     if run.main:
+        if settings.validation.keep_best:
+            step, weights = read_best(run.run_dir)
+            state.average.replace_applied(weights)
+            print(f"the best step was {step}")
         with state.average.applied():
-            Pipeline(parts, model_id=run.run_dir.name).save(run.run_dir / "pipeline", replace=True)
+            save_trained(parts, run.run_dir / "pipeline", settings, base)
         print(f"trained: {run.run_dir / 'pipeline'}")
 
 
-def _moments(run: Run, samples: Sequence[Sample], autoencoder: KLAutoencoder) -> Tensor:
-    data = run.settings.data
-    autoencoder.to(run.device).eval().requires_grad_(False)
+def train_on_all(run: Run, settings: DenoiserSettings, task: DenoiserTask, multiple: int) -> TrainState:
+    """Train on samples that are all read before the run."""
+    parts = task.parts
+    data = read_data(run, multiple=multiple, folder=settings.cache.root(), rehash=settings.cache.rehash)
+    if settings.data.flip and run.main:
+        warn_flips(data.train)
+    everything = [*data.train, *data.held_out]
+    images = image_reader(run, everything, parts.autoencoder, settings.cache)
+    task.prompts = cached_prompts(run, everything, parts.text_encoder, settings)
+    dataset = latent_samples(settings, task, data.train, images)
+    validate = held_out(run, settings, task, data, images) if settings.validation.every else None
 
-    def encode_images(pixel_values: Tensor) -> Tensor:
-        with torch.no_grad():
-            return autoencoder.encode(pixel_values.to(run.device))
+    def preview(state: TrainState, path: Path) -> None:
+        with state.average.applied():
+            write_preview(parts, settings, data.train, path, run.device)
 
-    if run.main:
-        print(f"encoding {len(samples)} images", file=sys.stderr)
-    return encode_samples(samples, ImageTransform(data.height, data.width), encode_images, flip=data.flip)
-
-
-def write_preview(
-    parts: ModelParts, settings: DenoiserSettings, samples: Sequence[Sample], path: Path
-) -> None:
-    """A row of pictures of the preview prompts, image i from seed i."""
-    chosen = settings.preview
-    prompts = chosen.prompts or tuple(s.text for s in samples[:8])
-    parts.denoiser.eval(), parts.text_encoder.eval()
-    images = (
-        Pipeline(parts, model_id="preview")
-        .generate(
-            prompts, num_inference_steps=chosen.num_inference_steps, guidance_scale=chosen.guidance_scale
-        )
-        .images
+    return run.train(
+        task,
+        dataset,
+        bucket_of=[one.size for one in data.train],
+        preview=preview,
+        validate=validate,
+        opened=lambda: write_data_report(run.run_dir, data, parts.text_encoder),
     )
-    parts.denoiser.train(), parts.text_encoder.train()
-    image_grid(images, num_columns=min(8, len(images))).save(path)
+
+
+def train_on_stream(run: Run, settings: DenoiserSettings, task: DenoiserTask, multiple: int) -> TrainState:
+    """Train on shards that are read as they come.
+
+    Raises:
+        UserError: the settings need all samples before the run, or a source has no shards.
+    """
+    check_streaming(settings)
+    parts = task.parts
+    images = image_reader(run, (), parts.autoencoder, settings.cache)
+    task.prompts = cached_prompts(run, (), parts.text_encoder, settings)
+    dataset = streamed_samples(settings, latent_samples(settings, task, (), images))
+
+    def preview(state: TrainState, path: Path) -> None:
+        with state.average.applied():
+            write_preview(parts, settings, (), path, run.device)
+
+    stream = begin_stream(run, settings, parts.text_encoder, multiple)
+    return run.train(task, dataset, stream=stream, preview=preview)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit code."""
-    return run_program(DenoiserSettings, train, argv)
+    return run_program(DenoiserSettings, train, argv, plan)
 
 
 if __name__ == "__main__":

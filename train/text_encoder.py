@@ -8,7 +8,6 @@ learned from the training captions.
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +15,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ldm.data.batches import ImageSamples, ImageTransform, pixel_batches
-from ldm.data.folder import read_folder
-from ldm.data.sample import Sample, holdout_split
+from ldm.data.batches import ImageSamples, pixel_batches
+from ldm.data.cache import cache_root
+from ldm.data.prepare import Placed
 from ldm.errors import UserError
 from ldm.evaluate.retrieval import recall_at
 from ldm.files import new_folder, write_json
@@ -34,8 +33,10 @@ from ldm.models.text_vocabulary import (
 from ldm.noise import permutation
 
 from .contrastive import Pairs, contrastive_losses
+from .data import TrainingData, read_data, write_data_report
 from .loop import Batch
-from .run import Run, run_program
+from .program import run_program
+from .run import Run
 from .settings import TrainSettings
 from .state import TrainState
 
@@ -81,45 +82,34 @@ class TextEncoderTask(nn.Module):
         return features.float()
 
     @torch.no_grad()
-    def similarity(self, samples: Sequence[Sample], transform: ImageTransform) -> Tensor:
+    def similarity(self, placed: Sequence[Placed]) -> Tensor:
         """Cosine similarity [N, N] of each sample's image (row) and each sample's first caption (column)."""
         device = next(self.parameters()).device
-        images = [self.encode_images(p.to(device)) for p in pixel_batches(samples, transform)]
+        images = [self.encode_images(p.to(device)) for p in pixel_batches(placed)]
         texts = []
-        for start in range(0, len(samples), 32):
-            ids = token_ids(self.tokenizer, [sample.text for sample in samples[start : start + 32]])
+        for start in range(0, len(placed), 32):
+            ids = token_ids(self.tokenizer, [one.sample.text for one in placed[start : start + 32]])
             texts.append(self.clip.encode_text(ids.to(device), normalize=True).float())
         return (torch.cat(images) @ torch.cat(texts).T).cpu()
 
 
-@dataclass(frozen=True)
-class Splits:
-    """The samples trained on, those held out, and how to read their images."""
-
-    train: list[Sample]
-    held_out: list[Sample]
-    transform: ImageTransform
-
-
-def measure(task: TextEncoderTask, samples: Sequence[Sample], transform: ImageTransform) -> dict[str, float]:
+def measure(task: TextEncoderTask, placed: Sequence[Placed]) -> dict[str, float]:
     """Recall at 1 and 5 among at most `NUM_CANDIDATES` of the samples, by their first captions."""
-    chosen = [samples[i] for i in permutation(len(samples), "recall")[:NUM_CANDIDATES]]
-    similarity = task.similarity(chosen, transform)
+    chosen = [placed[i] for i in permutation(len(placed), "recall")[:NUM_CANDIDATES]]
+    similarity = task.similarity(chosen)
     numbers: dict[str, float] = {"num_images": len(chosen)}
     for num_best in (1, 5):
-        recalls = recall_at(similarity, [sample.text for sample in chosen], num_best)
+        recalls = recall_at(similarity, [one.sample.text for one in chosen], num_best)
         numbers |= {f"{direction}_recall_at_{num_best}": value for direction, value in recalls.items()}
     return numbers
 
 
-def write_grid(
-    task: TextEncoderTask, samples: Sequence[Sample], transform: ImageTransform, path: Path
-) -> None:
+def write_grid(task: TextEncoderTask, placed: Sequence[Placed], path: Path) -> None:
     """A picture of images, each above the caption among theirs that is nearest to it."""
-    shown = samples[:16]
-    nearest = task.similarity(shown, transform).argmax(dim=1).tolist()
-    images = tensor_to_images(torch.stack([transform(sample) for sample in shown]))
-    image_grid(images, num_columns=8, captions=[shown[i].text for i in nearest]).save(path)
+    shown = placed[:16]
+    nearest = task.similarity(shown).argmax(dim=1).tolist()
+    images = tensor_to_images(torch.stack([one.pixels() for one in shown]))
+    image_grid(images, num_columns=8, captions=[shown[i].sample.text for i in nearest]).save(path)
 
 
 def rows_per_process(settings: TextEncoderSettings, num_processes: int) -> int:
@@ -149,37 +139,47 @@ def warn_of_long_captions(tokenizer: Any, captions: Sequence[str]) -> None:
 
 def train(settings: TextEncoderSettings) -> None:
     """Train, then write `text_encoder/`, `tokenizer/` and `report.json` into the run directory."""
+    if settings.data.buckets:
+        raise UserError(
+            "data.buckets = true for the text encoder", "its image tower reads one size: leave it out"
+        )
     run = Run(settings)
-    data = settings.data
-    train_samples, held_out = holdout_split(read_folder(data.path), data.holdout_fraction, settings.seed)
-    splits = Splits(train_samples, held_out, ImageTransform(data.height, data.width))
-    captions = [caption for sample in train_samples for caption in sample.captions]
+    data = read_data(run, folder=cache_root())
+    captions = [caption for one in data.train for caption in one.sample.captions]
     merges = learn_merges(captions, settings.num_merges)
     tokenizer = make_tokenizer(merges, settings.model.context_length)
     if run.main:
         warn_of_long_captions(tokenizer, captions)
-    clip = make_open_clip(settings.model, vocab_size=len(tokenizer), image_size_px=(data.height, data.width))
+    size = (settings.data.height, settings.data.width)
+    clip = make_open_clip(settings.model, vocab_size=len(tokenizer), image_size_px=size)
     task = TextEncoderTask(clip, tokenizer, rows_per_process(settings, run.accelerator.num_processes))
-    dataset = ImageSamples(train_samples, splits.transform, seed=settings.seed, flip=data.flip)
+    dataset = ImageSamples(data.train, seed=settings.seed, flip=settings.data.flip)
 
     def preview(state: TrainState, path: Path) -> None:
         with state.average.applied():
-            write_grid(task, held_out or train_samples, splits.transform, path)
+            write_grid(task, data.held_out or data.train, path)
 
-    state = run.train(task, dataset, preview=preview)
+    state = run.train(
+        task,
+        dataset,
+        bucket_of=[one.size for one in data.train],
+        preview=preview,
+        opened=lambda: write_data_report(run.run_dir, data),
+        may_split=False,
+    )
     if run.main:
         with new_folder(run.run_dir / "tokenizer", replace=True) as folder:
             write_tokenizer(folder, merges, settings.model.context_length)
         with state.average.applied():
-            _write_result(run, task, splits)
+            _write_result(run, task, data)
 
 
-def _write_result(run: Run, task: TextEncoderTask, splits: Splits) -> None:
+def _write_result(run: Run, task: TextEncoderTask, data: TrainingData) -> None:
     with new_folder(run.run_dir / "text_encoder", replace=True) as folder:
         to_transformers(task.clip).save_pretrained(folder)
-    report = {"train": measure(task, splits.train, splits.transform)}
-    if splits.held_out:
-        report["held_out"] = measure(task, splits.held_out, splits.transform)
+    report = {"train": measure(task, data.train)}
+    if data.held_out:
+        report["held_out"] = measure(task, data.held_out)
     write_json(run.run_dir / "report.json", {"vocab_size": len(task.tokenizer), **report})
     for split, numbers in report.items():
         recalls = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items() if name != "num_images")

@@ -11,8 +11,12 @@ from typer.core import TyperGroup
 
 from ldm.cli.data import data_app
 from ldm.cli.doctor import doctor
+from ldm.cli.ema import ema
 from ldm.cli.generate import generate
 from ldm.cli.info import info
+from ldm.cli.init import init
+from ldm.cli.plot import plot
+from ldm.cli.schema import schema
 from ldm.cli.train import train
 from ldm.errors import UserError
 from ldm.version import __version__
@@ -71,7 +75,11 @@ app = typer.Typer(
     name="ldm", cls=Commands, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 app.command()(generate)
+app.command()(init)
 app.command()(train)
+app.command()(plot)
+app.command()(schema)
+app.command()(ema)
 app.command()(info)
 app.add_typer(data_app, name="data")
 app.command()(doctor)

@@ -70,9 +70,11 @@ def find_config(name: str, home: Home) -> Path:
 
 
 def shipped_configs(home: Home) -> list[str]:
-    """The names of the configurations that come along."""
+    """The names of the configurations that come along; those of Accelerate's launcher are none."""
     return sorted(
-        path.relative_to(home.configs).with_suffix("").as_posix() for path in home.configs.rglob("*.yaml")
+        path.relative_to(home.configs).with_suffix("").as_posix()
+        for path in home.configs.rglob("*.yaml")
+        if path.parent.name != "accelerate"
     )
 
 

@@ -1,0 +1,176 @@
+"""What `ldm init` looks at: the model's configuration files, and every image as the run will read it."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ldm.data.prepare import DataSettings, Prepared
+    from ldm.data.sample import Facts
+
+MAX_OTHER_FRACTION, OTHER_ASPECT = 0.05, 1.1
+"""Buckets are turned on when more than this share of the images has an aspect ratio so far from the model's."""
+MIN_HELD_OUT, MAX_HELD_OUT, HOLDOUT_FROM = 0.02, 0.1, 50
+"""The share of images held out, and how many there must be: of fewer, none can be spared."""
+
+
+@dataclass(frozen=True)
+class BaseLook:
+    """What a model is, without its weights.
+
+    Attributes:
+        name: as the user wrote it.
+        height: that it was made for, in pixels; so is `width`.
+        multiple: what image sides must be multiples of.
+        text_width: D of its prompt embeddings.
+        context_length: tokens of a chunk of a caption, start and end included.
+        max_chunks: that it was made for.
+        chunks_needed: caption -> how many chunks hold it.
+    """
+
+    name: str
+    height: int
+    width: int
+    multiple: int
+    prediction_type: str
+    text_width: int
+    context_length: int
+    max_chunks: int
+    chunks_needed: Callable[[str], int]
+
+
+@dataclass(frozen=True)
+class DataLook:
+    """What the images are, placed as the run will place them.
+
+    Attributes:
+        num_found: samples found, used or refused.
+        num_held_out: of the usable ones.
+        num_other_shapes: images whose aspect ratio is another than the model's.
+        captions: of the usable ones, one each.
+        chunks: how many chunks each needs.
+    """
+
+    settings: "DataSettings"
+    num_found: int
+    num_used: int
+    num_held_out: int
+    num_other_shapes: int
+    captions: tuple[str, ...]
+    chunks: tuple[int, ...]
+
+
+def look_at_base(base: str) -> BaseLook:
+    """What a model's configuration files say.
+
+    Raises:
+        UserError: there is no such model, or it is incomplete.
+    """
+    from ldm.adapter_folder import adapter_chain
+    from ldm.model_folder import check_folder, read_defaults, read_object
+    from ldm.model_source import find_model
+    from ldm.models.loading import load_tokenizer
+    from ldm.models.text import split_chunks
+
+    own, _ = find_model(base)
+    folder, _ = adapter_chain(own)
+    check_folder(folder)
+    unet, vae, text = (read_object(folder / n / "config.json") for n in ("unet", "vae", "text_encoder"))
+    scheduler = read_object(folder / "scheduler" / "scheduler_config.json")
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    size = unet.get("sample_size") or 64
+    height, width = (size, size) if isinstance(size, int) else size
+    defaults = read_defaults(own, height * factor, width * factor)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    context_length = min(int(tokenizer.model_max_length), int(text.get("max_position_embeddings", 77)))
+
+    def chunks_needed(caption: str) -> int:
+        encoded = tokenizer(caption, add_special_tokens=False, verbose=False)
+        return max(1, len(split_chunks(encoded.word_ids(), context_length - 2)))
+
+    return BaseLook(
+        base,
+        defaults.height,
+        defaults.width,
+        factor * 2 ** (len(unet["block_out_channels"]) - 1),
+        scheduler.get("prediction_type", "epsilon"),
+        int(text["hidden_size"]),
+        context_length,
+        defaults.max_prompt_chunks,
+        chunks_needed,
+    )
+
+
+def look_at_data(path: str, caption_column: str, model: BaseLook) -> DataLook:
+    """Read every image, choose a size for them, and place and split them as the run will.
+
+    Raises:
+        UserError: the data is missing or faulty, or too many images cannot be used.
+    """
+    from ldm.cli.progress import work_bar
+    from ldm.config import validate
+    from ldm.data.cache import cache_root
+    from ldm.data.memo import Memo
+    from ldm.data.prepare import DataSettings, prepare
+    from ldm.data.sample import Facts
+    from ldm.data.sources import SourceSettings, read_sources
+    from ldm.data.survey import survey
+
+    reading = read_sources([SourceSettings(path=path, caption_column=caption_column)])
+    memo = Memo(cache_root())
+    with work_bar("image") as bar:
+        facts = survey(reading.samples, memo, on_progress=bar.show)
+    memo.save()
+    images = [each for each in facts.values() if isinstance(each, Facts)]
+    num_others = sum(_has_other_shape(each, model) for each in images)
+    tree = {"path": path, "caption_column": caption_column, **choose_size(images, num_others, model)}
+    settings = validate(DataSettings, tree, "ldm init")
+    prepared = prepare(reading, facts, settings, multiple=model.multiple, seed=0)
+    fraction, num_held_out = choose_holdout(prepared)
+    captions = tuple(one.sample.text for one in prepared.placed)
+    return DataLook(
+        settings.model_copy(update={"holdout_fraction": fraction}),
+        prepared.num_found,
+        len(prepared.placed),
+        num_held_out,
+        num_others,
+        captions,
+        tuple(model.chunks_needed(caption) for caption in captions),
+    )
+
+
+def _has_other_shape(facts: "Facts", model: BaseLook) -> bool:
+    return abs(math.log(facts.width * model.height / (facts.height * model.width))) > math.log(OTHER_ASPECT)
+
+
+def choose_size(images: Sequence["Facts"], num_others: int, model: BaseLook) -> dict[str, object]:
+    """`height`, `width`, `buckets` and `upscale` of the data.
+
+    The model's own size, or where images are smaller the largest below it, down to half its side, that nineteen of
+    twenty images fill. Where not even that: its own size, and images are enlarged.
+    """
+    from ldm.data.buckets import BucketSettings, place
+
+    settings = BucketSettings(buckets=num_others > MAX_OTHER_FRACTION * len(images))
+    for height in range(model.height, model.height // 2 - 1, -model.multiple):
+        width = max(1, round(model.width * height / model.height / model.multiple)) * model.multiple
+        size = {"height": height, "width": width}
+        places = [
+            place(i.width, i.height, **size, multiple=model.multiple, settings=settings, seed=0, sample_id="")
+            for i in images
+        ]
+        if sum(isinstance(each, str) for each in places) <= MAX_OTHER_FRACTION * len(images):
+            return {**size, "buckets": settings.buckets, "upscale": False}
+    return {"height": model.height, "width": model.width, "buckets": settings.buckets, "upscale": True}
+
+
+def choose_holdout(prepared: "Prepared") -> tuple[float, int]:
+    """The share held out, and how many images that are: a tenth, of many images fewer, of few none."""
+    from ldm.data.prepare import holdout_split
+
+    if len(prepared.placed) < HOLDOUT_FROM:
+        return 0.0, 0
+    fraction = round(min(MAX_HELD_OUT, max(MIN_HELD_OUT, 200 / len(prepared.placed))), 3)
+    _, held_out = holdout_split(prepared.placed, fraction, 0)
+    return (fraction, len(held_out)) if held_out else (0.0, 0)

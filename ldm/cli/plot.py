@@ -1,0 +1,59 @@
+"""`ldm plot`: the curves of training runs as a picture."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ldm.errors import UserError
+
+
+def plot(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Directories of training runs; several are drawn over each other."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The PNG to write; for one run it may be left out: RUN/curves.png.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Draw the curves of training runs into a PNG.
+
+    Loss, validation loss, learning rate and loss per tenth of the timesteps, as far as the runs logged them. Prints
+    the path of the picture.
+    """
+    from ldm.evaluate.curves import METRICS, draw_curves, read_metrics
+
+    for run in runs:
+        if not (run / METRICS).is_file():
+            raise UserError(f"{run} holds no {METRICS}", "name the run_dir of a training run")
+    if output is None and len(runs) > 1:
+        raise UserError("several runs and no --output", "name the PNG to write, such as --output curves.png")
+    output = output or runs[0] / "curves.png"
+    if output.suffix.lower() != ".png":
+        raise UserError(f"--output {output} is no PNG", "name a file that ends in .png")
+    names = run_names(runs)
+    draw_curves({name: read_metrics(run) for name, run in zip(names, runs, strict=True)}, output)
+    typer.echo(output)
+
+
+def run_names(runs: list[Path]) -> list[str]:
+    """What the picture calls each run: its folder's name, with as many folders above it as tell all apart.
+
+    Raises:
+        UserError: a run is named twice.
+    """
+    parts = [run.resolve().parts for run in runs]
+    if len(set(parts)) < len(parts):
+        raise UserError("a run is named twice", "name each once")
+    length = 1
+    while len({each[-length:] for each in parts}) < len(parts):
+        length += 1
+    return ["/".join(each[-length:]) for each in parts]

@@ -1,0 +1,174 @@
+"""Shards of a stream: parquet files and tars, listed by their names alone and read when their turn comes."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ldm.data.masks import AlphaMask
+from ldm.data.memo import Memo
+from ldm.data.parquet_source import parquet_files, read_parquet
+from ldm.data.prepare import DataSettings, Placed, Prepared, prepare
+from ldm.data.sample import Facts, Refusal, Sample
+from ldm.data.sources import Kind, Reading, SourceSettings, kind_of
+from ldm.data.survey import survey
+from ldm.data.webdataset_source import read_tar, tar_files
+from ldm.errors import UserError
+
+READERS = {"parquet": read_parquet, "webdataset": read_tar}
+
+Gather = Callable[[list[Any]], list[Any]]
+"""Every process's list in, one after the other out, the same everywhere."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of samples.
+
+    Attributes:
+        number: among all shards of the run, from 0.
+        name: of the file in its source; begins the ids of its samples.
+        settings: of its source.
+        source: the source's number where there are several.
+    """
+
+    number: int
+    name: str
+    path: Path
+    kind: Kind
+    settings: SourceSettings
+    source: int | None = None
+
+    @property
+    def shard_id(self) -> str:
+        """Unique in the run, and independent of where the data lies."""
+        return self.name if self.source is None else f"{self.source}/{self.name}"
+
+
+@dataclass(frozen=True)
+class OpenShard:
+    """A shard that was read and whose images were decoded once.
+
+    Attributes:
+        prepared: the samples that can be used, and the refusals.
+        contents: a hash of what the order of its samples depends on.
+    """
+
+    shard: Shard
+    reading: Reading
+    facts: dict[str, Facts | Refusal]
+    prepared: Prepared
+    contents: str
+
+    @property
+    def placed(self) -> list[Placed]:
+        """The samples that can be used, in the order of the file."""
+        return self.prepared.placed
+
+
+def list_shards(sources: Sequence[SourceSettings]) -> list[Shard]:
+    """The shards of all sources in order. Folders are listed; no shard is opened.
+
+    Raises:
+        UserError: a source is missing, or is of a kind that has no shards.
+    """
+    shards: list[Shard] = []
+    for index, settings in enumerate(sources):
+        kind = kind_of(settings)
+        for name, path in _files_of(settings, kind):
+            source = index if len(sources) > 1 else None
+            shards.append(Shard(len(shards), name, path, kind, settings, source))
+    return shards
+
+
+def _files_of(settings: SourceSettings, kind: Kind) -> list[tuple[str, Path]]:
+    if kind == "parquet":
+        return parquet_files(Path(settings.path), settings.split)
+    if kind == "webdataset":
+        return tar_files(Path(settings.path))
+    raise UserError(
+        f"{settings.path}: a source of kind {kind} has no shards to stream",
+        "use parquet files or tars, or set data.streaming=false",
+    )
+
+
+def shards_hash(shards: Sequence[Shard]) -> str:
+    """Of the shards' names in order: while it stays, so does the order of the shards."""
+    return _hash([shard.shard_id for shard in shards])
+
+
+def read_shard(shard: Shard) -> Reading:
+    """The samples of a shard, as `read_source` would give them: with their weights, masks, repeats and ids.
+
+    Raises:
+        UserError: the file is broken or has no such columns, or two samples have one id.
+    """
+    settings = shard.settings
+    columns = {"image_column": settings.image_column, "caption_column": settings.caption_column}
+    fates: list[Sample | Refusal] = list(READERS[shard.kind](shard.name, shard.path, **columns))
+    ends = ["", *(f"#{turn}" for turn in range(2, settings.repeats + 1))]
+    dressed = [_dressed(fate, shard, end) for end in ends for fate in fates]
+    if len({fate.sample_id for fate in dressed}) < len(dressed):
+        raise UserError(f"{shard.path}: two samples have one name", "rename those that end on # and a number")
+    return Reading(
+        [fate for fate in dressed if isinstance(fate, Sample)],
+        [fate for fate in dressed if isinstance(fate, Refusal)],
+    )
+
+
+def _dressed(fate: Sample | Refusal, shard: Shard, end: str) -> Sample | Refusal:
+    """What was read with all that its source's settings say of it; `end` tells repeats apart."""
+    settings = shard.settings
+    sample_id = f"{'' if shard.source is None else f'{shard.source}/'}{fate.sample_id}{end}"
+    if isinstance(fate, Refusal):
+        return replace(fate, sample_id=sample_id)
+    mask = AlphaMask(fate.image) if settings.alpha_mask else None
+    return replace(fate, sample_id=sample_id, loss_weight=settings.loss_weight, mask=mask)
+
+
+def open_shard(
+    shard: Shard,
+    settings: DataSettings,
+    *,
+    multiple: int,
+    seed: int,
+    memo: Path | None = None,
+    rank: int = 0,
+    num_processes: int = 1,
+    gather: Gather = list,
+) -> OpenShard:
+    """Read a shard, decode its images once, by all processes together, and place its samples.
+
+    Args:
+        multiple: with buckets, image sides are multiples of this many pixels.
+        memo: a folder where what is known of each image is remembered, in a memo of its own for each shard.
+        gather: makes what each process found out known to all; every process calls it.
+
+    Raises:
+        UserError: the shard as a whole cannot be read.
+    """
+    reading = read_shard(shard)
+    known = Memo(memo / "streams" / _hash(str(shard.path.resolve()))) if memo else None
+    mine = survey(reading.samples, known, rank=rank, num_processes=num_processes)
+    if known is not None:
+        known.save()
+    facts: dict[str, Facts | Refusal] = dict(gather(list(mine.items())))
+    # how many may be bad is a question about all shards seen so far, not about one
+    any_number = settings.model_copy(update={"max_bad_fraction": 1.0})
+    prepared = prepare(reading, facts, any_number, multiple=multiple, seed=seed)
+    return OpenShard(shard, reading, facts, prepared, contents_hash(prepared))
+
+
+def contents_hash(prepared: Prepared) -> str:
+    """Of every sample's id, size, captions and image, and of the ids refused: not of where the file lies."""
+    used = [
+        (one.sample.sample_id, one.size, one.sample.captions, one.facts.content_hash)
+        for one in prepared.placed
+    ]
+    return _hash([used, [refusal.sample_id for refusal in prepared.refusals]])
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -1,0 +1,88 @@
+"""The best step and the end, decided by the rows alone, and the best weights, whole or absent."""
+
+import errno
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ldm.errors import UserError
+from train.best import best_step, keep_best, read_best, should_stop
+
+
+def rows_of(*losses: float) -> list[dict[str, Any]]:
+    """A measurement every 10 steps, with logged training steps between."""
+    rows: list[dict[str, Any]] = []
+    for number, loss in enumerate(losses, 1):
+        rows += [{"step": 10 * number - 5, "loss": 0.0}, {"step": 10 * number, "validation_loss": loss}]
+    return rows
+
+
+def test_the_lowest_is_the_best_and_the_first_of_equals() -> None:
+    assert best_step(rows_of(3, 1, 2, 1)) == 20
+    assert best_step([{"step": 5, "loss": 0.1}]) is None
+    assert best_step(rows_of(math.nan, 2, math.nan)) == 20
+    assert best_step(rows_of(math.nan, math.inf)) is None
+    assert best_step([*rows_of(1, 2), {"step": 10, "validation_loss": 3.0}]) == 20  # a step's last row counts
+
+
+def test_patience_counts_the_measurements_since_the_best() -> None:
+    losses = (3, 1, 2, 2, 2)
+    assert [should_stop(rows_of(*losses[:n]), 3) for n in range(6)] == [False] * 5 + [True]
+    assert not should_stop(rows_of(*losses), 4)
+    assert not should_stop(rows_of(1, *[2] * 50), 0)
+    assert should_stop(rows_of(math.nan, math.nan), 2)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.data(), st.lists(st.floats(0, 10) | st.just(math.nan), max_size=12), st.integers(0, 4))
+def test_rows_that_a_resumed_run_logs_again_change_nothing(
+    data: st.DataObject, losses: list[float], patience: int
+) -> None:
+    rows = rows_of(*losses)
+    begin = data.draw(st.integers(0, len(rows)))
+    again = rows[: data.draw(st.integers(begin, len(rows)))] + rows[begin:]
+    assert (best_step(again), should_stop(again, patience)) == (best_step(rows), should_stop(rows, patience))
+
+
+def test_the_best_is_replaced_only_by_a_better_one(tmp_path: Path) -> None:
+    losses, kept = [3.0, 1.0, 2.0, 0.5], []
+    for number in range(1, 5):
+        weights = {"w": torch.full((2, 3), float(number))}
+        kept.append(keep_best(tmp_path, weights, 10 * number, rows_of(*losses[:number])))
+        step, tensors = read_best(tmp_path)
+        expected = {1: 10, 2: 20, 3: 20, 4: 40}[number]
+        assert step == expected
+        assert torch.equal(tensors["w"], torch.full((2, 3), expected / 10))
+    assert kept == [True, True, False, True]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best"]
+    assert sorted(p.name for p in (tmp_path / "best").iterdir()) == [
+        "average.safetensors", "best.json", "manifest.json",
+    ]  # fmt: skip
+
+
+def test_a_damaged_best_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no best weights: .*manifest\.json is missing"):
+        read_best(tmp_path)
+    keep_best(tmp_path, {"w": torch.zeros(2)}, 10, rows_of(1))
+    file = tmp_path / "best" / "average.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"average\.safetensors has changed"):
+        read_best(tmp_path)
+
+
+def test_a_full_disk_leaves_the_former_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_best(tmp_path, {"w": torch.zeros(2)}, 10, rows_of(2))
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("os.fsync", full)  # the weights are written by then, the rest is not
+    with pytest.raises(UserError, match="the disk is full"):
+        keep_best(tmp_path, {"w": torch.ones(2)}, 20, rows_of(2, 1))
+    step, tensors = read_best(tmp_path)
+    assert (step, tensors["w"].tolist()) == (10, [0, 0])

@@ -1,0 +1,82 @@
+"""Two runs on one folder: the second refuses and names the first; a lock whose holder was killed is none."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ldm.config import to_yaml
+from ldm.errors import UserError
+from ldm.files import LOCK, FolderLock
+from tests.tiny_training import make_settings, train
+from train.program import run_program
+from train.run import Run
+from train.settings import TrainSettings
+
+ROOT = Path(__file__).parent.parent
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from ldm.files import FolderLock
+lock = FolderLock(Path(sys.argv[1]))
+if not os.fork():  # as a loader's worker does, the child lives on for a while when its parent is killed
+    sys.stdout.close()
+    time.sleep(600)
+    os._exit(0)
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Another process that holds the folder, and a child of it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout and process.stdout.readline() == "held\n"
+    try:
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+
+
+def test_the_second_run_refuses_until_the_first_has_ended(
+    tmp_path: Path, holder: "subprocess.Popen[str]", capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(to_yaml(make_settings(tmp_path, num_steps=1)))
+    for _ in range(2):  # having refused once leaves the lock as it was
+        assert run_program(TrainSettings, lambda settings: print(Run(settings)), [str(config)]) == 2
+        error = (
+            f"error: {tmp_path} is in use by process {holder.pid} on {os.uname().nodename}: wait for its end"
+        )
+        assert capsys.readouterr().err.startswith(error)
+    assert {path.name for path in tmp_path.iterdir()} == {"c.yaml", LOCK}
+    holder.kill()
+    holder.wait()
+    assert train(make_settings(tmp_path, num_steps=1)).step == 1
+
+
+def test_the_lock_says_who_has_it_and_is_given_back(tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path)
+    assert json.loads((tmp_path / LOCK).read_text()) == {"pid": os.getpid(), "host": os.uname().nodename}
+    handles = len(os.listdir("/dev/fd"))
+    del lock
+    assert len(os.listdir("/dev/fd")) == handles - 1
+
+
+def test_a_folder_that_is_not_there_cannot_be_held(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        FolderLock(tmp_path / "none")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        FolderLock(tmp_path / "file")

@@ -1,0 +1,95 @@
+"""Denoiser, text encoder and objective as one module: a batch in, one loss a sample out."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from ldm.model_parts import ModelParts
+from ldm.models.dropout import set_dropout_keys
+from ldm.objective import NUM_TENTHS, diffusion_loss, timestep_at, timestep_tenth
+from ldm.schedule import NoiseSchedule
+from ldm.types import PromptEmbeds
+
+from .denoiser_settings import DenoiserSettings
+from .latents import EmbedPrompts
+from .loop import Batch
+from .optim import ParameterGroup
+
+
+class DenoiserTask(nn.Module):
+    """What is trained. The autoencoder, and a text encoder that is frozen, are used and are no part of it.
+
+    Attributes:
+        parts: the whole model.
+        prompts: answers for a frozen text encoder, from the cache; None asks the text encoder itself.
+    """
+
+    def __init__(
+        self,
+        parts: ModelParts,
+        settings: DenoiserSettings,
+        schedule: NoiseSchedule,
+        groups: Sequence[ParameterGroup],
+    ) -> None:
+        super().__init__()
+        self.denoiser = parts.denoiser
+        if settings.trains_text_encoder:
+            self.text_encoder = parts.text_encoder
+        self.settings, self.schedule, self.groups = settings, schedule, list(groups)
+        self.parts = parts  # no module, so what it holds besides is not moved, saved or trained with this one
+        self.prompts: EmbedPrompts | None = None
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """What the optimizer is given."""
+        return self.groups
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Per-sample `loss` [b], and for each tenth of the timesteps `loss_tK` and `count_tK` [b]."""
+        set_dropout_keys(self, batch["noise"])
+        latents = self.latents(batch)
+        timesteps = timestep_at(batch["position"], self.schedule, self.settings.objective)
+        loss = diffusion_loss(
+            self.denoiser,
+            latents,
+            batch["noise"],
+            timesteps,
+            self.embed(batch["caption"], latents.device),
+            self.schedule,
+            self.settings.objective,
+            mask=batch.get("mask"),
+            offset=batch.get("offset"),
+            perturbation=batch.get("perturbation"),
+        )
+        return {
+            "loss": loss * batch["loss_weight"],
+            **by_tenth(loss, timestep_tenth(timesteps, self.schedule)),
+        }
+
+    def latents(self, batch: Batch) -> Tensor:
+        """The batch's latents [b, C, h, w]: drawn from the moments it holds, or from those of its pixels."""
+        autoencoder = self.parts.autoencoder
+        moments = batch.get("moments")
+        if moments is None:
+            with torch.no_grad():
+                moments = autoencoder.encode(batch["pixel_values"])
+        return autoencoder.sample_posterior(moments, batch["posterior_noise"])
+
+    def embed(self, captions: list[str], device: torch.device) -> PromptEmbeds:
+        """The captions' embeddings, from the cache or from the text encoder."""
+        if self.prompts is not None:
+            return self.prompts(captions).map(lambda tensor: tensor.to(device, non_blocking=True))
+        with nullcontext() if self.settings.trains_text_encoder else torch.no_grad():
+            embeds: PromptEmbeds = self.parts.text_encoder(captions, num_chunks=self.settings.prompt_chunks)
+            return embeds
+
+
+def by_tenth(loss: Tensor, tenths: Tensor) -> dict[str, Tensor]:
+    """`loss_tK` and `count_tK`, each [b]: the loss where the sample's timestep lies in tenth K, else 0; and 1 or 0."""
+    found: dict[str, Tensor] = {}
+    for tenth in range(NUM_TENTHS):
+        inside = tenths == tenth
+        found[f"loss_t{tenth}"] = torch.where(inside, loss.detach(), 0.0)
+        found[f"count_t{tenth}"] = inside.float()
+    return found

@@ -1,0 +1,43 @@
+"""Pictures drawn during training."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ldm.data.prepare import Placed
+from ldm.images import image_grid
+from ldm.model_parts import ModelParts
+from ldm.pipeline import Pipeline
+
+from .denoiser_settings import DenoiserSettings
+from .validation import evaluating
+
+
+def write_preview(
+    parts: ModelParts, settings: DenoiserSettings, placed: Sequence[Placed], path: Path, device: torch.device
+) -> None:
+    """A row of pictures of the preview prompts, image i from seed i."""
+    chosen = settings.preview
+    prompts = chosen.prompts or tuple(one.sample.text for one in placed[:8])
+    with on_device(parts, device), evaluating(parts.denoiser), evaluating(parts.text_encoder):
+        made = Pipeline(parts, model_id="preview").generate(
+            prompts, num_inference_steps=chosen.num_inference_steps, guidance_scale=chosen.guidance_scale
+        )
+    image_grid(made.images, num_columns=min(8, len(made.images))).save(path)
+
+
+@contextmanager
+def on_device(parts: ModelParts, device: torch.device) -> Iterator[None]:
+    """The encoders, which leave the device once their answers are cached, come back to it inside the block."""
+    encoders: tuple[nn.Module, ...] = (parts.autoencoder, parts.text_encoder)
+    places = [next(encoder.parameters()).device for encoder in encoders]
+    for encoder in encoders:
+        encoder.to(device)
+    try:
+        yield
+    finally:
+        for encoder, place in zip(encoders, places, strict=True):
+            encoder.to(place)

@@ -1,0 +1,119 @@
+"""A network cut over the processes (FSDP2): whole tensors become shards, and shards whole tensors.
+
+torch's `fully_shard` is used itself, on CUDA and on the CPU alike: Accelerate's plugin gives plain DDP on the CPU and
+says nothing, so what it does could be tested on several GPUs alone. Where nothing is sharded, every function here
+passes on what it is given.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def shard(task: nn.Module, device: torch.device) -> None:
+    """Cut every parameter of `task` along its first axis over all processes, each of which must call this.
+
+    Process 0's weights are taken. A block of the network (what stands in a list of modules) is gathered when its turn
+    comes and given back after it. The parameters are other objects then: those in `task.parameter_groups()` are
+    replaced, and optimizers and averages are to be made afterwards.
+    """
+    before = dict(task.named_parameters())
+    for parameter in before.values():
+        parameter.data = parameter.data.contiguous()  # FSDP2 knows no channels_last
+    for tensor in [*task.parameters(), *task.buffers()]:
+        torch.distributed.broadcast(tensor.data, src=0)
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for module in [*blocks(task), task]:
+        # said outright: what is left whole after a forward pass alone (validation) would be out of date at the next
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    after = dict(task.named_parameters())
+    replaced = {parameter: after[name] for name, parameter in before.items()}
+    for group in getattr(task, "parameter_groups", list)():
+        group["params"] = [replaced[parameter] for parameter in group["params"]]
+    assert all(isinstance(parameter, DTensor) for parameter in task.parameters())
+
+
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """What stands in the outermost lists of modules, and has parameters."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from (block for block in child if any(True for _ in block.parameters()))
+        else:
+            yield from blocks(child)
+
+
+def is_sharded(task: nn.Module) -> bool:
+    """Whether `shard` was called on it."""
+    return isinstance(task, FSDPModule)
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole of a tensor. Every process must call it; itself where it is not cut."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor, in the same memory; itself where it is not cut."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """Whole tensors, one after another, those that were cut on the CPU. Every process must call it.
+
+    Args:
+        keep: whether this process wants them; else they are empty.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        whole = full(tensor)
+        if isinstance(tensor, DTensor):
+            whole = whole.cpu() if keep else torch.empty(0)
+        found[name] = whole
+    return found
+
+
+def cut_like(tensor: Tensor, whole: Tensor) -> Tensor:
+    """A copy of `whole`, which every process has, cut as `tensor` is, on its device and in its memory layout."""
+    if not isinstance(tensor, DTensor):
+        return torch.empty_like(tensor, dtype=whole.dtype).copy_(whole)
+    return distribute_tensor(
+        whole.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None
+    )
+
+
+@torch.no_grad()
+def assign(tensor: Tensor, whole: Tensor) -> None:
+    """Give a tensor, cut or not, the values of a whole one, which every process has."""
+    tensor.copy_(cut_like(tensor, whole) if isinstance(tensor, DTensor) else whole)
+
+
+def largest(number: int, device: torch.device) -> int:
+    """The largest of all processes' numbers. Every process must call it."""
+    found = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return int(found)
+
+
+def unshard(task: nn.Module) -> None:
+    """Gather every parameter of a sharded network, for as long as until `reshard`. Every process must call it.
+
+    It then runs on each process alone. What is written into the parameters is forgotten by `reshard`.
+    """
+    for module in _sharded_parts(task):
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+
+
+def reshard(task: nn.Module) -> None:
+    """Give back what `unshard` gathered."""
+    for module in _sharded_parts(task):
+        module.reshard()
+        module.set_reshard_after_forward(True, recurse=False)
+
+
+def _sharded_parts(task: nn.Module) -> list[FSDPModule]:
+    return [module for module in task.modules() if isinstance(module, FSDPModule)]
