@@ -2,7 +2,8 @@
 # From nothing to ldm/assets/emoji: the whole path of this project as one script.
 #
 # On two CPU cores, 64 px, about two hours in all; with a CUDA device, 128 px and the whole set of pictures.
-# Interrupt it whenever you like: run it again and it goes on where it stopped.
+# Interrupt it whenever you like: run it again and it goes on where it stopped. Arguments are settings for every program:
+# `scripts/make_emoji_model.sh num_steps=20` walks the whole path in minutes, to a model that has learned nothing.
 # Needs npm (the pictures and their names come from two npm packages) and an installed package: `make demo` or
 # `pip install -e .`
 set -euo pipefail
@@ -21,13 +22,13 @@ echo "making the model at $size_px px from the subset '$subset' with $configs"
 [ -d "data/emoji-$size_px" ] || python scripts/prepare_emoji.py "data/emoji-$size_px" --size-px "$size_px" --subset "$subset"
 
 # 2. Pixels to latents and back: learned on all pictures, measured on those held out.
-ldm train "$configs/autoencoder.yaml"
+ldm train "$configs/autoencoder.yaml" "$@"
 
 # 3. Words to vectors: an image tower and a text tower find each other; the text tower is kept.
-ldm train "$configs/text_encoder.yaml"
+ldm train "$configs/text_encoder.yaml" "$@"
 
 # 4. Noise to latents, led by the words. The long part.
-ldm train "$configs/denoiser.yaml"
+ldm train "$configs/denoiser.yaml" "$@"
 
 # 5. What is it worth? And two grids to look at: runs/emoji/evaluation/{seen,unseen}.png
 [ -d runs/emoji/evaluation ] || python scripts/evaluate_emoji.py --model runs/emoji/denoiser/pipeline \

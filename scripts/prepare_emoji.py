@@ -13,8 +13,10 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Make the emoji dataset: pictures, captions, attribution.")
     parser.add_argument("dest", type=Path, help="the folder to make; absent or empty")
     parser.add_argument("--size-px", type=int, default=64, help="side of the square pictures (64)")
-    parser.add_argument("--subset", default="clear", help=f"{' or '.join(SUBSETS)} (clear)")
-    parser.add_argument("--skin-tones", action="store_true", help="skin-tone variants too; with --subset all")
+    parser.add_argument("--subset", default="clear", help=f"{', '.join(SUBSETS)} (clear)")
+    parser.add_argument(
+        "--skin-tones", action="store_true", help="skin-tone variants too; with --subset all or hands"
+    )
     parser.add_argument("--packages", type=Path, help="folder with the two .tgz files, instead of npm pack")
     return parser.parse_args()
 

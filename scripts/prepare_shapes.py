@@ -15,6 +15,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--size-px", type=int, default=64, help="side of the square pictures (64)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another set (0)")
     parser.add_argument("--held-out", action="store_true", help="the combinations that training never shows")
+    parser.add_argument("--plain", action="store_true", help="one or two large things on white only")
     return parser.parse_args()
 
 
@@ -27,6 +28,7 @@ def main() -> int:
             size_px=options.size_px,
             seed=options.seed,
             held_out=options.held_out,
+            plain=options.plain,
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

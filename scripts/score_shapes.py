@@ -18,12 +18,14 @@ def main() -> int:
         "--output", type=Path, required=True, help="a new folder for report.json and the grids"
     )
     parser.add_argument("--num-scenes", type=int, default=500, help="scenes of each kind, seen and held out")
+    parser.add_argument("--plain", action="store_true", help="one or two large things on white only")
     options = parser.parse_args()
     try:
         report = score_shapes(
             load_pipeline(options.model),
             options.output,
             num_scenes=options.num_scenes,
+            plain=options.plain,
             on_progress=lambda done: print(
                 f"\r{done}/{options.num_scenes}", end="", file=sys.stderr, flush=True
             ),

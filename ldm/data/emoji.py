@@ -37,7 +37,7 @@ from ldm.data.emoji_source import (
 )
 from ldm.errors import UserError, unknown_name
 
-SUBSETS = ("clear", "all")
+SUBSETS = ("clear", "hands", "all")
 SOURCE_PX = 256
 
 OnProgress = Callable[[str, int, int], None]
@@ -69,8 +69,8 @@ def prepare_emoji(
     Args:
         dest: the folder to make; it must be absent or empty. It appears only when complete.
         size_px: side of the square pictures.
-        subset: "clear" (a few hundred objects, see emoji_choice) or "all".
-        skin_tones: take the skin-tone variants as well; only with "all".
+        subset: "clear" (a few hundred objects, see emoji_choice), "hands" or "all".
+        skin_tones: take the skin-tone variants as well; not with "clear", which holds no people.
         packages: folder with the two `.tgz` files; without it `npm pack` downloads them.
         on_progress: called with (what, done, total) along the way.
 
@@ -123,8 +123,8 @@ def _check_settings(dest: Path, size_px: int, subset: str, skin_tones: bool) -> 
         raise unknown_name("subset", subset, SUBSETS)
     if not 8 <= size_px <= SOURCE_PX:
         raise UserError(f"--size-px {size_px}", f"choose 8 to {SOURCE_PX}, the size of the pictures")
-    if skin_tones and subset != "all":
-        raise UserError(f"--skin-tones: subset {subset!r} holds no people", "add --subset all")
+    if skin_tones and subset == "clear":
+        raise UserError(f"--skin-tones: subset {subset!r} holds no people", "add --subset all or hands")
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise UserError(f"{dest} already exists", "give a new or empty folder; nothing is overwritten")
 
@@ -166,13 +166,17 @@ def _choose(
     for stem, emoji in sorted(matched.items(), key=lambda item: item[1].order):
         if emoji.tone and not skin_tones:
             left_out[stem] = "skin-tone variant"
-        elif subset == "clear" and not is_clear(emoji):
+        elif not _in_subset(emoji, subset):
             left_out[stem] = "outside the subset"
         else:
             chosen[stem] = emoji
     if not chosen:
         raise UserError("no picture matches the names", "check that the two packages are the expected ones")
     return chosen, left_out
+
+
+def _in_subset(emoji: Emoji, subset: str) -> bool:
+    return {"clear": is_clear(emoji), "hands": emoji.subgroup.startswith("hand"), "all": True}[subset]
 
 
 def _slugs(chosen: dict[str, Emoji]) -> dict[str, str]:

@@ -176,14 +176,24 @@ def scene_for(seed: int, index: int) -> Scene:
     return _sample(seed, index, 0)
 
 
-def training_scene(seed: int, index: int) -> Scene:
-    """Scene `index` of the endless training set `seed`: never a held-out combination."""
-    return _first_sample(seed, index, held_out=False)
+def training_scene(seed: int, index: int, *, plain: bool = False) -> Scene:
+    """Scene `index` of the endless training set `seed`: never a held-out combination.
+
+    Args:
+        plain: only one large thing, or two in a relation, on white.
+    """
+    return _first_sample(seed, index, held_out=False, plain=plain)
 
 
-def held_out_scene(seed: int, index: int) -> Scene:
-    """Scene `index` of the endless set `seed` of held-out combinations."""
-    return _first_sample(seed, index, held_out=True)
+def held_out_scene(seed: int, index: int, *, plain: bool = False) -> Scene:
+    """Scene `index` of the endless set `seed` of held-out combinations; `plain` as in `training_scene`."""
+    return _first_sample(seed, index, held_out=True, plain=plain)
+
+
+def is_plain(scene: Scene) -> bool:
+    """Whether it shows one large thing, or two in a relation, on white: what a small picture still shows clearly."""
+    few = scene.relation is not None or len(scene.things) == 1
+    return few and scene.background == "white" and all(thing.size == "large" for thing in scene.things)
 
 
 def is_held_out(scene: Scene) -> bool:
@@ -197,10 +207,10 @@ def is_held_out(scene: Scene) -> bool:
     return pair in (HELD_OUT_VERTICAL if scene.relation in ("above", "below") else HELD_OUT_HORIZONTAL)
 
 
-def _first_sample(seed: int, index: int, *, held_out: bool) -> Scene:
-    """The first try that is held out, or is not, as asked (rejection; each try has its own key)."""
+def _first_sample(seed: int, index: int, *, held_out: bool, plain: bool) -> Scene:
+    """The first try that is held out, or is not, and plain, as asked (rejection; each try has its own key)."""
     tries = (_sample(seed, index, attempt) for attempt in count())
-    return next(scene for scene in tries if is_held_out(scene) == held_out)
+    return next(s for s in tries if is_held_out(s) == held_out and (is_plain(s) or not plain))
 
 
 def _sample(seed: int, index: int, attempt: int) -> Scene:

@@ -16,11 +16,19 @@ SMALLEST_SIZE_PX = 32
 
 
 def write_shapes(
-    dest: Path, *, num_images: int, size_px: int = 64, seed: int = 0, held_out: bool = False
+    dest: Path,
+    *,
+    num_images: int,
+    size_px: int = 64,
+    seed: int = 0,
+    held_out: bool = False,
+    plain: bool = False,
 ) -> None:
     """Draw the first `num_images` training scenes of `seed`, or with `held_out` its held-out scenes.
 
-    The folder appears whole or not at all; row i depends on (seed, i, held_out) alone.
+    `plain`: only large things on white, one or two in a relation.
+
+    The folder appears whole or not at all; row i depends on (seed, i, held_out, plain) alone.
 
     Raises:
         UserError: `dest` holds something already or cannot be written, or a number is too small.
@@ -33,7 +41,7 @@ def write_shapes(
     with new_folder(dest) as folder, (folder / "metadata.jsonl").open("w", encoding="utf-8") as rows:
         (folder / "images").mkdir()
         for index in range(num_images):
-            scene = scene_of(seed, index)
+            scene = scene_of(seed, index, plain=plain)
             name = f"images/{index:06d}.png"
             draw(scene, size_px, seed, index).save(folder / name)
             rows.write(json.dumps({"file_name": name, "text": scene.caption, "flip": False}) + "\n")

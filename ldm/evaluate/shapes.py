@@ -15,9 +15,17 @@ SCORING_SEED = 1_000_003
 
 
 def score_shapes(
-    pipeline: Pipeline, dest: Path, *, num_scenes: int, on_progress: Callable[[int], None] = lambda _: None
+    pipeline: Pipeline,
+    dest: Path,
+    *,
+    num_scenes: int,
+    plain: bool = False,
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Write `report.json` and a grid for each of the two kinds of scenes into `dest`, a new folder.
+
+    Args:
+        plain: only scenes with one or two large things on white.
 
     Returns:
         By kind, `seen` and `held_out`: the share right of each attribute with its 95 % interval.
@@ -25,10 +33,10 @@ def score_shapes(
     Raises:
         UserError: `dest` exists, or the disk is full.
     """
-    report: dict[str, Any] = {"weights_hash": pipeline.weights_hash}
+    report: dict[str, Any] = {"weights_hash": pipeline.weights_hash, "plain": plain}
     with new_folder(dest) as folder:
         for kind, scene_of in (("seen", training_scene), ("held_out", held_out_scene)):
-            prompts = [scene_of(SCORING_SEED, index).caption for index in range(num_scenes)]
+            prompts = [scene_of(SCORING_SEED, index, plain=plain).caption for index in range(num_scenes)]
             images = []
             for start in range(0, num_scenes, 50):
                 images += pipeline.generate(prompts[start : start + 50], seed=start, batch_size=50).images
