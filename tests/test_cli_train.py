@@ -113,7 +113,9 @@ open(path, "w").write(repr([int(number) for number in seen]))
 sys.exit(128 + seen[0])
 """
 PARENT = """
-import os, sys
+import os, signal, sys
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)  # the tests themselves may run under nohup
 from ldm.cli.processes import run_processes
 sys.exit(run_processes([sys.executable, "-c", sys.argv[1], sys.argv[2]], os.environ, int(sys.argv[3])))
 """
