@@ -102,16 +102,23 @@ def read_source(settings: SourceSettings, index: int | None = None) -> Reading:
     reading = _read(settings, kind_of(settings))
     if not reading.num_found:
         raise UserError(f"{settings.path}: no samples", "name another source")
-    reading = replace(
-        reading, samples=[replace(s, loss_weight=settings.loss_weight) for s in reading.samples]
-    )
+    return dressed(reading, settings, settings.path, index)
+
+
+def dressed(reading: Reading, settings: SourceSettings, place: str, index: int | None = None) -> Reading:
+    """What was read at `place` with all that the source's settings say of it: weights, masks, repeats and ids.
+
+    Raises:
+        UserError: two samples have one id, or the masks do not match the samples.
+    """
+    samples = [replace(sample, loss_weight=settings.loss_weight) for sample in reading.samples]
     if settings.alpha_mask:
-        reading = replace(reading, samples=[replace(s, mask=AlphaMask(s.image)) for s in reading.samples])
+        samples = [replace(sample, mask=AlphaMask(sample.image)) for sample in samples]
     if settings.masks:
-        refused = [refusal.sample_id for refusal in reading.refusals]
-        reading = replace(reading, samples=with_masks(reading.samples, settings.masks, refused))
-    reading = _repeated(reading, settings.repeats, "" if index is None else f"{index}/")
-    _refuse_same_ids(settings.path, reading)
+        samples = with_masks(samples, settings.masks, [refusal.sample_id for refusal in reading.refusals])
+    prefix = "" if index is None else f"{index}/"
+    reading = _repeated(replace(reading, samples=samples), settings.repeats, prefix)
+    _refuse_same_ids(place, reading)
     return reading
 
 

@@ -3,16 +3,15 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.data.masks import AlphaMask
 from ldm.data.memo import Memo
 from ldm.data.parquet_source import parquet_files, read_parquet
 from ldm.data.prepare import DataSettings, Placed, Prepared, prepare
 from ldm.data.sample import Facts, Refusal, Sample
-from ldm.data.sources import Kind, Reading, SourceSettings, kind_of
+from ldm.data.sources import Kind, Reading, SourceSettings, dressed, kind_of
 from ldm.data.survey import survey
 from ldm.data.webdataset_source import read_tar, tar_files
 from ldm.errors import UserError
@@ -108,24 +107,9 @@ def read_shard(shard: Shard) -> Reading:
     settings = shard.settings
     columns = {"image_column": settings.image_column, "caption_column": settings.caption_column}
     fates: list[Sample | Refusal] = list(READERS[shard.kind](shard.name, shard.path, **columns))
-    ends = ["", *(f"#{turn}" for turn in range(2, settings.repeats + 1))]
-    dressed = [_dressed(fate, shard, end) for end in ends for fate in fates]
-    if len({fate.sample_id for fate in dressed}) < len(dressed):
-        raise UserError(f"{shard.path}: two samples have one name", "rename those that end on # and a number")
-    return Reading(
-        [fate for fate in dressed if isinstance(fate, Sample)],
-        [fate for fate in dressed if isinstance(fate, Refusal)],
-    )
-
-
-def _dressed(fate: Sample | Refusal, shard: Shard, end: str) -> Sample | Refusal:
-    """What was read with all that its source's settings say of it; `end` tells repeats apart."""
-    settings = shard.settings
-    sample_id = f"{'' if shard.source is None else f'{shard.source}/'}{fate.sample_id}{end}"
-    if isinstance(fate, Refusal):
-        return replace(fate, sample_id=sample_id)
-    mask = AlphaMask(fate.image) if settings.alpha_mask else None
-    return replace(fate, sample_id=sample_id, loss_weight=settings.loss_weight, mask=mask)
+    samples = [fate for fate in fates if isinstance(fate, Sample)]
+    refusals = [fate for fate in fates if isinstance(fate, Refusal)]
+    return dressed(Reading(samples, refusals), settings, str(shard.path), shard.source)
 
 
 def open_shard(
