@@ -48,6 +48,15 @@ def test_what_rehashing_finds_is_kept(tmp_path: Path) -> None:
     assert Memo(tmp_path).get(stamp()) == facts_of() and Memo(tmp_path).get(stamp("b.png"))
 
 
+def test_of_two_answers_for_one_file_the_later_one_counts(tmp_path: Path) -> None:
+    """What rehashing finds must not lose against what it distrusts, in whatever order a disk lists its files."""
+    for turn in range(12):
+        memo = Memo(tmp_path, rehash=True)
+        memo.put(stamp(), facts_of(f"answer {turn}"))
+        memo.save()
+        assert Memo(tmp_path).get(stamp()) == facts_of(f"answer {turn}")
+
+
 def test_nothing_new_writes_nothing(tmp_path: Path) -> None:
     memo = Memo(tmp_path)
     memo.save()

@@ -75,7 +75,8 @@ class Memo:
             return
         merged = self._files if len(self._files) >= MAX_FILES else []
         kept = self._facts if merged else self._new
-        path = self.folder / f"facts-{uuid.uuid4().hex}.jsonl"
+        # the time comes first: of two files with one stamp, read in order, the later one counts
+        path = self.folder / f"facts-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl"
         write_bytes(path, "".join(_line(*entry) for entry in kept.items()).encode())
         for old in merged:
             old.unlink(missing_ok=True)  # its lines are in the new file
