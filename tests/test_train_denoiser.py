@@ -166,6 +166,15 @@ def test_a_finished_model_can_be_trained_on(folder: Path) -> None:
     assert (folder / "further/pipeline/model_index.json").is_file()
 
 
+def test_the_report_measures_captions_against_all_that_is_read_of_them(folder: Path) -> None:
+    for num_chunks, num_tokens in ((1, 12), (2, 22)):  # a chunk holds ten tokens beside its start and end
+        name = f"chunks-{num_chunks}"
+        config = make_config(folder, name, num_steps=3, prompt_chunks=num_chunks)
+        assert denoiser.main([str(config)]) == 0
+        report = json.loads((folder / name / "data_report.json").read_text())
+        assert report["captions"]["context_length"] == num_tokens
+
+
 def test_other_settings_do_not_resume(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert denoiser.main([str(folder / "whole.yaml"), "optim.learning_rate=0.1"]) == 2
     assert "optim.learning_rate was 0.003, now 0.1" in capsys.readouterr().err

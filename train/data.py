@@ -80,13 +80,19 @@ def survey_together(
     return survey(samples, Memo(folder))
 
 
-def write_data_report(folder: Path, data: TrainingData, text_encoder: ClipTextEncoder | None = None) -> None:
-    """`data_report.json` and `data_report.html`: the fate of each sample."""
+def write_data_report(
+    folder: Path, data: TrainingData, text_encoder: ClipTextEncoder | None = None, num_chunks: int = 1
+) -> None:
+    """`data_report.json` and `data_report.html`: the fate of each sample.
+
+    Args:
+        text_encoder: reads the captions, in `num_chunks` chunks.
+    """
     report = make_report(
         data.reading,
         data.facts,
         data.prepared.placements(),
         text_encoder.count_tokens if text_encoder else None,
-        text_encoder.context_length if text_encoder else None,
+        text_encoder.tokens_read(num_chunks) if text_encoder else None,
     )
     write_report(report, folder, data.reading.samples)

@@ -76,7 +76,7 @@ def begin_stream(
             resumed=bool(saved),
             main=run.main,
             count_tokens=text_encoder.count_tokens,
-            context_length=text_encoder.context_length,
+            context_length=text_encoder.tokens_read(settings.prompt_chunks),
         )
         stream = ShardStream(
             shards, opening, settings.seed, settings.global_batch_size, reached=report.add, **share

@@ -64,6 +64,10 @@ class ClipTextEncoder(nn.Module):
         pooled = answer.pooler_output.reshape(num_rows, -1, answer.pooler_output.shape[-1])[:, 0]
         return PromptEmbeds(prompt_embeds, pooled_prompt_embeds=pooled)
 
+    def tokens_read(self, num_chunks: int) -> int:
+        """How many tokens of a prompt so many chunks hold, start and end counted once, as `count_tokens` does."""
+        return num_chunks * self._room + 2
+
     def count_tokens(self, prompt: str) -> int:
         """How many tokens the whole prompt has as one chunk, start and end included."""
         return len(self._encode(prompt)["input_ids"]) + 2
