@@ -191,15 +191,12 @@ def timestep_tenth(timesteps: Tensor, schedule: NoiseSchedule) -> Tensor:
     return timesteps * NUM_TENTHS // schedule.settings.num_train_timesteps
 
 
-def sum_by_tenth(losses: Tensor, tenths: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Sums of the losses [10] and how many samples are in them [10], on the losses' device; sums / counts are means.
+def split_by_tenth(losses: Tensor, tenths: Tensor) -> tuple[Tensor, Tensor]:
+    """What each tenth has of the losses, 0 elsewhere, and 1 where it has one: both [10, B]; sums / counts are means.
 
     Args:
         losses: [B]; a NaN stays in its own tenth.
         tenths: of `timestep_tenth`, [B].
-        weight: [B], 0 for a place-holder, which is then not counted.
     """
-    inside = tenths[:, None] == torch.arange(NUM_TENTHS, device=tenths.device)
-    counted = inside if weight is None else inside & (weight[:, None] > 0)
-    values = losses.detach().float()[:, None].expand(-1, NUM_TENTHS)
-    return torch.where(counted, values, 0.0).sum(dim=0), counted.sum(dim=0).float()
+    inside = tenths == torch.arange(NUM_TENTHS, device=tenths.device)[:, None]
+    return torch.where(inside, losses.detach().float(), 0.0), inside.float()

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -234,11 +235,11 @@ def test_a_disk_that_is_too_full_is_seen_before_anything_is_written(
 ) -> None:
     usage = namedtuple("usage", "free")
     needed = len(NAMES) * 4 * 16 * 4 + cache_fill.SPARE_BYTES
-    monkeypatch.setattr(cache_fill.shutil, "disk_usage", lambda path: usage(needed - 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(needed - 1))
     with pytest.raises(UserError, match=r"the cache needs 0.00 GB and .* has 0.07 GB free"):
         filled(tmp_path / "new", NAMES)
     assert not shards(tmp_path / "new")
-    monkeypatch.setattr(cache_fill.shutil, "disk_usage", lambda path: usage(needed))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(needed))
     filled(tmp_path / "new", NAMES)
 
 

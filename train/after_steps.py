@@ -1,4 +1,4 @@
-"""What is done after the steps of a run: told, measured, drawn, saved, each at its period."""
+"""What is done after the steps of a run: told, measured, drawn, averages kept, saved, each at its period."""
 
 import math
 from collections.abc import Callable
@@ -24,7 +24,7 @@ Validate = Callable[[TrainState], dict[str, float]]
 class AfterSteps:
     """Called with each step's record; what is due at it is done in the order of the module's first line.
 
-    So a row of metrics.jsonl is there before the checkpoint of its step: a run that goes on from it has every row.
+    So the rows and snapshots of a step are there before its checkpoint: a run that goes on from it has them all.
 
     Args:
         preview: draws a picture of what the state can do; on the main process only.
@@ -78,7 +78,7 @@ class AfterSteps:
             self._draw(step)
         if self.keeping.due(step, last):
             save_snapshot(self.state.average, step, self.settings.run_dir / "averages", writes=self.main)
-        if stopping or self.saving.due(step, last):
+        if stopping or self.finished or self.saving.due(step, last):
             self._save(step)
 
     def _tell(self, record: StepRecord) -> None:
@@ -103,7 +103,6 @@ class AfterSteps:
             self.log.say(
                 f"no better validation loss in {self.settings.validation.patience} measurements: finished"
             )
-            self._save(step)
 
     def _keep_best(self, step: int) -> None:
         with self.state.whole():

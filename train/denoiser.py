@@ -197,8 +197,9 @@ def held_out(
 
 def set_up(run: Run, settings: DenoiserSettings) -> tuple[DenoiserTask, Base | None, int]:
     """The model set up on the run's device, what an adapter stands on, and what image sides are multiples of."""
-    base = find_base(settings.base) if settings.base is not None else None
-    check_base(settings, base)
+    check_base(settings, settings.base)
+    # hashed only where the hash is kept: it reads every weight of the base
+    base = find_base(settings.base) if settings.base is not None and settings.is_adapter else None
     task = make_task(settings)
     multiple = size_multiple(task.parts)
     check_size(settings, multiple)
@@ -263,7 +264,7 @@ def train_on_all(run: Run, settings: DenoiserSettings, task: DenoiserTask, multi
         bucket_of=[one.size for one in data.train],
         preview=preview,
         validate=validate,
-        opened=lambda: write_data_report(run.run_dir, data, parts.text_encoder),
+        opened=lambda: write_data_report(run.run_dir, data, parts.text_encoder, settings.prompt_chunks),
     )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ldm.model_parts import ModelParts
 from ldm.models.dropout import set_dropout_keys
-from ldm.objective import NUM_TENTHS, diffusion_loss, timestep_at, timestep_tenth
+from ldm.objective import diffusion_loss, split_by_tenth, timestep_at, timestep_tenth
 from ldm.schedule import NoiseSchedule
 from ldm.types import PromptEmbeds
 
@@ -87,9 +87,6 @@ class DenoiserTask(nn.Module):
 
 def by_tenth(loss: Tensor, tenths: Tensor) -> dict[str, Tensor]:
     """`loss_tK` and `count_tK`, each [b]: the loss where the sample's timestep lies in tenth K, else 0; and 1 or 0."""
-    found: dict[str, Tensor] = {}
-    for tenth in range(NUM_TENTHS):
-        inside = tenths == tenth
-        found[f"loss_t{tenth}"] = torch.where(inside, loss.detach(), 0.0)
-        found[f"count_t{tenth}"] = inside.float()
-    return found
+    losses, counts = split_by_tenth(loss, tenths)
+    found = {f"loss_t{tenth}": part for tenth, part in enumerate(losses)}
+    return found | {f"count_t{tenth}": part for tenth, part in enumerate(counts)}

@@ -1,14 +1,13 @@
 """`ldm train CONFIG --plan`: what a run would be and cost, counted and measured, not guessed. Nothing is written."""
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import Path
 
 from ldm.data.batches import LatentSamples, ReadImage
 from ldm.data.order import steps_per_epoch
+from ldm.files import free_bytes
 
 from .data import TrainingData
 from .denoiser_settings import DenoiserSettings
@@ -184,12 +183,6 @@ def notes_on(plan: Plan, settings: DenoiserSettings) -> Iterator[str]:
     for need, free, what in zip(needs, plan.free_bytes, ("checkpoints", "cache"), strict=True):
         if need > free:
             yield f"the disk is too small: {_bytes(need)} for the {what}, {_bytes(free)} free"
-
-
-def free_bytes(folder: Path) -> int:
-    """Room on the disk where a folder is or would be."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(there).free
 
 
 def _bytes(number: int) -> str:

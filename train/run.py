@@ -149,14 +149,7 @@ class Run:
         model = self.prepare(task)
         streamed = stream(state.step, state.stream) if stream else None
         order = streamed or self.order(bucket_of, state.step)
-        log = TrainLog(
-            self.run_dir,
-            start_step=state.step,
-            num_steps=settings.num_steps,
-            main=self.main,
-            trackers=self._trackers(state.step),
-        )
-        with StopSignal().watching() as stop, log:
+        with StopSignal().watching() as stop, self._log(state.step) as log:
             for line in (self._plan(len(bucket_of), state), *self.changes):
                 log.say(line)
             loader = make_loader(dataset, order, settings.data.num_workers)
@@ -174,11 +167,19 @@ class Run:
         state.to_whole()  # for good: the main process alone writes the result
         return state
 
-    def _trackers(self, start_step: int) -> Sequence[Tracker]:
-        if not self.main:
-            return ()
-        told = self.settings.model_dump()
-        return open_trackers(self.settings.trackers, self.run_dir, told, start_step=start_step)
+    def _log(self, start_step: int) -> TrainLog:
+        settings = self.settings
+        trackers: Sequence[Tracker] = ()
+        if self.main:
+            told = settings.model_dump()
+            trackers = open_trackers(settings.trackers, self.run_dir, told, start_step=start_step)
+        return TrainLog(
+            self.run_dir,
+            start_step=start_step,
+            num_steps=settings.num_steps,
+            main=self.main,
+            trackers=trackers,
+        )
 
     def _open_run_dir(self) -> None:
         """Make the directory and record the settings: only now, when all that could be wrong has been found."""

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-import torch
 from accelerate import Accelerator
+
+from .sharding import largest
 
 
 class Interrupted(Exception):
@@ -44,6 +45,4 @@ class StopSignal:
         """The signal that any rank received, or 0: all ranks stop at the same step."""
         if accelerator.num_processes == 1:
             return self.number
-        number = torch.tensor(self.number, device=accelerator.device)
-        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
-        return int(number)
+        return largest(self.number, accelerator.device)

@@ -124,7 +124,7 @@ def apply_memory_settings(parts: ModelParts, settings: TrainableSettings, device
     choose_attention(unet, settings.attention, device)
 
 
-def check_base(settings: TrainableSettings, base: Base | None) -> None:
+def check_base(settings: TrainableSettings, base: str | None) -> None:
     """Refuse what needs a base model and has none.
 
     Raises:

@@ -1,6 +1,6 @@
 """`ldm data`: look at captioned images before they are trained on, and keep the cache small."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -116,6 +116,7 @@ def check(
 
     Every image is decoded. Exit code 2 when an image or a caption cannot be used. Nothing is written to PATH.
     """
+    from ldm.cli.look import look_at_base, survey_reading
     from ldm.config import validate
     from ldm.data.report import make_report, write_report
     from ldm.data.sources import SourceSettings, read_sources
@@ -123,14 +124,16 @@ def check(
     size = _size(height, width, buckets)
     if report is not None:
         _refuse_inside(report, path)
-    count_tokens, context_length, multiple = _text_encoder(model) if model else (None, None, BUCKET_MULTIPLE)
+    base = look_at_base(model) if model else None
     columns = {"caption_column": caption_column, "image_column": image_column, "split": split}
     reading = read_sources(
         [validate(SourceSettings, {"path": path, "kind": kind, **columns}, "ldm data check")]
     )
-    facts = _survey(reading, rehash)
+    facts = survey_reading(reading, rehash=rehash)
+    multiple = base.multiple if base else BUCKET_MULTIPLE
     placements = _place(facts, size, multiple, buckets, upscale) if size else None
-    found = make_report(reading, facts, placements, count_tokens, context_length)
+    tokens = (base.count_tokens, base.context_length) if base else (None, None)
+    found = make_report(reading, facts, placements, *tokens)
     for reason in _refusals(found, reading):
         typer.echo(f"error: {reason}", err=True)
     typer.echo("\n".join(_lines(path, found, reading)))
@@ -180,37 +183,6 @@ def _size(height: int | None, width: int | None, buckets: bool) -> tuple[int, in
             raise UserError("--buckets without a size", "give --height or --width, for instance --height 512")
         return None
     return height or width or 0, width or height or 0
-
-
-def _text_encoder(model: str) -> tuple[Callable[[str], int], int, int]:
-    """A model's token counter, the tokens it reads (start and end included), and its multiple of pixels."""
-    from ldm.files import read_json
-    from ldm.model_source import find_model
-    from ldm.models.loading import load_tokenizer
-
-    folder, _ = find_model(model)
-    tokenizer = load_tokenizer(folder / "tokenizer")
-    context_length = read_json(folder / "text_encoder" / "config.json").get("max_position_embeddings", 77)
-    levels = [read_json(folder / part / "config.json")["block_out_channels"] for part in ("vae", "unet")]
-    multiple = 2 ** sum(len(channels) - 1 for channels in levels)
-
-    def count_tokens(caption: str) -> int:
-        return len(tokenizer(caption, verbose=False)["input_ids"])
-
-    return count_tokens, min(int(tokenizer.model_max_length), int(context_length)), multiple
-
-
-def _survey(reading: "Reading", rehash: bool) -> "Mapping[str, Facts | Refusal]":
-    from ldm.cli.progress import work_bar
-    from ldm.data.cache import cache_root
-    from ldm.data.memo import Memo
-    from ldm.data.survey import survey
-
-    memo = Memo(cache_root(), rehash=rehash)
-    with work_bar("image") as bar:
-        facts = survey(reading.samples, memo, on_progress=bar.show)
-    memo.save()
-    return facts
 
 
 def _place(

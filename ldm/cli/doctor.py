@@ -2,7 +2,6 @@
 
 import os
 import platform
-import shutil
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ldm.errors import UserError
+from ldm.files import free_bytes
 from ldm.version import __version__
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _computer(broken: list[str]) -> Iterator[str]:
 
         folders["the cache"] = cache_root()
     for name, folder in folders.items():
-        yield f"free disk of {name}: {_free_bytes(folder) / 1e9:.1f} GB ({folder})"
+        yield f"free disk of {name}: {free_bytes(folder) / 1e9:.1f} GB ({folder})"
 
 
 def _memory_bytes() -> int:
@@ -167,13 +167,6 @@ def _memory_bytes() -> int:
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
     return min(total, int(text)) if text.isdigit() else total
-
-
-def _free_bytes(folder: Path) -> int:
-    """The free space where a folder lies, or will lie once it is made."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def _embedded_model() -> str:

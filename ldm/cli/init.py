@@ -37,8 +37,8 @@ def init(
 
     Sizes, buckets, held-out images, batch and number of steps follow from what is there. Nothing else is written.
     """
-    from ldm.cli.init_look import look_at_base, look_at_data
     from ldm.cli.init_text import config_text
+    from ldm.cli.look import look_at_base, look_at_data
     from ldm.files import write_bytes
 
     if trainable is not None and trainable not in TRAINABLE:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ldm.cli.init_look import BaseLook, DataLook
+from ldm.cli.look import BaseLook, DataLook
 
 ADAPTERS = ("lora", "embedding")
 LARGE_TEXT_WIDTH = 512

@@ -1,4 +1,4 @@
-"""What `ldm init` looks at: the model's configuration files, and every image as the run will read it."""
+"""What commands look at before a run: the model's configuration files, and every image as the run will read it."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ldm.data.prepare import DataSettings, Prepared
-    from ldm.data.sample import Facts
+    from ldm.data.sample import Facts, Refusal
+    from ldm.data.sources import Reading
 
 MAX_OTHER_FRACTION, OTHER_ASPECT = 0.05, 1.1
 """Buckets are turned on when more than this share of the images has an aspect ratio so far from the model's."""
@@ -27,6 +28,7 @@ class BaseLook:
         context_length: tokens of a chunk of a caption, start and end included.
         max_chunks: that it was made for.
         chunks_needed: caption -> how many chunks hold it.
+        count_tokens: caption -> how many tokens it has, start and end included.
     """
 
     name: str
@@ -38,6 +40,7 @@ class BaseLook:
     context_length: int
     max_chunks: int
     chunks_needed: Callable[[str], int]
+    count_tokens: Callable[[str], int]
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,9 @@ def look_at_base(base: str) -> BaseLook:
         encoded = tokenizer(caption, add_special_tokens=False, verbose=False)
         return max(1, len(split_chunks(encoded.word_ids(), context_length - 2)))
 
+    def count_tokens(caption: str) -> int:
+        return len(tokenizer(caption, verbose=False)["input_ids"])
+
     return BaseLook(
         base,
         defaults.height,
@@ -99,7 +105,22 @@ def look_at_base(base: str) -> BaseLook:
         context_length,
         defaults.max_prompt_chunks,
         chunks_needed,
+        count_tokens,
     )
+
+
+def survey_reading(reading: "Reading", *, rehash: bool = False) -> "dict[str, Facts | Refusal]":
+    """Decode every image that is not in the memo, with a bar; the answers are kept in the memo."""
+    from ldm.cli.progress import work_bar
+    from ldm.data.cache import cache_root
+    from ldm.data.memo import Memo
+    from ldm.data.survey import survey
+
+    memo = Memo(cache_root(), rehash=rehash)
+    with work_bar("image") as bar:
+        facts = survey(reading.samples, memo, on_progress=bar.show)
+    memo.save()
+    return facts
 
 
 def look_at_data(path: str, caption_column: str, model: BaseLook) -> DataLook:
@@ -108,20 +129,13 @@ def look_at_data(path: str, caption_column: str, model: BaseLook) -> DataLook:
     Raises:
         UserError: the data is missing or faulty, or too many images cannot be used.
     """
-    from ldm.cli.progress import work_bar
     from ldm.config import validate
-    from ldm.data.cache import cache_root
-    from ldm.data.memo import Memo
     from ldm.data.prepare import DataSettings, prepare
     from ldm.data.sample import Facts
     from ldm.data.sources import SourceSettings, read_sources
-    from ldm.data.survey import survey
 
     reading = read_sources([SourceSettings(path=path, caption_column=caption_column)])
-    memo = Memo(cache_root())
-    with work_bar("image") as bar:
-        facts = survey(reading.samples, memo, on_progress=bar.show)
-    memo.save()
+    facts = survey_reading(reading)
     images = [each for each in facts.values() if isinstance(each, Facts)]
     num_others = sum(_has_other_shape(each, model) for each in images)
     tree = {"path": path, "caption_column": caption_column, **choose_size(images, num_others, model)}

@@ -4,7 +4,6 @@ A batch is encoded whole or not at all, and its composition never depends on wha
 of processes: so a cache that was filled by four processes, or killed and filled on, has the same bits.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Protocol, TypeVar
 
 from ldm.data.cache_shards import Parts, ShardStore
 from ldm.errors import UserError
+from ldm.files import free_bytes
 
 MAX_SHARD_ENTRIES = 256
 MAX_SHARD_BYTES = 64 * 2**20
@@ -137,8 +137,7 @@ def check_room(folder: Path, num_bytes: int) -> None:
     Raises:
         UserError: fewer than `num_bytes` and something to spare are free where `folder` is.
     """
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
+    free = free_bytes(folder)
     if free < num_bytes + SPARE_BYTES:
         raise UserError(
             f"the cache needs {_gigabytes(num_bytes)} and {folder} has {_gigabytes(free)} free",

@@ -131,7 +131,7 @@ def holdout_split(placed: Sequence[Placed], fraction: float, seed: int) -> tuple
     """Split into (train, held out), about `fraction` held out.
 
     Samples with the same image stay together, so that nothing held out was trained on. An image's side depends on
-    its first sample's id and the seed alone: not on the order, nor on which others there are.
+    its first sample's id and the seed alone: not on the order, nor on which other images there are.
     """
     first: dict[str, str] = {}
     for one in placed:
