@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from ldm.errors import UserError
-from ldm.files import check_free_space, manifest_fault, read_tensors, remove_leftovers
+from ldm.disk import check_free_space
+from ldm.files import manifest_fault, read_tensors, remove_leftovers
 from tests.tiny_training import PointTask, assert_same_run, make_settings, outcome, train
 from train.checkpoints import checkpoints, newest_whole, remove_old, step_of
 from train.state import save_checkpoint

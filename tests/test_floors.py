@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = {  # a room is a module or a folder; it imports rooms of lower floors and, if it is a folder, itself
     0: "ldm.errors ldm.types ldm.version",
-    1: "ldm.averages ldm.config ldm.noise ldm.files ldm.scheduler_names",
+    1: "ldm.averages ldm.config ldm.disk ldm.noise ldm.files ldm.scheduler_names",
     1.5: "ldm.schedule",  # its settings are made with ldm.config
     2: "ldm.images ldm.objective ldm.sampling",
     3: "ldm.data ldm.models",

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from ldm.data.batches import LatentSamples, ReadImage
 from ldm.data.order import steps_per_epoch
-from ldm.files import free_bytes
+from ldm.disk import free_bytes
 
 from .data import TrainingData
 from .denoiser_settings import DenoiserSettings

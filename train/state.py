@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
+from ldm.disk import check_free_space
 from ldm.files import (
-    check_free_space,
     manifest_fault,
     new_folder,
     read_json,

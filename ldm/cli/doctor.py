@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from ldm.disk import free_bytes
 from ldm.errors import UserError
-from ldm.files import free_bytes
 from ldm.version import __version__
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 from ldm.data.cache_shards import Parts, ShardStore
 from ldm.errors import UserError
-from ldm.files import free_bytes
+from ldm.disk import free_bytes
 
 MAX_SHARD_ENTRIES = 256
 MAX_SHARD_BYTES = 64 * 2**20
