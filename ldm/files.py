@@ -16,9 +16,12 @@ from typing import Any
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.safetensors_header import read_header
 
 MANIFEST = "manifest.json"
 LOCK = "run.lock"
+MAX_MODEL_JSON_BYTES = 64 * 2**20
+"""Of one JSON file in anybody's model; the largest vocabularies take a third of it."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNWRITABLE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO,
@@ -162,17 +165,19 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, max_bytes: int | None = None) -> Any:
     """A JSON file's value.
 
     Raises:
-        UserError: the file is missing, unreadable or no JSON.
+        UserError: the file is missing, unreadable, no JSON, or larger than `max_bytes`.
     """
     try:
+        if max_bytes is not None and path.stat().st_size > max_bytes:
+            raise UserError(f"{path} has more than {max_bytes:,} bytes", "restore the file")
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist", "the folder is incomplete") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no readable JSON ({error})", "restore the file") from None
 
 
@@ -182,26 +187,48 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file is missing, truncated or no safetensors file.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    with open_tensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
 
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """A safetensors file to take tensors from one by one, as `safe_open` gives it, after a look at its header.
+
+    Raises:
+        UserError: the file is missing, truncated or no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    read_header(path)
     try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist", "the folder is incomplete") from None
+        handle = safe_open(path, "pt")
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is no whole safetensors file ({error})", "restore the file") from None
+    with handle as file:
+        yield file
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors; shared or strided ones are stored as copies of their own."""
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors as safetensors; shared or strided ones are stored as copies of their own.
+
+    Args:
+        metadata: text for the file's header.
+
+    Raises:
+        UserError: the disk is full or not writable.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with disk_errors(path):
         try:
             save_file(
-                {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path
+                {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+                path,
+                None if metadata is None else dict(metadata),
             )
         except SafetensorError as error:  # it gives the system's error as text only
             number = re.search(r"\(os error (\d+)\)", str(error))

@@ -4,14 +4,15 @@ Only component classes on a list, only safetensors, and no key by which a config
 """
 
 import hashlib
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError, unknown_name
-from ldm.files import read_json, sha256_file
+from ldm.files import MAX_MODEL_JSON_BYTES, read_json, sha256_file
+from ldm.models.weights_check import STEMS, weights_files
 from ldm.scheduler_names import SCHEDULERS
 from ldm.types import MAX_PROMPT_CHUNKS
 
@@ -33,9 +34,20 @@ ADAPTER = "adapter.json"
 ADAPTER_WEIGHTS = ("pytorch_lora_weights.safetensors", "learned_embeds.safetensors")
 """The files of a LoRA and of a textual inversion, by the names that diffusers looks for."""
 
-WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipeline", "quantization_config")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+CODE_KEYS = (
+    "auto_map", "trust_remote_code", "custom_pipeline", "custom_pipelines", "custom_generate", "quantization_config",
+    "compression_config", "kernel_config", "kernel_mapping", "use_kernels", "use_local_kernel", "allow_all_kernels",
+)  # fmt: skip
+"""Keys by which the libraries load code from elsewhere, or other engines; and every `..._implementation`, see below."""
+
+VARIANTS = ("fp16", "bf16")
+"""Of the weights: read, in this order, where there are no plain ones."""
+
+MAX_TRAIN_TIMESTEPS = 100_000
+"""Of a noise schedule, a hundred times the usual: tables of this length are computed."""
+
+MAX_SIZE_PX = 2**14
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 @dataclass(frozen=True)
@@ -61,21 +73,52 @@ def check_folder(folder: Path) -> None:
     Raises:
         UserError: naming the file, the key and what is allowed.
     """
+    for fault in folder_faults(folder):
+        raise fault
+
+
+def folder_faults(folder: Path) -> Iterator[UserError]:
+    """Everything for which `check_folder` refuses a folder. No weights are read."""
     index_file = folder / "model_index.json"
     if not index_file.is_file():
-        raise UserError(f"{folder} is no model folder", "it has no model_index.json (the diffusers layout)")
-    listed = {key: value for key, value in read_object(index_file).items() if isinstance(value, list)}
+        yield UserError(f"{folder} is no model folder", "it has no model_index.json (the diffusers layout)")
+        return
+    try:
+        index = read_object(index_file)
+    except UserError as error:
+        yield error
+        return
+    listed = {key: value for key, value in index.items() if isinstance(value, list)}
     for name, value in listed.items():
-        _check_component(f"{index_file}: {name}", name, value)
+        yield from _fault(partial(_check_component, f"{index_file}: {name}", name, value))
     for name in COMPONENTS:
-        if name not in listed or listed[name][-1] is None:
-            raise UserError(f"{index_file} has no {name}", "the model is incomplete")
-        if not (folder / name).is_dir():
-            raise UserError(f"{folder / name} does not exist", "the model is incomplete")
-    for path in [index_file, *_component_configs(folder)]:
-        check_keys(path, read_object(path))
-    for name in WEIGHTS:
-        weights_variant(folder, name)
+        yield from _fault(partial(_check_present, folder, name, listed.get(name)))
+    yield from _fault(partial(check_keys, index_file, index))
+    for name in COMPONENTS:
+        if (folder / name).is_dir():
+            yield from _part_faults(folder, name)
+
+
+def _part_faults(folder: Path, name: str) -> Iterator[UserError]:
+    """What is wrong with the files of one part."""
+    for path in sorted((folder / name).glob("*.json")):
+        yield from _fault(partial(_check_config, path, name))
+    if name in STEMS:
+        yield from _fault(partial(weights_variant, folder, name))
+
+
+def _fault(check: Callable[[], object]) -> Iterator[UserError]:
+    try:
+        check()
+    except UserError as error:
+        yield error
+
+
+def _check_present(folder: Path, name: str, value: list[Any] | None) -> None:
+    if not value or value[-1] is None:
+        raise UserError(f"{folder / 'model_index.json'} has no {name}", "the model is incomplete")
+    if not (folder / name).is_dir():
+        raise UserError(f"{folder / name} does not exist", "the model is incomplete")
 
 
 def _check_component(where: str, name: str, value: list[Any]) -> None:
@@ -91,38 +134,62 @@ def _check_component(where: str, name: str, value: list[Any]) -> None:
         raise UserError(f"{where} is a {class_name}", f"supported: {', '.join(COMPONENTS[name])}")
 
 
-def _component_configs(folder: Path) -> Iterator[Path]:
-    for name in COMPONENTS:
-        yield from sorted((folder / name).glob("*config.json"))
+def _check_config(path: Path, name: str) -> None:
+    """One JSON file of a part: its size, and of a configuration the class and the keys."""
+    if path.name == "adapter_config.json":  # transformers would put the adapter beside it into the network
+        raise UserError(f"{path} makes another model of the weights beside it", "remove the file")
+    if path.stat().st_size > MAX_MODEL_JSON_BYTES:
+        raise UserError(f"{path} has more than {MAX_MODEL_JSON_BYTES:,} bytes", "restore the file")
+    if not path.name.endswith("config.json"):
+        return
+    config = read_object(path)
+    check_keys(path, config)
+    if (class_name := config.get("_class_name")) is not None and class_name not in COMPONENTS[name]:
+        said = f"{path} is of the class {str(class_name)[:100]!r}"
+        raise UserError(said, f"supported: {', '.join(COMPONENTS[name])}")
 
 
 def check_keys(path: Path, value: Any) -> None:
-    """Refuse the keys by which a configuration brings code or an engine with it, at any depth."""
-    if isinstance(value, list):
-        for item in value:
-            check_keys(path, item)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            if item is not None and (key in CODE_KEYS or "attn_implementation" in key):
-                raise UserError(f"{path} has the key {key!r}", "models that bring code are refused")
-            check_keys(path, item)
+    """Refuse the keys by which a configuration brings code or an engine with it, at any depth.
+
+    Also a noise schedule of more steps than there is any use for.
+
+    Raises:
+        UserError: naming the file and the key.
+    """
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, list):
+            waiting += item
+        elif isinstance(item, dict):
+            for key, inner in item.items():
+                _check_key(path, key, inner)
+            waiting += item.values()
+
+
+def _check_key(path: Path, key: str, value: Any) -> None:
+    names_engine = key.endswith(("_implementation", "_implementation_internal"))
+    if value not in (None, False) and (key in CODE_KEYS or names_engine):
+        raise UserError(f"{path} has the key {key!r}", "models that bring code are refused")
+    if key == "num_train_timesteps" and isinstance(value, int | float) and value > MAX_TRAIN_TIMESTEPS:
+        raise UserError(f"{path}: {key} is {value:,}", f"it must be at most {MAX_TRAIN_TIMESTEPS:,}")
 
 
 def weights_variant(folder: Path, name: str) -> str | None:
-    """Which safetensors of a component to read: None for the plain ones, "fp16" where only those are there.
+    """Which safetensors of a component to read: None for the plain ones, "fp16" or "bf16" where only those are there.
 
     Raises:
         UserError: there are none, or the only weights are pickled.
     """
     files = sorted(path.name for path in (folder / name).iterdir())
-    for variant in (None, "fp16"):
-        stem = WEIGHTS[name] + (f".{variant}" if variant else "")
-        if any(f.startswith((f"{stem}.safetensors", f"{stem}-")) and ".safetensors" in f for f in files):
+    for variant in (None, *VARIANTS):
+        if weights_files(folder / name, STEMS[name], variant):
             return variant
     pickles = [file for file in files if file.endswith(PICKLES)]
     if pickles:
         raise UserError(f"{folder / name / pickles[0]} is a pickle", "only safetensors are read")
-    raise UserError(f"{folder / name} has no {WEIGHTS[name]}.safetensors", "the model is incomplete")
+    raise UserError(f"{folder / name} has no {STEMS[name]}.safetensors", "the model is incomplete")
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -131,7 +198,7 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing, no JSON, or something else.
     """
-    value = read_json(path)
+    value = read_json(path, max_bytes=MAX_MODEL_JSON_BYTES)
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object", "restore the file")
     return value
@@ -154,7 +221,11 @@ def read_defaults(folder: Path, height: int, width: int) -> Defaults:
             raise unknown_name(f"key in {path}", key, kinds)
         if type(value) is not kinds[key] and not (kinds[key] is float and type(value) is int):
             raise UserError(f"{path}: {key} is {value!r}", f"it must be of type {kinds[key].__name__}")
-    return Defaults(**{"height": height, "width": width, **given})
+    defaults = Defaults(**{"height": height, "width": width, **given})
+    if max(defaults.height, defaults.width) > MAX_SIZE_PX:
+        said = f"{folder} asks for pictures of {defaults.height} x {defaults.width} pixels"
+        raise UserError(said, f"at most {MAX_SIZE_PX} on a side: see ldm.json, and sample_size of the unet")
+    return defaults
 
 
 def is_adapter(folder: Path) -> bool:
@@ -165,8 +236,10 @@ def is_adapter(folder: Path) -> bool:
 def weights_hash(folder: Path) -> str:
     """One SHA-256 over the names and SHA-256 of all the safetensors that are loaded.
 
-    An adapter's is over its own and the hash of its base.
+    An adapter's is over its own and the hash of its base; a single file's is the file's own.
     """
+    if folder.is_file():
+        return sha256_file(folder)
     files = sorted(path.relative_to(folder).as_posix() for path in _loaded_weights(folder))
     lines = [f"{sha256_file(folder / name)}  {name}\n" for name in files]
     if is_adapter(folder):
@@ -179,9 +252,6 @@ def _loaded_weights(folder: Path) -> list[Path]:
     if is_adapter(folder):
         return [folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()]
     found = []
-    for name, stem in WEIGHTS.items():
-        variant = weights_variant(folder, name)
-        begin = re.escape(stem + (f".{variant}" if variant else ""))
-        pattern = re.compile(begin + r"(-\d+-of-\d+)?\.safetensors")
-        found += [path for path in (folder / name).iterdir() if pattern.fullmatch(path.name)]
+    for name, stem in STEMS.items():
+        found += weights_files(folder / name, stem, weights_variant(folder, name))
     return found

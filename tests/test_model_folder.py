@@ -287,7 +287,10 @@ def test_a_hub_model_in_the_cache_needs_no_network(
     assert find_model("user/tiny") == (cached / "snapshots" / commit, "user/tiny")
 
 
-def test_a_single_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "m.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match=r"m\.safetensors is a file: name a model folder"):
-        find_model(tmp_path / "m.safetensors")
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_bytes(b"")
+    with pytest.raises(UserError, match=r"m\.json is a file: name a model folder or a \.safetensors file"):
+        find_model(tmp_path / "m.json")
+    (tmp_path / "m.ckpt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"m\.ckpt is a pickle: only safetensors .*ldm import --allow-pickle"):
+        find_model(tmp_path / "m.ckpt")
