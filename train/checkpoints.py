@@ -9,6 +9,8 @@ from ldm.errors import UserError
 from ldm.files import manifest_fault
 
 NAME = re.compile(r"step-(\d+)")
+DATA_FILE = "data.json"
+"""In a checkpoint, the fingerprint of what the run is trained on; a run on a stream has none."""
 
 
 def step_of(checkpoint: Path) -> int:

@@ -1,15 +1,16 @@
 """The run's samples: read, decoded once by all processes together, placed, split; and what became of each."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ldm.data.fingerprint import Fingerprint, fingerprint, mask_files
 from ldm.data.memo import Memo
 from ldm.data.prepare import Placed, Prepared, holdout_split, prepare
 from ldm.data.report import make_report, write_report
 from ldm.data.sample import Facts, Refusal, Sample
 from ldm.data.sources import Reading, read_sources
-from ldm.data.survey import survey
+from ldm.data.survey import content_hashes, survey
 from ldm.errors import UserError
 from ldm.models.text import ClipTextEncoder
 
@@ -24,6 +25,7 @@ class TrainingData:
         reading: the samples as the sources gave them.
         facts: what decoding found out, by sample id.
         prepared: the samples that can be used, and the refusals.
+        fingerprint: of the samples that can be used.
     """
 
     train: list[Placed]
@@ -31,6 +33,7 @@ class TrainingData:
     reading: Reading
     facts: Mapping[str, Facts | Refusal]
     prepared: Prepared
+    fingerprint: Fingerprint
 
 
 def read_data(run: Run, *, folder: Path, multiple: int = 8, rehash: bool = False) -> TrainingData:
@@ -42,7 +45,7 @@ def read_data(run: Run, *, folder: Path, multiple: int = 8, rehash: bool = False
         rehash: read every image again, whatever is remembered.
 
     Raises:
-        UserError: too many images are bad, or none is left.
+        UserError: too many images are bad, or none is left; or the run was begun with others.
     """
     settings, data = run.settings, run.settings.data
     if data.streaming:
@@ -50,13 +53,21 @@ def read_data(run: Run, *, folder: Path, multiple: int = 8, rehash: bool = False
     reading = read_sources(data.all_sources())
     facts = survey_together(run, reading.samples, folder, rehash)
     prepared = prepare(reading, facts, data, multiple=multiple, seed=settings.seed)
+    found = fingerprint_of(prepared, folder)
+    run.go_on_with(found)
     if prepared.refusals and run.main:
         where = "`ldm data check`" if run.planning else "data_report.html"
         run.warn(f"{len(prepared.refusals)} of {prepared.num_found} samples are not used; {where} says why")
     train, held_out = holdout_split(prepared.placed, data.holdout_fraction, settings.seed)
     if not train:
         raise UserError("no image is left to train on", "add images, or lower data.holdout_fraction")
-    return TrainingData(train, held_out, reading, facts, prepared)
+    return TrainingData(train, held_out, reading, facts, prepared, found)
+
+
+def fingerprint_of(prepared: Prepared, folder: Path) -> Fingerprint:
+    """The fingerprint of the samples that can be used; what is known of their masks is read from `folder`."""
+    masks = mask_files(prepared.placed)
+    return fingerprint(prepared.placed, content_hashes(masks, Memo(folder)) if masks else {})
 
 
 def survey_together(
@@ -95,4 +106,5 @@ def write_data_report(
         text_encoder.count_tokens if text_encoder else None,
         text_encoder.tokens_read(num_chunks) if text_encoder else None,
     )
+    report = replace(report, fingerprint=data.fingerprint.hash)
     write_report(report, folder, data.reading.samples)

@@ -1,4 +1,4 @@
-"""Going on with a run: what its settings may change meanwhile, and a new run from the weights of another."""
+"""Going on with a run: what may change of its settings and its data, and a new run from the weights of another."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ldm.config import read_yaml, validate
+from ldm.data.fingerprint import Fingerprint, decode_fingerprint
 from ldm.errors import UserError
 from ldm.files import MANIFEST, manifest_fault
 
-from .checkpoints import checkpoints, newest_whole, step_of
+from .checkpoints import DATA_FILE, checkpoints, newest_whole, step_of
 from .settings import TrainSettings
 
 MAY_CHANGE = {
@@ -98,6 +99,33 @@ def _consequence(changed: Difference, settings: TrainSettings) -> str:
     if changed.key == "num_steps" and settings.optim.lr_schedule != "constant":
         return "; the learning-rate curve changes from here on"
     return ""
+
+
+def check_same_data(run_dir: Path, data: Fingerprint) -> list[str]:
+    """A line where the checkpoints of a run do not say what it was trained on; nothing where that is `data`.
+
+    All checkpoints of a run say the same, so a damaged one is passed over.
+
+    Raises:
+        UserError: samples came, went or changed, or stand in another order: it would be another run.
+    """
+    found = checkpoints(run_dir / "checkpoints")
+    before = next((known for each in reversed(found) if (known := _trained_on(each))), None)
+    if before is None:
+        return ["the checkpoints do not say which data they are of, so it was not compared"] if found else []
+    if changes := data.changes_since(before):
+        raise UserError(
+            f"the data is not what {run_dir} was begun with: {changes}",
+            "put the old data back, or use `ldm train CONFIG --fork NEW_DIR` for a new run from its weights",
+        )
+    return []
+
+
+def _trained_on(checkpoint: Path) -> Fingerprint | None:
+    try:
+        return decode_fingerprint((checkpoint / DATA_FILE).read_bytes())
+    except OSError:  # of a run that began before there were fingerprints, or damaged
+        return None
 
 
 def fork_source(settings: TrainSettings) -> Path | None:

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from ldm.cli.progress import work_bar
 from ldm.config import to_yaml
 from ldm.data.batches import make_loader
+from ldm.data.fingerprint import Fingerprint
 from ldm.data.order import BatchOrder
 from ldm.data.streaming import StreamOrder
 from ldm.files import FolderLock, disk_errors, remove_leftovers, write_bytes
@@ -26,7 +27,7 @@ from .devices import asked_to_shard, make_accelerator
 from .log import TrainLog
 from .loop import train_steps
 from .optim import make_optimizer
-from .resume import check_resumable, fork_source
+from .resume import check_resumable, check_same_data, fork_source
 from .settings import TrainSettings
 from .sharding import shard
 from .signals import Interrupted, StopSignal
@@ -59,6 +60,7 @@ class Run:
     accelerator: Accelerator = field(init=False)
     sharded: bool = field(init=False)
     changes: list[str] = field(init=False)
+    _data: Fingerprint | None = field(init=False, default=None)
     _lock: FolderLock | None = field(init=False, default=None)
     _damaged: list[Path] = field(init=False, default_factory=list)
 
@@ -110,6 +112,15 @@ class Run:
     def run_dir(self) -> Path:
         """The run's directory."""
         return self.settings.run_dir
+
+    def go_on_with(self, data: Fingerprint) -> None:
+        """Note what the run is trained on, for its checkpoints; every process must call it before `train`.
+
+        Raises:
+            UserError: there are checkpoints already, and they are of other data.
+        """
+        self._data = data
+        self.changes += check_same_data(self.run_dir, data)
 
     def train(
         self,
@@ -188,6 +199,8 @@ class Run:
         if self._lock is None:
             self._lock = FolderLock(self.run_dir)
             check_resumable(self.settings)  # another run may have been and gone meanwhile
+            if self._data is not None:
+                check_same_data(self.run_dir, self._data)
         remove_leftovers(self.run_dir)
         remove_leftovers(self.run_dir / "checkpoints")
         remove_leftovers(self.run_dir / "averages")
@@ -207,7 +220,7 @@ class Run:
         averages = WeightAverages(task, optim.ema_decay, optim.average)
         optimizer = make_optimizer(task, optim)
         assert {p for group in optimizer.param_groups for p in group["params"]} <= set(task.parameters())
-        state = TrainState(task, optimizer, averages, scaler=self.accelerator.scaler)
+        state = TrainState(task, optimizer, averages, scaler=self.accelerator.scaler, data=self._data)
         self._damaged = list(faults)
         for fault in faults.values() if self.main else ():
             print(f"warning: {fault}; going back to {checkpoint}", file=sys.stderr)

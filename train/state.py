@@ -9,20 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import UserError
+from ldm.data.fingerprint import Fingerprint
 from ldm.disk import check_free_space
+from ldm.errors import UserError
 from ldm.files import (
     manifest_fault,
     new_folder,
     read_json,
     read_tensors,
+    write_bytes,
     write_json,
     write_manifest,
     write_tensors,
 )
 
 from .averages import WeightAverages
-from .checkpoints import newest_whole, remove_old
+from .checkpoints import DATA_FILE, newest_whole, remove_old
 from .sharding import assign, cut_like, gathered, is_sharded, reshard, unshard
 from .window import MetricWindow
 
@@ -40,6 +42,7 @@ class TrainState:
         scaler: of the loss, with fp16 only.
         window: what was measured since the last row of metrics.jsonl.
         stream: where in its stream of shards the run is; empty where there is none.
+        data: what the run is trained on, where all of it is known.
     """
 
     task: nn.Module
@@ -50,6 +53,7 @@ class TrainState:
     scaler: torch.amp.GradScaler | None = None
     window: MetricWindow = field(default_factory=MetricWindow)
     stream: dict[str, Any] = field(default_factory=dict)
+    data: Fingerprint | None = None
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -103,11 +107,14 @@ def save_checkpoint(
         for group in (tensors["weights"], tensors["average"]):
             _check_finite(group, state.step)
         num_bytes = sum(t.nbytes for group in tensors.values() for t in group.values())
-        check_free_space(folder, num_bytes + SMALL_FILES_BYTES)
+        data = state.data.encoded if state.data else b""
+        check_free_space(folder, num_bytes + len(data) + SMALL_FILES_BYTES)
         with new_folder(dest, replace=True) as temporary:
             for name, group in tensors.items():
                 write_tensors(temporary / f"{name}.safetensors", group)
             write_json(temporary / "state.json", _numbers(state))
+            if data:
+                write_bytes(temporary / DATA_FILE, data)
             write_manifest(temporary)
         fault = manifest_fault(dest)
         if fault:
@@ -158,14 +165,23 @@ def load_checkpoint(state: TrainState, checkpoint: Path) -> None:
         state.scaler.load_state_dict(numbers["scaler"])
 
 
-@torch.no_grad()
 def load_weights(task: nn.Module, checkpoint: Path) -> None:
     """Give `task` the trained weights of a checkpoint.
 
     Raises:
         UserError: the file is missing or unreadable, or holds the weights of another network.
     """
-    weights, live = read_tensors(checkpoint / "weights.safetensors"), trained_weights(task)
+    give_weights(task, read_tensors(checkpoint / "weights.safetensors"), checkpoint)
+
+
+@torch.no_grad()
+def give_weights(task: nn.Module, weights: dict[str, Tensor], checkpoint: Path) -> None:
+    """Give `task` trained weights by name, which a checkpoint holds.
+
+    Raises:
+        UserError: they are those of another network.
+    """
+    live = trained_weights(task)
     _check_same(weights, live, checkpoint)
     for name, tensor in weights.items():
         assign(live[name], tensor)

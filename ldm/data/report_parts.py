@@ -81,6 +81,7 @@ class DataReport:
         exact_duplicates: ids of used samples whose images have the same bytes.
         near_duplicates: ids of used samples that look alike; of exact duplicates the first stands for all.
         notes: note -> ids of the used samples it is of.
+        fingerprint: of the used samples' images and captions, 64 hex digits; None where only a look was taken.
     """
 
     num_found: int
@@ -95,3 +96,4 @@ class DataReport:
     licences: LicenceReport
     notes: dict[str, list[str]]
     samples: list[SampleFate] = field(repr=False)
+    fingerprint: str | None = None

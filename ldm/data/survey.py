@@ -1,7 +1,7 @@
 """Every image read and decoded once before the run, so that no bad one is met in the middle of it."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from ldm.data.duplicates import perceptual_hash
@@ -55,6 +55,16 @@ def survey(
         for sample_id, fate in fates.items()
         if fate is not None
     }
+
+
+def content_hashes(images: Iterable[ImageSource], memo: FactsMemo | None) -> dict[ImageSource, str]:
+    """SHA-256 of each image's encoded bytes, in hex. An image is read only where the memo does not know it.
+
+    Raises:
+        UserError: an image is gone or cannot be decoded.
+    """
+    surveyor = _Surveyor(memo)
+    return {image: surveyor.facts(image).content_hash for image in images}
 
 
 class _Surveyor:
