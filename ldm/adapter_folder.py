@@ -6,18 +6,16 @@ learned_embeds.safetensors          a textual inversion as diffusers has it: {to
 ldm.json                            the defaults for sampling and the provenance, as a whole model has them
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.errors import UserError, unknown_name
 from ldm.files import new_folder, read_tensors, write_json, write_tensors
+from ldm.lora_files import read_lora, write_lora_diffusers
 from ldm.model_folder import (
     ADAPTER,
     ADAPTER_WEIGHTS,
@@ -34,8 +32,6 @@ from ldm.models.lora import LoraWeights, apply_lora
 from ldm.models.text import ClipTextEncoder
 
 LORA_FILE, EMBEDDING_FILE = ADAPTER_WEIGHTS
-METADATA_KEY = "lora_adapter_metadata"
-"""Where in the header diffusers keeps the configurations, as JSON with the network's name before each key."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,7 @@ def save_adapter(
     """
     with new_folder(folder, replace=replace) as temporary:
         if isinstance(weights, LoraWeights):
-            write_lora(temporary / LORA_FILE, weights)
+            write_lora_diffusers(weights, temporary / LORA_FILE)
         else:
             write_tensors(temporary / EMBEDDING_FILE, weights)
         write_json(temporary / ADAPTER, asdict(adapter))
@@ -166,63 +162,12 @@ def apply_adapter(
         apply_embedding(text_encoder, token, vectors)
 
 
-def write_lora(path: Path, weights: LoraWeights) -> None:
-    """Write a LoRA as `pipe.load_lora_weights` of diffusers reads it.
-
-    The UNet's tensors keep peft's names, the text encoder's get diffusers' own: under peft's it refuses a LoRA that
-    leaves the attention as it is.
-    """
-    tensors = {_name_on_disk(name): tensor.contiguous() for name, tensor in weights.tensors.items()}
-    metadata = {f"{part}.{k}": v for part, config in weights.configs.items() for k, v in config.items()}
-    save_file(tensors, path, metadata={"format": "pt", METADATA_KEY: json.dumps(metadata, sort_keys=True)})
-
-
-def read_lora(path: Path) -> LoraWeights:
-    """A LoRA that `write_lora` wrote.
-
-    Raises:
-        UserError: the file is missing or damaged, or its header has no configuration.
-    """
-    tensors = {_name_from_disk(name): tensor for name, tensor in read_tensors(path).items()}
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = json.loads((file.metadata() or {})[METADATA_KEY])
-        configs: dict[str, dict[str, Any]] = {}
-        for name, value in metadata.items():
-            part, _, key = name.partition(".")
-            configs.setdefault(part, {})[key] = value
-    except (OSError, SafetensorError, KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} has no {METADATA_KEY} in its header ({error})", "restore the file") from None
-    return LoraWeights(tensors, configs)
-
-
-TEXT_NAMES = {
-    "text_encoder.": "text_encoder.text_model.",  # as transformers before 5 had it; diffusers reads both
-    ".lora_A.": ".lora_linear_layer.down.",
-    ".lora_B.": ".lora_linear_layer.up.",
-    ".lora_magnitude_vector": ".lora_magnitude_vector.weight",
-}
-"""Parts of the names of the text encoder's tensors, as peft has them and as diffusers and transformers 5 read them."""
-
-
-def _name_on_disk(name: str) -> str:
-    for ours, theirs in TEXT_NAMES.items() if name.startswith("text_encoder.") else ():
-        name = name.replace(ours, theirs)
-    return name
-
-
-def _name_from_disk(name: str) -> str:
-    for ours, theirs in TEXT_NAMES.items() if name.startswith("text_encoder.") else ():
-        name = name.replace(theirs, ours)
-    return name
-
-
 def _base_folder(folder: Path, adapter: Adapter) -> Path:
     """Where the base lies. A relative path is looked for beside the adapter and above it first: trees are moved."""
     try:
         if adapter.base not in EMBEDDED and not Path(adapter.base).is_absolute():
             for above in folder.resolve().parents:
-                if (above / adapter.base).is_dir():
+                if (above / adapter.base).exists():
                     return find_model(above / adapter.base)[0]
         return find_model(adapter.base)[0]
     except UserError as error:

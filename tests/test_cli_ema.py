@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
-from ldm.adapter_folder import Adapter, find_base, read_adapter, read_lora, save_adapter
+from ldm.adapter_folder import Adapter, find_base, read_adapter, save_adapter
 from ldm.averages import gamma_of, shares
 from ldm.cli.app import app
 from ldm.files import read_json, read_tensors
+from ldm.lora_files import read_lora
 from ldm.model_parts import ModelParts, load_parts, save_parts
 from ldm.models.embedding import EmbeddingSettings, add_embedding, embedding_vectors
 from ldm.models.lora import LoraSettings, add_lora, lora_parameters, lora_weights

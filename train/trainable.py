@@ -10,10 +10,11 @@ from torch import nn
 from ldm.adapter_folder import Adapter, Base, save_adapter
 from ldm.config import Settings
 from ldm.errors import UserError
+from ldm.lora_files import read_lora_file
 from ldm.model_parts import ModelParts, save_parts
 from ldm.models.attention import AttentionBackend, choose_attention
 from ldm.models.embedding import EmbeddingSettings, add_embedding, embedding_vectors
-from ldm.models.lora import LoraSettings, add_lora, lora_parameters, lora_weights
+from ldm.models.lora import LoraSettings, LoraWeights, add_lora, apply_lora, lora_parameters, lora_weights
 
 from .optim import ParameterGroup
 
@@ -73,14 +74,14 @@ def choose_trained(
         learning_rate: of the groups with `lr_scale` 1.
 
     Raises:
-        UserError: the LoRA's layers or the new token do not suit the model.
+        UserError: the LoRA's layers, the LoRA to go on from or the new token do not suit the model.
     """
     for module in parts.modules():
         module.requires_grad_(False)
     unet, text_model = parts.denoiser.unet, parts.text_encoder.model
     scale = (settings.text_encoder_learning_rate or learning_rate) / learning_rate
     if settings.trainable == "lora":
-        add_lora({"unet": unet, "text_encoder": text_model}, settings.lora, seed)
+        put_in_lora({"unet": unet, "text_encoder": text_model}, settings.lora, seed)
         groups = [
             _group("unet", lora_parameters(unet)),
             _group("text_encoder", lora_parameters(text_model), scale),
@@ -100,6 +101,38 @@ def choose_trained(
         for parameter in group["params"]:
             parameter.requires_grad_(True)
     return groups
+
+
+def put_in_lora(networks: dict[str, nn.Module], settings: LoraSettings, seed: int) -> None:
+    """A LoRA to train: a new one, or the one to go on from.
+
+    Raises:
+        UserError: it does not suit the networks, or changes others than the settings say.
+    """
+    if settings.start is None:
+        return add_lora(networks, settings, seed)
+    weights = read_lora_file(settings.start, networks)
+    if settings.text_encoder != ("text_encoder" in weights.configs):
+        does, mend = ("does not change", "false") if settings.text_encoder else ("changes", "true")
+        raise UserError(f"{settings.start} {does} the text encoder", f"set lora.text_encoder: {mend}")
+    apply_lora(networks, weights, fuse=False, dropout=settings.dropout)
+
+
+def _as_trained(settings: LoraSettings, weights: LoraWeights) -> LoraSettings:
+    """The settings of a LoRA that went on from another: that one's size and place, and no path."""
+    if settings.start is None:
+        return settings
+    config = next(iter(weights.configs.values()))
+    own = {
+        "rank": config["r"],
+        "alpha": config["lora_alpha"],
+        "target_modules": tuple(
+            sorted({name for c in weights.configs.values() for name in c["target_modules"]})
+        ),
+        "use_dora": config["use_dora"],
+        "start": None,
+    }
+    return settings.model_copy(update=own)
 
 
 def _group(name: str, parameters: list[nn.Parameter], lr_scale: float = 1.0) -> ParameterGroup:
@@ -155,8 +188,8 @@ def save_trained(
         return
     assert base is not None
     if settings.trainable == "lora":
-        own: Settings = settings.lora
         weights: Any = lora_weights({"unet": parts.denoiser.unet, "text_encoder": parts.text_encoder.model})
+        own: Settings = _as_trained(settings.lora, weights)
     else:
         assert settings.embedding is not None
         own = settings.embedding

@@ -66,17 +66,15 @@ def _find_snapshots(folder: Path) -> "dict[Snapshot, Path]":
     Raises:
         UserError: there is none.
     """
-    from safetensors import safe_open
-
     from ldm.averages import Snapshot, split_name
-    from ldm.files import manifest_fault
+    from ldm.files import manifest_fault, open_tensors
 
     found: dict[Snapshot, Path] = {}
     for path in sorted(folder.glob("step-*")):
         if fault := manifest_fault(path):
             typer.echo(f"warning: {fault}; this snapshot is left out", err=True)
             continue
-        with safe_open(path / FILE, framework="pt") as file:
+        with open_tensors(path / FILE) as file:
             widths = {split_name(stored)[0] for stored in file.keys()}  # noqa: SIM118  # it is no dict
         found |= {Snapshot(int(path.name.removeprefix("step-")), w): path / FILE for w in sorted(widths)}
     if not found:
@@ -92,13 +90,12 @@ def _combine(snapshots: "Mapping[Snapshot, Path]", rebuilding: "Rebuilding") -> 
     Raises:
         UserError: the snapshots are not all of the same weights.
     """
-    from safetensors import safe_open
-
     from ldm.averages import split_name, stored_name
+    from ldm.files import open_tensors
 
     total: dict[str, Tensor] = {}
     for (snapshot, path), share in zip(snapshots.items(), rebuilding.coefficients, strict=True):
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             names = {name for width, name in map(split_name, file.keys()) if width == snapshot.width}
             if total and names != total.keys():
                 raise UserError(f"{path} is of other weights than the rest", "remove what is of another run")
@@ -124,7 +121,8 @@ def _write_model(pipeline: Path, output: Path, average: "Mapping[str, Tensor]", 
 def _write_adapter(
     pipeline: Path, output: Path, average: "Mapping[str, Tensor]", provenance: dict[str, Any]
 ) -> None:
-    from ldm.adapter_folder import LORA_FILE, adapter_chain, apply_adapter, read_lora, save_adapter
+    from ldm.adapter_folder import LORA_FILE, adapter_chain, apply_adapter, save_adapter
+    from ldm.lora_files import read_lora
     from ldm.model_folder import read_defaults
     from ldm.model_parts import default_size, load_parts
     from ldm.models.lora import apply_lora, lora_weights

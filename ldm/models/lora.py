@@ -6,10 +6,11 @@ B starts at zero, so an untrained LoRA changes nothing.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from ldm.config import Settings
@@ -35,6 +36,10 @@ CONFIG_KEYS = ("r", "lora_alpha", "target_modules", "use_dora", "rank_pattern", 
 """What of peft's configuration a LoRA's meaning depends on."""
 
 
+START_HAS_ITS_OWN = ("rank", "alpha", "target_modules", "use_dora")
+"""Settings of a LoRA that begins anew."""
+
+
 class LoraSettings(Settings):
     """The size and the place of a LoRA."""
 
@@ -49,6 +54,10 @@ class LoraSettings(Settings):
     )
     use_dora: bool = Field(False, description="train each layer's length apart from its direction (DoRA)")
     text_encoder: bool = Field(False, description="change the text encoder as well")
+    start: Path | None = Field(
+        None,
+        description="a LoRA to go on from, a file of any naming or a folder; rank, alpha and layers are its own",
+    )
 
     @field_validator("target_modules")
     @classmethod
@@ -58,6 +67,13 @@ class LoraSettings(Settings):
         if not value:
             raise ValueError("name at least one layer, such as to_q")
         return value
+
+    @model_validator(mode="after")
+    def _start_has_its_own(self) -> "LoraSettings":
+        for name in START_HAS_ITS_OWN if self.start is not None else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is given, but the LoRA of start has its own: leave it out")
+        return self
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -117,7 +133,12 @@ def lora_weights(networks: Mapping[str, nn.Module]) -> LoraWeights:
 
 
 def apply_lora(
-    networks: Mapping[str, nn.Module], weights: LoraWeights, *, scale: float = 1.0, fuse: bool = True
+    networks: Mapping[str, nn.Module],
+    weights: LoraWeights,
+    *,
+    scale: float = 1.0,
+    fuse: bool = True,
+    dropout: float = 0.0,
 ) -> None:
     """Put a trained LoRA into networks that have none.
 
@@ -125,6 +146,7 @@ def apply_lora(
         scale: of the change; 1 is as trained, 0 leaves the networks as they are (but for a DoRA's lengths).
         fuse: add the change to the weights, which leaves the networks as they were made; else it stays apart, to be
             trained further.
+        dropout: of a LoRA that is trained further.
 
     Raises:
         UserError: the LoRA is of another network, or its configuration is not understood.
@@ -135,7 +157,7 @@ def apply_lora(
         if unknown := set(config) - set(CONFIG_KEYS):
             raise unknown_name("key in the LoRA's configuration", min(unknown), CONFIG_KEYS)
         own = {n.removeprefix(f"{part}."): t for n, t in weights.tensors.items() if n.startswith(f"{part}.")}
-        _inject(networks[part], config)
+        _inject(networks[part], config, dropout)
         _fill(networks[part], own, part)
         if fuse:
             fuse_lora(networks[part], scale)
