@@ -6,7 +6,7 @@ pipeline.generate("a red apple", seed=7).images[0]
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,87 +15,61 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.errors import UserError, unknown_name
+from ldm.devices import DTYPES, pick_device, pick_dtype
 from ldm.images import tensor_to_images
+from ldm.loras import UsedLora, apply_loras
 from ldm.model_folder import Defaults, weights_hash
 from ldm.model_parts import ModelParts, load_parts, save_parts
 from ldm.model_source import find_model
 from ldm.models.autoencoder import KLAutoencoder
 from ldm.models.denoiser import UNetDenoiser
+from ldm.models.engines import OpenVINODenoiser
 from ldm.models.text import ClipTextEncoder
 from ldm.noise import image_generators, normal_per_image
 from ldm.request import (
+    Generation,
     LdmWarning,
     OnStep,
     Request,
     batch_rows,
+    check_finite,
     check_latents,
-    check_rows,
     complete_request,
     count_on,
+    list_rows,
     program_settings,
     warn_cut_off,
 )
-from ldm.sampling import denoise, guide, make_scheduler, plan_steps
+from ldm.sampling import EVERYWHERE, Interval, denoise, make_scheduler, plan_steps
 from ldm.types import PromptEmbeds
 
 __all__ = ["DTYPES", "Generation", "LdmWarning", "OnStep", "Pipeline", "load_pipeline", "pick_device"]
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What `Pipeline.generate` made; image i of prompt p stands at p * num_images + i.
-
-    Attributes:
-        images: RGB.
-        latents: [N, C, h, w], final, scaled as the denoiser sees them, float32 on the CPU.
-        settings: one dict an image, with everything needed to make it again and no path.
-    """
-
-    images: list[Image.Image]
-    latents: Tensor
-    settings: list[dict[str, Any]]
-
 
 def load_pipeline(
-    model: str | Path = "emoji", *, device: str | None = None, dtype: str | None = None
+    model: str | Path = "emoji",
+    *,
+    loras: Sequence[tuple[str | Path, float]] = (),
+    device: str | None = None,
+    dtype: str | None = None,
 ) -> "Pipeline":
     """Load a model.
 
     Args:
-        model: "emoji" (embedded), a folder in the diffusers layout or of an adapter, a run folder, or a Hub id
-            "user/name".
+        model: "emoji" (embedded), a folder in the diffusers layout or of an adapter, a run folder, a .safetensors file
+            in the original layout, or a Hub id "user/name".
+        loras: LoRA files to add to it, of any naming or as folders, each with its weight; 1 is as trained.
         device: such as "cpu" or "cuda"; by default a GPU where there is one.
         dtype: "float32" (default), "float16" or "bfloat16", of the denoiser and the text encoder.
 
     Raises:
-        UserError: no such model, or it is incomplete, damaged, or not allowed.
+        UserError: no such model or LoRA, or it is incomplete, damaged, or not allowed.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise unknown_name("dtype", dtype, DTYPES)
-    torch_device = pick_device(device)
+    torch_dtype, torch_device = pick_dtype(dtype), pick_device(device)
     folder, model_id = find_model(model)
-    parts = load_parts(folder, dtype=DTYPES[dtype or "float32"])
-    return Pipeline(parts, model_id=model_id, folder=folder).to(torch_device)
-
-
-def pick_device(device: str | None = None) -> torch.device:
-    """The device named, or a GPU where there is one.
-
-    Raises:
-        UserError: torch does not know the device, or it is not there.
-    """
-    if device is None:
-        device = (
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"device {device!r} cannot be used ({reason})", "use cpu, or leave it out") from error
+    parts = load_parts(folder, dtype=torch.float32 if loras else torch_dtype)
+    used = apply_loras(parts, loras, dtype=torch_dtype)
+    return Pipeline(parts, model_id=model_id, folder=folder, loras=used).to(torch_device)
 
 
 class Pipeline:
@@ -104,14 +78,25 @@ class Pipeline:
     Attributes:
         parts: the networks, the scheduler's configuration and the defaults.
         model_id: a name without a path.
-        folder: where the parts were loaded from, or None.
+        folder: where the parts were loaded from, a folder or a file, or None.
+        loras: what was added to the weights in `folder`.
+        engine: what the sampler calls in place of the denoiser, of `ldm.engine_choice`; None for torch.
         low_memory: keep only the part at work on the device, and decode one picture at a time.
     """
 
-    def __init__(self, parts: ModelParts, *, model_id: str = "unsaved", folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        parts: ModelParts,
+        *,
+        model_id: str = "unsaved",
+        folder: Path | None = None,
+        loras: Sequence[UsedLora] = (),
+    ) -> None:
         self.parts = parts
         self.model_id = model_id
         self.folder = folder
+        self.loras = tuple(loras)
+        self.engine: OpenVINODenoiser | None = None
         self.low_memory = False
         self.device = next(parts.denoiser.parameters()).device
 
@@ -158,10 +143,13 @@ class Pipeline:
         *,
         negative_prompt: str = "",
         seed: int = 0,
+        seeds: Sequence[int] | None = None,
         num_images: int = 1,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_rescale: float | None = None,
+        guidance_interval: Interval = EVERYWHERE,
+        deep_features_every: int = 1,
         scheduler: str | None = None,
         karras: bool = False,
         height: int | None = None,
@@ -177,14 +165,17 @@ class Pipeline:
 
         Args:
             negative_prompt: what the pictures should not show; used when guidance_scale > 1.
+            seeds: one for each picture, prompt after prompt, in place of `seed`.
             guidance_scale: 1 or less means no guidance.
             guidance_rescale: 0 to 1, see `ldm.sampling.rescale_guidance`.
+            guidance_interval: where guidance is used, see `ldm.sampling.Interval`; (0, 0.5) is half of the steps.
+            deep_features_every: n: the deep UNet is computed at every n-th step, see `ldm.models.feature_reuse`.
             scheduler: a key of `ldm.scheduler_names.SCHEDULERS`.
             karras: space the noise levels as Karras et al. 2022 do.
             height: in pixels, rounded to what the model can make; so is `width`.
             max_prompt_chunks: contexts of the text encoder that a long prompt may fill; 1 cuts as diffusers does.
             batch_size: pictures made at once; it changes memory and time only.
-            latents: the initial standard normal noise [N, C, h, w], in place of the seeds' own.
+            latents: the initial standard normal noise [N, C, h, w] in place of the seeds'; `settings` hold its hash.
             on_step: called after every step.
 
         Raises:
@@ -194,7 +185,7 @@ class Pipeline:
             LdmWarning: a prompt is cut off, or a size is rounded.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        check_rows(prompts, seed=seed, num_images=num_images, batch_size=batch_size)
+        rows = list_rows(prompts, seed=seed, seeds=seeds, num_images=num_images, batch_size=batch_size)
         request = complete_request(
             self.defaults,
             multiple=self.autoencoder.pixels_per_latent,
@@ -203,18 +194,18 @@ class Pipeline:
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
+            guidance_interval=guidance_interval,
+            deep_features_every=deep_features_every,
             scheduler=scheduler,
             karras=karras,
             height=height,
             width=width,
             max_prompt_chunks=max_prompt_chunks,
         )
-        rows = [(prompt, seed + i) for prompt in prompts for i in range(num_images)]
         if latents is not None:
             check_latents(latents, (len(rows), *self._latent_shape(request)))
-        most = request.max_prompt_chunks
         warn_cut_off(
-            [*prompts, negative_prompt], lambda prompt: self.text_encoder.truncated_words(prompt, most)
+            [*prompts, negative_prompt], self.text_encoder.truncated_words, request.max_prompt_chunks
         )
         batches = batch_rows([self._num_chunks(prompt, request) for prompt, _ in rows], batch_size)
         sampler = make_scheduler(request.scheduler, self.scheduler_config, karras=karras)
@@ -226,8 +217,9 @@ class Pipeline:
             final = self._sample([rows[i] for i in batch], request, sampler, noise, report)
             images |= zip(batch, self._decode(final), strict=True)
             finals |= zip(batch, final.cpu(), strict=True)
+        given = [None] * len(rows) if latents is None else latents
+        settings = [self._settings(request, *row, noise) for row, noise in zip(rows, given, strict=True)]
         order = range(len(rows))
-        settings = [self._settings(request, *row) for row in rows]
         return Generation([images[i] for i in order], torch.stack([finals[i] for i in order]), settings)
 
     def _sample(
@@ -249,7 +241,7 @@ class Pipeline:
         latents = noise = noise.to(self.device, torch.float32)
         with self._at_work(self.denoiser):
             for step, latents in denoise(
-                guide(self.denoiser, negative, request.guidance_scale, request.guidance_rescale),
+                request.denoiser_for(self.engine or self.denoiser, negative),
                 scheduler,
                 noise,
                 prompt_embeds,
@@ -258,11 +250,7 @@ class Pipeline:
             ):
                 if on_step is not None:
                     on_step(step.index + 1, num_steps, step, latents)
-        if not latents.isfinite().all():
-            raise UserError(
-                f"sampling with {request.scheduler!r} and {num_steps} steps gave NaN or infinite latents",
-                "use more steps, another scheduler, or dtype float32",
-            )
+        check_finite(latents, request.scheduler, num_steps)
         return latents
 
     def _num_chunks(self, prompt: str, request: Request) -> int:
@@ -292,8 +280,9 @@ class Pipeline:
         multiple = self.autoencoder.pixels_per_latent
         return self.denoiser.num_channels, request.height // multiple, request.width // multiple
 
-    def _settings(self, request: Request, prompt: str, seed: int) -> dict[str, Any]:
+    def _settings(self, request: Request, prompt: str, seed: int, noise: Tensor | None) -> dict[str, Any]:
         """Everything needed to make one picture again, ready for JSON."""
-        made_with = {"model_id": self.model_id, "weights_hash": self.weights_hash, "engine": "torch"}
-        dtype = next(self.denoiser.parameters()).dtype
-        return request.picture_settings(prompt, seed) | made_with | program_settings(dtype)
+        made_with: dict[str, Any] = {"model_id": self.model_id, "weights_hash": self.weights_hash}
+        made_with |= {"loras": [asdict(lora) for lora in self.loras]} if self.loras else {}
+        made_with |= program_settings(next(self.denoiser.parameters()).dtype, self.engine)
+        return request.picture_settings(prompt, seed, noise) | made_with

@@ -1,22 +1,34 @@
-"""What is asked of a model: the settings of one call, completed from the model's defaults and checked."""
+"""What is asked of a model: the settings of one call, completed and checked; and what comes of it."""
 
+import hashlib
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from operator import index
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ldm.errors import UserError, unknown_name
 from ldm.model_folder import Defaults
+from ldm.models.denoiser import UNetDenoiser
+from ldm.models.feature_reuse import Engine, reuse_deep_features
+from ldm.sampling import Interval, check_interval, guide
 from ldm.scheduler_names import SCHEDULERS
-from ldm.types import MAX_PROMPT_CHUNKS, Step
+from ldm.types import MAX_PROMPT_CHUNKS, Denoiser, PromptEmbeds, Step
 from ldm.version import __version__
 
 LARGEST_SEED = 2**63 - 1
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "fast": {"guidance_interval": (0.0, 0.5), "deep_features_every": 3},
+    "full": {"guidance_interval": (0.0, 1.0), "deep_features_every": 1},
+}
+"""Arguments of `Pipeline.generate` by name: what may be left out for speed, and leaving nothing out."""
 
 OnStep = Callable[[int, int, Step, Tensor], None]
 """Called after every sampling step with (steps done, steps in all, the step, latents [B, C, h, w])."""
@@ -34,23 +46,71 @@ class Request:
     num_inference_steps: int
     guidance_scale: float
     guidance_rescale: float
+    guidance_interval: Interval
+    deep_features_every: int
     scheduler: str
     karras: bool
     height: int
     width: int
     max_prompt_chunks: int
 
-    def picture_settings(self, prompt: str, seed: int) -> dict[str, Any]:
-        """The settings of one picture, under the names of `Pipeline.generate`."""
-        return {"prompt": prompt, **asdict(self), "seed": seed}
+    def picture_settings(self, prompt: str, seed: int, latents: Tensor | None = None) -> dict[str, Any]:
+        """The settings of one picture, under the names of `Pipeline.generate`.
+
+        Args:
+            latents: its initial noise [C, h, w], where that was given. No seed makes it again: `latents_hash` stands
+                for it, and `step_noise_seed` for what a sampler adds at each step.
+        """
+        interval = list(self.guidance_interval)  # as JSON has it
+        settings = {"prompt": prompt, **asdict(self), "guidance_interval": interval, "seed": seed}
+        if latents is None:
+            return settings
+        drawn = {"step_noise_seed": seed} if SCHEDULERS[self.scheduler].stochastic else {}
+        return {**settings, "seed": None, "latents_hash": latents_hash(latents), **drawn}
+
+    def denoiser_for(self, denoiser: UNetDenoiser | Engine, negative: PromptEmbeds) -> Denoiser:
+        """What one sampling calls: a denoiser with what this request asks of it, made anew for each sampling.
+
+        Raises:
+            UserError: the denoiser cannot use its deep features again.
+        """
+        reusing = reuse_deep_features(denoiser, self.deep_features_every)
+        return guide(reusing, negative, self.guidance_scale, self.guidance_rescale, self.guidance_interval)
 
 
-def program_settings(dtype: torch.dtype) -> dict[str, Any]:
-    """What made a picture: the number format, and the versions of the programs."""
-    versions = {"torch": str(torch.__version__)} | {
-        name: version(name) for name in ("diffusers", "transformers")
+@dataclass(frozen=True)
+class Generation:
+    """What `Pipeline.generate` made; image i of prompt p stands at p * num_images + i.
+
+    Attributes:
+        images: RGB.
+        latents: [N, C, h, w], final, scaled as the denoiser sees them, float32 on the CPU.
+        settings: one dict an image, with everything needed to make it again and no path.
+    """
+
+    images: list[Image.Image]
+    latents: Tensor
+    settings: list[dict[str, Any]]
+
+
+def latents_hash(latents: Tensor) -> str:
+    """SHA-256 of latents of any shape, as float32 in row-major order, 64 hex digits."""
+    return hashlib.sha256(latents.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def program_settings(dtype: torch.dtype, engine: Any = None) -> dict[str, Any]:
+    """What made a picture: the engine, the number format, and the versions of the programs.
+
+    Args:
+        engine: what stood in for the denoiser, by its `name`; None for torch.
+    """
+    programs = ("diffusers", "transformers", *([engine.name] if engine else []))
+    return {
+        "engine": engine.name if engine else "torch",
+        "dtype": str(dtype).removeprefix("torch."),
+        "versions": {"torch": str(torch.__version__)} | {name: version(name) for name in programs},
+        "ldm_version": __version__,
     }
-    return {"dtype": str(dtype).removeprefix("torch."), "versions": versions, "ldm_version": __version__}
 
 
 def complete_request(defaults: Defaults, *, multiple: int, latents: Tensor | None, **given: Any) -> Request:
@@ -71,6 +131,7 @@ def complete_request(defaults: Defaults, *, multiple: int, latents: Tensor | Non
         if given[name] is None and latents is not None:
             given[name] = latents.shape[axis] * multiple
     values = {key: getattr(defaults, key) if value is None else value for key, value in given.items()}
+    values["guidance_interval"] = tuple(map(float, values["guidance_interval"]))
     for name in ("height", "width"):
         values[name] = _round_size(name, values[name], multiple)
     _check_ranges(values)
@@ -100,10 +161,19 @@ def _check_ranges(values: dict[str, Any]) -> None:
         )
     if not 0 <= values["guidance_rescale"] <= 1:
         raise UserError(f"guidance_rescale is {values['guidance_rescale']}", "it must be 0 to 1")
+    check_interval(values["guidance_interval"])
+    if values["deep_features_every"] < 1:
+        raise UserError(f"deep_features_every is {values['deep_features_every']}", "it must be at least 1")
 
 
-def check_rows(prompts: Sequence[str], *, seed: int, num_images: int, batch_size: int) -> None:
-    """Check what says how many pictures are made, and with which seeds.
+def list_rows(
+    prompts: Sequence[str], *, seed: int, seeds: Sequence[int] | None, num_images: int, batch_size: int
+) -> list[tuple[str, int]]:
+    """The pictures of a call, a row (prompt, seed) each: `num_images` of the first prompt, then those of the next.
+
+    Args:
+        seed: of the first picture of every prompt, whose i-th has seed + i.
+        seeds: in place of `seed`, one for each row.
 
     Raises:
         UserError: naming the value that is out of range.
@@ -113,8 +183,23 @@ def check_rows(prompts: Sequence[str], *, seed: int, num_images: int, batch_size
     for name, value in (("num_images", num_images), ("batch_size", batch_size)):
         if value < 1:
             raise UserError(f"{name} is {value}", "it must be at least 1")
+    drawn = [prompt for prompt in prompts for _ in range(num_images)]
+    if seeds is not None:
+        return list(zip(drawn, _checked_seeds(seeds, seed, len(drawn)), strict=True))
     if seed < 0 or seed + num_images - 1 > LARGEST_SEED:
         raise UserError(f"seed is {seed}", f"seed and seed + num_images - 1 must be 0 to {LARGEST_SEED}")
+    return [(prompt, seed + row % num_images) for row, prompt in enumerate(drawn)]
+
+
+def _checked_seeds(seeds: Sequence[int], seed: int, num_pictures: int) -> list[int]:
+    """Seeds as plain whole numbers: a picture's settings are JSON."""
+    if seed:
+        raise UserError(f"seed is {seed} and seeds are given too", "give one of the two")
+    if len(seeds) != num_pictures:
+        raise UserError(f"{len(seeds)} seeds for {num_pictures} pictures", "give one seed for each picture")
+    if wrong := [each for each in seeds if not 0 <= each <= LARGEST_SEED]:
+        raise UserError(f"a seed is {wrong[0]}", f"it must be 0 to {LARGEST_SEED}")
+    return list(map(index, seeds))
 
 
 def batch_rows(num_chunks: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -142,9 +227,9 @@ def count_on(on_step: OnStep | None, index: int, num_batches: int) -> OnStep | N
     return report
 
 
-def warn_cut_off(prompts: Sequence[str], left_out: Callable[[str], str]) -> None:
-    """Say of each prompt which of its words are left out; on behalf of the caller of `Pipeline.generate`."""
-    for words in filter(None, map(left_out, dict.fromkeys(prompts))):
+def warn_cut_off(prompts: Sequence[str], left_out: Callable[[str, int], str], num_chunks: int) -> None:
+    """Say of each prompt which words `left_out` finds beyond that many chunks; for the caller of `generate`."""
+    for words in filter(None, (left_out(prompt, num_chunks) for prompt in dict.fromkeys(prompts))):
         message = f"the prompt is too long for this model, left out: {words!r}"
         warnings.warn(LdmWarning(message), stacklevel=4)
 
@@ -157,3 +242,16 @@ def check_latents(latents: Tensor, shape: tuple[int, int, int, int]) -> None:
     """
     if tuple(latents.shape) != shape:
         raise UserError(f"latents have shape {list(latents.shape)}", f"here it must be {list(shape)}")
+
+
+def check_finite(latents: Tensor, scheduler: str, num_steps: int) -> None:
+    """Check what sampling came to.
+
+    Raises:
+        UserError: the latents hold NaN or an infinity.
+    """
+    if not latents.isfinite().all():
+        raise UserError(
+            f"sampling with {scheduler!r} and {num_steps} steps gave NaN or infinite latents",
+            "use more steps, another scheduler, or dtype float32",
+        )

@@ -18,7 +18,25 @@ from ldm.scheduler_names import SCHEDULERS
 from ldm.schedulers import make_scheduler, schedulers_for
 from ldm.types import Denoiser, PromptEmbeds, Step, concat_prompt_embeds
 
-__all__ = ["SCHEDULERS", "denoise", "guide", "make_scheduler", "plan_steps", "schedulers_for"]
+__all__ = [
+    "SCHEDULERS",
+    "check_interval",
+    "denoise",
+    "guide",
+    "make_scheduler",
+    "plan_steps",
+    "schedulers_for",
+    "within",
+]
+
+Interval = tuple[float, float]
+"""A part of the sampling, its start and its end in the order in which sampling comes to them.
+
+Rising numbers are fractions of the steps: (0, 0.5) is the first half of them. Falling numbers are noise levels, sigma
+over alpha as in `Step`: (5, 0.3) is from where there is five times as much noise as signal.
+"""
+
+EVERYWHERE: Interval = (0.0, 1.0)
 
 
 def guide(
@@ -26,6 +44,7 @@ def guide(
     negative_prompt_embeds: PromptEmbeds,
     guidance_scale: float,
     guidance_rescale: float = 0.0,
+    interval: Interval = EVERYWHERE,
 ) -> Denoiser:
     """Classifier-free guidance (Ho & Salimans 2022, Eq. 6) in one call of 2B rows, negative prompts first.
 
@@ -35,6 +54,8 @@ def guide(
         negative_prompt_embeds: 1 row, used for all, or B rows.
         guidance_scale: 1 or less means no guidance: the denoiser itself is returned.
         guidance_rescale: share of `rescale_guidance` that is mixed in, 0 to 1.
+        interval: outside it the denoiser is called as it is, with B rows: half the work, and often better pictures
+            (Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval").
     """
     if guidance_scale <= 1:
         return denoiser
@@ -49,7 +70,42 @@ def guide(
         model_pred = negative + guidance_scale * (positive - negative)
         return rescale_guidance(model_pred, positive, guidance_rescale) if guidance_rescale else model_pred
 
-    return guided
+    return _inside(interval, guided, denoiser)
+
+
+def _inside(interval: Interval, guided: Denoiser, plain: Denoiser) -> Denoiser:
+    """One denoiser at the steps within an interval, and where no step is told; another at the rest."""
+    if interval == EVERYWHERE:
+        return guided
+
+    def either(
+        latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds, *, step: Step | None = None
+    ) -> Tensor:
+        denoiser = guided if step is None or within(step, interval) else plain
+        return denoiser(latents, timesteps, prompt_embeds, step=step)
+
+    return either
+
+
+def within(step: Step, interval: Interval) -> bool:
+    """Whether a step is in an interval: at its start it is, at its end it is not."""
+    start, end = interval
+    return start <= step.fraction < end if start < end else start >= step.sigma > end
+
+
+def check_interval(interval: Interval) -> None:
+    """Refuse two numbers that are no interval.
+
+    Raises:
+        UserError: saying how fractions of the steps are written, and how noise levels.
+    """
+    start, end = interval
+    finite = all(0 <= value < float("inf") for value in interval)  # not so of NaN
+    if not finite or start == end or start < end > 1:
+        raise UserError(
+            f"guidance_interval is {start:g} {end:g}",
+            "write fractions of the steps, rising and up to 1 (0 0.5), or noise levels, falling (5 0.3)",
+        )
 
 
 def rescale_guidance(model_pred: Tensor, positive: Tensor, guidance_rescale: float) -> Tensor:
@@ -87,10 +143,12 @@ def plan_steps(scheduler: Any, num_inference_steps: int) -> list[Step]:
             f"num_inference_steps is {num_inference_steps}",
             "this scheduler cannot divide its timesteps by that number, use one more or less",
         )
-    sigmas = _sigmas_at(scheduler, timesteps)
+    indices = [_step_index(scheduler, evaluation) for evaluation in range(len(timesteps))]
     return [
-        Step(_step_index(scheduler, i), i, timestep, sigma)
-        for i, (timestep, sigma) in enumerate(zip(timesteps, sigmas, strict=True))
+        Step(index, evaluation, timestep, sigma, index / (indices[-1] + 1))
+        for evaluation, (index, timestep, sigma) in enumerate(
+            zip(indices, timesteps, _sigmas_at(scheduler, timesteps), strict=True)
+        )
     ]
 
 

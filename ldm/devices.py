@@ -1,0 +1,35 @@
+"""Where a model computes, and in what."""
+
+import torch
+
+from ldm.errors import UserError, unknown_name
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def pick_device(device: str | None = None) -> torch.device:
+    """The device named, or a GPU where there is one.
+
+    Raises:
+        UserError: torch does not know the device, or it is not there.
+    """
+    if device is None:
+        device = (
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"device {device!r} cannot be used ({reason})", "use cpu, or leave it out") from error
+
+
+def pick_dtype(dtype: str | None = None) -> torch.dtype:
+    """The number format named, a key of `DTYPES`; float32 by default.
+
+    Raises:
+        UserError: there is no such format.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise unknown_name("dtype", dtype, DTYPES)
+    return DTYPES[dtype or "float32"]
