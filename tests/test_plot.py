@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from typer.testing import CliRunner
 
+from ldm import curves
 from ldm.cli.app import app
 from ldm.cli.plot import run_names
-from ldm.evaluate import curves
-from ldm.evaluate.curves import COLORS, TENTHS, draw_curves, panels_of, read_metrics, series, smoothed
+from ldm.curves import COLORS, TENTHS, draw_curves, panels_of, read_metrics, series, smoothed
 
 LOSSES = [1.0, 0.5, 0.25, 0.2, 0.1]
 

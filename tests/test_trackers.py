@@ -10,9 +10,10 @@ import torch
 from accelerate import PartialState
 
 from ldm.errors import UserError
+from ldm.redaction import own_names, redacted
 from train.log import TrainLog, read_metrics
 from train.loop import StepRecord
-from train.trackers import TrackerName, check_trackers, open_trackers, own_names, redacted
+from train.trackers import TrackerName, check_trackers, open_trackers
 
 TOKEN = "hf_" + "aB3" * 11
 SETTINGS: dict[str, Any] = {

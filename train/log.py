@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from ldm.curves import METRICS, read_metrics
 from ldm.errors import UserError
-from ldm.evaluate.curves import METRICS, read_metrics
 from ldm.files import write_bytes
 
 from .loop import StepRecord

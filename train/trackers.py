@@ -4,36 +4,20 @@ TensorBoard's files are written here: the writers of torch and Accelerate put th
 start a second run for the settings. Weights & Biases goes through Accelerate, told to collect nothing of the machine.
 """
 
-import getpass
 import json
 import os
-import re
-import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from importlib.util import find_spec
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ldm.errors import UserError
 from ldm.files import disk_errors, read_json, write_json
+from ldm.redaction import redacted
 
 TrackerName = Literal["tensorboard", "wandb"]
-
-PATH_KEYS = re.compile(r"(^|_)(path|dir|folder|file|base|masks|autoencoder|text_encoder)$")
-"""Settings whose text is a path, however it looks."""
-SECRET_KEYS = re.compile(r"(^|_)(token|secret|password|api_key|key)$", re.IGNORECASE)
-TOKENS = re.compile(
-    r"\bhf_\w{10,}|\bgh[pousr]_\w{10,}|\bgithub_pat_\w+|\bsk-[\w-]{16,}|\bAKIA\w{12,}|\bwandb_v\d_\w+|\b[0-9a-f]{40}\b"
-    r"|\beyJ[\w-]+\.[\w-]+\.[\w-]+|\w+://[^\s/@]+@\S*"
-)
-WHOLE_PATH = re.compile(r"\s*(~|\.{0,2}[/\\]|[A-Za-z]:[/\\])|\S*[/\\]\S*$")
-"""Text that is a path as a whole: it begins like one, or has a separator and no space."""
-PATHS = re.compile(r"(?<![\w.~/\\<])(?:~|\.{1,2}|[A-Za-z]:)?[/\\]+[^\s\"',;]+|\w+://\S+")
-ORDINARY_NAMES = {"root", "user", "admin", "localhost"}
-"""Names of users and hosts that say nothing about whose they are."""
 
 
 class Tracker(Protocol):
@@ -169,54 +153,3 @@ def _wandb_id(run_dir: Path) -> str:
     if not path.is_file():
         write_json(path, {"id": uuid.uuid4().hex[:12]})
     return str(read_json(path)["id"])
-
-
-def redacted(value: Any, key: str = "", names: Sequence[str] | None = None) -> Any:
-    """A tree of settings with `<path>`, `<secret>` and `<name>` in place of what is private.
-
-    Private are: paths, as a Path, by the setting's name or by their look; tokens, by their look or because an
-    environment variable with such a name holds them; addresses; the names of this user and this computer.
-
-    Args:
-        key: the setting that `value` belongs to.
-        names: of users and computers; by default this machine's.
-    """
-    names = own_names() if names is None else names
-    if isinstance(value, Mapping):
-        return {str(name): redacted(inner, str(name), names) for name, inner in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [redacted(inner, key, names) for inner in value]
-    if isinstance(value, PurePath):
-        return "<path>"
-    return _redacted_text(value, key, names) if isinstance(value, str) else value
-
-
-def _redacted_text(text: str, key: str, names: Sequence[str]) -> str:
-    if SECRET_KEYS.search(key):
-        return "<secret>"
-    for secret in _secrets():
-        text = text.replace(secret, "<secret>")
-    text = TOKENS.sub("<secret>", text)
-    if PATH_KEYS.search(key) or WHOLE_PATH.match(text):
-        return "<path>"
-    text = PATHS.sub("<path>", text)
-    for name in names:
-        text = re.sub(
-            rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", "<name>", text, flags=re.IGNORECASE
-        )
-    return text
-
-
-def _secrets() -> list[str]:
-    """What the environment holds under names such as HF_TOKEN."""
-    names = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|(^|_)KEY", re.IGNORECASE)
-    return [value for name, value in os.environ.items() if names.search(name) and len(value) >= 8]
-
-
-def own_names() -> list[str]:
-    """The names of this user and this computer, without ordinary ones such as `root`."""
-    host = socket.gethostname()
-    found = {host, host.partition(".")[0], Path.home().name}
-    with suppress(OSError, KeyError):  # a user without a name has none to hide
-        found.add(getpass.getuser())
-    return sorted((n for n in found if len(n) > 1 and n.lower() not in ORDINARY_NAMES), key=len, reverse=True)

@@ -4,8 +4,9 @@ A measure of recall, and of nothing else: a model that copies its training image
 model has learned to draw what a caption names.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -65,6 +66,7 @@ def measure_recall(
     *,
     num_captions: int = 256,
     seed: int = 0,
+    settings: Mapping[str, Any] = MappingProxyType({}),
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> tuple[Recall, list[Image.Image]]:
     """Generate one picture for each of `num_captions` training captions, drawn by `seed`, and look up its neighbour.
@@ -72,6 +74,7 @@ def measure_recall(
     Args:
         samples: the training images with their captions; the first caption of each is used.
         seed: of the draw; caption number i is drawn with image seed i.
+        settings: further arguments of `Pipeline.generate`.
         on_progress: called with the number of pictures made.
 
     Returns:
@@ -80,7 +83,7 @@ def measure_recall(
     chosen = permutation(len(samples), seed, "recall")[:num_captions]
     images: list[Image.Image] = []
     for number, index in enumerate(chosen):  # one by one: each picture has the seed of its number
-        images += pipeline.generate(samples[index].text, seed=number).images
+        images += pipeline.generate(samples[index].text, seed=number, **settings).images
         on_progress(len(images))
     transform = ImageTransform(pipeline.defaults.height, pipeline.defaults.width)
     training = torch.stack([transform(sample) for sample in samples])

@@ -1,7 +1,8 @@
 """Prompt following of a model trained on drawn scenes: seen combinations, and those held out of training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ldm.data.shapes import held_out_scene, training_scene
@@ -20,12 +21,14 @@ def score_shapes(
     *,
     num_scenes: int,
     plain: bool = False,
+    settings: Mapping[str, Any] = MappingProxyType({}),
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Write `report.json` and a grid for each of the two kinds of scenes into `dest`, a new folder.
 
     Args:
         plain: only scenes with one or two large things on white.
+        settings: further arguments of `Pipeline.generate`.
 
     Returns:
         By kind, `seen` and `held_out`: the share right of each attribute with its 95 % interval.
@@ -33,13 +36,18 @@ def score_shapes(
     Raises:
         UserError: `dest` exists, or the disk is full.
     """
-    report: dict[str, Any] = {"weights_hash": pipeline.weights_hash, "plain": plain}
+    report: dict[str, Any] = {
+        "weights_hash": pipeline.weights_hash,
+        "plain": plain,
+        "settings": dict(settings),
+    }
     with new_folder(dest) as folder:
         for kind, scene_of in (("seen", training_scene), ("held_out", held_out_scene)):
             prompts = [scene_of(SCORING_SEED, index, plain=plain).caption for index in range(num_scenes)]
             images = []
             for start in range(0, num_scenes, 50):
-                images += pipeline.generate(prompts[start : start + 50], seed=start, batch_size=50).images
+                part = prompts[start : start + 50]
+                images += pipeline.generate(part, seed=start, batch_size=50, **settings).images
                 on_progress(len(images))
             score: PromptFollowing = score_prompts(prompts, images)
             report[kind] = score.to_dict()

@@ -1,12 +1,15 @@
 """A model card: front matter for the Hub, then what the model is, what it was made of, and what was measured."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
+
+from ldm.export.markdown import code, table
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One number with the command that gives it."""
+    """One number with the command that gives it; the first two are Markdown."""
 
     what: str
     value: str
@@ -18,33 +21,29 @@ class Card:
     """The facts of a model card.
 
     Attributes:
-        front_matter: keys of the Hub's metadata; values are text or lists of text.
-        sections: headings and their Markdown text, in order, put before the measurements.
+        title: Markdown, as all that follows.
+        front_matter: keys of the Hub's metadata; plain values, as YAML has them.
+        sections: headings and their text, in order; one without text is left out.
     """
 
     title: str
     summary: str
-    front_matter: Mapping[str, str | Sequence[str]]
+    front_matter: Mapping[str, Any]
     sections: Mapping[str, str]
-    measurements: Sequence[Measurement] = field(default_factory=tuple)
-    limits: str = ""
 
     def to_markdown(self) -> str:
         """The whole README.md."""
         parts = [self._front_matter(), f"# {self.title}", self.summary]
-        parts += [f"## {heading}\n\n{text}" for heading, text in self.sections.items()]
-        if self.measurements:
-            parts.append(self._measurements())
-        if self.limits:
-            parts.append(f"## Limits\n\n{self.limits}")
+        parts += [f"## {heading}\n\n{text}" for heading, text in self.sections.items() if text]
         return "\n\n".join(parts) + "\n"
 
     def _front_matter(self) -> str:
         import yaml
 
-        plain = {k: v if isinstance(v, str) else list(v) for k, v in self.front_matter.items()}
-        return f"---\n{yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)}---"
+        return f"---\n{yaml.safe_dump(dict(self.front_matter), sort_keys=False, allow_unicode=True)}---"
 
-    def _measurements(self) -> str:
-        rows = "\n".join(f"| {m.what} | {m.value} | `{m.command}` |" for m in self.measurements)
-        return f"## Measured\n\n| what | result | command |\n|---|---|---|\n{rows}"
+
+def measurement_table(measurements: Sequence[Measurement]) -> str:
+    """What was measured, and how to measure it again; empty where nothing was."""
+    rows = [(m.what, m.value, code(m.command)) for m in measurements]
+    return table(("what", "result", "command"), rows) if rows else ""

@@ -1,0 +1,107 @@
+"""Settings and texts without what is private: paths, tokens, and the names of this user and this computer."""
+
+import getpass
+import os
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path, PurePath
+from typing import Any
+
+PATH_KEYS = re.compile(r"(^|_)(path|dir|folder|file|base|masks|autoencoder|text_encoder)$")
+"""Settings whose text is a path, however it looks."""
+SECRET_KEYS = re.compile(r"(^|_)(token|secret|password|api_key|key)$", re.IGNORECASE)
+TOKENS = re.compile(
+    r"\bhf_\w{10,}|\bgh[pousr]_\w{10,}|\bgithub_pat_\w+|\bsk-[\w-]{16,}|\bAKIA\w{12,}|\bwandb_v\d_\w+|\b[0-9a-f]{40}\b"
+    r"|\beyJ[\w-]+\.[\w-]+\.[\w-]+|\w+://[^\s/@]+@\S*"
+)
+WHOLE_PATH = re.compile(r"\s*(~|\.{0,2}[/\\]|[A-Za-z]:[/\\])|\S*[/\\]\S*$")
+"""Text that is a path as a whole: it begins like one, or has a separator and no space."""
+PATHS = re.compile(r"(?<![\w.~/\\<])(?:~|\.{1,2}|[A-Za-z]:)?[/\\]+[^\s\"',;]+|\w+://\S+")
+ORDINARY_NAMES = {"root", "user", "admin", "localhost"}
+"""Names of users and hosts that say nothing about whose they are."""
+
+_SEPARATORS = re.compile(r"[/\\]+")
+_HOMES = ("home", "users")
+
+
+def redacted(
+    value: Any, key: str = "", names: Sequence[str] | None = None, *, name_paths: bool = False
+) -> Any:
+    """A tree of settings with `<path>`, `<secret>` and `<name>` in place of what is private.
+
+    Private are: paths, as a Path, by the setting's name or by their look; tokens, by their look or because an
+    environment variable with such a name holds them; addresses; the names of this user and this computer.
+
+    Args:
+        key: the setting that `value` belongs to.
+        names: of users and computers; by default this machine's.
+        name_paths: the last part of a path stays, as the name of what lies there.
+    """
+    names = own_names() if names is None else names
+    if isinstance(value, Mapping):
+        return {str(k): redacted(inner, str(k), names, name_paths=name_paths) for k, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [redacted(inner, key, names, name_paths=name_paths) for inner in value]
+    if isinstance(value, PurePath):
+        value, key = str(value), "path"
+    return _redacted_text(value, key, names, name_paths) if isinstance(value, str) else value
+
+
+def redacted_prose(text: str, names: Sequence[str] | None = None) -> str:
+    """A text for people without tokens, absolute paths (their last part stays) and names; addresses stay."""
+
+    def shortened(found: re.Match[str]) -> str:
+        return found[0] if "://" in found[0] else path_name(found[0])
+
+    text = PATHS.sub(shortened, _without_secrets(text))
+    return _without_names(text, own_names() if names is None else names)
+
+
+def path_name(path: str) -> str:
+    """The last part of a path; `<path>` for a home, which names a user, for an address, and where there is none."""
+    parts = [part for part in _SEPARATORS.split(path.strip()) if part not in ("", ".", "..")]
+    is_home = len(parts) > 1 and parts[-2].lower() in _HOMES
+    if not parts or is_home or "://" in path or parts[-1].startswith("~") or parts[-1].endswith(":"):
+        return "<path>"
+    return parts[-1]
+
+
+def _redacted_text(text: str, key: str, names: Sequence[str], name_paths: bool) -> str:
+    if SECRET_KEYS.search(key):
+        return "<secret>"
+    text = _without_secrets(text)
+    if PATH_KEYS.search(key) or WHOLE_PATH.match(text):
+        return _without_names(path_name(text), names) if name_paths else "<path>"
+    text = PATHS.sub(lambda found: path_name(found[0]) if name_paths else "<path>", text)
+    return _without_names(text, names)
+
+
+def _without_secrets(text: str) -> str:
+    for secret in _secrets():
+        text = text.replace(secret, "<secret>")
+    return TOKENS.sub("<secret>", text)
+
+
+def _without_names(text: str, names: Sequence[str]) -> str:
+    for name in names:
+        text = re.sub(
+            rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", "<name>", text, flags=re.IGNORECASE
+        )
+    return text
+
+
+def _secrets() -> list[str]:
+    """What the environment holds under names such as HF_TOKEN."""
+    names = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|(^|_)KEY", re.IGNORECASE)
+    return [value for name, value in os.environ.items() if names.search(name) and len(value) >= 8]
+
+
+def own_names() -> list[str]:
+    """The names of this user and this computer, without ordinary ones such as `root`."""
+    host = socket.gethostname()
+    found = {host, host.partition(".")[0], Path.home().name}
+    with suppress(OSError, KeyError):  # a user without a name has none to hide
+        found.add(getpass.getuser())
+    return sorted((n for n in found if len(n) > 1 and n.lower() not in ORDINARY_NAMES), key=len, reverse=True)
