@@ -1,46 +1,29 @@
-"""A model in its parts: loaded from a folder, saved to one."""
+"""A model in its parts: loaded from a folder or one file, saved to a folder."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ldm.adapter_folder import adapter_chain, apply_adapter
 from ldm.errors import UserError
 from ldm.files import new_folder, write_bytes, write_json
-from ldm.model_folder import Defaults, check_folder, is_adapter, read_defaults, read_object, weights_variant
+from ldm.model_folder import check_folder, is_adapter, read_defaults, read_object, weights_variant
 from ldm.models.autoencoder import KLAutoencoder
 from ldm.models.denoiser import UNetDenoiser
 from ldm.models.embedding import TokenEmbedding, expanded_tokens
 from ldm.models.loading import load_text_model, load_tokenizer, load_unet, load_vae, save_network
 from ldm.models.lora import lora_parameters
 from ldm.models.text import ClipTextEncoder
+from ldm.parts import ModelParts, default_size
 
-
-@dataclass
-class ModelParts:
-    """A model in its parts.
-
-    Attributes:
-        scheduler_config: the noise schedule and prediction type, a diffusers scheduler's configuration.
-    """
-
-    denoiser: UNetDenoiser
-    autoencoder: KLAutoencoder
-    text_encoder: ClipTextEncoder
-    scheduler_config: dict[str, Any]
-    defaults: Defaults
-
-    def modules(self) -> tuple[nn.Module, nn.Module, nn.Module]:
-        """The three networks."""
-        return self.denoiser, self.autoencoder, self.text_encoder
+__all__ = ["ModelParts", "default_size", "load_parts", "save_parts", "save_small_files"]
 
 
 def load_parts(folder: Path, *, dtype: torch.dtype = torch.float32) -> ModelParts:
-    """Load a model from its folder, on the CPU, in evaluation mode, without gradients.
+    """Load a model from its folder or single file, on the CPU, in evaluation mode, without gradients.
 
     An adapter's folder gives its base with the adapter added in, in float32 and then cast.
 
@@ -50,6 +33,10 @@ def load_parts(folder: Path, *, dtype: torch.dtype = torch.float32) -> ModelPart
     Raises:
         UserError: the folder is no model, is incomplete or damaged, or asks for what is not allowed.
     """
+    if folder.is_file():
+        from ldm.single_file import load_single_file  # what only such a file needs is slow to import
+
+        return load_single_file(folder, dtype)
     if is_adapter(folder):
         return _load_adapted(folder, dtype)
     check_folder(folder)
@@ -78,13 +65,6 @@ def _load_adapted(folder: Path, dtype: torch.dtype) -> ModelParts:
     return parts
 
 
-def default_size(denoiser: UNetDenoiser, autoencoder: KLAutoencoder) -> tuple[int, int]:
-    """Height and width in pixels that the denoiser was made for."""
-    size = denoiser.unet.config.sample_size or 64
-    height, width = (size, size) if isinstance(size, int) else size
-    return height * autoencoder.pixels_per_latent, width * autoencoder.pixels_per_latent
-
-
 def _check_widths(
     folder: Path, denoiser: UNetDenoiser, autoencoder: KLAutoencoder, text_encoder: ClipTextEncoder
 ) -> None:
@@ -106,6 +86,7 @@ def save_parts(
     folder: Path,
     *,
     dtype: torch.dtype = torch.float32,
+    variant: str | None = None,
     max_shard_size: str = "10GB",
     provenance: dict[str, Any] | None = None,
     replace: bool = False,
@@ -114,6 +95,7 @@ def save_parts(
 
     Args:
         dtype: that the weights are stored in.
+        variant: goes into the names of the weights' files, such as "fp16".
         max_shard_size: larger safetensors are split, such as "14MB".
         provenance: written into `ldm.json` beside the defaults: where the model comes from.
         replace: take the place of a folder that exists.
@@ -123,15 +105,25 @@ def save_parts(
     """
     _check_plain(parts)
     with new_folder(folder, replace=replace) as temporary:
-        save_network(parts.denoiser.unet, temporary / "unet", dtype, max_shard_size)
-        save_network(parts.autoencoder.vae, temporary / "vae", dtype, max_shard_size)
-        save_network(parts.text_encoder.model, temporary / "text_encoder", dtype, max_shard_size)
-        _save_tokenizer(parts.text_encoder.tokenizer, temporary / "tokenizer")
-        write_json(temporary / "scheduler" / "scheduler_config.json", parts.scheduler_config)
-        write_json(temporary / "model_index.json", _model_index(parts))
+        save_network(parts.denoiser.unet, temporary / "unet", dtype, max_shard_size, variant)
+        save_network(parts.autoencoder.vae, temporary / "vae", dtype, max_shard_size, variant)
+        save_network(parts.text_encoder.model, temporary / "text_encoder", dtype, max_shard_size, variant)
+        save_small_files(parts, temporary)
         write_json(
             temporary / "ldm.json", {"defaults": asdict(parts.defaults), "provenance": provenance or {}}
         )
+
+
+def save_small_files(parts: ModelParts, folder: Path) -> None:
+    """Write what a stock folder has beside its networks: tokenizer, scheduler, and the list of the parts.
+
+    Raises:
+        UserError: a folder cannot hold the model.
+    """
+    _check_plain(parts)
+    _save_tokenizer(parts.text_encoder.tokenizer, folder / "tokenizer")
+    write_json(folder / "scheduler" / "scheduler_config.json", parts.scheduler_config)
+    write_json(folder / "model_index.json", _model_index(parts))
 
 
 def _check_plain(parts: ModelParts) -> None:

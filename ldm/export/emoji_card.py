@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ldm.export.card import Card, Measurement
+from ldm.export.card import Card, Measurement, measurement_table
 from ldm.files import read_json
 
 MAKE = "bash scripts/make_emoji_model.sh"
@@ -59,9 +59,12 @@ def emoji_card(runs: Path) -> Card:
             "language": "en",
             "tags": ["text-to-image", "latent-diffusion", "emoji"],
         },
-        sections={"Use": USAGE, "Data": DATA.format(num_images=evaluation["recall"]["num_training_images"])},
-        measurements=_measurements(autoencoder, text_encoder, evaluation),
-        limits=LIMITS,
+        sections={
+            "Use": USAGE,
+            "Data": DATA.format(num_images=evaluation["recall"]["num_training_images"]),
+            "Measured": measurement_table(_measurements(autoencoder, text_encoder, evaluation)),
+            "Limits": LIMITS,
+        },
     )
 
 

@@ -1,0 +1,65 @@
+"""A checkpoint named where a model is expected: its model is made by the training program that wrote it."""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ldm.errors import UserError
+
+FOLDER = re.compile(r"step-\d+")
+
+
+@contextmanager
+def model_of(source: str, weights: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What `ldm.export.source.load_source` is to be called with for a model, a run or a checkpoint.
+
+    A checkpoint's model is written for the moment. A run that is not finished gives its newest checkpoint.
+
+    Args:
+        weights: of a checkpoint: "average", "trained" or a width.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or `weights` is given for what has only one kind.
+    """
+    checkpoint = find_checkpoint(Path(source).expanduser(), always=weights is not None)
+    if checkpoint is None:
+        if weights is not None:
+            raise UserError(f"{source} has no checkpoint", "leave --weights out, or name a run or checkpoint")
+        yield source, {}
+        return
+    run = checkpoint.absolute().parents[1]
+    with tempfile.TemporaryDirectory(prefix="ldm-checkpoint-") as temporary:
+        folder = Path(temporary) / "model"
+        _write_model(checkpoint, folder, weights or "average")
+        yield str(folder), {"model_id": f"{run.name}-{checkpoint.name}", "run": run}
+
+
+def find_checkpoint(path: Path, *, always: bool) -> Path | None:
+    """The checkpoint that a path is, or of a run without a result its newest; None where there is none.
+
+    Args:
+        always: of a finished run, too.
+    """
+    if FOLDER.fullmatch(path.name) and (path / "state.json").is_file():
+        return path
+    if (path / "pipeline").is_dir() and not always:
+        return None
+    found = [each for each in path.glob("checkpoints/step-*") if (each / "state.json").is_file()]
+    return max(found, key=lambda each: int(each.name.removeprefix("step-")), default=None)
+
+
+def _write_model(checkpoint: Path, folder: Path, weights: str) -> None:
+    from ldm.cli.programs import find_home
+
+    home = find_home()
+    command = [sys.executable, "-m", f"{home.package}.from_checkpoint", str(checkpoint), str(folder), weights]
+    done = subprocess.run(command, env=home.environment(os.environ), capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1].removeprefix("error: ")
+        raise UserError(f"{checkpoint}: {said}")

@@ -1,0 +1,107 @@
+"""An export: written beside its place, read back by the library that others use, compared, and only then put there."""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ldm.errors import UserError
+from ldm.export.card_samples import draw_samples
+from ldm.export.formats import WRITERS
+from ldm.export.model_card import write_card
+from ldm.export.options import ExportOptions
+from ldm.export.outgoing import CARD, REPORT
+from ldm.export.source import ExportSource
+from ldm.export.verify import Verdict
+from ldm.files import new_folder, sha256_file, write_json
+from ldm.version import __version__
+
+Say = Callable[[str], None]
+"""Told what is being done, a line each."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What `export` did.
+
+    Attributes:
+        dest: the folder.
+        verdicts: of the readers, one or more.
+    """
+
+    dest: Path
+    verdicts: tuple[Verdict, ...]
+
+
+def export(
+    source: ExportSource, dest: Path, options: ExportOptions, *, say: Say = lambda _: None
+) -> ExportReport:
+    """Write a model for other programs into a new folder, whole and verified, or not at all.
+
+    Raises:
+        UserError: the folder exists, the format does not fit the model, or the reader does not read what was written
+            or draws something else; what was written is then kept in `DEST.failed`.
+    """
+    with new_folder(dest, replace=options.overwrite) as temporary:
+        say(f"writing {options.format}")
+        read_back = WRITERS[options.format](source, temporary, options, dest.name)
+        say("reading it back in a fresh process")
+        try:
+            verdicts = read_back()
+        except UserError as error:
+            raise _set_aside(temporary, dest, error.what) from error
+        write_json(temporary / REPORT, _report(source, options, temporary, verdicts))
+        if bad := [verdict for verdict in verdicts if not verdict.passed]:
+            raise _set_aside(temporary, dest, str(bad[0]))
+        say("writing the model card")
+        write_card(
+            temporary,
+            source,
+            title=options.title or source.model_id,
+            licence=options.licence,
+            repo_id=options.repo_id,
+            format=options.format,
+            samples=draw_samples(source, options.num_samples),
+            name=dest.name,
+        )
+    return ExportReport(dest, verdicts)
+
+
+def _set_aside(temporary: Path, dest: Path, reason: str) -> UserError:
+    """Keep what failed beside its place, in place of an older failure."""
+    failed = dest.with_name(dest.name + ".failed")
+    if failed.exists():
+        shutil.rmtree(failed)
+    os.replace(temporary, failed)
+    return UserError(f"the export is not what it should be: {reason}", f"it is kept in {failed}")
+
+
+def _report(
+    source: ExportSource, options: ExportOptions, folder: Path, verdicts: tuple[Verdict, ...]
+) -> dict[str, Any]:
+    made = {"program": "open-ldm", "version": __version__}
+    origin = {"model_id": source.model_id, "weights_hash": source.weights_hash}
+    if source.adapter:
+        origin["base_weights_hash"] = source.adapter.base_weights_hash
+    kept = ("format", "dtype", "variant", "fuse")
+    return {
+        "format": options.format,
+        "made_by": made,
+        "source": origin,
+        "options": {key: value for key, value in asdict(options).items() if key in kept},
+        "verified": [verdict.to_dict() for verdict in verdicts],
+        "files": files_with_hashes(folder),
+    }
+
+
+def files_with_hashes(folder: Path) -> Mapping[str, dict[str, Any]]:
+    """SHA-256 and size in bytes of every file of an artefact, by its path; the card may be edited and is left out."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in found}
+    return {
+        name: {"sha256": sha256_file(path), "size_bytes": path.stat().st_size}
+        for name, path in names.items()
+        if name not in (CARD, REPORT) and not name.startswith("samples/")
+    }
