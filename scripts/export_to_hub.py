@@ -1,0 +1,42 @@
+"""A training run to the Hub: python scripts/export_to_hub.py runs/NAME exports/NAME USER/NAME --licence mit"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ldm.errors import UserError
+from ldm.export.artefact import export
+from ldm.export.hub import push_folder
+from ldm.export.options import ExportOptions
+from ldm.export.source import load_source
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Export a run, have it read back, and send it to the Hub.")
+    parser.add_argument("run", type=Path, help="a run's folder, or a model's")
+    parser.add_argument("dest", type=Path, help="where the export goes; it must not be there")
+    parser.add_argument("repo_id", metavar="USER/NAME", help="the repository; it is private if it is made")
+    parser.add_argument("--format", default="diffusers", help="as of `ldm export` (diffusers)")
+    parser.add_argument("--dtype", default="float16", help="of the stored weights (float16)")
+    parser.add_argument("--licence", help="of the weights, such as mit; it goes into the card")
+    parser.add_argument("--public", action="store_true", help="publish it")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse()
+    options = ExportOptions(format=args.format, dtype=args.dtype, licence=args.licence, repo_id=args.repo_id)
+    try:
+        made = export(load_source(args.run), args.dest, options, say=print)
+        print(*made.verdicts, sep="\n")
+        report = push_folder(args.dest, args.repo_id, public=args.public, create_pr=args.create_pr, say=print)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{report.url}: {len(report.files)} files, arrived whole")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
