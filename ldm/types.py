@@ -61,12 +61,14 @@ class Step:
         evaluation: denoiser call, from 0 (a second-order step makes two).
         timestep: the training timestep that the denoiser is told.
         sigma: noise level at that timestep, sigma/alpha in the path's terms.
+        fraction: of the sampling steps, how many are done before this one; 0 to below 1.
     """
 
     index: int
     evaluation: int
     timestep: float
     sigma: float
+    fraction: float = 0.0
 
 
 class Denoiser(Protocol):

@@ -28,7 +28,7 @@ def main() -> int:
             if subprocess.run([sys.executable, "-m", "ldm", *command]).returncode:
                 return 1
             score = ["--model", str(run_dir), "--output", str(run_dir / "score")]
-            scenes = ["--num-scenes", str(options.num_scenes)]
+            scenes = ["--num-scenes", str(options.num_scenes), "--plain"]  # as the recipe's data
             if not (run_dir / "score").exists():
                 subprocess.run([sys.executable, "scripts/score_shapes.py", *score, *scenes], check=True)
     reports = {p.parent.name: read_json(p / "report.json") for p in sorted(options.runs.glob("*/score"))}

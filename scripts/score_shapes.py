@@ -7,6 +7,7 @@ from pathlib import Path
 from ldm.errors import UserError
 from ldm.evaluate.shapes import score_shapes
 from ldm.pipeline import load_pipeline
+from ldm.request import PRESETS
 
 
 def main() -> int:
@@ -19,6 +20,7 @@ def main() -> int:
     )
     parser.add_argument("--num-scenes", type=int, default=500, help="scenes of each kind, seen and held out")
     parser.add_argument("--plain", action="store_true", help="one or two large things on white only")
+    parser.add_argument("--preset", choices=PRESETS, default="full", help="of `ldm generate`")
     options = parser.parse_args()
     try:
         report = score_shapes(
@@ -26,6 +28,7 @@ def main() -> int:
             options.output,
             num_scenes=options.num_scenes,
             plain=options.plain,
+            settings=PRESETS[options.preset],
             on_progress=lambda done: print(
                 f"\r{done}/{options.num_scenes}", end="", file=sys.stderr, flush=True
             ),

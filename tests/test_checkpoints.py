@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.errors import UserError
 from ldm.disk import check_free_space
+from ldm.errors import UserError
 from ldm.files import manifest_fault, read_tensors, remove_leftovers
 from tests.tiny_training import PointTask, assert_same_run, make_settings, outcome, train
 from train.checkpoints import checkpoints, newest_whole, remove_old, step_of

@@ -146,7 +146,7 @@ def test_low_memory_makes_the_same_pictures_one_at_a_time(monkeypatch: pytest.Mo
 
     def counting(self: Pipeline, prompts: list[str], **options: Any) -> Any:
         assert self.low_memory
-        sizes.append(len(prompts) * options["num_images"])
+        sizes.append(len(options["seeds"]))
         return make(self, prompts, **options)
 
     monkeypatch.setattr(Pipeline, "generate", counting)

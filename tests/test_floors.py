@@ -12,9 +12,9 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = {  # a room is a module or a folder; it imports rooms of lower floors and, if it is a folder, itself
     0: "ldm.errors ldm.types ldm.version",
-    1: "ldm.averages ldm.config ldm.disk ldm.noise ldm.files ldm.scheduler_names",
+    1: "ldm.averages ldm.config ldm.disk ldm.noise ldm.files ldm.redaction ldm.scheduler_names",
     1.5: "ldm.schedule",  # its settings are made with ldm.config
-    2: "ldm.images ldm.objective ldm.sampling",
+    2: "ldm.curves ldm.images ldm.objective ldm.sampling",
     3: "ldm.data ldm.models",
     4: "ldm.pipeline",
     5: "ldm.generation ldm.export ldm.evaluate ldm",  # `ldm` is ldm/__init__.py, the public names
@@ -28,9 +28,17 @@ HALVES = {  # one noun in several files at the top level: these stand in the roo
     "ldm.png_metadata": "ldm.images",
     "ldm.schedulers": "ldm.sampling",
     "ldm.model_folder": "ldm.pipeline",
+    "ldm.devices": "ldm.pipeline",
+    "ldm.engine_choice": "ldm.pipeline",
+    "ldm.lora_files": "ldm.pipeline",
+    "ldm.loras": "ldm.pipeline",
     "ldm.model_parts": "ldm.pipeline",
     "ldm.model_source": "ldm.pipeline",
+    "ldm.parts": "ldm.pipeline",
+    "ldm.pickled_file": "ldm.pipeline",
     "ldm.request": "ldm.pipeline",
+    "ldm.single_file": "ldm.pipeline",
+    "ldm.safetensors_header": "ldm.files",
 }
 
 INSIDE_FUNCTIONS = {"xformers", "openvino"}

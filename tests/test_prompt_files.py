@@ -37,6 +37,8 @@ def test_a_jsonl_file_has_settings_a_line(tmp_path: Path) -> None:
         "num_inference_steps": 3,
         "guidance_scale": 4,
         "guidance_rescale": 0.5,
+        "guidance_interval": (0.2, 0.8),
+        "deep_features_every": 2,
         "scheduler": "euler",
         "karras": False,
         "max_prompt_chunks": 2,
@@ -178,9 +180,7 @@ def test_batches_hold_every_picture_once_with_its_settings_and_seed(batch_size: 
     assert sorted(numbers) == [picture.number for picture in pictures]
     for batch in batches:
         assert 1 <= len(batch.pictures) <= batch_size
-        # what `Pipeline.generate` makes of the arguments, in its order
-        made = [(prompt, batch.seed + i) for prompt in batch.prompts for i in range(batch.num_images)]
-        assert made == seeds_of(list(batch.pictures))
+        assert list(zip(batch.prompts, batch.seeds, strict=True)) == seeds_of(list(batch.pictures))
         for picture in batch.pictures:
             own = picture.prompt.given()
             assert batch.settings == {key: own[key] for key in own if key in ("scheduler", "karras")}
@@ -189,5 +189,10 @@ def test_batches_hold_every_picture_once_with_its_settings_and_seed(batch_size: 
 def test_prompts_with_the_same_settings_share_batches() -> None:
     prompts = [Prompt(prompt=str(i), scheduler=("euler", "ddim")[i % 2]) for i in range(8)]
     assert [len(batch.pictures) for batch in plan_batches(list_pictures(prompts), 4)] == [4, 4]
-    many = plan_batches(list_pictures([Prompt(prompt=str(i), num_images=3) for i in range(4)]), 8)
-    assert [(batch.prompts, batch.num_images) for batch in many] == [(["0", "1"], 3), (["2", "3"], 3)]
+
+
+def test_prompts_with_other_seeds_and_numbers_of_images_share_batches_too() -> None:
+    prompts = [Prompt(prompt=str(i), seed=i * 10, num_images=i + 1) for i in range(3)]
+    batches = plan_batches(list_pictures(prompts), 4)
+    assert [batch.seeds for batch in batches] == [[0, 10, 11, 20], [21, 22]]
+    assert [batch.prompts for batch in batches] == [["0", "1", "1", "2"], ["2", "2"]]

@@ -51,6 +51,15 @@ def test_the_commands_run(block: str, tmp_path: Path) -> None:
     assert Image.open(first).tobytes() == Image.open(second).tobytes()
 
 
+@pytest.mark.slow
+def test_the_commands_for_use_elsewhere_run(tmp_path: Path) -> None:
+    (block,) = marked_blocks(README.replace("<!-- slow test -->", "<!-- test -->"), "bash")[1:]
+    said = run(["bash", "-euo", "pipefail", "-c", block], tmp_path)
+    assert len(block.strip().splitlines()) == 4
+    assert "read by diffusers" in said and "nothing was sent" in said
+    assert {path.name for path in (tmp_path / "exported").iterdir()} == {"emoji", "half"}
+
+
 @pytest.mark.parametrize("block", marked_blocks(README, "python"))
 def test_the_python_runs(block: str, tmp_path: Path) -> None:
     printed = run([sys.executable, "-c", block], tmp_path)

@@ -12,12 +12,16 @@ from typer.core import TyperGroup
 from ldm.cli.data import data_app
 from ldm.cli.doctor import doctor
 from ldm.cli.ema import ema
+from ldm.cli.export import export
 from ldm.cli.generate import generate
+from ldm.cli.import_model import import_model
 from ldm.cli.info import info
 from ldm.cli.init import init
 from ldm.cli.plot import plot
+from ldm.cli.push import push
 from ldm.cli.schema import schema
 from ldm.cli.train import train
+from ldm.cli.verify import verify
 from ldm.errors import UserError
 from ldm.version import __version__
 
@@ -80,6 +84,10 @@ app.command()(train)
 app.command()(plot)
 app.command()(schema)
 app.command()(ema)
+app.command()(export)
+app.command()(verify)
+app.command()(push)
+app.command(name="import")(import_model)
 app.command()(info)
 app.add_typer(data_app, name="data")
 app.command()(doctor)

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
@@ -81,6 +82,7 @@ def _version(package: str) -> str:
 
 def _fault(module: str) -> str:
     """Why a module cannot be imported, or an empty string; a wrong pair of packages can raise anything."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # openvino reports its import by it
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

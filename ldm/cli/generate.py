@@ -23,6 +23,7 @@ def generate(
     prompt_file: options.PromptFile = None,
     from_image: options.FromImage = None,
     model: options.Model = None,
+    lora: options.Lora = None,
     output: options.Output = Path("outputs"),
     overwrite: options.Overwrite = False,
     grid: options.Grid = False,
@@ -31,6 +32,9 @@ def generate(
     num_inference_steps: options.NumInferenceSteps = None,
     guidance_scale: options.GuidanceScale = None,
     guidance_rescale: options.GuidanceRescale = None,
+    guidance_interval: options.GuidanceInterval = None,
+    deep_features_every: options.DeepFeaturesEvery = None,
+    preset: options.Preset = None,
     negative_prompt: options.NegativePrompt = None,
     scheduler: options.Scheduler = None,
     karras: options.Karras = None,
@@ -38,6 +42,7 @@ def generate(
     width: options.Width = None,
     batch_size: options.BatchSize = None,
     low_memory: options.LowMemory = False,
+    engine: options.Engine = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
 ) -> None:
@@ -57,6 +62,9 @@ def generate(
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         guidance_rescale=guidance_rescale,
+        guidance_interval=guidance_interval,
+        deep_features_every=deep_features_every,
+        preset=preset,
         negative_prompt=negative_prompt,
         scheduler=scheduler,
         karras=karras,
@@ -66,17 +74,20 @@ def generate(
     recipe, pictures = _plan(prompts or [], prompt_file, from_image, given)
     target = Target(output, overwrite=overwrite, grid=grid)
     target.check(pictures)
-    engine = Engine(model, device, dtype, low_memory, batch_size or (1 if low_memory else 8))
-    _make(pictures, target, engine, recipe)
+    batch_size = batch_size or (1 if low_memory else 8)
+    means = Means(model, tuple(lora or ()), engine, device, dtype, low_memory, batch_size)
+    _make(pictures, target, means, recipe)
     for path in target.paths(pictures):
         typer.echo(path)
 
 
 @dataclass(frozen=True)
-class Engine:
+class Means:
     """What the pictures are made with."""
 
     model: str | None
+    loras: tuple[str, ...]
+    engine: str | None
     device: str | None
     dtype: str | None
     low_memory: bool
@@ -108,19 +119,19 @@ def _plan(
     return recipe, list_pictures([prompt.over(base) for prompt in prompts])
 
 
-def _make(pictures: "list[Picture]", target: "Target", engine: Engine, recipe: "Recipe | None") -> None:
+def _make(pictures: "list[Picture]", target: "Target", means: Means, recipe: "Recipe | None") -> None:
     """Load the model, make the pictures and write them."""
     from ldm.cli.progress import work_bar
     from ldm.generation.batches import write_pictures
 
     count, num_written = f"{len(pictures)} picture{'s' if len(pictures) > 1 else ''}", 0
     try:
-        with work_bar("step") as bar, _own_warnings():
+        with work_bar("step") as bar, own_warnings():
             bar.say("loading the model")
-            pipeline = _load(engine, recipe)
+            pipeline = _load(means, recipe, pictures)
             bar.say(count)
             written = write_pictures(
-                pipeline, pictures, target, batch_size=engine.batch_size, on_progress=bar.show
+                pipeline, pictures, target, batch_size=means.batch_size, on_progress=bar.show
             )
             for _ in written:
                 num_written += 1
@@ -128,21 +139,42 @@ def _make(pictures: "list[Picture]", target: "Target", engine: Engine, recipe: "
         raise KeyboardInterrupt(f"stopped; {num_written} of {count} written to {target.folder}") from None
 
 
-def _load(engine: Engine, recipe: "Recipe | None") -> "Pipeline":
+def _load(means: Means, recipe: "Recipe | None", pictures: "list[Picture]") -> "Pipeline":
     """The model, which must be the one that made the picture unless another was named.
 
     Raises:
-        UserError: there is no such model, or it has other weights than the recipe says.
+        UserError: there is no such model or LoRA, or it has other weights than the recipe says, or the engine
+            cannot be used.
     """
+    from ldm.engine_choice import choose_engine
+    from ldm.generation.batches import work_of
     from ldm.pipeline import load_pipeline
 
-    model = engine.model or (recipe.model() if recipe else "emoji")
-    dtype = engine.dtype or (recipe.dtype if recipe else None)
-    pipeline = load_pipeline(model, device=engine.device, dtype=dtype)
-    pipeline.low_memory = engine.low_memory
+    model = means.model or (recipe.model() if recipe else "emoji")
+    dtype = means.dtype or (recipe.dtype if recipe else None)
+    loras = _loras(means, recipe)
+    pipeline = load_pipeline(model, loras=loras, device=means.device, dtype=dtype)
+    pipeline.low_memory = means.low_memory
     if recipe:
-        _check_weights(recipe, pipeline.weights_hash, named=engine.model is not None)
+        _check_weights(recipe, pipeline.weights_hash, named=means.model is not None)
+    engine = means.engine or (recipe.engine if recipe else "torch")
+    pipeline.engine = choose_engine(engine, pipeline.denoiser, work_of(pipeline, pictures))
     return pipeline
+
+
+def _loras(means: Means, recipe: "Recipe | None") -> "list[tuple[Path, float]]":
+    """The LoRAs that are given, which must be those of the recipe unless others are named."""
+    from ldm.generation.recipe import GivenLora, weigh_loras
+    from ldm.loras import lora_hash, split_weight
+
+    named = [split_weight(text) for text in means.loras]
+    given = [GivenLora(path, lora_hash(path), weight) for path, weight in named]
+    fault = recipe.missing_loras(given) if recipe else ""
+    if fault and not given:
+        raise UserError(fault, "say where it lies with --lora FILE")
+    if fault:
+        typer.echo(f"warning: {fault}, so the picture will be another one", err=True)
+    return weigh_loras(recipe, given)
 
 
 def _check_weights(recipe: "Recipe", weights_hash: str | None, *, named: bool) -> None:
@@ -155,7 +187,7 @@ def _check_weights(recipe: "Recipe", weights_hash: str | None, *, named: bool) -
 
 
 @contextmanager
-def _own_warnings() -> Iterator[None]:
+def own_warnings() -> Iterator[None]:
     """Say our warnings in a line each, once; those of the libraries are not for the user of a command."""
     from ldm.pipeline import LdmWarning
 

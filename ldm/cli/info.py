@@ -16,7 +16,7 @@ def info(
         str,
         typer.Argument(
             metavar="MODEL|PNG",
-            help="A model (emoji, a model folder, a training run's folder, a Hub id) or a PNG made by "
+            help="A model (emoji, a folder, a .safetensors file, a training run's folder, a Hub id) or a PNG made by "
             "`ldm generate`.",
         ),
     ] = "emoji",
@@ -26,7 +26,8 @@ def info(
     Of a model: its parts and their sizes, prediction type, noise schedule, defaults, the schedulers that fit.
     Of a PNG made by `ldm generate`: the settings inside it.
     """
-    if model.lower().endswith(".png") or Path(model).is_file():
+    is_file = Path(model).is_file() and not model.endswith(".safetensors")
+    if model.lower().endswith(".png") or is_file:
         from ldm.png_metadata import read_settings
 
         rows = _flat(read_settings(model))
@@ -92,7 +93,8 @@ def _networks(pipeline: "Pipeline") -> dict[str, Any]:
 
 
 def _megabytes(folder: Path) -> str:
-    size_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    paths = [folder] if folder.is_file() else folder.rglob("*")
+    size_bytes = sum(path.stat().st_size for path in paths if path.is_file())
     return f"{size_bytes / 1e6:.1f} MB"
 
 

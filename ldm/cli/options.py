@@ -1,7 +1,7 @@
 """The options of `ldm generate`: their types, bounds and what their help teaches."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -30,10 +30,21 @@ FromImage = Annotated[
 Model = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME|FOLDER|HUB_ID",
+        metavar="NAME|FOLDER|FILE|HUB_ID",
         help="What to generate with: emoji (comes with this program), a folder in the diffusers layout such "
-        "as a Stable Diffusion checkpoint, a training run's folder, or a Hub id such as user/name, which is "
-        "downloaded once. Safetensors only.  [default: emoji]",
+        "as a Stable Diffusion checkpoint, a .safetensors file in the layout of the original programs, a training "
+        "run's folder, or a Hub id such as user/name or "
+        "user/name@revision, which is downloaded once. Safetensors only.  [default: emoji]",
+    ),
+]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="FILE[:WEIGHT]",
+        help="Add a LoRA to the model: a .safetensors file for diffusers or in kohya's naming, a folder for peft, or "
+        "a training run. WEIGHT is how much of it: 1 is as trained. Several may be given, each with its own "
+        "--lora; their order makes no difference.  [default weight: 1]",
     ),
 ]
 Output = Annotated[
@@ -83,6 +94,32 @@ GuidanceRescale = Annotated[
         help="Takes the glare out of a high guidance scale: 0 is off, 0.7 is usual where needed.",
     ),
 ]
+GuidanceInterval = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        metavar="START END",
+        help="Use guidance in a part of the sampling only; the rest is twice as fast, and often better. Rising "
+        "numbers are fractions of the steps: 0 0.5 is their first half. Falling ones are noise levels, noise "
+        "over signal: 5 0.3.  [default: 0 1, all steps]",
+    ),
+]
+DeepFeaturesEvery = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Compute the deep levels of the network at every N-th step only and use them again in between: "
+        "faster, and the picture changes; the more steps, the less.  [default: 1]",
+    ),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="fast: guidance in the first half of the steps and deep levels at every third; full: leave nothing "
+        "out, as without a preset. Options given beside it win.",
+    ),
+]
 NegativePrompt = Annotated[
     str | None,
     typer.Option(metavar="TEXT", help="What the pictures should not show; needs a guidance scale above 1."),
@@ -121,6 +158,14 @@ LowMemory = Annotated[
         "--low-memory",
         help="Use less memory and more time, for the same pictures: one at a time, and on a GPU only that "
         "part of the model that is at work.",
+    ),
+]
+Engine = Annotated[
+    Literal["torch", "openvino", "auto"] | None,
+    typer.Option(
+        help="What runs the denoiser: torch; openvino, which is faster on a CPU (pip install open-ldm[openvino]), in "
+        "float32 and for the same picture within a step of its 255 levels; or auto, which is openvino where that is "
+        "installed and its conversion, kept in the cache, is done or worth its seconds.  [default: torch]",
     ),
 ]
 Device = Annotated[

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from ldm.data.cache_shards import Parts, ShardStore
-from ldm.errors import UserError
 from ldm.disk import free_bytes
+from ldm.errors import UserError
 
 MAX_SHARD_ENTRIES = 256
 MAX_SHARD_BYTES = 64 * 2**20

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from ldm.engine_choice import Work
 from ldm.files import write_bytes
 from ldm.generation.pictures import Picture, Target
+from ldm.generation.prompts import Prompt
 from ldm.images import image_grid
 from ldm.png_metadata import write_png
 
 if TYPE_CHECKING:
+    from ldm.model_folder import Defaults
     from ldm.pipeline import OnStep, Pipeline
 
 OnProgress = Callable[[int, int], None]
@@ -23,25 +26,22 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class PictureBatch:
-    """Pictures that one call of `Pipeline.generate` makes: some prompts, each with the same seeds.
+    """Pictures that one call of `Pipeline.generate` makes, each with its own prompt and seed.
 
     Attributes:
-        pictures: prompt-major, as the pipeline returns them.
-        num_images: pictures of each prompt.
         settings: the other arguments of the call.
     """
 
     pictures: tuple[Picture, ...]
-    num_images: int
     settings: dict[str, Any]
 
     @property
-    def seed(self) -> int:
-        return self.pictures[0].seed
+    def prompts(self) -> list[str]:
+        return [picture.prompt.prompt for picture in self.pictures]
 
     @property
-    def prompts(self) -> list[str]:
-        return [picture.prompt.prompt for picture in self.pictures[:: self.num_images]]
+    def seeds(self) -> list[int]:
+        return [picture.seed for picture in self.pictures]
 
 
 def plan_batches(pictures: Sequence[Picture], batch_size: int) -> list[PictureBatch]:
@@ -51,27 +51,32 @@ def plan_batches(pictures: Sequence[Picture], batch_size: int) -> list[PictureBa
     """
     alike: dict[tuple[tuple[str, Any], ...], list[Picture]] = {}
     for picture in pictures:
-        settings = picture.prompt.model_dump(exclude={"prompt"}, exclude_none=True)
+        settings = picture.prompt.model_dump(exclude={"prompt", "seed", "num_images"}, exclude_none=True)
         alike.setdefault(tuple(sorted(settings.items())), []).append(picture)
-    return [batch for same in alike.values() for batch in _cut(same, batch_size)]
+    return [
+        PictureBatch(tuple(same[start : start + batch_size]), dict(settings))
+        for settings, same in alike.items()
+        for start in range(0, len(same), batch_size)
+    ]
 
 
-def _cut(pictures: list[Picture], batch_size: int) -> Iterator[PictureBatch]:
-    """Batches of pictures whose prompts ask for the same settings and so for the same seeds."""
-    settings = pictures[0].prompt.model_dump(exclude={"prompt", "seed", "num_images"}, exclude_none=True)
-    num_images = pictures[0].prompt.num_images or 1
-    if num_images >= batch_size:  # each prompt alone, in pieces of its seeds
-        for start in range(0, len(pictures), num_images):
-            for piece in _pieces(pictures[start : start + num_images], batch_size):
-                yield PictureBatch(piece, len(piece), settings)
-        return
-    for piece in _pieces(pictures, batch_size // num_images * num_images):
-        yield PictureBatch(piece, num_images, settings)
+def work_of(pipeline: "Pipeline", pictures: Sequence[Picture]) -> Work:
+    """What the denoiser will be given for some pictures; their size is taken to be that of the first."""
+    defaults, first = pipeline.defaults, pictures[0].prompt
+    num_rows = sum(_rows_of(picture.prompt, defaults) for picture in pictures)
+    reuses = any((picture.prompt.deep_features_every or 1) > 1 for picture in pictures)
+    sides = (first.height or defaults.height, first.width or defaults.width)
+    height, width = (max(1, side // pipeline.autoencoder.pixels_per_latent) for side in sides)
+    return Work(round(num_rows), height, width, pipeline.text_encoder.context_length, reuses)
 
 
-def _pieces(pictures: list[Picture], size: int) -> Iterator[tuple[Picture, ...]]:
-    for start in range(0, len(pictures), size):
-        yield tuple(pictures[start : start + size])
+def _rows_of(prompt: Prompt, defaults: "Defaults") -> float:
+    """Rows that the denoiser computes for a picture, as if whole: noise levels count as all steps."""
+    scale = defaults.guidance_scale if prompt.guidance_scale is None else prompt.guidance_scale
+    start, end = prompt.guidance_interval or (0.0, 1.0)
+    guided = (end - start if start < end else 1.0) if scale > 1 else 0.0
+    num_steps = prompt.num_inference_steps or defaults.num_inference_steps
+    return num_steps * (1 + guided) / (prompt.deep_features_every or 1)
 
 
 def generate_pictures(
@@ -94,8 +99,7 @@ def generate_pictures(
     for index, batch in enumerate(batches):
         made = pipeline.generate(
             batch.prompts,
-            seed=batch.seed,
-            num_images=batch.num_images,
+            seeds=batch.seeds,
             batch_size=batch_size,
             on_step=_counting(on_progress, sum(num_steps[:index]), num_steps[index], sum(num_steps)),
             **batch.settings,

@@ -5,11 +5,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ldm.config import Settings, validate
 from ldm.data.metadata import decode_utf8
 from ldm.errors import UserError, unknown_name
+from ldm.request import PRESETS
+from ldm.sampling import check_interval
 from ldm.scheduler_names import SCHEDULERS
 from ldm.types import MAX_PROMPT_CHUNKS
 
@@ -25,6 +27,12 @@ class PictureSettings(Settings):
     num_inference_steps: int | None = Field(None, ge=1, description="sampling steps")
     guidance_scale: float | None = Field(None, description="how strongly to follow the prompt; 1 is not")
     guidance_rescale: float | None = Field(None, ge=0, le=1, description="takes back over-exposure, 0 to 1")
+    guidance_interval: tuple[float, float] | None = Field(
+        None, description="where guidance is used: rising fractions of the steps, or falling noise levels"
+    )
+    deep_features_every: int | None = Field(
+        None, ge=1, description="the UNet's deep levels are computed at every n-th step"
+    )
     scheduler: str | None = Field(None, description="the sampler's short name")
     karras: bool | None = Field(None, description="space the noise levels as Karras et al. 2022")
     max_prompt_chunks: int | None = Field(
@@ -35,6 +43,28 @@ class PictureSettings(Settings):
     )
     height: int | None = Field(None, ge=1, description="pixels")
     width: int | None = Field(None, ge=1, description="pixels")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, given: Any) -> Any:
+        """`preset` stands for settings by name; those that are named themselves win."""
+        if not isinstance(given, dict) or "preset" not in given:
+            return given
+        named = {key: value for key, value in given.items() if key != "preset"}
+        try:
+            return {**preset_settings(given["preset"]), **{k: v for k, v in named.items() if v is not None}}
+        except UserError as error:
+            raise ValueError(str(error)) from None
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _is_interval(cls, interval: tuple[float, float] | None) -> tuple[float, float] | None:
+        try:
+            if interval is not None:
+                check_interval(interval)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return interval
 
     @field_validator("scheduler")
     @classmethod
@@ -68,6 +98,19 @@ class Prompt(PictureSettings):
     def over(self, base: PictureSettings) -> "Prompt":
         """This prompt, with what it leaves open taken from `base`."""
         return Prompt(**{**base.given(), **self.given()})
+
+
+def preset_settings(name: str | None) -> dict[str, Any]:
+    """The settings that a preset stands for; without a name, none.
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    if name is None:
+        return {}
+    if not isinstance(name, str) or name not in PRESETS:
+        raise unknown_name("preset", str(name), PRESETS)
+    return dict(PRESETS[name])
 
 
 def check_scheduler(name: str) -> None:
