@@ -119,7 +119,7 @@ def test_config_names_the_special_tokens() -> None:
 
 
 def test_a_tower_with_layer_scales_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"layers\.0\.ls_1\.gamma"):
+    with pytest.raises(ValueError, match=r"resblocks\.0\.ls_1\.gamma"):
         to_transformers(make_other_model(ls_init_value=0.1))
 
 

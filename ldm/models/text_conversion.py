@@ -11,6 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm.config import Settings
 from ldm.errors import UserError
+from ldm.models.original_text import from_open_clip
 
 
 class ClipShape(Settings):
@@ -124,34 +125,15 @@ def _activation_name(activation: nn.Module) -> str:
     raise ValueError(f"not an activation of CLIP: {activation}")
 
 
+TEXT_TOWER = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.")
+"""What the names of a text tower's weights begin with in open_clip."""
+
+
 def _text_weights(model: open_clip.model.CLIP) -> dict[str, Tensor]:
     """The text tower's weights under the names of CLIPTextModel."""
-    weights = {
-        "embeddings.token_embedding.weight": model.token_embedding.weight,
-        "embeddings.position_embedding.weight": model.positional_embedding,
-        "final_layer_norm.weight": model.ln_final.weight,
-        "final_layer_norm.bias": model.ln_final.bias,
-    }
-    for index, block in enumerate(model.transformer.resblocks):
-        for name, tensor in block.state_dict().items():
-            weights |= _block_weights(f"encoder.layers.{index}", name, tensor)
-    return weights
-
-
-_BLOCK_NAMES = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-    "attn.out_proj": "self_attn.out_proj",
-}
-
-
-def _block_weights(layer: str, name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """One tensor of a block; the joint input projection becomes three: query, key, value."""
-    if name.startswith("attn.in_proj_"):
-        kind = name.removeprefix("attn.in_proj_")
-        parts = zip("qkv", tensor.chunk(3), strict=True)
-        return {f"{layer}.self_attn.{letter}_proj.{kind}": part for letter, part in parts}
-    module, kind = name.rsplit(".", 1)
-    return {f"{layer}.{_BLOCK_NAMES.get(module, module)}.{kind}": tensor}
+    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(TEXT_TOWER)}
+    try:
+        return from_open_clip(own)
+    except KeyError as error:
+        odd = next(name for name in own if error.args[0] in name)
+        raise ValueError(f"not a plain CLIP text tower: {odd}") from None
