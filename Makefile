@@ -23,12 +23,14 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "openvino and not slow"
 
 test-all: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu and not openvino"
+	$(BIN)/python -m pytest -m openvino
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .

@@ -22,6 +22,7 @@ from ldm.model_folder import Defaults, weights_hash
 from ldm.model_parts import ModelParts, load_parts, save_parts
 from ldm.model_source import find_model
 from ldm.models.autoencoder import KLAutoencoder
+from ldm.models.compiled import is_compiled
 from ldm.models.denoiser import UNetDenoiser
 from ldm.models.engines import OpenVINODenoiser
 from ldm.models.text import ClipTextEncoder
@@ -280,9 +281,15 @@ class Pipeline:
         multiple = self.autoencoder.pixels_per_latent
         return self.denoiser.num_channels, request.height // multiple, request.width // multiple
 
+    def settings_of(self, prompts: Sequence[str], seeds: Sequence[int], **given: Any) -> list[dict[str, Any]]:
+        """The settings that `generate` would give its pictures, none of which is made; arguments as there."""
+        request = complete_request(self.defaults, multiple=self.autoencoder.pixels_per_latent, **given)
+        return [self._settings(request, *row, None) for row in zip(prompts, seeds, strict=True)]
+
     def _settings(self, request: Request, prompt: str, seed: int, noise: Tensor | None) -> dict[str, Any]:
         """Everything needed to make one picture again, ready for JSON."""
         made_with: dict[str, Any] = {"model_id": self.model_id, "weights_hash": self.weights_hash}
         made_with |= {"loras": [asdict(lora) for lora in self.loras]} if self.loras else {}
         made_with |= program_settings(next(self.denoiser.parameters()).dtype, self.engine)
+        made_with |= {"compiled": True} if is_compiled(self.denoiser) else {}
         return request.picture_settings(prompt, seed, noise) | made_with

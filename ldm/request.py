@@ -4,7 +4,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from operator import index
 from typing import Any
@@ -78,6 +78,14 @@ class Request:
         return guide(reusing, negative, self.guidance_scale, self.guidance_rescale, self.guidance_interval)
 
 
+LEFT_OUT: Mapping[str, Any] = {
+    **{field.name: None for field in fields(Request)},
+    **{"negative_prompt": "", "karras": False},
+    **PRESETS["full"],
+}
+"""What `Pipeline.generate` takes for an argument that is left out."""
+
+
 @dataclass(frozen=True)
 class Generation:
     """What `Pipeline.generate` made; image i of prompt p stands at p * num_images + i.
@@ -113,13 +121,15 @@ def program_settings(dtype: torch.dtype, engine: Any = None) -> dict[str, Any]:
     }
 
 
-def complete_request(defaults: Defaults, *, multiple: int, latents: Tensor | None, **given: Any) -> Request:
+def complete_request(
+    defaults: Defaults, *, multiple: int, latents: Tensor | None = None, **given: Any
+) -> Request:
     """A request in which every None is filled in from the defaults, and the size fits the model.
 
     Args:
         multiple: height and width are rounded to multiples of it, in pixels.
         latents: initial noise [N, C, h, w]; it sets the size where none is given.
-        given: the fields of `Request`, None for what the user left open.
+        given: fields of `Request`, None for what the user left open; what is not named is as `LEFT_OUT` has it.
 
     Raises:
         UserError: a value is out of range, or the scheduler is unknown.
@@ -127,6 +137,7 @@ def complete_request(defaults: Defaults, *, multiple: int, latents: Tensor | Non
     Warns:
         LdmWarning: a size is rounded.
     """
+    given = {**LEFT_OUT, **given}
     for axis, name in enumerate(("height", "width"), start=2):
         if given[name] is None and latents is not None:
             given[name] = latents.shape[axis] * multiple

@@ -46,6 +46,7 @@ class NoiseSchedule:
         if settings.rescale_betas_zero_snr:
             betas = _zero_terminal_snr(betas)
         self.alphas_cumprod = torch.cumprod(1.0 - betas, dim=0)
+        self._levels: dict[torch.device, Tensor] = {}
 
     def alpha(self, timesteps: Tensor) -> Tensor:
         """alpha_t as [B, 1, 1, 1] for integer timesteps [B]."""
@@ -57,7 +58,7 @@ class NoiseSchedule:
 
     def snr(self, timesteps: Tensor) -> Tensor:
         """alpha_t^2 / sigma_t^2 as [B]; 0 at a zero-SNR last level."""
-        level = self.alphas_cumprod.to(timesteps.device)[timesteps]
+        level = self._level(timesteps)
         return level / (1 - level)
 
     def add_noise(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -99,7 +100,14 @@ class NoiseSchedule:
         }
 
     def _at(self, timesteps: Tensor) -> Tensor:
-        return self.alphas_cumprod.to(timesteps.device)[timesteps].view(-1, 1, 1, 1)
+        return self._level(timesteps).view(-1, 1, 1, 1)
+
+    def _level(self, timesteps: Tensor) -> Tensor:
+        """alpha_t^2 as [B]. The table is copied to a device once: a copy at each call would wait for the device."""
+        device = timesteps.device
+        if device not in self._levels:
+            self._levels[device] = self.alphas_cumprod.to(device)
+        return self._levels[device][timesteps]
 
 
 def _betas(settings: ScheduleSettings) -> Tensor:

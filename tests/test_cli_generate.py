@@ -160,7 +160,8 @@ def test_an_existing_picture_is_refused_before_the_model_is_looked_for() -> None
     before = path.read_bytes()
     result = generate("a", "--model", "absent")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == f"error: {path} exists already: add --overwrite, or give another --output\n"
+    mend = "add --overwrite, or --resume to keep it, or give another --output"
+    assert result.stderr == f"error: {path} exists already: {mend}\n"
     (again,) = made("a", "--overwrite", "--num-inference-steps", 2)
     assert again == path
     assert path.read_bytes() != before

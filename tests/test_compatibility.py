@@ -80,6 +80,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.openvino
 @pytest.mark.parametrize(("model", "format", "dtype", "adapted"), CASES)
 def test_the_reader_draws_what_we_draw(
     folders: dict[str, Path],
@@ -105,6 +106,7 @@ def test_the_reader_draws_what_we_draw(
 
 
 @pytest.mark.slow
+@pytest.mark.openvino
 @pytest.mark.parametrize("model", ["sd1", "sd2"])
 def test_transformers_reads_the_words_and_the_text_encoder(
     folders: dict[str, Path], measured: dict[Row, tuple[str, float]], tmp_path: Path, model: str
@@ -129,6 +131,7 @@ def test_transformers_reads_the_words_and_the_text_encoder(
 
 
 @pytest.mark.slow
+@pytest.mark.openvino
 def test_sd_parsers_reads_a_picture(measured: dict[Row, tuple[str, float]], tmp_path: Path) -> None:
     parsers = pytest.importorskip("sd_parsers")
     from ldm.png_metadata import write_png
@@ -146,6 +149,7 @@ def test_sd_parsers_reads_a_picture(measured: dict[Row, tuple[str, float]], tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.openvino
 def test_the_table_is_written(measured: dict[Row, tuple[str, float]]) -> None:
     if os.environ.get("LDM_WRITE_TABLE"):
         TABLE.write_text(table(measured), encoding="utf-8")

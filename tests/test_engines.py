@@ -21,7 +21,10 @@ from ldm.pipeline import Pipeline
 from ldm.png_metadata import read_settings
 from ldm.types import Denoiser, PromptEmbeds
 
-pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
+pytestmark = [
+    pytest.mark.openvino,
+    pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed"),
+]
 
 NO_WORK = Work(num_rows=1, height=8, width=8, num_tokens=16)
 PROMPTS = ["a red apple", "the blue square"]

@@ -20,7 +20,10 @@ from ldm.pipeline import Pipeline
 from ldm.png_metadata import read_settings
 from ldm.types import PromptEmbeds
 
-pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
+pytestmark = [
+    pytest.mark.openvino,
+    pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed"),
+]
 
 REUSING = Work(num_rows=1, height=8, width=8, num_tokens=16, reuses_features=True)
 SETTINGS: dict[str, Any] = {"num_inference_steps": 6, "guidance_scale": 3.0, "seed": 7}

@@ -17,7 +17,10 @@ from ldm.files import read_json, write_tensors
 from ldm.model_parts import ModelParts, load_parts
 from ldm.model_source import EMBEDDED
 
-pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
+pytestmark = [
+    pytest.mark.openvino,
+    pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed"),
+]
 
 NETWORKS = ("unet", "vae_encoder", "vae_decoder", "text_encoder")
 

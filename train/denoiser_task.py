@@ -14,7 +14,7 @@ from ldm.types import PromptEmbeds
 
 from .denoiser_settings import DenoiserSettings
 from .latents import EmbedPrompts
-from .loop import Batch
+from .loop import Batch, sent
 from .optim import ParameterGroup
 
 
@@ -79,7 +79,7 @@ class DenoiserTask(nn.Module):
     def embed(self, captions: list[str], device: torch.device) -> PromptEmbeds:
         """The captions' embeddings, from the cache or from the text encoder."""
         if self.prompts is not None:
-            return self.prompts(captions).map(lambda tensor: tensor.to(device, non_blocking=True))
+            return self.prompts(captions).map(lambda tensor: sent(tensor, device))
         with nullcontext() if self.settings.trains_text_encoder else torch.no_grad():
             embeds: PromptEmbeds = self.parts.text_encoder(captions, num_chunks=self.settings.prompt_chunks)
             return embeds

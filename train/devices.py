@@ -28,6 +28,8 @@ def asked_to_shard(settings: TrainSettings) -> bool:
         raise UserError(f"sharding of the program {settings.program}", "only the denoiser is sharded")
     if settings.mixed_precision == "fp16":
         raise UserError("sharding with mixed_precision = 'fp16'", "set mixed_precision=bf16 or no")
+    if getattr(settings, "compile", False):
+        raise UserError("sharding with compile = true", "set compile=false")
     if settings.optim.optimizer != "adamw":
         raise UserError(f"sharding with optim.optimizer = {settings.optim.optimizer!r}", "use adamw")
     return True

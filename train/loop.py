@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ldm import noise
 from ldm.errors import UserError
+from ldm.models.compiled import is_compiled
 
 from .optim import learning_rate_at, set_learning_rate
 from .settings import TrainSettings
@@ -66,8 +67,11 @@ def train_steps(
         UserError: the device's memory does not hold one sample, or several processes' share is too large for it.
     """
     parameters = [p for p in state.task.parameters() if p.requires_grad]
-    size = settings.max_micro_batch
+    size, compiled = settings.max_micro_batch, is_compiled(model)
+    share = -(-settings.global_batch_size // accelerator.num_processes)
     for batch in batches:
+        if compiled:
+            batch = padded(batch, min(-(-len(batch["weight"]) // size) * size, share))
         learning_rate = learning_rate_at(state.step, settings.num_steps, settings.optim)
         set_learning_rate(state.optimizer, learning_rate)
         # whatever the networks draw themselves (dropout) is a function of the step as well
@@ -193,15 +197,16 @@ def accumulate_gradients(
     micros = list(micro_batches(batch, max_micro_batch))
     if is_sharded(model):  # each forward pass gathers weights from all processes, so all need as many
         idle = {**micros[-1], "weight": torch.zeros_like(micros[-1]["weight"])}
-        micros += [idle] * (largest(len(micros), accelerator.device) - len(micros))
-    total = accelerator.reduce(batch["weight"].sum().to(accelerator.device), "sum")
+        micros += [idle] * (largest(len(micros)) - len(micros))
+    total = accelerator.reduce(sent(batch["weight"], accelerator.device).sum(), "sum")
     sums: Tensor | None = None
     sample_losses = []
     for number, micro in enumerate(micros, 1):
         last = number == len(micros)
+        micro = to_device(micro, accelerator.device)
+        weight = micro["weight"]
         with nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
-            losses = model(to_device(micro, accelerator.device))
-            weight = micro["weight"].to(accelerator.device)
+            losses = model(micro)
             loss = (losses["loss"] * weight).sum() * accelerator.num_processes / total
             accelerator.backward(loss)
         sample_losses.append(losses["loss"].detach())
@@ -232,12 +237,31 @@ def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
         yield {name: values[start : start + size] for name, values in batch.items()}
 
 
+def padded(batch: Batch, num_samples: int) -> Batch:
+    """A batch of so many samples: its last one again and again, weighing nothing.
+
+    Compiled networks take a minute or more for each new number of samples.
+    """
+    weight: Tensor = batch["weight"]
+    count = len(weight)
+    rows = [min(row, count - 1) for row in range(max(count, num_samples))]
+    more = {
+        name: values[rows] if isinstance(values, Tensor) else [values[row] for row in rows]
+        for name, values in batch.items()
+    }
+    return more | {"weight": torch.cat([weight, weight.new_zeros(len(rows) - count)])}
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on `device`."""
-    return {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for name, value in batch.items()
-    }
+    return {n: sent(value, device) if isinstance(value, Tensor) else value for n, value in batch.items()}
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on `device`. Nothing waits: to CUDA it goes from page-locked memory, where it is put if need be."""
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from ldm.data.batches import make_loader
 from ldm.data.order import SampleKey, epoch_batches, share_of, steps_per_epoch
 
 from .loop import StepRecord, micro_batches, train_steps
@@ -64,7 +63,7 @@ def measure_steps(
     heavy = heaviest_share(run, bucket_of, state.step)
     order = replace(run.order(bucket_of, state.step), num_steps=state.step + NUM_TIMED)
     model = run.prepare(state.task)
-    loader = make_loader(dataset, [heavy, heavy, *order], settings.data.num_workers)
+    loader = run.loader(dataset, [heavy, heavy, *order])
     records = train_steps(state, model, loader, run.accelerator, settings)
     next(records)  # makes the optimizer's state, prepares kernels, finds the micro-batch that memory holds
     forget_peak(run.device)

@@ -20,6 +20,7 @@ MAY_CHANGE = {
     "max_micro_batch",
     "device",
     "sharding",
+    "compile",
     "data.num_workers",
     "run_dir",
     "fork_from",

@@ -1,7 +1,8 @@
 """What surrounds the loop in every program: the run directory, the devices, stopping, saving and resuming."""
 
+import os
 import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, TypedDict
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ldm.cli.progress import work_bar
 from ldm.config import to_yaml
@@ -163,7 +164,7 @@ class Run:
         with StopSignal().watching() as stop, self._log(state.step) as log:
             for line in (self._plan(len(bucket_of), state), *self.changes):
                 log.say(line)
-            loader = make_loader(dataset, order, settings.data.num_workers)
+            loader = self.loader(dataset, order)
             records = train_steps(state, model, loader, self.accelerator, settings, may_split=may_split)
             after = AfterSteps(
                 settings, self.accelerator, state, log, preview=preview, validate=validate, save=self._save
@@ -244,6 +245,15 @@ class Run:
             rank=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
         )
+
+    def loader(self, dataset: "Dataset[Any]", order: Iterable[list[Any]]) -> DataLoader[Any]:
+        """The batches of `order`, made beside the training where it runs on CUDA, in memory that it copies from."""
+        on_cuda = self.device.type == "cuda"
+        num_workers = self.settings.data.num_workers
+        if num_workers is None:
+            num_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            num_workers = min(4, (os.cpu_count() or 1) // num_here) if on_cuda else 0
+        return make_loader(dataset, order, num_workers, pin_memory=on_cuda)
 
     def _plan(self, num_samples: int, state: TrainState) -> str:
         settings = self.settings

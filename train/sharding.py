@@ -6,6 +6,8 @@ passes on what it is given.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,11 +93,23 @@ def assign(tensor: Tensor, whole: Tensor) -> None:
     tensor.copy_(cut_like(tensor, whole) if isinstance(tensor, DTensor) else whole)
 
 
-def largest(number: int, device: torch.device) -> int:
-    """The largest of all processes' numbers. Every process must call it."""
-    found = torch.tensor(number, device=device)
-    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+def largest(number: int) -> int:
+    """The largest of all processes' numbers. Every process must call it.
+
+    They talk from host to host, so that none waits for what its device still has to do.
+    """
+    found = torch.tensor(number)
+    world = torch.distributed.group.WORLD
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=_hosts(world))
     return int(found)
+
+
+@lru_cache(maxsize=1)
+def _hosts(world: Any) -> Any:
+    """A group of all processes whose tensors lie on the CPU: `world` itself where it is one."""
+    if torch.distributed.get_backend(world) == "gloo":
+        return world
+    return torch.distributed.new_group(backend="gloo")
 
 
 def unshard(task: nn.Module) -> None:

@@ -42,7 +42,7 @@ class StopSignal:
         self.number = number
 
     def agreed(self, accelerator: Accelerator) -> int:
-        """The signal that any rank received, or 0: all ranks stop at the same step."""
+        """The signal that any rank received, or 0: all ranks stop at the same step. No device is waited for."""
         if accelerator.num_processes == 1:
             return self.number
-        return largest(self.number, accelerator.device)
+        return largest(self.number)

@@ -20,6 +20,7 @@ from ldm.config import Settings
 from ldm.data.batches import collate
 from ldm.data.order import SampleKey
 from ldm.errors import UserError
+from ldm.models.compiled import uncompiled
 
 
 class ValidationSettings(Settings):
@@ -180,11 +181,12 @@ def mean_and_error(sums: Tensor) -> dict[str, float]:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; after it each part is in the mode it was in."""
+    """Evaluation mode inside the block, and nothing compiled; after it each part is in the mode it was in."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
-        yield
+        with uncompiled(module):
+            yield
     finally:
         for part, mode in modes.items():
             part.training = mode

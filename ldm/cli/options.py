@@ -53,6 +53,15 @@ Output = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace pictures of the same name; without it they are refused.")
 ]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on where an earlier call stopped: a picture that is there, whole, and made by this model with these "
+        "settings is kept, the rest is made, and grid.png drawn anew. Any other file of a picture's name is refused; "
+        "with --overwrite beside it, replaced.",
+    ),
+]
 Grid = Annotated[
     bool, typer.Option("--grid", help="Write grid.png too: all the pictures of this call side by side.")
 ]
@@ -152,6 +161,15 @@ BatchSize = Annotated[
         "[default: 8, or 1 with --low-memory]",
     ),
 ]
+NumProcesses = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Processes that share the batches: each loads the model, on a GPU of its own or on its part of the CPU's "
+        "cores. The pictures are the same for any number. No more are started than there are batches.",
+    ),
+]
 LowMemory = Annotated[
     bool,
     typer.Option(
@@ -180,5 +198,13 @@ Dtype = Annotated[
         metavar="NAME",
         help="What the model computes in: float32, or float16 or bfloat16, which are faster on a GPU, take "
         "half the memory and change the picture slightly.  [default: float32]",
+    ),
+]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Compile the denoiser with torch.compile: faster on a GPU, after a minute or more for each size of batch "
+        "and picture, so for many pictures. They change by rounding only. Needs Triton, or on a CPU a C++ compiler.",
     ),
 ]

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -21,30 +21,85 @@ from typing import IO
 POLL_SEC = 0.1
 GRACE_SEC = 15.0
 """How long the other processes may go on after one has failed before they are told, and then made, to end."""
+APART_GRACE_SEC = 5.0
+"""The same for processes that have no part in each other's work, and so have nothing to say of the failure."""
 
 
 @dataclass(frozen=True)
 class Child:
-    """One process; the errors of all but the first are kept aside, for they mostly say the same."""
+    """One process, and what it says on stderr where that is kept aside."""
 
     process: "subprocess.Popen[bytes]"
     errors: IO[bytes] | None
 
 
+@dataclass(frozen=True)
+class Failure:
+    """The process of several that failed first.
+
+    Attributes:
+        rank: which it is, from 0.
+        code: its exit code as a shell has it: 128 + n where signal n ended it.
+        words: what it said on stderr.
+    """
+
+    rank: int
+    code: int
+    words: str
+
+
 def run_processes(command: Sequence[str], environment: Mapping[str, str], num_processes: int = 1) -> int:
     """Run `command` in `num_processes` processes to the end; returns the code of the first that failed, or 0.
 
-    SIGINT and SIGTERM are passed on, once each; a closed terminal is passed on as SIGTERM.
+    SIGINT and SIGTERM are passed on, once each; a closed terminal is passed on as SIGTERM. The errors of all but the
+    first process are kept aside, for they mostly say the same.
     """
-    with ExitStack() as stack:
-        environments = _environments(environment, num_processes)
-        children = [stack.enter_context(_started(command, env, i)) for i, env in enumerate(environments)]
-        stack.enter_context(_passing_signals(children))
-        failed = _wait(children)
+    with _running(command, environment, num_processes, num_heard=1) as children:
+        failed = _wait(children, GRACE_SEC)
         if failed is None:
             return 0
         _show_errors(children, failed)
         return _exit_code(children[failed])
+
+
+def run_apart(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    num_processes: int,
+    *,
+    on_poll: Callable[[], None] = lambda: None,
+) -> Failure | None:
+    """Run `command` in processes that have no part in each other's work; None when all came to a good end.
+
+    What they say on stderr is for the caller to show. Once one has failed the others are soon told to end. Signals are
+    passed on as `run_processes` does.
+
+    Args:
+        on_poll: called every `POLL_SEC` while they run.
+    """
+    with _running(command, environment, num_processes, num_heard=0) as children:
+        failed = _wait(children, APART_GRACE_SEC, on_poll)
+        if failed is None:
+            return None
+        errors = children[failed].errors
+        assert errors is not None
+        errors.seek(0)
+        return Failure(failed, _exit_code(children[failed]), errors.read().decode(errors="replace"))
+
+
+@contextmanager
+def _running(
+    command: Sequence[str], environment: Mapping[str, str], num_processes: int, *, num_heard: int
+) -> Iterator[list[Child]]:
+    """The children, of which the first `num_heard` speak for themselves on stderr; none outlives the block."""
+    with ExitStack() as stack:
+        environments = _environments(environment, num_processes)
+        children = [
+            stack.enter_context(_started(command, env, kept=rank >= num_heard))
+            for rank, env in enumerate(environments)
+        ]
+        stack.enter_context(_passing_signals(children))
+        yield children
 
 
 def _environments(environment: Mapping[str, str], num_processes: int) -> list[dict[str, str]]:
@@ -69,18 +124,18 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _started(command: Sequence[str], environment: Mapping[str, str], rank: int) -> Iterator[Child]:
+def _started(command: Sequence[str], environment: Mapping[str, str], *, kept: bool) -> Iterator[Child]:
     """A running child, which does not outlive the block.
 
     It has a session of its own: Ctrl-C in a terminal reaches the whole session, and would come twice.
     """
     with tempfile.TemporaryFile() as errors:
-        kept = errors if rank else None
+        aside = errors if kept else None
         process = subprocess.Popen(
-            command, env=dict(environment), stderr=kept, stdin=subprocess.DEVNULL, start_new_session=True
+            command, env=dict(environment), stderr=aside, stdin=subprocess.DEVNULL, start_new_session=True
         )
         try:
-            yield Child(process, kept)
+            yield Child(process, aside)
         finally:
             if process.poll() is None:
                 process.kill()
@@ -104,7 +159,9 @@ def _passing_signals(children: Sequence[Child]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _wait(children: Sequence[Child]) -> int | None:
+def _wait(
+    children: Sequence[Child], grace_sec: float, on_poll: Callable[[], None] = lambda: None
+) -> int | None:
     """Wait for the end of all; returns the rank that failed first, or None.
 
     Once one has failed, the others may wait for it for ever: they get time to end, SIGTERM, then SIGKILL.
@@ -114,9 +171,10 @@ def _wait(children: Sequence[Child]) -> int | None:
     told = False
     while any(child.process.poll() is None for child in children):
         time.sleep(POLL_SEC)
+        on_poll()
         if failed is None:
             failed, failed_at = _first_failed(children), time.monotonic()
-        elif time.monotonic() - failed_at > (2 if told else 1) * GRACE_SEC:
+        elif time.monotonic() - failed_at > (2 if told else 1) * grace_sec:
             for child in children:
                 child.process.send_signal(signal.SIGKILL if told else signal.SIGTERM)
             told = True

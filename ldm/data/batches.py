@@ -37,14 +37,21 @@ def _stack(values: list[Any]) -> Any:
     return values
 
 
-def make_loader(dataset: "Dataset[Any]", order: Iterable[list[Any]], num_workers: int = 0) -> DataLoader[Any]:
-    """A loader that yields one collated dictionary an optimizer step, of the keys that `order` yields for it."""
+def make_loader(
+    dataset: "Dataset[Any]", order: Iterable[list[Any]], num_workers: int = 0, *, pin_memory: bool = False
+) -> DataLoader[Any]:
+    """A loader that yields one collated dictionary an optimizer step, of the keys that `order` yields for it.
+
+    Args:
+        num_workers: processes that draw noise and read samples beside the training; 0 does it in this one.
+        pin_memory: put the tensors in page-locked memory, from which they go to a CUDA device without a wait.
+    """
     return DataLoader(
         dataset,
         batch_sampler=order,  # any iterable of key lists will do
         collate_fn=collate,
         num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
         persistent_workers=False,
     )
 

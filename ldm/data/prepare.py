@@ -33,7 +33,12 @@ class DataSettings(BucketSettings):
     max_bad_fraction: float = Field(
         0.05, ge=0, le=1, description="the run stops when a larger share of the samples cannot be used"
     )
-    num_workers: int = Field(0, ge=0, description="loader processes; 0 loads in the training process")
+    num_workers: int | None = Field(
+        None,
+        ge=0,
+        description="loader processes; 0 loads in the training process. Default: 4 on CUDA, if there are so many "
+        "cores, else 0",
+    )
     streaming: bool = Field(
         False, description="read parquet files or tars one by one as they come, instead of all before the run"
     )

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from ldm.engine_choice import Work
 from ldm.files import write_bytes
 from ldm.generation.pictures import Picture, Target
 from ldm.generation.prompts import Prompt
-from ldm.images import image_grid
+from ldm.images import image_grid, open_image
 from ldm.png_metadata import write_png
 
 if TYPE_CHECKING:
@@ -79,23 +79,21 @@ def _rows_of(prompt: Prompt, defaults: "Defaults") -> float:
     return num_steps * (1 + guided) / (prompt.deep_features_every or 1)
 
 
-def generate_pictures(
+def make_batches(
     pipeline: "Pipeline",
-    pictures: Sequence[Picture],
+    batches: Sequence[PictureBatch],
     *,
     batch_size: int,
     on_progress: OnProgress = lambda done, total: None,
 ) -> Iterator[tuple[Picture, Image.Image, dict[str, Any]]]:
     """Make the pictures, batch after batch; yields each with its image and its settings for `write_png`.
 
-    Pictures with the same settings are made together, so the order is that of the input only within a batch.
-
     Raises:
         UserError: a setting does not fit the model.
     """
-    batches = plan_batches(pictures, batch_size)
     default = pipeline.defaults.num_inference_steps
     num_steps = [batch.settings.get("num_inference_steps", default) for batch in batches]
+    on_progress(0, sum(num_steps))
     for index, batch in enumerate(batches):
         made = pipeline.generate(
             batch.prompts,
@@ -118,32 +116,41 @@ def _counting(on_progress: OnProgress, before: int, steps: int, in_all: int) -> 
 
 def write_pictures(
     pipeline: "Pipeline",
-    pictures: Sequence[Picture],
+    batches: Sequence[PictureBatch],
     target: Target,
     *,
     batch_size: int,
+    finished: Set[int] = frozenset(),
     on_progress: OnProgress = lambda done, total: None,
 ) -> Iterator[Path]:
-    """Make the pictures and write each as soon as its batch is done, the grid last; yields the paths.
+    """Make the pictures and write each as soon as its batch is done; yields the paths.
+
+    A batch of which a part is finished is made as a whole: the rest of it is then what it would have been, to the bit.
+
+    Args:
+        finished: the numbers of pictures that stay as they are.
 
     Raises:
         UserError: a setting does not fit the model, a file exists, or the disk is full or not writable.
     """
-    kept: dict[int, Image.Image] = {}
-    made = generate_pictures(pipeline, pictures, batch_size=batch_size, on_progress=on_progress)
-    for picture, image, settings in made:
-        path = target.folder / picture.name
-        write_png(path, image, settings, overwrite=target.overwrite)
-        if target.grid:
-            kept[picture.number] = image
-        yield path
-    if target.grid:
-        yield _write_grid(target.paths(pictures)[-1], [kept[number] for number in sorted(kept)])
+    wanted = [batch for batch in batches if any(picture.number not in finished for picture in batch.pictures)]
+    for picture, image, settings in make_batches(
+        pipeline, wanted, batch_size=batch_size, on_progress=on_progress
+    ):
+        if picture.number not in finished:
+            path = target.folder / picture.name
+            write_png(path, image, settings, overwrite=target.overwrite)
+            yield path
 
 
-def _write_grid(path: Path, images: list[Image.Image]) -> Path:
-    """The images in about as many rows as columns."""
+def write_grid(pictures: Sequence[Picture], target: Target) -> Path:
+    """Write the pictures, once they all are on the disk, in about as many rows as columns; returns the path.
+
+    Raises:
+        UserError: a picture is not there, or the disk is full or not writable.
+    """
+    images = [open_image(target.folder / picture.name) for picture in pictures]
     buffer = io.BytesIO()
     image_grid(images, num_columns=math.isqrt(len(images) - 1) + 1).save(buffer, "PNG")
-    write_bytes(path, buffer.getvalue())
-    return path
+    write_bytes(target.grid_path, buffer.getvalue())
+    return target.grid_path

@@ -53,11 +53,17 @@ class Target:
     Attributes:
         overwrite: replace files of the same name.
         grid: write `grid.png` too, all the pictures side by side.
+        resume: keep the pictures that are there already, where `ldm.generation.finished` finds nothing wrong with them.
     """
 
     folder: Path
     overwrite: bool = False
     grid: bool = False
+    resume: bool = False
+
+    @property
+    def grid_path(self) -> Path:
+        return self.folder / GRID_NAME
 
     def paths(self, pictures: Sequence[Picture]) -> list[Path]:
         """The files to write, in the order of the pictures; the grid comes last."""
@@ -68,14 +74,17 @@ class Target:
         """Make sure, before any work is done, that the pictures can be written. Nothing is created.
 
         Raises:
-            UserError: a file exists and `overwrite` is false, or the folder cannot be written to.
+            UserError: a file exists and neither `overwrite` nor `resume` is true, or the folder cannot be written to.
         """
         _check_writable(self.folder)
         taken = [path for path in self.paths(pictures) if path.exists()]
         for path in taken:
-            if not self.overwrite or path.is_dir():
+            if path.is_dir() or not (self.overwrite or self.resume):
                 more = f" (and {len(taken) - 1} more)" if len(taken) > 1 else ""
-                raise UserError(f"{path} exists already{more}", "add --overwrite, or give another --output")
+                raise UserError(
+                    f"{path} exists already{more}",
+                    "add --overwrite, or --resume to keep it, or give another --output",
+                )
 
 
 def _check_writable(folder: Path) -> None:

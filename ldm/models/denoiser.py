@@ -49,4 +49,5 @@ class UNetDenoiser(nn.Module):
             encoder_attention_mask=prompt_embeds.attention_mask,
             return_dict=False,
         )[0]
-        return answer.to(latents.dtype)
+        # always a copy: with CUDA graphs the next call writes over the answer, which some samplers keep
+        return answer.to(latents.dtype, copy=True)

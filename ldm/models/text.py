@@ -59,7 +59,10 @@ class ClipTextEncoder(nn.Module):
         """The embeddings of token ids [B, n L]; padding is attended to as well, as Stable Diffusion does."""
         num_rows, length = token_ids.shape
         chunks = token_ids.reshape(-1, min(length, self.context_length))
-        answer = self.model(input_ids=chunks.to(self.model.device))
+        device = self.model.device
+        if device.type == "cuda" and not chunks.is_cuda:
+            chunks = chunks.pin_memory()  # from there nothing waits for the device
+        answer = self.model(input_ids=chunks.to(device, non_blocking=True))
         prompt_embeds = answer.last_hidden_state.reshape(num_rows, length, -1)
         pooled = answer.pooler_output.reshape(num_rows, -1, answer.pooler_output.shape[-1])[:, 0]
         return PromptEmbeds(prompt_embeds, pooled_prompt_embeds=pooled)

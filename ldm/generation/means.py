@@ -1,0 +1,77 @@
+"""What pictures are made with: a model and LoRAs, which must be those of the picture that is made again."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ldm.errors import UserError
+from ldm.generation.recipe import GivenLora, Recipe, weigh_loras
+from ldm.loras import lora_hash, split_weight
+from ldm.request import LdmWarning
+
+if TYPE_CHECKING:
+    from ldm.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Means:
+    """What the pictures are made with; None is left to the recipe, or to the defaults.
+
+    Attributes:
+        loras: each `FILE` or `FILE:WEIGHT`.
+    """
+
+    model: str | None = None
+    loras: tuple[str, ...] = ()
+    engine: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    low_memory: bool = False
+    batch_size: int = 8
+    compile: bool = False
+
+
+def load_means(means: Means, recipe: Recipe | None) -> "Pipeline":
+    """The model, which must be the one that made the picture unless another was named. Its engine is torch.
+
+    Raises:
+        UserError: there is no such model or LoRA, or it has other weights than the recipe says.
+
+    Warns:
+        LdmWarning: the model or LoRA was named, and is not the picture's.
+    """
+    from ldm.pipeline import load_pipeline
+
+    model = means.model or (recipe.model() if recipe else "emoji")
+    dtype = means.dtype or (recipe.dtype if recipe else None)
+    pipeline = load_pipeline(model, loras=_loras(means, recipe), device=means.device, dtype=dtype)
+    pipeline.low_memory = means.low_memory
+    if recipe:
+        _check_weights(recipe, pipeline.weights_hash, named=means.model is not None)
+    return pipeline
+
+
+def _loras(means: Means, recipe: Recipe | None) -> list[tuple[Path, float]]:
+    """The LoRAs that are given, which must be those of the recipe unless others are named."""
+    named = [split_weight(text) for text in means.loras]
+    given = [GivenLora(path, lora_hash(path), weight) for path, weight in named]
+    fault = recipe.missing_loras(given) if recipe else ""
+    if fault and not given:
+        raise UserError(fault, "say where it lies with --lora FILE")
+    if fault:
+        _warn_of_another_picture(fault)
+    return weigh_loras(recipe, given)
+
+
+def _check_weights(recipe: Recipe, weights_hash: str | None, *, named: bool) -> None:
+    """Other weights make another picture: an error, or a warning where the user named the model."""
+    fault = recipe.mismatch(weights_hash)
+    if fault and not named:
+        raise UserError(fault, "name the model that made it with --model")
+    if fault:
+        _warn_of_another_picture(fault)
+
+
+def _warn_of_another_picture(fault: str) -> None:
+    warnings.warn(LdmWarning(f"{fault}, so the picture will be another one"), stacklevel=3)
