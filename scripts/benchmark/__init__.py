@@ -1,1 +1,8 @@
-"""The benchmarks: each gives a dictionary of ratios; `scripts/benchmark.py` runs them by name."""
+"""The benchmarks: each gives a dictionary of rows; `scripts/benchmark.py` runs them by name."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(
+    str(Path(__file__).parents[2])
+)  # `train`, which an installation names otherwise, and `ldm` without one

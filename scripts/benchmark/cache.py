@@ -4,10 +4,8 @@ A batch from the cache (reading moments and embeddings, the posterior's noise, c
 training step on it are timed by turns, in one process; samples that other programs disturbed do not count.
 """
 
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +20,8 @@ from ldm.data.cache import CacheItem, MomentsCache, PromptCache, entry_key
 from ldm.models.autoencoder import KLAutoencoder
 from ldm.types import PromptEmbeds
 
-from .sides import MIN_CLEAN, Sample, busy_cpu_sec, machine
+from .rows import Row, result_of
+from .samples import Sample, Scale, Setting, machine, num_clean, ratio_of, recorded, timed
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,12 @@ FULL = Size()
 SMALLEST = Size(64, (32, 64, 64), (32, 32, 32, 32), 8, 32, 2, 16, 2, 2)
 """Shows that the benchmark works, and nothing else."""
 
+SIZES: Mapping[Scale, Size] = {
+    "full": FULL,
+    "quick": Size(size_px=128, num_images=2, batch_size=2, batches_a_sample=20),
+    "smallest": SMALLEST,
+}
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -57,8 +62,9 @@ class Parts:
     texts: list[str]
 
 
-def cache(rounds: int, size: Size = FULL) -> dict[str, Any]:
-    """Fill a cache, then time batches from it and training steps by turns, `rounds` times each."""
+def cache(setting: Setting) -> dict[str, Any]:
+    """Fill a cache, then time batches from it and training steps by turns."""
+    size = SIZES[setting.scale]
     with tempfile.TemporaryDirectory() as folder:
         autoencoder, unet = make_networks(size)
         encoded = encode_rate(Path(folder), autoencoder, size)
@@ -66,7 +72,7 @@ def cache(rounds: int, size: Size = FULL) -> dict[str, Any]:
         batch_bytes = sum(path.stat().st_size for path in Path(folder).rglob("moments-*"))
         optimizer = torch.optim.AdamW(unet.parameters(), fused=True)
         sides: dict[str, list[Sample]] = {"first batch": [], "batch": [], "step": []}
-        for number in range(rounds + 1):
+        for number in range(setting.rounds + 1):
             fresh = MomentsCache(Path(folder), "model"), PromptCache(Path(folder), "model")
             fresh_parts = Parts(autoencoder, unet, *fresh, parts.keys, parts.texts)
             num_first = size.num_entries // size.batch_size
@@ -77,17 +83,17 @@ def cache(rounds: int, size: Size = FULL) -> dict[str, Any]:
             }
             for name, sample in found.items():
                 sides[name] += [sample] if number else []  # the first round warms up
-    return {
-        "benchmark": "cache",
-        "moments_bytes_a_sample": batch_bytes / (size.num_entries + size.num_images),
-        "encode": encoded,
-        "share_of_a_training_step": share(sides["batch"], sides["step"]),
-        "share_when_read_for_the_first_time": share(sides["first batch"], sides["step"]),
-        "size": asdict(size),
-        "parameters": sum(parameter.numel() for parameter in unet.parameters()),
-        "machine": machine(),
-        "samples": {name: [asdict(sample) for sample in found] for name, found in sides.items()},
-    }
+    title = f"batch {size.batch_size} from the cache, {size.size_px} px"
+    return result_of(
+        "cache",
+        [compared(title, name, sides) for name in ("batch", "first batch")],
+        moments_bytes_a_sample=batch_bytes / (size.num_entries + size.num_images),
+        encode=encoded,
+        size=asdict(size),
+        parameters=sum(parameter.numel() for parameter in unet.parameters()),
+        machine=machine(),
+        samples={name: recorded(found) for name, found in sides.items()},
+    )
 
 
 def make_networks(size: Size) -> tuple[KLAutoencoder, Any]:
@@ -171,18 +177,8 @@ def train_step(parts: Parts, batch: dict[str, Any], optimizer: torch.optim.Optim
     optimizer.zero_grad()
 
 
-def timed(times: int, work: Callable[[int], Any]) -> Sample:
-    """Call `work(0)` to `work(times - 1)`; the sample is of one call, and says how much others worked meanwhile."""
-    busy, own, start = busy_cpu_sec(), time.process_time(), time.perf_counter()
-    for number in range(times):
-        work(number)
-    wall, own = time.perf_counter() - start, time.process_time() - own
-    return Sample(wall / times, own / times, max(0.0, busy_cpu_sec() - busy - own) / wall)
-
-
-def share(part: Sequence[Sample], whole: Sequence[Sample]) -> dict[str, Any]:
-    """The ratio part / whole of the medians of clean samples; None with too few of them."""
-    clean = [[sample.wall_sec for sample in side if sample.clean] for side in (part, whole)]
-    enough = min(map(len, clean)) >= MIN_CLEAN
-    ratio = statistics.median(clean[0]) / statistics.median(clean[1]) if enough else None
-    return {"fraction": ratio, "num_clean": [len(side) for side in clean]}
+def compared(case: str, name: str, sides: Mapping[str, Sequence[Sample]]) -> Row:
+    """How many such batches are read in the time of a training step, its own batch included."""
+    ours, theirs = sides[name], sides["step"]
+    clean = num_clean(ours), num_clean(theirs)
+    return Row(case, name, "training step", ratio_of(ours, theirs), None, clean, len(ours))

@@ -1,0 +1,110 @@
+"""The models that are measured: the embedded one, and others of known shapes with random weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from ldm.model_folder import Defaults
+from ldm.models.autoencoder import KLAutoencoder
+from ldm.models.denoiser import UNetDenoiser
+from ldm.models.text import ClipTextEncoder
+from ldm.models.text_vocabulary import learn_merges, write_tokenizer
+from ldm.parts import ModelParts
+from ldm.pipeline import Pipeline
+from ldm.schedule import NoiseSchedule, ScheduleSettings
+
+CAPTIONS = ["a red apple on a table", "the large blue square above a small green circle"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How large a model's networks are.
+
+    Attributes:
+        attends: which levels of the UNet attend to the prompt.
+        heads: of the UNet's attention.
+        text_layers: of the text encoder, whose heads are 64 channels wide.
+    """
+
+    unet_channels: tuple[int, ...]
+    attends: tuple[bool, ...]
+    layers_per_block: int
+    heads: int | tuple[int, ...]
+    vae_channels: tuple[int, ...]
+    text_width: int
+    text_layers: int
+    num_groups: int = 32
+
+
+FULL_VAE, NARROW_VAE = (128, 256, 512, 512), (32, 32, 32, 32)
+
+SD15 = Shape((320, 640, 1280, 1280), (True, True, True, False), 2, 8, FULL_VAE, 768, 12)
+"""Stable Diffusion 1.5: 860 million weights in the UNet, CLIP-L, and its autoencoder."""
+
+MEDIUM = Shape((128, 256, 384), (True, True, False), 1, 8, FULL_VAE, 768, 12)
+"""A UNet of 36 million weights between Stable Diffusion 1.5's text encoder and autoencoder."""
+
+SMALLEST = Shape((32, 64), (True, False), 1, 2, (32, 32, 32, 32), 64, 1)
+"""Shows that a benchmark works, and nothing else."""
+
+
+def make_model(folder: Path, shape: Shape, size_px: int) -> Path:
+    """Write a model of random weights, the same each time, as a stock folder; returns the folder.
+
+    The weights are stored in float16, which halves what is written, and read in float32 by all sides.
+    """
+    torch.manual_seed(0)
+    write_tokenizer(folder / "made", learn_merges(CAPTIONS, 30), 77)
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "made", pad_token="<|endoftext|>")
+    text_model = CLIPTextModel(_text_config(shape, tokenizer))
+    defaults = Defaults(height=size_px, width=size_px, num_inference_steps=20)
+    parts = ModelParts(
+        UNetDenoiser(make_unet(shape, size_px)),
+        KLAutoencoder(_vae(shape)),
+        ClipTextEncoder(tokenizer, text_model),
+        NoiseSchedule(ScheduleSettings()).scheduler_config(),
+        defaults,
+    )
+    Pipeline(parts).save(folder / "model", dtype=torch.float16)
+    return folder / "model"
+
+
+def make_unet(shape: Shape, size_px: int) -> UNet2DConditionModel:
+    """The UNet alone, with random weights."""
+    return UNet2DConditionModel(
+        sample_size=size_px // 8,
+        block_out_channels=shape.unet_channels,
+        down_block_types=tuple("CrossAttnDownBlock2D" if x else "DownBlock2D" for x in shape.attends),
+        up_block_types=tuple("CrossAttnUpBlock2D" if x else "UpBlock2D" for x in reversed(shape.attends)),
+        layers_per_block=shape.layers_per_block,
+        attention_head_dim=shape.heads,  # diffusers reads it as the number of heads
+        cross_attention_dim=shape.text_width,
+        norm_num_groups=shape.num_groups,
+    )
+
+
+def _vae(shape: Shape) -> AutoencoderKL:
+    levels = len(shape.vae_channels)
+    return AutoencoderKL(
+        block_out_channels=shape.vae_channels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        layers_per_block=2,
+        latent_channels=4,
+    )
+
+
+def _text_config(shape: Shape, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.text_width,
+        intermediate_size=4 * shape.text_width,
+        num_hidden_layers=shape.text_layers,
+        num_attention_heads=shape.text_width // 64,
+        max_position_embeddings=77,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )

@@ -1,0 +1,178 @@
+"""Samples of a side's work, what disturbed them, and what may be concluded from them."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+MAX_FOREIGN_CORES = 0.25
+"""A sample is clean when other programs used less than this many cores meanwhile."""
+MIN_CLEAN = 5
+"""With fewer clean samples a side there is no verdict."""
+
+Scale = Literal["full", "quick", "smallest"]
+"""How much work a benchmark does: what its goals are of; the same in few steps; hardly any, to see that it runs."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a benchmark is run.
+
+    Attributes:
+        rounds: samples a side.
+        device: cpu or cuda.
+        script: diffusers' published training script, or None for the loop that stands in for it.
+    """
+
+    rounds: int = 9
+    scale: Scale = "full"
+    device: str = "cpu"
+    script: Path | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One turn of one side.
+
+    Attributes:
+        foreign_cores: what programs other than the side used meanwhile.
+        details: other durations in it, in seconds by name.
+    """
+
+    wall_sec: float
+    own_cpu_sec: float
+    foreign_cores: float
+    details: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def clean(self) -> bool:
+        return self.foreign_cores < MAX_FOREIGN_CORES
+
+
+class Clock:
+    """Moments on a device: on CUDA its own events, so that a moment is when the work before it is done there."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self._cuda = device.startswith("cuda")
+
+    def now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        import torch
+
+        event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def finish(self) -> None:
+        """Wait until the device has done all that it was given."""
+        if self._cuda:
+            import torch
+
+            torch.cuda.synchronize()
+
+    def between(self, start: Any, end: Any) -> float:
+        """Seconds; on CUDA only after `finish`."""
+        return float(start.elapsed_time(end) / 1000 if self._cuda else end - start)
+
+
+class Stopwatch:
+    """Runs from when it is made; `sample` tells how long that is and how much other programs worked meanwhile."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self._clock = Clock(device)
+        self._clock.finish()
+        self._busy, self._own, self._wall = busy_cpu_sec(), time.process_time(), time.perf_counter()
+        self._start = self._clock.now()
+
+    def sample(self, times: int = 1, details: dict[str, float] | None = None) -> Sample:
+        """Of one of `times` pieces of equal work."""
+        end = self._clock.now()
+        self._clock.finish()
+        elapsed, own = time.perf_counter() - self._wall, time.process_time() - self._own
+        foreign = max(0.0, busy_cpu_sec() - self._busy - own) / elapsed
+        wall = self._clock.between(self._start, end)
+        return Sample(wall / times, own / times, foreign, details or {})
+
+
+def timed(times: int, work: Callable[[int], Any]) -> Sample:
+    """Call `work(0)` to `work(times - 1)`; the sample is of one call."""
+    watch = Stopwatch()
+    for number in range(times):
+        work(number)
+    return watch.sample(times)
+
+
+def busy_cpu_sec() -> float:
+    """Seconds of work that all cores have done since the machine started, from /proc/stat."""
+    fields = [int(value) for value in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    idle = fields[3] + fields[4]
+    return (sum(fields) - idle) / os.sysconf("SC_CLK_TCK")
+
+
+def clean_median(samples: Sequence[Sample], detail: str | None = None) -> float | None:
+    """Of the clean samples' wall time, or of one of their details, in seconds; None with too few of them."""
+    clean = [sample for sample in samples if sample.clean]
+    found = [each.wall_sec if detail is None else each.details.get(detail) for each in clean]
+    known = [value for value in found if value is not None]
+    return statistics.median(known) if len(known) >= MIN_CLEAN else None
+
+
+def ratio_of(ours: Sequence[Sample], theirs: Sequence[Sample]) -> float | None:
+    """theirs / ours, of the medians of clean samples: above 1 where ours is faster; None without a verdict."""
+    mine, other = clean_median(ours), clean_median(theirs)
+    return None if mine is None or other is None else other / mine
+
+
+def num_clean(samples: Sequence[Sample]) -> int:
+    return sum(sample.clean for sample in samples)
+
+
+def recorded(samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """Every sample, clean or not, ready for JSON."""
+    return [asdict(sample) for sample in samples]
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    import torch
+
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {
+        "cpu_cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("torch", "diffusers", "openvino")},
+        **gpu,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def matmul_gflops(device: str = "cpu", size: int = 2048, repeats: int = 5) -> float:
+    """The best rate of a square matrix multiplication here and now, in 10^9 operations a second.
+
+    In float32 on the CPU, in bfloat16 on CUDA: what the sides compute in.
+    """
+    import torch
+
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    matrix = torch.ones(size, size, device=device, dtype=dtype)
+    clock, taken = Clock(device), []
+    for _ in range(repeats + 1):
+        start = clock.now()
+        matrix @ matrix
+        end = clock.now()
+        clock.finish()
+        taken.append(clock.between(start, end))
+    return 2e-9 * size**3 / min(taken[1:])

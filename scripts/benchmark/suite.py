@@ -1,0 +1,51 @@
+"""The benchmarks by name, one or all of them, and their results on the disk."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from .samples import Setting
+
+BENCHMARKS = ("startup", "generate", "decode", "train", "upkeep", "cache", "scaling")
+"""Each is a module of this name with a function of this name, imported only where it is run."""
+ON_CUDA = ("generate", "decode", "train", "upkeep", "scaling")
+
+LEGEND = (
+    "Ratio: the other side's time over this side's, medians of clean samples, in which other programs used less than a "
+    "quarter of a core. Peak memory: this side's (the other's)."
+)
+
+
+def measure(name: str, setting: Setting, output: Path | None = None) -> str:
+    """Run a benchmark, or `all`; returns a table.
+
+    Args:
+        output: where the result is kept as JSON, written again after each benchmark.
+    """
+    from .rows import table
+
+    known = BENCHMARKS if setting.device == "cpu" else ON_CUDA
+    names = known if name == "all" else (name,)
+    results: list[dict[str, Any]] = []
+    for one in names:
+        print(f"{one} ...", file=sys.stderr, flush=True)
+        results.append(getattr(import_module(f".{one}", __package__), one)(setting))
+        if output:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            kept = {"results": results} if name == "all" else results[0]
+            output.write_text(json.dumps(kept, indent=2, default=str) + "\n")
+    return f"{table(results)}\n\n{LEGEND}"
+
+
+def read_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """The results in JSON files, of single benchmarks and of all; files without rows are passed over."""
+    return [found for path in paths for found in _results_in(json.loads(path.read_text()))]
+
+
+def _results_in(read: Any) -> Iterator[dict[str, Any]]:
+    for found in read.get("results", [read]) if isinstance(read, dict) else ():
+        if isinstance(found, dict) and "rows" in found:
+            yield found

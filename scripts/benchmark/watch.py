@@ -1,0 +1,37 @@
+"""When a method of a class was called, and when it returned, without the program that calls it knowing."""
+
+from typing import Any
+
+from .samples import Clock
+
+
+class Calls:
+    """The calls of `owner.name` since the last `clear`, by whatever object of that class."""
+
+    def __init__(self, owner: type, name: str, device: str = "cpu") -> None:
+        self._clock = Clock(device)
+        self._marks: list[tuple[Any, Any]] = []
+        original, clock = getattr(owner, name), self._clock
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            start = clock.now()
+            answer = original(*args, **kwargs)
+            self._marks.append((start, clock.now()))
+            return answer
+
+        setattr(owner, name, watched)
+
+    def clear(self) -> None:
+        self._marks = []
+
+    def inside_sec(self) -> float:
+        """In all calls together."""
+        self._clock.finish()
+        return sum(self._clock.between(start, end) for start, end in self._marks)
+
+    def between_sec(self) -> float | None:
+        """Mean time from the end of a call to the start of the next; None with fewer than two."""
+        self._clock.finish()
+        pairs = list(zip(self._marks, self._marks[1:], strict=False))
+        gaps = [self._clock.between(before[1], after[0]) for before, after in pairs]
+        return sum(gaps) / len(gaps) if gaps else None
