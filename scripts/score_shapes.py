@@ -21,14 +21,18 @@ def main() -> int:
     parser.add_argument("--num-scenes", type=int, default=500, help="scenes of each kind, seen and held out")
     parser.add_argument("--plain", action="store_true", help="one or two large things on white only")
     parser.add_argument("--preset", choices=PRESETS, default="full", help="of `ldm generate`")
+    parser.add_argument("--guidance-scale", type=float, help="in place of the model's own")
+    parser.add_argument("--guidance-interval", type=float, nargs=2, help="START END, of `ldm generate`")
     options = parser.parse_args()
+    named = ("guidance_scale", "guidance_interval")
+    given = {name: value for name in named if (value := getattr(options, name)) is not None}
     try:
         report = score_shapes(
             load_pipeline(options.model),
             options.output,
             num_scenes=options.num_scenes,
             plain=options.plain,
-            settings=PRESETS[options.preset],
+            settings={**PRESETS[options.preset], **given},
             on_progress=lambda done: print(
                 f"\r{done}/{options.num_scenes}", end="", file=sys.stderr, flush=True
             ),
