@@ -7,6 +7,7 @@ import os
 import shutil
 from dataclasses import asdict
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -91,8 +92,8 @@ def test_the_reader_draws_what_we_draw(
     dtype: str,
     adapted: bool,
 ) -> None:
-    if format == "openvino":
-        pytest.importorskip("openvino")
+    if format == "openvino" and find_spec("openvino") is None:
+        pytest.skip("openvino is not installed")  # importing it here would report the import
     source = load_source(folders[model + ("-lora" if adapted else "")])
     report = export(source, tmp_path / "out", ExportOptions(format=format, dtype=dtype, num_samples=0))
     (verdict,) = report.verdicts
