@@ -35,7 +35,7 @@ def test_a_path_is_named_by_its_last_part(path: str, name: str) -> None:
 
 def test_settings_keep_the_names_of_paths_where_asked() -> None:
     settings: dict[str, Any] = {
-        "run_dir": Path("/work/runs/alice-cats"),
+        "run_dir": Path("/data/runs/alice-cats"),
         "data": {"path": "/home/alice/cats", "sources": [{"path": "sets/dogs", "masks": None}]},
         "base": "emoji",
         "prompts": ["see /home/alice/x.png, please", "a cat and/or a dog", f"{TOKEN} of alice"],
