@@ -43,7 +43,7 @@ def new_folder(dest: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         UserError: `dest` holds something already, or the disk is full or not writable.
     """
-    if not replace and dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+    if not replace and is_taken(dest):
         raise UserError(f"{dest} exists already", "choose another place or move it away")
     temporary = dest.parent / f".tmp-{dest.name}-{uuid.uuid4().hex[:8]}"
     with disk_errors(dest):
@@ -55,6 +55,11 @@ def new_folder(dest: Path, *, replace: bool = False) -> Iterator[Path]:
             _swap(temporary, dest)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_taken(dest: Path) -> bool:
+    """Whether something stands where a new folder is to appear; an empty folder is nothing."""
+    return dest.exists() and (not dest.is_dir() or any(dest.iterdir()))
 
 
 def _open_to_readers(folder: Path) -> None:

@@ -14,7 +14,7 @@ from ldm.cli.app import app
 from ldm.generation.finished import picture_fault
 from ldm.pipeline import Pipeline
 from ldm.png_metadata import read_settings, write_png
-from tests.tiny_models import make_sd1
+from tests.tiny_generate import save_model
 
 PROMPTS = ["a", "b", "c", "d"]
 OPTIONS = ["--batch-size", "2", "--num-inference-steps", "2"]
@@ -22,9 +22,7 @@ OPTIONS = ["--batch-size", "2", "--num-inference-steps", "2"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "one"
-    Pipeline(make_sd1(tmp_path_factory.mktemp("tokenizer"))).save(folder)
-    return folder
+    return save_model(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from ldm.generation.prompts import Prompt, read_prompts
 from ldm.pipeline import Pipeline
 from ldm.png_metadata import read_settings
 from ldm.request import PRESETS
+from tests.tiny_generate import save_model
 from tests.tiny_models import make_sd1
 
 FAST = {"guidance_interval": [0.0, 0.5], "deep_features_every": 3}
@@ -23,9 +24,7 @@ FULL = {"guidance_interval": [0.0, 1.0], "deep_features_every": 1}
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "one"
-    Pipeline(make_sd1(tmp_path_factory.mktemp("tokenizer"))).save(folder)
-    return folder
+    return save_model(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(autouse=True)

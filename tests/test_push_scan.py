@@ -69,7 +69,7 @@ def test_passwords_in_addresses_and_in_the_environment_are_found(
         "/Users/bob/x.png",
         "/mnt/nas/set-1",
         "/var/cache/x",
-        "file:///opt/x",
+        "file:///srv/x",
         "C:\\Users\\bob",
         "D:\\\\data\\\\set",
     ],
