@@ -48,13 +48,22 @@ def new_folder(dest: Path, *, replace: bool = False) -> Iterator[Path]:
     temporary = dest.parent / f".tmp-{dest.name}-{uuid.uuid4().hex[:8]}"
     with disk_errors(dest):
         try:
-            temporary.mkdir(parents=True)
+            _make(temporary, dest)
             yield temporary
             _open_to_readers(temporary)
             flush_folder(temporary)
             _swap(temporary, dest)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make(temporary: Path, dest: Path) -> None:
+    try:
+        temporary.mkdir(parents=True)
+    except (
+        FileNotFoundError
+    ) as error:  # the parents were made or are there: /proc and its like take no folders
+        raise UserError(f"{dest} cannot be written ({error.strerror})", "choose another place") from error
 
 
 def is_taken(dest: Path) -> bool:

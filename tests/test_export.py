@@ -150,6 +150,10 @@ def test_the_trial_depends_on_every_part_of_a_model(models: dict[str, Path], nam
     [
         ({"format": "difusers"}, "unknown format 'difusers': did you mean 'diffusers'?"),
         ({"dtype": "float8"}, "unknown dtype 'float8'"),
+        *(
+            ({"max_shard_size": size}, f"max_shard_size is '{size}'")
+            for size in ("banana", "0GB", "2", "2gb")
+        ),
     ],
 )
 def test_unknown_names_are_refused(given: dict[str, str], said: str) -> None:

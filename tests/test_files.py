@@ -100,3 +100,8 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_where_none_can_be_made_is_refused() -> None:
+    with pytest.raises(UserError, match="^/proc/out cannot be written"), new_folder(Path("/proc/out")):
+        pytest.fail("it was made")

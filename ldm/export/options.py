@@ -1,10 +1,11 @@
 """What can be asked of an export: formats, number formats, and what goes into the card."""
 
+import re
 from dataclasses import dataclass
 
 import torch
 
-from ldm.errors import unknown_name
+from ldm.errors import UserError, unknown_name
 
 FORMATS = {
     "diffusers": "a folder for diffusers' StableDiffusionPipeline",
@@ -17,6 +18,10 @@ FORMATS = {
 """By name: what it is good for."""
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+SIZE = re.compile(r"[1-9]\d*[KMGT]B")
+"""A size that diffusers and transformers both understand."""
 
 
 @dataclass(frozen=True)
@@ -51,3 +56,5 @@ class ExportOptions:
         for what, value, known in (("format", self.format, FORMATS), ("dtype", self.dtype, DTYPES)):
             if value not in known:
                 raise unknown_name(what, value, known)
+        if not SIZE.fullmatch(self.max_shard_size):
+            raise UserError(f"max_shard_size is {self.max_shard_size!r}", "write it like 200MB or 2GB")
