@@ -103,5 +103,5 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_folder_where_none_can_be_made_is_refused() -> None:
-    with pytest.raises(UserError, match="^/proc/out cannot be written"), new_folder(Path("/proc/out")):
+    with pytest.raises(UserError, match=r"^/proc/out cannot be written"), new_folder(Path("/proc/out")):
         pytest.fail("it was made")
