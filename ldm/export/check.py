@@ -11,7 +11,7 @@ from safetensors import safe_open
 from ldm.adapter_folder import LORA_FILE, read_adapter
 from ldm.errors import UserError
 from ldm.export.diffusers import with_lora, write_configs
-from ldm.export.inspect import OPENVINO, PEFT_CONFIG
+from ldm.export.inspect import OPENVINO, peft_parts
 from ldm.export.outgoing import REPORT
 from ldm.export.verify import Verdict, verify
 from ldm.lora_files import lora_files, read_lora_file
@@ -22,7 +22,7 @@ from ldm.model_source import find_model
 
 @dataclass(frozen=True)
 class Reading:
-    """How a model is read back.
+    """How a model is read back: the arguments of `ldm.export.verify.verify`.
 
     Attributes:
         parts: the model as we read it.
@@ -51,36 +51,25 @@ def check(path: Path, base: str | None = None) -> Verdict:
         UserError: one of the two does not read it, or a LoRA's base is missing or another one.
     """
     with _reading(path, base) as way:
-        return verify(
-            way.parts,
-            way.reader,
-            folder=way.folder,
-            file=way.file,
-            variant=way.variant,
-            without_lora=way.without_lora,
-        )
+        return verify(**vars(way))
 
 
 @contextmanager
 def _reading(path: Path, base: str | None) -> Iterator[Reading]:
+    if path.is_dir() and (path / "model_index.json").is_file():
+        yield _folder(path)
+        return
+    file = path if path.is_file() else _only_file(path)
     with TemporaryDirectory(prefix="ldm-check-") as temporary:
-        if path.is_file():
-            file: Path | None = path
-        elif (path / "model_index.json").is_file():
-            file = None
-        else:
-            file = _only_file(path)
-        if file is None:
-            yield _folder(path, Path(temporary))
-        elif file.is_dir() or _is_lora(file):
+        if file.is_dir() or _is_lora(file):
             yield _lora(file, base or _known_base(path), Path(temporary), _recorded_base(path))
-        else:
-            parts = load_parts(file)
-            write_configs(parts, Path(temporary))
-            yield Reading(parts, "single-file", Path(temporary), file)
+            return
+        parts = load_parts(file)
+        write_configs(parts, Path(temporary))
+        yield Reading(parts, "single-file", Path(temporary), file)
 
 
-def _folder(path: Path, temporary: Path) -> Reading:
+def _folder(path: Path) -> Reading:
     if (path / OPENVINO).is_file():
         raise UserError(f"{path} holds networks of OpenVINO", "it is compared with its source by ldm export")
     parts, variant = load_parts(path), weights_variant(path, "unet")
@@ -114,7 +103,7 @@ def _only_file(folder: Path) -> Path:
     Raises:
         UserError: there is none, or more than one.
     """
-    if any((folder / part / PEFT_CONFIG).is_file() for part in (".", "unet", "text_encoder")):
+    if peft_parts(folder):
         return folder
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:

@@ -70,7 +70,7 @@ def _of_folder(folder: Path) -> Iterator[Finding]:
         yield Finding("note", ".", "networks for OpenVINO")
     elif is_adapter(folder):
         yield from _adapter(folder)
-    elif parts := [each for each in (".", "unet", "text_encoder") if (folder / each / PEFT_CONFIG).is_file()]:
+    elif parts := peft_parts(folder):
         for part in parts:
             yield from _peft(folder, part)
     elif (folder / "model_index.json").is_file():
@@ -128,6 +128,11 @@ def _adapter(folder: Path) -> Iterator[Finding]:
     if not (folder / wanted).is_file():
         yield Finding("error", ".", f"there is no {wanted}")
     yield from caught(folder, "ldm.json", lambda: read_defaults(folder, 512, 512))
+
+
+def peft_parts(folder: Path) -> list[str]:
+    """Where in a folder adapters lie as peft has them: "." for the folder itself, or the networks' names."""
+    return [part for part in (".", "unet", "text_encoder") if (folder / part / PEFT_CONFIG).is_file()]
 
 
 def _peft(folder: Path, part: str) -> Iterator[Finding]:
