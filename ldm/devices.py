@@ -33,3 +33,14 @@ def pick_dtype(dtype: str | None = None) -> torch.dtype:
     if dtype is not None and dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
     return DTYPES[dtype or "float32"]
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch says that a device, or the machine, has no room for what it was to allocate."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def free_cached_memory() -> None:
+    """Give back what torch keeps of a GPU's memory without using it."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

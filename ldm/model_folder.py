@@ -13,6 +13,7 @@ from typing import Any
 from ldm.errors import UserError, unknown_name
 from ldm.files import MAX_MODEL_JSON_BYTES, read_json, sha256_file
 from ldm.models.weights_check import STEMS, weights_files
+from ldm.sampling import EVERYWHERE, check_interval
 from ldm.scheduler_names import SCHEDULERS
 from ldm.types import MAX_PROMPT_CHUNKS
 
@@ -65,6 +66,7 @@ class Defaults:
     guidance_rescale: float = 0.0
     scheduler: str = "dpmpp_2m"
     max_prompt_chunks: int = 1
+    guidance_interval: tuple[float, float] = EVERYWHERE
 
 
 def check_folder(folder: Path) -> None:
@@ -219,13 +221,27 @@ def read_defaults(folder: Path, height: int, width: int) -> Defaults:
     for key, value in given.items():
         if key not in kinds:
             raise unknown_name(f"key in {path}", key, kinds)
-        if type(value) is not kinds[key] and not (kinds[key] is float and type(value) is int):
+        if key == "guidance_interval":
+            given[key] = _interval(path, value)
+        elif type(value) is not kinds[key] and not (kinds[key] is float and type(value) is int):
             raise UserError(f"{path}: {key} is {value!r}", f"it must be of type {kinds[key].__name__}")
     defaults = Defaults(**{"height": height, "width": width, **given})
     if max(defaults.height, defaults.width) > MAX_SIZE_PX:
         said = f"{folder} asks for pictures of {defaults.height} x {defaults.width} pixels"
         raise UserError(said, f"at most {MAX_SIZE_PX} on a side: see ldm.json, and sample_size of the unet")
     return defaults
+
+
+def _interval(path: Path, value: Any) -> tuple[float, float]:
+    """A guidance interval as JSON has it: a list of two numbers."""
+    if not isinstance(value, list) or [type(each) in (int, float) for each in value] != [True, True]:
+        raise UserError(f"{path}: guidance_interval is {value!r}", "it must be a list of two numbers")
+    start, end = map(float, value)
+    try:
+        check_interval((start, end))
+    except UserError as error:
+        raise UserError(f"{path}: {error.what}", error.mend) from None
+    return start, end
 
 
 def is_adapter(folder: Path) -> bool:

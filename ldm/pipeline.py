@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ldm.decoding import decode_images
 from ldm.devices import DTYPES, pick_device, pick_dtype
-from ldm.images import tensor_to_images
 from ldm.loras import UsedLora, apply_loras
 from ldm.model_folder import Defaults, weights_hash
 from ldm.model_parts import ModelParts, load_parts, save_parts
@@ -41,7 +41,7 @@ from ldm.request import (
     program_settings,
     warn_cut_off,
 )
-from ldm.sampling import EVERYWHERE, Interval, denoise, make_scheduler, plan_steps
+from ldm.sampling import Interval, denoise, make_scheduler, plan_steps
 from ldm.types import PromptEmbeds
 
 __all__ = ["DTYPES", "Generation", "LdmWarning", "OnStep", "Pipeline", "load_pipeline", "pick_device"]
@@ -149,7 +149,7 @@ class Pipeline:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_rescale: float | None = None,
-        guidance_interval: Interval = EVERYWHERE,
+        guidance_interval: Interval | None = None,
         deep_features_every: int = 1,
         scheduler: str | None = None,
         karras: bool = False,
@@ -212,14 +212,18 @@ class Pipeline:
         sampler = make_scheduler(request.scheduler, self.scheduler_config, karras=karras)
         images: dict[int, Image.Image] = {}
         finals: dict[int, Tensor] = {}
+        in_tiles = False
         for index, batch in enumerate(batches):
             noise = None if latents is None else latents[batch]
             report = count_on(on_step, index, len(batches))
             final = self._sample([rows[i] for i in batch], request, sampler, noise, report)
-            images |= zip(batch, self._decode(final), strict=True)
+            decoded, tiled = self._decode(final)
+            in_tiles = in_tiles or tiled
+            images |= zip(batch, decoded, strict=True)
             finals |= zip(batch, final.cpu(), strict=True)
         given = [None] * len(rows) if latents is None else latents
         settings = [self._settings(request, *row, noise) for row, noise in zip(rows, given, strict=True)]
+        settings = [each | ({"decoded_in_tiles": True} if in_tiles else {}) for each in settings]
         order = range(len(rows))
         return Generation([images[i] for i in order], torch.stack([finals[i] for i in order]), settings)
 
@@ -264,10 +268,9 @@ class Pipeline:
             embeds: PromptEmbeds = self.text_encoder(prompts, num_chunks)
         return embeds
 
-    def _decode(self, latents: Tensor) -> list[Image.Image]:
+    def _decode(self, latents: Tensor) -> tuple[list[Image.Image], bool]:
         with self._at_work(self.autoencoder):
-            parts = torch.split(latents, 1 if self.low_memory else len(latents))
-            return [image for part in parts for image in tensor_to_images(self.autoencoder.decode(part))]
+            return decode_images(self.autoencoder, latents, one_by_one=self.low_memory)
 
     @contextmanager
     def _at_work(self, module: nn.Module) -> Iterator[None]:

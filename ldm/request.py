@@ -17,7 +17,7 @@ from ldm.errors import UserError, unknown_name
 from ldm.model_folder import Defaults
 from ldm.models.denoiser import UNetDenoiser
 from ldm.models.feature_reuse import Engine, reuse_deep_features
-from ldm.sampling import Interval, check_interval, guide
+from ldm.sampling import EVERYWHERE, Interval, check_interval, guide
 from ldm.scheduler_names import SCHEDULERS
 from ldm.types import MAX_PROMPT_CHUNKS, Denoiser, PromptEmbeds, Step
 from ldm.version import __version__
@@ -26,9 +26,12 @@ LARGEST_SEED = 2**63 - 1
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {"guidance_interval": (0.0, 0.5), "deep_features_every": 3},
-    "full": {"guidance_interval": (0.0, 1.0), "deep_features_every": 1},
+    "full": {"guidance_interval": EVERYWHERE, "deep_features_every": 1},
 }
-"""Arguments of `Pipeline.generate` by name: what may be left out for speed, and leaving nothing out."""
+"""Arguments of `Pipeline.generate` by name: what may be left out for speed, and leaving nothing out.
+
+Without a preset, guidance is where the model's defaults have it.
+"""
 
 OnStep = Callable[[int, int, Step, Tensor], None]
 """Called after every sampling step with (steps done, steps in all, the step, latents [B, C, h, w])."""
@@ -80,8 +83,7 @@ class Request:
 
 LEFT_OUT: Mapping[str, Any] = {
     **{field.name: None for field in fields(Request)},
-    **{"negative_prompt": "", "karras": False},
-    **PRESETS["full"],
+    **{"negative_prompt": "", "karras": False, "deep_features_every": 1},
 }
 """What `Pipeline.generate` takes for an argument that is left out."""
 

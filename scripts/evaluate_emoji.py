@@ -23,7 +23,7 @@ def main() -> int:
         "--output", type=Path, required=True, help="a new folder for report.json and the grids"
     )
     parser.add_argument("--num-captions", type=int, default=256, help="captions to measure recall on")
-    parser.add_argument("--preset", choices=PRESETS, default="full", help="of `ldm generate`")
+    parser.add_argument("--preset", choices=PRESETS, help="of `ldm generate`")
     options = parser.parse_args()
     try:
         unseen = [line.prompt for line in read_prompts(options.unseen)]
@@ -33,7 +33,7 @@ def main() -> int:
             unseen,
             options.output,
             num_captions=options.num_captions,
-            settings=PRESETS[options.preset],
+            settings=PRESETS.get(options.preset, {}),
             on_progress=lambda n: print(f"\r{n}/{options.num_captions}", end="", file=sys.stderr, flush=True),
         )
     except UserError as error:

@@ -9,6 +9,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ldm train configs/shapes/autoencoder.yaml "$@"
 ldm train configs/shapes/text_encoder.yaml "$@"
 ldm train configs/shapes/denoiser.yaml "$@"
-[ -d runs/shapes/score ] || python scripts/score_shapes.py --plain --guidance-scale 3.5 --guidance-interval 0 0.5 \
-    --model runs/shapes/denoiser --output runs/shapes/score
+[ -d runs/shapes/score ] || python scripts/score_shapes.py --plain --model runs/shapes/denoiser \
+    --output runs/shapes/score
 cat runs/shapes/score/report.json

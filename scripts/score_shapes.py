@@ -20,7 +20,7 @@ def main() -> int:
     )
     parser.add_argument("--num-scenes", type=int, default=500, help="scenes of each kind, seen and held out")
     parser.add_argument("--plain", action="store_true", help="one or two large things on white only")
-    parser.add_argument("--preset", choices=PRESETS, default="full", help="of `ldm generate`")
+    parser.add_argument("--preset", choices=PRESETS, help="of `ldm generate`")
     parser.add_argument("--guidance-scale", type=float, help="in place of the model's own")
     parser.add_argument("--guidance-interval", type=float, nargs=2, help="START END, of `ldm generate`")
     options = parser.parse_args()
@@ -32,7 +32,7 @@ def main() -> int:
             options.output,
             num_scenes=options.num_scenes,
             plain=options.plain,
-            settings={**PRESETS[options.preset], **given},
+            settings={**PRESETS.get(options.preset, {}), **given},
             on_progress=lambda done: print(
                 f"\r{done}/{options.num_scenes}", end="", file=sys.stderr, flush=True
             ),

@@ -28,6 +28,7 @@ HALVES = {  # one noun in several files at the top level: these stand in the roo
     "ldm.png_metadata": "ldm.images",
     "ldm.schedulers": "ldm.sampling",
     "ldm.model_folder": "ldm.pipeline",
+    "ldm.decoding": "ldm.pipeline",
     "ldm.devices": "ldm.pipeline",
     "ldm.engine_choice": "ldm.pipeline",
     "ldm.lora_files": "ldm.pipeline",

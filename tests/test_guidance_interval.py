@@ -1,5 +1,7 @@
 """Guidance in a part of the sampling: where it is on, what it costs, and that all of it is plain guidance."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ from tiny_models import SD1_SCHEDULER, ZERO_SNR_SCHEDULER, make_sd1
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.pipeline import Pipeline
+from ldm.pipeline import Pipeline, load_pipeline
 from ldm.sampling import (
     SCHEDULERS,
     Interval,
@@ -173,6 +175,20 @@ def test_what_is_no_interval_is_refused(interval: Interval) -> None:
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.2, 0.3), (14.6, 0.0), (0.9, 0.2)])
 def test_what_is_one_is_taken(interval: Interval) -> None:
     check_interval(interval)
+
+
+def test_left_out_it_is_the_models_own(tmp_path: Path) -> None:
+    parts = make_sd1(tmp_path)
+    half = replace(parts, defaults=replace(parts.defaults, guidance_interval=(0.0, 0.5)))
+    Pipeline(half).save(tmp_path / "model")
+    pipeline = load_pipeline(str(tmp_path / "model"))
+    everything = pipeline.generate("a red apple", seed=1, guidance_interval=(0.0, 1.0))
+    own = pipeline.generate("a red apple", seed=1)
+    assert own.settings[0]["guidance_interval"] == [0.0, 0.5]
+    assert torch.equal(
+        own.latents, pipeline.generate("a red apple", seed=1, guidance_interval=(0.0, 0.5)).latents
+    )
+    assert not torch.allclose(own.latents, everything.latents)
 
 
 def test_the_network_is_called_with_half_the_rows_in_any_batch(

@@ -57,7 +57,7 @@ def generate(
         typer.echo("\n".join(_scheduler_lines()))
         return
     from ldm.generation.batches import write_grid
-    from ldm.generation.means import Means
+    from ldm.generation.means import Means, read_batch_size
     from ldm.generation.pictures import Target
     from ldm.generation.shares import Order
 
@@ -79,8 +79,8 @@ def generate(
     recipe, pictures = _plan(prompts or [], prompt_file, from_image, given)
     target = Target(output, overwrite=overwrite, grid=grid, resume=resume)
     target.check(pictures)
-    batch_size = batch_size or (1 if low_memory else 8)
-    means = Means(model, tuple(lora or ()), engine, device, dtype, low_memory, batch_size, compile)
+    at_once = read_batch_size(batch_size, low_memory=low_memory, device=device)
+    means = Means(model, tuple(lora or ()), engine, device, dtype, low_memory, at_once, compile)
     order = Order(tuple(pictures), target, means, recipe)
     num_processes = min(num_processes, len(order.batches))
     if num_processes > 1:

@@ -109,7 +109,7 @@ GuidanceInterval = Annotated[
         metavar="START END",
         help="Use guidance in a part of the sampling only; the rest is twice as fast, and often better. Rising "
         "numbers are fractions of the steps: 0 0.5 is their first half. Falling ones are noise levels, noise "
-        "over signal: 5 0.3.  [default: 0 1, all steps]",
+        "over signal: 5 0.3.  [default: the model's own; 0 1, all steps, where it has none]",
     ),
 ]
 DeepFeaturesEvery = Annotated[
@@ -126,7 +126,7 @@ Preset = Annotated[
     typer.Option(
         metavar="NAME",
         help="fast: guidance in the first half of the steps and deep levels at every third; full: leave nothing "
-        "out, as without a preset. Options given beside it win.",
+        "out, also where the model's own default does. Options given beside it win.",
     ),
 ]
 NegativePrompt = Annotated[
@@ -153,12 +153,11 @@ Width = Annotated[
     typer.Option(min=1, metavar="PIXELS", help="Of a picture; both are rounded to the model's multiple."),
 ]
 BatchSize = Annotated[
-    int | None,
+    str | None,
     typer.Option(
-        min=1,
         metavar="N",
-        help="Pictures made at once: more are faster until the memory is full; the pictures stay the same.  "
-        "[default: 8, or 1 with --low-memory]",
+        help="Pictures made at once: more are faster until the memory is full, and where it does not hold them fewer "
+        "are taken; the pictures stay the same. auto: as many as a GPU holds.  [default: 8, or 1 with --low-memory]",
     ),
 ]
 NumProcesses = Annotated[

@@ -22,6 +22,7 @@ from ldm.export.source import ExportSource
 from ldm.export.source_card import CARD, read_source_card
 from ldm.files import write_bytes
 from ldm.redaction import redacted, redacted_prose
+from ldm.sampling import EVERYWHERE
 
 DEFAULT_PROMPT = "a red apple"
 
@@ -184,6 +185,9 @@ def _model_section(subject: CardSubject) -> str:
     config = parts.scheduler_config
     zero = ", zero terminal SNR" if config.get("rescale_betas_zero_snr") else ""
     sampled = f"{defaults.num_inference_steps} steps, guidance {defaults.guidance_scale:g}"
+    if defaults.guidance_interval != EVERYWHERE:
+        start, end = defaults.guidance_interval
+        sampled += f" from {start:g} to {end:g} of the steps (a stock pipeline guides all of them)"
     latents, width = parts.autoencoder.num_channels, parts.text_encoder.text_width
     rows = [
         ("predicts", code(str(config.get("prediction_type", "epsilon"))) + zero),

@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from ldm.devices import free_cached_memory, is_out_of_memory
 from ldm.engine_choice import Work
+from ldm.errors import UserError
 from ldm.files import write_bytes
 from ldm.generation.pictures import Picture, Target
 from ldm.generation.prompts import Prompt
 from ldm.images import image_grid, open_image
 from ldm.png_metadata import write_png
+from ldm.request import Generation, LdmWarning
 
 if TYPE_CHECKING:
     from ldm.model_folder import Defaults
@@ -73,7 +77,7 @@ def work_of(pipeline: "Pipeline", pictures: Sequence[Picture]) -> Work:
 def _rows_of(prompt: Prompt, defaults: "Defaults") -> float:
     """Rows that the denoiser computes for a picture, as if whole: noise levels count as all steps."""
     scale = defaults.guidance_scale if prompt.guidance_scale is None else prompt.guidance_scale
-    start, end = prompt.guidance_interval or (0.0, 1.0)
+    start, end = prompt.guidance_interval or defaults.guidance_interval
     guided = (end - start if start < end else 1.0) if scale > 1 else 0.0
     num_steps = prompt.num_inference_steps or defaults.num_inference_steps
     return num_steps * (1 + guided) / (prompt.deep_features_every or 1)
@@ -89,20 +93,46 @@ def make_batches(
     """Make the pictures, batch after batch; yields each with its image and its settings for `write_png`.
 
     Raises:
-        UserError: a setting does not fit the model.
+        UserError: a setting does not fit the model, or the memory does not hold one picture.
+
+    Warns:
+        LdmWarning: the memory does not hold `batch_size` pictures, so fewer are made at once.
     """
     default = pipeline.defaults.num_inference_steps
     num_steps = [batch.settings.get("num_inference_steps", default) for batch in batches]
     on_progress(0, sum(num_steps))
     for index, batch in enumerate(batches):
-        made = pipeline.generate(
-            batch.prompts,
-            seeds=batch.seeds,
-            batch_size=batch_size,
-            on_step=_counting(on_progress, sum(num_steps[:index]), num_steps[index], sum(num_steps)),
-            **batch.settings,
-        )
+        report = _counting(on_progress, sum(num_steps[:index]), num_steps[index], sum(num_steps))
+        made, batch_size = _make_in_memory(pipeline, batch, batch_size, report)
         yield from zip(batch.pictures, made.images, made.settings, strict=True)
+
+
+def _make_in_memory(
+    pipeline: "Pipeline", batch: PictureBatch, batch_size: int, on_step: "OnStep"
+) -> tuple[Generation, int]:
+    """Make a batch, in halves as long as the memory does not hold it; with it, how many pictures it held."""
+    while True:
+        try:
+            return (
+                pipeline.generate(
+                    batch.prompts,
+                    seeds=batch.seeds,
+                    batch_size=batch_size,
+                    on_step=on_step,
+                    **batch.settings,
+                ),
+                batch_size,
+            )
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        at_once = min(batch_size, len(batch.pictures))
+        if at_once == 1:
+            raise UserError("the memory does not hold one picture", "try --low-memory or a smaller size")
+        free_cached_memory()  # what the failed try held is free only now that its error is gone
+        batch_size = at_once // 2
+        said = f"the memory does not hold {at_once} pictures at once, going on with {batch_size}"
+        warnings.warn(LdmWarning(said), stacklevel=4)
 
 
 def _counting(on_progress: OnProgress, before: int, steps: int, in_all: int) -> "OnStep":

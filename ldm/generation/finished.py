@@ -18,8 +18,8 @@ from ldm.request import LdmWarning
 if TYPE_CHECKING:
     from ldm.pipeline import Pipeline
 
-PROGRAMS = ("versions", "ldm_version")
-"""Settings that may differ: a picture is not made again because a library has a new version."""
+PROGRAMS = ("versions", "ldm_version", "decoded_in_tiles")
+"""What may differ: a picture is not made again because a library has a new version, or for the memory of the day."""
 
 _MOST_NAMED = 3
 

@@ -13,6 +13,8 @@ from ldm.request import LdmWarning
 if TYPE_CHECKING:
     from ldm.pipeline import Pipeline
 
+BATCH_SIZE, GPU_BATCH_SIZE = 8, 64
+
 
 @dataclass(frozen=True)
 class Means:
@@ -28,8 +30,27 @@ class Means:
     device: str | None = None
     dtype: str | None = None
     low_memory: bool = False
-    batch_size: int = 8
+    batch_size: int = BATCH_SIZE
     compile: bool = False
+
+
+def read_batch_size(given: str | None, *, low_memory: bool = False, device: str | None = None) -> int:
+    """Pictures made at once, from what the user wrote: a number, `auto`, or nothing.
+
+    With `auto` a GPU is given many, and `make_batches` takes fewer where they do not fit. A CPU gains nothing by it.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if given is None:
+        return 1 if low_memory else BATCH_SIZE
+    if given == "auto":
+        from ldm.devices import pick_device
+
+        return GPU_BATCH_SIZE if pick_device(device).type == "cuda" else BATCH_SIZE
+    if not given.isascii() or not given.isdigit() or int(given) < 1:
+        raise UserError(f"batch size {given!r}", "it must be auto or a whole number of at least 1")
+    return int(given)
 
 
 def load_means(means: Means, recipe: Recipe | None) -> "Pipeline":

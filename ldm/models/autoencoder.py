@@ -5,6 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+TILE_LATENTS = 64
+"""The side of a tile in decoding: 512 pixels where one latent stands for 8 x 8, the size that most were trained at."""
+
 
 class KLAutoencoder(nn.Module):
     """`encode(pixel_values [B,3,H,W]) -> moments [B,2C,h,w]`, `decode(latents [B,C,h,w]) -> pixel_values`.
@@ -45,11 +48,31 @@ class KLAutoencoder(nn.Module):
         moments: Tensor = posterior.parameters
         return moments.float()
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents [B, C, h, w] -> pixel_values [B, 3, H, W] in about [-1, 1], float32."""
+    def decode(self, latents: Tensor, *, in_tiles: bool = False) -> Tensor:
+        """Scaled latents [B, C, h, w] -> pixel_values [B, 3, H, W] in about [-1, 1], float32.
+
+        Args:
+            in_tiles: of `TILE_LATENTS` on a side, which overlap by a quarter and are blended.
+        """
         unscaled = latents / self.scaling_factor + self.shift_factor
-        pixel_values: Tensor = self.vae.decode(unscaled.to(self.vae.dtype), return_dict=False)[0]
+        decode = self.vae.tiled_decode if in_tiles else self.vae.decode
+        self.vae.tile_latent_min_size = TILE_LATENTS
+        self.vae.tile_sample_min_size = TILE_LATENTS * self.pixels_per_latent
+        pixel_values: Tensor = decode(unscaled.to(self.vae.dtype), return_dict=False)[0]
         return pixel_values.float()
+
+    def decoding_bytes(self, height: int, width: int) -> int:
+        """Roughly what decoding one picture holds at its peak, from latents of h x w.
+
+        That is in the last level: four maps of the size of the picture, with the channels of the level before it.
+        """
+        channels = self.vae.config.block_out_channels[:2][-1]
+        pixels = height * width * self.pixels_per_latent**2
+        return int(4 * channels * pixels * self.vae.dtype.itemsize)
+
+    def has_tiles(self, height: int, width: int) -> bool:
+        """Whether latents of h x w are larger than one tile."""
+        return max(height, width) > TILE_LATENTS
 
     def sample_posterior(self, moments: Tensor, noise: Tensor) -> Tensor:
         """One draw from the posterior, scaled: mean + exp(log_variance / 2) noise.
