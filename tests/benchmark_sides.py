@@ -19,6 +19,11 @@ def make_counting(start: int) -> Any:
     return work
 
 
+def make_two() -> Any:
+    """Two works of one process."""
+    return {"once": make_counting(0), "twice": make_counting(1000)}
+
+
 def fail(turns: Any) -> None:
     print("no such model", file=sys.stderr)
     turns.next()

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.benchmark_folder import benchmark
-from tests.benchmark_sides import fail, make_counting, say_threads
+from tests.benchmark_sides import fail, make_counting, make_two, say_threads
 
 samples, workers, rows, watch = map(benchmark, ("samples", "workers", "rows", "watch"))
 suite, chart, dataset = map(benchmark, ("suite", "chart", "dataset"))
@@ -92,6 +92,17 @@ def test_sides_work_by_turns_in_processes_of_their_own() -> None:
         assert [sample.details for sample in one.samples] == [{"detail_sec": 0.5}] * 2
         assert one.ready_sec > one.warm_up_sec > 0
         assert 5 < one.peak_memory_mb < 5000
+
+
+def test_one_process_may_do_several_things_by_turns() -> None:
+    several = partial(workers.repeat_several, make_two)
+    taken = workers.take_turns({"both": workers.Side(several, works=("once", "twice"))}, rounds=2)
+    assert set(taken) == {"once", "twice"}
+    (once, process), (twice, same_process) = taken["once"].answer, taken["twice"].answer
+    assert (once, twice) == (101, 1101)
+    assert process == same_process != os.getpid()
+    assert [len(one.samples) for one in taken.values()] == [2, 2]
+    assert taken["once"].ready_sec == taken["twice"].ready_sec > 0
 
 
 def test_a_side_that_fails_is_heard() -> None:

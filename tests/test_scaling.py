@@ -85,27 +85,27 @@ def test_no_gpu_is_refused() -> None:
 # The page
 
 
-def test_the_page_computes_nothing_from_costs_that_are_missing() -> None:
-    page = benchmark("scaling_page").page_text({**asdict(COSTS), "latency_sec": None, "where": None})
-    assert "| `latency_sec` | not measured yet |" in page
-    assert "| 512 | not measured yet |" in page
-    assert "1 of 11 costs are not measured yet, so nothing is computed." in page
+RESULT = {"costs": asdict(COSTS), "device": "cpu", "machine": {"cpu_cores": 2}}
+
+
+def test_the_page_computes_nothing_without_costs() -> None:
+    with pytest.raises(ValueError, match="too few clean samples"):
+        benchmark("scaling_page").page_text({**RESULT, "costs": None})
 
 
 def test_the_page_holds_what_is_computed() -> None:
-    page = benchmark("scaling_page").page_text({**asdict(COSTS), "where": "a machine"})
+    page = benchmark("scaling_page").page_text(RESULT)
     assert "Computed, not measured" in page
-    assert "Measured on: a machine." in page
-    assert "| 1 | 100.0 ms | 0.0 ms | 40 | 100.0% | compute |" in page
-    assert "not measured yet" not in page
+    assert "one process on the 2 CPU cores" in page
+    assert "| 1 | 100.0 ms | 0.0 ms | 40.0 | 100.0% | compute |" in page
 
 
 def test_an_unknown_cost_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected"):
-        benchmark("scaling_page").page_text({**asdict(COSTS), "extra": 1.0, "where": None})
+    with pytest.raises(TypeError, match="extra"):
+        benchmark("scaling_page").page_text({**RESULT, "costs": {**asdict(COSTS), "extra": 1.0}})
 
 
 def test_the_page_in_the_repository_is_that_of_its_inputs() -> None:
-    inputs = json.loads((ROOT / "docs/benchmarks/scaling-inputs.json").read_text())
+    inputs = json.loads((ROOT / "docs/benchmarks/scaling.json").read_text())
     page: Path = ROOT / "docs/scaling.md"
     assert page.read_text() == benchmark("scaling_page").page_text(inputs)

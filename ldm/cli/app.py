@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from ldm.cli.benchmark import benchmark
 from ldm.cli.data import data_app
 from ldm.cli.doctor import doctor
 from ldm.cli.ema import ema
@@ -91,6 +92,7 @@ app.command(name="import")(import_model)
 app.command()(info)
 app.add_typer(data_app, name="data")
 app.command()(doctor)
+app.command()(benchmark)
 
 
 @app.callback(invoke_without_command=True)

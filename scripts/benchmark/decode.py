@@ -70,9 +70,11 @@ def make_ours(model: str, size_px: int, device: str) -> Work:
     import torch
 
     from ldm.images import tensor_to_images
-    from ldm.pipeline import load_pipeline
+    from ldm.models.autoencoder import KLAutoencoder
+    from ldm.models.loading import load_vae
 
-    autoencoder, latents = load_pipeline(model, device=device).autoencoder, latents_of(size_px, device)
+    vae = load_vae(Path(model) / "vae", torch.float32).to(device).eval()
+    autoencoder, latents = KLAutoencoder(vae), latents_of(size_px, device)
 
     @torch.no_grad()
     def work(warming_up: bool) -> tuple[Answer, dict[str, float]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from . import training
 from .watch import Calls
 from .workers import Turns
 
@@ -23,10 +24,8 @@ def train_ours(config: Path, overrides: Sequence[str], device: str, turns: Turns
     Raises:
         RuntimeError: it failed, having said why.
     """
-    from train.denoiser import main
-
     stop_at_steps(turns, device)
-    if code := main([str(config), *overrides]):
+    if code := training("denoiser").main([str(config), *overrides]):
         raise RuntimeError(f"the program ended with code {code}")
 
 

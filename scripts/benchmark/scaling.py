@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .costs import measure_costs
 from .dataset import make_dataset
 from .models import MEDIUM, NARROW_VAE, SMALLEST, make_model
 from .rows import result_of, row_of, taken_of
@@ -38,11 +39,13 @@ def scaling(setting: Setting) -> dict[str, Any]:
             for number, name in enumerate((ONE, TWO), 1)
         }
         taken = take_turns(sides, setting.rounds, setting.device)
+        costs = measure_costs(folder, taken[ONE], case, setting, environments(2))
     title = f"training, {case.name}, {case.size_px} px, global batch {case.batch_size}"
     return result_of(
         "scaling",
         [row_of(title, taken, TWO, ONE)],
         device=setting.device,
+        costs=costs,
         sides=taken_of(taken),
         machine=machine(),
     )

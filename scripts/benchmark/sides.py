@@ -1,5 +1,6 @@
 """Commands run by turns, each from its start to its end."""
 
+import os
 import resource
 import subprocess
 import time
@@ -25,12 +26,17 @@ def run_once(command: Sequence[str]) -> Sample:
         RuntimeError: the command failed.
     """
     busy, own, start = busy_cpu_sec(), _children_cpu_sec(), time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=_as_installed())
     wall = time.perf_counter() - start
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
     own = _children_cpu_sec() - own
     return Sample(wall, own, max(0.0, busy_cpu_sec() - busy - own) / wall)
+
+
+def _as_installed() -> dict[str, str]:
+    """The environment, such that Python keeps what it has compiled, as an installation has it for every package."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def _children_cpu_sec() -> float:

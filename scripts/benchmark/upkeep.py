@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import training
 from .models import MEDIUM, SMALLEST, Shape, make_unet
 from .rows import Row, result_of, row_of, taken_of
 from .samples import Scale, Setting, machine
@@ -55,11 +56,9 @@ def answer_of(tensors: Any) -> Answer:
 
 
 def make_our_step(shape: Shape, device: str) -> Work:
-    from train.optim import make_optimizer
-    from train.settings import OptimSettings
-
     unet = trained(shape, device)
-    return stepping(unet, make_optimizer(unet.parameters(), OptimSettings(weight_decay=0.0)))
+    settings = training("settings").OptimSettings(weight_decay=0.0)
+    return stepping(unet, training("optim").make_optimizer(unet.parameters(), settings))
 
 
 def make_their_step(shape: Shape, device: str) -> Work:
@@ -78,10 +77,8 @@ def stepping(unet: nn.Module, optimizer: torch.optim.Optimizer) -> Work:
 
 
 def make_our_average(shape: Shape, device: str) -> Work:
-    from train.averages import WeightAverages
-
     unet = trained(shape, device)
-    average = WeightAverages(unet, 0.999)
+    average = training("averages").WeightAverages(unet, 0.999)
     moved(unet)
     step = 0
 

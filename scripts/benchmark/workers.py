@@ -44,12 +44,14 @@ class Turns:
 
     Attributes:
         warming_up: whether the turn that is on does not count.
+        work: what the turn that is on is for, of a side that does several things.
     """
 
     def __init__(self, connection: Connection, device: str) -> None:
         self._connection, self._device = connection, device
         self._watch = Stopwatch()
         self.warming_up = False
+        self.work = ""
 
     def next(self, answer: Answer = None, details: dict[str, float] | None = None) -> None:
         """End the turn that is on, or the preparations; returns when the next one begins.
@@ -59,7 +61,7 @@ class Turns:
         """
         sample = self._watch.sample(details=details)
         self._connection.send(Report(sample, answer, peak_memory_mb(self._device)))
-        told = self._connection.recv()
+        told, self.work = self._connection.recv()
         if told == "stop":
             raise SystemExit(0)
         self.warming_up = told == "warm up"
@@ -77,6 +79,16 @@ def repeat(make: Callable[[], Work], turns: Turns) -> None:
     while True:
         turns.next(answer, details)
         answer, details = work(turns.warming_up)
+
+
+def repeat_several(make: Callable[[], Mapping[str, Work]], turns: Turns) -> None:
+    """A side that does several things, each when it is told."""
+    works = make()
+    answer: Answer = None
+    details: dict[str, float] = {}
+    while True:
+        turns.next(answer, details)
+        answer, details = works[turns.work](turns.warming_up)
 
 
 def repeated(make: Callable[..., Work], *arguments: Any) -> Begin:
@@ -122,10 +134,12 @@ class Side:
 
     Attributes:
         environments: variables of its processes, one entry a process; each has its turns at the same time.
+        works: names of the things that it does, each with turns of its own; none where it does one.
     """
 
     begin: Begin
     environments: tuple[Mapping[str, str], ...] = ({},)
+    works: tuple[str, ...] = ()
 
 
 class Process:
@@ -158,7 +172,7 @@ class Process:
         """Have it end, and wait for that; by force where it does not."""
         if self._process.is_alive():
             with suppress(OSError):  # it may be gone by now
-                self.connection.send("stop")
+                self.connection.send(("stop", ""))
             self._process.join(10)
             self._process.kill()
         self._process.join()
@@ -201,7 +215,10 @@ def started(side: Side, folder: Path, device: str) -> Iterator[list[Process]]:
 def take_turns(
     sides: Mapping[str, Side | Begin], rounds: int, device: str = "cpu", num_warm_ups: int = 1
 ) -> dict[str, Taken]:
-    """Start all sides; then each has a turn in each round, after rounds that do not count.
+    """Start all sides; then each, or each of its works, has a turn in each round, after rounds that do not count.
+
+    Returns:
+        What came of it by side; of one with several works by the names of these.
 
     Raises:
         RuntimeError: a side failed; with its last words.
@@ -209,23 +226,26 @@ def take_turns(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         whole = {name: side if isinstance(side, Side) else Side(side) for name, side in sides.items()}
-        running, taken = {}, {name: Taken() for name in whole}
+        running, taken = {}, {work: Taken() for name, side in whole.items() for work in side.works or (name,)}
         for name, side in whole.items():  # one after the other: they would fight for the memory and the disk
             start = time.perf_counter()
             running[name] = stack.enter_context(started(side, folder, device))
             for process in running[name]:
                 process.report()
-            taken[name].ready_sec = time.perf_counter() - start
+            ready_sec = time.perf_counter() - start
+            for work in side.works or (name,):
+                taken[work].ready_sec = ready_sec
+        turns = [(name, work) for name, side in whole.items() for work in side.works or (name,)]
         for number in range(-num_warm_ups, rounds):
-            for name, processes in running.items():
+            for name, work in turns:
                 time.sleep(PAUSE_SEC)
-                _take_turn(processes, taken[name], counts=number >= 0)
+                _take_turn(running[name], taken[work], work, counts=number >= 0)
     return taken
 
 
-def _take_turn(processes: list[Process], taken: Taken, *, counts: bool) -> None:
+def _take_turn(processes: list[Process], taken: Taken, work: str, *, counts: bool) -> None:
     for process in processes:
-        process.connection.send("go" if counts else "warm up")
+        process.connection.send(("go" if counts else "warm up", work))
     reports = [process.report() for process in processes]
     taken.peak_memory_mb = max(taken.peak_memory_mb, *(report.peak_memory_mb for report in reports))
     sample = _joined([report.sample for report in reports])

@@ -1,0 +1,58 @@
+"""The command line of the benchmarks: `python scripts/benchmark.py`, and `ldm benchmark` for its parts."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ldm.errors import UserError
+
+from .samples import Setting
+from .suite import BENCHMARKS, measure, read_results
+
+ROOT = Path(__file__).parents[2]
+WORKS = (*BENCHMARKS, "all", "draw", "scaling-page")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Ratios of two sides, run by turns; without 5 clean samples no verdict."
+    )
+    parser.add_argument("work", choices=WORKS, metavar="WORK", help=", ".join(WORKS))
+    parser.add_argument("results", nargs="*", type=Path, help="JSON files, for draw")
+    parser.add_argument("--rounds", type=int, help="samples a side (9; 5 with --quick)")
+    scale = parser.add_mutually_exclusive_group()
+    for name, meaning in (("quick", "fewer steps and samples"), ("smallest", "only see that it runs")):
+        scale.add_argument(f"--{name}", dest="scale", action="store_const", const=name, help=meaning)
+    parser.set_defaults(scale="full")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--model", help="for generate: this model alone, a folder, a run or a Hub id")
+    parser.add_argument("--script", type=Path, help="diffusers' published train_text_to_image.py, for train")
+    parser.add_argument("--output", type=Path, help="keep the result as JSON, the chart as PNG or SVG")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, or draw what was measured; returns the exit code."""
+    options = parse(arguments)
+    try:
+        _run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.work == "draw":
+        from .chart import draw
+
+        print(draw(read_results(options.results), options.output))
+    elif options.work == "scaling-page":
+        from .scaling_page import write_page
+
+        write_page(ROOT / "docs/benchmarks/scaling.json", ROOT / "docs/scaling.md")
+    else:
+        rounds = options.rounds or (9 if options.scale == "full" else 5)
+        setting = Setting(rounds, options.scale, options.device, options.script, options.model)
+        print(measure(options.work, setting, options.output))

@@ -1,0 +1,121 @@
+"""What a step, the exchange of its gradients and the loading of its batch cost here: the inputs of docs/scaling.md."""
+
+import os
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.evaluate.scaling import Costs
+
+from . import cache
+from .samples import Setting, clean_median, timed
+from .workers import Answer, Side, Taken, Turns, take_turns
+
+LARGE_BYTES, NUM_SMALL, NUM_LARGE = 64 * 2**20, 100, 5
+FILE_BYTES = 256 * 2**20
+
+
+def measure_costs(
+    folder: Path, step: Taken, case: Any, setting: Setting, links: tuple[Mapping[str, str], ...]
+) -> dict[str, Any] | None:
+    """Every cost of `Costs` for a worker that is one process here; None without enough clean samples.
+
+    Args:
+        step: what came of the steps of one process.
+        links: the environments of two processes that know of each other.
+    """
+    compute_sec = clean_median(step.samples)
+    sides = {"exchange": Side(partial(exchange, setting.device), links)}
+    taken = take_turns(sides, setting.rounds, setting.device)["exchange"]
+    small, large = (clean_median(taken.samples, name) for name in ("small_sec", "large_sec"))
+    if compute_sec is None or small is None or large is None or large <= small:
+        return None
+    link = LARGE_BYTES / (large - small)
+    costs = Costs(
+        compute_sec=compute_sec,
+        gradient_bytes=4.0 * num_parameters(case),
+        node_bytes_per_sec=link,
+        network_bytes_per_sec=link,
+        latency_sec=small / 2,  # a ring of two sends two messages
+        gpus_per_node=max(1, torch.cuda.device_count()) if setting.device.startswith("cuda") else 1,
+        overlap_fraction=0.0,
+        samples_per_gpu=case.batch_size,
+        storage_bytes_per_sec=storage_rate(folder),
+        **loading_costs(folder, case, setting),
+    )
+    return asdict(costs)
+
+
+def num_parameters(case: Any) -> int:
+    """Trained weights of a case's UNet, without making them."""
+    from .models import make_unet
+
+    with torch.device("meta"):
+        return sum(weight.numel() for weight in make_unet(case.shape, case.size_px).parameters())
+
+
+def exchange(device: str, turns: Turns) -> None:
+    """A side of two processes that sum tensors over both, a small one for the latency and a large one for the link."""
+    cuda = device.startswith("cuda")
+    where = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    tensors = {
+        "small_sec": (torch.ones(1), NUM_SMALL),
+        "large_sec": (torch.ones(LARGE_BYTES // 4), NUM_LARGE),
+    }
+    answer: Answer = None
+    details: dict[str, float] = {}
+    while True:
+        turns.next(answer, details)
+        details = {name: _sum_sec(tensor.to(where), times) for name, (tensor, times) in tensors.items()}
+
+
+def _sum_sec(tensor: torch.Tensor, times: int) -> float:
+    """The median time of summing a tensor over all processes."""
+    taken = []
+    for _ in range(times):
+        start = time.perf_counter()
+        torch.distributed.all_reduce(tensor)
+        if tensor.is_cuda:
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - start)
+        tensor.fill_(1.0)
+    return statistics.median(taken)
+
+
+def loading_costs(folder: Path, case: Any, setting: Setting) -> dict[str, float]:
+    """Reading a batch from a fresh cache and collating it, in one process; and the bytes of a sample in it."""
+    size = replace(
+        cache.SIZES["smallest"],
+        size_px=case.size_px,
+        num_tokens=77,
+        text_width=case.shape.text_width,
+        num_entries=64,
+        batch_size=case.batch_size,
+    )
+    place = folder / "loading"
+    autoencoder, unet = cache.make_networks(size)
+    parts = cache.fill(place, autoencoder, unet, size)
+    sample = timed(50, partial(cache.make_batch, parts, size))
+    num_bytes = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+    return {"loading_sec": sample.wall_sec, "sample_bytes": num_bytes / size.num_entries}
+
+
+def storage_rate(folder: Path) -> float:
+    """Bytes a second of reading a file that is no longer in memory."""
+    path = folder / "bytes"
+    with path.open("wb") as file:
+        file.write(os.urandom(2**20) * (FILE_BYTES // 2**20))
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with path.open("rb", buffering=0) as file:
+        start = time.perf_counter()
+        while file.read(2**20):
+            pass
+        return FILE_BYTES / (time.perf_counter() - start)

@@ -1,0 +1,108 @@
+"""What pictures `generate` measures: models of three sizes, or a user's own, and how they are sampled."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+
+from .models import MEDIUM, NARROW_VAE, SD15, SMALLEST, Shape
+from .samples import Scale, Setting
+
+THEIRS, TORCH, ENGINE, HALF, FAST = "diffusers", "ldm", "ldm openvino", "ldm half guided", "ldm fast preset"
+TUNED, COMPILED = "diffusers, tuned", "ldm compiled"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, and how pictures of it are made.
+
+    Attributes:
+        shape: of random weights, or None for a model that there is.
+        goals: that the ratios to diffusers should reach, by side.
+        together: whether all sides fit into the memory at once; else each stands alone against diffusers.
+        one_process: whether our sides share a process, and with it a converted network, which is quicker. The memory
+            of each is then that of all.
+    """
+
+    name: str
+    shape: Shape | None
+    size_px: int
+    num_steps: int
+    goals: Mapping[str, float]
+    sides: tuple[str, ...] = (TUNED, TORCH, ENGINE, HALF, FAST)
+    together: bool = True
+    one_process: bool = False
+    model: str = "emoji"
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}, {self.size_px} px, {self.num_steps} steps"
+
+
+EMBEDDED = Case("embedded model", None, 64, 20, {})
+MEDIUM_CASE = Case(
+    "36M UNet",
+    # its autoencoder is narrow: the goals are of what sampling costs, and `decode` measures the rest
+    replace(MEDIUM, text_width=512, text_layers=2, vae_channels=NARROW_VAE),
+    256,
+    20,
+    {ENGINE: 1.3, HALF: 1.7},
+)
+SD15_CASE = Case("SD1.5-size UNet", SD15, 256, 20, {ENGINE: 1.6, HALF: 2.0, FAST: 3.5}, together=False)
+CUDA_CASE = Case(
+    "SD1.5-size UNet", SD15, 512, 20, {COMPILED: 2.0}, sides=(TUNED, TORCH, COMPILED, HALF, FAST)
+)
+CASES: Mapping[Scale, tuple[Case, ...]] = {
+    "full": (EMBEDDED, MEDIUM_CASE, SD15_CASE),
+    # with 4 steps: decoding, the same on all sides, would weigh more than in 20
+    "quick": (
+        EMBEDDED,
+        replace(MEDIUM_CASE, num_steps=8),
+        replace(
+            SD15_CASE,
+            shape=replace(SD15, vae_channels=NARROW_VAE),
+            num_steps=4,
+            sides=(ENGINE, HALF, FAST),
+            one_process=True,
+        ),
+    ),
+    "smallest": (Case("smallest model", SMALLEST, 64, 4, {TORCH: 0.001}),),
+}
+
+
+def cases_of(setting: Setting) -> tuple[Case, ...]:
+    """What is measured: on CUDA one case, where there is room for all sides and no OpenVINO."""
+    cases = (CUDA_CASE,) if setting.device.startswith("cuda") else CASES[setting.scale]
+    if setting.model:
+        cases = (case_of(setting.model, setting.scale),)
+    elif setting.device.startswith("cuda") and setting.scale == "smallest":
+        cases = CASES["smallest"]
+    without = ENGINE if not find_spec("openvino") or setting.device.startswith("cuda") else ""
+    return tuple(replace(c, sides=tuple(s for s in c.sides if s != without)) for c in cases)
+
+
+def case_of(model: str, scale: Scale) -> Case:
+    """A user's own model, at the size and number of steps that it is best sampled with."""
+    from ldm.pipeline import load_pipeline
+
+    loaded = load_pipeline(model, device="cpu")
+    size_px, num_steps = loaded.defaults.height, loaded.defaults.num_inference_steps
+    return Case(loaded.model_id, None, size_px, num_steps if scale == "full" else 4, {}, model=model)
+
+
+def call_flops(case: Case) -> int:
+    """Operations of one guided call of a case's UNet, two rows: a multiplication and an addition count as two.
+
+    Matrix multiplications, convolutions and attention, counted without being computed.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from .models import make_unet
+
+    assert case.shape is not None, "of a UNet of known shape"
+    side = case.size_px // 8
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        unet = make_unet(case.shape, case.size_px)
+        text = torch.empty(2, 77, case.shape.text_width)
+        unet(torch.empty(2, 4, side, side), torch.empty(2), text)
+    return int(counter.get_total_flops())
