@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ldm.data.cache import cache_root
+from ldm.data.cache import cache_root, mark_used
 from ldm.data.cache_keys import tensors_hash
 from ldm.errors import UserError, unknown_name
 from ldm.models.denoiser import UNetDenoiser
@@ -75,7 +75,9 @@ def choose_engine(engine: str, denoiser: UNetDenoiser, work: Work) -> OpenVINODe
     if engine == "auto" and not is_converted(folder) and not _pays(denoiser, work):
         return None
     try:
-        return openvino_denoiser(denoiser, folder, in_passes=work.reuses_features)
+        made = openvino_denoiser(denoiser, folder, in_passes=work.reuses_features)
+        mark_used(folder)
+        return made
     except UserError as error:
         if engine != "auto":
             raise

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm.data.cache import MomentsCache, prune
+from ldm.data.cache import MomentsCache, mark_used, prune
 from ldm.errors import UserError
 from tests.tiny_cache import MODEL, filled, key_of, shards
 
@@ -96,6 +96,32 @@ def test_only_what_the_cache_wrote_is_removed(tmp_path: Path) -> None:
     removed = prune(tmp_path, max_bytes=0).removed
     assert {file.path for file in removed} == {shard, *litter}
     assert all(path.exists() for path in [*foreign, link, outside]) and not shard.exists()
+
+
+def converted(folder: Path, name: str, days: float) -> Path:
+    """A network as it lies in the cache, unused for some days."""
+    place = folder / "openvino" / name
+    (place / "full").mkdir(parents=True)
+    for file in ("full/openvino_model.bin", "comparison.json"):
+        (place / file).write_bytes(b"x" * 100)
+    for path in (place / "comparison.json", place):
+        age(path, days)
+    return place
+
+
+def test_converted_networks_go_whole_and_by_their_last_use(tmp_path: Path) -> None:
+    (shard,) = old_shards(tmp_path, 20)
+    weights = "a" * 64
+    new, old = (converted(tmp_path, f"{weights}-1-2026.{n}.0-1", days) for n, days in ((1, 40), (2, 40)))
+    mine = converted(tmp_path, "my-network", 400)
+    half = converted(tmp_path, f".tmp-{weights}-1-2026.4.0-01234567", 2)
+    mark_used(new)
+    removed = prune(tmp_path, older_than_days=30).removed
+    assert [(file.path, file.size_bytes) for file in removed] == [(half, 200), (old, 200)]
+    assert shard.exists() and new.is_dir() and mine.is_dir()
+    assert not half.exists() and not old.exists()
+    assert prune(tmp_path, max_bytes=200).kept_bytes == 200
+    assert not shard.exists() and new.is_dir()
 
 
 def test_no_cache_and_wrong_limits(tmp_path: Path) -> None:

@@ -152,9 +152,9 @@ def prune(
     dry_run: DryRun = False,
     folder: CacheFolder = None,
 ) -> None:
-    """Make the cache of encoded images and captions smaller.
+    """Make the cache of encoded images and captions, and of networks converted for OpenVINO, smaller.
 
-    What goes is encoded again when a run needs it. Damaged files and what a killed run left behind go as well.
+    What goes is made again when something needs it. Damaged files and what a killed run left behind go as well.
     """
     from ldm.data.cache import cache_root
     from ldm.data.cache import prune as prune_cache

@@ -20,7 +20,7 @@ from ldm.config import Settings
 from ldm.data.cache_fill import Filled, Processes, fill_store
 from ldm.data.cache_keys import combined_hash, entry_key, prompt_key, tensors_hash
 from ldm.data.cache_prompts import MEND, PromptCache
-from ldm.data.cache_prune import Pruned, prune
+from ldm.data.cache_prune import Pruned, mark_used, prune
 from ldm.data.cache_shards import Parts, ShardStore, report_damage
 from ldm.data.sample import ImageSource
 from ldm.errors import UserError
@@ -35,6 +35,7 @@ __all__ = [
     "cache_root",
     "combined_hash",
     "entry_key",
+    "mark_used",
     "prompt_key",
     "prune",
     "read_unchanged",

@@ -1,8 +1,11 @@
 """Making the cache smaller: what was not used for long goes, the oldest first, and nothing that is not the cache's."""
 
+import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +14,17 @@ from ldm.errors import UserError
 from ldm.files import disk_errors
 
 MODEL_FOLDER = re.compile(r"(moments|prompts)/[0-9a-f]{64}")
+CONVERTED = re.compile(r"(\.tmp-)?[0-9a-f]{64}-[0-9]+-[\w.+-]+")
+"""A folder below `openvino/`: a network converted for it, or what is left of one."""
+USED = "comparison.json"
+"""The file in such a folder whose time is that of its last use."""
 LEFT_BEHIND = re.compile(r"\.tmp-(moments|prompts|facts)-[0-9a-f]{32}\.(safetensors|jsonl)-[0-9a-f]{8}")
 """What a process that was killed while writing left behind."""
 
 
 @dataclass(frozen=True)
 class CacheFile:
-    """A file of the cache that goes."""
+    """A file of the cache that goes, or the folder of a converted network."""
 
     path: Path
     size_bytes: int
@@ -43,9 +50,10 @@ def prune(
     max_bytes: int | None = None,
     dry_run: bool = False,
 ) -> Pruned:
-    """Remove shards of the cache `folder` that were not used for `older_than_days`, then the oldest above `max_bytes`.
+    """Remove what was not used for `older_than_days` from the cache `folder`, then the oldest above `max_bytes`.
 
-    Damaged shards and what a killed process left behind go too, after a day. A run that reads a shard goes on doing so.
+    That are shards, and networks converted for another engine. Damaged shards and what a killed process left behind go
+    too, after a day. A run that reads a shard goes on doing so.
 
     Raises:
         UserError: a limit is negative, or the folder is not writable.
@@ -54,9 +62,9 @@ def prune(
         if limit is not None and limit < 0:
             raise UserError(f"{name} = {limit}", "give a number from 0")
     going = [file for file in _litter(folder) if file.unused_days > 1]
-    shards = sorted(_shards(folder), key=lambda file: -file.unused_days)
-    kept_bytes = sum(file.size_bytes for file in shards)
-    for file in shards:
+    used = sorted([*_shards(folder), *_converted(folder)], key=lambda file: -file.unused_days)
+    kept_bytes = sum(file.size_bytes for file in used)
+    for file in used:
         too_old = older_than_days is not None and file.unused_days > older_than_days
         if too_old or (max_bytes is not None and kept_bytes > max_bytes):
             going.append(file)
@@ -64,8 +72,40 @@ def prune(
     if not dry_run:
         with disk_errors(folder):
             for file in going:
-                file.path.unlink(missing_ok=True)
+                _remove(file.path)
     return Pruned(tuple(going), kept_bytes)
+
+
+def _remove(path: Path) -> None:
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    gone = path if path.name.startswith(".tmp-") else path.with_name(f".tmp-{path.name}")
+    with suppress(FileNotFoundError):  # another process was faster
+        path.rename(gone)  # so that nobody finds half of it
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _converted(folder: Path) -> Iterator[CacheFile]:
+    """Whole networks that were converted."""
+    yield from (file for file in _folders(folder) if not file.path.name.startswith(".tmp-"))
+
+
+def _folders(folder: Path) -> Iterator[CacheFile]:
+    place = folder / "openvino"
+    found = place.iterdir() if place.is_dir() and not place.is_symlink() else ()
+    for path in sorted(found):
+        if CONVERTED.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            with suppress(FileNotFoundError):
+                size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+                used = max(file.stat().st_mtime for file in (path, path / USED) if file.exists())
+                yield CacheFile(path, size, (time.time() - used) / DAY_SEC)
+
+
+def mark_used(folder: Path) -> None:
+    """Note that a converted network is used now; where the cache is not writable it counts as old."""
+    with suppress(OSError):
+        os.utime(folder / USED)
 
 
 def _shards(folder: Path) -> Iterator[CacheFile]:
@@ -79,6 +119,7 @@ def _litter(folder: Path) -> Iterator[CacheFile]:
         name = path.name.removesuffix(DAMAGED)
         if (name != path.name and SHARD_NAME.fullmatch(name)) or LEFT_BEHIND.fullmatch(path.name):
             yield from _cache_file(path)
+    yield from (file for file in _folders(folder) if file.path.name.startswith(".tmp-"))
 
 
 def _files(folder: Path) -> Iterator[Path]:
