@@ -23,7 +23,8 @@ from tests.tiny_training import (
     train_with_stops,
 )
 from train.averages import WeightAverages
-from train.loop import Batch, accumulate_gradients, apply_gradients, step_unless, train_steps
+from train.gradient_step import apply_gradients, step_unless
+from train.loop import Batch, accumulate_gradients, train_steps
 from train.optim import make_optimizer
 from train.settings import OptimSettings
 from train.state import TrainState, load_checkpoint, save_checkpoint

@@ -13,9 +13,10 @@ from ldm import noise
 from ldm.errors import UserError
 from ldm.models.compiled import is_compiled
 
+from .gradient_step import apply_gradients
 from .optim import learning_rate_at, set_learning_rate
 from .settings import TrainSettings
-from .sharding import full, is_sharded, largest
+from .sharding import is_sharded, largest
 from .state import TrainState
 
 Batch = dict[str, Any]
@@ -95,41 +96,6 @@ def train_steps(
             gradients.sample_losses,
             size,
         )
-
-
-def apply_gradients(
-    state: TrainState, parameters: list[nn.Parameter], loss: Tensor, max_grad_norm: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Clip the gradient and move the weights, unless the loss or the gradient is not finite.
-
-    Returns:
-        the gradient's norm before clipping, whether the step was skipped, and whether it was a bad one; numbers on
-        the device. With fp16 an overflow of the gradient alone is no bad step: the next scale is lower.
-    """
-    scaler = state.scaler
-    if scaler is not None:
-        scaler.unscale_(state.optimizer)
-    grad_norm = full(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
-    loss_fault = ~torch.isfinite(loss)
-    skipped = bad = loss_fault | ~torch.isfinite(grad_norm)
-    step_unless(skipped, state.optimizer)
-    if scaler is not None:
-        assert scaler._scale is not None  # made by scaling the loss
-        bad = loss_fault | (skipped & (scaler._scale <= 1))
-        scaler.update()
-    return grad_norm, skipped, bad
-
-
-def step_unless(skipped: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """One optimizer step that changes nothing where `skipped` is true: no weight, no moment, no step counter.
-
-    Fused optimizers read `found_inf` on the device; any other has to wait for it.
-    """
-    if getattr(optimizer, "_step_supports_amp_scaling", False):
-        optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
-        optimizer.step()
-    elif not skipped.item():
-        optimizer.step()
 
 
 @dataclass(frozen=True)
