@@ -10,6 +10,7 @@ from tiny_models import SD1_SCHEDULER, ZERO_SNR_SCHEDULER, make_sd1
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.export.trial import trial_answer, trial_for
 from ldm.pipeline import Pipeline, load_pipeline
 from ldm.sampling import (
     SCHEDULERS,
@@ -189,6 +190,14 @@ def test_left_out_it_is_the_models_own(tmp_path: Path) -> None:
         own.latents, pipeline.generate("a red apple", seed=1, guidance_interval=(0.0, 0.5)).latents
     )
     assert not torch.allclose(own.latents, everything.latents)
+
+
+def test_an_export_is_compared_as_a_stock_pipeline_guides(tmp_path: Path) -> None:
+    parts = make_sd1(tmp_path)
+    trial = trial_for(parts)
+    plain = trial_answer(parts, trial)["pixels"]
+    parts.defaults = replace(parts.defaults, guidance_interval=(0.0, 0.5))
+    assert torch.equal(trial_answer(parts, trial)["pixels"], plain)
 
 
 def test_the_network_is_called_with_half_the_rows_in_any_batch(

@@ -9,6 +9,7 @@ from torch import Tensor
 from ldm.model_parts import ModelParts
 from ldm.noise import image_generators, normal_per_image
 from ldm.pipeline import Pipeline
+from ldm.sampling import EVERYWHERE
 
 PROMPT = "a red apple on a wooden table, a photograph"
 NEGATIVE_PROMPT = "blurry"
@@ -71,6 +72,7 @@ def trial_answer(parts: ModelParts, trial: Trial) -> dict[str, Tensor]:
         num_inference_steps=trial.num_inference_steps,
         guidance_scale=trial.guidance_scale,
         guidance_rescale=0.0,
+        guidance_interval=EVERYWHERE,  # as a stock pipeline guides, whatever the model's own default
         scheduler="ddim",
         height=trial.height,
         width=trial.width,
