@@ -193,6 +193,24 @@ def test_the_same_pictures_are_made_each_time(tmp_path: Path) -> None:
     assert all((one / path.name).read_bytes() == path.read_bytes() for path in two.iterdir())
 
 
+def test_a_larger_model_s_step_is_computed_from_its_parts() -> None:
+    train, models = benchmark("train"), benchmark("models")
+    case = train.Case("case", models.MEDIUM, 256, batch_size=4, num_images=8)
+    operations = models.call_flops(models.SD15, 256) / models.call_flops(models.MEDIUM, 256)
+    weights = models.num_weights(models.SD15, 256) / models.num_weights(models.MEDIUM, 256)
+    assert models.num_weights(models.SD15, 256) == 859_520_964  # as published
+    assert 8 < operations < 20 < weights < 30
+
+    def side(whole: float, passes: float, upkeep: float) -> Any:
+        details = {"forward_backward_sec": passes, "upkeep_sec": upkeep}
+        return workers.Taken(samples=[samples.Sample(whole, whole, 0.0, details)] * 5)
+
+    assert train.larger_step_sec(side(6.0, 1.0, 2.0), case) == pytest.approx(operations + 2 * weights + 3)
+    ratio = train.larger_ratio(side(1.0, 1.0, 0.0), side(9.0, 1.0, 0.0), case)
+    assert ratio == pytest.approx((operations + 8) / operations)
+    assert train.larger_ratio(side(1.0, 1.0, 0.0), taken([1] * 5), case) is None
+
+
 def test_when_a_cache_is_paid_back() -> None:
     train = benchmark("train")
     case = train.Case("case", train.SMALLEST, 64, batch_size=2, num_images=8)

@@ -14,6 +14,7 @@ import torch
 from ldm.evaluate.scaling import Costs
 
 from . import cache
+from .models import num_weights
 from .samples import Setting, clean_median, timed
 from .workers import Answer, Side, Taken, Turns, take_turns
 
@@ -39,7 +40,7 @@ def measure_costs(
     link = LARGE_BYTES / (large - small)
     costs = Costs(
         compute_sec=compute_sec,
-        gradient_bytes=4.0 * num_parameters(case),
+        gradient_bytes=4.0 * num_weights(case.shape, case.size_px),
         node_bytes_per_sec=link,
         network_bytes_per_sec=link,
         latency_sec=small / 2,  # a ring of two sends two messages
@@ -50,14 +51,6 @@ def measure_costs(
         **loading_costs(folder, case, setting),
     )
     return asdict(costs)
-
-
-def num_parameters(case: Any) -> int:
-    """Trained weights of a case's UNet, without making them."""
-    from .models import make_unet
-
-    with torch.device("meta"):
-        return sum(weight.numel() for weight in make_unet(case.shape, case.size_px).parameters())
 
 
 def exchange(device: str, turns: Turns) -> None:

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .models import make_model
-from .picture_cases import ENGINE, THEIRS, TORCH, TUNED, Case, call_flops, cases_of
+from .models import call_flops, make_model
+from .picture_cases import ENGINE, THEIRS, TORCH, TUNED, Case, cases_of
 from .picture_sides import MAKERS, make_several
 from .rows import Row, result_of, row_of, taken_of
 from .samples import Setting, clean_median, machine, matmul_gflops
@@ -52,7 +52,7 @@ def shares_of_peak(case: Case, records: Mapping[str, Any], peak_gflops: float) -
         return {}
     whole = [side for side in (THEIRS, TUNED, TORCH, ENGINE) if side in records[case.title]]
     seconds = {side: records[case.title][side][0]["unet_sec"] for side in whole}
-    operations = case.num_steps * call_flops(case)
+    operations = case.num_steps * call_flops(case.shape, case.size_px)
     return {side: operations / sec / peak_gflops / 1e9 for side, sec in seconds.items() if sec}
 
 

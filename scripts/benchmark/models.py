@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ldm.model_folder import Defaults
@@ -84,6 +85,24 @@ def make_unet(shape: Shape, size_px: int) -> UNet2DConditionModel:
         cross_attention_dim=shape.text_width,
         norm_num_groups=shape.num_groups,
     )
+
+
+def call_flops(shape: Shape, size_px: int, num_rows: int = 2) -> int:
+    """Operations of a forward pass of the UNet: a multiplication and an addition count as two.
+
+    Matrix multiplications, convolutions and attention, counted without being computed.
+    """
+    side = size_px // 8
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        text = torch.empty(num_rows, 77, shape.text_width)
+        make_unet(shape, size_px)(torch.empty(num_rows, 4, side, side), torch.empty(num_rows), text)
+    return int(counter.get_total_flops())
+
+
+def num_weights(shape: Shape, size_px: int) -> int:
+    """Of the UNet, without making them."""
+    with torch.device("meta"):
+        return sum(weight.numel() for weight in make_unet(shape, size_px).parameters())
 
 
 def _vae(shape: Shape) -> AutoencoderKL:

@@ -87,22 +87,3 @@ def case_of(model: str, scale: Scale) -> Case:
     loaded = load_pipeline(model, device="cpu")
     size_px, num_steps = loaded.defaults.height, loaded.defaults.num_inference_steps
     return Case(loaded.model_id, None, size_px, num_steps if scale == "full" else 4, {}, model=model)
-
-
-def call_flops(case: Case) -> int:
-    """Operations of one guided call of a case's UNet, two rows: a multiplication and an addition count as two.
-
-    Matrix multiplications, convolutions and attention, counted without being computed.
-    """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from .models import make_unet
-
-    assert case.shape is not None, "of a UNet of known shape"
-    side = case.size_px // 8
-    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-        unet = make_unet(case.shape, case.size_px)
-        text = torch.empty(2, 77, case.shape.text_width)
-        unet(torch.empty(2, 4, side, side), torch.empty(2), text)
-    return int(counter.get_total_flops())

@@ -1,5 +1,6 @@
 """Training programs as sides: each optimizer step is a turn, and the program knows nothing of it."""
 
+import itertools
 import runpy
 import sys
 from collections.abc import Sequence
@@ -32,18 +33,28 @@ def train_ours(config: Path, overrides: Sequence[str], device: str, turns: Turns
 def stop_at_steps(turns: Turns, device: str) -> None:
     """End a turn at each optimizer step, so that one begins and ends with what follows it: average, log, next batch.
 
-    Of each turn it is also told how much of it the UNet's forward pass and the backward pass took.
+    Of each turn it is also told how much of it the UNet's forward pass and the backward pass took, and how much the
+    optimizer and the average of the weights.
     """
     import torch
     from diffusers import UNet2DConditionModel
+    from diffusers.training_utils import EMAModel
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
-    passes = [Calls(UNet2DConditionModel, "forward", device), Calls(torch.Tensor, "backward", device)]
+    watched = {
+        "forward_backward_sec": [(UNet2DConditionModel, "forward"), (torch.Tensor, "backward")],
+        "upkeep_sec": [
+            (torch.optim.AdamW, "step"),
+            (EMAModel, "step"),
+            (training("averages").WeightAverages, "update"),
+        ],
+    }
+    parts = {name: [Calls(*method, device) for method in methods] for name, methods in watched.items()}
 
     def end(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        seconds = sum(calls.inside_sec() for calls in passes)
-        for calls in passes:
+        seconds = {name: sum(calls.inside_sec() for calls in part) for name, part in parts.items()}
+        for calls in itertools.chain(*parts.values()):
             calls.clear()
-        turns.next(details={"forward_backward_sec": seconds})
+        turns.next(details=seconds)
 
     register_optimizer_step_post_hook(end)

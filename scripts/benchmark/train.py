@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from .dataset import make_dataset
-from .models import MEDIUM, SMALLEST, Shape, make_model
+from .models import MEDIUM, SD15, SMALLEST, Shape, call_flops, make_model, num_weights
 from .programs import train_ours, train_script
 from .rows import Row, result_of, row_of, taken_of
 from .samples import Scale, Setting, clean_median, machine, matmul_gflops
@@ -22,6 +22,7 @@ LOOP = Path(__file__).with_name("reference_loop.py")
 THEIRS, OURS = "diffusers' script", "ldm train"
 STAND_IN = "loop of the script's calls"
 GOAL = 5.0
+LARGER = "training, SD1.5-size UNet, by arithmetic"
 NEVER = 1_000_000
 """Steps that no run here comes to."""
 
@@ -62,6 +63,8 @@ def train(setting: Setting) -> dict[str, Any]:
     fill_sec = max(0.0, filled[OURS].ready_sec - taken[OURS].ready_sec)
     title = f"training, {case.name}, {case.size_px} px, batch {case.batch_size}"
     rows: list[Row] = [row_of(title, taken, OURS, theirs, GOAL)]
+    larger, title = larger_ratio(taken[OURS], taken[theirs], case), f"{LARGER}, batch {case.batch_size}"
+    rows.append(replace(rows[0], case=title, ratio=larger, goal=None, peak_memory_mb=None))
     return result_of(
         "train",
         rows,
@@ -128,6 +131,28 @@ def describe(script: Path | None) -> dict[str, Any]:
     path = script or LOOP
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return {"name": path.name, "sha256": digest, "published": script is not None}
+
+
+def larger_ratio(ours: Taken, theirs: Taken, case: Case) -> float | None:
+    """The ratio with Stable Diffusion 1.5's UNet, by arithmetic; None without a verdict.
+
+    Of a step the passes are taken to grow with the UNet's operations and the upkeep with its weights; the rest, above
+    all encoding, stays.
+    """
+    steps = [larger_step_sec(one, case) for one in (ours, theirs)]
+    return None if steps[0] is None or steps[1] is None else steps[1] / steps[0]
+
+
+def larger_step_sec(taken: Taken, case: Case) -> float | None:
+    """The step of one side with Stable Diffusion 1.5's UNet."""
+    parts = (clean_median(taken.samples, name) for name in (None, "forward_backward_sec", "upkeep_sec"))
+    whole, passes, upkeep = parts
+    if whole is None or passes is None or upkeep is None:
+        return None
+    operations, weights = (
+        count(SD15, case.size_px) / count(case.shape, case.size_px) for count in (call_flops, num_weights)
+    )
+    return passes * operations + upkeep * weights + (whole - passes - upkeep)
 
 
 def epochs_until_repaid(ours: Taken, theirs: Taken, fill_sec: float, case: Case) -> float | None:
