@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to ldm/assets/emoji: the whole path of this project as one script.
 #
-# On two CPU cores, 64 px, about two hours in all; with a CUDA device, 128 px and the whole set of pictures.
+# On two CPU cores, 64 px, about two and a half hours in all; with a CUDA device, 128 px and the whole set of pictures.
 # Interrupt it whenever you like: run it again and it goes on where it stopped. Arguments are settings for every program:
 # `scripts/make_emoji_model.sh num_steps=20` walks the whole path in minutes, to a model that has learned nothing.
 # Needs npm (the pictures and their names come from two npm packages) and an installed package: `make demo` or
