@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 
 from ldm.config import load_settings
+from ldm.devices import keep_freed_memory
 from ldm.errors import UserError
 
 from .settings import TrainSettings
@@ -47,6 +48,7 @@ def run_program(
         settings = load_settings(kind, Path(arguments[0]), [each for each in arguments[1:] if each != PLAN])
         if PLAN in arguments:
             program = _planner(plan, settings.program)
+        keep_freed_memory()
         program(settings)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

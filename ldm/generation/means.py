@@ -62,12 +62,15 @@ def load_means(means: Means, recipe: Recipe | None) -> "Pipeline":
     Warns:
         LdmWarning: the model or LoRA was named, and is not the picture's.
     """
+    from ldm.devices import keep_freed_memory
     from ldm.pipeline import load_pipeline
 
     model = means.model or (recipe.model() if recipe else "emoji")
     dtype = means.dtype or (recipe.dtype if recipe else None)
     pipeline = load_pipeline(model, loras=_loras(means, recipe), device=means.device, dtype=dtype)
     pipeline.low_memory = means.low_memory
+    if pipeline.device.type == "cpu" and not means.low_memory:
+        keep_freed_memory()
     if recipe:
         _check_weights(recipe, pipeline.weights_hash, named=means.model is not None)
     return pipeline
