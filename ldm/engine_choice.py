@@ -9,8 +9,6 @@ from pathlib import Path
 
 import torch
 
-from ldm.data.cache import cache_root, mark_used
-from ldm.data.cache_keys import tensors_hash
 from ldm.errors import UserError, unknown_name
 from ldm.models.denoiser import UNetDenoiser
 from ldm.models.engines import OpenVINODenoiser, is_converted, openvino_denoiser
@@ -76,7 +74,7 @@ def choose_engine(engine: str, denoiser: UNetDenoiser, work: Work) -> OpenVINODe
         return None
     try:
         made = openvino_denoiser(denoiser, folder, in_passes=work.reuses_features)
-        mark_used(folder)
+        _mark_used(folder)
         return made
     except UserError as error:
         if engine != "auto":
@@ -87,9 +85,18 @@ def choose_engine(engine: str, denoiser: UNetDenoiser, work: Work) -> OpenVINODe
 
 def converted_folder(denoiser: UNetDenoiser, *, in_passes: bool = False) -> Path:
     """Where the converted network of a denoiser lies in the cache, or would: by its weights, whatever made them."""
+    from ldm.data.cache import cache_root  # not needed for torch, and slow to import
+    from ldm.data.cache_keys import tensors_hash
+
     made_by = f"{CONVERSION_VERSION}-{version('openvino') if find_spec('openvino') else 'none'}"
     kind = f"-cut{NUM_FRESH_LAYERS}" if in_passes else ""
     return cache_root() / "openvino" / f"{tensors_hash(denoiser.unet)}-{made_by}{kind}"
+
+
+def _mark_used(folder: Path) -> None:
+    from ldm.data.cache import mark_used
+
+    mark_used(folder)
 
 
 def _fits(denoiser: UNetDenoiser) -> bool:

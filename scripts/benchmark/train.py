@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from .dataset import make_dataset
 from .models import MEDIUM, SD15, SMALLEST, Shape, call_flops, make_model, num_weights
 from .programs import train_ours, train_script
 from .rows import Row, result_of, row_of, taken_of
-from .samples import Scale, Setting, clean_median, machine, matmul_gflops
+from .samples import MIN_CLEAN, Scale, Setting, clean_median, machine, matmul_gflops
 from .workers import Begin, Side, Taken, take_turns
 
 LOOP = Path(__file__).with_name("reference_loop.py")
@@ -165,6 +166,10 @@ def epochs_until_repaid(ours: Taken, theirs: Taken, fill_sec: float, case: Case)
 
 
 def share_outside_passes(taken: Taken) -> float | None:
-    """The share of a step that is neither the UNet's forward pass nor the backward pass; None without a verdict."""
-    whole, passes = clean_median(taken.samples), clean_median(taken.samples, "forward_backward_sec")
-    return None if whole is None or passes is None else 1 - passes / whole
+    """The share of a step that is neither the UNet's forward pass nor the backward pass; None without a verdict.
+
+    The median over the steps: their own times vary by more than this share.
+    """
+    clean = [sample for sample in taken.samples if sample.clean and "forward_backward_sec" in sample.details]
+    shares = [1 - sample.details["forward_backward_sec"] / sample.wall_sec for sample in clean]
+    return statistics.median(shares) if len(shares) >= MIN_CLEAN else None
