@@ -57,15 +57,19 @@ def train(setting: Setting) -> dict[str, Any]:
         config = write_config(folder, model, data, case, setting.device)
         filled = take_turns({OURS: ours(folder, config, "first", setting.device)}, 0, setting.device)
         sides: dict[str, Side | Begin] = {
-            theirs: reference(folder, model, data, case, setting),
+            theirs: reference(folder, model, data, case, setting, setting.script or LOOP),
             OURS: ours(folder, config, "second", setting.device),
         }
+        if setting.script:  # how near the loop comes that stands in for it elsewhere
+            sides[STAND_IN] = reference(folder, model, data, case, setting, LOOP)
         taken = take_turns(sides, setting.rounds, setting.device)
     fill_sec = max(0.0, filled[OURS].ready_sec - taken[OURS].ready_sec)
     title = f"training, {case.name}, {case.size_px} px, batch {case.batch_size}"
     rows: list[Row] = [row_of(title, taken, OURS, theirs, GOAL)]
     larger, title = larger_ratio(taken[OURS], taken[theirs], case), f"{LARGER}, batch {case.batch_size}"
     rows.append(replace(rows[0], case=title, ratio=larger, goal=None, peak_memory_mb=None))
+    if STAND_IN in taken and theirs != STAND_IN:
+        rows.append(row_of(rows[0].case, taken, STAND_IN, theirs))
     return result_of(
         "train",
         rows,
@@ -108,13 +112,13 @@ def ours(folder: Path, config: Path, run: str, device: str, overrides: Sequence[
     return partial(train_ours, config, [f"run_dir={run_dir}", *overrides], device)
 
 
-def reference(folder: Path, model: Path, data: Path, case: Case, setting: Setting) -> Side:
-    """Their side, told to do what ours does: crop the middle, keep an average of the weights."""
+def reference(folder: Path, model: Path, data: Path, case: Case, setting: Setting, program: Path) -> Side:
+    """Their side, script or loop, told to do what ours does: crop the middle, keep an average of the weights."""
     arguments = {
         "pretrained_model_name_or_path": model,
         "train_data_dir": data,
         "cache_dir": folder / "datasets",
-        "output_dir": folder / "theirs",
+        "output_dir": folder / program.stem,
         "resolution": case.size_px,
         "train_batch_size": case.batch_size,
         "max_train_steps": NEVER,
@@ -123,7 +127,7 @@ def reference(folder: Path, model: Path, data: Path, case: Case, setting: Settin
     }
     words = [f"--{name}={value}" for name, value in arguments.items()] + ["--center_crop", "--use_ema"]
     environment = {"ACCELERATE_USE_CPU": "1"} if setting.device == "cpu" else {}
-    begin = partial(train_script, setting.script or LOOP, words, setting.device)
+    begin = partial(train_script, program, words, setting.device)
     return Side(begin, ({**environment, "HF_HUB_OFFLINE": "1"},))
 
 
