@@ -34,7 +34,7 @@ def benchmark(
     rounds: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Samples a side.  [default: 9, or 5 with --quick]")
     ] = None,
-    device: Annotated[str, typer.Option(metavar="NAME", help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(metavar="NAME", help="What to measure: cpu or cuda.")] = "cpu",
     script: Annotated[
         Path | None,
         typer.Option(
