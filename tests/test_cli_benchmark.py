@@ -42,10 +42,12 @@ def test_what_there_is_not_is_refused_in_a_line(given: list[str], message: str) 
     assert done.stderr.count("\n") == 1
 
 
-def test_the_code_of_the_program_is_its_own(capfd: pytest.CaptureFixture[str]) -> None:
-    done = CliRunner().invoke(app, ["benchmark", "generate", "--model", "no-such-model", "--quick"])
-    assert done.exit_code == 2
-    assert "no-such-model" in capfd.readouterr().err.splitlines()[-1]
+@pytest.mark.parametrize(
+    "given", [["generate", "--model", "no-such-thing", "--quick"], ["train", "--script", "no-such-thing"]]
+)
+def test_the_code_of_the_program_is_its_own(given: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert CliRunner().invoke(app, ["benchmark", *given]).exit_code == 2
+    assert "no-such-thing" in capfd.readouterr().err.splitlines()[-1]
 
 
 def test_installed_it_is_a_module_of_its_own() -> None:

@@ -53,6 +53,10 @@ def _run(options: argparse.Namespace) -> None:
 
         write_page(ROOT / "docs/benchmarks/scaling.json", ROOT / "docs/scaling.md")
     else:
+        if options.script and not options.script.is_file():
+            raise UserError(
+                f"no file {options.script}", "give diffusers' train_text_to_image.py, or leave it out"
+            )
         rounds = options.rounds or (9 if options.scale == "full" else 5)
         setting = Setting(rounds, options.scale, options.device, options.script, options.model)
         print(measure(options.work, setting, options.output))
