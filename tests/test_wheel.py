@@ -54,7 +54,7 @@ def build_wheel(folder: Path) -> Path:
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name in ("ldm", "train", "configs"):
+    for name in ("ldm", "train", "configs", "scripts"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     pip("wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(folder), str(source))
     (wheel,) = folder.glob("open_ldm-*.whl")
@@ -130,6 +130,11 @@ def test_generate(place: Place) -> None:
     with Image.open(place.folder / printed.splitlines()[-1]) as image:
         image.load()
         assert image.format == "PNG"
+
+
+def test_benchmark(place: Place) -> None:
+    assert "upkeep" in place.run("ldm", "benchmark", "--help")
+    assert "smallest" in place.run("python", "-m", "ldm_benchmark", "--help")
 
 
 def test_train(place: Place) -> None:
