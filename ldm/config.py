@@ -3,12 +3,12 @@
 The kinds of settings are pydantic models that stand beside their owner.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from ldm.errors import UserError, nearest
 
@@ -17,6 +17,20 @@ class Settings(BaseModel):
     """A group of settings. An unknown key is an error, and a value once validated does not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def checked_by(check: Callable[[Any], None]) -> AfterValidator:
+    """For `Annotated`: a setting that `check` refuses with a UserError is a faulty one; None is left unchecked."""
+
+    def checked(value: Any) -> Any:
+        try:
+            if value is not None:
+                check(value)
+        except UserError as error:
+            raise ValueError(str(error)) from None  # what pydantic takes for a fault of this setting
+        return value
+
+    return AfterValidator(checked)
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)

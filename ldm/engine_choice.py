@@ -72,9 +72,11 @@ def choose_engine(engine: str, denoiser: UNetDenoiser, work: Work) -> OpenVINODe
     folder = converted_folder(denoiser, in_passes=work.reuses_features)
     if engine == "auto" and not is_converted(folder) and not _pays(denoiser, work):
         return None
+    from ldm.data.cache import mark_used  # as in `converted_folder`
+
     try:
         made = openvino_denoiser(denoiser, folder, in_passes=work.reuses_features)
-        _mark_used(folder)
+        mark_used(folder)
         return made
     except UserError as error:
         if engine != "auto":
@@ -91,12 +93,6 @@ def converted_folder(denoiser: UNetDenoiser, *, in_passes: bool = False) -> Path
     made_by = f"{CONVERSION_VERSION}-{version('openvino') if find_spec('openvino') else 'none'}"
     kind = f"-cut{NUM_FRESH_LAYERS}" if in_passes else ""
     return cache_root() / "openvino" / f"{tensors_hash(denoiser.unet)}-{made_by}{kind}"
-
-
-def _mark_used(folder: Path) -> None:
-    from ldm.data.cache import mark_used
-
-    mark_used(folder)
 
 
 def _fits(denoiser: UNetDenoiser) -> bool:

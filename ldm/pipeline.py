@@ -210,22 +210,21 @@ class Pipeline:
         )
         batches = batch_rows([self._num_chunks(prompt, request) for prompt, _ in rows], batch_size)
         sampler = make_scheduler(request.scheduler, self.scheduler_config, karras=karras)
-        images: dict[int, Image.Image] = {}
-        finals: dict[int, Tensor] = {}
-        in_tiles = False
+        made: dict[int, tuple[Image.Image, Tensor, dict[str, Any]]] = {}
         for index, batch in enumerate(batches):
             noise = None if latents is None else latents[batch]
             report = count_on(on_step, index, len(batches))
             final = self._sample([rows[i] for i in batch], request, sampler, noise, report)
-            decoded, tiled = self._decode(final)
-            in_tiles = in_tiles or tiled
-            images |= zip(batch, decoded, strict=True)
-            finals |= zip(batch, final.cpu(), strict=True)
-        given = [None] * len(rows) if latents is None else latents
-        settings = [self._settings(request, *row, noise) for row, noise in zip(rows, given, strict=True)]
-        settings = [each | ({"decoded_in_tiles": True} if in_tiles else {}) for each in settings]
-        order = range(len(rows))
-        return Generation([images[i] for i in order], torch.stack([finals[i] for i in order]), settings)
+            images, in_tiles = self._decode(final)
+            for i, image, own in zip(batch, images, final.cpu(), strict=True):
+                given = None if latents is None else latents[i]
+                made[i] = image, own, self._settings(request, *rows[i], given, in_tiles)
+        in_order = [made[i] for i in range(len(rows))]
+        return Generation(
+            [image for image, _, _ in in_order],
+            torch.stack([own for _, own, _ in in_order]),
+            [settings for _, _, settings in in_order],
+        )
 
     def _sample(
         self,
@@ -287,12 +286,15 @@ class Pipeline:
     def settings_of(self, prompts: Sequence[str], seeds: Sequence[int], **given: Any) -> list[dict[str, Any]]:
         """The settings that `generate` would give its pictures, none of which is made; arguments as there."""
         request = complete_request(self.defaults, multiple=self.autoencoder.pixels_per_latent, **given)
-        return [self._settings(request, *row, None) for row in zip(prompts, seeds, strict=True)]
+        return [self._settings(request, *row) for row in zip(prompts, seeds, strict=True)]
 
-    def _settings(self, request: Request, prompt: str, seed: int, noise: Tensor | None) -> dict[str, Any]:
+    def _settings(
+        self, request: Request, prompt: str, seed: int, noise: Tensor | None = None, in_tiles: bool = False
+    ) -> dict[str, Any]:
         """Everything needed to make one picture again, ready for JSON."""
         made_with: dict[str, Any] = {"model_id": self.model_id, "weights_hash": self.weights_hash}
         made_with |= {"loras": [asdict(lora) for lora in self.loras]} if self.loras else {}
         made_with |= program_settings(next(self.denoiser.parameters()).dtype, self.engine)
         made_with |= {"compiled": True} if is_compiled(self.denoiser) else {}
+        made_with |= {"decoded_in_tiles": True} if in_tiles else {}
         return request.picture_settings(prompt, seed, noise) | made_with

@@ -1,14 +1,13 @@
 """Settings of the program `denoiser`."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from ldm.config import Settings
+from ldm.config import Settings, checked_by
 from ldm.data.cache import CacheSettings
 from ldm.data.captions import CaptionSettings
-from ldm.errors import UserError
 from ldm.models.fresh import DenoiserShape
 from ldm.objective import ObjectiveSettings
 from ldm.sampling import EVERYWHERE, check_interval
@@ -40,19 +39,10 @@ class SamplingDefaults(Settings):
     num_inference_steps: int = Field(25, ge=1)
     guidance_scale: float = Field(3.0, ge=0)
     guidance_rescale: float = Field(0.0, ge=0, le=1)
-    guidance_interval: tuple[float, float] = Field(
+    guidance_interval: Annotated[tuple[float, float], checked_by(check_interval)] = Field(
         EVERYWHERE, description="where guidance is used: [0, 0.5] is the first half of the steps"
     )
     scheduler: str = "dpmpp_2m"
-
-    @field_validator("guidance_interval")
-    @classmethod
-    def _is_interval(cls, interval: tuple[float, float]) -> tuple[float, float]:
-        try:
-            check_interval(interval)
-        except UserError as error:
-            raise ValueError(str(error)) from None
-        return interval
 
 
 BASE_HAS_ITS_OWN = ("model", "schedule", "defaults")

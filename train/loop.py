@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ldm import noise
+from ldm.devices import free_cached_memory
 from ldm.errors import UserError
 from ldm.models.compiled import is_compiled
 
@@ -138,8 +139,7 @@ def gradients_in_memory(
                 raise UserError(f"out of memory with {size} samples at once", mend) from error
             size = -(-size // 2)
         clear()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_cached_memory()
 
 
 def _why_not_halved(size: int, num_processes: int, may_split: bool) -> str:

@@ -16,8 +16,6 @@ from ldm.files import disk_errors
 MODEL_FOLDER = re.compile(r"(moments|prompts)/[0-9a-f]{64}")
 CONVERTED = re.compile(r"(\.tmp-)?[0-9a-f]{64}-[0-9]+-[\w.+-]+")
 """A folder below `openvino/`: a network converted for it, or what is left of one."""
-USED = "comparison.json"
-"""The file in such a folder whose time is that of its last use."""
 LEFT_BEHIND = re.compile(r"\.tmp-(moments|prompts|facts)-[0-9a-f]{32}\.(safetensors|jsonl)-[0-9a-f]{8}")
 """What a process that was killed while writing left behind."""
 
@@ -98,14 +96,13 @@ def _folders(folder: Path) -> Iterator[CacheFile]:
         if CONVERTED.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             with suppress(FileNotFoundError):
                 size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-                used = max(file.stat().st_mtime for file in (path, path / USED) if file.exists())
-                yield CacheFile(path, size, (time.time() - used) / DAY_SEC)
+                yield CacheFile(path, size, (time.time() - path.stat().st_mtime) / DAY_SEC)
 
 
 def mark_used(folder: Path) -> None:
     """Note that a converted network is used now; where the cache is not writable it counts as old."""
     with suppress(OSError):
-        os.utime(folder / USED)
+        os.utime(folder)
 
 
 def _shards(folder: Path) -> Iterator[CacheFile]:

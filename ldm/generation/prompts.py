@@ -3,11 +3,11 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from ldm.config import Settings, validate
+from ldm.config import Settings, checked_by, validate
 from ldm.data.metadata import decode_utf8
 from ldm.errors import UserError, unknown_name
 from ldm.request import PRESETS
@@ -16,6 +16,19 @@ from ldm.scheduler_names import SCHEDULERS
 from ldm.types import MAX_PROMPT_CHUNKS
 
 LARGEST_SEED = 2**63 - 1
+
+
+def check_scheduler(name: str) -> None:
+    """Refuse a sampler that is unknown, or that needs a package which is absent.
+
+    Raises:
+        UserError: naming the nearest sampler, or the package.
+    """
+    if name not in SCHEDULERS:
+        raise unknown_name("scheduler", name, SCHEDULERS)
+    entry = SCHEDULERS[name]
+    if not entry.available:
+        raise UserError(f"scheduler {name!r} needs {entry.requires}", f"pip install {entry.requires}")
 
 
 class PictureSettings(Settings):
@@ -27,13 +40,15 @@ class PictureSettings(Settings):
     num_inference_steps: int | None = Field(None, ge=1, description="sampling steps")
     guidance_scale: float | None = Field(None, description="how strongly to follow the prompt; 1 is not")
     guidance_rescale: float | None = Field(None, ge=0, le=1, description="takes back over-exposure, 0 to 1")
-    guidance_interval: tuple[float, float] | None = Field(
+    guidance_interval: Annotated[tuple[float, float] | None, checked_by(check_interval)] = Field(
         None, description="where guidance is used: rising fractions of the steps, or falling noise levels"
     )
     deep_features_every: int | None = Field(
         None, ge=1, description="the UNet's deep levels are computed at every n-th step"
     )
-    scheduler: str | None = Field(None, description="the sampler's short name")
+    scheduler: Annotated[str | None, checked_by(check_scheduler)] = Field(
+        None, description="the sampler's short name"
+    )
     karras: bool | None = Field(None, description="space the noise levels as Karras et al. 2022")
     max_prompt_chunks: int | None = Field(
         None,
@@ -55,26 +70,6 @@ class PictureSettings(Settings):
             return {**preset_settings(given["preset"]), **{k: v for k, v in named.items() if v is not None}}
         except UserError as error:
             raise ValueError(str(error)) from None
-
-    @field_validator("guidance_interval")
-    @classmethod
-    def _is_interval(cls, interval: tuple[float, float] | None) -> tuple[float, float] | None:
-        try:
-            if interval is not None:
-                check_interval(interval)
-        except UserError as error:
-            raise ValueError(str(error)) from None
-        return interval
-
-    @field_validator("scheduler")
-    @classmethod
-    def _usable(cls, name: str | None) -> str | None:
-        try:
-            if name is not None:
-                check_scheduler(name)
-        except UserError as error:
-            raise ValueError(str(error)) from None
-        return name
 
     @field_validator("prompt", "negative_prompt", check_fields=False)
     @classmethod
@@ -111,19 +106,6 @@ def preset_settings(name: str | None) -> dict[str, Any]:
     if not isinstance(name, str) or name not in PRESETS:
         raise unknown_name("preset", str(name), PRESETS)
     return dict(PRESETS[name])
-
-
-def check_scheduler(name: str) -> None:
-    """Refuse a sampler that is unknown, or that needs a package which is absent.
-
-    Raises:
-        UserError: naming the nearest sampler, or the package.
-    """
-    if name not in SCHEDULERS:
-        raise unknown_name("scheduler", name, SCHEDULERS)
-    entry = SCHEDULERS[name]
-    if not entry.available:
-        raise UserError(f"scheduler {name!r} needs {entry.requires}", f"pip install {entry.requires}")
 
 
 def read_prompts(path: Path) -> list[Prompt]:

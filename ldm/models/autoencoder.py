@@ -55,9 +55,11 @@ class KLAutoencoder(nn.Module):
             in_tiles: of `TILE_LATENTS` on a side, which overlap by a quarter and are blended.
         """
         unscaled = latents / self.scaling_factor + self.shift_factor
-        decode = self.vae.tiled_decode if in_tiles else self.vae.decode
-        self.vae.tile_latent_min_size = TILE_LATENTS
-        self.vae.tile_sample_min_size = TILE_LATENTS * self.pixels_per_latent
+        decode = self.vae.decode
+        if in_tiles:
+            self.vae.tile_latent_min_size = TILE_LATENTS
+            self.vae.tile_sample_min_size = TILE_LATENTS * self.pixels_per_latent
+            decode = self.vae.tiled_decode
         pixel_values: Tensor = decode(unscaled.to(self.vae.dtype), return_dict=False)[0]
         return pixel_values.float()
 

@@ -25,7 +25,8 @@ def draw(results: Sequence[Mapping[str, Any]], output: Path | None) -> str:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = [row for result in results for row in result["rows"] if (row["ratio"] or LONGEST + 1) <= LONGEST]
+    judged = [row for result in results for row in result["rows"] if row["ratio"] is not None]
+    rows = [row for row in judged if row["ratio"] <= LONGEST]
     if output is not None:
         if not rows:
             raise SystemExit("error: no row has a verdict, so there is nothing to draw")

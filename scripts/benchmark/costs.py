@@ -16,14 +16,15 @@ from ldm.evaluate.scaling import Costs
 from . import cache
 from .models import num_weights
 from .samples import Setting, clean_median, timed
-from .workers import Answer, Side, Taken, Turns, take_turns
+from .train import Case
+from .workers import Answer, Side, Taken, Work, repeated, take_turns
 
 LARGE_BYTES, NUM_SMALL, NUM_LARGE = 64 * 2**20, 100, 5
 FILE_BYTES = 256 * 2**20
 
 
 def measure_costs(
-    folder: Path, step: Taken, case: Any, setting: Setting, links: tuple[Mapping[str, str], ...]
+    folder: Path, step: Taken, case: Case, setting: Setting, links: tuple[Mapping[str, str], ...]
 ) -> dict[str, Any] | None:
     """Every cost of `Costs` for a worker that is one process here; None without enough clean samples.
 
@@ -32,7 +33,7 @@ def measure_costs(
         links: the environments of two processes that know of each other.
     """
     compute_sec = clean_median(step.samples)
-    sides = {"exchange": Side(partial(exchange, setting.device), links)}
+    sides = {"exchange": Side(repeated(make_exchange, setting.device), links)}
     taken = take_turns(sides, setting.rounds, setting.device)["exchange"]
     small, large = (clean_median(taken.samples, name) for name in ("small_sec", "large_sec"))
     if compute_sec is None or small is None or large is None or large <= small:
@@ -48,25 +49,22 @@ def measure_costs(
         overlap_fraction=0.0,
         samples_per_gpu=case.batch_size,
         storage_bytes_per_sec=storage_rate(folder),
-        **loading_costs(folder, case, setting),
+        **loading_costs(folder, case),
     )
     return asdict(costs)
 
 
-def exchange(device: str, turns: Turns) -> None:
-    """A side of two processes that sum tensors over both, a small one for the latency and a large one for the link."""
+def make_exchange(device: str) -> Work:
+    """Two processes that sum tensors over both, a small one for the latency and a large one for the link."""
     cuda = device.startswith("cuda")
     where = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     torch.distributed.init_process_group("nccl" if cuda else "gloo")
-    tensors = {
-        "small_sec": (torch.ones(1), NUM_SMALL),
-        "large_sec": (torch.ones(LARGE_BYTES // 4), NUM_LARGE),
-    }
-    answer: Answer = None
-    details: dict[str, float] = {}
-    while True:
-        turns.next(answer, details)
-        details = {name: _sum_sec(tensor.to(where), times) for name, (tensor, times) in tensors.items()}
+    small, large = (torch.ones(size, device=where) for size in (1, LARGE_BYTES // 4))
+
+    def work(warming_up: bool) -> tuple[Answer, dict[str, float]]:
+        return None, {"small_sec": _sum_sec(small, NUM_SMALL), "large_sec": _sum_sec(large, NUM_LARGE)}
+
+    return work
 
 
 def _sum_sec(tensor: torch.Tensor, times: int) -> float:
@@ -82,7 +80,7 @@ def _sum_sec(tensor: torch.Tensor, times: int) -> float:
     return statistics.median(taken)
 
 
-def loading_costs(folder: Path, case: Any, setting: Setting) -> dict[str, float]:
+def loading_costs(folder: Path, case: Case) -> dict[str, float]:
     """Reading a batch from a fresh cache and collating it, in one process; and the bytes of a sample in it."""
     size = replace(
         cache.SIZES["smallest"],

@@ -68,7 +68,7 @@ def train(setting: Setting) -> dict[str, Any]:
     rows: list[Row] = [row_of(title, taken, OURS, theirs, GOAL)]
     larger, title = larger_ratio(taken[OURS], taken[theirs], case), f"{LARGER}, batch {case.batch_size}"
     rows.append(replace(rows[0], case=title, ratio=larger, goal=None, peak_memory_mb=None))
-    if STAND_IN in taken and theirs != STAND_IN:
+    if setting.script:
         rows.append(row_of(rows[0].case, taken, STAND_IN, theirs))
     return result_of(
         "train",

@@ -74,21 +74,20 @@ Begin = Callable[[Turns], None]
 def repeat(make: Callable[[], Work], turns: Turns) -> None:
     """A side that does one thing again and again."""
     work = make()
-    answer: Answer = None
-    details: dict[str, float] = {}
-    while True:
-        turns.next(answer, details)
-        answer, details = work(turns.warming_up)
+    _work_on(lambda _: work, turns)
 
 
 def repeat_several(make: Callable[[], Mapping[str, Work]], turns: Turns) -> None:
     """A side that does several things, each when it is told."""
-    works = make()
+    _work_on(make().__getitem__, turns)
+
+
+def _work_on(work_of: Callable[[str], Work], turns: Turns) -> None:
     answer: Answer = None
     details: dict[str, float] = {}
     while True:
         turns.next(answer, details)
-        answer, details = works[turns.work](turns.warming_up)
+        answer, details = work_of(turns.work)(turns.warming_up)
 
 
 def repeated(make: Callable[..., Work], *arguments: Any) -> Begin:
