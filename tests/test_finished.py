@@ -77,6 +77,30 @@ def test_what_is_missing_is_made_to_the_bit_and_the_rest_is_not_touched(made: li
     assert paths[-1].read_bytes() == grid
 
 
+def test_what_a_killed_call_left_beside_its_pictures_goes_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paths = finished(*PROMPTS)
+    folder = paths[0].parent
+
+    class KilledError(BaseException):
+        """As far as a process can be killed and live."""
+
+    def killed(self: Path, target: Path) -> None:
+        raise KilledError
+
+    paths[0].unlink()
+    with monkeypatch.context() as at_renaming, pytest.raises(KilledError):
+        at_renaming.setattr(Path, "replace", killed)
+        at_renaming.setattr(Path, "unlink", lambda self, missing_ok=False: None)
+        generate(*PROMPTS, "--resume")
+    others = folder / ".tmp-9999-of-another-call-s0.png-0a1b2c3d"
+    others.touch()
+    assert len(list(folder.glob(".tmp-*"))) == 2
+    assert finished(*PROMPTS, "--resume") == paths
+    assert list(folder.glob(".tmp-*")) == [others]
+
+
 def test_when_all_is_finished_nothing_is_made_whatever_the_options(made: list[list[str]]) -> None:
     text = "--guidance-scale 3 --guidance-rescale 0.5 --negative-prompt blue --scheduler euler --karras"
     more = "--height 17 --width 24 --guidance-interval 0 0.5 --dtype bfloat16 --seed 3 --num-images 2"

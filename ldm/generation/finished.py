@@ -27,7 +27,7 @@ _MOST_NAMED = 3
 def finished_pictures(
     pipeline: "Pipeline", batches: Sequence[PictureBatch], target: Target
 ) -> frozenset[int]:
-    """The numbers of the pictures that need not be made again.
+    """The numbers of the pictures that need not be made again. What a killed call left beside them is removed.
 
     Raises:
         UserError: a file of a picture's name is damaged or was made otherwise, and `target.overwrite` is false. The
@@ -36,6 +36,7 @@ def finished_pictures(
     Warns:
         LdmWarning: the same, where `target.overwrite` is true: these are made again.
     """
+    _remove_leftovers(target.folder, {picture.name for batch in batches for picture in batch.pictures})
     finished, faults = set(), []
     for batch in batches:
         expected = pipeline.settings_of(batch.prompts, batch.seeds, **batch.settings)
@@ -49,6 +50,13 @@ def finished_pictures(
                 finished.add(picture.number)
     _judge(faults, target)
     return frozenset(finished)
+
+
+def _remove_leftovers(folder: Path, names: set[str]) -> None:
+    """Remove the temporary files of these pictures, whose writer was killed: see `ldm.files.write_bytes`."""
+    for path in folder.glob(".tmp-*.png-*"):
+        if path.name.removeprefix(".tmp-").rpartition("-")[0] in names:
+            path.unlink()
 
 
 def _judge(faults: list[str], target: Target) -> None:
