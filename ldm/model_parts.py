@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ldm.adapter_folder import adapter_chain, apply_adapter
+from ldm.collector import collector_paused
 from ldm.errors import UserError
 from ldm.files import new_folder, write_bytes, write_json
 from ldm.model_folder import check_folder, is_adapter, read_defaults, read_object, weights_variant
@@ -22,6 +23,7 @@ from ldm.parts import ModelParts, default_size
 __all__ = ["ModelParts", "default_size", "load_parts", "save_parts", "save_small_files"]
 
 
+@collector_paused()
 def load_parts(folder: Path, *, dtype: torch.dtype = torch.float32) -> ModelParts:
     """Load a model from its folder or single file, on the CPU, in evaluation mode, without gradients.
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 FLOORS = {  # a room is a module or a folder; it imports rooms of lower floors and, if it is a folder, itself
-    0: "ldm.errors ldm.types ldm.version",
+    0: "ldm.collector ldm.errors ldm.types ldm.version",
     1: "ldm.averages ldm.config ldm.disk ldm.noise ldm.files ldm.redaction ldm.scheduler_names",
     1.5: "ldm.schedule",  # its settings are made with ldm.config
     2: "ldm.curves ldm.images ldm.objective ldm.sampling",

@@ -3,7 +3,10 @@
 Nothing heavy is imported here, so that `ldm --help` answers at once; the commands import what they need.
 """
 
+import atexit
+import os
 import sys
+import threading
 from typing import Annotated, Any
 
 import typer
@@ -112,5 +115,25 @@ def ldm(
 
 
 def main() -> None:
-    """Run the command line of this process."""
-    app(prog_name="ldm")
+    """Run the command line of this process, and end it."""
+    try:
+        app(prog_name="ldm")
+    except SystemExit as end:
+        _leave(end)
+
+
+def _leave(end: SystemExit) -> None:
+    """End the process once all that was registered for its end has run, but with the libraries as they are.
+
+    To take torch, diffusers and transformers apart object by object is a fifth of the time of `ldm generate`.
+    """
+    at_work = [thread for thread in threading.enumerate() if not thread.daemon]
+    if at_work != [threading.main_thread()] or not isinstance(end.code, int):
+        raise end
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # whoever was to read it is gone: Python has its own way with that
+        raise end from None
+    os._exit(end.code)

@@ -9,6 +9,7 @@ import typer
 from ldm.cli import options
 from ldm.cli.generate_processes import count_of, make_in_processes
 from ldm.cli.own_warnings import own_warnings
+from ldm.collector import collector_paused
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,10 +57,11 @@ def generate(
     if scheduler == "list":
         typer.echo("\n".join(_scheduler_lines()))
         return
-    from ldm.generation.batches import write_grid
-    from ldm.generation.means import Means, read_batch_size
-    from ldm.generation.pictures import Target
-    from ldm.generation.shares import Order
+    with collector_paused():
+        from ldm.generation.batches import write_grid
+        from ldm.generation.means import Means, read_batch_size
+        from ldm.generation.pictures import Target
+        from ldm.generation.shares import Order
 
     given = dict(
         seed=seed,
