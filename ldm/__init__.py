@@ -1,7 +1,7 @@
 """OpenLDM: latent diffusion text-to-image with numbers you can trust.
 
     from ldm import load_pipeline
-    load_pipeline("emoji").generate("a red apple", seed=7).images[0].save("apple.png")
+    load_pipeline("emoji").generate("a red apple", seed=7).save("outputs")
 
 The names below are imported on first use, so that `import ldm` costs nothing.
 """

@@ -170,6 +170,8 @@ def write_bytes(path: Path, data: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
+        except FileNotFoundError as error:  # the parents were made: /proc and its like take no files
+            raise UserError(f"{path} cannot be written ({error.strerror})", "choose another place") from error
         finally:
             temporary.unlink(missing_ok=True)
 

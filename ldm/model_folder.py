@@ -83,7 +83,7 @@ def folder_faults(folder: Path) -> Iterator[UserError]:
     """Everything for which `check_folder` refuses a folder. No weights are read."""
     index_file = folder / "model_index.json"
     if not index_file.is_file():
-        yield UserError(f"{folder} is no model folder", "it has no model_index.json (the diffusers layout)")
+        yield _no_model(folder)
         return
     try:
         index = read_object(index_file)
@@ -99,6 +99,21 @@ def folder_faults(folder: Path) -> Iterator[UserError]:
     for name in COMPONENTS:
         if (folder / name).is_dir():
             yield from _part_faults(folder, name)
+
+
+def _no_model(folder: Path) -> UserError:
+    """What a folder without model_index.json is instead, where that can be told."""
+    if (folder / "checkpoints").is_dir() or folder.parent.name == "checkpoints":
+        export = f"`ldm export {folder} DEST` makes a model of its newest weights"
+        return UserError(f"{folder} is a run that is not at its end", export)
+    if any(
+        (folder / name).is_file()
+        for name in ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+    ):
+        return UserError(
+            f"{folder} holds a LoRA", f"give it with --lora {folder}, and the model it is for as --model"
+        )
+    return UserError(f"{folder} is no model folder", "it has no model_index.json (the diffusers layout)")
 
 
 def _part_faults(folder: Path, name: str) -> Iterator[UserError]:

@@ -37,6 +37,8 @@ def find_model(model: str | Path) -> tuple[Path, str]:
     Raises:
         UserError: there is no such model, or the Hub cannot be reached.
     """
+    if not str(model):  # else it would be the current folder
+        raise UserError("no model ''", f"name a folder, a Hub id, or {' or '.join(EMBEDDED)}")
     if isinstance(model, str) and model in EMBEDDED:
         return _embedded(model), model
     path = Path(model).expanduser()

@@ -39,7 +39,7 @@ from ldm.request import (
     count_on,
     list_rows,
     program_settings,
-    warn_cut_off,
+    warn_unused,
 )
 from ldm.sampling import Interval, denoise, make_scheduler, plan_steps
 from ldm.types import PromptEmbeds
@@ -183,7 +183,7 @@ class Pipeline:
             UserError: a setting is out of range or does not fit the model.
 
         Warns:
-            LdmWarning: a prompt is cut off, or a size is rounded.
+            LdmWarning: a prompt is cut off, the negative prompt is not used, or a size is rounded.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         rows = list_rows(prompts, seed=seed, seeds=seeds, num_images=num_images, batch_size=batch_size)
@@ -205,9 +205,7 @@ class Pipeline:
         )
         if latents is not None:
             check_latents(latents, (len(rows), *self._latent_shape(request)))
-        warn_cut_off(
-            [*prompts, negative_prompt], self.text_encoder.truncated_words, request.max_prompt_chunks
-        )
+        warn_unused(prompts, request, self.text_encoder.truncated_words)
         batches = batch_rows([self._num_chunks(prompt, request) for prompt, _ in rows], batch_size)
         sampler = make_scheduler(request.scheduler, self.scheduler_config, karras=karras)
         made: dict[int, tuple[Image.Image, Tensor, dict[str, Any]]] = {}

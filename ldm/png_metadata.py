@@ -64,7 +64,10 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     except Exception as error:  # a decoder of foreign bytes raises nearly anything
         raise UserError(f"{path}: not a readable PNG ({error})", "name one made by `ldm generate`") from error
     if text is None:
-        raise UserError(f"{path}: holds no `ldm` settings", "use the file as `ldm generate` wrote it")
+        raise UserError(
+            f"{path}: holds no `ldm` settings",
+            "use a picture as `ldm generate` wrote it; a grid of several has none",
+        )
     try:
         settings = json.loads(text)
     except ValueError as error:

@@ -2,11 +2,13 @@
 
 import hashlib
 import math
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from operator import index
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from ldm.errors import UserError, unknown_name
 from ldm.model_folder import Defaults
 from ldm.models.denoiser import UNetDenoiser
 from ldm.models.feature_reuse import Engine, reuse_deep_features
+from ldm.png_metadata import write_png
 from ldm.sampling import EVERYWHERE, Interval, check_interval, guide
 from ldm.scheduler_names import SCHEDULERS
 from ldm.types import MAX_PROMPT_CHUNKS, Denoiser, PromptEmbeds, Step
@@ -102,6 +105,20 @@ class Generation:
     latents: Tensor
     settings: list[dict[str, Any]]
 
+    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write the pictures as 0001.png, 0002.png ..., each with its settings in it, as `ldm generate` does.
+
+        Raises:
+            UserError: one of the files exists, or the disk is full or not writable.
+        """
+        paths = [Path(folder) / f"{number:04d}.png" for number in range(1, len(self.images) + 1)]
+        for path in paths:
+            if path.exists():
+                raise UserError(f"{path} exists already", "choose another folder or move it away")
+        for path, image, settings in zip(paths, self.images, self.settings, strict=True):
+            write_png(path, image, settings)
+        return paths
+
 
 def latents_hash(latents: Tensor) -> str:
     """SHA-256 of latents of any shape, as float32 in row-major order, 64 hex digits."""
@@ -166,8 +183,8 @@ def _check_ranges(values: dict[str, Any]) -> None:
         raise unknown_name("scheduler", values["scheduler"], SCHEDULERS)
     if values["num_inference_steps"] < 1:
         raise UserError(f"num_inference_steps is {values['num_inference_steps']}", "it must be at least 1")
-    if not math.isfinite(values["guidance_scale"]):
-        raise UserError(f"guidance_scale is {values['guidance_scale']}", "it must be a finite number")
+    if not 0 <= values["guidance_scale"] < math.inf:
+        raise UserError(f"guidance_scale is {values['guidance_scale']}", "it must be a number of at least 0")
     if not 1 <= values["max_prompt_chunks"] <= MAX_PROMPT_CHUNKS:
         raise UserError(
             f"max_prompt_chunks is {values['max_prompt_chunks']}", f"it must be 1 to {MAX_PROMPT_CHUNKS}"
@@ -240,10 +257,20 @@ def count_on(on_step: OnStep | None, index: int, num_batches: int) -> OnStep | N
     return report
 
 
-def warn_cut_off(prompts: Sequence[str], left_out: Callable[[str, int], str], num_chunks: int) -> None:
-    """Say of each prompt which words `left_out` finds beyond that many chunks; for the caller of `generate`."""
-    for words in filter(None, (left_out(prompt, num_chunks) for prompt in dict.fromkeys(prompts))):
+def warn_unused(prompts: Sequence[str], request: Request, left_out: Callable[[str, int], str]) -> None:
+    """Say what of the texts is not used; for the caller of `generate`.
+
+    Args:
+        left_out: the words of a text beyond a number of chunks.
+    """
+    texts, num_chunks = dict.fromkeys([*prompts, request.negative_prompt]), request.max_prompt_chunks
+    for words in filter(None, (left_out(text, num_chunks) for text in texts)):
         message = f"the prompt is too long for this model, left out: {words!r}"
+        warnings.warn(LdmWarning(message), stacklevel=4)
+    if request.negative_prompt and request.guidance_scale <= 1:
+        message = (
+            f"the negative prompt is not used with guidance_scale {request.guidance_scale:g}, only above 1"
+        )
         warnings.warn(LdmWarning(message), stacklevel=4)
 
 

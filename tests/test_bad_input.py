@@ -77,6 +77,11 @@ def assert_words(line: str, *words: str) -> None:
         (["a", "--dtype", "float61"], ["unknown dtype 'float61'", "float16"]),
         (["a", "--device", "gpu"], ["'gpu'", "cpu"]),
         (["a", "--guidance-scale", "nan"], ["guidance_scale", "finite"]),
+        (["a", "--guidance-scale", "-1"], ["guidance_scale = -1"]),
+        (["a", "--model", ""], ["no model ''", "emoji"]),
+        (["a\0b"], ["the character 0"]),
+        (["a", "--max-prompt-chunks", "4"], ["max_prompt_chunks = 4"]),
+        (["--prompts", "."], ["Is a directory", "name a file"]),
         (["a", "--num-inference-steps", "1001"], ["1001", "1 to 1000"]),
         (["a", "--seed", str(2**63)], ["seed", str(2**63)]),
         (["a", "--seed", str(2**63 - 1), "--num-images", "2"], ["seed", str(2**63 - 1)]),
@@ -101,6 +106,55 @@ def test_a_scheduler_that_ignores_zero_snr(models: Path) -> None:
 def test_a_prompt_file_that_is_not_utf8() -> None:
     Path("prompts.txt").write_bytes("ein Apfel\nein großer Apfel".encode("latin-1"))
     assert_words(refused("generate", "--prompts", "prompts.txt"), "prompts.txt, line 2", "byte 17", "UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 100_000, ["prompts.jsonl, line 1", "not JSON"]),
+        ('{"prompt": "a", "seed": true}', ["prompts.jsonl, line 1", "seed = True"]),
+    ],
+)
+def test_an_odd_line_in_a_prompt_file(text: str, words: list[str]) -> None:
+    Path("prompts.jsonl").write_text(text)
+    assert_words(refused("generate", "--prompts", "prompts.jsonl"), *words)
+
+
+@pytest.mark.parametrize("option", ["--public", "--create-pr", "--yes", "--revision=main"])
+def test_how_to_send_an_export_that_is_not_sent(option: str) -> None:
+    line = refused("export", "model", "dest", option)
+    assert_words(line, f"{option.partition('=')[0]} without --push-to-hub", "--push-to-hub USER/NAME")
+
+
+def test_a_cache_to_prune_that_is_not_there() -> None:
+    assert_words(refused("data", "prune", "--folder", "absent", "--max-gb", "1"), "--folder absent")
+
+
+def test_a_report_that_is_a_file() -> None:
+    Path("data").mkdir()
+    Path("report.html").touch()
+    assert_words(refused("data", "check", "data", "--report", "report.html"), "report.html is a file")
+
+
+def test_a_configuration_where_no_file_can_be(tmp_path: Path) -> None:
+    Path("data").mkdir()
+    Image.new("RGB", (64, 64)).save("data/a.png")
+    Path("data/a.txt").write_text("a square")
+    line = refused("init", "data", "--base", "emoji", "--output", "/proc/data.yaml")
+    assert_words(line, "/proc/data.yaml cannot be written", "choose another place")
+
+
+@pytest.mark.parametrize("command", [["generate", "a", "--model"], ["info"]])
+def test_a_run_that_is_not_at_its_end(command: list[str]) -> None:
+    Path("run/checkpoints/step-000003").mkdir(parents=True)
+    for name in ("run", "run/checkpoints/step-000003"):
+        assert_words(refused(*command, name), f"{name} is a run that is not at its end", f"ldm export {name}")
+
+
+def test_a_lora_as_a_model() -> None:
+    Path("lora").mkdir()
+    Path("lora/pytorch_lora_weights.safetensors").touch()
+    assert_words(refused("generate", "a", "--model", "lora"), "lora holds a LoRA", "--lora lora")
 
 
 def test_a_mistyped_setting_in_a_prompt_file() -> None:

@@ -3,6 +3,10 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from ldm.model_folder import weights_hash
+from ldm.model_source import EMBEDDED
 from tests.benchmark_folder import ROOT, benchmark
 
 KEPT = sorted((ROOT / "docs" / "benchmarks").glob("*.json"))
@@ -31,6 +35,12 @@ def test_no_result_names_a_place_on_the_machine_that_measured() -> None:
     for path in KEPT:
         text = json.dumps(json.loads(path.read_text()))
         assert not any(place in text for place in ("/home/", "/tmp/", str(Path.home()), str(ROOT)))
+
+
+@pytest.mark.parametrize("name", ["emoji-score", "emoji-score-fast"])
+def test_the_score_is_that_of_the_model_inside_the_package(name: str) -> None:
+    score = json.loads((ROOT / "docs" / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
+    assert score["weights_hash"] == weights_hash(EMBEDDED["emoji"])
 
 
 def test_the_chart_is_there() -> None:

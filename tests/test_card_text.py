@@ -22,6 +22,7 @@ from ldm.lora_files import write_lora_diffusers, write_lora_peft
 from ldm.model_parts import save_parts
 from ldm.pipeline import Pipeline
 from ldm.png_metadata import read_settings
+from tests.tiny_single_file import make_narrow_sd2
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = (
@@ -159,7 +160,10 @@ def test_what_lies_where_is_told_by_format(tmp_path: Path) -> None:
     assert "ldm generate 'a red apple' --model film/film.safetensors" in told["single-file"]
     assert 'pipe.load_lora_weights("me/art", weight_name="film.safetensors")' in told["lora-kohya"]
     assert "hf download me/art --local-dir film\n" in told["lora-kohya"]
-    assert "`models/loras` of ComfyUI" in told["lora-kohya"]
+    assert "ComfyUI" not in told["lora-kohya"]  # which would not load this one, of two levels
+    known = replace(source, run=None, parts=make_narrow_sd2())
+    card = card_of(known, tmp_path / "known", format="lora-kohya", repo_id="me/art")
+    assert "`models/loras` of ComfyUI" in section(card, "Use")
     assert 'OVStableDiffusionPipeline.from_pretrained("me/art")' in told["openvino"]
     assert "ldm generate" not in told["openvino"]
     assert "load_lora_weights" not in told["diffusers"]

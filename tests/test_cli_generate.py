@@ -224,6 +224,20 @@ def test_a_prompt_that_is_too_long_is_warned_of_once_with_the_words_left_out() -
     assert line.endswith("beside a zebra'")
 
 
+def test_a_negative_prompt_without_guidance_is_warned_of() -> None:
+    result = generate("a", "--negative-prompt", "b", "--guidance-scale", 1)
+    assert result.exit_code == 0
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("warning: the negative prompt is not used with guidance_scale 1")
+
+
+def test_max_prompt_chunks_reads_the_rest_of_a_long_prompt() -> None:
+    prompt = "a red apple on a table " * 3 + "beside a zebra"
+    result = generate(prompt, "--max-prompt-chunks", 3)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert read_settings(result.stdout.strip())["max_prompt_chunks"] == 3
+
+
 def test_an_odd_size_is_warned_of_with_what_it_becomes() -> None:
     result = generate("a", "--height", 17)
     assert result.exit_code == 0

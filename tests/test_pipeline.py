@@ -18,6 +18,7 @@ import ldm
 from ldm import LdmWarning, UserError
 from ldm.noise import image_generators, normal_per_image
 from ldm.pipeline import Generation, Pipeline, load_pipeline, pick_device
+from ldm.png_metadata import read_settings
 from ldm.types import PromptEmbeds, Step
 
 PROMPTS = ["a red apple", "the blue square", ""]
@@ -282,3 +283,18 @@ def test_the_package_offers_its_names_and_imports_them_late() -> None:
     code = "import ldm, sys; assert ldm.__version__; print([m for m in ('torch', 'diffusers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_saved_pictures_hold_their_settings_and_none_is_written_over(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    made = pipeline.generate(["a", "b"], seed=3, num_inference_steps=1)
+    paths = made.save(tmp_path / "pictures")
+    assert [path.name for path in paths] == ["0001.png", "0002.png"]
+    for path, image, settings in zip(paths, made.images, made.settings, strict=True):
+        assert read_settings(path) == settings
+        assert difference(Image.open(path), image) == 0
+    paths[0].unlink()
+    with pytest.raises(UserError, match=r"0002\.png exists already"):
+        made.save(tmp_path / "pictures")
+    assert not paths[0].exists()

@@ -1,5 +1,6 @@
 """Prompt files, the pictures they ask for, their names, and the batches they are made in."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,17 @@ def test_a_wrong_line_is_refused_by_its_number(tmp_path: Path, line: str, words:
     for word in [f"{path}, line 3", *words]:
         assert word in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_old_line_ends_end_lines(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_bytes(b"a red apple\ra rocket\r\na tree\n")
+    prompts = read_prompts(tmp_path / "prompts.txt")
+    assert [prompt.prompt for prompt in prompts] == ["a red apple", "a rocket", "a tree"]
+
+
+def test_a_minus_is_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("ein Fuß\n\nzwei".encode())))
+    assert [prompt.prompt for prompt in read_prompts(Path("-"))] == ["ein Fuß", "zwei"]
 
 
 @pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl"])

@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from ldm.config import validate
+from ldm.png_metadata import read_settings
 from train.denoiser import DenoiserSettings
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +65,8 @@ def test_the_commands_for_use_elsewhere_run(tmp_path: Path) -> None:
 def test_the_python_runs(block: str, tmp_path: Path) -> None:
     printed = run([sys.executable, "-c", block], tmp_path)
     assert "'seed': 7" in printed
-    assert (tmp_path / "apple.png").is_file()
+    saved = sorted((tmp_path / "from-python").iterdir())
+    assert [read_settings(path)["seed"] for path in saved] == [7, 8, 7, 8]
 
 
 @pytest.mark.parametrize("block", marked_blocks(README, "yaml"))

@@ -160,6 +160,11 @@ def prune(
     from ldm.data.cache import prune as prune_cache
 
     root = folder or cache_root()
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"--folder {folder} is no folder", "name a cache, or leave it out for the usual one")
+    if older_than_days is None and max_gb is None:
+        said = "note: without --older-than-days or --max-gb only damaged files and what killed runs left go"
+        typer.echo(said, err=True)
     max_bytes = None if max_gb is None else int(max_gb * 1e9)
     gone = prune_cache(root, older_than_days=older_than_days, max_bytes=max_bytes, dry_run=dry_run)
     for file in gone.removed:
@@ -174,6 +179,8 @@ def _refuse_inside(report: Path, path: str) -> None:
         raise UserError(
             f"--report {report} is inside the data", "choose a folder outside: the data stays as it is"
         )
+    if report.is_file():
+        raise UserError(f"--report {report} is a file", "name a folder")
 
 
 def _size(height: int | None, width: int | None, buckets: bool) -> tuple[int, int] | None:

@@ -44,7 +44,6 @@ OPTIONAL = {
     "bitsandbytes": ("bitsandbytes", "the optimizer with eight-bit moments"),
     "tensorboard": ("tensorboard", "the tracker tensorboard"),
     "wandb": ("wandb", "the tracker wandb"),
-    "gradio": ("gradio", "the browser page"),
     "torchsde": ("torchsde", "the scheduler dpmpp_sde"),
     "scipy": ("scipy", "the scheduler lms"),
 }

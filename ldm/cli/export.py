@@ -1,11 +1,12 @@
 """`ldm export`: a model for other programs, read back and compared before it is called done."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ldm.cli import export_options as given
+from ldm.errors import UserError
 
 if TYPE_CHECKING:
     from ldm.export.options import ExportOptions
@@ -54,6 +55,8 @@ def export(
         from ldm.export.hub import check_repo_id
 
         check_repo_id(push_to_hub)  # before minutes of work
+    else:
+        _refuse_unsent(public=public, create_pr=create_pr, revision=revision, yes=yes)
     _export(source, weights, dest, options)
     if push_to_hub is not None:
         from ldm.cli.push import send
@@ -61,9 +64,18 @@ def export(
         send(dest, push_to_hub, public=public, create_pr=create_pr, revision=revision, yes=yes)
 
 
+def _refuse_unsent(**given: Any) -> None:
+    """Refuse options that say how to send, where nothing is sent."""
+    for name, value in given.items():
+        if value:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{option} without --push-to-hub", f"add --push-to-hub USER/NAME, or leave {option} out"
+            )
+
+
 def _export(source: str, weights: str | None, dest: Path, options: "ExportOptions") -> None:
     from ldm.cli.checkpoint import model_of
-    from ldm.errors import UserError
     from ldm.export.artefact import export as write_export
     from ldm.export.source import load_source
     from ldm.files import is_taken

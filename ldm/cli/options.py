@@ -16,7 +16,7 @@ PromptFile = Annotated[
         metavar="FILE",
         help="Take further prompts from a file. Text: one a line; empty lines and lines that start with # "
         'are passed over. JSONL: one object a line, {"prompt": "...", "seed": 3, "scheduler": "euler"}, with '
-        "any of the settings below, which then win over those given here.",
+        "any of the settings below, which then win over those given here. - reads text from standard input.",
     ),
 ]
 FromImage = Annotated[
@@ -127,6 +127,15 @@ Preset = Annotated[
         metavar="NAME",
         help="fast: guidance in the first half of the steps and deep levels at every third; full: leave nothing "
         "out, also where the model's own default does. Options given beside it win.",
+    ),
+]
+MaxPromptChunks = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Contexts of the text encoder that a long prompt may fill, 75 words and signs each with CLIP, at most 3; "
+        "what is beyond is left out, with a warning.  [default: the model's own]",
     ),
 ]
 NegativePrompt = Annotated[

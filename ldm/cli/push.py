@@ -94,6 +94,7 @@ def _ask(question: str) -> None:
     try:
         agreed = typer.confirm(question, err=True)
     except typer.Abort:
+        typer.echo(err=True)  # the end of the question's line
         raise UserError("nothing was sent, for nobody answered", "add --yes to send without asking") from None
     if not agreed:
         typer.echo("nothing was sent", err=True)

@@ -31,14 +31,16 @@ def verify(
     peft; they must agree to 1/255.
     """
     from ldm.export.inspect import inspect_folder
+    from ldm.model_source import EMBEDDED
 
+    if not path.exists() and str(path) in EMBEDDED:
+        path = EMBEDDED[str(path)]
     findings = inspect_folder(path)
     for finding in findings:
         typer.echo(finding)
     if bad := sum(finding.severity == "error" for finding in findings):
-        raise UserError(
-            f"{path} has {bad} fault{'s' if bad > 1 else ''}", "do not use it before they are mended"
-        )
+        faults, they = ("faults", "they are") if bad > 1 else ("fault", "it is")
+        raise UserError(f"{path} has {bad} {faults}", f"do not use it before {they} mended")
     if not draw:
         return
     from ldm.export.check import check

@@ -46,22 +46,26 @@ def read_rows(path: Path) -> Iterator[Row]:
     return readers[path.suffix](path)
 
 
-def decode_utf8(path: Path) -> str:
+def decode_utf8(path: Path, data: bytes | None = None) -> str:
     """The text of a file, without a byte order mark and with plain line ends.
+
+    Args:
+        data: what is in it, if it was read already.
 
     Raises:
         UserError: the bytes are not UTF-8; the message names line and byte offset.
     """
     try:
-        data = path.read_bytes()
-        text = data.decode("utf-8")
+        found = path.read_bytes() if data is None else data
+        text = found.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = found.count(b"\n", 0, error.start) + 1
         raise UserError(
             f"{path}, line {line}: not UTF-8 at byte {error.start}", "save it as UTF-8"
         ) from error
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}", "make the file readable") from error
+        mend = "name a file in it" if path.is_dir() else "make the file readable"
+        raise UserError(f"{path}: {error.strerror}", mend) from error
     return text.removeprefix("\ufeff").replace("\r\n", "\n")
 
 

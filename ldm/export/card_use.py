@@ -9,6 +9,7 @@ from ldm.adapter_folder import LORA_FILE
 from ldm.errors import UserError
 from ldm.export.card_subject import CardSubject
 from ldm.export.markdown import code, fenced
+from ldm.export.single_file import has_known_unet
 from ldm.model_folder import weights_variant
 from ldm.model_source import EMBEDDED
 from ldm.scheduler_names import SCHEDULERS
@@ -130,12 +131,12 @@ def _call(subject: CardSubject) -> list[str]:
 
 
 def _elsewhere(subject: CardSubject) -> str:
-    """Where programs look for such a file."""
+    """Where programs look for such a file, of a model that they know."""
     places = {
         "single-file": "`models/Stable-diffusion` of AUTOMATIC1111's web UI, `models/checkpoints` of ComfyUI",
         "lora-kohya": "`models/Lora` of AUTOMATIC1111's web UI, `models/loras` of ComfyUI",
     }
-    where = places.get(subject.format)
+    where = places.get(subject.format) if has_known_unet(subject.source.parts) else None
     return f"Elsewhere: put {code(f'{subject.name}.safetensors')} into {where}." if where else ""
 
 

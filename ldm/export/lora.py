@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ldm.config import read_yaml
-from ldm.export.single_file import modelspec_metadata
+from ldm.export.single_file import has_known_unet, modelspec_metadata
 from ldm.export.source import ExportSource
 from ldm.models.lora import LoraWeights
 from ldm.models.lora_layers import LoraLayer, to_layers
@@ -33,14 +33,14 @@ def lora_metadata(source: ExportSource, *, title: str, licence: str | None = Non
     """
     assert source.lora is not None
     fields = modelspec_metadata(source.parts, title=title, licence=licence)
-    fields["modelspec.architecture"] += "/lora"
+    known = has_known_unet(source.parts)
+    architecture = fields["modelspec.architecture"] if known else "latent-diffusion"
+    fields["modelspec.architecture"] = f"{architecture}/lora"
     fields["modelspec.implementation"] = "diffusers"
     size = (source.parts.defaults.width, source.parts.defaults.height)
     fields["modelspec.resolution"] = "x".join(map(str, size))
-    is_second = "-v2" in fields["modelspec.architecture"]
     own = {
-        "ss_base_model_version": "sd_v2" if is_second else "sd_v1",
-        "ss_v2": str(is_second),
+        **(_generation(architecture) if known else {}),
         "ss_zero_terminal_snr": str(bool(source.parts.scheduler_config.get("rescale_betas_zero_snr"))),
         "ss_resolution": str(size),
         "ss_output_name": title,
@@ -49,6 +49,12 @@ def lora_metadata(source: ExportSource, *, title: str, licence: str | None = Non
     if source.adapter:
         own["ss_sd_model_name"] = _plain_name(source.adapter.base)
     return fields | own | (_run_numbers(source.run) if source.run else {})
+
+
+def _generation(architecture: str) -> dict[str, str]:
+    """Which Stable Diffusion it is for: what other programs choose by."""
+    is_second = "-v2" in architecture
+    return {"ss_base_model_version": "sd_v2" if is_second else "sd_v1", "ss_v2": str(is_second)}
 
 
 def _network(weights: LoraWeights) -> dict[str, str]:

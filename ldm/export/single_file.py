@@ -101,26 +101,41 @@ def _architecture(parts: ModelParts, prediction_type: str, height: int) -> str:
     return "stable-diffusion-v2-768-v" if prediction_type == "v_prediction" else "stable-diffusion-v2-512"
 
 
+def has_known_unet(parts: ModelParts) -> bool:
+    """Whether the denoiser is built as that of Stable Diffusion 1 or 2, as other programs assume of a LoRA's model."""
+    try:
+        _check_unet(parts)
+    except UserError:
+        return False
+    return True
+
+
 def check_structure(parts: ModelParts) -> None:
     """Refuse a model that readers of a single file would take for another one.
 
     Raises:
         UserError: naming the first setting that differs, and what readers assume.
     """
-    unet, vae, text = parts.denoiser.unet, parts.autoencoder.vae, parts.text_encoder.model
-    for part, network in (("unet", unet), ("autoencoder", vae)):
-        levels = len(network.config.block_out_channels)
-        if levels != NUM_LEVELS:
-            raise UserError(f"the {part} has {levels} levels, and a single file has {NUM_LEVELS}", MEND)
-    open_clip = _is_open_clip(parts)
-    text_width = parts.text_encoder.text_width
-    _check_settings(
-        "unet", unet, unet_settings(unet.config.block_out_channels, text_width=text_width, linear=open_clip)
-    )
+    vae, open_clip = parts.autoencoder.vae, _is_open_clip(parts)
+    _check_unet(parts)
+    _check_levels("autoencoder", vae)
     _check_settings("vae", vae, vae_settings(vae.config.block_out_channels))
-    _check_text(parts, text, open_clip)
+    _check_text(parts, parts.text_encoder.model, open_clip)
     _check_tokenizer(parts, open_clip)
     _check_schedule(parts.scheduler_config)
+
+
+def _check_unet(parts: ModelParts) -> None:
+    unet, text_width = parts.denoiser.unet, parts.text_encoder.text_width
+    _check_levels("unet", unet)
+    widths, linear = unet.config.block_out_channels, _is_open_clip(parts)
+    _check_settings("unet", unet, unet_settings(widths, text_width=text_width, linear=linear))
+
+
+def _check_levels(part: str, network: Any) -> None:
+    levels = len(network.config.block_out_channels)
+    if levels != NUM_LEVELS:
+        raise UserError(f"the {part} has {levels} levels, and a single file has {NUM_LEVELS}", MEND)
 
 
 def _is_open_clip(parts: ModelParts) -> bool:

@@ -65,7 +65,9 @@ def load_means(means: Means, recipe: Recipe | None) -> "Pipeline":
     from ldm.devices import keep_freed_memory
     from ldm.pipeline import load_pipeline
 
-    model = means.model or (recipe.model() if recipe else "emoji")
+    model = means.model
+    if model is None:
+        model = recipe.model() if recipe else "emoji"
     dtype = means.dtype or (recipe.dtype if recipe else None)
     pipeline = load_pipeline(model, loras=_loras(means, recipe), device=means.device, dtype=dtype)
     pipeline.low_memory = means.low_memory

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ldm.errors import UserError
 from ldm.files import disk_errors
-from ldm.generation.prompts import Prompt
+from ldm.generation.prompts import LARGEST_SEED, Prompt
 
 GRID_NAME = "grid.png"
 _SLUG_LENGTH = 40
@@ -34,8 +34,16 @@ class Picture:
 
 
 def list_pictures(prompts: Iterable[Prompt]) -> list[Picture]:
-    """Every picture that the prompts ask for, in order; without a seed of its own a prompt starts at 0."""
+    """Every picture that the prompts ask for, in order; without a seed of its own a prompt starts at 0.
+
+    Raises:
+        UserError: a seed becomes too large.
+    """
     rows = [(prompt, (prompt.seed or 0) + i) for prompt in prompts for i in range(prompt.num_images or 1)]
+    for prompt, seed in rows:
+        if seed > LARGEST_SEED:
+            what = f"seed {prompt.seed} with {prompt.num_images} images"
+            raise UserError(what, f"the last picture's seed must be at most {LARGEST_SEED}")
     return [Picture(number, prompt, seed) for number, (prompt, seed) in enumerate(rows, start=1)]
 
 

@@ -1,6 +1,7 @@
 """What is to be made: prompts, each with the settings it names, from arguments or from a file."""
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,10 +36,16 @@ class PictureSettings(Settings):
     """How a picture is made, apart from its prompt; None is left open, for the model's defaults."""
 
     negative_prompt: str | None = Field(None, description="what the picture should not show")
-    seed: int | None = Field(None, ge=0, le=LARGEST_SEED, description="of the prompt's first picture")
-    num_images: int | None = Field(None, ge=1, description="pictures of this prompt, the i-th with seed + i")
-    num_inference_steps: int | None = Field(None, ge=1, description="sampling steps")
-    guidance_scale: float | None = Field(None, description="how strongly to follow the prompt; 1 is not")
+    seed: int | None = Field(
+        None, strict=True, ge=0, le=LARGEST_SEED, description="of the prompt's first picture"
+    )
+    num_images: int | None = Field(
+        None, strict=True, ge=1, description="pictures of this prompt, the i-th with seed + i"
+    )
+    num_inference_steps: int | None = Field(None, strict=True, ge=1, description="sampling steps")
+    guidance_scale: float | None = Field(
+        None, ge=0, description="how strongly to follow the prompt; 1 is not"
+    )
     guidance_rescale: float | None = Field(None, ge=0, le=1, description="takes back over-exposure, 0 to 1")
     guidance_interval: Annotated[tuple[float, float] | None, checked_by(check_interval)] = Field(
         None, description="where guidance is used: rising fractions of the steps, or falling noise levels"
@@ -78,6 +85,8 @@ class PictureSettings(Settings):
             (text or "").encode()
         except UnicodeEncodeError:  # bytes of an argument, or half of a surrogate pair in JSON
             raise ValueError("it holds what is no character: write it as UTF-8") from None
+        if "\0" in (text or ""):
+            raise ValueError("it holds the character 0: leave it out")
         return text
 
     def given(self) -> dict[str, Any]:
@@ -109,7 +118,7 @@ def preset_settings(name: str | None) -> dict[str, Any]:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a file, in order.
+    """The prompts of a file, in order; `-` is standard input, as text.
 
     A `.jsonl` file has one JSON object a line: `prompt`, and any of `PictureSettings`. Any other file is
     text, a prompt a line, without surrounding blanks; a line that starts with `#` is a comment. Empty lines
@@ -119,12 +128,22 @@ def read_prompts(path: Path) -> list[Prompt]:
         UserError: the file is missing, not UTF-8 (the byte is named) or without prompts, or a line is wrong.
     """
     # Not splitlines(): a prompt may hold U+2028 or U+0085.
-    lines = list(enumerate(decode_utf8(path).split("\n"), start=1))
+    lines = list(enumerate(_text_of(path).replace("\r", "\n").split("\n"), start=1))
     read = _jsonl_prompts if path.suffix.lower() == ".jsonl" else _text_prompts
     prompts = list(read(path, lines))
     if not prompts:
         raise UserError(f"{path} has no prompts", "write one a line")
     return prompts
+
+
+def _text_of(path: Path) -> str:
+    if str(path) == "-":
+        return decode_utf8(path, sys.stdin.buffer.read())
+    if not path.exists():
+        raise UserError(
+            f"{path} is not there", "check the name of the file with the prompts, or give - to read them"
+        )
+    return decode_utf8(path)
 
 
 def _text_prompts(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[Prompt]:
@@ -143,7 +162,7 @@ def _jsonl_prompts(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[Pro
 def _json_object(line: str, place: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: not JSON ({error})", 'write {"prompt": "...", "seed": 1}') from None
     if not isinstance(value, dict):
         raise UserError(f"{place}: not a JSON object", 'write {"prompt": "...", "seed": 1}')
