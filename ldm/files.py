@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import uuid
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,6 @@ from ldm.errors import UserError
 from ldm.safetensors_header import read_header
 
 MANIFEST = "manifest.json"
-LOCK = "run.lock"
 MAX_MODEL_JSON_BYTES = 64 * 2**20
 """Of one JSON file in anybody's model; the largest vocabularies take a third of it."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -108,51 +106,17 @@ def remove_leftovers(folder: Path) -> None:
 
     A folder that had stepped aside for one that then never came is put back. Nothing else may be writing there.
     """
-    for old in folder.glob(".old-*"):
+    for old in _named_as_ours(folder, "old"):
         dest = folder / old.name.removeprefix(".old-").rpartition("-")[0]
         if not dest.exists():
             old.rename(dest)
-    for path in [*folder.glob(".old-*"), *folder.glob(".tmp-*")]:
+    for path in [*_named_as_ours(folder, "old"), *_named_as_ours(folder, "tmp")]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-class FolderLock:
-    """The right to write into a folder, which one process has at a time.
-
-    A record lock on `folder/run.lock`: the system takes it back when the process ends, however it ends, and processes
-    forked from it (loader workers, which may outlive it) do not have it. It is given back with the object, too. A
-    process may take its own lock once more.
-
-    Raises:
-        UserError: another process has it, and which; or the folder is not writable.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        import fcntl
-
-        path = folder / LOCK
-        with disk_errors(path):
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        self.release = weakref.finalize(self, os.close, handle)
-        try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise UserError(
-                f"{folder} is in use by {_holder(path)}", "wait for its end, or choose another folder"
-            ) from None
-        holder = {"pid": os.getpid(), "host": os.uname().nodename}
-        with disk_errors(path):
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, json.dumps(holder).encode(), 0)
-
-
-def _holder(path: Path) -> str:
-    """The process that wrote itself into a lock file."""
-    try:
-        holder = json.loads(path.read_text(encoding="utf-8"))
-        return f"process {holder['pid']} on {holder['host']}"
-    except (OSError, ValueError, TypeError, KeyError):
-        return "another process"
+def _named_as_ours(folder: Path, kind: str) -> list[Path]:
+    """What `new_folder` and `write_bytes` name so: a user may have an `.old-photos` of his own."""
+    return [path for path in folder.glob(f".{kind}-*") if re.search(r"-[0-9a-f]{8}$", path.name)]
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -39,6 +39,7 @@ HALVES = {  # one noun in several files at the top level: these stand in the roo
     "ldm.pickled_file": "ldm.pipeline",
     "ldm.request": "ldm.pipeline",
     "ldm.single_file": "ldm.pipeline",
+    "ldm.folder_lock": "ldm.files",
     "ldm.safetensors_header": "ldm.files",
 }
 

@@ -12,7 +12,7 @@ import pytest
 
 from ldm.config import to_yaml
 from ldm.errors import UserError
-from ldm.files import LOCK, FolderLock
+from ldm.folder_lock import LOCK, FolderLock
 from tests.tiny_training import make_settings, train
 from train.program import run_program
 from train.run import Run
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from ldm.files import FolderLock
+from ldm.folder_lock import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
 if not os.fork():  # as a loader's worker does, the child lives on for a while when its parent is killed
     sys.stdout.close()

@@ -19,7 +19,8 @@ from ldm.data.batches import make_loader
 from ldm.data.fingerprint import Fingerprint
 from ldm.data.order import BatchOrder
 from ldm.data.streaming import StreamOrder
-from ldm.files import FolderLock, disk_errors, remove_leftovers, write_bytes
+from ldm.files import disk_errors, remove_leftovers, write_bytes
+from ldm.folder_lock import FolderLock
 
 from .after_steps import AfterSteps, Preview, Validate
 from .averages import WeightAverages
@@ -28,6 +29,7 @@ from .devices import asked_to_shard, make_accelerator
 from .log import TrainLog
 from .loop import train_steps
 from .optim import make_optimizer
+from .places import check_places
 from .resume import check_resumable, check_same_data, fork_source
 from .settings import TrainSettings
 from .sharding import shard
@@ -53,7 +55,8 @@ class Run:
         sharded: each of several processes holds a part of the weights.
 
     Raises:
-        UserError: another process trains there, it was begun with other settings, or the device cannot do as asked.
+        UserError: another process trains there, files of the user's are there, it was begun with other settings, or the
+            device cannot do as asked.
     """
 
     settings: TrainSettings
@@ -67,6 +70,7 @@ class Run:
 
     def __post_init__(self) -> None:
         check_trackers(self.settings.trackers)
+        check_places(self.settings)
         asked = asked_to_shard(self.settings)
         self.accelerator = make_accelerator(self.settings)
         self.sharded = asked and self.accelerator.num_processes > 1
