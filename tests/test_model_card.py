@@ -113,6 +113,21 @@ def test_the_sections_tell_what_made_the_model(made: Path, tmp_path: Path) -> No
     assert size_of(tmp_path / "out" / "samples" / "curves.png")[0] > 600
 
 
+@pytest.mark.parametrize(
+    ("interval", "told"),
+    [
+        ((0.0, 1.0), "guidance 7.5 |"),
+        ((0.0, 0.5), "from 0 to 0.5 of the steps (a stock pipeline guides all steps) |"),
+        ((5.0, 0.3), "while the noise is 5 to 0.3 times the signal (a stock pipeline guides all steps) |"),
+    ],
+)
+def test_where_guidance_is_used_is_told(tmp_path: Path, interval: tuple[float, float], told: str) -> None:
+    source = whole_model(tmp_path)
+    defaults = replace(source.parts.defaults, guidance_interval=interval)
+    source = replace(source, parts=replace(source.parts, defaults=defaults))
+    assert told in section(card_of(source, tmp_path / "out"), "Model")
+
+
 def test_memorisation_is_told_of_these_weights_alone(made: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(made, tmp_path / "runs" / "squares"))
     (run / "metrics.jsonl").unlink()

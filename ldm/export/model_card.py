@@ -186,8 +186,7 @@ def _model_section(subject: CardSubject) -> str:
     zero = ", zero terminal SNR" if config.get("rescale_betas_zero_snr") else ""
     sampled = f"{defaults.num_inference_steps} steps, guidance {defaults.guidance_scale:g}"
     if defaults.guidance_interval != EVERYWHERE:
-        start, end = defaults.guidance_interval
-        sampled += f" from {start:g} to {end:g} of the steps (a stock pipeline guides all of them)"
+        sampled += f" {_guided(*defaults.guidance_interval)} (a stock pipeline guides all steps)"
     latents, width = parts.autoencoder.num_channels, parts.text_encoder.text_width
     rows = [
         ("predicts", code(str(config.get("prediction_type", "epsilon"))) + zero),
@@ -198,6 +197,13 @@ def _model_section(subject: CardSubject) -> str:
         ("best sampled with", f"{code(defaults.scheduler)}, {sampled}"),
     ]
     return table(("part", "value"), rows)
+
+
+def _guided(start: float, end: float) -> str:
+    """Where guidance is used: rising numbers are fractions of the steps, falling ones noise levels."""
+    if start < end:
+        return f"from {start:g} to {end:g} of the steps"
+    return f"while the noise is {start:g} to {end:g} times the signal"
 
 
 def _weights(network: nn.Module) -> str:
