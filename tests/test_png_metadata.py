@@ -71,6 +71,10 @@ def test_infotext_with_everything_else() -> None:
     )
 
 
+def test_the_seed_zero_is_a_seed() -> None:
+    assert ", Seed: 0, Size: " in infotext(SETTINGS | {"seed": 0})
+
+
 def test_values_that_need_quotes_have_them() -> None:
     text = infotext(SETTINGS | {"ldm_version": '1: "猫", b'})
     assert text.endswith(r'Version: "ldm 1: \"猫\", b"')

@@ -156,6 +156,24 @@ def test_whose_a_photograph_is_is_found(tmp_path: Path) -> None:
         ], path
 
 
+PERSONAL = {
+    "Make": 0x010F, "Model": 0x0110, "Artist": 0x013B, "HostComputer": 0x013C, "DateTimeOriginal": 0x9003,
+    "XPAuthor": 0x9C9D, "CameraOwnerName": 0xA430, "BodySerialNumber": 0xA431, "LensSerialNumber": 0xA435,
+}  # fmt: skip
+IN_THE_SECOND_TABLE = ("DateTimeOriginal", "CameraOwnerName", "BodySerialNumber", "LensSerialNumber")
+
+
+@pytest.mark.parametrize("name", PERSONAL)
+def test_every_personal_tag_is_found(tmp_path: Path, name: str) -> None:
+    exif, value = Image.Exif(), b"B\0o\0b\0" if name == "XPAuthor" else "Bob"
+    if name in IN_THE_SECOND_TABLE:
+        exif[0x8769] = {PERSONAL[name]: value}
+    else:
+        exif[PERSONAL[name]] = value
+    for path in pictures(tmp_path, exif):
+        assert found_in(path) == [f"(EXIF): whose it is or how it was taken, {name}"], path
+
+
 def test_the_text_of_a_picture_is_read_behind_the_pixels_too(tmp_path: Path) -> None:
     text = PngInfo()
     text.add_text("parameters", "a red apple")
