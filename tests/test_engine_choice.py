@@ -28,7 +28,7 @@ def test_a_quarter_of_torchs_time_is_saved(num_weights: int, least_sec: float) -
 
 
 def test_what_is_taken_from_the_cache_counts_as_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LDM_CACHE_DIR", str(tmp_path / "cache"))
     denoiser = make_sd1(tmp_path).denoiser
     folder = converted_folder(denoiser)
     folder.mkdir(parents=True)

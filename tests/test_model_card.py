@@ -62,12 +62,15 @@ def test_the_front_matter_is_what_the_hub_reads(source: ExportSource, tmp_path: 
         assert size_of(tmp_path / "out" / widget["output"]["url"]) == (16, 16)
 
 
-def test_a_base_of_the_hub_is_named_with_its_relation(source: ExportSource, tmp_path: Path) -> None:
+def test_a_base_of_the_hub_is_named_with_its_relation(
+    source: ExportSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert find_base(source, None) == BaseModel("base-model")
+    monkeypatch.setattr("ldm.export.card_subject.hub_id_of", lambda given: "alice/squares-base")
     for format, relation in (("lora-kohya", "adapter"), ("diffusers", "finetune")):
-        text = card_of(source, tmp_path / "out", format=format, base_model="alice/squares-base")
+        text = card_of(source, tmp_path / "out", format=format)
         data = ModelCard(text).data
         assert (data.base_model, data.base_model_relation) == ("alice/squares-base", relation)
-    assert find_base(source, None) == BaseModel("base-model")
 
 
 def test_only_what_came_from_the_hub_is_called_its_model(

@@ -37,7 +37,6 @@ def write_card(
     format: str,
     samples: Sequence[SamplePicture],
     name: str | None = None,
-    base_model: str | None = None,
 ) -> Path:
     """Write `README.md` and the pictures that it shows, in `samples/`, into an export's folder.
 
@@ -52,7 +51,6 @@ def write_card(
         format: a key of `ldm.export.options.FORMATS`.
         samples: pictures that the model made; the first one's prompt is the example.
         name: what the folder is called in the end; default: the model's id.
-        base_model: USER/NAME on the Hub of the model that it was trained from, where that is not known.
 
     Returns:
         README.md's path.
@@ -68,7 +66,7 @@ def write_card(
         repo_id=repo_id,
         format=format,
         prompt=_example(samples, run),
-        base=find_base(source, run, base_model),
+        base=find_base(source, run),
         run=run,
         source_card=read_source_card(source.folder) if run is None and source.adapter is None else None,
     )
