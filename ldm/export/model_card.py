@@ -220,7 +220,7 @@ def _hashes(subject: CardSubject) -> str:
         name = f" {code(subject.base.name)}" if subject.base else ""
         rows.append((f"its base{name}", source.adapter.base_weights_hash))
     if report and report.get("fingerprint"):
-        rows.append(("the data: images and captions", str(report["fingerprint"])))
+        rows.append(("the data: images, captions, masks, mirroring", str(report["fingerprint"])))
     text = table(("of", "SHA-256"), [(what, code(value)) for what, value in rows])
     return f"{text}\n\nThose of the files here are in `export.json`; `ldm verify` compares them."
 
