@@ -59,11 +59,6 @@ def gamma_of(width: float) -> float:
     return float(np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse]).real.max())
 
 
-def width_of(gamma: float) -> float:
-    """The relative width of an exponent gamma >= 0: their Eq. 123."""
-    return math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
-
-
 def update_weight(step: int, gamma: float) -> float:
     """1 - beta_t: what the weights after optimizer step `step` (from 1) count; at the first step all."""
     if step == 1:

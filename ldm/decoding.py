@@ -29,7 +29,10 @@ def decode_images(
     Warns:
         LdmWarning: one picture alone does not fit, so it is decoded in tiles.
     """
-    needed, free = autoencoder.decoding_bytes(*latents.shape[2:]), SHARE_TAKEN * free_bytes(latents.device)
+    needed, free = (
+        autoencoder.decoding_bytes(*latents.shape[2:]),
+        SHARE_TAKEN * free_memory_bytes(latents.device),
+    )
     at_once = 1 if one_by_one else max(1, min(len(latents), int(free // needed)))
     in_tiles = needed > free and autoencoder.has_tiles(*latents.shape[2:])
     if in_tiles:
@@ -39,7 +42,7 @@ def decode_images(
     return [image for pixels in decoded for image in tensor_to_images(pixels)], in_tiles
 
 
-def free_bytes(device: torch.device) -> float:
+def free_memory_bytes(device: torch.device) -> float:
     """Memory that a device could give now; without a bound where the system does not tell."""
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -58,9 +58,8 @@ def new_folder(dest: Path, *, replace: bool = False) -> Iterator[Path]:
 def _make(temporary: Path, dest: Path) -> None:
     try:
         temporary.mkdir(parents=True)
-    except (
-        FileNotFoundError
-    ) as error:  # the parents were made or are there: /proc and its like take no folders
+    except FileNotFoundError as error:
+        # the parents were made or are there: /proc and its like take no folders
         raise UserError(f"{dest} cannot be written ({error.strerror})", "choose another place") from error
 
 

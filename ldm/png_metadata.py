@@ -4,7 +4,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,6 @@ from ldm.files import write_bytes
 from ldm.scheduler_names import SCHEDULERS
 
 _NEGATIVE = "Negative prompt: "
-_PAIR = re.compile(r'\s*(\w[\w /-]{1,60}):\s*("(?:[^"\\]|\\.)+"|[^,]*)(?:,|$)')
-_FEWEST_PAIRS = 3  # with fewer, a last line is part of the prompt
 
 
 def write_png(
@@ -122,64 +120,3 @@ def _number(value: Any) -> str:
 
 def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if re.search(r"[,:\n]", value) else value
-
-
-def parse_infotext(text: str) -> dict[str, Any]:
-    """Settings back from `infotext`, or from A1111's own: known keys under our names, others as they stand.
-
-    A line of the prompt that begins with "Negative prompt:" reads as the negative prompt, as in A1111; the
-    exact prompt is in the `ldm` chunk.
-    """
-    head, _, last = text.rpartition("\n")
-    pairs = _PAIR.findall(last)
-    if len(pairs) < _FEWEST_PAIRS:
-        head, pairs = text, []
-    prompt, negative = _split_prompt(head)
-    return {"prompt": prompt, "negative_prompt": negative, **_from_pairs({k: _unquoted(v) for k, v in pairs})}
-
-
-def _split_prompt(head: str) -> tuple[str, str]:
-    if head.startswith(_NEGATIVE):
-        return "", head.removeprefix(_NEGATIVE)
-    prompt, _, negative = head.partition("\n" + _NEGATIVE)
-    return prompt, negative
-
-
-def _unquoted(value: str) -> str:
-    try:
-        return str(json.loads(value)) if value.startswith('"') else value
-    except ValueError:
-        return value
-
-
-def _from_pairs(pairs: Mapping[str, str]) -> dict[str, Any]:
-    """Our keys and types for A1111's; pairs that are not ours, or do not read as ours, stay as they are."""
-    settings: dict[str, Any] = {"karras": False}
-    for key, value in pairs.items():
-        try:
-            settings |= _OURS[key](value)
-        except (KeyError, ValueError):
-            settings[key] = value
-    return settings
-
-
-def _size(value: str) -> dict[str, Any]:
-    width, _, height = value.partition("x")
-    return {"width": int(width), "height": int(height)}
-
-
-def _scheduler(value: str) -> dict[str, Any]:
-    short_names = {entry.title: name for name, entry in SCHEDULERS.items()}
-    return {"scheduler": short_names.get(value, value)}
-
-
-_OURS: dict[str, Callable[[str], dict[str, Any]]] = {
-    "Steps": lambda value: {"num_inference_steps": int(value)},
-    "Sampler": _scheduler,
-    "Schedule type": lambda value: {"karras": True} if value == "Karras" else {"Schedule type": value},
-    "CFG scale": lambda value: {"guidance_scale": float(value)},
-    "Seed": lambda value: {"seed": int(value)},
-    "Size": _size,
-    "Model": lambda value: {"model_id": value},
-    "Guidance rescale": lambda value: {"guidance_rescale": float(value)},
-}

@@ -4,7 +4,7 @@ import getpass
 import os
 import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
@@ -13,9 +13,21 @@ PATH_KEYS = re.compile(r"(^|_)(path|dir|folder|file|base|masks|autoencoder|text_
 """Settings whose text is a path, however it looks."""
 SECRET_KEYS = re.compile(r"(^|_)(token|secret|password|api_key|key)$", re.IGNORECASE)
 TOKENS = re.compile(
-    r"\bhf_\w{10,}|\bgh[pousr]_\w{10,}|\bgithub_pat_\w+|\bsk-[\w-]{16,}|\bAKIA\w{12,}|\bwandb_v\d_\w+|\b[0-9a-f]{40}\b"
-    r"|\beyJ[\w-]+\.[\w-]+\.[\w-]+|\w+://[^\s/@]+@\S*"
+    r"\bhf_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,}|\bhf_[A-Za-z0-9]{20,}"  # and not hf_transformers
+    r"|\bapi_org_[A-Za-z0-9]{8,}"
+    r"|\bgh[pousr]_[A-Za-z0-9]{10,}|\bgithub_pat_\w{16,}|\bglpat-[\w-]{20,}"
+    r"|\bwandb_v\d_\w{10,}|\bsk-[\w-]{16,}|\bxox[abprs]-[\w-]{10,}|\bAIza[\w-]{35}"
+    r"|\b(?:AKIA|ASIA)[A-Z0-9]{12,}"
+    r"|\beyJ[\w-]{8,}(?:\.[\w-]{8,}){2,}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?:[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----|[\s\S]*)"
+    r"|(?<=://)[^\s/:@\"'<>]*:[^\s/@\"'<>]+(?=@)"
 )
+"""Keys of services, private keys, and passwords in addresses, by their look."""
+SECRET_VARIABLES = re.compile(
+    r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|(^|_)KEY|API_?KEY|ACCESS_?KEY", re.IGNORECASE
+)
+_MAYBE = re.compile(r"\b[0-9a-f]{40}\b|\w+://[^\s/@]+@\S*")
+"""An older key of Weights & Biases, which looks as the hash of a commit does, and whoever an address names."""
 WHOLE_PATH = re.compile(r"\s*(~|\.{0,2}[/\\]|[A-Za-z]:[/\\])|\S*[/\\]\S*$")
 """Text that is a path as a whole: it begins like one, or has a separator and no space."""
 PATHS = re.compile(r"(?<![\w.~/\\<])(?:~|\.{1,2}|[A-Za-z]:)?[/\\]+[^\s\"',;]+|\w+://\S+")
@@ -78,10 +90,15 @@ def _redacted_text(text: str, key: str, names: Sequence[str], name_paths: bool) 
     return _without_names(text, names)
 
 
+def without_secrets(text: str, more: Iterable[str] = (), *, mark: str = "<secret>") -> str:
+    """A text with `mark` in place of `TOKENS`, of what the environment holds as a secret, and of `more`."""
+    for secret in sorted([*more, *environment_secrets()], key=len, reverse=True):
+        text = text.replace(secret, mark) if secret else text
+    return TOKENS.sub(mark, text)
+
+
 def _without_secrets(text: str) -> str:
-    for secret in _secrets():
-        text = text.replace(secret, "<secret>")
-    return TOKENS.sub("<secret>", text)
+    return without_secrets(_MAYBE.sub("<secret>", text))
 
 
 def _without_names(text: str, names: Sequence[str]) -> str:
@@ -92,10 +109,9 @@ def _without_names(text: str, names: Sequence[str]) -> str:
     return text
 
 
-def _secrets() -> list[str]:
+def environment_secrets() -> list[str]:
     """What the environment holds under names such as HF_TOKEN."""
-    names = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|(^|_)KEY", re.IGNORECASE)
-    return [value for name, value in os.environ.items() if names.search(name) and len(value) >= 8]
+    return [v for name, v in os.environ.items() if SECRET_VARIABLES.search(name) and len(v) >= 8]
 
 
 def own_names() -> list[str]:

@@ -75,17 +75,6 @@ class NoiseSchedule:
             case "v_prediction":
                 return self.alpha(timesteps) * noise - self.sigma(timesteps) * x_0
 
-    def x_0(self, model_pred: Tensor, x_t: Tensor, timesteps: Tensor) -> Tensor:
-        """The clean latents that a prediction implies; for epsilon undefined where alpha_t = 0."""
-        alpha, sigma = self.alpha(timesteps), self.sigma(timesteps)
-        match self.settings.prediction_type:
-            case "epsilon":
-                return (x_t - sigma * model_pred) / alpha
-            case "sample":
-                return model_pred
-            case "v_prediction":
-                return alpha * x_t - sigma * model_pred
-
     def scheduler_config(self) -> dict[str, Any]:
         """The `scheduler_config.json` of a diffusers scheduler that samples along this path."""
         settings = self.settings.model_dump()

@@ -1,6 +1,7 @@
 """Power-function averages: width and exponent, the closed form, and any width rebuilt from snapshots of two."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from ldm.averages import (
     split_name,
     stored_name,
     update_weight,
-    width_of,
 )
 from ldm.errors import UserError
 
@@ -36,6 +36,11 @@ def accumulated(weights: Array, width: float) -> Array:
         average = now if step == 1 else average + taken * (now - average)
         rows.append(average)
     return np.stack(rows)
+
+
+def width_of(gamma: float) -> float:
+    """The relative width of an exponent gamma >= 0: their Eq. 123."""
+    return math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
 
 
 def every_step(num_steps: int = T) -> Array:

@@ -76,6 +76,15 @@ def test_what_the_memory_does_not_hold_is_made_in_halves(
     assert [settings for _, _, settings in small] == [settings for _, _, settings in whole]
 
 
+def test_of_a_batch_that_is_not_full_half_is_made(pipeline: Pipeline) -> None:
+    """Half of what it holds: half of the batch size may be more than all of it."""
+    prompts = [Prompt(prompt="a red apple", num_images=4, **EVERYTHING)]
+    memory = Memory(3, torch.OutOfMemoryError("CUDA out of memory."))
+    with pytest.warns(LdmWarning, match="4 pictures at once, going on with 2$"):
+        assert len(made(pipeline, plan_batches(list_pictures(prompts), 10), memory)) == 4
+    assert memory.rows[:2] == [4, 2]
+
+
 def test_one_picture_that_does_not_fit_is_an_error(pipeline: Pipeline, batches: list[PictureBatch]) -> None:
     with (
         pytest.warns(LdmWarning),

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from ldm.data.cache import MomentsCache, mark_used, prune
+from ldm.data.memo import Memo
+from ldm.data.sample import Facts
 from ldm.errors import UserError
 from tests.tiny_cache import MODEL, filled, key_of, shards
 
@@ -62,8 +64,24 @@ def test_reading_a_shard_keeps_it(tmp_path: Path) -> None:
     assert [file.path for file in prune(tmp_path, older_than_days=30).removed] == [unused]
 
 
+def left_by_killed_writers(folder: Path) -> list[Path]:
+    """What is left where a shard of moments and a file of the memo were being written, under the writers' names."""
+    memo = Memo(folder)
+    memo.put(("/data/a.png", 1, 1_000_000_000), Facts("0" * 64, 3, 4, 5, ()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ldm.files.os.fsync", lambda handle: 1 / 0)
+        patch.setattr(Path, "unlink", lambda path, missing_ok: None)  # who is killed removes nothing
+        for write in (lambda: filled(folder, ["another image"]), memo.save):
+            with pytest.raises(ZeroDivisionError):
+                write()
+    left = sorted(folder.rglob(".tmp-*"))
+    assert [path.relative_to(folder).parts[0] for path in left] == ["facts", "moments"]
+    return left
+
+
 def test_only_what_the_cache_wrote_is_removed(tmp_path: Path) -> None:
     (shard,) = old_shards(tmp_path, 40)
+    litter = [shard.with_name(shard.name + ".damaged"), *left_by_killed_writers(tmp_path)]
     outside = tmp_path.parent / "outside.safetensors"
     outside.write_bytes(b"x")
     foreign = [
@@ -83,13 +101,7 @@ def test_only_what_the_cache_wrote_is_removed(tmp_path: Path) -> None:
         age(path, 400)
     link = shard.with_name(f"moments-{'0' * 32}.safetensors")
     link.symlink_to(outside)
-    litter = [
-        shard.with_name(shard.name + ".damaged"),
-        shard.with_name(f".tmp-{shard.name}-01234567"),
-        tmp_path / "facts" / f".tmp-facts-{'0' * 32}.jsonl-01234567",
-    ]
-    for path in litter:
-        path.write_bytes(b"x")
+    litter[0].write_bytes(b"x")
     assert prune(tmp_path).removed == ()  # a process may be writing it just now
     for path in litter:
         age(path, 2)

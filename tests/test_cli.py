@@ -172,7 +172,8 @@ def test_data_check_refuses_a_folder_that_training_would_refuse(tmp_path: Path) 
 
 def test_the_bar_lives_on_a_terminal() -> None:
     code = (
-        "import time; from ldm.cli.progress import track; [time.sleep(.1) for _ in track('abc', 3, 'image')]"
+        "import time; from ldm.cli.progress import work_bar\n"
+        "with work_bar('image') as bar: [(bar.show(done, 3), time.sleep(.1)) for done in range(3)]"
     )
     leader, follower = pty.openpty()
     subprocess.run(

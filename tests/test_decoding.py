@@ -10,7 +10,7 @@ import torch
 from tiny_models import make_sd1
 
 from ldm import decoding
-from ldm.decoding import decode_images, free_bytes
+from ldm.decoding import decode_images, free_memory_bytes
 from ldm.models.autoencoder import TILE_LATENTS, KLAutoencoder
 from ldm.pipeline import Pipeline
 from ldm.request import LdmWarning
@@ -22,7 +22,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 
 
 def with_memory(monkeypatch: pytest.MonkeyPatch, num_bytes: float) -> None:
-    monkeypatch.setattr(decoding, "free_bytes", lambda device: num_bytes)
+    monkeypatch.setattr(decoding, "free_memory_bytes", lambda device: num_bytes)
 
 
 def watch(monkeypatch: pytest.MonkeyPatch, autoencoder: KLAutoencoder) -> list[int]:
@@ -91,4 +91,4 @@ def test_the_estimate_is_of_the_last_level(pipeline: Pipeline) -> None:
 
 
 def test_free_memory_is_what_the_system_tells() -> None:
-    assert 2**20 < free_bytes(torch.device("cpu")) < float("inf")
+    assert 2**20 < free_memory_bytes(torch.device("cpu")) < float("inf")

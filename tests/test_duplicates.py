@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 
-from ldm.data.duplicates import _agreeing, exact_duplicates, hash_distance, near_duplicates, perceptual_hash
+from ldm.data.duplicates import _agreeing, exact_duplicates, near_duplicates, perceptual_hash
 from ldm.data.sample import Facts
+
+
+def hash_distance(first: int, second: int) -> int:
+    """How many of the 64 bits differ: 0 for the same picture, some 20 for two unlike ones."""
+    return (first ^ second).bit_count()
 
 
 def scene(seed: int, size: int = 96) -> Image.Image:

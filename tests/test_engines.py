@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from ldm import LdmWarning, UserError
 from ldm.cli.app import app
-from ldm.engine_choice import Work, choose_engine, converted_folder, repays
+from ldm.engine_choice import Work, choose_engine, converted_folder
 from ldm.models import engines
 from ldm.models.engines import MODEL_FILE, OpenVINODenoiser, is_converted, openvino_denoiser
 from ldm.models.engines_openvino import import_openvino
@@ -108,14 +108,6 @@ def test_auto_takes_what_is_converted_or_pays(
     assert not converted_folder(other).exists()
     assert choose_engine("torch", pipeline.denoiser, NO_WORK) is None
     assert choose_engine("auto", make_sd1(tmp_path).denoiser.half(), NO_WORK) is None
-
-
-def test_what_pays() -> None:
-    stable_diffusion = 860_000_000
-    assert not repays(num_rows=8, row_sec=2.0, num_weights=stable_diffusion)
-    assert repays(num_rows=50, row_sec=2.0, num_weights=stable_diffusion)
-    assert not repays(num_rows=50, row_sec=0.01, num_weights=17_000_000)
-    assert repays(num_rows=5000, row_sec=0.01, num_weights=17_000_000)
 
 
 def test_refusals(

@@ -13,7 +13,7 @@ import ldm.export.verify
 from ldm.cli.app import app
 from ldm.errors import UserError
 from ldm.export import readers
-from ldm.export.artefact import export
+from ldm.export.artefact import ExportReport, export
 from ldm.export.diffusers import networks
 from ldm.export.options import ExportOptions
 from ldm.export.source import load_source
@@ -51,6 +51,37 @@ def test_a_fresh_process_reads_what_the_command_wrote(models: dict[str, Path], t
     entry = report["files"]["unet/diffusion_pytorch_model.safetensors"]
     assert entry["sha256"] == sha256_file(dest / "unet/diffusion_pytorch_model.safetensors")
     assert str(tmp_path) not in (dest / "export.json").read_text()
+
+
+def test_the_options_of_the_command_are_those_of_the_export(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[ExportOptions] = []
+
+    def note(source: object, dest: Path, options: ExportOptions, say: object) -> ExportReport:
+        asked.append(options)
+        return ExportReport(dest, ())
+
+    monkeypatch.setattr("ldm.export.artefact.export", note)
+    for words in (
+        "--keep-lora-apart",
+        "--dtype float16 --variant",
+        "--license mit --title T --max-shard-size 2GB --num-samples 1",
+    ):
+        done = CliRunner().invoke(app, ["export", str(models["sd1"]), str(tmp_path / "out"), *words.split()])
+        assert done.exit_code == 0, done.output
+    assert asked == [
+        ExportOptions(fuse=False),
+        ExportOptions(dtype="float16", variant=True),
+        ExportOptions(licence="mit", title="T", max_shard_size="2GB", num_samples=1),
+    ]
+
+
+@pytest.mark.parametrize("option", ["--keep-lora-apart", "--variant"])
+def test_an_option_without_effect_is_refused(models: dict[str, Path], tmp_path: Path, option: str) -> None:
+    done = CliRunner().invoke(app, ["export", str(models["sd1"]), str(tmp_path / "out"), option])
+    assert done.exit_code == 2 and option in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2", "zero"])

@@ -1,5 +1,7 @@
 """Files whole or absent, and a manifest that names what changed."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,44 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         (folder / "a").write_text("x")
         assert not dest.exists()
     assert [p.name for p in dest.iterdir()] == ["a"]
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What the disk is told, in order: "flush NAME" and "rename NAME"; of temporaries the name they will have."""
+    done: list[str] = []
+    fsync, rename, replace = os.fsync, Path.rename, Path.replace
+
+    def plain(name: str) -> str:
+        return name.removeprefix(".tmp-").rpartition("-")[0] if name.startswith(".tmp-") else name
+
+    def flush(handle: int) -> None:
+        done.append(f"flush {plain(Path(os.readlink(f'/proc/self/fd/{handle}')).name)}")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    for name, real in (("rename", rename), ("replace", replace)):
+        monkeypatch.setattr(
+            Path,
+            name,
+            lambda path, to, real=real: (done.append(f"rename {plain(path.name)}"), real(path, to))[1],
+        )
+    yield done
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not tell what a handle is of")
+def test_what_is_renamed_is_on_the_disk(tmp_path: Path, told: list[str]) -> None:
+    """Else a machine that loses its power may have the new name and not what stands under it."""
+    write_bytes(tmp_path / "file", b"x")
+    assert told == ["flush file", "rename file"]
+    told.clear()
+    with new_folder(tmp_path / "made") as folder:
+        (folder / "sub").mkdir()
+        for name in ("a", "sub/b"):
+            (folder / name).write_text("x")  # not flushed, as libraries write
+    before, after = told[: told.index("rename made")], told[told.index("rename made") + 1 :]
+    assert sorted(before) == ["flush a", "flush b", "flush made", "flush sub"]
+    assert after == [f"flush {tmp_path.name}"]
 
 
 def test_others_may_read_what_was_written(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from ldm.data.buckets import Placement
 from ldm.data.folder import read_folder
-from ldm.data.sample import FileImage, Sample, holdout_split
+from ldm.data.prepare import DataSettings, Placed, holdout_split
+from ldm.data.sample import Facts, FileImage, Sample
 from ldm.errors import UserError
 from tests.tiny_folders import image, jsonl, row
 
@@ -88,28 +90,33 @@ def test_the_folder_is_left_as_it_was(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def some(num_samples: int) -> list[Sample]:
-    return [Sample(f"{i}.png", Path(f"{i}.png"), ("x",)) for i in range(num_samples)]
+def some(num_samples: int) -> list[Placed]:
+    """Samples that share no image."""
+    placement = Placement(8, 8, 8, 8, ((0, 0),))
+    return [
+        Placed(Sample(f"{i}.png", Path(f"{i}.png"), ("x",)), Facts(f"{i:064x}", 8, 8, i), placement)
+        for i in range(num_samples)
+    ]
 
 
-def ids(samples: list[Sample]) -> list[str]:
-    return [sample.sample_id for sample in samples]
+def ids(placed: list[Placed]) -> list[str]:
+    return [one.sample.sample_id for one in placed]
 
 
 def test_holdout_depends_on_the_sample_alone() -> None:
-    samples = some(2000)
-    train, held_out = holdout_split(samples, 0.1, seed=5)
+    placed = some(2000)
+    train, held_out = holdout_split(placed, 0.1, seed=5)
     assert 150 < len(held_out) < 250
-    assert sorted(ids(train) + ids(held_out)) == sorted(ids(samples))
-    assert ids(train) == sorted(ids(train), key=ids(samples).index)
-    fewer = holdout_split(samples[::-3], 0.1, seed=5)[1]
-    assert set(ids(fewer)) == set(ids(held_out)) & set(ids(samples[::-3]))
-    assert set(ids(held_out)) < set(ids(holdout_split(samples, 0.2, seed=5)[1]))
-    assert ids(held_out) != ids(holdout_split(samples, 0.1, seed=6)[1])
-    assert holdout_split(samples, 0.0, seed=5) == (samples, [])
+    assert sorted(ids(train) + ids(held_out)) == sorted(ids(placed))
+    assert ids(train) == sorted(ids(train), key=ids(placed).index)
+    fewer = holdout_split(placed[::-3], 0.1, seed=5)[1]
+    assert set(ids(fewer)) == set(ids(held_out)) & set(ids(placed[::-3]))
+    assert set(ids(held_out)) < set(ids(holdout_split(placed, 0.2, seed=5)[1]))
+    assert ids(held_out) != ids(holdout_split(placed, 0.1, seed=6)[1])
+    assert holdout_split(placed, 0.0, seed=5) == (placed, [])
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
 def test_holdout_fraction_out_of_range(fraction: float) -> None:
-    with pytest.raises(UserError, match="out of range"):
-        holdout_split(some(3), fraction, seed=0)
+    with pytest.raises(ValueError, match="holdout_fraction"):
+        DataSettings.model_validate({"path": "x", "holdout_fraction": fraction})

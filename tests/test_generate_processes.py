@@ -8,7 +8,9 @@ import torch
 
 from ldm.cli import generate_processes
 from ldm.cli.generate_processes import main
+from ldm.engine_choice import Work
 from ldm.errors import UserError
+from ldm.generation import shares
 from ldm.generation.batches import plan_batches
 from ldm.generation.means import Means
 from ldm.generation.pictures import Target, list_pictures
@@ -138,6 +140,31 @@ def test_the_first_process_decides_on_the_engine_of_all(model: Path, tmp_path: P
     assert (tmp_path / "engine").read_text() == "torch"  # a picture of four steps repays no conversion
     (path,) = make_share(order_of(model, "a", "b", engine="openvino"), Share(1, 2, tmp_path))
     assert read_settings(path)["engine"] == "torch"
+
+
+def test_a_third_process_reads_the_decision_that_two_have_read(model: Path, tmp_path: Path) -> None:
+    order = order_of(model, "a", "b", "c", engine="auto")
+    made = [path for rank in range(3) for path in make_share(order, Share(rank, 3, tmp_path))]
+    assert [read_settings(path)["engine"] for path in made] == ["torch"] * 3
+    assert (tmp_path / "engine").read_text() == "torch"
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+def test_the_engine_is_decided_by_the_work_of_all(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_processes: int
+) -> None:
+    """What falls to one process would make `auto` depend on how many there are."""
+    asked: list[Work] = []
+    monkeypatch.setattr(shares, "choose_engine", lambda name, denoiser, work: asked.append(work))
+    prompts = [
+        Prompt(prompt=str(steps), num_inference_steps=steps, guidance_scale=1.0, deep_features_every=every)
+        for steps, every in ((2, 1), (3, 1), (4, 2))
+    ]
+    means = Means(str(model), engine="auto", batch_size=1)
+    order = Order(tuple(list_pictures(prompts)), Target(Path("outputs")), means)
+    alone = Share(0, num_processes, tmp_path if num_processes > 1 else None)
+    list(make_share(order, alone))
+    assert [(work.num_rows, work.reuses_features) for work in asked] == [(2 + 3 + 2, True)]
 
 
 # Progress

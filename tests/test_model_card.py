@@ -62,12 +62,15 @@ def test_the_front_matter_is_what_the_hub_reads(source: ExportSource, tmp_path: 
         assert size_of(tmp_path / "out" / widget["output"]["url"]) == (16, 16)
 
 
-def test_a_base_of_the_hub_is_named_with_its_relation(source: ExportSource, tmp_path: Path) -> None:
+def test_a_base_of_the_hub_is_named_with_its_relation(
+    source: ExportSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert find_base(source, None) == BaseModel("base-model")
+    monkeypatch.setattr("ldm.export.card_subject.hub_id_of", lambda given: "alice/squares-base")
     for format, relation in (("lora-kohya", "adapter"), ("diffusers", "finetune")):
-        text = card_of(source, tmp_path / "out", format=format, base_model="alice/squares-base")
+        text = card_of(source, tmp_path / "out", format=format)
         data = ModelCard(text).data
         assert (data.base_model, data.base_model_relation) == ("alice/squares-base", relation)
-    assert find_base(source, None) == BaseModel("base-model")
 
 
 def test_only_what_came_from_the_hub_is_called_its_model(
@@ -111,6 +114,21 @@ def test_the_sections_tell_what_made_the_model(made: Path, tmp_path: Path) -> No
     assert f"diffusers {version('diffusers')}" in section(card, "Software")
     assert "trained on 7 pictures only" in section(card, "Limits and risks")
     assert size_of(tmp_path / "out" / "samples" / "curves.png")[0] > 600
+
+
+@pytest.mark.parametrize(
+    ("interval", "told"),
+    [
+        ((0.0, 1.0), "guidance 7.5 |"),
+        ((0.0, 0.5), "from 0 to 0.5 of the steps (a stock pipeline guides all steps) |"),
+        ((5.0, 0.3), "while the noise is 5 to 0.3 times the signal (a stock pipeline guides all steps) |"),
+    ],
+)
+def test_where_guidance_is_used_is_told(tmp_path: Path, interval: tuple[float, float], told: str) -> None:
+    source = whole_model(tmp_path)
+    defaults = replace(source.parts.defaults, guidance_interval=interval)
+    source = replace(source, parts=replace(source.parts, defaults=defaults))
+    assert told in section(card_of(source, tmp_path / "out"), "Model")
 
 
 def test_memorisation_is_told_of_these_weights_alone(made: Path, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 from ldm.errors import UserError
 from ldm.generation.batches import plan_batches
 from ldm.generation.pictures import Picture, Target, list_pictures, slug
-from ldm.generation.prompts import LARGEST_SEED, PictureSettings, Prompt, read_prompts
+from ldm.generation.prompts import PictureSettings, Prompt, read_prompts
+from ldm.request import LARGEST_SEED
 
 
 def write_jsonl(path: Path, *rows: dict[str, Any]) -> Path:

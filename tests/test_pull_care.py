@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm.errors import UserError
-from ldm.model_folder import check_folder, weights_variant
+from ldm.model_folder import check_folder, check_keys, weights_variant
 from ldm.model_parts import load_parts, save_parts
 from ldm.models.loading import weights_faults
 from tests.hostile_files import (
@@ -230,3 +230,26 @@ def test_shards_of_a_variant_are_found(saved: Path, tmp_path: Path) -> None:
     next((tmp_path / "half" / "unet").glob("*-00002-of-*")).unlink()
     with pytest.raises(UserError, match=r"index\.fp16\.json names"):
         load_parts(tmp_path / "half")
+
+
+CODE = """
+auto_map trust_remote_code custom_pipeline custom_pipelines custom_generate quantization_config compression_config
+kernel_config kernel_mapping use_kernels use_local_kernel allow_all_kernels attn_implementation
+_attn_implementation_internal
+"""
+
+
+@pytest.mark.parametrize("key", CODE.split())
+def test_every_key_that_brings_code_is_refused_at_any_depth(key: str) -> None:
+    for value in ({key: {"a": "b"}}, {"parts": [{"unet": {key: True}}]}):
+        with pytest.raises(UserError, match=f"has the key '{key}': models that bring code"):
+            check_keys(Path("config.json"), value)
+    check_keys(Path("config.json"), {key: None, "parts": [{key: False}]})  # as stock folders have some
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"])
+def test_every_kind_of_pickle_is_told_and_not_read(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / f"weights{suffix}").write_bytes(b"")
+    with pytest.raises(UserError, match=rf"weights\{suffix} is a pickle: only safetensors are read"):
+        weights_variant(tmp_path, "unet")

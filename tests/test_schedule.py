@@ -30,15 +30,6 @@ def test_it_equals_diffusers_to_the_last_bit(beta_schedule: str, zero_snr: bool)
     assert torch.equal(velocity, theirs.get_velocity(x_0, noise, timesteps))
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_a_perfect_prediction_gives_back_x_0(prediction_type: PredictionType) -> None:
-    schedule = NoiseSchedule(ScheduleSettings(prediction_type=prediction_type))
-    x_0, noise, timesteps = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2), torch.tensor([0, 300, 700])
-    x_t = schedule.add_noise(x_0, noise, timesteps)
-    target = schedule.target(x_0, noise, timesteps)
-    assert torch.allclose(schedule.x_0(target, x_t, timesteps), x_0, atol=1e-4)
-
-
 def test_alpha_and_sigma_lie_on_the_unit_circle_and_snr_is_their_ratio() -> None:
     schedule, timesteps = NoiseSchedule(ScheduleSettings()), torch.arange(1000)
     alpha, sigma = schedule.alpha(timesteps).flatten(), schedule.sigma(timesteps).flatten()
@@ -74,15 +65,17 @@ def test_other_betas_and_numbers_of_levels_equal_diffusers_too(beta_schedule: st
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_a_prediction_means_to_diffusers_what_it_means_here(prediction_type: PredictionType) -> None:
-    """The x_0 that a step of diffusers' scheduler reads from an answer, for any answer."""
+def test_a_perfect_prediction_means_x_0_to_diffusers(prediction_type: PredictionType) -> None:
+    """What a step of diffusers' scheduler reads from an answer that is the target."""
     settings = ScheduleSettings(prediction_type=prediction_type)
+    schedule = NoiseSchedule(settings)
     scheduler = DDPMScheduler.from_config({**settings.model_dump(), "clip_sample": False})
-    model_pred, x_t = torch.randn(2, 1, 4, 2, 2)
-    for timestep in (1, 400, 999):
-        theirs = scheduler.step(model_pred, timestep, x_t).pred_original_sample
-        ours = NoiseSchedule(settings).x_0(model_pred, x_t, torch.tensor([timestep]))
-        assert torch.equal(ours, theirs)
+    x_0, noise = torch.randn(2, 1, 4, 2, 2)
+    for timestep in (1, 400, 700):
+        timesteps = torch.tensor([timestep])
+        target, x_t = (make(x_0, noise, timesteps) for make in (schedule.target, schedule.add_noise))
+        theirs = scheduler.step(target, timestep, x_t).pred_original_sample
+        assert torch.allclose(theirs, x_0, atol=1e-4)
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])

@@ -125,9 +125,8 @@ def sdpa_kernels(device: "torch.device") -> list[str]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
 
-    dtype = (
-        torch.float16 if device.type == "cuda" else torch.float32
-    )  # the fused ones of CUDA take halves only
+    # the fused ones of CUDA take halves only
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
     query = torch.linspace(-1, 1, 2 * 2 * 16 * 32, dtype=torch.float64).view(2, 2, 16, 32)
     expected = (query @ query.mT / 32**0.5).softmax(-1) @ query
     works = []

@@ -1,16 +1,13 @@
 """How far a command is: a live bar on a terminal, now and then a line anywhere else, always on stderr."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.text import Text
-
-Item = TypeVar("Item")
 
 
 class RateColumn(ProgressColumn):
@@ -68,11 +65,3 @@ def work_bar(unit: str) -> Iterator[WorkBar]:
     bar = WorkBar(unit)
     with bar.progress:
         yield bar
-
-
-def track(items: Iterable[Item], total: int, unit: str) -> Iterator[Item]:
-    """The items, with a bar of how many are done."""
-    with work_bar(unit) as bar:
-        for done, item in enumerate(items):
-            bar.show(done, total)
-            yield item

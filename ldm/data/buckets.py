@@ -120,8 +120,9 @@ def scaled_size(image: Size, size: Size) -> Size:
     return (2 * image_height * width + image_width) // (2 * image_width), width
 
 
-def bucket_sizes(height: int, width: int, multiple: int, max_aspect: float) -> tuple[Size, ...]:
-    """Every bucket at the budget `height * width`, tall ones first.
+@lru_cache(maxsize=64)
+def bucket_sizes(budget: int, multiple: int, max_aspect: float) -> tuple[Size, ...]:
+    """Every bucket at a budget of pixels, tall ones first.
 
     The sides are multiples of `multiple`, the area is at most the budget, the aspect ratio at most `max_aspect`, and
     none could grow in either direction.
@@ -129,11 +130,6 @@ def bucket_sizes(height: int, width: int, multiple: int, max_aspect: float) -> t
     Raises:
         UserError: the budget holds not even one such size.
     """
-    return _full_buckets(height * width, multiple, max_aspect)
-
-
-@lru_cache(maxsize=64)
-def _full_buckets(budget: int, multiple: int, max_aspect: float) -> tuple[Size, ...]:
     sizes = _largest_sizes(budget, multiple, max_aspect, budget, budget)
     if not sizes:
         raise UserError(
@@ -170,7 +166,7 @@ def _tallest_by_width(
 
 def _choose_bucket(image: Size, budget: int, multiple: int, settings: BucketSettings) -> Size | None:
     """The bucket of the nearest shape; for an image that does not cover it, the nearest of the sizes it covers."""
-    size = _nearest_shape(image, _full_buckets(budget, multiple, settings.max_aspect))
+    size = _nearest_shape(image, bucket_sizes(budget, multiple, settings.max_aspect))
     if settings.upscale or _covers(image, size):
         return size
     fitting = (side // multiple * multiple for side in image)

@@ -63,9 +63,8 @@ def cache_root() -> Path:
     """$LDM_CACHE_DIR, or `open-ldm` in $XDG_CACHE_HOME or ~/.cache."""
     if own := os.environ.get("LDM_CACHE_DIR"):
         return Path(own).expanduser()
-    shared = Path(
-        os.environ.get("XDG_CACHE_HOME", "")
-    )  # to be ignored unless absolute, says its specification
+    # to be ignored unless absolute, says its specification
+    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (shared if shared.is_absolute() else Path.home() / ".cache") / "open-ldm"
 
 

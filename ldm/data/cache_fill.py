@@ -7,11 +7,10 @@ of processes: so a cache that was filled by four processes, or killed and filled
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 from ldm.data.cache_shards import Parts, ShardStore
-from ldm.disk import free_bytes
+from ldm.disk import check_free_space
 from ldm.errors import UserError
 
 MAX_SHARD_ENTRIES = 256
@@ -111,7 +110,9 @@ class ShardWriter:
         """Take the entries of one batch; write a shard when there are enough."""
         size = sum(part.nbytes for parts in entries.values() for part in parts.values())
         if not self.num_entries and entries:
-            check_room(self.store.root, self.num_lacking * size // len(entries))
+            needed = self.num_lacking * size // len(entries) + SPARE_BYTES
+            mend = "free some space (`ldm data prune`), or set cache.folder to another disk"
+            check_free_space(self.store.root, needed, mend=mend)
         self._pending |= entries
         self._pending_bytes += size
         self.num_entries += len(entries)
@@ -129,24 +130,6 @@ class ShardWriter:
         self._pending_bytes, self._since = 0, time.monotonic()
         self.store.refresh()
         self.store.write({key: parts for key, parts in pending.items() if key not in self.store})
-
-
-def check_room(folder: Path, num_bytes: int) -> None:
-    """Refuse to fill a disk to the brim.
-
-    Raises:
-        UserError: fewer than `num_bytes` and something to spare are free where `folder` is.
-    """
-    free = free_bytes(folder)
-    if free < num_bytes + SPARE_BYTES:
-        raise UserError(
-            f"the cache needs {_gigabytes(num_bytes)} and {folder} has {_gigabytes(free)} free",
-            "free some space (`ldm data prune`), or set cache.folder to another disk",
-        )
-
-
-def _gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.2f} GB"
 
 
 def _check_complete(store: ShardStore, wanted: Sequence[Keyed]) -> None:

@@ -16,7 +16,9 @@ from ldm.files import disk_errors
 MODEL_FOLDER = re.compile(r"(moments|prompts)/[0-9a-f]{64}")
 CONVERTED = re.compile(r"(\.tmp-)?[0-9a-f]{64}-[0-9]+-[\w.+-]+")
 """A folder below `openvino/`: a network converted for it, or what is left of one."""
-LEFT_BEHIND = re.compile(r"\.tmp-(moments|prompts|facts)-[0-9a-f]{32}\.(safetensors|jsonl)-[0-9a-f]{8}")
+LEFT_BEHIND = re.compile(
+    r"\.tmp-((moments|prompts)-[0-9a-f]{32}\.safetensors|facts-[0-9]{20}-[0-9a-f]{8}\.jsonl)-[0-9a-f]{8}"
+)
 """What a process that was killed while writing left behind."""
 
 

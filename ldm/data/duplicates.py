@@ -49,11 +49,6 @@ def _cosines() -> NDArray[np.float64]:
     return np.asarray(rows / _SIZE_PX)
 
 
-def hash_distance(first: int, second: int) -> int:
-    """How many of the 64 bits differ: 0 for the same picture, some 20 for two unlike ones."""
-    return (first ^ second).bit_count()
-
-
 def exact_duplicates(facts: Mapping[str, Facts]) -> list[list[str]]:
     """The groups of sample ids whose images have the same bytes, sorted."""
     by_content: dict[str, list[str]] = {}

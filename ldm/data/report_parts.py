@@ -81,7 +81,8 @@ class DataReport:
         exact_duplicates: ids of used samples whose images have the same bytes.
         near_duplicates: ids of used samples that look alike; of exact duplicates the first stands for all.
         notes: note -> ids of the used samples it is of.
-        fingerprint: of the used samples' images and captions, 64 hex digits; None where only a look was taken.
+        fingerprint: of the used samples' images, captions, masks, and whether each may be mirrored, 64 hex digits; None
+            where only a look was taken.
     """
 
     num_found: int

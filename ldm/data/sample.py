@@ -1,7 +1,6 @@
 """One captioned image, wherever its bytes lie, and what was found out about it."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +9,6 @@ from PIL import Image
 
 from ldm.errors import UserError
 from ldm.images import WHITE, Color, open_image
-from ldm.noise import key_to_seed
 
 Stamp = tuple[str, int, int]
 """Absolute path, size in bytes and modification time in nanoseconds: while it stays, so do the bytes."""
@@ -117,19 +115,3 @@ class Facts:
     height: int
     perceptual_hash: int
     notes: tuple[str, ...] = ()
-
-
-def holdout_split(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Split into (train, held out), about `fraction` held out.
-
-    A sample's side depends on its id and the seed alone: not on the order, nor on which others there are.
-    """
-    if not 0 <= fraction < 1:
-        raise UserError(f"held-out fraction {fraction} is out of range", "use a number from 0 up to 1")
-    held_out = [sample for sample in samples if _position(sample, seed) < fraction]
-    return [sample for sample in samples if _position(sample, seed) >= fraction], held_out
-
-
-def _position(sample: Sample, seed: int) -> float:
-    """A number in [0, 1) that belongs to a sample id."""
-    return key_to_seed(seed, sample.sample_id, "holdout") / 2**63

@@ -73,9 +73,8 @@ def transform_mask(
     cells = values.reshape(
         height // pixels_per_latent, pixels_per_latent, width // pixels_per_latent, pixels_per_latent
     )
-    means = torch.from_numpy(cells.mean(axis=(1, 3)) / 255).float()[
-        None
-    ]  # sums of integers are exact anywhere
+    # sums of integers are exact anywhere
+    means = torch.from_numpy(cells.mean(axis=(1, 3)) / 255).float()[None]
     return means.flip(-1) if flip else means
 
 

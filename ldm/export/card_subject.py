@@ -73,16 +73,12 @@ class CardSubject:
         return str(adapter.settings["token"]) if adapter is not None and adapter.kind == "embedding" else None
 
 
-def find_base(source: ExportSource, run: RunRecord | None, hub_id: str | None = None) -> BaseModel | None:
-    """The model that training started from.
-
-    Args:
-        hub_id: what the user says it is on the Hub.
-    """
+def find_base(source: ExportSource, run: RunRecord | None) -> BaseModel | None:
+    """The model that training started from."""
     given = source.adapter.base if source.adapter else run.setting("base") if run else None
     if not isinstance(given, str):
         return None
-    if hub_id := hub_id or hub_id_of(given):
+    if hub_id := hub_id_of(given):
         return BaseModel(hub_id, hub_id)
     return BaseModel(given if given in EMBEDDED else str(redacted(given, "path", name_paths=True)))
 

@@ -6,7 +6,6 @@ from typing import Any
 from ldm.export.card import Card, Measurement, measurement_table
 from ldm.files import read_json
 
-MAKE = "bash scripts/make_emoji_model.sh"
 EVALUATE = (
     "python scripts/evaluate_emoji.py --model emoji --data data/emoji-64 --output runs/emoji/evaluation"
 )

@@ -1,7 +1,6 @@
 """A model's folder sent to the Hub: what may leave, looked through, in one commit, compared with what arrived."""
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
 MESSAGE = "Upload a model with OpenLDM"
-PULL_REQUEST = re.compile(r"refs/pr/\d+")
 _CHUNK_BYTES = 2**20
 _MOST_NAMED = 3
 
@@ -55,7 +53,6 @@ def push_folder(
     public: bool = False,
     create_pr: bool = False,
     revision: str | None = None,
-    commit_message: str = MESSAGE,
     say: Say = lambda _: None,
 ) -> PushReport:
     """Send a model's folder to the Hub in one commit; the folder itself is only read.
@@ -80,7 +77,7 @@ def push_folder(
     with told_in_one_line(repo_id, token, say):
         push = _Push(HfApi(token=token, library_name="open-ldm", library_version=__version__), repo_id, say)
         is_private = push.find_repository(public=public, may_create=not create_pr)
-        commit = push.commit(outgoing.files, commit_message, create_pr=create_pr, revision=revision)
+        commit = push.commit(outgoing.files, MESSAGE, create_pr=create_pr, revision=revision)
         arrived = (commit.pr_revision if create_pr else None) or commit.oid
         others = push.compare(hashes, arrived)
     url = str(commit.pr_url or commit.commit_url)

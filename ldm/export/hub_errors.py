@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from ldm.errors import UserError
+from ldm.redaction import without_secrets
 
 T = TypeVar("T")
 Say = Callable[[str], None]
@@ -42,7 +43,8 @@ REFUSALS = {
     429: ("the Hub asks for a pause", "push again later; what has arrived is not sent twice"),
 }
 BUSY = ("the Hub is out of order", "push again later; what has arrived is not sent twice")
-SECRETS = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{8,}|(?<=\?)\S+|(?i:bearer) \S+")
+SIGNED = re.compile(r"(?<=\?)\S+|(?i:bearer) \S+")
+"""The part of an address that signs it, and the head of a request."""
 
 
 class Failure(NamedTuple):
@@ -149,7 +151,7 @@ def _explain(error: Exception, repo_id: str, token: str) -> UserError | None:
 
 def redact(text: str, token: str) -> str:
     """A message without the token, other tokens, and the signatures of addresses."""
-    return SECRETS.sub("[hidden]", text.replace(token, "[hidden]") if token else text)
+    return SIGNED.sub("[hidden]", without_secrets(text, [token], mark="[hidden]"))
 
 
 @contextmanager

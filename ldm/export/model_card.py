@@ -37,7 +37,6 @@ def write_card(
     format: str,
     samples: Sequence[SamplePicture],
     name: str | None = None,
-    base_model: str | None = None,
 ) -> Path:
     """Write `README.md` and the pictures that it shows, in `samples/`, into an export's folder.
 
@@ -52,7 +51,6 @@ def write_card(
         format: a key of `ldm.export.options.FORMATS`.
         samples: pictures that the model made; the first one's prompt is the example.
         name: what the folder is called in the end; default: the model's id.
-        base_model: USER/NAME on the Hub of the model that it was trained from, where that is not known.
 
     Returns:
         README.md's path.
@@ -68,7 +66,7 @@ def write_card(
         repo_id=repo_id,
         format=format,
         prompt=_example(samples, run),
-        base=find_base(source, run, base_model),
+        base=find_base(source, run),
         run=run,
         source_card=read_source_card(source.folder) if run is None and source.adapter is None else None,
     )
@@ -186,8 +184,7 @@ def _model_section(subject: CardSubject) -> str:
     zero = ", zero terminal SNR" if config.get("rescale_betas_zero_snr") else ""
     sampled = f"{defaults.num_inference_steps} steps, guidance {defaults.guidance_scale:g}"
     if defaults.guidance_interval != EVERYWHERE:
-        start, end = defaults.guidance_interval
-        sampled += f" from {start:g} to {end:g} of the steps (a stock pipeline guides all of them)"
+        sampled += f" {_guided(*defaults.guidance_interval)} (a stock pipeline guides all steps)"
     latents, width = parts.autoencoder.num_channels, parts.text_encoder.text_width
     rows = [
         ("predicts", code(str(config.get("prediction_type", "epsilon"))) + zero),
@@ -198,6 +195,13 @@ def _model_section(subject: CardSubject) -> str:
         ("best sampled with", f"{code(defaults.scheduler)}, {sampled}"),
     ]
     return table(("part", "value"), rows)
+
+
+def _guided(start: float, end: float) -> str:
+    """Where guidance is used: rising numbers are fractions of the steps, falling ones noise levels."""
+    if start < end:
+        return f"from {start:g} to {end:g} of the steps"
+    return f"while the noise is {start:g} to {end:g} times the signal"
 
 
 def _weights(network: nn.Module) -> str:
@@ -216,7 +220,7 @@ def _hashes(subject: CardSubject) -> str:
         name = f" {code(subject.base.name)}" if subject.base else ""
         rows.append((f"its base{name}", source.adapter.base_weights_hash))
     if report and report.get("fingerprint"):
-        rows.append(("the data: images and captions", str(report["fingerprint"])))
+        rows.append(("the data: images, captions, masks, mirroring", str(report["fingerprint"])))
     text = table(("of", "SHA-256"), [(what, code(value)) for what, value in rows])
     return f"{text}\n\nThose of the files here are in `export.json`; `ldm verify` compares them."
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ldm.model_parts import ModelParts, save_small_files
 from ldm.models.autoencoder import KLAutoencoder
 from ldm.models.engines import traced_unet
-from ldm.models.engines_openvino import ANY, TracedNetwork, read_network, write_network
+from ldm.models.engines_openvino import ANY, TracedNetwork, write_network
 from ldm.models.text import ClipTextEncoder
 
 
@@ -106,17 +106,3 @@ def write_openvino(parts: ModelParts, folder: Path) -> None:
         parts.autoencoder.vae.save_config(folder / name)
     parts.text_encoder.model.config.save_pretrained(folder / "text_encoder")
     save_small_files(parts, folder)
-
-
-def compare_openvino(parts: ModelParts, folder: Path) -> dict[str, float]:
-    """The largest difference of each network of `write_openvino` from torch's, in standard deviations of its answer.
-
-    Compared at other sizes than the networks were traced at.
-
-    Raises:
-        UserError: OpenVINO is not installed, or a network is missing or damaged.
-    """
-    return {
-        name: traced.difference(read_network(folder / name))
-        for name, traced in traced_networks(parts).items()
-    }

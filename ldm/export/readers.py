@@ -1,6 +1,6 @@
 """A fresh process that loads an exported model with the library that others use, and carries out the trial.
 
-Nothing of ours takes part: what is written must mean to diffusers and peft what it means to us.
+Nothing of ours computes: what is written must mean to diffusers and peft what it means to us.
 Run as `python -m ldm.export.readers ORDER.json`; the order names the reader, the files and the trial.
 """
 

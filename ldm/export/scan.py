@@ -3,7 +3,6 @@
 Text is read whole, of safetensors the header, of pictures all metadata. Weights hold numbers and are not read.
 """
 
-import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from ldm.export.outgoing import PICTURE, OutgoingFile
+from ldm.redaction import TOKENS, environment_secrets
 
 MAX_HEADER_BYTES = 100_000_000
 """As the safetensors library itself has it."""
@@ -24,16 +24,6 @@ MOST_OF_A_KIND = 3
 
 _MOST_LOOKED_AT = 100
 
-TOKENS = re.compile(
-    r"\bhf_[A-Za-z0-9]{20,}"
-    r"|\bapi_org_[A-Za-z0-9]{20,}"
-    r"|\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{30,}|\bglpat-[\w-]{20,}"
-    r"|\bwandb_v\d_\w{10,}|\bsk-[A-Za-z0-9_-]{20,}|\bxox[abprs]-[\w-]{10,}|\bAIza[\w-]{35}"
-    r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"
-    r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
-    r"|(?<=://)[^\s/:@\"'<>]+:[^\s/:@\"'<>]+(?=@)"
-)
 EMAIL = re.compile(r"\b[\w.+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}\b")
 _ROOTS = """
 bin content data dev etc gpfs home kaggle lustre media mnt nfs opt private proc root run scratch shared srv sys tmp
@@ -72,7 +62,7 @@ def scan(files: Iterable[OutgoingFile], secrets: Iterable[str] = ()) -> list[Lea
     Args:
         secrets: texts that are nobody's business, such as the token in use.
     """
-    patterns = _patterns([*secrets, *_environment_secrets(os.environ)])
+    patterns = _patterns([*secrets, *environment_secrets()])
     return [leak for file in files for leak in _leaks(file, patterns)]
 
 
@@ -89,13 +79,6 @@ def _patterns(secrets: Iterable[str]) -> dict[str, re.Pattern[str]]:
         ),
         "an e-mail address": EMAIL,
     }
-
-
-def _environment_secrets(environment: Mapping[str, str]) -> Iterator[str]:
-    """Values of variables that are called a token, key, secret or password."""
-    for name, value in environment.items():
-        if re.search(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY", name.upper()) and len(value) >= 12:
-            yield value
 
 
 def _leaks(file: OutgoingFile, patterns: Mapping[str, re.Pattern[str]]) -> Iterator[Leak]:

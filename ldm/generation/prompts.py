@@ -11,12 +11,10 @@ from pydantic import Field, field_validator, model_validator
 from ldm.config import Settings, checked_by, validate
 from ldm.data.metadata import decode_utf8
 from ldm.errors import UserError, unknown_name
-from ldm.request import PRESETS
+from ldm.request import LARGEST_SEED, PRESETS
 from ldm.sampling import check_interval
 from ldm.scheduler_names import SCHEDULERS
 from ldm.types import MAX_PROMPT_CHUNKS
-
-LARGEST_SEED = 2**63 - 1
 
 
 def check_scheduler(name: str) -> None:

@@ -131,22 +131,25 @@ def make_share(
 
 
 def _choose_engine(order: Order, pipeline: "Pipeline", share: Share) -> "OpenVINODenoiser | None":
-    """The engine; of several processes the first in turn converts the network, and decides for all what `auto` is."""
+    """The engine; of several processes the first in turn converts the network, and decides for all what `auto` is.
+
+    It follows from the work of all together: a share would make it depend on how many processes there are.
+    """
     name = order.means.engine or (order.recipe.engine if order.recipe else "torch")
-    pictures = [picture for batch in share.of(order.batches) for picture in batch.pictures]
-    work = work_of(pipeline, pictures)
+    work = work_of(pipeline, [picture for batch in order.batches for picture in batch.pictures])
     if share.folder is None or name == "torch":
         return choose_engine(name, pipeline.denoiser, work)
     with _in_turn(share.folder / _ENGINE) as decision:
-        engine = choose_engine(decision.read() or name, pipeline.denoiser, work)
-        decision.seek(0)
-        decision.write(engine.name if engine else "torch")
+        decided = decision.read()
+        engine = choose_engine(decided or name, pipeline.denoiser, work)
+        if not decided:  # what is written to a file opened to append comes behind what is there
+            decision.write(engine.name if engine else "torch")
     return engine
 
 
 @contextmanager
 def _in_turn(path: Path) -> Iterator[IO[str]]:
-    """A file that one process at a time has open, to read and to write; the others wait."""
+    """A file that one process at a time has open, to read and to add to; the others wait."""
     import fcntl
 
     with path.open("a+") as file:

@@ -87,10 +87,6 @@ class KLAutoencoder(nn.Module):
         deviation = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
         return self.scale(mean + deviation * noise)
 
-    def posterior_mean(self, moments: Tensor) -> Tensor:
-        """The posterior's mean, scaled: [B, 2C, h, w] -> [B, C, h, w]."""
-        return self.scale(moments.chunk(2, dim=1)[0])
-
     def scale(self, unscaled: Tensor) -> Tensor:
         """What the encoder says -> what the denoiser sees; `decode` undoes it."""
         return (unscaled - self.shift_factor) * self.scaling_factor
