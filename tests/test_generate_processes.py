@@ -96,7 +96,7 @@ def test_each_process_makes_its_own_share_and_goes_on_with_it(model: Path, tmp_p
 def test_an_order_is_read_as_it_was_written(tmp_path: Path) -> None:
     prompts = [
         Prompt(
-            prompt="ein Öl\u2028\n\x00bild", seed=2**63 - 1, guidance_scale=0.1, guidance_interval=(5, 0.3)
+            prompt="ein Öl\u2028\n\x01bild", seed=2**63 - 1, guidance_scale=0.1, guidance_interval=(5, 0.3)
         ),
         Prompt(prompt="", negative_prompt="🦓", karras=False, height=8),
     ]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ldm.errors import UserError
 from ldm.files import disk_errors
-from ldm.generation.prompts import LARGEST_SEED, Prompt
+from ldm.generation.prompts import Prompt
+from ldm.request import LARGEST_SEED
 
 GRID_NAME = "grid.png"
 _SLUG_LENGTH = 40
