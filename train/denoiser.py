@@ -7,6 +7,7 @@ From scratch (`parts:` names a trained autoencoder and text encoder) or from a w
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -50,7 +51,11 @@ def make_parts(settings: DenoiserSettings) -> ModelParts:
         UserError: a part is missing, or the image size does not suit the autoencoder.
     """
     if settings.base is not None:
-        return load_parts(find_model(settings.base)[0])
+        parts = load_parts(find_model(settings.base)[0])
+        # what captions are read in here is not to be cut off in generation
+        num_chunks = max(parts.defaults.max_prompt_chunks, settings.prompt_chunks)
+        parts.defaults = replace(parts.defaults, max_prompt_chunks=num_chunks)
+        return parts
     assert settings.parts is not None
     autoencoder, text_encoder = load_autoencoder(settings.parts), load_text_encoder(settings.parts)
     unet = make_unet(
