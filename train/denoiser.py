@@ -15,7 +15,7 @@ import torch
 
 from ldm.adapter_folder import Base, find_base
 from ldm.data.batches import ReadImage, read_pixels
-from ldm.data.captions import directional_words, possible_captions
+from ldm.data.captions import directional_words, plain_caption
 from ldm.data.prepare import Placed
 from ldm.errors import UserError
 from ldm.model_folder import Defaults
@@ -150,10 +150,9 @@ def held_out(
         UserError: there are none.
     """
     dataset = latent_samples(settings, task.parts.autoencoder, data.held_out, images, first=len(data.train))
-    plain = settings.captions.model_copy(update={"dropout": 0.0})
     samples = ValidationSamples(
         dataset,
-        [(possible_captions(one.sample, plain) or [one.sample.text])[0] for one in data.held_out],
+        [plain_caption(one.sample, settings.captions) for one in data.held_out],
         num_timesteps_per_sample=settings.validation.num_timesteps_per_sample,
         buckets=[one.size for one in data.held_out],
     )

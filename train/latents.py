@@ -17,7 +17,7 @@ from ldm.data.cache import (
     entry_key,
     tensors_hash,
 )
-from ldm.data.captions import flip_allowed, possible_captions
+from ldm.data.captions import flip_allowed, plain_caption, possible_captions
 from ldm.data.prepare import Placed
 from ldm.models.autoencoder import KLAutoencoder
 from ldm.models.text import ClipTextEncoder
@@ -147,11 +147,14 @@ def cached_prompts(
 
 
 def cached_texts(placed: Sequence[Placed], settings: "DenoiserSettings") -> set[str] | None:
-    """Every caption that can come; None where the text encoder is to be asked at each step."""
+    """Every caption that can come, in training or in validation; None where the text encoder is asked at each step."""
     lists = [possible_captions(one.sample, settings.captions) for one in placed]
     if settings.trains_text_encoder or not settings.cache.enabled or any(one is None for one in lists):
         return None
-    return {text for one in lists for text in one or ()}
+    texts = {text for one in lists for text in one or ()}
+    if settings.validation.every:  # which drops no caption, while training with dropout 1 has none but ""
+        texts |= {plain_caption(one.sample, settings.captions) for one in placed}
+    return texts
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ldm.data.captions import plain_caption
 from ldm.data.prepare import Placed
 from ldm.images import image_grid
 from ldm.model_parts import ModelParts
@@ -31,7 +32,7 @@ def write_preview(
         writes: whether this process writes them; where the network is sharded, every process must call this.
     """
     chosen = settings.preview
-    prompts = chosen.prompts or tuple(one.sample.text for one in placed[:8])
+    prompts = chosen.prompts or tuple(plain_caption(one.sample, settings.captions) for one in placed[:8])
     with on_device(parts, device), evaluating(parts.denoiser), evaluating(parts.text_encoder):
         made = Pipeline(parts, model_id="preview").generate(
             prompts, num_inference_steps=chosen.num_inference_steps, guidance_scale=chosen.guidance_scale
