@@ -1,12 +1,12 @@
 """What the denoiser is trained and measured on: its own image and caption with each sample, mirrored where asked."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPTokenizer
 
 from ldm.config import validate
 from ldm.data.order import SampleKey
@@ -146,15 +146,8 @@ def test_another_vocabulary_padding_or_number_of_chunks_is_another_encoder(parts
     known = {text_encoder_hash(parts.text_encoder, num_chunks) for num_chunks in (1, 2, 3)}
     other_words = make_tokenizer(learn_merges(["quite other words"], 30), CONTEXT_LENGTH)
     known.add(text_encoder_hash(ClipTextEncoder(other_words, model), 1))
-    padded = CLIPTokenizer(
-        vocab=parts.text_encoder.tokenizer.get_vocab(),
-        merges=[],
-        model_max_length=CONTEXT_LENGTH,
-        pad_token="!",
-    )
-    unpadded = CLIPTokenizer(
-        vocab=parts.text_encoder.tokenizer.get_vocab(), merges=[], model_max_length=CONTEXT_LENGTH
-    )
-    known |= {text_encoder_hash(ClipTextEncoder(each, model), 1) for each in (padded, unpadded)}
-    assert len(known) == 6
+    padded = copy.deepcopy(parts.text_encoder.tokenizer)
+    padded.pad_token = "!"
+    known.add(text_encoder_hash(ClipTextEncoder(padded, model), 1))
+    assert len(known) == 5
     assert text_encoder_hash(parts.text_encoder, 1) in known

@@ -127,11 +127,11 @@ class AfterSteps:
 
     def _draw(self, step: int) -> None:
         path = self.settings.run_dir / "previews" / f"step-{step:06d}.png"
-        path.parent.mkdir(exist_ok=True)
         with self.state.whole():
             # FSDP notes each forward pass and gathers ahead by it in the next backward pass: all processes alike, or
             # they wait for each other for ever
             if self.main or is_sharded(self.state.task):
+                path.parent.mkdir(exist_ok=True)
                 self.preview(self.state, path)
 
     def _save(self, step: int) -> None:
