@@ -3,9 +3,11 @@
     {"do": "points", "run_dir": ..., "changes": {...}, "kill": [rank, forward pass]}  a run of `tiny_training`
     {"do": "blocks", "run_dir": ..., "changes": {...}}                                a run of a network of blocks
     {"do": "copy", "run_dir": ..., "changes": {...}, "to": ...}       its newest checkpoint, loaded and saved again
+    {"do": "denoiser", "run_dir": ..., "config": FILE}                the program itself
 
 `kill`: the process of that rank ends itself with SIGKILL before that forward pass, once. The networks are those of the
-tests, so that nothing large is imported. With `sharding: full` it is asserted that every parameter is a shard.
+tests, so that nothing large is imported but for `denoiser`. With `sharding: full` it is asserted that every parameter
+is a shard.
 """
 
 import json
@@ -88,7 +90,9 @@ def train_blocks(run_dir: Path, changes: dict[str, Any]) -> None:
     @torch.no_grad()
     def show(state: TrainState, path: Path) -> None:
         with state.average.applied():
-            path.write_text(json.dumps(task.guess(batch["x"]).tolist() + task(batch)["loss"].tolist()))
+            shown = task.guess(batch["x"]).tolist() + task(batch)["loss"].tolist()
+        if run.main:
+            path.write_text(json.dumps(shown))
 
     state = run.train(task, points, bucket_of=["all"] * 7, preview=show, validate=validate)
     if run.main:
@@ -103,6 +107,15 @@ def copy_checkpoint(run_dir: Path, changes: dict[str, Any], to: Path) -> None:
     assert_shards(state, run.sharded)
     save_checkpoint(state, to, 1, writes=run.main)
     run.accelerator.wait_for_everyone()
+
+
+def train_denoiser(config: str) -> None:
+    """The whole program, but that it leaves the other processes for the next job."""
+    from ldm.config import load_settings
+    from train.denoiser import DenoiserSettings, train
+
+    train(load_settings(DenoiserSettings, Path(config)))
+    torch.distributed.barrier()
 
 
 def dying(run_dir: Path, kill: list[int] | None) -> Callable[[int], None]:
@@ -130,6 +143,8 @@ def do(job: Job) -> None:
             train_blocks(run_dir, changes)
         case "copy":
             copy_checkpoint(run_dir, changes, Path(job["to"]))
+        case "denoiser":
+            train_denoiser(job["config"])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What a sample is at its turn: draws that are functions of their key alone."""
 
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,37 @@ def test_the_draws_change_with_the_epoch_and_the_sample(placed: list[Placed]) ->
     assert set(captions) == {"", *placed[0].sample.captions}
 
 
+def test_the_draws_of_one_item_are_independent(placed: list[Placed]) -> None:
+    item = latents(placed, extra_noise=True)[SampleKey(0, 0)]
+    draws = [item[name].flatten() for name in ("noise", "posterior_noise", "perturbation", "offset")]
+    firsts = [tuple(draw[:3].tolist()) for draw in draws]
+    assert len(set(firsts)) == 4
+    for one, two in combinations(draws[:3], 2):
+        assert abs(torch.corrcoef(torch.stack([one, two]))[0, 1]) < 0.5
+
+
+def test_a_mask_is_cut_and_mirrored_as_its_image(tmp_path: Path) -> None:
+    """An image that is its own mask, white where the loss counts, from left to right in steps."""
+    ramp = Image.new("L", (40, 16))
+    for column in range(40):
+        ramp.paste(255 * (column // 4) // 10, (column, 0, column + 1, 16))
+    for name in ("data", "masks"):
+        (tmp_path / name).mkdir()
+        ramp.convert("RGB" if name == "data" else "L").save(tmp_path / name / "a.png")
+    (tmp_path / "data/a.txt").write_text("a ramp")
+    source = {"path": str(tmp_path / "data"), "masks": str(tmp_path / "masks")}
+    placed = prepare_source(source, crop_variants=3)
+    options = {"seed": 3, "captions": CaptionSettings(), "latent_channels": 3, "downscale": 4}
+    dataset = LatentSamples(placed, read_pixels(placed), "pixel_values", flip=True, masked=True, **options)  # type: ignore[arg-type]
+    masks = set()
+    for epoch in range(30):
+        item = dataset[SampleKey(epoch, 0)]
+        cells = torch.nn.functional.avg_pool2d((item["pixel_values"][:1] + 1) / 2, 4)
+        torch.testing.assert_close(item["mask"], cells, atol=0.02, rtol=0)
+        masks.add(tuple(item["mask"].flatten().tolist()))
+    assert len(masks) > 3  # crops, and mirrored ones
+
+
 def test_a_sample_shows_all_its_crops_and_what_may_be_mirrored_is(tmp_path: Path) -> None:
     for name, caption in (("a", "an arrow to the left"), ("b", "a square")):
         Image.new("RGB", (40, 16), "red").save(tmp_path / f"{name}.png")
@@ -82,12 +114,12 @@ def test_weights_masks_and_further_noise_come_along_where_they_are_asked_for(tmp
     assert not torch.equal(item["perturbation"], item["noise"])
 
 
-def prepare_source(source: dict[str, object]) -> list[Placed]:
+def prepare_source(source: dict[str, object], **settings: object) -> list[Placed]:
     from ldm.data.prepare import DataSettings, prepare
     from ldm.data.sources import read_sources
     from ldm.data.survey import survey
 
-    data = DataSettings.model_validate({"sources": [source], "height": 16, "width": 16})
+    data = DataSettings.model_validate({"sources": [source], "height": 16, "width": 16, **settings})
     reading = read_sources(data.all_sources())
     return prepare(reading, survey(reading.samples, None), data, multiple=4, seed=0).placed
 

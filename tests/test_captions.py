@@ -14,6 +14,7 @@ from ldm.data.captions import (
     caption_for,
     directional_words,
     flip_allowed,
+    plain_caption,
     possible_captions,
 )
 from ldm.data.sample import FileImage, Sample
@@ -156,6 +157,16 @@ def test_the_possible_captions_are_listed_unless_they_are_many() -> None:
     assert len(possible_captions(sample("a, b, c, d, e"), shuffled) or []) == 24
     assert possible_captions(sample("a, b, c, d, e", "f"), shuffled) is None
     assert possible_captions(sample("a, b, c, d, e, f"), shuffled) is None
+
+
+def test_the_plain_caption_is_the_first_as_it_is_shown() -> None:
+    assert plain_caption(sample("b", "a"), CaptionSettings(dropout=1, prefix="x", suffix="y")) == "x b y"
+    many = CaptionSettings(shuffle_tags=True, prefix="x")
+    assert possible_captions(sample("a,b,c,d,e,f"), many) is None
+    assert plain_caption(sample("a,b,c,d,e,f"), many) == "x a, b, c, d, e, f"
+    for kind in (CaptionSettings(dropout=0), CaptionSettings(dropout=0, shuffle_tags=True)):
+        shown = sample(TAGS, "other")
+        assert plain_caption(shown, kind) == (possible_captions(shown, kind) or [])[0]
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -25,6 +25,7 @@ from tests.tiny_training import make_settings
 from train import autoencoder, denoiser
 from train.data import read_data
 from train.denoiser_settings import DenoiserSettings
+from train.latents import latent_samples
 from train.loop import micro_batches
 from train.plan import Plan, make_plan, most_checkpoints
 from train.plan_steps import forget_peak, memory_in_use, peak_memory
@@ -61,7 +62,9 @@ def plan_of(config: Path) -> Plan:
     run = Run(settings, planning=True)
     task, _, multiple = denoiser.set_up(run, settings)
     data = read_data(run, multiple=multiple, folder=settings.cache.root())
-    return make_plan(run, settings, task, data, partial(denoiser.latent_samples, settings, task, data.train))
+    return make_plan(
+        run, settings, task, data, partial(latent_samples, settings, task.parts.autoencoder, data.train)
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -103,8 +103,8 @@ def test_a_signal_saves_and_the_same_command_goes_on_to_the_last_bit(
     config = make_config(folder, f"broken-{number.name}", preview_every=2)
     draw = denoiser.write_preview
 
-    def draw_and_interrupt(*args: Any) -> None:
-        draw(*args)
+    def draw_and_interrupt(*args: Any, **options: Any) -> None:
+        draw(*args, **options)
         signal.raise_signal(number)
 
     with monkeypatch.context() as patch:

@@ -122,8 +122,8 @@ def test_a_signal_in_the_middle_of_a_shard_saves_the_place(
     config = make_config(folder, "stopped", preview_every=2, data=with_workers(folder))
     draw = denoiser.write_preview
 
-    def draw_and_interrupt(*args: Any) -> None:
-        draw(*args)
+    def draw_and_interrupt(*args: Any, **options: Any) -> None:
+        draw(*args, **options)
         signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:

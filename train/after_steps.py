@@ -15,6 +15,7 @@ from .best import keep_best, should_stop
 from .log import TrainLog, read_metrics
 from .loop import Periodic, StepRecord
 from .settings import TrainSettings
+from .sharding import is_sharded
 from .state import TrainState
 
 Preview = Callable[[TrainState, Path], None]
@@ -27,7 +28,8 @@ class AfterSteps:
     So the rows and snapshots of a step are there before its checkpoint: a run that goes on from it has them all.
 
     Args:
-        preview: draws a picture of what the state can do; on the main process only.
+        preview: draws a picture of what the state can do; the main process writes it. Where the state is sharded every
+            process calls it and runs the network as often, else the main one alone.
         validate: measures the state, on every process.
         save: writes a checkpoint; every process calls it.
 
@@ -124,9 +126,11 @@ class AfterSteps:
         return bool(self.accelerator.reduce(stop, "sum") > 0)
 
     def _draw(self, step: int) -> None:
+        path = self.settings.run_dir / "previews" / f"step-{step:06d}.png"
         with self.state.whole():
-            if self.main:
-                path = self.settings.run_dir / "previews" / f"step-{step:06d}.png"
+            # FSDP notes each forward pass and gathers ahead by it in the next backward pass: all processes alike, or
+            # they wait for each other for ever
+            if self.main or is_sharded(self.state.task):
                 path.parent.mkdir(exist_ok=True)
                 self.preview(self.state, path)
 

@@ -7,14 +7,15 @@ From scratch (`parts:` names a trained autoencoder and text encoder) or from a w
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from ldm.adapter_folder import Base, find_base
-from ldm.data.batches import LatentSamples, ReadImage, read_pixels
-from ldm.data.captions import directional_words, possible_captions
+from ldm.data.batches import ReadImage, read_pixels
+from ldm.data.captions import directional_words, plain_caption
 from ldm.data.prepare import Placed
 from ldm.errors import UserError
 from ldm.model_folder import Defaults
@@ -32,12 +33,12 @@ from .best import read_best
 from .data import TrainingData, read_data, write_data_report
 from .denoiser_settings import DenoiserSettings, PartsSettings
 from .denoiser_task import DenoiserTask
-from .latents import cached_prompts, image_reader
+from .latents import cached_prompts, image_reader, latent_samples
 from .plan import make_plan
 from .preview import write_preview
 from .program import run_program
 from .run import Run
-from .state import TrainState
+from .state import TrainState, give_weights
 from .streams import begin_stream, check_streaming, streamed_samples
 from .trainable import apply_memory_settings, check_base, choose_trained, save_trained
 from .validation import ValidationSamples, held_out_loss
@@ -50,7 +51,11 @@ def make_parts(settings: DenoiserSettings) -> ModelParts:
         UserError: a part is missing, or the image size does not suit the autoencoder.
     """
     if settings.base is not None:
-        return load_parts(find_model(settings.base)[0])
+        parts = load_parts(find_model(settings.base)[0])
+        # what captions are read in here is not to be cut off in generation
+        num_chunks = max(parts.defaults.max_prompt_chunks, settings.prompt_chunks)
+        parts.defaults = replace(parts.defaults, max_prompt_chunks=num_chunks)
+        return parts
     assert settings.parts is not None
     autoencoder, text_encoder = load_autoencoder(settings.parts), load_text_encoder(settings.parts)
     unet = make_unet(
@@ -132,35 +137,6 @@ def warn_flips(placed: Sequence[Placed]) -> None:
         )
 
 
-def latent_samples(
-    settings: DenoiserSettings,
-    task: DenoiserTask,
-    placed: Sequence[Placed],
-    images: tuple[str, ReadImage],
-    first: int = 0,
-) -> LatentSamples:
-    """Samples as the task wants them.
-
-    Args:
-        images: what a batch holds of them, and how it is read.
-        first: the number that the reader has for the first of `placed`.
-    """
-    kind, read = images
-    autoencoder, objective = task.parts.autoencoder, settings.objective
-    return LatentSamples(
-        placed,
-        lambda index, crop, flip: read(first + index, crop, flip),
-        kind,
-        settings.seed,
-        settings.captions,
-        latent_channels=autoencoder.num_channels,
-        downscale=autoencoder.pixels_per_latent,
-        flip=settings.data.flip,
-        masked=any(one.sample.mask is not None for one in placed),
-        extra_noise=bool(objective.offset_noise or objective.input_perturbation),
-    )
-
-
 def held_out(
     run: Run,
     settings: DenoiserSettings,
@@ -173,11 +149,10 @@ def held_out(
     Raises:
         UserError: there are none.
     """
-    dataset = latent_samples(settings, task, data.held_out, images, first=len(data.train))
-    plain = settings.captions.model_copy(update={"dropout": 0.0})
+    dataset = latent_samples(settings, task.parts.autoencoder, data.held_out, images, first=len(data.train))
     samples = ValidationSamples(
         dataset,
-        [(possible_captions(one.sample, plain) or [one.sample.text])[0] for one in data.held_out],
+        [plain_caption(one.sample, settings.captions) for one in data.held_out],
         num_timesteps_per_sample=settings.validation.num_timesteps_per_sample,
         buckets=[one.size for one in data.held_out],
     )
@@ -220,7 +195,9 @@ def plan(settings: DenoiserSettings) -> None:
     data = read_data(run, multiple=multiple, folder=settings.cache.root(), rehash=settings.cache.rehash)
     if settings.validation.every:
         held_out(run, settings, task, data, ("pixel_values", read_pixels(data.held_out)))
-    made = make_plan(run, settings, task, data, partial(latent_samples, settings, task, data.train))
+    made = make_plan(
+        run, settings, task, data, partial(latent_samples, settings, task.parts.autoencoder, data.train)
+    )
     if run.main:
         print(made)
 
@@ -229,7 +206,6 @@ def train(settings: DenoiserSettings) -> None:
     """Train, then write `pipeline/` into the run directory."""
     run = Run(settings)
     task, base, multiple = set_up(run, settings)
-    parts = task.parts
     train_on = train_on_stream if settings.data.streaming else train_on_all
     state = train_on(run, settings, task, multiple)
     if run.main:
@@ -238,8 +214,17 @@ def train(settings: DenoiserSettings) -> None:
             state.average.replace_applied(weights)
             print(f"the best step was {step}")
         with state.average.applied():
-            save_trained(parts, run.run_dir / "pipeline", settings, base)
+            save_trained(plain_parts(run, settings, task, state), run.run_dir / "pipeline", settings, base)
         print(f"trained: {run.run_dir / 'pipeline'}")
+
+
+def plain_parts(run: Run, settings: DenoiserSettings, task: DenoiserTask, state: TrainState) -> ModelParts:
+    """The model with the weights that the task has now, in modules that can be written."""
+    if not run.sharded:
+        return task.parts
+    fresh = make_task(settings)  # FSDP's modules cannot be copied, and writing copies them
+    give_weights(fresh, state.average.live, run.run_dir)
+    return fresh.parts
 
 
 def train_on_all(run: Run, settings: DenoiserSettings, task: DenoiserTask, multiple: int) -> TrainState:
@@ -251,12 +236,12 @@ def train_on_all(run: Run, settings: DenoiserSettings, task: DenoiserTask, multi
     everything = [*data.train, *data.held_out]
     images = image_reader(run, everything, parts.autoencoder, settings.cache)
     task.prompts = cached_prompts(run, everything, parts.text_encoder, settings)
-    dataset = latent_samples(settings, task, data.train, images)
+    dataset = latent_samples(settings, parts.autoencoder, data.train, images)
     validate = held_out(run, settings, task, data, images) if settings.validation.every else None
 
     def preview(state: TrainState, path: Path) -> None:
         with state.average.applied():
-            write_preview(parts, settings, data.train, path, run.device)
+            write_preview(parts, settings, data.train, path, run.device, writes=run.main)
 
     return run.train(
         task,
@@ -278,11 +263,11 @@ def train_on_stream(run: Run, settings: DenoiserSettings, task: DenoiserTask, mu
     parts = task.parts
     images = image_reader(run, (), parts.autoencoder, settings.cache)
     task.prompts = cached_prompts(run, (), parts.text_encoder, settings)
-    dataset = streamed_samples(settings, latent_samples(settings, task, (), images))
+    dataset = streamed_samples(settings, latent_samples(settings, parts.autoencoder, (), images))
 
     def preview(state: TrainState, path: Path) -> None:
         with state.average.applied():
-            write_preview(parts, settings, (), path, run.device)
+            write_preview(parts, settings, (), path, run.device, writes=run.main)
 
     stream = begin_stream(run, settings, parts.text_encoder, multiple)
     return run.train(task, dataset, stream=stream, preview=preview)

@@ -1,7 +1,7 @@
 """Denoiser, text encoder and objective as one module: a batch in, one loss a sample out."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -72,17 +72,28 @@ class DenoiserTask(nn.Module):
         autoencoder = self.parts.autoencoder
         moments = batch.get("moments")
         if moments is None:
-            with torch.no_grad():
-                moments = autoencoder.encode(batch["pixel_values"])
+            pixel_values = batch["pixel_values"]
+            with as_for_the_cache(pixel_values.device):
+                moments = autoencoder.encode(pixel_values)
         return autoencoder.sample_posterior(moments, batch["posterior_noise"])
 
     def embed(self, captions: list[str], device: torch.device) -> PromptEmbeds:
         """The captions' embeddings, from the cache or from the text encoder."""
         if self.prompts is not None:
             return self.prompts(captions).map(lambda tensor: sent(tensor, device))
-        with nullcontext() if self.settings.trains_text_encoder else torch.no_grad():
+        with nullcontext() if self.settings.trains_text_encoder else as_for_the_cache(device):
             embeds: PromptEmbeds = self.parts.text_encoder(captions, num_chunks=self.settings.prompt_chunks)
             return embeds
+
+
+@contextmanager
+def as_for_the_cache(device: torch.device) -> Iterator[None]:
+    """A frozen encoder says the same with a cache and without: no gradient and, whatever the mixed precision, float32.
+
+    Stable Diffusion's autoencoder would overflow in fp16.
+    """
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def by_tenth(loss: Tensor, tenths: Tensor) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ldm.data.batches import ReadImage, read_pixels
+from ldm.data.batches import LatentSamples, ReadImage, read_pixels
 from ldm.data.cache import (
     CacheItem,
     CacheSettings,
@@ -17,7 +17,7 @@ from ldm.data.cache import (
     entry_key,
     tensors_hash,
 )
-from ldm.data.captions import flip_allowed, possible_captions
+from ldm.data.captions import flip_allowed, plain_caption, possible_captions
 from ldm.data.prepare import Placed
 from ldm.models.autoencoder import KLAutoencoder
 from ldm.models.text import ClipTextEncoder
@@ -72,13 +72,51 @@ def image_reader(
     with run.progress("encoding images", "image", len(wanted)) as on_progress:
         cache.fill(wanted, partial(encode_images, autoencoder), on_progress=on_progress, **run.shares())
     autoencoder.to("cpu")
-    return "moments", lambda index, crop, flip: cache.read(keys[index][crop, flip])
+    return "moments", partial(_read_moments, cache, keys)
+
+
+def _read_moments(cache: MomentsCache, keys: VariantKeys, index: int, crop: int, flip: bool) -> Tensor:
+    """A function of the module and not a lambda, so that the dataset can travel to a loader process."""
+    return cache.read(keys[index][crop, flip])
 
 
 @torch.no_grad()
 def encode_images(autoencoder: KLAutoencoder, pixel_values: Tensor) -> Tensor:
     """[B, 3, H, W] -> moments [B, 2C, h, w]."""
     return autoencoder.encode(pixel_values.to(next(autoencoder.parameters()).device))
+
+
+def latent_samples(
+    settings: "DenoiserSettings",
+    autoencoder: KLAutoencoder,
+    placed: Sequence[Placed],
+    images: tuple[str, ReadImage],
+    first: int = 0,
+) -> LatentSamples:
+    """Samples as `DenoiserTask` wants them.
+
+    Args:
+        images: what a batch holds of them, and how it is read.
+        first: the number that the reader has for the first of `placed`.
+    """
+    kind, read = images
+    objective = settings.objective
+    return LatentSamples(
+        placed,
+        partial(_read_from, read, first),
+        kind,
+        settings.seed,
+        settings.captions,
+        latent_channels=autoencoder.num_channels,
+        downscale=autoencoder.pixels_per_latent,
+        flip=settings.data.flip,
+        masked=any(one.sample.mask is not None for one in placed),
+        extra_noise=bool(objective.offset_noise or objective.input_perturbation),
+    )
+
+
+def _read_from(read: ReadImage, first: int, index: int, crop: int, flip: bool) -> Tensor:
+    return read(first + index, crop, flip)
 
 
 EmbedPrompts = Callable[[list[str]], PromptEmbeds]
@@ -109,11 +147,14 @@ def cached_prompts(
 
 
 def cached_texts(placed: Sequence[Placed], settings: "DenoiserSettings") -> set[str] | None:
-    """Every caption that can come; None where the text encoder is to be asked at each step."""
+    """Every caption that can come, in training or in validation; None where the text encoder is asked at each step."""
     lists = [possible_captions(one.sample, settings.captions) for one in placed]
     if settings.trains_text_encoder or not settings.cache.enabled or any(one is None for one in lists):
         return None
-    return {text for one in lists for text in one or ()}
+    texts = {text for one in lists for text in one or ()}
+    if settings.validation.every:  # which drops no caption, while training with dropout 1 has none but ""
+        texts |= {plain_caption(one.sample, settings.captions) for one in placed}
+    return texts
 
 
 @torch.no_grad()

@@ -146,7 +146,7 @@ class Run:
             dataset: indexed by SampleKey; with `stream` by Turn.
             bucket_of: for each sample what it shares with those that it may stand in one batch with: its size.
             stream: in place of `bucket_of`: gives the order from a step on, and from what was saved of it there.
-            preview: draws a picture of what the state can do into the path given.
+            preview: draws a picture of what the state can do into the path given, as in `AfterSteps`.
             validate: measures the state, on every rank, for a row of metrics.jsonl every `validation.every` steps.
             opened: called on the main process when the run's directory is there, before the first step.
             may_split: whether micro-batches may be halved where the device's memory is too small: not where the

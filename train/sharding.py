@@ -115,7 +115,8 @@ def _hosts(world: Any) -> Any:
 def unshard(task: nn.Module) -> None:
     """Gather every parameter of a sharded network, for as long as until `reshard`. Every process must call it.
 
-    It then runs on each process alone. What is written into the parameters is forgotten by `reshard`.
+    Its parts then run without the others, but before the next backward pass every process must have run them alike:
+    FSDP notes what ran, and gathers ahead by it. What is written into the parameters is forgotten by `reshard`.
     """
     for module in _sharded_parts(task):
         module.set_reshard_after_forward(False, recurse=False)

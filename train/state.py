@@ -57,7 +57,10 @@ class TrainState:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Inside the block one process alone can use the network, sharded or not. Every process must enter it."""
+        """Inside the block each process has whole weights, sharded or not. Every process must enter it.
+
+        One alone may read and write them; those of a sharded network run it all or none.
+        """
         undo = self.to_whole()
         try:
             yield

@@ -5,6 +5,7 @@ Every draw of a turn is a function of (seed, epoch, sample id): not of the rank,
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -179,7 +180,12 @@ class LatentSamples(Dataset[dict[str, Any]]):
 
 def read_pixels(placed: Sequence[Placed]) -> ReadImage:
     """Reads a variant's pixel values from its image, for runs without a cache."""
-    return lambda index, crop, flip: placed[index].pixels(crop, flip)
+    return partial(_pixels_of, placed)
+
+
+def _pixels_of(placed: Sequence[Placed], index: int, crop: int, flip: bool) -> Tensor:
+    """A function of the module and not a lambda, so that a dataset can travel to a loader process."""
+    return placed[index].pixels(crop, flip)
 
 
 def pixel_batches(placed: Iterable[Placed], batch_size: int = 32) -> Iterator[Tensor]:

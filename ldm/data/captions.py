@@ -82,6 +82,15 @@ def caption_for(sample: Sample, settings: CaptionSettings, *, seed: int, epoch: 
     return _dress(caption, settings)
 
 
+def plain_caption(sample: Sample, settings: CaptionSettings) -> str:
+    """A sample's first caption as training shows it, never dropped and with its tags in their own order."""
+    caption = sample.text
+    if settings.shuffle_tags:
+        kept, moving = split_tags(caption, settings)
+        caption = _join_tags([*kept, *moving], settings.separator)
+    return _dress(caption, settings)
+
+
 def possible_captions(sample: Sample, settings: CaptionSettings) -> list[str] | None:
     """Every caption that `caption_for` can give, each once; None when shuffling makes more than can be stored."""
     found = [] if settings.dropout == 1 else list(sample.captions)

@@ -1,0 +1,124 @@
+"""The denoiser's loss: what is frozen stays out of mixed precision, and a sample's weight and mask count."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm.config import validate
+from ldm.data.batches import collate
+from ldm.data.order import SampleKey
+from ldm.model_parts import ModelParts
+from ldm.schedule import NoiseSchedule, ScheduleSettings
+from tests.tiny_models import make_sd1
+from tests.tiny_runs import COMMON, write_squares
+from tests.tiny_sources import tar
+from train.data import read_data
+from train.denoiser_settings import DenoiserSettings
+from train.denoiser_task import DenoiserTask
+from train.latents import image_reader, latent_samples
+from train.run import Run
+from train.streams import begin_stream, streamed_samples
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> ModelParts:
+    return make_sd1(tmp_path / "tokenizer")
+
+
+def make_settings(folder: Path, **changes: Any) -> DenoiserSettings:
+    tree = {**COMMON, "program": "denoiser", "base": "emoji", "run_dir": str(folder / "run")}
+    cache = {"enabled": False, "folder": str(folder / "cache")}
+    return validate(DenoiserSettings, {**tree, "cache": cache, "data": {"path": "data"}, **changes})
+
+
+def make_task(parts: ModelParts, settings: DenoiserSettings) -> DenoiserTask:
+    return DenoiserTask(parts, settings, NoiseSchedule(ScheduleSettings()), [])
+
+
+def test_a_frozen_encoder_says_under_autocast_what_the_cache_holds(tmp_path: Path, parts: ModelParts) -> None:
+    task = make_task(parts, make_settings(tmp_path))
+    random = torch.Generator().manual_seed(0)
+    batch = {
+        "pixel_values": torch.randn(2, 3, 16, 16, generator=random),
+        "posterior_noise": torch.randn(2, 4, 8, 8, generator=random),
+    }
+    plain = task.latents(batch), task.embed(["a red apple"], CPU)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = task.latents(batch), task.embed(["a red apple"], CPU)
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.equal(mixed[0], plain[0]) and torch.equal(mixed[1].prompt_embeds, plain[1].prompt_embeds)
+    assert mixed[1].prompt_embeds.dtype == torch.float32
+
+
+def test_a_trained_text_encoder_is_in_mixed_precision(tmp_path: Path, parts: ModelParts) -> None:
+    task = make_task(parts, make_settings(tmp_path, trainable="unet+text_encoder"))
+    parts.text_encoder.requires_grad_(True)
+    plain = task.embed(["a red apple"], CPU).prompt_embeds
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = task.embed(["a red apple"], CPU).prompt_embeds
+    assert mixed.requires_grad and not torch.equal(mixed.float(), plain)
+
+
+def folder_batch(folder: Path, parts: ModelParts, **source: Any) -> tuple[DenoiserSettings, dict[str, Any]]:
+    """Two samples of a folder as training has them."""
+    data = write_squares(folder / "data")
+    for path in data.glob("*.png"):
+        (folder / "masks").mkdir(exist_ok=True)
+        Image.new("L", (16, 16), 0).save(folder / "masks" / path.name)
+    tree = {"sources": [{"path": str(data), **source}], "height": 16, "width": 16}
+    settings = make_settings(folder, data=tree)
+    run = Run(settings)
+    placed = read_data(run, folder=folder / "cache").train
+    images = image_reader(run, placed, parts.autoencoder, settings.cache)
+    dataset = latent_samples(settings, parts.autoencoder, placed, images)
+    return settings, collate([dataset[SampleKey(0, index)] for index in (0, 1)])
+
+
+def stream_batch(folder: Path, parts: ModelParts, **source: Any) -> tuple[DenoiserSettings, dict[str, Any]]:
+    """Two samples of a stream, all of whose pictures are clear through and through."""
+    Image.new("RGBA", (16, 16), (9, 9, 9, 0)).save(folder / "clear.png")
+    clear = (folder / "clear.png").read_bytes()
+    (folder / "shards").mkdir()
+    tar(folder / "shards/0.tar", {"0.png": clear, "0.txt": "a", "1.png": clear, "1.txt": "b"})
+    sources = [{"path": str(folder / "shards"), **source}]
+    data = {"sources": sources, "height": 16, "width": 16, "streaming": True}
+    settings = make_settings(folder, data=data)
+    run = Run(settings)
+    images = image_reader(run, (), parts.autoencoder, settings.cache)
+    dataset = streamed_samples(settings, latent_samples(settings, parts.autoencoder, (), images))
+    run.run_dir.mkdir()
+    turns = next(iter(begin_stream(run, settings, parts.text_encoder, 4)(0, {})))
+    return settings, collate([dataset[turn] for turn in turns])
+
+
+def losses(parts: ModelParts, settings: DenoiserSettings, batch: dict[str, Any]) -> Tensor:
+    """[b]."""
+    with torch.no_grad():
+        return make_task(parts, settings)(batch)["loss"]
+
+
+def test_the_masks_of_a_folder_count(tmp_path: Path, parts: ModelParts) -> None:
+    black = folder_batch(tmp_path / "black", parts, masks=str(tmp_path / "black/masks"))
+    assert losses(parts, *black).tolist() == [0, 0]
+    assert (losses(parts, *folder_batch(tmp_path / "none", parts)) > 0).all()
+
+
+def test_the_masks_of_a_stream_count(tmp_path: Path, parts: ModelParts) -> None:
+    for name in ("black", "none"):
+        (tmp_path / name).mkdir()
+    assert losses(parts, *stream_batch(tmp_path / "black", parts, alpha_mask=True)).tolist() == [0, 0]
+    assert (losses(parts, *stream_batch(tmp_path / "none", parts)) > 0).all()
+
+
+def test_the_loss_of_a_sample_is_multiplied_with_its_weight(tmp_path: Path, parts: ModelParts) -> None:
+    settings, batch = folder_batch(tmp_path / "light", parts, loss_weight=0.25)
+    light, plain = losses(parts, settings, batch), losses(parts, *folder_batch(tmp_path / "plain", parts))
+    assert plain.min() > 0 and torch.equal(light, 0.25 * plain)
+    told = make_task(parts, settings)(batch)  # by tenth the loss is told as it is
+    assert sum(float(told[f"loss_t{k}"][0]) for k in range(10)) == pytest.approx(float(plain[0]))
