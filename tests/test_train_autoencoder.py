@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from ldm.data.batches import ImageTransform
 from ldm.data.folder import read_folder
@@ -45,3 +46,52 @@ def test_its_scaling_factor_gives_latents_of_unit_size(folder: Path) -> None:
     ) * autoencoder.config.scaling_factor
     assert latents.square().mean().sqrt().item() == pytest.approx(1.0, abs=0.3)
     assert rows < len(samples)
+
+
+def write_oblong(folder: Path) -> Path:
+    """Six images whose sides, in buckets of the budget 64 x 64, would be 44 px and the like as multiples of 4."""
+    folder.mkdir()
+    for number, size in enumerate([(96, 64), (64, 96), (80, 60), (64, 64), (100, 56), (112, 28)]):
+        Image.new("RGB", size, (40 * number, 20, 200)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"number {number}")
+    return folder
+
+
+def test_it_trains_on_buckets_of_any_size(tmp_path: Path) -> None:
+    """Sides that the network alone could halve, the pyramid could not."""
+    config = write_config(
+        tmp_path / "c.yaml", AUTOENCODER, write_oblong(tmp_path / "data"), tmp_path / "run", num_steps=3
+    )
+    buckets = ["data.buckets=true", "data.height=64", "data.width=64", "data.upscale=true"]
+    assert main([str(config), *buckets]) == 0
+    assert (tmp_path / "run/reconstruction.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data.height=15"], "data.height = 15: choose a multiple of 8 from 16 on"),
+        (["data.width=20"], "data.width = 20: choose a multiple of 8 from 16 on"),
+        (["data.height=8"], "data.height = 8: choose a multiple of 8 from 16 on"),
+        (["objective.detail_levels=5"], "data.height = 16: choose a multiple of 32 from 32 on"),
+        (
+            ["objective.detail_levels=1", "model.block_out_channels=[8,8,8,8]", "data.width=20"],
+            "data.width = 20: choose a multiple of 8",
+        ),
+        (
+            ["data.path=OBLONG", "data.buckets=true", "data.upscale=true", "data.max_aspect=4"],
+            "a bucket is 8 x 32 px",
+        ),
+    ],
+)
+def test_sizes_that_cannot_be_halved_or_measured_are_one_line(
+    tmp_path: Path, overrides: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(
+        tmp_path / "c.yaml", AUTOENCODER, write_squares(tmp_path / "data"), tmp_path / "run"
+    )
+    oblong = write_oblong(tmp_path / "oblong")
+    changes = [each.replace("OBLONG", str(oblong)) for each in overrides]
+    assert main([str(config), *changes]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
