@@ -140,7 +140,7 @@ def test_one_process_goes_on_from_shards(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "mend"),
     [
-        ({"program": "autoencoder"}, "only the denoiser"),
+        ({"program": "autoencoder", "validation": {}}, "only the denoiser"),
         ({"mixed_precision": "fp16"}, "mixed_precision=bf16"),
         ({"optim": {"optimizer": "adamw_8bit"}}, "use adamw"),
     ],

@@ -29,7 +29,7 @@ from ldm.schedule import NoiseSchedule
 from ldm.schedulers import training_path
 
 from .after_steps import Validate
-from .best import read_best
+from .best import lend_best
 from .data import TrainingData, read_data, write_data_report
 from .denoiser_settings import DenoiserSettings, PartsSettings
 from .denoiser_task import DenoiserTask
@@ -234,9 +234,7 @@ def train(settings: DenoiserSettings) -> None:
     state = train_on(run, settings, task, multiple)
     if run.main:
         if settings.validation.keep_best:
-            step, weights = read_best(run.run_dir)
-            state.average.replace_applied(weights)
-            print(f"the best step was {step}")
+            lend_best(run.run_dir, state.average)
         with state.average.applied():
             save_trained(parts, run.run_dir / "pipeline", settings, base)
         print(f"trained: {run.run_dir / 'pipeline'}")

@@ -23,7 +23,7 @@ from ldm.files import FolderLock, disk_errors, remove_leftovers, write_bytes
 
 from .after_steps import AfterSteps, Preview, Validate
 from .averages import WeightAverages
-from .checkpoints import newest_whole
+from .checkpoints import newest_whole, remove_after
 from .devices import asked_to_shard, make_accelerator
 from .log import TrainLog
 from .loop import train_steps
@@ -158,6 +158,8 @@ class Run:
             opened()
         self.accelerator.wait_for_everyone()
         state = self.start(task)
+        if self.main:
+            self._forget_after(state.step)
         model = self.prepare(task)
         streamed = stream(state.step, state.stream) if stream else None
         order = streamed or self.order(bucket_of, state.step)
@@ -205,7 +207,16 @@ class Run:
         remove_leftovers(self.run_dir)
         remove_leftovers(self.run_dir / "checkpoints")
         remove_leftovers(self.run_dir / "averages")
+        remove_leftovers(self.run_dir / "best")
         write_bytes(self.run_dir / "config.yaml", to_yaml(self.settings).encode())
+
+    def _forget_after(self, step: int) -> None:
+        """Remove what stands there of steps that will be done again, perhaps with other settings."""
+        for name in ("averages", "best"):
+            if later := remove_after(self.run_dir / name, step):
+                self.changes.append(
+                    f"{name}: removed what is of steps after {step}, {', '.join(each.name for each in later)}"
+                )
 
     def start(self, task: nn.Module) -> TrainState:
         """The state that training goes on from: fresh, forked, or of the newest whole checkpoint."""
