@@ -17,7 +17,7 @@ from ldm.cli.progress import work_bar
 from ldm.config import to_yaml
 from ldm.data.batches import make_loader
 from ldm.data.fingerprint import Fingerprint
-from ldm.data.order import BatchOrder
+from ldm.data.order import BatchOrder, steps_per_epoch
 from ldm.data.streaming import StreamOrder
 from ldm.files import FolderLock, disk_errors, remove_leftovers, write_bytes
 
@@ -164,7 +164,7 @@ class Run:
         streamed = stream(state.step, state.stream) if stream else None
         order = streamed or self.order(bucket_of, state.step)
         with StopSignal().watching() as stop, self._log(state.step) as log:
-            for line in (self._plan(len(bucket_of), state), *self.changes):
+            for line in (self._plan(bucket_of, state), *self.changes):
                 log.say(line)
             loader = self.loader(dataset, order)
             records = train_steps(state, model, loader, self.accelerator, settings, may_split=may_split)
@@ -266,11 +266,13 @@ class Run:
             num_workers = min(4, (os.cpu_count() or 1) // num_here) if on_cuda else 0
         return make_loader(dataset, order, num_workers, pin_memory=on_cuda)
 
-    def _plan(self, num_samples: int, state: TrainState) -> str:
+    def _plan(self, bucket_of: Sequence[Hashable], state: TrainState) -> str:
         settings = self.settings
         weights = sum(p.numel() for p in state.average.live.values())
-        passes = settings.num_steps * settings.global_batch_size / max(1, num_samples)
-        amount = f"{num_samples} samples ({passes:.1f} passes)" if num_samples else "samples shard by shard"
+        amount = "samples shard by shard"
+        if bucket_of:
+            passes = settings.num_steps / steps_per_epoch(bucket_of, settings.global_batch_size)
+            amount = f"{len(bucket_of)} samples ({passes:.1f} passes)"
         begin = f"resuming at step {state.step}" if state.step else "starting"
         return (
             f"{begin}: {settings.program} with {weights / 1e6:.1f}M trained weights on {self.device.type} x "

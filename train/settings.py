@@ -55,7 +55,7 @@ class TrainSettings(Settings):
 
     program: Literal["autoencoder", "text_encoder", "denoiser"]
     run_dir: Path = Field(description="where the run's files go; rerunning with the same one resumes")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     num_steps: int = Field(gt=0, description="optimizer steps in all")
     global_batch_size: int = Field(32, gt=0, description="samples an optimizer step, over all processes")
     max_micro_batch: int = Field(64, gt=0, description="samples a process puts through the network at once")
