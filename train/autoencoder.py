@@ -163,7 +163,7 @@ def measure(autoencoder: nn.Module, placed: Sequence[Placed]) -> dict[str, float
 
 @torch.no_grad()
 def latent_std(autoencoder: nn.Module, placed: Sequence[Placed]) -> float:
-    """Root mean square of the posterior means: one over it is the scaling factor that gives latents unit size."""
+    """Root mean square of the latents drawn, by mean and variance: one over it is the scaling factor for unit size."""
     device = next(autoencoder.parameters()).device
     squares = []
     for pixel_values in pixel_batches(placed):
