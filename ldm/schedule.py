@@ -34,7 +34,10 @@ class ScheduleSettings(Settings):
 
     def model_post_init(self, _: Any) -> None:
         if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
-            raise ValueError("with zero terminal SNR use v_prediction or sample: epsilon says nothing there")
+            raise ValueError(
+                "with zero terminal SNR (rescale_betas_zero_snr) use v_prediction or sample as prediction_type: "
+                "epsilon says nothing there"
+            )
 
 
 class NoiseSchedule:

@@ -4,7 +4,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from ldm.config import validate
 from ldm.errors import UserError, unknown_name
+from ldm.schedule import ScheduleSettings
 from ldm.scheduler_names import SCHEDULERS, SchedulerEntry
 
 SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
@@ -32,6 +34,24 @@ def make_scheduler(name: str, config: Mapping[str, Any], *, karras: bool = False
         return cls.from_config({**config, **settings})
     except (NotImplementedError, ValueError, TypeError) as error:
         raise UserError(f"scheduler {name!r} cannot follow the model's scheduler config: {error}") from error
+
+
+def training_path(config: Mapping[str, Any], model: str) -> ScheduleSettings:
+    """The path that a model's scheduler config gives, to train on; what it does not say is diffusers' default.
+
+    Args:
+        model: whose config it is, for what is told.
+
+    Raises:
+        UserError: it asks for a path or a prediction type that training does not know.
+    """
+    file = f"{model}: scheduler/scheduler_config.json"
+    if config.get("trained_betas") is not None:
+        raise UserError(
+            f"{file}: trained_betas is given", "choose a base without: training follows a beta_schedule alone"
+        )
+    said = {**_defaults_of(_scheduler_class(SCHEDULERS["ddim"])), **_said(config)}
+    return validate(ScheduleSettings, {key: said[key] for key in ScheduleSettings.model_fields}, where=file)
 
 
 def schedulers_for(config: Mapping[str, Any]) -> list[str]:
@@ -62,6 +82,10 @@ def _scheduler_class(entry: SchedulerEntry) -> Any:
 
 def _settings_of(cls: Any) -> set[str]:
     return set(inspect.signature(cls.__init__).parameters)
+
+
+def _defaults_of(cls: Any) -> dict[str, Any]:
+    return {name: each.default for name, each in inspect.signature(cls.__init__).parameters.items()}
 
 
 def _sampler_settings(cls: Any, config: Mapping[str, Any], karras: bool) -> dict[str, Any]:

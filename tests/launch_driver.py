@@ -1,6 +1,7 @@
 """Jobs for processes that a launcher starts: `python -m tests.launch_driver FILE`, a JSON list of jobs, done in turn.
 
     {"do": "points", "run_dir": ..., "changes": {...}, "kill": [rank, forward pass]}  a run of `tiny_training`
+        "spoiled": [epoch, index]: that sample is not a number at that turn
     {"do": "blocks", "run_dir": ..., "changes": {...}}                                a run of a network of blocks
     {"do": "copy", "run_dir": ..., "changes": {...}, "to": ...}       its newest checkpoint, loaded and saved again
     {"do": "denoiser", "run_dir": ..., "config": FILE}                the program itself
@@ -11,6 +12,7 @@ is a shard.
 """
 
 import json
+import math
 import os
 import signal
 import sys
@@ -138,6 +140,7 @@ def do(job: Job) -> None:
             train_points(
                 make_settings(run_dir, **changes),
                 PointTask(job.get("dropout", 0.2), on_forward=dying(run_dir, job.get("kill"))),
+                Points({tuple(job["spoiled"]): math.nan} if "spoiled" in job else None),
             )
         case "blocks":
             train_blocks(run_dir, changes)

@@ -13,6 +13,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from ldm.data.order import BatchOrder
 from ldm.errors import UserError
 from ldm.files import read_tensors
+from tests.launch_driver import Job
+from tests.tiny_launch import TORCHRUN, driver, finish, start
 from tests.tiny_training import (
     Points,
     PointTask,
@@ -149,6 +151,26 @@ def test_a_bad_step_is_counted_and_its_samples_are_written_down(spoiled: Path) -
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
     assert {float(t) for name, t in tensors.items() if name.endswith("/step")} == {6.0}
     assert [row["step"] for row in logged if "loss" in row] == [4, 8]
+
+
+@pytest.mark.parametrize("spoiling", [0, 1])
+def test_two_processes_skip_together_and_write_down_the_whole_batch(tmp_path: Path, spoiling: int) -> None:
+    """One process alone has the spoiled sample: every second one of a batch is its own."""
+    third = next(iter(BatchOrder(0, ["all"] * 7, 4, 2, 3)))
+    turn = third[spoiling]
+    job: Job = {"do": "points", "run_dir": str(tmp_path / "two"), "dropout": 0.0}
+    job["spoiled"] = [turn.epoch, turn.sample_index]
+    command = [*TORCHRUN, "--standalone", "--nproc_per_node", "2", *driver(tmp_path / "jobs.json", [job])]
+    finish(start(command))
+    (row,) = [json.loads(line) for line in (tmp_path / "two/bad_steps.jsonl").read_text().splitlines()]
+    assert row["step"] == 3
+    assert sorted(row["samples"]) == sorted(f"point-{key.sample_index}" for key in third)
+    assert [name for name, loss in row["samples"].items() if loss == "nan"] == [f"point-{turn.sample_index}"]
+    spoiled = Points({(turn.epoch, turn.sample_index): NAN})
+    train(make_settings(tmp_path / "one"), PointTask(dropout=0), spoiled)
+    (tensors, *rest), (others, *other_rest) = outcome(tmp_path / "two"), outcome(tmp_path / "one")
+    assert rest[1] == other_rest[1]  # the number of bad steps among it
+    assert all(torch.allclose(tensors[name], others[name], atol=1e-4) for name in others)
 
 
 @pytest.mark.parametrize("stops", [[2], [3], [6], [1, 3]])

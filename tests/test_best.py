@@ -9,9 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from ldm.errors import UserError
-from train.best import best_step, keep_best, read_best, should_stop
+from train.averages import WeightAverages
+from train.best import best_step, keep_best, lend_best, prune_best, read_best, should_stop
 
 
 def rows_of(*losses: float) -> list[dict[str, Any]]:
@@ -60,16 +62,48 @@ def test_the_best_is_replaced_only_by_a_better_one(tmp_path: Path) -> None:
         assert torch.equal(tensors["w"], torch.full((2, 3), expected / 10))
     assert kept == [True, True, False, True]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best"]
-    assert sorted(p.name for p in (tmp_path / "best").iterdir()) == [
+    assert [p.name for p in (tmp_path / "best").iterdir()] == ["step-000040"]
+    assert sorted(p.name for p in (tmp_path / "best/step-000040").iterdir()) == [
         "average.safetensors", "best.json", "manifest.json",
     ]  # fmt: skip
+
+
+def test_the_best_at_each_checkpoint_stays_until_the_checkpoint_goes(tmp_path: Path) -> None:
+    for step in (25, 45):
+        (tmp_path / f"checkpoints/step-{step:06d}").mkdir(parents=True)
+    for number in range(1, 7):
+        keep_best(tmp_path, {"w": torch.zeros(2)}, 10 * number, rows_of(*range(9, 9 - number, -1)))
+    assert sorted(p.name for p in (tmp_path / "best").iterdir()) == [
+        "step-000020", "step-000040", "step-000060",
+    ]  # fmt: skip
+    (tmp_path / "checkpoints/step-000025").rmdir()
+    prune_best(tmp_path)
+    assert sorted(p.name for p in (tmp_path / "best").iterdir()) == ["step-000040", "step-000060"]
+
+
+def test_without_a_finite_loss_the_average_is_taken_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    averages = WeightAverages(nn.Linear(2, 1), 0.5)
+    before = {name: tensor.clone() for name, tensor in averages.tensors().items()}
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "validation_loss": NaN}\n')
+    lend_best(tmp_path, averages)
+    assert "warning: no validation loss was finite" in capsys.readouterr().err
+    assert all(torch.equal(tensor, before[name]) for name, tensor in averages.tensors().items())
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "validation_loss": 1.0}\n')
+    with pytest.raises(UserError, match="no best weights"):
+        lend_best(tmp_path, averages)
+    keep_best(tmp_path, {name: tensor + 1 for name, tensor in before.items()}, 10, rows_of(1))
+    lend_best(tmp_path, averages)
+    assert "the best step was 10" in capsys.readouterr().out
+    assert all(torch.equal(tensor, before[name] + 1) for name, tensor in averages.tensors().items())
 
 
 def test_a_damaged_best_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no best weights: .*manifest\.json is missing"):
         read_best(tmp_path)
     keep_best(tmp_path, {"w": torch.zeros(2)}, 10, rows_of(1))
-    file = tmp_path / "best" / "average.safetensors"
+    file = tmp_path / "best/step-000010/average.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"average\.safetensors has changed"):
         read_best(tmp_path)

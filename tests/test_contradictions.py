@@ -9,6 +9,7 @@ from ldm.config import Settings, to_yaml, validate
 from ldm.errors import UserError
 from ldm.objective import ObjectiveSettings
 from train.denoiser_settings import DenoiserSettings
+from train.schema import settings_of
 from train.settings import OptimSettings
 
 DENOISER: dict[str, Any] = {
@@ -64,6 +65,36 @@ def test_a_setting_without_effect_is_refused(kind: type[Settings], tree: dict[st
     with pytest.raises(UserError) as error:
         validate(kind, tree)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("program", "changes", "key"),
+    [
+        ("autoencoder", {"validation": {"every": 2}}, "validation.every"),
+        ("text_encoder", {"validation": {"every": 2, "keep_best": True}}, "validation.every"),
+        ("text_encoder", {"validation": {"batch_size": 2}}, "validation.batch_size"),
+        ("autoencoder", {"sources": {"masks": "masks"}}, "data.sources.1.masks"),
+        ("text_encoder", {"sources": {"alpha_mask": True}}, "data.sources.1.alpha_mask"),
+        ("autoencoder", {"sources": {"alpha_mask": True}}, "data.sources.1.alpha_mask"),
+        ("text_encoder", {"sources": {"loss_weight": 2}}, "data.sources.1.loss_weight"),
+        ("autoencoder", {"sources": {"loss_weight": 2}}, None),
+        ("denoiser", {"sources": {"loss_weight": 2, "alpha_mask": True}, "validation": {"every": 2}}, None),
+    ],
+)
+def test_what_a_program_does_not_read_is_refused(
+    program: str, changes: dict[str, Any], key: str | None
+) -> None:
+    source = {"path": "b", **changes.pop("sources", {})}
+    data = {"sources": [{"path": "a"}, source], "holdout_fraction": 0.1}
+    tree = {"program": program, "run_dir": "run", "num_steps": 200, "data": data, **changes}
+    kind = settings_of(program)
+    if program == "denoiser":
+        tree["base"] = "emoji"
+    if key is None:
+        validate(kind, tree)
+        return
+    with pytest.raises(UserError, match=rf"{key} has no effect in the program {program}: leave it out"):
+        validate(kind, tree)
 
 
 def test_settings_that_agree_load_back_from_what_they_are_saved_as() -> None:

@@ -13,7 +13,7 @@ import pytest
 from ldm.config import to_yaml
 from ldm.errors import UserError
 from ldm.folder_lock import LOCK, FolderLock
-from tests.tiny_training import make_settings, train
+from tests.tiny_training import Points, PointTask, make_settings, train
 from train.program import run_program
 from train.run import Run
 from train.settings import TrainSettings
@@ -64,6 +64,17 @@ def test_the_second_run_refuses_until_the_first_has_ended(
     holder.kill()
     holder.wait()
     assert train(make_settings(tmp_path, num_steps=1)).step == 1
+
+
+def test_a_run_that_came_and_went_before_the_lock_was_taken_is_seen(tmp_path: Path) -> None:
+    """A run takes the lock of a directory that is not there yet only when it makes it, and looks again then."""
+    run_dir = tmp_path / "run"
+    early = Run(make_settings(run_dir, num_steps=1))
+    train(make_settings(run_dir, num_steps=1, optim={"learning_rate": 0.5}))
+    before = (run_dir / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match=r"optim\.learning_rate was 0\.5, now 0\.01"):
+        early.train(PointTask(), Points(), bucket_of=["all"] * 7, preview=lambda state, path: None)
+    assert (run_dir / "config.yaml").read_bytes() == before
 
 
 def test_the_lock_says_who_has_it_and_is_given_back(tmp_path: Path) -> None:

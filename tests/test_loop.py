@@ -1,11 +1,15 @@
 """What one step leaves behind: means over the global batch, and what a task says of some of its samples only."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from accelerate import Accelerator
 
-from tests.tiny_training import PointTask
+from ldm.errors import UserError
+from tests.tiny_training import PointTask, assert_same_run, make_settings, train
 from train.loop import Batch, Periodic, accumulate_gradients, sums_of
+from train.run import Run
 
 
 class Tenths(PointTask):
@@ -45,3 +49,25 @@ def test_periods_and_the_end() -> None:
     assert [step for step in range(1, 8) if Periodic(3).due(step, 7)] == [3, 6, 7]
     assert [step for step in range(1, 8) if Periodic(3, also=5).due(step, 7)] == [3, 5, 6, 7]
     assert not Periodic(0).due(7, 7)
+
+
+def test_accelerate_is_not_told_to_divide_the_gradient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(make_settings(tmp_path / "plain"))
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    train(make_settings(tmp_path / "told"))
+    assert_same_run(tmp_path / "told", tmp_path / "plain")
+
+
+def test_passes_are_counted_by_the_batches_of_an_epoch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(make_settings(tmp_path, global_batch_size=64, num_steps=3))
+    assert "7 samples (3.0 passes)" in capsys.readouterr().err
+
+
+def test_a_seed_that_torch_does_not_take_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="seed = "):
+        make_settings(tmp_path, seed=2**63)
+    assert Run(make_settings(tmp_path, seed=2**63 - 1), planning=True).settings.seed == 2**63 - 1

@@ -13,27 +13,31 @@ from train.loop import Batch
 from train.program import run_program
 from train.settings import TrainSettings
 
+CUDA = torch.OutOfMemoryError("the device is full")
+CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory")
+
 
 class Large(PointTask):
     """Asks for more memory than there is when it is given more than `limit` samples, after some work on them."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, error: RuntimeError = CUDA) -> None:
         super().__init__(dropout=0)
-        self.limit = limit
+        self.limit, self.error = limit, error
         self.tries: list[int] = []
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         self.tries.append(len(batch["weight"]))
         losses = super().forward(batch)
         if len(batch["weight"]) > self.limit or (self.limit == 2 and len(self.tries) == 8):
-            raise torch.OutOfMemoryError("the device is full")
+            raise self.error
         return losses
 
 
+@pytest.mark.parametrize("error", [CUDA, CPU], ids=["CUDA", "CPU"])
 def test_micro_batches_are_halved_and_the_step_is_done_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, error: RuntimeError, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    task = Large(limit=1)
+    task = Large(limit=1, error=error)
     train(make_settings(tmp_path / "halved", max_micro_batch=64), task)
     assert task.tries[:7] == [4, 2, 1, 1, 1, 1, 1]  # from then on one at a time
     assert "out of memory: at most 1 samples at once from here on" in capsys.readouterr().err
@@ -66,10 +70,15 @@ def test_one_sample_too_many_is_a_line(tmp_path: Path, capsys: pytest.CaptureFix
     )
 
     def other_program(settings: TrainSettings) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
+        raise error
 
-    assert run_program(TrainSettings, other_program, [str(config)]) == 2
-    assert capsys.readouterr().err == "error: the device is out of memory: CUDA out of memory.\n"
+    for error in (torch.OutOfMemoryError("CUDA out of memory.\nmore"), CPU):
+        assert run_program(TrainSettings, other_program, [str(config)]) == 2
+        first = str(error).splitlines()[0]
+        assert capsys.readouterr().err == f"error: the device is out of memory: {first}\n"
+    error = RuntimeError("a bug")
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_program(TrainSettings, other_program, [str(config)])
 
 
 def test_samples_that_are_compared_are_not_parted(tmp_path: Path) -> None:

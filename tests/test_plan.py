@@ -178,7 +178,7 @@ def test_where_there_is_no_plan_one_line_says_so(tmp_path: Path, capsys: pytest.
 
 def test_what_training_would_refuse_the_plan_refuses(folder: Path) -> None:
     config = make_config(folder, "refused", {"holdout_fraction": 1e-9}, validation={"every": 2})
-    with pytest.raises(UserError, match="validation without held-out samples"):
+    with pytest.raises(UserError, match=r"holds out none of 7 images, which validation\.every needs"):
         denoiser.plan(load_settings(DenoiserSettings, config))
 
 

@@ -17,10 +17,12 @@ from ldm.config import load_settings
 from ldm.data.fingerprint import Fingerprint, decode_fingerprint
 from ldm.errors import UserError
 from ldm.files import write_manifest
-from tests.tiny_runs import AUTOENCODER, COMMON, write_squares
-from train.autoencoder import AutoencoderSettings
-from train.autoencoder import main as run_program
+from ldm.model_parts import save_parts
+from tests.tiny_models import make_sd1
+from tests.tiny_runs import COMMON, write_squares
 from train.data import TrainingData, read_data
+from train.denoiser import DenoiserSettings
+from train.denoiser import main as run_program
 from train.run import Run
 
 
@@ -32,6 +34,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in sorted(data.glob("*.png")):
         (folder / "masks").mkdir(exist_ok=True)
         Image.new("L", (16, 16), 255).save(folder / "masks" / path.name)
+    save_parts(make_sd1(folder.parent / "tokenizer"), folder.parent / "model")
     at = {"source": str(data), "masks": str(folder / "masks")}
     assert run_program([str(config(folder, "run", **at))]) == 0
     return folder
@@ -40,6 +43,10 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(folder: Path, name: str, source: str, masks: str) -> Path:
     data = {"sources": [{"path": source, "masks": masks}], "height": 16, "width": 16}
     settings = {
+        "program": "denoiser",
+        "trainable": "unet",
+        "base": str(folder.parent / "model"),
+        "preview": {"num_inference_steps": 1, "prompts": ["red"]},
         "run_dir": str(folder / name),
         "num_steps": 2,
         "save_every": 1,
@@ -47,7 +54,7 @@ def config(folder: Path, name: str, source: str, masks: str) -> Path:
         "optim": {"num_warmup_steps": 0},
     }
     path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({**COMMON, **AUTOENCODER, **settings}))
+    path.write_text(yaml.safe_dump({**COMMON, **settings}))
     return path
 
 
@@ -146,7 +153,7 @@ def files_of(run_dir: Path) -> dict[str, bytes]:
 
 
 def test_a_plan_refuses_what_the_run_would_refuse(folder: Path) -> None:
-    settings = load_settings(AutoencoderSettings, folder / "run.yaml")
+    settings = load_settings(DenoiserSettings, folder / "run.yaml")
     repaint(folder)
     with pytest.raises(UserError, match="7 changed"):
         read_data(Run(settings, planning=True), folder=folder / "memo")
@@ -175,7 +182,7 @@ def test_where_the_data_lies_is_no_part_of_its_fingerprint(folder: Path) -> None
 def survey(folder: Path, name: str, at: Path) -> TrainingData:
     """What a run would train on, its data lying in a folder; nothing is remembered from elsewhere."""
     made = config(folder, name, source=str(at / "data"), masks=str(at / "masks"))
-    return read_data(Run(load_settings(AutoencoderSettings, made)), folder=folder / f"memo-{name}")
+    return read_data(Run(load_settings(DenoiserSettings, made)), folder=folder / f"memo-{name}")
 
 
 def test_a_fork_accepts_other_data_and_holds_to_it_from_then_on(

@@ -127,6 +127,26 @@ def test_moments_come_back_in_the_layout_of_their_weights(folder: Path) -> None:
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+def test_a_measurement_leaves_the_trained_weights_in_the_shards(tmp_path: Path) -> None:
+    """Nothing but validation between the steps: what else gathers the weights would give them back after it."""
+    changes = {"preview_every": 100, "validation": {"every": 1}, "optim": {"ema_decay": 0.9}}
+    train_blocks(tmp_path / "whole", dict(changes))
+    job: Job = {
+        "do": "blocks",
+        "run_dir": str(tmp_path / "shards"),
+        "changes": {**changes, "sharding": "full"},
+    }
+    finish(
+        start([*TORCHRUN, "--standalone", "--nproc_per_node", "2", *driver(tmp_path / "jobs.json", [job])])
+    )
+    losses = {}
+    for name in ("whole", "shards"):
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        losses[name] = [row["loss"] for row in rows if "loss" in row]
+    assert losses["shards"] == pytest.approx(losses["whole"], rel=1e-5)
+    assert_close(tmp_path / "whole/checkpoints/step-000008", tmp_path / "shards/checkpoints/step-000008")
+
+
 def test_one_process_goes_on_from_shards(folder: Path) -> None:
     state = Run(make_settings(folder / "fresh", **CHANGES)).start(BlockTask())
     load_checkpoint(state, folder / "shards/checkpoints/step-000008")
@@ -140,7 +160,7 @@ def test_one_process_goes_on_from_shards(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "mend"),
     [
-        ({"program": "autoencoder"}, "only the denoiser"),
+        ({"program": "autoencoder", "validation": {}}, "only the denoiser"),
         ({"mixed_precision": "fp16"}, "mixed_precision=bf16"),
         ({"optim": {"optimizer": "adamw_8bit"}}, "use adamw"),
     ],

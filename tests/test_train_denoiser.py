@@ -202,6 +202,15 @@ def test_wrong_settings_are_one_line_and_code_2(
     assert not (folder / "wrong" / "pipeline").exists()
 
 
+def test_a_share_that_holds_out_nothing_is_named_before_anything_is_cached(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(folder, "none")
+    assert denoiser.main([str(config), "data.holdout_fraction=0.01", "validation.every=3"]) == 2
+    assert "data.holdout_fraction = 0.01 holds out none of 7 images" in capsys.readouterr().err
+    assert not (folder / "none").exists()
+
+
 @pytest.mark.slow
 def test_kill_9_at_any_moment_loses_nothing(folder: Path) -> None:
     config = make_config(folder, "killed", save_every=1)

@@ -88,6 +88,8 @@ def test_the_draws_are_fixed_and_spread_over_the_timesteps() -> None:
         assert len({float(item[name].sum()) for item in first}) == NUM_DRAWS
         assert not torch.equal(first[0][name], samples[SampleKey(0, 4)][0][name])
     assert not torch.equal(first[0]["noise"], first[0]["posterior_noise"])
+    other = samples[SampleKey(0, 4)]
+    assert all(one["position"] != two["position"] for one, two in zip(first, other, strict=True))
 
 
 def test_what_an_item_lacks_is_not_made_up() -> None:

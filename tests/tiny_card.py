@@ -59,7 +59,7 @@ def write_lora(folder: Path, base: Path) -> None:
 
 def write_record(run: Path, settings: dict[str, Any]) -> None:
     """The other files of a run: settings, metrics, data report, and which step was the best."""
-    (run / "best").mkdir(parents=True)
+    (run / "best/step-000040").mkdir(parents=True)
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     rows: list[dict[str, Any]] = [
         {"step": 20 * number, "loss": 0.5 / number, "learning_rate": 1e-3, "elapsed_sec": 90.0 * number}
@@ -68,7 +68,7 @@ def write_record(run: Path, settings: dict[str, Any]) -> None:
     rows[1] |= {"validation_loss": 0.125, "validation_loss_stderr": 0.02}
     rows[2] |= {"validation_loss": 0.25, "validation_loss_stderr": 0.02}
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (run / "best" / "best.json").write_text('{"step": 40, "validation_loss": 0.125}')
+    (run / "best/step-000040/best.json").write_text('{"step": 40, "validation_loss": 0.125}')
     reading = read_source(SourceSettings(path=settings["data"]["path"]))
     report = make_report(reading, survey(reading.samples, Memo(run)))
     write_report(report, run, reading.samples)

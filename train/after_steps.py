@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from .averages import save_snapshot
 from .bad_steps import BadSteps
-from .best import keep_best, should_stop
+from .best import keep_best, prune_best, should_stop
 from .log import TrainLog, read_metrics
 from .loop import Periodic, StepRecord
 from .settings import TrainSettings
@@ -137,3 +137,5 @@ class AfterSteps:
     def _save(self, step: int) -> None:
         self._settle(step)
         self.save(self.state)
+        if self.main:
+            prune_best(self.settings.run_dir)

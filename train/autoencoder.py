@@ -4,6 +4,7 @@
 The run's `autoencoder/` is a diffusers AutoencoderKL whose scaling factor was measured on the training images.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ from ldm.config import Settings
 from ldm.data.batches import ImageSamples, pixel_batches
 from ldm.data.cache import cache_root
 from ldm.data.prepare import Placed
-from ldm.evaluate.reconstruction import psnr, ssim
+from ldm.errors import UserError
+from ldm.evaluate.reconstruction import WINDOW_PX, psnr, ssim
 from ldm.files import new_folder, write_json
 from ldm.images import image_grid, tensor_to_images
 from ldm.models.fresh import AutoencoderShape, make_autoencoder
@@ -39,7 +41,7 @@ class ReconstructionSettings(Settings):
     detail_weight: float = Field(
         1.0, ge=0, description="absolute error of the Laplacian pyramid: edges at each scale"
     )
-    detail_levels: int = Field(3, ge=1)
+    detail_levels: int = Field(3, ge=1, description="scales of the pyramid; each halves H and W once more")
     kl_weight: float = Field(
         1e-3, ge=0, description="pulls the latents towards a standard normal, and so smooths them"
     )
@@ -51,6 +53,44 @@ class AutoencoderSettings(TrainSettings):
     program: Literal["autoencoder"]
     model: AutoencoderShape = AutoencoderShape()
     objective: ReconstructionSettings = ReconstructionSettings()
+
+
+def size_multiple(settings: AutoencoderSettings) -> int:
+    """What image sides must be multiples of: the network and the pyramid each halve them so often."""
+    return math.lcm(settings.model.downscale, 2**settings.objective.detail_levels)
+
+
+def check_size(settings: AutoencoderSettings) -> None:
+    """Refuse an image size that cannot be halved often enough, or measured.
+
+    Raises:
+        UserError: names the key and the multiple.
+    """
+    multiple = size_multiple(settings)
+    least = math.ceil(WINDOW_PX / multiple) * multiple
+    for name in ("height", "width"):
+        value = getattr(settings.data, name)
+        if value % multiple or value < least:
+            raise UserError(
+                f"data.{name} = {value}",
+                f"choose a multiple of {multiple} from {least} on: model.block_out_channels and "
+                "objective.detail_levels halve it",
+            )
+
+
+def check_buckets(data: TrainingData) -> None:
+    """Refuse buckets too narrow to be measured.
+
+    Raises:
+        UserError: names the narrowest.
+    """
+    height, width = min((one.size for one in [*data.train, *data.held_out]), key=min)
+    if min(height, width) < WINDOW_PX:
+        raise UserError(
+            f"data.buckets = true: a bucket is {height} x {width} px, and reconstructions are measured from "
+            f"{WINDOW_PX} px on",
+            "raise data.height and data.width, or lower data.max_aspect",
+        )
 
 
 def laplacian_pyramid(image: Tensor, levels: int) -> list[Tensor]:
@@ -123,7 +163,7 @@ def measure(autoencoder: nn.Module, placed: Sequence[Placed]) -> dict[str, float
 
 @torch.no_grad()
 def latent_std(autoencoder: nn.Module, placed: Sequence[Placed]) -> float:
-    """Root mean square of the posterior means: one over it is the scaling factor that gives latents unit size."""
+    """Root mean square of the latents drawn, by mean and variance: one over it is the scaling factor for unit size."""
     device = next(autoencoder.parameters()).device
     squares = []
     for pixel_values in pixel_batches(placed):
@@ -143,11 +183,13 @@ def write_grid(autoencoder: nn.Module, placed: Sequence[Placed], path: Path) -> 
 
 def train(settings: AutoencoderSettings) -> None:
     """Train, then write `autoencoder/`, `report.json` and `reconstruction.png` into the run directory."""
+    check_size(settings)
     run = Run(settings)
     autoencoder: Any = make_autoencoder(settings.model, settings.data.height)
     task = AutoencoderTask(autoencoder, settings.objective)
     scale = settings.model.downscale
-    data = read_data(run, folder=cache_root(), multiple=scale)
+    data = read_data(run, folder=cache_root(), multiple=size_multiple(settings))
+    check_buckets(data)
     dataset = ImageSamples(
         data.train,
         seed=settings.seed,

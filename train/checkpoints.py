@@ -1,4 +1,4 @@
-"""The folders of checkpoints: which there are, which is the newest whole one, and which may go."""
+"""Folders named after steps: which there are, which is the newest whole checkpoint, and which may go."""
 
 import re
 import shutil
@@ -21,7 +21,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoint folders, oldest first."""
+    """The checkpoint folders, oldest first; or others of steps, such as those of snapshots."""
     return sorted((p for p in folder.glob("step-*") if NAME.fullmatch(p.name) and p.is_dir()), key=step_of)
 
 
@@ -58,3 +58,11 @@ def remove_old(newest: Path, keep_last: int, keep_every: int | None, damaged: Co
     for checkpoint in found:
         if checkpoint not in kept:
             shutil.rmtree(checkpoint)
+
+
+def remove_after(folder: Path, step: int) -> list[Path]:
+    """Remove the folders of steps after `step`, which a run that goes on from there does again; returns them."""
+    later = [each for each in checkpoints(folder) if step_of(each) > step]
+    for each in later:
+        shutil.rmtree(each)
+    return later

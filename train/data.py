@@ -61,6 +61,12 @@ def read_data(run: Run, *, folder: Path, multiple: int = 8, rehash: bool = False
     train, held_out = holdout_split(prepared.placed, data.holdout_fraction, settings.seed)
     if not train:
         raise UserError("no image is left to train on", "add images, or lower data.holdout_fraction")
+    if settings.validation.every and not held_out:
+        raise UserError(
+            f"data.holdout_fraction = {data.holdout_fraction} holds out none of {len(train)} images, which "
+            "validation.every needs",
+            "raise it, or add images",
+        )
     return TrainingData(train, held_out, reading, facts, prepared, found)
 
 

@@ -26,10 +26,11 @@ from ldm.models.denoiser import UNetDenoiser
 from ldm.models.fresh import make_unet
 from ldm.models.loading import load_text_model, load_tokenizer, load_vae
 from ldm.models.text import ClipTextEncoder
-from ldm.schedule import NoiseSchedule, ScheduleSettings
+from ldm.schedule import NoiseSchedule
+from ldm.schedulers import training_path
 
 from .after_steps import Validate
-from .best import read_best
+from .best import lend_best
 from .data import TrainingData, read_data, write_data_report
 from .denoiser_settings import DenoiserSettings, PartsSettings
 from .denoiser_task import DenoiserTask
@@ -96,11 +97,10 @@ def _part(folder: Path, program: str) -> Path:
 
 
 def schedule_of(settings: DenoiserSettings, parts: ModelParts) -> NoiseSchedule:
-    """The path to train on: the settings' own, or with `base` the one the model was made with."""
+    """The path to train on: the settings' own, or with `base` the one the model was made with; UserError if unknown."""
     if settings.base is None:
         return NoiseSchedule(settings.schedule)
-    known = ScheduleSettings.model_fields
-    return NoiseSchedule(ScheduleSettings(**{k: v for k, v in parts.scheduler_config.items() if k in known}))
+    return NoiseSchedule(training_path(parts.scheduler_config, settings.base))
 
 
 def make_task(settings: DenoiserSettings) -> DenoiserTask:
@@ -210,9 +210,7 @@ def train(settings: DenoiserSettings) -> None:
     state = train_on(run, settings, task, multiple)
     if run.main:
         if settings.validation.keep_best:
-            step, weights = read_best(run.run_dir)
-            state.average.replace_applied(weights)
-            print(f"the best step was {step}")
+            lend_best(run.run_dir, state.average)
         with state.average.applied():
             save_trained(plain_parts(run, settings, task, state), run.run_dir / "pipeline", settings, base)
         print(f"trained: {run.run_dir / 'pipeline'}")

@@ -52,7 +52,8 @@ def make_accelerator(settings: TrainSettings) -> Accelerator:
             f"{num_here} processes on {torch.cuda.device_count()} CUDA devices",
             "start as many as there are devices",
         )
-    with patch_environment(accelerate_use_fsdp="false"):  # `asked_to_shard` has read it
+    # `asked_to_shard` has read the first; the second would divide a gradient that the loop has weighed already
+    with patch_environment(accelerate_use_fsdp="false", accelerate_gradient_accumulation_steps="1"):
         accelerator = Accelerator(cpu=cpu, mixed_precision=settings.mixed_precision)
     # Accelerate can come up as one process under a launcher of two; each would then train a model of its own.
     assert accelerator.num_processes == int(os.environ.get("WORLD_SIZE", "1"))

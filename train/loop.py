@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ldm import noise
-from ldm.devices import free_cached_memory
+from ldm.devices import free_cached_memory, is_out_of_memory
 from ldm.errors import UserError
 from ldm.models.compiled import is_compiled
 
@@ -132,7 +132,9 @@ def gradients_in_memory(
     while True:
         try:
             return size, accumulate_gradients(model, batch, accelerator, size)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             size = min(size, len(batch["weight"]))
             mend = _why_not_halved(size, accelerator.num_processes, may_split)
             if mend:

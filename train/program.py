@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from ldm.config import load_settings
-from ldm.devices import keep_freed_memory
+from ldm.devices import is_out_of_memory, keep_freed_memory
 from ldm.errors import UserError
 
 from .settings import TrainSettings
@@ -53,7 +53,9 @@ def run_program(
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         print(f"error: the device is out of memory: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
     except Interrupted as stopped:

@@ -17,14 +17,14 @@ from ldm.cli.progress import work_bar
 from ldm.config import to_yaml
 from ldm.data.batches import make_loader
 from ldm.data.fingerprint import Fingerprint
-from ldm.data.order import BatchOrder
+from ldm.data.order import BatchOrder, steps_per_epoch
 from ldm.data.streaming import StreamOrder
 from ldm.files import disk_errors, remove_leftovers, write_bytes
 from ldm.folder_lock import FolderLock
 
 from .after_steps import AfterSteps, Preview, Validate
 from .averages import WeightAverages
-from .checkpoints import newest_whole
+from .checkpoints import newest_whole, remove_after
 from .devices import asked_to_shard, make_accelerator
 from .log import TrainLog
 from .loop import train_steps
@@ -162,11 +162,13 @@ class Run:
             opened()
         self.accelerator.wait_for_everyone()
         state = self.start(task)
+        if self.main:
+            self._forget_after(state.step)
         model = self.prepare(task)
         streamed = stream(state.step, state.stream) if stream else None
         order = streamed or self.order(bucket_of, state.step)
         with StopSignal().watching() as stop, self._log(state.step) as log:
-            for line in (self._plan(len(bucket_of), state), *self.changes):
+            for line in (self._plan(bucket_of, state), *self.changes):
                 log.say(line)
             loader = self.loader(dataset, order)
             records = train_steps(state, model, loader, self.accelerator, settings, may_split=may_split)
@@ -209,7 +211,16 @@ class Run:
         remove_leftovers(self.run_dir)
         remove_leftovers(self.run_dir / "checkpoints")
         remove_leftovers(self.run_dir / "averages")
+        remove_leftovers(self.run_dir / "best")
         write_bytes(self.run_dir / "config.yaml", to_yaml(self.settings).encode())
+
+    def _forget_after(self, step: int) -> None:
+        """Remove what stands there of steps that will be done again, perhaps with other settings."""
+        for name in ("averages", "best"):
+            if later := remove_after(self.run_dir / name, step):
+                self.changes.append(
+                    f"{name}: removed what is of steps after {step}, {', '.join(each.name for each in later)}"
+                )
 
     def start(self, task: nn.Module) -> TrainState:
         """The state that training goes on from: fresh, forked, or of the newest whole checkpoint."""
@@ -259,11 +270,13 @@ class Run:
             num_workers = min(4, (os.cpu_count() or 1) // num_here) if on_cuda else 0
         return make_loader(dataset, order, num_workers, pin_memory=on_cuda)
 
-    def _plan(self, num_samples: int, state: TrainState) -> str:
+    def _plan(self, bucket_of: Sequence[Hashable], state: TrainState) -> str:
         settings = self.settings
         weights = sum(p.numel() for p in state.average.live.values())
-        passes = settings.num_steps * settings.global_batch_size / max(1, num_samples)
-        amount = f"{num_samples} samples ({passes:.1f} passes)" if num_samples else "samples shard by shard"
+        amount = "samples shard by shard"
+        if bucket_of:
+            passes = settings.num_steps / steps_per_epoch(bucket_of, settings.global_batch_size)
+            amount = f"{len(bucket_of)} samples ({passes:.1f} passes)"
         begin = f"resuming at step {state.step}" if state.step else "starting"
         return (
             f"{begin}: {settings.program} with {weights / 1e6:.1f}M trained weights on {self.device.type} x "

@@ -1,5 +1,6 @@
 """The settings that every training program shares; each program adds its own."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, Self
 
@@ -7,6 +8,7 @@ from pydantic import Field, model_validator
 
 from ldm.config import Settings
 from ldm.data.prepare import DataSettings
+from ldm.data.sources import SourceSettings
 
 from .averages import AverageSettings
 from .trackers import TrackerName
@@ -14,6 +16,8 @@ from .validation import ValidationSettings
 
 OptimizerName = Literal["adamw", "adamw_8bit"]
 """torch's fused AdamW, or bitsandbytes' with moments of eight bits."""
+
+MASKS = ("masks", "alpha_mask")
 
 
 class OptimSettings(Settings):
@@ -51,7 +55,7 @@ class TrainSettings(Settings):
 
     program: Literal["autoencoder", "text_encoder", "denoiser"]
     run_dir: Path = Field(description="where the run's files go; rerunning with the same one resumes")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     num_steps: int = Field(gt=0, description="optimizer steps in all")
     global_batch_size: int = Field(32, gt=0, description="samples an optimizer step, over all processes")
     max_micro_batch: int = Field(64, gt=0, description="samples a process puts through the network at once")
@@ -90,6 +94,12 @@ class TrainSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _check_program(self) -> Self:
+        for key in _without_effect(self):
+            raise ValueError(f"{key} has no effect in the program {self.program}: leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _check_warmup(self) -> Self:
         num_warmup_steps = self.optim.num_warmup_steps
         if num_warmup_steps and num_warmup_steps >= self.num_steps:
@@ -98,3 +108,17 @@ class TrainSettings(Settings):
                 f"would only rise; set optim.num_warmup_steps={self.num_steps // 20} or a larger num_steps"
             )
         return self
+
+
+def _without_effect(settings: TrainSettings) -> Iterator[str]:
+    """The keys of what is set and the program would not read."""
+    if settings.program == "denoiser":
+        return
+    for name, field in ValidationSettings.model_fields.items():
+        if getattr(settings.validation, name) != field.default:
+            yield f"validation.{name}"
+    unread = MASKS if settings.program == "autoencoder" else (*MASKS, "loss_weight")
+    for number, source in enumerate(settings.data.sources):
+        for name in unread:
+            if getattr(source, name) != SourceSettings.model_fields[name].default:
+                yield f"data.sources.{number}.{name}"

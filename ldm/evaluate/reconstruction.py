@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+WINDOW_PX = 11
+"""The side of SSIM's window, and so of the smallest image that it can be measured on."""
+
 
 def psnr(first: Tensor, second: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of each pair, [B, 3, H, W] in [-1, 1] -> [B]: 10 log10(2^2 / MSE)."""
@@ -12,7 +15,7 @@ def psnr(first: Tensor, second: Tensor) -> Tensor:
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:
-    """Structural similarity of each pair, [B, 3, H, W] in [-1, 1] -> [B].
+    """Structural similarity of each pair, [B, 3, H, W] in [-1, 1] -> [B]; H and W are at least `WINDOW_PX`.
 
     Eq. 13 of Wang et al. 2004 with its Gaussian window of 11 px, sigma 1.5, mean over pixels and channels.
     """
@@ -33,7 +36,7 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _gaussian_window(channels: int) -> Tensor:
-    position = torch.arange(11, dtype=torch.float32) - 5
+    position = torch.arange(WINDOW_PX, dtype=torch.float32) - WINDOW_PX // 2
     line = torch.exp(-(position**2) / (2 * 1.5**2))
     line = line / line.sum()
-    return torch.outer(line, line).expand(channels, 1, 11, 11).contiguous()
+    return torch.outer(line, line).expand(channels, 1, WINDOW_PX, WINDOW_PX).contiguous()

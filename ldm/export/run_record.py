@@ -81,9 +81,9 @@ def _provenance(model: Path) -> Mapping[str, Any]:
 
 
 def _best_step(folder: Path, settings: Mapping[str, Any]) -> int | None:
-    best = folder / "best" / "best.json"
-    keeps_best = (settings.get("validation") or {}).get("keep_best") and best.is_file()
-    return int(read_json(best)["step"]) if keeps_best else None
+    if not (settings.get("validation") or {}).get("keep_best"):
+        return None
+    return max((int(read_json(each)["step"]) for each in (folder / "best").rglob("best.json")), default=None)
 
 
 def _reports_near(folder: Path) -> Iterator[Mapping[str, Any]]:

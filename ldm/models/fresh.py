@@ -1,18 +1,21 @@
 """Networks with fresh weights, built from settings; the classes are diffusers' own, so every reader knows them."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
 
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ldm.config import Settings
+
+Channels = Annotated[int, Field(ge=1)]
 
 
 class AutoencoderShape(Settings):
     """The shape of an AutoencoderKL."""
 
-    block_out_channels: tuple[int, ...] = Field(
+    block_out_channels: tuple[Channels, ...] = Field(
         (24, 48, 96), min_length=1, description="a level each, halving H, W"
     )
     layers_per_block: int = Field(1, ge=1)
@@ -20,22 +23,46 @@ class AutoencoderShape(Settings):
     norm_num_groups: int = Field(8, ge=1, description="must divide every level's channels")
     mid_block_add_attention: bool = Field(False, description="self-attention at the lowest resolution")
 
+    @model_validator(mode="after")
+    def _check_groups(self) -> Self:
+        _check_groups(self.block_out_channels, self.norm_num_groups)
+        return self
+
     @property
     def downscale(self) -> int:
         """Pixels a latent is wide."""
         return int(2 ** (len(self.block_out_channels) - 1))
 
 
+def _check_groups(channels: Sequence[int], num_groups: int) -> None:
+    undivided = [each for each in channels if each % num_groups]
+    if undivided:
+        raise ValueError(
+            f"norm_num_groups = {num_groups} does not divide {undivided[0]} of block_out_channels: choose channels "
+            "that are multiples of it"
+        )
+
+
 class DenoiserShape(Settings):
     """The shape of a UNet2DConditionModel."""
 
-    block_out_channels: tuple[int, ...] = Field(
+    block_out_channels: tuple[Channels, ...] = Field(
         (64, 128, 256), min_length=1, description="a level each, halving h, w"
     )
     attention: tuple[bool, ...] = Field((False, True, True), description="which levels attend to the prompt")
     layers_per_block: int = Field(1, ge=1)
     attention_head_dim: int = Field(64, ge=1, description="channels of an attention head")
     norm_num_groups: int = Field(16, ge=1, description="must divide every level's channels")
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> Self:
+        _check_groups(self.block_out_channels, self.norm_num_groups)
+        given, levels = len(self.attention), len(self.block_out_channels)
+        if given != levels:
+            raise ValueError(
+                f"attention has {given} levels, block_out_channels {levels}: give attention one true or false a level"
+            )
+        return self
 
 
 def make_autoencoder(shape: AutoencoderShape, sample_size_px: int) -> AutoencoderKL:
