@@ -26,7 +26,7 @@ DENOISER: dict[str, Any] = {
         ),
         ({"num_steps": 60}, "set optim.num_warmup_steps=3"),
         (
-            {"model": {"block_out_channels": [8, 16], "attention": [False, True]}},
+            {"model": {"block_out_channels": [16, 32], "attention": [False, True]}},
             "model is given, but the model of base has its own: leave it out",
         ),
         ({"schedule": {"prediction_type": "v_prediction"}}, "schedule is given, but the model of base"),
