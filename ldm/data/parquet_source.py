@@ -10,9 +10,9 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ldm.data.folder import scan
 from ldm.data.metadata import Row, sample_of_row, table_rows
 from ldm.data.sample import ImageSource, Refusal, Sample, Stamp
+from ldm.data.scan import scan
 from ldm.errors import UserError, nearest
 
 _SPLIT = re.compile(r"(train|training|validation|valid|val|dev|test|testing|eval)(?=$|[-_.])")

@@ -9,11 +9,12 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from ldm.config import Settings
 from ldm.data.datasets_source import DatasetsKey, is_saved_dataset, read_datasets
-from ldm.data.folder import read_folder, scan
+from ldm.data.folder import read_folder
 from ldm.data.masks import AlphaMask, with_masks
 from ldm.data.metadata import FILE_NAMES
 from ldm.data.parquet_source import parquet_files, read_parquet
 from ldm.data.sample import Refusal, Sample
+from ldm.data.scan import is_folder, scan, status_of, stem, suffix
 from ldm.data.webdataset_source import COMPRESSED_SUFFIXES, read_tar, tar_files
 from ldm.errors import UserError
 from ldm.images import IMAGE_SUFFIXES
@@ -131,13 +132,13 @@ def kind_of(settings: SourceSettings) -> Kind:
     root = Path(settings.path)
     if settings.kind == "datasets":
         return "datasets"
-    if not root.exists():
+    if status_of(root) is None:
         raise UserError(
             f"{root}: no such folder or file", "name another, or set kind to datasets for a name on the Hub"
         )
     if settings.kind != "auto":
         return settings.kind
-    return _kind_of_folder(root) if root.is_dir() else _kind_of_file(root)
+    return _kind_of_folder(root) if is_folder(root) else _kind_of_file(root)
 
 
 def _kind_of_file(path: Path) -> Kind:
@@ -151,16 +152,34 @@ def _kind_of_file(path: Path) -> Kind:
 def _kind_of_folder(root: Path) -> Kind:
     if is_saved_dataset(root):
         return "datasets"
-    names = scan(root)
-    if any(PurePosixPath(name).name in FILE_NAMES for name in names):
-        return "folder"
-    kinds = {PurePosixPath(name).suffix.lower() for name in names}
-    has_tars = any(name.lower().endswith((".tar", *COMPRESSED_SUFFIXES)) for name in names)
-    if has_tars and kinds & IMAGE_SUFFIXES:
-        raise UserError(f"{root}: holds images and tars", "set kind to folder or webdataset")
-    if has_tars:
-        return "webdataset"
-    return "parquet" if ".parquet" in kinds and not kinds & IMAGE_SUFFIXES else "folder"
+    found = _kinds_in(scan(root))
+    if len(found) > 1:
+        (one, kind), (other, another) = list(found.items())[:2]
+        kinds = " or ".join(dict.fromkeys((kind, another)))
+        raise UserError(f"{root}: holds {one} and {other}", f"set kind to {kinds} (--kind)")
+    return next(iter(found.values()), "folder")
+
+
+def _kinds_in(names: Sequence[str]) -> dict[str, Kind]:
+    """What a folder holds that samples could come from, each with its kind.
+
+    Metadata and images are one folder. A parquet file named as a tar beside it describes that one: so does a
+    downloader write its shards.
+    """
+    tars = [name for name in names if name.lower().endswith((".tar", *COMPRESSED_SUFFIXES))]
+    described = {stem(name) for name in tars}
+    metadata = [name for name in names if PurePosixPath(name).name in FILE_NAMES]
+    parquet = [n for n in names if suffix(n) == ".parquet" and n not in metadata and stem(n) not in described]
+    found: dict[str, Kind] = {}
+    if metadata:
+        found[PurePosixPath(metadata[0]).name] = "folder"
+    elif any(suffix(name) in IMAGE_SUFFIXES for name in names):
+        found["images"] = "folder"
+    if tars:
+        found["tars"] = "webdataset"
+    if parquet:
+        found["parquet files"] = "parquet"
+    return found
 
 
 def _read(settings: SourceSettings, kind: Kind) -> Reading:
