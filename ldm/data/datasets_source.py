@@ -8,7 +8,7 @@ from typing import Any
 
 from ldm.data.metadata import table_rows
 from ldm.data.parquet_source import image_bytes, image_present, plain_columns, sample_or_refusal
-from ldm.data.sample import FileImage, Refusal, Sample, Stamp
+from ldm.data.sample import FileImage, Refusal, Sample, Stamp, stamp_of
 from ldm.data.scan import is_file
 from ldm.errors import UserError, unknown_name
 
@@ -57,7 +57,7 @@ class DatasetsImage:
         if not files:
             return None
         entry = f"{Path(self.dataset.path).resolve()}#{self.dataset.split}/{self.column}/{self.row}"
-        return entry, sum(file.st_size for file in files), max(file.st_mtime_ns for file in files)
+        return stamp_of(entry, *files)
 
 
 def is_saved_dataset(root: Path) -> bool:

@@ -12,8 +12,9 @@ from ldm.errors import UserError
 from ldm.images import WHITE, Color, open_image
 from ldm.noise import key_to_seed
 
-Stamp = tuple[str, int, int]
-"""Absolute path, size in bytes and modification time in nanoseconds: while it stays, so do the bytes."""
+Stamp = tuple[str, int, int, int]
+"""Absolute path, size in bytes, and times in nanoseconds: of the last modification and of the last change of any kind,
+which no copying program restores. While it stays, so do the bytes."""
 
 
 class ImageSource(Protocol):
@@ -54,7 +55,13 @@ class FileImage:
             status = os.stat(self.path)
         except OSError:
             return None
-        return str(self.path.resolve()), status.st_size, status.st_mtime_ns
+        return stamp_of(str(self.path.resolve()), status)
+
+
+def stamp_of(name: str, *files: os.stat_result) -> Stamp:
+    """The stamp of what lies in some files, under a name of its own."""
+    size = sum(status.st_size for status in files)
+    return name, size, max(s.st_mtime_ns for s in files), max(s.st_ctime_ns for s in files)
 
 
 @dataclass(frozen=True)
