@@ -5,6 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import typer
+
+from ldm.errors import UserError
+
 if TYPE_CHECKING:
     from ldm.data.prepare import DataSettings, Prepared
     from ldm.data.sample import Facts, Refusal
@@ -119,7 +123,11 @@ def survey_reading(reading: "Reading", *, rehash: bool = False) -> "dict[str, Fa
     memo = Memo(cache_root(), rehash=rehash)
     with work_bar("image") as bar:
         facts = survey(reading.samples, memo, on_progress=bar.show)
-    memo.save()
+    try:
+        memo.save()
+    except UserError as error:  # what was found out holds without it
+        said = f"warning: {error.what}: the images will be read again; set LDM_CACHE_DIR to a writable folder"
+        typer.echo(said, err=True)
     return facts
 
 

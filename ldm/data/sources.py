@@ -1,5 +1,6 @@
 """Where the samples come from: folders, parquet files, WebDataset tars, `datasets`, one or several together."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -180,6 +181,22 @@ def _kinds_in(names: Sequence[str]) -> dict[str, Kind]:
     if parquet:
         found["parquet files"] = "parquet"
     return found
+
+
+def passed_over(settings: SourceSettings) -> dict[str, int]:
+    """How many files of a source's folder are no part of it, by suffix, the most first; hidden ones do not count.
+
+    Raises:
+        UserError: as `kind_of`.
+    """
+    root, kind = Path(settings.path), kind_of(settings)
+    if kind == "datasets" or not is_folder(root):
+        return {}
+    names = scan(root)
+    captions = {".txt"} if not set(FILE_NAMES) & set(names) else set()  # metadata has the captions itself
+    own = {"parquet": {".parquet"}, "webdataset": {".tar"}, "folder": {*IMAGE_SUFFIXES, *captions}}[kind]
+    others = (name for name in names if suffix(name) not in own and name not in FILE_NAMES)
+    return dict(Counter(suffix(name) or "without a suffix" for name in others).most_common())
 
 
 def _read(settings: SourceSettings, kind: Kind) -> Reading:
