@@ -117,6 +117,7 @@ class Facts:
         height: pixels, upright.
         perceptual_hash: 64 bits that hardly change when the image is scaled or saved again.
         notes: what of the file was left out, such as "first of 12 frames used".
+        is_black: whether no pixel is anything else; of a mask, nothing of its image counts.
     """
 
     content_hash: str
@@ -124,6 +125,7 @@ class Facts:
     height: int
     perceptual_hash: int
     notes: tuple[str, ...] = ()
+    is_black: bool = False
 
 
 def holdout_split(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[list[Sample], list[Sample]]:
