@@ -168,8 +168,8 @@ def test_each_fact_is_one_line_and_no_terminal_obeys_it(tmp_path: Path) -> None:
     (folder / name).write_bytes((folder / "red.png").read_bytes())
     rows = [{"file_name": name, "text": "one\n\x1b]0;two\x07" + "long " * 999}]
     for number in range(25):
-        (folder / f"bad-{number}\x1b.png").write_bytes(b"bad")
-        rows.append({"file_name": f"bad-{number}\x1b.png", "text": "x"})
+        (folder / f"bad-{number}\n\x1b.png").write_bytes(b"bad")
+        rows.append({"file_name": f"bad-{number}\n\x1b.png", "text": "x"})
     with (folder / "metadata.jsonl").open("a") as file:
         file.writelines("\n" + json.dumps(row) for row in rows)
     said = ldm_data("check", folder, "--report", tmp_path / "report")
@@ -179,7 +179,7 @@ def test_each_fact_is_one_line_and_no_terminal_obeys_it(tmp_path: Path) -> None:
     assert "exact duplicates: 1 groups, such as a\\x1b[31m\\nred\\u202e.png, red.png\n" in said.stdout
     assert max(map(len, said.stdout.splitlines())) < 300
     errors = said.stderr.splitlines()
-    assert len(errors) == 22 and "bad-0\\x1b.png: not an image" in errors[0]
+    assert len(errors) == 22 and errors[0].startswith(f"error: {folder}/bad-0 \\x1b.png: not an image")
     assert errors[-2] == "error: 5 more cannot be used; --report FOLDER names all"
     fates = json.loads((tmp_path / "report/data_report.json").read_text())["samples"]
     assert sum(not fate["used"] for fate in fates) == 25

@@ -84,7 +84,7 @@ FAULTS: dict[str, tuple[str, Build]] = {
         csv("filename,text\na.png,x\n"),
     ),
     "no caption": (
-        r"no 'text': .* set caption_column \(--caption-column\)",
+        r"no 'text': .* set caption_column \(--caption-column\) to prompt",
         csv("file_name,prompt\na.png,x\n"),
     ),
     "raw": (r"b\.CR3: this image format is not read", beside("a.png", "a.txt", "b.CR3")),

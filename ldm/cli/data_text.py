@@ -23,7 +23,8 @@ def refusal_lines(report: "DataReport", reading: "Reading") -> Iterator[str]:
     refused = [fate for fate in report.samples if not fate.used]
     for fate in refused[:MAX_REFUSALS]:
         name = names.get(fate.sample_id, fate.sample_id)
-        reason = fate.reason if fate.reason.startswith(name) else f"{name}: {fate.reason}"
+        named = fate.reason.startswith((name, " ".join(name.split())))
+        reason = fate.reason if named else f"{name}: {fate.reason}"
         yield f"error: {shown(reason, MAX_REASON_LETTERS)}"
     if len(refused) > MAX_REFUSALS:
         yield f"error: {len(refused) - MAX_REFUSALS} more cannot be used; --report FOLDER names all"

@@ -15,6 +15,8 @@ from ldm.errors import UserError, nearest
 
 FILE_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
+_KNOWN_COLUMNS = {"file_name", "image", "text", "captions", "flip"}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -249,7 +251,8 @@ def row_text(row: Row, column: str, setting: str) -> str:
 
 def _mend(row: Row, column: str, setting: str) -> str:
     """What to do about a column that is not there."""
-    guess = nearest(column, row.values)
+    others = [name for name in row.values if name not in _KNOWN_COLUMNS]
+    guess = nearest(column, row.values) or (others[0] if len(others) == 1 else None)
     to = f" to {guess}" if guess else ""
     option = f"--{setting.replace('_', '-')}"
     return (

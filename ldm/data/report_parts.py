@@ -9,7 +9,7 @@ class SampleFate:
 
     Attributes:
         sample_id: as in `Sample`, or what a refusal calls it.
-        used: whether it is trained on.
+        used: whether it can be trained on. One that is held out of training is used as well: it is measured on.
         reason: why it is not; empty when it is.
         width: of the upright image in pixels; None when it could not be decoded.
         height: likewise.
