@@ -73,7 +73,9 @@ def refuse_dest(dest: Path, data: str) -> None:
     Raises:
         UserError: it would.
     """
-    if dest.exists():
+    from ldm.data.scan import status_of
+
+    if status_of(dest) is not None:
         raise UserError(f"{dest} exists already", "choose another --output, or move it away")
     if dest.resolve().is_relative_to(Path(data).resolve()):
         raise UserError(f"{dest} is inside the data", "choose an --output outside: the data stays as it is")

@@ -89,7 +89,7 @@ def status_of(path: Path) -> os.stat_result | None:
             return None
         if error.errno == errno.ENAMETOOLONG:
             raise UserError(f"{quoted(str(path))}: too long for the name of a file", "shorten it") from error
-        raise UserError(f"{path}: {error.strerror}", "make the folder that it lies in readable") from error
+        raise UserError(f"{path}: {error.strerror}", "make the folder that it lies in accessible") from error
 
 
 def is_file(path: Path) -> bool:
