@@ -22,8 +22,12 @@ WHITE: Color = (255, 255, 255)
 MAX_PIXELS = 89_478_485
 """The largest picture that is opened, in pixels (256 MiB as RGB)."""
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
-UNREADABLE_SUFFIXES = frozenset({".heic", ".heif", ".jxl", ".svg", ".psd", ".dng", ".cr2", ".nef", ".arw"})
+IMAGE_SUFFIXES = frozenset({
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm",
+})  # fmt: skip
+UNREADABLE_SUFFIXES = frozenset({
+    ".heic", ".heif", ".jxl", ".svg", ".psd", ".tga", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".rw2", ".orf", ".raf",
+})  # fmt: skip
 
 # Pillow knows more formats, some of which start other programs (EPS runs Ghostscript).
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")

@@ -57,6 +57,8 @@ def test_the_report_is_written_beside_not_into_the_data(tmp_path: Path) -> None:
     assert [fate["sample_id"] for fate in report["samples"] if not fate["used"]] == ["red.png"]
     assert report["licences"] == {"fields": {"license": {"CC0": 1}}, "num_without": 6}
     assert "data:image/jpeg;base64," in (tmp_path / "report" / "data_report.html").read_text()
+    long = ldm_data("check", folder, "--report", tmp_path / ("report" * 60))
+    assert long.exit_code == 2 and "too long for the name of a file: shorten it" in long.stderr
     inside = ldm_data("check", folder, "--report", folder / "report")
     assert (inside.exit_code, inside.stdout) == (2, "")
     assert "is inside the data: choose a folder outside" in inside.stderr
@@ -133,18 +135,83 @@ def test_parquet_and_tars_are_checked_too(tmp_path: Path) -> None:
     assert wrong.stderr.startswith("error: ldm data check: kind = 'zip'")
 
 
-def test_an_image_once_read_is_trusted_unless_asked(tmp_path: Path, cache: Path) -> None:
+def test_an_image_once_read_is_trusted_unless_asked(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write_squares(tmp_path / "data")
     path = folder / "red.png"
-    os.utime(path, (1e9, 1e9 + 0.5))
     assert ldm_data("check", folder).exit_code == 0
     assert any(cache.rglob("*"))
+    status_of = os.stat(path)
     path.write_bytes(bytes(path.stat().st_size))
-    os.utime(path, (1e9, 1e9 + 0.5))
+    stat = os.stat  # a change that left no trace, as on a disk whose clock is wrong
+    monkeypatch.setattr(
+        "ldm.data.sample.os.stat", lambda p, **o: status_of if Path(p) == path else stat(p, **o)
+    )
     assert ldm_data("check", folder).exit_code == 0
     result = ldm_data("check", folder, "--rehash")
     assert result.exit_code == 2
     assert str(path) in result.stderr
+
+
+def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
+    folder = write_squares(tmp_path / "data")
+    for name in ("a.mp4", "b.mp4", "c.txt", "Makefile", ".hidden.mp4"):
+        (folder / name).write_text("x")
+    said = ldm_data("check", folder)
+    assert said.exit_code == 0
+    assert "note: files passed over: 2 .mp4, 1 without a suffix, 1 .txt\n" in said.stdout
+    assert "passed over" not in ldm_data("check", write_squares(tmp_path / "clean")).stdout
+
+
+def test_each_fact_is_one_line_and_no_terminal_obeys_it(tmp_path: Path) -> None:
+    folder = write_squares(tmp_path / "data")
+    name = "a\x1b[31m\nred\u202e.png"
+    (folder / name).write_bytes((folder / "red.png").read_bytes())
+    rows = [{"file_name": name, "text": "one\n\x1b]0;two\x07" + "long " * 999}]
+    for number in range(25):
+        (folder / f"bad-{number}\n\x1b.png").write_bytes(b"bad")
+        rows.append({"file_name": f"bad-{number}\n\x1b.png", "text": "x"})
+    with (folder / "metadata.jsonl").open("a") as file:
+        file.writelines("\n" + json.dumps(row) for row in rows)
+    said = ldm_data("check", folder, "--report", tmp_path / "report")
+    assert said.exit_code == 2
+    assert not any(letter in said.stdout + said.stderr for letter in "\x1b\x07\u202e")
+    assert "letters: one\\n\\x1b]0;two\\x07long long" in said.stdout
+    assert "exact duplicates: 1 groups, such as a\\x1b[31m\\nred\\u202e.png, red.png\n" in said.stdout
+    assert max(map(len, said.stdout.splitlines())) < 300
+    errors = said.stderr.splitlines()
+    assert len(errors) == 22 and errors[0].startswith(f"error: {folder}/bad-0 \\x1b.png: not an image")
+    assert errors[-2] == "error: 5 more cannot be used; --report FOLDER names all"
+    fates = json.loads((tmp_path / "report/data_report.json").read_text())["samples"]
+    assert sum(not fate["used"] for fate in fates) == 25
+
+
+def test_an_error_shows_what_is_in_a_name(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a\x1b[31m.png").write_text("")
+    said = ldm_data("check", tmp_path / "data").stderr
+    assert "1 image without a caption (a\\x1b[31m.png)" in said and "\x1b" not in said
+
+
+def test_a_size_that_a_run_of_the_model_refuses(tmp_path: Path) -> None:
+    Pipeline(make_sd2(tmp_path, ZERO_SNR_SCHEDULER)).save(tmp_path / "model")
+    folder = write_squares(tmp_path / "data")
+    said = ldm_data("check", folder, "--model", tmp_path / "model", "--width", 15, "--height", 16)
+    assert (said.exit_code, said.stdout) == (2, "")
+    assert said.stderr.startswith("error: --width 15: choose a multiple of ")
+    assert ldm_data("check", folder, "--width", 15).exit_code == 0  # nobody said for which model
+
+
+def test_a_check_is_told_though_it_cannot_be_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LDM_CACHE_DIR", str(tmp_path / "file/cache"))
+    said = ldm_data("check", write_squares(tmp_path / "data"))
+    assert said.exit_code == 0 and "7 usable images" in said.stdout
+    assert said.stderr.startswith("warning: ") and len(said.stderr.splitlines()) == 1
+    assert "set LDM_CACHE_DIR to a writable folder" in said.stderr
 
 
 # ldm data prune

@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 from ldm.cli.app import app
 from ldm.cli.init_text import Amount, choose_amount
-from ldm.config import load_settings
+from ldm.config import load_settings, validate
+from ldm.data.prepare import DataSettings
+from ldm.errors import UserError
 from ldm.model_parts import save_parts
 from tests.tiny_models import make_sd1
 from train import denoiser
@@ -140,6 +142,25 @@ def test_the_rule_of_the_amount(num_images: int, trainable: str, expected: Amoun
     assert choose_amount(num_images, trainable) == expected
 
 
+def test_the_columns_and_the_kind_reach_the_file(here: Path) -> None:
+    write_images(here / "a", [(16, 16)] * 3)
+    (here / "a/other.parquet").write_bytes(b"")
+    assert "set kind to folder or parquet (--kind)" in refusal("a", "--base", "base")
+    rows = (here / "a/metadata.jsonl").read_text()
+    (here / "a/metadata.jsonl").write_text(rows.replace("file_name", "picture").replace("text", "prompt"))
+    assert "set image_column (--image-column)" in refusal("a", "--base", "base", "--kind", "folder")
+    own = ("--kind", "folder", "--image-column", "picture", "--caption-column", "prompt")
+    said = init("a", "--base", "base", "--output", "my a.yaml", *own)
+    assert said.splitlines()[1:] == ["  ldm train 'my a.yaml' --plan", "  ldm train 'my a.yaml'"]
+    assert "# command: ldm train 'my a.yaml' " in Path("my a.yaml").read_text()
+    (source,) = settings_in("my a.yaml").data.all_sources()
+    assert (source.kind, source.image_column, source.caption_column) == ("folder", "picture", "prompt")
+    assert denoiser.main(["my a.yaml", "device=cpu", "--plan"]) == 0
+    assert "kind = 'folders'" in refusal("a", "--base", "base", "--kind", "folders")
+    with pytest.raises(UserError, match=r"image_column belongs to data\.path"):
+        validate(DataSettings, {"image_column": "x", "sources": [{"path": "a"}]})
+
+
 def test_what_would_be_lost_or_wrong_is_refused(here: Path) -> None:
     write_images(here / "a", [(16, 16)] * 3)
     Path("a.yaml").write_text("mine")
@@ -148,6 +169,7 @@ def test_what_would_be_lost_or_wrong_is_refused(here: Path) -> None:
     assert "is inside the data" in refusal("a", "--base", "base", "--output", "a/b.yaml")
     assert "did you mean 'unet'" in refusal("a", "--trainable", "une")
     assert "no such folder or file" in refusal("b", "--base", "base")
+    assert "too long for the name of a file" in refusal("a", "--base", "base", "--output", "c" * 300)
     assert "no model 'bass'" in refusal("a", "--base", "bass", "--output", "c.yaml")
     (here / "a/000.png").write_bytes(b"broken")
     assert "1 of 3 samples are bad" in refusal("a", "--base", "base", "--output", "c.yaml")

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,8 @@ def facts_of(text: str = "x") -> Facts:
     )
 
 
-def stamp(name: str = "a.png", size: int = 1, mtime_ns: int = OLD_NS) -> Stamp:
-    return f"/data/{name}", size, mtime_ns
+def stamp(name: str = "a.png", size: int = 1, mtime_ns: int = OLD_NS, ctime_ns: int = OLD_NS) -> Stamp:
+    return f"/data/{name}", size, mtime_ns, ctime_ns
 
 
 def test_facts_come_back_while_the_stamp_stays(tmp_path: Path) -> None:
@@ -33,7 +34,13 @@ def test_facts_come_back_while_the_stamp_stays(tmp_path: Path) -> None:
     for reader in (memo, again):
         assert reader.get(stamp()) == facts_of()
         assert reader.get(stamp("b\ud800.png")) == facts_of("b")
-        for other in (stamp("c.png"), stamp(size=2), stamp(mtime_ns=OLD_NS + 1), None):
+        for other in (
+            stamp("c.png"),
+            stamp(size=2),
+            stamp(mtime_ns=OLD_NS + 1),
+            stamp(ctime_ns=OLD_NS + 1),
+            None,
+        ):
             assert reader.get(other) is None
     assert Memo(tmp_path, rehash=True).get(stamp()) is None
 
@@ -117,10 +124,14 @@ def test_a_file_written_again_in_the_same_moment_is_not_remembered(tmp_path: Pat
     (tmp_path / "changed").write_text("two")
     os.utime(tmp_path / "changed", ns=(stamps["changed"][2],) * 2)  # a clock that ticks slowly
     (tmp_path / "gone").unlink()
+    (tmp_path / "raced").write_text("two")
+    raced = FileImage(tmp_path / "raced").stamp()
+    memo.put(raced, facts_of("one"))  # read before a change that no time shows
     memo.save()
     again = Memo(tmp_path / "cache")
     assert again.get(stamps["same"]) == facts_of("one")
     assert again.get(stamps["changed"]) is None and again.get(stamps["gone"]) is None
+    assert again.get(raced) is None
 
 
 def test_a_disk_that_keeps_whole_seconds_is_trusted_after_two(tmp_path: Path) -> None:
@@ -135,3 +146,20 @@ def test_a_disk_that_keeps_whole_seconds_is_trusted_after_two(tmp_path: Path) ->
         memo.save()
         known[age_sec] = Memo(tmp_path / f"cache {age_sec}").get(found) is not None
     assert known == {0: False, 10: True, -100: False}
+
+
+def test_another_file_with_the_old_size_and_time_is_read_again(tmp_path: Path) -> None:
+    """As `cp -p`, rsync and unpackers leave it."""
+    path = tmp_path / "a"
+    path.write_text("one")
+    os.utime(path, ns=(OLD_NS, OLD_NS))
+    memo = Memo(tmp_path / "cache")
+    found = read(path, memo)
+    memo.save()
+    assert Memo(tmp_path / "cache").get(FileImage(path).stamp()) == facts_of("one")
+    time.sleep(0.02)  # or the clock of the disk may not have ticked
+    path.write_text("two")
+    os.utime(path, ns=(OLD_NS, OLD_NS))
+    again = FileImage(path).stamp()
+    assert again and again[:3] == found[:3]
+    assert Memo(tmp_path / "cache").get(again) is None

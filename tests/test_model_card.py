@@ -12,10 +12,10 @@ from huggingface_hub import ModelCard, constants
 from PIL import Image
 from tiny_card import FINGERPRINT, card_of, make_run, picture, section, whole_model
 
-from ldm.export.card_subject import BaseModel, find_base
+from ldm.export.card_subject import BaseModel, find_base, hub_datasets
 from ldm.export.licences import licence_keys
 from ldm.export.run_card import measurements_of, training_section
-from ldm.export.run_record import read_run
+from ldm.export.run_record import RunRecord, read_run
 from ldm.export.source import ExportSource, load_source
 
 TOKEN = "hf_" + "aB3" * 11
@@ -236,3 +236,19 @@ def test_a_licence_is_given_as_the_hub_has_it(licence: str | None, keys: dict[st
 def test_without_a_licence_the_card_says_so(source: ExportSource, tmp_path: Path) -> None:
     card = card_of(source, tmp_path / "out", licence=None)
     assert section(card, "Licence").startswith("None was given.")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"path": "ann/photos", "kind": "datasets"},
+        {
+            "path": None,
+            "sources": [{"path": "ann/photos", "kind": "datasets"}, {"path": "mine", "kind": "auto"}],
+        },
+    ],
+)
+def test_a_data_set_of_the_hub_is_named_wherever_the_settings_have_it(data: dict[str, Any]) -> None:
+    run = RunRecord("run", {"data": data}, [], None, None, "average", [])
+    assert hub_datasets(run) == ["ann/photos"]
+    assert hub_datasets(None) == []

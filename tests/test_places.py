@@ -1,5 +1,6 @@
-"""A run writes neither over the user's files nor among the images."""
+"""A run writes neither over the user's files nor among the images, and its report says what it does with them."""
 
+import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -109,3 +110,14 @@ def test_only_leftovers_of_ours_are_cleared_away(tmp_path: Path) -> None:
         ".tmp-notes.txt",
         "step-000001",
     ]
+
+
+def test_the_report_of_a_run_says_what_it_holds_out(tmp_path: Path) -> None:
+    data = write_squares(tmp_path / "data")
+    config = write_config(tmp_path / "config.yaml", AUTOENCODER, data, tmp_path / "run")
+    assert main([str(config), "data.holdout_fraction=0.4"]) == 0
+    report = json.loads((tmp_path / "run" / "data_report.json").read_text())
+    held_out = [fate["sample_id"] for fate in report["samples"] if fate["held_out"]]
+    assert (report["num_found"], report["num_used"], report["num_held_out"]) == (7, 7, len(held_out))
+    assert 0 < len(held_out) < 7
+    assert "of the used are held out" in (tmp_path / "run" / "data_report.html").read_text()

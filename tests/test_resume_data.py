@@ -101,7 +101,9 @@ def edit_first_row(folder: Path, **values: Any) -> None:
 
 
 def black_out(folder: Path) -> None:
-    Image.new("L", (16, 16), 0).save(folder / "masks/red.png")
+    mask = Image.new("L", (16, 16), 0)
+    mask.putpixel((0, 0), 255)  # where nothing counts a sample is refused
+    mask.save(folder / "masks/red.png")
 
 
 def repaint(folder: Path) -> None:

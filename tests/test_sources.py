@@ -50,7 +50,8 @@ def test_named_columns_of_a_metadata_file(tmp_path: Path) -> None:
     [
         ("folder", ["a.png", "a.txt"]),
         ("folder", ["metadata.parquet"]),
-        ("folder", ["a.jpg", "a.txt", "0.parquet"]),
+        ("folder", ["a.jpg", "a.txt", "metadata.parquet"]),
+        ("folder", ["a.jpg", "@eaDir/a.jpg", "@eaDir/0.parquet"]),
         ("folder", ["train/metadata.jsonl"]),
         ("folder", []),
         ("parquet", ["data/train-0.parquet", "README.md"]),
@@ -65,6 +66,24 @@ def test_the_kind_of_a_folder(tmp_path: Path, kind: str, files: list[str]) -> No
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     assert kind_of(SourceSettings(path=str(tmp_path))) == kind
+
+
+@pytest.mark.parametrize(
+    ("message", "files"),
+    [
+        ("images and parquet files: set kind to folder or parquet", ["a.jpg", "a.txt", "0.parquet"]),
+        ("tars and parquet files: set kind to webdataset or parquet", ["0.tar", "1.parquet"]),
+        ("metadata.jsonl and tars: set kind to folder or webdataset", ["metadata.jsonl", "a/0.tar"]),
+        ("metadata.parquet and parquet files: set kind", ["a.jpg", "metadata.parquet", "0.parquet"]),
+    ],
+)
+def test_a_folder_that_is_two_things(tmp_path: Path, message: str, files: list[str]) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=f"holds {message}"):
+        kind_of(SourceSettings(path=str(tmp_path)))
+    assert kind_of(SourceSettings(path=str(tmp_path), kind="parquet")) == "parquet"
 
 
 def test_the_kind_of_a_file_and_what_has_none(tmp_path: Path) -> None:

@@ -71,7 +71,8 @@ def test_an_image_travels_and_knows_its_place(tmp_path: Path) -> None:
     assert again.read() == png(1)
     assert image.name == "a.tar: b.png"
     assert image.stamp() != read(path).samples[0].image.stamp()
-    assert image.stamp()[1:] == (path.stat().st_size, path.stat().st_mtime_ns)
+    status = path.stat()
+    assert image.stamp()[1:] == (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"a\.tar: b\.png: cut off"):
         image.read()

@@ -111,3 +111,12 @@ def test_only_the_main_process_writes(tmp_path: Path) -> None:
     report = make_report(tmp_path / "run", main=False)
     report.add(opener(data_settings(tmp_path / "data"))(shards[0]))
     assert report.summary()["num_found"] == 7 and not list((tmp_path / "run").iterdir())
+
+
+def test_of_the_folder_of_reports_only_its_own_files_go(tmp_path: Path) -> None:
+    folder = tmp_path / "run/data_report"
+    folder.mkdir(parents=True)
+    for name in ("shard-00007.json", "shard-old.json", "notes.txt"):
+        (folder / name).write_text("x")
+    make_report(tmp_path / "run")
+    assert sorted(path.name for path in folder.iterdir()) == ["notes.txt", "shard-old.json"]

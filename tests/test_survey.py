@@ -148,7 +148,7 @@ def test_progress_is_told(tmp_path: Path) -> None:
 
 def test_a_mask_is_decoded_and_has_the_size_of_its_image(tmp_path: Path) -> None:
     whole = sample(tmp_path / "a.png", png())
-    masks = {"good": png(), "small": png(size=(2, 2)), "broken": png()[:-30]}
+    masks = {"good": png(1), "small": png(255, size=(2, 2)), "broken": png()[:-30], "black": png()}
     samples = [
         replace(whole, sample_id=name, mask=sample(tmp_path / f"mask-{name}.png", data).image)
         for name, data in masks.items()
@@ -157,6 +157,19 @@ def test_a_mask_is_decoded_and_has_the_size_of_its_image(tmp_path: Path) -> None
     assert found["good"] == found["alpha"] == survey([whole], None)["a.png"]
     assert "mask-small.png: the mask is 2 x 2, its image 4 x 3" in found["small"].reason
     assert "mask-broken.png: not an image" in found["broken"].reason
+    assert "mask-black.png: black everywhere, so nothing of the image counts: mend" in found["black"].reason
+
+
+def test_an_image_without_anything_opaque_has_no_use_for_its_transparency(tmp_path: Path) -> None:
+    clear, memo = tmp_path / "clear.png", Memo()
+    Image.new("RGBA", (4, 3), (255, 0, 0, 0)).save(clear)
+    image = FileImage(clear)
+    samples = [Sample("plain", image, ("x",)), Sample("clear", image, ("x",), mask=AlphaMask(image))]
+    for _ in range(2):  # the second time from the memo
+        found = survey(samples, memo)
+        assert isinstance(found["plain"], Facts)
+        assert isinstance(found["clear"], Refusal)
+        assert f"transparency of {clear}: transparent everywhere" in found["clear"].reason
 
 
 def bad(number: int) -> list[Refusal]:

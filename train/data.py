@@ -112,5 +112,11 @@ def write_data_report(
         text_encoder.count_tokens if text_encoder else None,
         text_encoder.tokens_read(num_chunks) if text_encoder else None,
     )
-    report = replace(report, fingerprint=data.fingerprint.hash)
+    held_out = {one.sample.sample_id for one in data.held_out}
+    report = replace(
+        report,
+        fingerprint=data.fingerprint.hash,
+        num_held_out=len(held_out),
+        samples=[replace(fate, held_out=fate.sample_id in held_out) for fate in report.samples],
+    )
     write_report(report, folder, data.reading.samples)

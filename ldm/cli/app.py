@@ -24,6 +24,7 @@ from ldm.cli.init import init
 from ldm.cli.plot import plot
 from ldm.cli.push import push
 from ldm.cli.schema import schema
+from ldm.cli.terminal import visible
 from ldm.cli.train import train
 from ldm.cli.verify import verify
 from ldm.errors import UserError
@@ -62,7 +63,7 @@ class Commands(TyperGroup):
 
 
 def _say_error(message: str) -> int:
-    typer.echo("error: " + " ".join(message.split("\n")), err=True)
+    typer.echo("error: " + visible(" ".join(message.split("\n"))), err=True)
     return 2
 
 

@@ -1,6 +1,6 @@
 """`ldm data`: look at captioned images before they are trained on, and keep the cache small."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,12 +10,8 @@ from ldm.errors import UserError
 
 if TYPE_CHECKING:
     from ldm.data.buckets import Placement
-    from ldm.data.report_parts import DataReport
     from ldm.data.sample import Facts, Refusal
-    from ldm.data.sources import Reading
 
-NUM_SHOWN = 3
-"""How many of the longest captions, and of each kind of note, are shown."""
 BUCKET_MULTIPLE = 64
 """What the sides of buckets are multiples of where no model is named: what Stable Diffusion needs."""
 
@@ -116,27 +112,29 @@ def check(
 
     Every image is decoded. Exit code 2 when an image or a caption cannot be used. Nothing is written to PATH.
     """
+    from ldm.cli.data_text import refusal_lines, summary_lines
     from ldm.cli.look import look_at_base, survey_reading
     from ldm.config import validate
     from ldm.data.report import make_report, write_report
-    from ldm.data.sources import SourceSettings, read_sources
+    from ldm.data.sources import SourceSettings, passed_over, read_sources
 
     size = _size(height, width, buckets)
     if report is not None:
         _refuse_inside(report, path)
     base = look_at_base(model) if model else None
     columns = {"caption_column": caption_column, "image_column": image_column, "split": split}
-    reading = read_sources(
-        [validate(SourceSettings, {"path": path, "kind": kind, **columns}, "ldm data check")]
-    )
+    source = validate(SourceSettings, {"path": path, "kind": kind, **columns}, "ldm data check")
+    if base and size:
+        _refuse_multiple(size, base.multiple, base.name)
+    reading = read_sources([source])
     facts = survey_reading(reading, rehash=rehash)
     multiple = base.multiple if base else BUCKET_MULTIPLE
     placements = _place(facts, size, multiple, buckets, upscale) if size else None
     tokens = (base.count_tokens, base.context_length) if base else (None, None)
     found = make_report(reading, facts, placements, *tokens)
-    for reason in _refusals(found, reading):
-        typer.echo(f"error: {reason}", err=True)
-    typer.echo("\n".join(_lines(path, found, reading)))
+    for line in refusal_lines(found, reading):
+        typer.echo(line, err=True)
+    typer.echo("\n".join(summary_lines(path, found, reading, passed_over(source))))
     if report is not None:
         _, page = write_report(found, report, reading.samples)
         typer.echo(f"report: {page}")
@@ -175,11 +173,13 @@ def prune(
 
 
 def _refuse_inside(report: Path, path: str) -> None:
+    from ldm.data.scan import is_file
+
     if report.resolve().is_relative_to(Path(path).resolve()):
         raise UserError(
             f"--report {report} is inside the data", "choose a folder outside: the data stays as it is"
         )
-    if report.is_file():
+    if is_file(report):
         raise UserError(f"--report {report} is a file", "name a folder")
 
 
@@ -190,6 +190,13 @@ def _size(height: int | None, width: int | None, buckets: bool) -> tuple[int, in
             raise UserError("--buckets without a size", "give --height or --width, for instance --height 512")
         return None
     return height or width or 0, width or height or 0
+
+
+def _refuse_multiple(size: tuple[int, int], multiple: int, model: str) -> None:
+    """A size that a run of the model would refuse."""
+    for name, value in zip(("height", "width"), size, strict=True):
+        if value % multiple:
+            raise UserError(f"--{name} {value}", f"choose a multiple of {multiple} for {model}")
 
 
 def _place(
@@ -214,56 +221,3 @@ def _place(
         for sample_id, found in facts.items()
         if isinstance(found, Facts)
     }
-
-
-def _refusals(report: "DataReport", reading: "Reading") -> Iterator[str]:
-    """Why each refused sample is refused; it begins with what is refused."""
-    names = {sample.sample_id: sample.image.name for sample in reading.samples}
-    for fate in report.samples:
-        if not fate.used:
-            name = names.get(fate.sample_id, fate.sample_id)
-            yield fate.reason if fate.reason.startswith(name) else f"{name}: {fate.reason}"
-
-
-def _lines(path: str, report: "DataReport", reading: "Reading") -> Iterator[str]:
-    captions = report.captions
-    counted = f"{captions.num_captions} captions ({captions.num_different} different)"
-    yield f"{path}: {report.num_used} usable images, {counted}"
-    used = {fate.sample_id: fate for fate in report.samples if fate.used}
-    if used:
-        common = list(report.sizes.items())[:NUM_SHOWN]
-        yield "sizes: " + ", ".join(f"{size} ({count})" for size, count in common)
-        sides = [side for fate in used.values() for side in (fate.width, fate.height) if side is not None]
-        yield f"smallest side: {min(sides)} pixels; largest: {max(sides)} pixels"
-    if report.buckets:
-        yield "buckets: " + ", ".join(f"{bucket} ({count})" for bucket, count in report.buckets.items())
-    yield "longest captions:"
-    texts = {caption for sample in reading.samples if sample.sample_id in used for caption in sample.captions}
-    for caption in sorted(texts, key=lambda text: (-len(text), text))[:NUM_SHOWN]:
-        yield f"  {len(caption)} letters: {caption}"
-    yield from _token_lines(report)
-    yield from _duplicate_lines(report)
-    for note, names in report.notes.items():
-        yield f"note: {note}: {len(names)} images ({_first(names)})"
-
-
-def _token_lines(report: "DataReport") -> Iterator[str]:
-    captions = report.captions
-    if captions.context_length is None:
-        return
-    longest = max((length for length, _ in captions.lengths), default=0)
-    yield f"longest caption: {longest} tokens; the text encoder's context is {captions.context_length}"
-    names = list(dict.fromkeys(one.sample_id for one in captions.truncated))
-    if names:
-        yield f"captions longer than the context: {len(captions.truncated)} ({_first(names)})"
-
-
-def _duplicate_lines(report: "DataReport") -> Iterator[str]:
-    kinds = {"exact duplicates": report.exact_duplicates, "near duplicates": report.near_duplicates}
-    for kind, groups in kinds.items():
-        if groups:
-            yield f"{kind}: {len(groups)} groups, such as {_first(groups[0])}"
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:NUM_SHOWN]) + (", ..." if len(names) > NUM_SHOWN else "")

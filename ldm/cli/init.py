@@ -1,6 +1,7 @@
 """`ldm init`: a configuration for one's own images and model, each line with what it is."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,15 @@ def init(
     caption_column: Annotated[
         str, typer.Option(metavar="NAME", help="The column with the captions.")
     ] = "text",
+    image_column: Annotated[
+        str, typer.Option(metavar="NAME", help="The column with the images, or with their names.")
+    ] = "image",
+    kind: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="What DATA is: folder, parquet, webdataset or datasets; auto looks."
+        ),
+    ] = "auto",
 ) -> None:
     """Write a commented configuration for your images and a model; `ldm train` takes it as it is.
 
@@ -47,12 +57,14 @@ def init(
     dest = output or Path(f"{name}.yaml")
     refuse_dest(dest, data)
     model = look_at_base(base)
-    found = look_at_data(data, caption_column, model)
+    columns = {"caption_column": caption_column, "image_column": image_column}
+    found = look_at_data({"path": data, "kind": kind, **columns}, model)
     chosen = trainable or ("lora" if found.num_used < 2000 else "unet")
     text = config_text(model, found, chosen, dest, name, free_run_dir(name))
     write_bytes(dest, text.encode())
     typer.echo(f"{dest}: {found.num_used} images, {chosen} on {base}. Next:")
-    typer.echo(f"  ldm train {dest} --plan\n  ldm train {dest}")
+    command = f"ldm train {shlex.quote(str(dest))}"
+    typer.echo(f"  {command} --plan\n  {command}")
 
 
 def refuse_dest(dest: Path, data: str) -> None:
@@ -61,7 +73,9 @@ def refuse_dest(dest: Path, data: str) -> None:
     Raises:
         UserError: it would.
     """
-    if dest.exists():
+    from ldm.data.scan import status_of
+
+    if status_of(dest) is not None:
         raise UserError(f"{dest} exists already", "choose another --output, or move it away")
     if dest.resolve().is_relative_to(Path(data).resolve()):
         raise UserError(f"{dest} is inside the data", "choose an --output outside: the data stays as it is")

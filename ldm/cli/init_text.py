@@ -1,5 +1,6 @@
 """The text that `ldm init` writes: how much is trained, by which rule, and a comment on each line."""
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def config_text(model: BaseLook, data: DataLook, trainable: str, dest: Path, nam
 
 def _header(model: BaseLook, data: DataLook, dest: Path) -> Iterator[str]:
     yield f"# {_one_line(data.settings.path)} trained into {model.name}; written by `ldm init`, to be changed by you."
-    yield f"# command: ldm train {dest}    (before it, with --plan: what the run would be and cost)"
+    yield f"# command: ldm train {shlex.quote(str(dest))}    (before it, with --plan: what the run would be and cost)"
     yield (
         f"# model: {model.width} x {model.height} pixels, {model.prediction_type}, "
         f"{model.context_length} tokens a caption; data: {data.num_found} images found, {data.num_used} usable"
@@ -108,8 +109,12 @@ def _data_lines(model: BaseLook, data: DataLook) -> Iterator[Line]:
     chosen = data.settings
     yield 0, "data", None, ""
     yield 1, "path", chosen.path, "captioned images; nothing is written there"
+    if chosen.kind != "auto":
+        yield 1, "kind", chosen.kind, "what stands there"
     if chosen.caption_column != "text":
         yield 1, "caption_column", chosen.caption_column, "the column with the captions"
+    if chosen.image_column != "image":
+        yield 1, "image_column", chosen.image_column, "the column with the images or their names"
     own = (chosen.height, chosen.width) == (model.height, model.width)
     size = "the model's own size" if own else "smaller than the model's own size, as the images are"
     yield 1, "height", chosen.height, f"pixels: {size}; multiples of {model.multiple}"

@@ -1,9 +1,13 @@
 """What commands look at before a run: the model's configuration files, and every image as the run will read it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import typer
+
+from ldm.errors import UserError
 
 if TYPE_CHECKING:
     from ldm.data.prepare import DataSettings, Prepared
@@ -119,12 +123,19 @@ def survey_reading(reading: "Reading", *, rehash: bool = False) -> "dict[str, Fa
     memo = Memo(cache_root(), rehash=rehash)
     with work_bar("image") as bar:
         facts = survey(reading.samples, memo, on_progress=bar.show)
-    memo.save()
+    try:
+        memo.save()
+    except UserError as error:  # what was found out holds without it
+        said = f"warning: {error.what}: the images will be read again; set LDM_CACHE_DIR to a writable folder"
+        typer.echo(said, err=True)
     return facts
 
 
-def look_at_data(path: str, caption_column: str, model: BaseLook) -> DataLook:
+def look_at_data(source: Mapping[str, object], model: BaseLook) -> DataLook:
     """Read every image, choose a size for them, and place and split them as the run will.
+
+    Args:
+        source: of the data's settings, those that say what is read: `path`, `kind` and the columns.
 
     Raises:
         UserError: the data is missing or faulty, or too many images cannot be used.
@@ -134,11 +145,11 @@ def look_at_data(path: str, caption_column: str, model: BaseLook) -> DataLook:
     from ldm.data.sample import Facts
     from ldm.data.sources import SourceSettings, read_sources
 
-    reading = read_sources([SourceSettings(path=path, caption_column=caption_column)])
+    reading = read_sources([validate(SourceSettings, source, "ldm init")])
     facts = survey_reading(reading)
     images = [each for each in facts.values() if isinstance(each, Facts)]
     num_others = sum(_has_other_shape(each, model) for each in images)
-    tree = {"path": path, "caption_column": caption_column, **choose_size(images, num_others, model)}
+    tree = {**source, **choose_size(images, num_others, model)}
     settings = validate(DataSettings, tree, "ldm init")
     prepared = prepare(reading, facts, settings, multiple=model.multiple, seed=0)
     fraction, num_held_out = choose_holdout(prepared)

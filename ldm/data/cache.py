@@ -50,9 +50,7 @@ class CacheSettings(Settings):
     folder: Path | None = Field(
         None, description="default: $LDM_CACHE_DIR, else open-ldm in the user's cache folder"
     )
-    rehash: bool = Field(
-        False, description="read every image again instead of trusting its size and modification time"
-    )
+    rehash: bool = Field(False, description="read every image again instead of trusting its size and times")
 
     def root(self) -> Path:
         """The cache's folder."""

@@ -8,7 +8,8 @@ from typing import Any
 
 from ldm.data.metadata import table_rows
 from ldm.data.parquet_source import image_bytes, image_present, plain_columns, sample_or_refusal
-from ldm.data.sample import FileImage, Refusal, Sample, Stamp
+from ldm.data.sample import FileImage, Refusal, Sample, Stamp, stamp_of
+from ldm.data.scan import is_file
 from ldm.errors import UserError, unknown_name
 
 _BATCH_ROWS = 1000
@@ -56,13 +57,13 @@ class DatasetsImage:
         if not files:
             return None
         entry = f"{Path(self.dataset.path).resolve()}#{self.dataset.split}/{self.column}/{self.row}"
-        return entry, sum(file.st_size for file in files), max(file.st_mtime_ns for file in files)
+        return stamp_of(entry, *files)
 
 
 def is_saved_dataset(root: Path) -> bool:
     """Whether a folder is one that `save_to_disk` wrote."""
-    whole = all((root / name).is_file() for name in ("dataset_info.json", "state.json"))
-    return whole or (root / "dataset_dict.json").is_file()
+    whole = all(is_file(root / name) for name in ("dataset_info.json", "state.json"))
+    return whole or is_file(root / "dataset_dict.json")
 
 
 def read_datasets(

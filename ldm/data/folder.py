@@ -5,6 +5,7 @@ Captions come from `metadata.jsonl`, `metadata.csv` or `metadata.parquet` (the I
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from ldm.data.metadata import (
@@ -13,15 +14,15 @@ from ldm.data.metadata import (
     clean_caption,
     decode_utf8,
     metadata_file,
+    name_column,
     read_rows,
     row_text,
     sample_of_row,
 )
 from ldm.data.sample import FileImage, Sample
+from ldm.data.scan import DOCUMENTS, composed, file_inside, is_folder, quoted, scan, stem, suffix
 from ldm.errors import UserError
-from ldm.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES
-
-_DOCUMENTS = frozenset({"readme", "license", "licence", "notice", "attribution", "credits"})
+from ldm.images import IMAGE_SUFFIXES
 
 
 def read_folder(
@@ -37,11 +38,11 @@ def read_folder(
             file is faulty, or something leads out of the folder. Nothing is left out silently.
     """
     root = Path(root)
-    if not root.is_dir():
+    if not is_folder(root):
         raise UserError(f"{root}: no such folder", "name a folder of images with captions")
     names = scan(root)
-    images = [name for name in names if _suffix(name) in IMAGE_SUFFIXES]
-    sidecars = [name for name in names if _suffix(name) == ".txt"]
+    images = [name for name in names if suffix(name) in IMAGE_SUFFIXES]
+    sidecars = [name for name in names if suffix(name) == ".txt"]
     metadata = metadata_file(root)
     if not images and metadata is None:
         raise UserError(
@@ -50,63 +51,9 @@ def read_folder(
     if metadata is None:
         _refuse_nested_metadata(root, names)
         return _read_sidecars(root, images, sidecars)
-    samples = _read_metadata(root, metadata, caption_column, file_column)
+    samples = _read_metadata(root, names, metadata, caption_column, file_column)
     _refuse_unlisted(metadata, samples, images, sidecars)
-    return samples
-
-
-def _suffix(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
-
-
-def scan(root: Path) -> list[str]:
-    """The sorted names of all files below `root`, relative and with "/"; hidden ones are passed over.
-
-    Raises:
-        UserError: a folder is unreadable or a link, a file's name is not UTF-8, or it is a picture that is not read.
-    """
-    names = []
-    for folder, subfolders, files in os.walk(root, onerror=_refuse_unreadable):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in subfolders:
-            if Path(folder, name).is_symlink():
-                raise UserError(f"{Path(folder, name)}: a linked folder is not followed", "put a copy there")
-        for name in files:
-            if not name.startswith("."):
-                names.append(Path(folder, name).relative_to(root).as_posix())
-    for name in names:
-        _check_name(root, name)
-    return sorted(names)
-
-
-def _refuse_unreadable(error: OSError) -> None:
-    raise UserError(f"{error.filename}: {error.strerror}", "make the folder readable") from error
-
-
-def _check_name(root: Path, name: str) -> None:
-    """Refuse what we would otherwise have to pass over, or could not key a random draw by."""
-    if _suffix(name) in UNREADABLE_SUFFIXES:
-        raise UserError(
-            f"{root / name}: this image format is not read", "convert it to PNG or JPEG, or move it away"
-        )
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        shown = os.fsencode(name).decode("utf-8", "backslashreplace")
-        raise UserError(f"{root}/{shown}: the file name is not UTF-8", "rename the file") from None
-
-
-def _inside(root: Path, name: str, place: str) -> Path:
-    """The path of a file named in the folder; a name that leads elsewhere is refused."""
-    path = root / name
-    parts = PurePosixPath(name)
-    if parts.is_absolute() or ".." in parts.parts or "\0" in name:
-        raise UserError(f"{place}: {name!r} points outside {root}", "use a name relative to the folder")
-    if not path.is_file():
-        raise UserError(f"{place}: {name!r} is not in {root}", "add the file or remove the row")
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise UserError(f"{place}: {name!r} is a link that leads out of {root}", "put a copy there")
-    return path
+    return list(samples.values())
 
 
 def _refuse_nested_metadata(root: Path, names: list[str]) -> None:
@@ -116,80 +63,90 @@ def _refuse_nested_metadata(root: Path, names: list[str]) -> None:
         raise UserError(f"{root}: the metadata lies deeper, in {nested[0]}", "name the folder that holds it")
 
 
-def _read_metadata(root: Path, metadata: Path, caption_column: str, file_column: str) -> list[Sample]:
+def _read_metadata(
+    root: Path, names: list[str], metadata: Path, caption_column: str, file_column: str
+) -> dict[str, Sample]:
+    """The sample of each row, by the name that its file has on the disk."""
     samples: dict[str, Sample] = {}
+    on_disk = {composed(name): name for name in names} | {name: name for name in names}
     for row in read_rows(metadata):
-        sample = _sample_of_row(root, row, caption_column, file_column)
-        if sample.sample_id in samples:
+        name, sample = _sample_of_row(root, row, caption_column, file_column, on_disk)
+        if name in samples:
             raise UserError(
-                f"{row.place}: {sample.sample_id!r} has a row already",
+                f"{row.place}: {quoted(sample.sample_id)} has a row already",
                 "keep one row an image; further captions go into its list `captions`",
             )
-        samples[sample.sample_id] = sample
+        samples[name] = sample
     if not samples:
         raise UserError(
             f"{metadata}: no rows", f"add a row with {file_column} and {caption_column} for each image"
         )
-    return list(samples.values())
+    return samples
 
 
-def _sample_of_row(root: Path, row: Row, caption_column: str, file_column: str) -> Sample:
-    name = row_text(row, file_column)
+def _sample_of_row(
+    root: Path, row: Row, caption_column: str, file_column: str, on_disk: dict[str, str]
+) -> tuple[str, Sample]:
+    """The file's name on the disk, which may be composed otherwise than in the row, and the sample."""
+    file_column = name_column(row, file_column)
+    sample_id = PurePosixPath(row_text(row, file_column, "image_column")).as_posix()
+    name = on_disk.get(sample_id) or on_disk.get(composed(sample_id), sample_id)
     sample = sample_of_row(
-        row,
-        PurePosixPath(name).as_posix(),
-        FileImage(root / name),
-        caption_column=caption_column,
-        file_column=file_column,
+        row, sample_id, FileImage(root / name), caption_column=caption_column, file_column=file_column
     )
-    _inside(root, name, row.place)
-    return sample
+    file_inside(root, name, row.place)
+    return name, sample
 
 
 def _read_sidecars(root: Path, images: list[str], sidecars: list[str]) -> list[Sample]:
     """One sample an image, its caption the whole text of the `.txt` file of the same name."""
-    captioned = {_stem(name): name for name in sidecars}
-    missing = [name for name in images if _stem(name) not in captioned]
+    captioned = _by_stem(root, sidecars, "are both the caption of one image")
+    missing = [name for name in images if stem(name) not in captioned]
     if missing:
         raise UserError(
             f"{root}: {_count(missing, 'image', 'without a caption')}",
             "add metadata.jsonl or a .txt file beside each image, or move them away",
         )
-    stems = {_stem(name) for name in images}
-    alone = [n for n in sidecars if _stem(n) not in stems and PurePosixPath(n).stem.lower() not in _DOCUMENTS]
+    stems = _by_stem(root, images, "have one .txt file between them").keys()
+    alone = [n for n in sidecars if stem(n) not in stems and PurePosixPath(n).stem.lower() not in DOCUMENTS]
     if alone:
         raise UserError(
             f"{root}: {_count(alone, '.txt file', 'without an image')}", "add the image or move it away"
         )
-    return [_sample_of_sidecar(root, name, captioned[_stem(name)]) for name in images]
+    return [_sample_of_sidecar(root, name, captioned[stem(name)]) for name in images]
+
+
+def _by_stem(root: Path, names: list[str], fault: str) -> dict[str, str]:
+    """Each name by what it has in common with its other half; two of one kind are refused."""
+    found: dict[str, str] = {}
+    for name in names:
+        if stem(name) in found:
+            raise UserError(f"{root}: {found[stem(name)]} and {name} {fault}", "rename or remove one of them")
+        found[stem(name)] = name
+    return found
 
 
 def _sample_of_sidecar(root: Path, image: str, sidecar: str) -> Sample:
-    path = _inside(root, sidecar, str(root))
+    path = file_inside(root, sidecar, str(root))
     caption = clean_caption(decode_utf8(path), str(path))
-    return Sample(sample_id=image, image=FileImage(_inside(root, image, str(root))), captions=(caption,))
+    return Sample(sample_id=image, image=FileImage(file_inside(root, image, str(root))), captions=(caption,))
 
 
-def _refuse_unlisted(metadata: Path, samples: list[Sample], images: list[str], sidecars: list[str]) -> None:
+def _refuse_unlisted(metadata: Path, listed: Iterable[str], images: list[str], sidecars: list[str]) -> None:
     """Images or captions that the metadata would make us drop in silence."""
-    listed = {sample.sample_id for sample in samples}
+    listed = set(listed)
     unlisted = [name for name in images if name not in listed]
     if unlisted:
         raise UserError(
             f"{metadata}: {_count(unlisted, 'image', 'without a row')}", "add rows or move them away"
         )
-    stems = {_stem(name) for name in listed}
-    twice = [name for name in sidecars if _stem(name) in stems]
+    stems = {stem(name) for name in listed}
+    twice = [name for name in sidecars if stem(name) in stems]
     if twice:
         raise UserError(
             f"{metadata}: {_count(twice, '.txt file', 'beside images that have a row')}",
             "keep the metadata or the .txt files, not both",
         )
-
-
-def _stem(name: str) -> str:
-    """The name without its suffix: `a/b.c.png` and `a/b.c.txt` belong together."""
-    return PurePosixPath(name).with_suffix("").as_posix()
 
 
 def _count(names: list[str], noun: str, rest: str) -> str:

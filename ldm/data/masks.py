@@ -5,8 +5,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from ldm.data.folder import scan
 from ldm.data.sample import FileImage, ImageSource, Sample, Stamp
+from ldm.data.scan import composed, is_folder, scan
 from ldm.errors import UserError
 from ldm.images import IMAGE_SUFFIXES, open_alpha
 
@@ -40,7 +40,7 @@ def with_masks(samples: Sequence[Sample], folder: Path, refused: Collection[str]
     Raises:
         UserError: the folder is missing, samples and masks do not match, or a sample has two masks.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"{folder}: no such folder", "name a folder of masks")
     masks = _masks_by_stem(folder)
     missing = [sample.sample_id for sample in samples if _stem(sample.sample_id) not in masks]
@@ -68,7 +68,7 @@ def _masks_by_stem(folder: Path) -> dict[str, str]:
 
 def _stem(name: str) -> str:
     """The name without the suffix of an image; an id such as `a.tar/b` has none."""
-    path = PurePosixPath(name)
+    path = PurePosixPath(composed(name))
     return path.with_suffix("").as_posix() if path.suffix.lower() in IMAGE_SUFFIXES else path.as_posix()
 
 

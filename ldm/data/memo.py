@@ -1,7 +1,7 @@
 """The memo of what decoding an image once found out, so that the next run need not read the image again.
 
-A file's path, size and modification time stand for its bytes. JSON lines in files that are written whole and never
-changed: any number of processes may write at once, and reading merges what is there.
+A file's path, size and times of modification and change stand for its bytes. JSON lines in files that are written
+whole and never changed: any number of processes may write at once, and reading merges what is there.
 """
 
 import hashlib
@@ -14,11 +14,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ldm.data.sample import Facts, Stamp
+from ldm.data.sample import Facts, Stamp, stamp_of
 from ldm.files import sha256_file, write_bytes
 
-FACTS_VERSION = 1
-"""Raised when the same bytes would have other facts, such as another perceptual hash."""
+FACTS_VERSION = 2
+"""Raised when the same bytes would have other facts, such as another perceptual hash, or a stamp another form."""
 
 MAX_FILES = 16
 """With more than these, saving merges them into one."""
@@ -30,7 +30,7 @@ FACTS_FIELDS = {field.name for field in fields(Facts)}
 
 
 class Memo:
-    """(path, size in bytes, modification time in nanoseconds) -> Facts.
+    """Stamp -> Facts.
 
     Args:
         folder: the cache's folder; the memo is `facts/` in it.
@@ -55,7 +55,7 @@ class Memo:
         if stamp is None:
             return
         self._facts[stamp] = self._new[stamp] = facts
-        if time.time_ns() - stamp[2] < _tick_ns(stamp):
+        if time.time_ns() < _settles_ns(stamp):
             self._young.add(stamp)
 
     def save(self) -> None:
@@ -104,11 +104,11 @@ def _entries(line: str) -> Iterator[tuple[Stamp, Facts]]:
         total, body = json.loads(line)
         if total != _checksum(body):
             return
-        version, path, size, mtime_ns, facts = json.loads(body)
+        version, path, size, mtime_ns, ctime_ns, facts = json.loads(body)
     except (ValueError, TypeError, AttributeError):
         return
     if version == FACTS_VERSION and facts.keys() == FACTS_FIELDS:
-        yield (path, size, mtime_ns), _facts_of(facts)
+        yield (path, size, mtime_ns, ctime_ns), _facts_of(facts)
 
 
 def _facts_of(values: dict[str, Any]) -> Facts:
@@ -119,21 +119,21 @@ def _checksum(body: str) -> str:
     return hashlib.sha256(body.encode()).hexdigest()[:16]
 
 
-def _tick_ns(stamp: Stamp) -> int:
-    return FINE_TICK_NS if stamp[2] % 1_000_000_000 else COARSE_TICK_NS
+def _settles_ns(stamp: Stamp) -> int:
+    """From when on another write would show in the times."""
+    return max(
+        time_ns + (FINE_TICK_NS if time_ns % 1_000_000_000 else COARSE_TICK_NS) for time_ns in stamp[2:]
+    )
 
 
 def _settled(stamp: Stamp, facts: Facts) -> bool:
     """Whether a file that was young when it was read has these facts now that another write would show."""
-    path, size, mtime_ns = stamp
-    age_ns = time.time_ns() - mtime_ns
-    wait_ns = max(0, _tick_ns(stamp) - age_ns)
+    wait_ns = max(0, _settles_ns(stamp) - time.time_ns())
     if wait_ns > FINE_TICK_NS:
         return False  # too long to wait for, or a clock that is wrong
     time.sleep(wait_ns / 1e9)
     try:
-        status = os.stat(path)
-        same = (status.st_size, status.st_mtime_ns) == (size, mtime_ns)
-        return same and sha256_file(Path(path)) == facts.content_hash
+        same = stamp_of(stamp[0], os.stat(stamp[0])) == stamp
+        return same and sha256_file(Path(stamp[0])) == facts.content_hash
     except OSError:
         return False  # no file of its own, such as a row of a parquet file

@@ -4,15 +4,18 @@ import csv
 import io
 import json
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ldm.data.sample import ImageSource, Sample
-from ldm.errors import UserError
+from ldm.data.scan import is_file
+from ldm.errors import UserError, nearest
 
 FILE_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+_KNOWN_COLUMNS = {"file_name", "image", "text", "captions", "flip"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ def metadata_file(root: Path) -> Path | None:
     Raises:
         UserError: there are several.
     """
-    found = [root / name for name in FILE_NAMES if (root / name).is_file()]
+    found = [root / name for name in FILE_NAMES if is_file(root / name)]
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
         raise UserError(f"{root}: holds {names}", "keep one of them")
@@ -93,7 +96,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
             continue
         place = f"{path}, line {number}"
         try:
-            values = json.loads(line)
+            values = loads_once(line, place)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{place}: not JSON ({error})", "write one JSON object a line") from error
         if not isinstance(values, dict):
@@ -101,9 +104,31 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
         yield Row(place, values)
 
 
+def loads_once(text: str, place: str) -> Any:
+    """What a text of JSON says.
+
+    Raises:
+        UserError: an object has a key twice, so that one of two values would be dropped.
+        ValueError: it is not JSON.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _refuse_twice(place, [name for name, _ in pairs])
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=once)
+
+
+def _refuse_twice(place: str, columns: Sequence[str]) -> None:
+    for column in columns:
+        if column and columns.count(column) > 1:
+            raise UserError(f"{place}: {column!r} is there twice", "keep one of the two")
+
+
 def _read_csv(path: Path) -> Iterator[Row]:
     reader = csv.DictReader(io.StringIO(decode_utf8(path), newline=""), strict=True)
     try:
+        reader.fieldnames = _header(path, reader.fieldnames or ())
         for values in reader:
             # A quoted caption may span lines; the row is named by the last of them.
             place = f"{path}, line {reader.line_num}"
@@ -116,6 +141,16 @@ def _read_csv(path: Path) -> Iterator[Row]:
         raise UserError(
             f"{path}, line {reader.reader.line_num}: {error}", "save it as comma-separated values"
         ) from error
+
+
+def _header(path: Path, columns: Sequence[str]) -> list[str]:
+    """The columns' names without blanks around them."""
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(columns) == 1 and separator in columns[0]:
+            raise UserError(f"{path}: its columns are separated by {name}", "save it with commas")
+    names = [column.strip() for column in columns]
+    _refuse_twice(f"{path}, line 1", names)
+    return names
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
@@ -135,6 +170,8 @@ def table_rows(table: Any, place: Callable[[int], str]) -> Iterator[Row]:
     Args:
         place: the name for messages of the row with an index, counted from 0.
     """
+    if table.num_rows:
+        _refuse_twice(place(0), table.column_names)
     columns = {name: _values(table.column(name)) for name in table.column_names}
     for index in range(table.num_rows):
         yield Row(place(index), {name: values[index] for name, values in columns.items()})
@@ -178,23 +215,49 @@ def sample_of_row(
 def _captions(row: Row, column: str) -> tuple[str, ...]:
     """Each once, in order, those of the caption column first."""
     several = isinstance(row.values.get(column), list) and row.values[column]
-    captions = row_list(row, column) if several else [row_text(row, column)]
+    captions = row_list(row, column) if several else [row_text(row, column, "caption_column")]
     further = row_list(row, "captions") if column != "captions" else []
     return tuple(dict.fromkeys(clean_caption(text, row.place) for text in (*captions, *further)))
 
 
-def row_text(row: Row, column: str) -> str:
-    """A text that must be there and not empty."""
+def name_column(row: Row, column: str) -> str:
+    """The column with the file's name: `file_name`, or `image` where there is none and it holds text."""
+    if column == "file_name" and column not in row.values and isinstance(row.values.get("image"), str):
+        return "image"
+    return column
+
+
+def row_text(row: Row, column: str, setting: str) -> str:
+    """A text that must be there and not empty.
+
+    Args:
+        setting: by which a user names the column.
+
+    Raises:
+        UserError: it is not, or is no text.
+    """
     value = row.values.get(column)
     if value is None or value in ("", []):
-        columns = ", ".join(row.values)
-        mend = "fill it in" if column in row.values else f"every row needs it; this one has {columns}"
-        raise UserError(f"{row.place}: no {column!r}", mend)
+        raise UserError(
+            f"{row.place}: no {column!r}",
+            "fill it in" if column in row.values else _mend(row, column, setting),
+        )
     if isinstance(value, bytes):
         return _decoded(row, column, value)
     if not isinstance(value, str):
         raise UserError(f"{row.place}: {column!r} is {value!r}, not text", "write it as text")
     return value
+
+
+def _mend(row: Row, column: str, setting: str) -> str:
+    """What to do about a column that is not there."""
+    others = [name for name in row.values if name not in _KNOWN_COLUMNS]
+    guess = nearest(column, row.values) or (others[0] if len(others) == 1 else None)
+    to = f" to {guess}" if guess else ""
+    option = f"--{setting.replace('_', '-')}"
+    return (
+        f"every row needs it; this one has {', '.join(row.values)}: rename it or set {setting} ({option}){to}"
+    )
 
 
 def _decoded(row: Row, column: str, data: bytes) -> str:

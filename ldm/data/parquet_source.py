@@ -10,9 +10,9 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ldm.data.folder import scan
 from ldm.data.metadata import Row, sample_of_row, table_rows
-from ldm.data.sample import ImageSource, Refusal, Sample, Stamp
+from ldm.data.sample import ImageSource, Refusal, Sample, Stamp, stamp_of
+from ldm.data.scan import scan
 from ldm.errors import UserError, nearest
 
 _SPLIT = re.compile(r"(train|training|validation|valid|val|dev|test|testing|eval)(?=$|[-_.])")
@@ -52,12 +52,12 @@ class ParquetImage:
 
 
 def row_stamp(path: Path, entry: str) -> Stamp | None:
-    """The stamp of an entry of a file: its own name, and size and time of the whole file."""
+    """The stamp of an entry of a file: its own name, and size and times of the whole file."""
     try:
         status = path.stat()
     except OSError:
         return None
-    return f"{path.resolve()}#{entry}", status.st_size, status.st_mtime_ns
+    return stamp_of(f"{path.resolve()}#{entry}", status)
 
 
 def image_bytes(value: Any, name: str) -> bytes:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 from PIL import Image
 from pydantic import Field, model_validator
@@ -24,7 +24,11 @@ class DataSettings(BucketSettings):
     path: str | None = Field(
         None, description="a folder of captioned images; or parquet files, tars, a dataset: see `sources`"
     )
+    kind: Literal["auto", "folder", "parquet", "webdataset", "datasets"] = Field(
+        "auto", description="of `path`: what stands there; auto looks"
+    )
     caption_column: str = Field("text", description="of `path`: the column with the captions")
+    image_column: str = Field("image", description="of `path`: the column with the images, as in `sources`")
     sources: tuple[SourceSettings, ...] = Field((), description="several places, in place of `path`")
     height: int = Field(64, ge=8, description="pixels; with buckets height * width is the budget")
     width: int = Field(64, ge=8, description="pixels")
@@ -47,8 +51,10 @@ class DataSettings(BucketSettings):
     def _check_sources(self) -> Self:
         if (self.path is None) == (not self.sources):
             raise ValueError("give either data.path or data.sources")
-        if self.sources and self.caption_column != "text":
-            raise ValueError("caption_column belongs to data.path: set it in each of data.sources")
+        own = {"kind": "auto", "caption_column": "text", "image_column": "image"}
+        for name, default in own.items():
+            if self.sources and getattr(self, name) != default:
+                raise ValueError(f"{name} belongs to data.path: set it in each of data.sources")
         return self
 
     @model_validator(mode="after")
@@ -63,7 +69,8 @@ class DataSettings(BucketSettings):
         """`sources`, or `path` as the only one."""
         if self.path is None:
             return self.sources
-        return (SourceSettings(path=self.path, caption_column=self.caption_column),)
+        columns = {"caption_column": self.caption_column, "image_column": self.image_column}
+        return (SourceSettings(path=self.path, kind=self.kind, **columns),)
 
 
 @dataclass(frozen=True)

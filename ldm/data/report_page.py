@@ -171,6 +171,7 @@ def _totals(report: DataReport) -> str:
         "found": report.num_found,
         "used": report.num_used,
         "refused": report.num_refused,
+        **({"of the used are held out": report.num_held_out} if report.num_held_out else {}),
         **({"of the used are repeats": report.num_repeats} if report.num_repeats else {}),
         **({"captions that do not fit": cut} if report.captions.context_length is not None else {}),
     }

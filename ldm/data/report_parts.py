@@ -9,7 +9,7 @@ class SampleFate:
 
     Attributes:
         sample_id: as in `Sample`, or what a refusal calls it.
-        used: whether it is trained on.
+        used: whether it can be trained on; one that is held out is used as well.
         reason: why it is not; empty when it is.
         width: of the upright image in pixels; None when it could not be decoded.
         height: likewise.
@@ -18,6 +18,7 @@ class SampleFate:
         crops: (top, left) in the scaled image, of each crop variant.
         notes: what of the file is left out, such as "animated: first of 12 frames used".
         num_tokens: of its longest caption, start and end included; None without a tokenizer.
+        held_out: whether a run keeps it from training, to measure on.
     """
 
     sample_id: str
@@ -30,6 +31,7 @@ class SampleFate:
     crops: tuple[tuple[int, int], ...] = ()
     notes: tuple[str, ...] = ()
     num_tokens: int | None = None
+    held_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class DataReport:
         notes: note -> ids of the used samples it is of.
         fingerprint: of the used samples' images, captions, masks, and whether each may be mirrored, 64 hex digits; None
             where only a look was taken.
+        num_held_out: of the used samples, kept from training to measure on.
     """
 
     num_found: int
@@ -98,3 +101,4 @@ class DataReport:
     notes: dict[str, list[str]]
     samples: list[SampleFate] = field(repr=False)
     fingerprint: str | None = None
+    num_held_out: int = 0

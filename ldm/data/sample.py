@@ -10,8 +10,9 @@ from PIL import Image
 from ldm.errors import UserError
 from ldm.images import WHITE, Color, open_image
 
-Stamp = tuple[str, int, int]
-"""Absolute path, size in bytes and modification time in nanoseconds: while it stays, so do the bytes."""
+Stamp = tuple[str, int, int, int]
+"""Absolute path, size in bytes, and times in nanoseconds: of the last modification and of the last change of any kind,
+which no copying program restores. While it stays, so do the bytes."""
 
 
 class ImageSource(Protocol):
@@ -52,7 +53,13 @@ class FileImage:
             status = os.stat(self.path)
         except OSError:
             return None
-        return str(self.path.resolve()), status.st_size, status.st_mtime_ns
+        return stamp_of(str(self.path.resolve()), status)
+
+
+def stamp_of(name: str, *files: os.stat_result) -> Stamp:
+    """The stamp of what lies in some files, under a name of its own."""
+    size = sum(status.st_size for status in files)
+    return name, size, max(s.st_mtime_ns for s in files), max(s.st_ctime_ns for s in files)
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,7 @@ class Facts:
         height: pixels, upright.
         perceptual_hash: 64 bits that hardly change when the image is scaled or saved again.
         notes: what of the file was left out, such as "first of 12 frames used".
+        is_black: whether no pixel is anything else; of a mask, nothing of its image counts.
     """
 
     content_hash: str
@@ -115,3 +123,4 @@ class Facts:
     height: int
     perceptual_hash: int
     notes: tuple[str, ...] = ()
+    is_black: bool = False

@@ -1,5 +1,6 @@
 """Where the samples come from: folders, parquet files, WebDataset tars, `datasets`, one or several together."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -9,11 +10,12 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from ldm.config import Settings
 from ldm.data.datasets_source import DatasetsKey, is_saved_dataset, read_datasets
-from ldm.data.folder import read_folder, scan
+from ldm.data.folder import read_folder
 from ldm.data.masks import AlphaMask, with_masks
 from ldm.data.metadata import FILE_NAMES
 from ldm.data.parquet_source import parquet_files, read_parquet
 from ldm.data.sample import Refusal, Sample
+from ldm.data.scan import is_folder, scan, status_of, stem, suffix
 from ldm.data.webdataset_source import COMPRESSED_SUFFIXES, read_tar, tar_files
 from ldm.errors import UserError
 from ldm.images import IMAGE_SUFFIXES
@@ -131,13 +133,13 @@ def kind_of(settings: SourceSettings) -> Kind:
     root = Path(settings.path)
     if settings.kind == "datasets":
         return "datasets"
-    if not root.exists():
+    if status_of(root) is None:
         raise UserError(
             f"{root}: no such folder or file", "name another, or set kind to datasets for a name on the Hub"
         )
     if settings.kind != "auto":
         return settings.kind
-    return _kind_of_folder(root) if root.is_dir() else _kind_of_file(root)
+    return _kind_of_folder(root) if is_folder(root) else _kind_of_file(root)
 
 
 def _kind_of_file(path: Path) -> Kind:
@@ -151,16 +153,50 @@ def _kind_of_file(path: Path) -> Kind:
 def _kind_of_folder(root: Path) -> Kind:
     if is_saved_dataset(root):
         return "datasets"
+    found = _kinds_in(scan(root))
+    if len(found) > 1:
+        (one, kind), (other, another) = list(found.items())[:2]
+        kinds = " or ".join(dict.fromkeys((kind, another)))
+        raise UserError(f"{root}: holds {one} and {other}", f"set kind to {kinds} (--kind)")
+    return next(iter(found.values()), "folder")
+
+
+def _kinds_in(names: Sequence[str]) -> dict[str, Kind]:
+    """What a folder holds that samples could come from, each with its kind.
+
+    Metadata and images are one folder. A parquet file named as a tar beside it describes that one: so does a
+    downloader write its shards.
+    """
+    tars = [name for name in names if name.lower().endswith((".tar", *COMPRESSED_SUFFIXES))]
+    described = {stem(name) for name in tars}
+    metadata = [name for name in names if PurePosixPath(name).name in FILE_NAMES]
+    parquet = [n for n in names if suffix(n) == ".parquet" and n not in metadata and stem(n) not in described]
+    found: dict[str, Kind] = {}
+    if metadata:
+        found[PurePosixPath(metadata[0]).name] = "folder"
+    elif any(suffix(name) in IMAGE_SUFFIXES for name in names):
+        found["images"] = "folder"
+    if tars:
+        found["tars"] = "webdataset"
+    if parquet:
+        found["parquet files"] = "parquet"
+    return found
+
+
+def passed_over(settings: SourceSettings) -> dict[str, int]:
+    """How many files of a source's folder are no part of it, by suffix, the most first; hidden ones do not count.
+
+    Raises:
+        UserError: as `kind_of`.
+    """
+    root, kind = Path(settings.path), kind_of(settings)
+    if kind == "datasets" or not is_folder(root):
+        return {}
     names = scan(root)
-    if any(PurePosixPath(name).name in FILE_NAMES for name in names):
-        return "folder"
-    kinds = {PurePosixPath(name).suffix.lower() for name in names}
-    has_tars = any(name.lower().endswith((".tar", *COMPRESSED_SUFFIXES)) for name in names)
-    if has_tars and kinds & IMAGE_SUFFIXES:
-        raise UserError(f"{root}: holds images and tars", "set kind to folder or webdataset")
-    if has_tars:
-        return "webdataset"
-    return "parquet" if ".parquet" in kinds and not kinds & IMAGE_SUFFIXES else "folder"
+    captions = {".txt"} if not set(FILE_NAMES) & set(names) else set()  # metadata has the captions itself
+    own = {"parquet": {".parquet"}, "webdataset": {".tar"}, "folder": {*IMAGE_SUFFIXES, *captions}}[kind]
+    others = (name for name in names if suffix(name) not in own and name not in FILE_NAMES)
+    return dict(Counter(suffix(name) or "without a suffix" for name in others).most_common())
 
 
 def _read(settings: SourceSettings, kind: Kind) -> Reading:

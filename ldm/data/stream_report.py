@@ -1,7 +1,7 @@
 """What is known of a stream so far: it grows shard by shard, and is what decides whether too many samples are bad."""
 
 import json
-import shutil
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,6 +19,7 @@ NUM_BEFORE_JUDGING = 100
 """With fewer samples seen, and shards still to come, no share of bad ones stops the run."""
 
 _NUM_NAMED = 10
+_OWN_FILE = re.compile(r"shard-\d{5}\.json")
 
 
 class StreamReport:
@@ -57,8 +58,8 @@ class StreamReport:
         self.rows: dict[str, dict[str, Any]] = {}
         if resumed and (folder / JSON_NAME).is_file():
             self.rows = {row["shard"]: row for row in read_json(folder / JSON_NAME)["shards"]}
-        if main and not resumed and (folder / FOLDER).is_dir():
-            shutil.rmtree(folder / FOLDER)  # of a run that came to no checkpoint
+        if main and not resumed:
+            _remove_old(folder / FOLDER)
 
     def add(self, found: OpenShard) -> None:
         """Take in a shard that was opened; one that was seen before must be what it was.
@@ -109,6 +110,13 @@ class StreamReport:
             f"{self.max_bad_fraction:g} allows ({'; '.join(reasons[:_NUM_NAMED])})",
             "mend them or take them out",
         )
+
+
+def _remove_old(folder: Path) -> None:
+    """What a run that came to no checkpoint wrote; anything else in the folder is not ours."""
+    for path in folder.glob("shard-*.json"):
+        if _OWN_FILE.fullmatch(path.name):
+            path.unlink()
 
 
 def _file_of(shard: Shard) -> str:

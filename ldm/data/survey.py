@@ -36,7 +36,7 @@ def survey(
     """The facts of each sample's image by the sample's id, or why it cannot be used.
 
     An image is read and fully decoded, once however many samples show it, and not at all when the memo knows it.
-    A mask is decoded too and must have the image's size.
+    A mask is decoded too, must have the image's size and let something of it count.
 
     Args:
         memo: what was found out in earlier runs, or None to distrust it.
@@ -78,8 +78,8 @@ class _Surveyor:
         """An image's facts, or in one line what is wrong with it or with its mask."""
         try:
             facts = self.facts(image)
-            if mask is not None and not isinstance(mask, AlphaMask):  # which has the size of its image
-                _check_sizes(mask, self.facts(mask), facts)
+            if mask is not None:
+                _check_mask(mask, self.facts(mask), facts)
         except UserError as error:
             return " ".join(str(error).split())
         except MemoryError:
@@ -106,10 +106,17 @@ class _Surveyor:
 
 def _decode(data: bytes, name: str, content_hash: str) -> Facts:
     picture, notes = open_image_noted(data, name=name)
-    return Facts(content_hash, picture.width, picture.height, perceptual_hash(picture), tuple(notes))
+    _, brightest = picture.convert("L").getextrema()  # grey, as the loss takes a mask
+    size = picture.width, picture.height
+    return Facts(content_hash, *size, perceptual_hash(picture), tuple(notes), is_black=brightest == 0)
 
 
-def _check_sizes(mask: ImageSource, mask_facts: Facts, facts: Facts) -> None:
+def _check_mask(mask: ImageSource, mask_facts: Facts, facts: Facts) -> None:
+    if mask_facts.is_black:
+        what = "transparent" if isinstance(mask, AlphaMask) else "black"
+        raise UserError(
+            f"{mask.name}: {what} everywhere, so nothing of the image counts", "mend it or take it out"
+        )
     if (mask_facts.width, mask_facts.height) != (facts.width, facts.height):
         sizes = f"{mask_facts.width} x {mask_facts.height}, its image {facts.width} x {facts.height}"
         raise UserError(f"{mask.name}: the mask is {sizes}", "give both the same size")

@@ -4,17 +4,16 @@ A tar is indexed once by its headers and then read by offset. Nothing is unpacke
 that tries (an absolute name, `..`, a link, a device) is refused by name.
 """
 
-import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ldm.data.folder import scan
-from ldm.data.metadata import Row, sample_of_row
+from ldm.data.metadata import Row, loads_once, sample_of_row
 from ldm.data.parquet_source import row_stamp
 from ldm.data.sample import Refusal, Sample, Stamp
+from ldm.data.scan import DOCUMENTS, scan
 from ldm.errors import UserError
 from ldm.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES
 
@@ -86,7 +85,7 @@ def read_tar(name: str, path: Path, *, image_column: str, caption_column: str) -
     """Every group of files in a tar as a sample, or as a refusal where image or caption are missing or faulty.
 
     A caption is the whole `.txt` file, or else the value named `caption_column` of the `.json` file, whose other
-    values go into `extra`. Names that begin with a dot are passed over.
+    values go into `extra`. Names that begin with a dot are passed over, and README, LICENSE and the like.
 
     Args:
         name: the tar's name, which begins the ids: the files `a/b.jpg` and `a/b.txt` are `name/a/b`.
@@ -96,11 +95,22 @@ def read_tar(name: str, path: Path, *, image_column: str, caption_column: str) -
         UserError: the tar is broken or cut off.
     """
     for key, group in _groups(path).items():
+        if _is_document(key, group):
+            continue
         sample_id = f"{name}/{key}"
         try:
             yield _sample(sample_id, f"{path.name}: {key}", group, image_column, caption_column)
         except UserError as error:
             yield Refusal(sample_id, str(error))
+
+
+def _is_document(key: str, group: _Group) -> bool:
+    """Whether these are texts about the images, as LICENSE and README.txt."""
+    return (
+        key.rpartition("/")[2].lower() in DOCUMENTS
+        and group.members.keys() <= {"", "md", "txt"}
+        and not group.fault
+    )
 
 
 def _sample(sample_id: str, place: str, group: _Group, image_column: str, caption_column: str) -> Sample:
@@ -140,7 +150,7 @@ def _read_text(member: TarImage) -> str:
 
 def _read_json(member: TarImage) -> dict[str, Any]:
     try:
-        values = json.loads(_read_text(member))
+        values = loads_once(_read_text(member), member.name)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{member.name}: not JSON ({error})", "write one JSON object") from None
     if not isinstance(values, dict):

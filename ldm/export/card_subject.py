@@ -99,10 +99,11 @@ def hub_id_of(model: str) -> str | None:
 
 def hub_datasets(run: RunRecord | None) -> list[str]:
     """The ids of the data sets on the Hub that a run was trained on."""
-    sources: Any = run.setting("data.sources") if run else None
+    data: Any = run.setting("data") if run else None
+    sources = [data, *(data.get("sources") or ())] if isinstance(data, dict) else []
     found = [
         str(source["path"])
-        for source in sources or ()
+        for source in sources
         if isinstance(source, dict) and source.get("kind") == "datasets" and "path" in source
     ]
     return [name for name in dict.fromkeys(found) if HUB_ID.fullmatch(name) and not Path(name).exists()]

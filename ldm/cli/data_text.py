@@ -1,0 +1,84 @@
+"""What `ldm data check` says: what is in the data and what cannot be used, each on a line of its own."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from ldm.cli.terminal import shown
+
+if TYPE_CHECKING:
+    from ldm.data.report_parts import DataReport
+    from ldm.data.sources import Reading
+
+NUM_SHOWN = 3
+"""How many of the longest captions, and of each kind of note, are shown."""
+MAX_REFUSALS = 20
+"""How many are shown; a report has all."""
+MAX_REASON_LETTERS = 600
+"""Of a reason with its mend, before it is cut."""
+
+
+def refusal_lines(report: "DataReport", reading: "Reading") -> Iterator[str]:
+    """Why the first refused samples are refused, beginning with what is refused, and how many more there are."""
+    names = {sample.sample_id: sample.image.name for sample in reading.samples}
+    refused = [fate for fate in report.samples if not fate.used]
+    for fate in refused[:MAX_REFUSALS]:
+        name = names.get(fate.sample_id, fate.sample_id)
+        named = fate.reason.startswith((name, " ".join(name.split())))
+        reason = fate.reason if named else f"{name}: {fate.reason}"
+        yield f"error: {shown(reason, MAX_REASON_LETTERS)}"
+    if len(refused) > MAX_REFUSALS:
+        yield f"error: {len(refused) - MAX_REFUSALS} more cannot be used; --report FOLDER names all"
+
+
+def summary_lines(
+    path: str, report: "DataReport", reading: "Reading", passed_over: Mapping[str, int]
+) -> Iterator[str]:
+    """What is in the data.
+
+    Args:
+        passed_over: number of files that are no samples, by suffix.
+    """
+    captions = report.captions
+    counted = f"{captions.num_captions} captions ({captions.num_different} different)"
+    yield f"{shown(path)}: {report.num_used} usable images, {counted}"
+    used = {fate.sample_id: fate for fate in report.samples if fate.used}
+    if used:
+        common = list(report.sizes.items())[:NUM_SHOWN]
+        yield "sizes: " + ", ".join(f"{size} ({count})" for size, count in common)
+        sides = [side for fate in used.values() for side in (fate.width, fate.height) if side is not None]
+        yield f"smallest side: {min(sides)} pixels; largest: {max(sides)} pixels"
+    if report.buckets:
+        yield "buckets: " + ", ".join(f"{bucket} ({count})" for bucket, count in report.buckets.items())
+    yield "longest captions:"
+    texts = {caption for sample in reading.samples if sample.sample_id in used for caption in sample.captions}
+    for caption in sorted(texts, key=lambda text: (-len(text), text))[:NUM_SHOWN]:
+        yield f"  {len(caption)} letters: {shown(caption)}"
+    yield from _token_lines(report)
+    yield from _duplicate_lines(report)
+    for note, names in report.notes.items():
+        yield f"note: {shown(note)}: {len(names)} images ({_first(names)})"
+    if passed_over:
+        counted = ", ".join(f"{count} {shown(kind)}" for kind, count in passed_over.items())
+        yield f"note: files passed over: {counted}"
+
+
+def _token_lines(report: "DataReport") -> Iterator[str]:
+    captions = report.captions
+    if captions.context_length is None:
+        return
+    longest = max((length for length, _ in captions.lengths), default=0)
+    yield f"longest caption: {longest} tokens; the text encoder's context is {captions.context_length}"
+    names = list(dict.fromkeys(one.sample_id for one in captions.truncated))
+    if names:
+        yield f"captions longer than the context: {len(captions.truncated)} ({_first(names)})"
+
+
+def _duplicate_lines(report: "DataReport") -> Iterator[str]:
+    kinds = {"exact duplicates": report.exact_duplicates, "near duplicates": report.near_duplicates}
+    for kind, groups in kinds.items():
+        if groups:
+            yield f"{kind}: {len(groups)} groups, such as {_first(groups[0])}"
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(map(shown, names[:NUM_SHOWN])) + (", ..." if len(names) > NUM_SHOWN else "")
