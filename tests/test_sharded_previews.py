@@ -14,6 +14,8 @@ from tests.tiny_launch import TORCHRUN, driver, finish, start
 from tests.tiny_models import make_sd1
 from tests.tiny_runs import DENOISER, write_config, write_squares
 
+pytestmark = pytest.mark.slow  # its four runs take some twenty seconds
+
 TRAINABLE = ("unet", "unet+text_encoder")
 PERIODS = {"drawn": 2, "plain": 100}
 """Steps between previews: two in a run of four, and one after the last step."""
