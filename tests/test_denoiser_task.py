@@ -65,12 +65,24 @@ def test_a_trained_text_encoder_is_in_mixed_precision(tmp_path: Path, parts: Mod
     assert mixed.requires_grad and not torch.equal(mixed.float(), plain)
 
 
-def folder_batch(folder: Path, parts: ModelParts, **source: Any) -> tuple[DenoiserSettings, dict[str, Any]]:
-    """Two samples of a folder as training has them."""
+LEFT, RIGHT = (0, 0, 8, 16), (8, 0, 16, 16)
+
+
+def half(box: tuple[int, int, int, int]) -> Image.Image:
+    """A mask that is white in one half."""
+    mask = Image.new("L", (16, 16), 0)
+    mask.paste(255, box)
+    return mask
+
+
+def folder_batch(
+    folder: Path, parts: ModelParts, seen: tuple[int, int, int, int] = LEFT, **source: Any
+) -> tuple[DenoiserSettings, dict[str, Any]]:
+    """Two samples of a folder as training has them; beside it lie masks that are white where `seen` says."""
     data = write_squares(folder / "data")
     for path in data.glob("*.png"):
         (folder / "masks").mkdir(exist_ok=True)
-        Image.new("L", (16, 16), 0).save(folder / "masks" / path.name)
+        half(seen).save(folder / "masks" / path.name)
     tree = {"sources": [{"path": str(data), **source}], "height": 16, "width": 16}
     settings = make_settings(folder, data=tree)
     run = Run(settings)
@@ -80,9 +92,14 @@ def folder_batch(folder: Path, parts: ModelParts, **source: Any) -> tuple[Denois
     return settings, collate([dataset[SampleKey(0, index)] for index in (0, 1)])
 
 
-def stream_batch(folder: Path, parts: ModelParts, **source: Any) -> tuple[DenoiserSettings, dict[str, Any]]:
-    """Two samples of a stream, all of whose pictures are clear through and through."""
-    Image.new("RGBA", (16, 16), (9, 9, 9, 0)).save(folder / "clear.png")
+def stream_batch(
+    folder: Path, parts: ModelParts, seen: tuple[int, int, int, int] = LEFT, **source: Any
+) -> tuple[DenoiserSettings, dict[str, Any]]:
+    """Two samples of a stream: white pictures, opaque where `seen` says, so that on white they are all the same."""
+    folder.mkdir()
+    picture = Image.new("RGB", (16, 16), "white")
+    picture.putalpha(half(seen))
+    picture.save(folder / "clear.png")
     clear = (folder / "clear.png").read_bytes()
     (folder / "shards").mkdir()
     tar(folder / "shards/0.tar", {"0.png": clear, "0.txt": "a", "1.png": clear, "1.txt": "b"})
@@ -103,17 +120,26 @@ def losses(parts: ModelParts, settings: DenoiserSettings, batch: dict[str, Any])
         return make_task(parts, settings)(batch)["loss"]
 
 
+def assert_halves(left: Tensor, right: Tensor, whole: Tensor) -> None:
+    """A masked loss is the mean over what the mask shows, so two equal halves have the whole for their mean."""
+    assert not torch.isclose(left, whole, rtol=1e-3).any()
+    torch.testing.assert_close((left + right) / 2, whole, rtol=1e-5, atol=0)
+
+
 def test_the_masks_of_a_folder_count(tmp_path: Path, parts: ModelParts) -> None:
-    black = folder_batch(tmp_path / "black", parts, masks=str(tmp_path / "black/masks"))
-    assert losses(parts, *black).tolist() == [0, 0]
-    assert (losses(parts, *folder_batch(tmp_path / "none", parts)) > 0).all()
+    left, right = (
+        losses(parts, *folder_batch(tmp_path / name, parts, seen, masks=str(tmp_path / name / "masks")))
+        for name, seen in (("left", LEFT), ("right", RIGHT))
+    )
+    assert_halves(left, right, losses(parts, *folder_batch(tmp_path / "whole", parts)))
 
 
 def test_the_masks_of_a_stream_count(tmp_path: Path, parts: ModelParts) -> None:
-    for name in ("black", "none"):
-        (tmp_path / name).mkdir()
-    assert losses(parts, *stream_batch(tmp_path / "black", parts, alpha_mask=True)).tolist() == [0, 0]
-    assert (losses(parts, *stream_batch(tmp_path / "none", parts)) > 0).all()
+    left, right = (
+        losses(parts, *stream_batch(tmp_path / name, parts, seen, alpha_mask=True))
+        for name, seen in (("left", LEFT), ("right", RIGHT))
+    )
+    assert_halves(left, right, losses(parts, *stream_batch(tmp_path / "whole", parts)))
 
 
 def test_the_loss_of_a_sample_is_multiplied_with_its_weight(tmp_path: Path, parts: ModelParts) -> None:
