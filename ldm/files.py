@@ -60,7 +60,7 @@ def _make(temporary: Path, dest: Path) -> None:
         temporary.mkdir(parents=True)
     except FileNotFoundError as error:
         # the parents were made or are there: /proc and its like take no folders
-        raise UserError(f"{dest} cannot be written ({error.strerror})", "choose another place") from error
+        raise _unwritable(dest, error) from error
 
 
 def is_taken(dest: Path) -> bool:
@@ -96,8 +96,12 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno in FULL:
             raise UserError(f"{path}: the disk is full", "free some space and run again") from error
         if error.errno in UNWRITABLE:
-            raise UserError(f"{path} cannot be written ({error.strerror})", "choose another place") from error
+            raise _unwritable(path, error) from error
         raise
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} cannot be written ({error.strerror})", "choose another place")
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -134,7 +138,7 @@ def write_bytes(path: Path, data: bytes) -> None:
                 os.fsync(file.fileno())
             temporary.replace(path)
         except FileNotFoundError as error:  # the parents were made: /proc and its like take no files
-            raise UserError(f"{path} cannot be written ({error.strerror})", "choose another place") from error
+            raise _unwritable(path, error) from error
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ from ldm.data.folder import read_folder
 from ldm.data.masks import with_masks
 from ldm.data.sources import SourceSettings, kind_of
 from ldm.errors import UserError
-from tests.tiny_folders import image, jsonl, row
+from tests.tiny_folders import fault_of, image, jsonl, row
 from tests.tiny_sources import fates, png, read, tar
 
 NFC, NFD = (unicodedata.normalize(form, "été") for form in ("NFC", "NFD"))
@@ -94,12 +94,7 @@ FAULTS: dict[str, tuple[str, Build]] = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_named_in_one_short_line(tmp_path: Path, name: str) -> None:
     message, build = FAULTS[name]
-    root = tmp_path / "data"
-    root.mkdir()
-    build(root)
-    with pytest.raises(UserError, match=message) as error:
-        read_folder(root)
-    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+    assert len(str(fault_of(tmp_path / "data", build, message))) < 400
 
 
 def test_a_folder_that_may_not_be_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

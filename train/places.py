@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ldm.data.cache import CacheSettings
+from ldm.data.scan import refuse_inside
 from ldm.errors import UserError
 from ldm.folder_lock import LOCK
 
@@ -26,10 +27,7 @@ def check_places(settings: TrainSettings) -> None:
         written["cache.folder"] = cache.root()
     for data in _data_folders(settings):
         for key, place in written.items():
-            if place.resolve().is_relative_to(data):
-                raise UserError(
-                    f"{key} = {place} is inside the data", "choose a folder outside: the data stays as it is"
-                )
+            refuse_inside(f"{key} = {place}", place, data)
 
 
 def _refuse_foreign(run_dir: Path) -> None:
@@ -55,4 +53,4 @@ def _data_folders(settings: TrainSettings) -> Iterator[Path]:
     for source in settings.data.all_sources():
         for path in (Path(source.path), source.masks):
             if path is not None and path.expanduser().is_dir():
-                yield path.expanduser().resolve()
+                yield path.expanduser()

@@ -173,12 +173,9 @@ def prune(
 
 
 def _refuse_inside(report: Path, path: str) -> None:
-    from ldm.data.scan import is_file
+    from ldm.data.scan import is_file, refuse_inside
 
-    if report.resolve().is_relative_to(Path(path).resolve()):
-        raise UserError(
-            f"--report {report} is inside the data", "choose a folder outside: the data stays as it is"
-        )
+    refuse_inside(f"--report {report}", report, Path(path))
     if is_file(report):
         raise UserError(f"--report {report} is a file", "name a folder")
 

@@ -73,12 +73,11 @@ def refuse_dest(dest: Path, data: str) -> None:
     Raises:
         UserError: it would.
     """
-    from ldm.data.scan import status_of
+    from ldm.data.scan import refuse_inside, status_of
 
     if status_of(dest) is not None:
         raise UserError(f"{dest} exists already", "choose another --output, or move it away")
-    if dest.resolve().is_relative_to(Path(data).resolve()):
-        raise UserError(f"{dest} is inside the data", "choose an --output outside: the data stays as it is")
+    refuse_inside(str(dest), dest, Path(data), choose="an --output")
 
 
 def free_run_dir(name: str) -> str:

@@ -141,6 +141,19 @@ def _no_file(path: Path, named: str, root: Path) -> UserError:
     return UserError(f"{named} is not in {root}", "add the file or remove the row")
 
 
+def refuse_inside(named: str, place: Path, data: Path, *, choose: str = "a folder") -> None:
+    """Refuse to write into the data.
+
+    Args:
+        named: the place as the user gave it, with the option or the key.
+
+    Raises:
+        UserError: `place` is `data` or lies in it, by whatever links.
+    """
+    if place.resolve().is_relative_to(data.resolve()):
+        raise UserError(f"{named} is inside the data", f"choose {choose} outside: the data stays as it is")
+
+
 def quoted(name: str) -> str:
     """A name as messages show it: in quotes, control characters escaped, cut where it is long."""
     return repr(name if len(name) <= _LONGEST_SHOWN else name[:_LONGEST_SHOWN] + "...")
