@@ -62,7 +62,9 @@ def report_page(report: DataReport, samples: Sequence[Sample]) -> str:
         _totals(report),
         _refused(report),
         _section(
-            "Buckets", _bars(report.buckets), "Width x height of what is trained on, and how many samples."
+            "Buckets",
+            _bars(report.buckets),
+            "Width x height of what is used, held out or not, and how many samples.",
         ),
         _section(
             "Image sizes", _bars(report.sizes, num_shown=_SIZES_SHOWN), "Width x height of the images used."
