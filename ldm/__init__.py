@@ -12,14 +12,14 @@ from ldm.errors import UserError
 from ldm.version import __version__
 
 if TYPE_CHECKING:
-    from ldm.pipeline import Generation, LdmWarning, Pipeline, load_pipeline
+    from ldm.pipeline.pipeline import Generation, LdmWarning, Pipeline, load_pipeline
 
 __all__ = ["Generation", "LdmWarning", "Pipeline", "UserError", "__version__", "load_pipeline"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from ldm import pipeline
+        from ldm.pipeline import pipeline
 
         return getattr(pipeline, name)
     raise AttributeError(f"module 'ldm' has no attribute {name!r}")

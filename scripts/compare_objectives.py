@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ldm.evaluate.objectives import OBJECTIVES, collect, markdown_table, training_command
-from ldm.files import read_json, write_bytes, write_json
+from ldm.evaluation.objectives import OBJECTIVES, collect, markdown_table, training_command
+from ldm.io.files import read_json, write_bytes, write_json
 
 
 def parse() -> argparse.Namespace:

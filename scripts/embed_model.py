@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
+from ldm.demos.emoji_card import emoji_card
 from ldm.errors import UserError
-from ldm.export.emoji_card import emoji_card
-from ldm.files import write_bytes
-from ldm.model_folder import weights_hash
-from ldm.model_parts import load_parts, save_parts
+from ldm.io.files import write_bytes
+from ldm.models.loading.folder import weights_hash
+from ldm.models.loading.model import load_parts, save_parts
 
 
 def main() -> int:

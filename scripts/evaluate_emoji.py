@@ -4,12 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from ldm.data.folder import read_folder
+from ldm.data.sources.folder import read_folder
+from ldm.demos.emoji_score import evaluate_emoji
 from ldm.errors import UserError
-from ldm.evaluate.emoji import evaluate_emoji
 from ldm.generation.prompts import read_prompts
-from ldm.pipeline import load_pipeline
-from ldm.request import PRESETS
+from ldm.pipeline.pipeline import load_pipeline
+from ldm.pipeline.settings import PRESETS
 
 
 def main() -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ldm.errors import UserError
 from ldm.export.artefact import export
-from ldm.export.hub import push_folder
+from ldm.export.hub.push import push_folder
 from ldm.export.options import ExportOptions
 from ldm.export.source import load_source
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ldm import load_pipeline
-from ldm.png_metadata import write_png
+from ldm.pipeline.record import write_png
 
 
 def parse() -> argparse.Namespace:

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from ldm.data.emoji import SUBSETS, prepare_emoji
+from ldm.demos.emoji import SUBSETS, prepare_emoji
 from ldm.errors import UserError
 
 

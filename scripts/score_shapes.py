@@ -4,10 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from ldm.demos.shapes_score import score_shapes
 from ldm.errors import UserError
-from ldm.evaluate.shapes import score_shapes
-from ldm.pipeline import load_pipeline
-from ldm.request import PRESETS
+from ldm.pipeline.pipeline import load_pipeline
+from ldm.pipeline.settings import PRESETS
 
 
 def main() -> int:

@@ -18,7 +18,7 @@ os.environ["LDM_CACHE_DIR"] = tempfile.mkdtemp(prefix="ldm-tests-")
 
 import pytest
 
-from tests.tiny_emoji import packages  # noqa: F401  # a fixture of two test files
+from tests.support.tiny_emoji import packages  # noqa: F401  # a fixture of two test files
 
 
 def is_local(address: Any) -> bool:

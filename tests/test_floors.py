@@ -11,49 +11,49 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 FLOORS = {  # a room is a module or a folder; it imports rooms of lower floors and, if it is a folder, itself
-    0: "ldm.collector ldm.errors ldm.types ldm.version",
-    1: "ldm.averages ldm.config ldm.disk ldm.noise ldm.files ldm.redaction ldm.scheduler_names",
-    1.5: "ldm.schedule",  # its settings are made with ldm.config
-    2: "ldm.curves ldm.images ldm.objective ldm.sampling",
+    0: "ldm.io.collector ldm.errors ldm.types ldm.version",
+    1: "ldm.diffusion.ema ldm.config ldm.io.disk ldm.noise ldm.io.files ldm.io.redaction ldm.diffusion.scheduler_names",
+    1.5: "ldm.diffusion.path",  # its settings are made with ldm.config
+    2: "ldm.evaluation.curves ldm.io.images ldm.diffusion.objective ldm.diffusion.sampling",
     3: "ldm.data ldm.models",
     4: "ldm.pipeline",
-    5: "ldm.generation ldm.export ldm.evaluate ldm",  # `ldm` is ldm/__init__.py, the public names
+    5: "ldm.generation ldm.export ldm.evaluation ldm",  # `ldm` is ldm/__init__.py, the public names
     6: "ldm.cli",
     7: "train ldm.__main__",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 
 HALVES = {  # one noun in several files at the top level: these stand in the room named
-    "ldm.adapter_folder": "ldm.pipeline",
-    "ldm.png_metadata": "ldm.images",
-    "ldm.schedulers": "ldm.sampling",
-    "ldm.model_folder": "ldm.pipeline",
-    "ldm.decoding": "ldm.pipeline",
-    "ldm.devices": "ldm.pipeline",
-    "ldm.engine_choice": "ldm.pipeline",
-    "ldm.lora_files": "ldm.pipeline",
-    "ldm.loras": "ldm.pipeline",
-    "ldm.model_parts": "ldm.pipeline",
-    "ldm.model_source": "ldm.pipeline",
-    "ldm.parts": "ldm.pipeline",
-    "ldm.pickled_file": "ldm.pipeline",
-    "ldm.request": "ldm.pipeline",
-    "ldm.single_file": "ldm.pipeline",
-    "ldm.folder_lock": "ldm.files",
-    "ldm.safetensors_header": "ldm.files",
+    "ldm.models.adapters.folder": "ldm.pipeline",
+    "ldm.pipeline.record": "ldm.io.images",
+    "ldm.diffusion.schedulers": "ldm.diffusion.sampling",
+    "ldm.models.loading.folder": "ldm.pipeline",
+    "ldm.pipeline.decoding": "ldm.pipeline",
+    "ldm.models.devices": "ldm.pipeline",
+    "ldm.pipeline.engine_choice": "ldm.pipeline",
+    "ldm.models.adapters.lora_files": "ldm.pipeline",
+    "ldm.models.adapters.fuse": "ldm.pipeline",
+    "ldm.models.loading.model": "ldm.pipeline",
+    "ldm.models.loading.source": "ldm.pipeline",
+    "ldm.models.parts": "ldm.pipeline",
+    "ldm.models.loading.pickled_file": "ldm.pipeline",
+    "ldm.pipeline.settings": "ldm.pipeline",
+    "ldm.models.loading.original_file": "ldm.pipeline",
+    "ldm.io.locks": "ldm.io.files",
+    "ldm.io.safetensors_header": "ldm.io.files",
 }
 
 INSIDE_FUNCTIONS = {"xformers", "openvino"}
 DOORS = {  # a library may be imported only where the module's name begins with one of these
-    "diffusers": "ldm.models ldm.sampling ldm.pipeline ldm.export",
+    "diffusers": "ldm.models ldm.diffusion.sampling ldm.pipeline ldm.export",
     "transformers": "ldm.models ldm.pipeline ldm.export",
     "peft": "ldm.models ldm.pipeline ldm.export",
-    "open_clip": "ldm.models.text ldm.evaluate train.text_encoder",
-    "torchvision": "ldm.models.text ldm.evaluate train.text_encoder",
+    "open_clip": "ldm.models.clip ldm.evaluation train.text_encoder",
+    "torchvision": "ldm.models.clip ldm.evaluation train.text_encoder",
     "datasets": "ldm.data",
-    "accelerate": "train ldm.generation ldm.evaluate",
-    "xformers": "ldm.models.attention ldm.models.engines ldm.export.openvino",
-    "openvino": "ldm.models.attention ldm.models.engines ldm.export.openvino",
+    "accelerate": "train ldm.generation ldm.evaluation",
+    "xformers": "ldm.models.attention ldm.models.engines.openvino_denoiser ldm.export.formats.openvino",
+    "openvino": "ldm.models.attention ldm.models.engines.openvino_denoiser ldm.export.formats.openvino",
     "huggingface_hub": "ldm.pipeline ldm.export",
 }
 
@@ -103,7 +103,7 @@ def imports_of(name: str, path: Path, modules: dict[str, Path]) -> Iterator[Impo
 
 
 def room_of(module: str) -> str:
-    """The room that a module stands in: `train`, `ldm`, `ldm.images`, `ldm.data`."""
+    """The room that a module stands in: `train`, `ldm`, `ldm.io.images`, `ldm.data`."""
     parts = module.split(".")
     room = parts[0] if parts[0] == "train" else ".".join(parts[:2])
     return HALVES.get(room, room)
@@ -169,36 +169,53 @@ def test_the_house_keeps_its_floors_and_doors() -> None:
 LAWFUL = {
     "ldm/__init__.py": "def __getattr__(name):\n    from ldm import pipeline",
     "ldm/errors.py": "import re",
-    "ldm/files.py": "from ldm.errors import UserError",
-    "ldm/images.py": "from ldm import files\nimport numpy",
-    "ldm/png_metadata.py": "from ldm.images import x",
-    "ldm/pipeline.py": "from diffusers import x\nfrom .model_folder import y\nimport ldm.models.text_clip",
-    "ldm/model_folder.py": "import huggingface_hub",
+    "ldm/io/files.py": "from ldm.errors import UserError",
+    "ldm/io/images.py": "from ldm import files\nimport numpy",
+    "ldm/pipeline/record.py": "from ldm.io.images import x",
+    "ldm/pipeline/pipeline.py": "from diffusers import x\nfrom .model_folder import y\nimport ldm.models.text_clip",
+    "ldm/models/loading/folder.py": "import huggingface_hub",
     "ldm/data/__init__.py": "",
-    "ldm/data/folder.py": "import datasets\nfrom .captions import x",
-    "ldm/data/captions.py": "import ldm.images",
+    "ldm/data/sources/folder.py": "import datasets\nfrom .captions import x",
+    "ldm/data/captions.py": "import ldm.io.images",
     "ldm/models/__init__.py": "",
     "ldm/models/text_clip.py": "import open_clip.model",
     "ldm/models/attention.py": "def f():\n    import xformers.ops",
     "train/__init__.py": "",
-    "train/loop.py": "import accelerate\nfrom ldm.data.folder import x\nfrom . import log",
-    "train/log.py": "from ldm import pipeline",
+    "train/loop/steps.py": "import accelerate\nfrom ldm.data.sources.folder import x\nfrom . import log",
+    "train/run/log.py": "from ldm import pipeline",
 }
 
-FILES, FOLDER, LOOP, APP = "ldm/files.py", "ldm/data/folder.py", "train/loop.py", "ldm/cli/app.py"
+FILES, FOLDER, LOOP, APP = (
+    "ldm/io/files.py",
+    "ldm/data/sources/folder.py",
+    "train/loop/steps.py",
+    "ldm/cli/app.py",
+)
 PLANTED = [
-    (FILES, "from ldm.images import x", "ldm/files.py:1: ldm.files imports ldm.images: upward"),
-    (FILES, "from ldm import images", "imports ldm.images: upward, from floor 1 to floor 2"),
-    (FILES, "import ldm", "ldm.files imports ldm: upward"),
-    (FILES, "def f():\n    from .data import folder", ":2: ldm.files imports ldm.data.folder: upward"),
-    (FILES, "if TYPE_CHECKING:\n    import ldm.pipeline", ":2: ldm.files imports ldm.pipeline: upward"),
-    (FILES, "importlib.import_module('ldm.images')", "ldm.files imports ldm.images: upward"),
-    ("ldm/noise.py", "import ldm.files", "ldm.noise imports ldm.files: sideways"),
-    ("ldm/objective.py", "from ldm.png_metadata import x", "imports ldm.png_metadata: sideways"),
-    (FOLDER, "from ..models import text_clip", "ldm.data.folder imports ldm.models.text_clip: sideways"),
-    (FOLDER, "import diffusers", "diffusers may be imported only in ldm.models, ldm.sampling"),
-    ("ldm/models/unet.py", "from open_clip import x", "open_clip may be imported only in ldm.models.text"),
-    ("ldm/images.py", "def f():\n    import torchvision.io", "torchvision may be imported only in"),
+    (FILES, "from ldm.io.images import x", "ldm/io/files.py:1: ldm.io.files imports ldm.io.images: upward"),
+    (FILES, "from ldm import images", "imports ldm.io.images: upward, from floor 1 to floor 2"),
+    (FILES, "import ldm", "ldm.io.files imports ldm: upward"),
+    (
+        FILES,
+        "def f():\n    from .data import folder",
+        ":2: ldm.io.files imports ldm.data.sources.folder: upward",
+    ),
+    (FILES, "if TYPE_CHECKING:\n    import ldm.pipeline", ":2: ldm.io.files imports ldm.pipeline: upward"),
+    (FILES, "importlib.import_module('ldm.io.images')", "ldm.io.files imports ldm.io.images: upward"),
+    ("ldm/noise.py", "import ldm.io.files", "ldm.noise imports ldm.io.files: sideways"),
+    (
+        "ldm/diffusion/objective.py",
+        "from ldm.pipeline.record import x",
+        "imports ldm.pipeline.record: sideways",
+    ),
+    (
+        FOLDER,
+        "from ..models import text_clip",
+        "ldm.data.sources.folder imports ldm.models.text_clip: sideways",
+    ),
+    (FOLDER, "import diffusers", "diffusers may be imported only in ldm.models, ldm.diffusion.sampling"),
+    ("ldm/models/unet.py", "from open_clip import x", "open_clip may be imported only in ldm.models.clip"),
+    ("ldm/io/images.py", "def f():\n    import torchvision.io", "torchvision may be imported only in"),
     (LOOP, "from transformers import x", "transformers may be imported only in ldm.models"),
     (LOOP, "async def f():\n    import huggingface_hub", ":2: train.loop imports huggingface_hub"),
     ("ldm/models/attention.py", "import xformers", "xformers may be imported only inside a function"),
@@ -208,9 +225,13 @@ PLANTED = [
     (LOOP, "from train.log import x", "train.loop imports train.log: inside train, imports are relative"),
     (LOOP, "import ldm_train.log", "inside train, imports are relative"),
     ("ldm/data/captions.py", "from . import folder", "import cycle: ldm.data."),
-    ("train/log.py", "def f():\n    from .loop import x", "import cycle: train."),
+    ("train/run/log.py", "def f():\n    from .loop import x", "import cycle: train."),
     ("ldm/utils.py", "", "ldm.utils: has no floor: add it to FLOORS"),
-    ("ldm/pipeline.py", "from ldm.gone import x", "ldm.pipeline imports ldm.gone: which has no floor"),
+    (
+        "ldm/pipeline/pipeline.py",
+        "from ldm.gone import x",
+        "ldm.pipeline imports ldm.gone: which has no floor",
+    ),
 ]
 
 

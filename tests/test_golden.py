@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DRIVER = ROOT / "tests" / "golden_driver.py"
+DRIVER = ROOT / "tests" / "support" / "golden_driver.py"
 REFERENCE = os.environ.get("LDM_GOLDEN_REFERENCE")
 KEPT: dict[str, str] = json.loads((ROOT / "tests" / "golden.json").read_text())
 

@@ -17,18 +17,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ldm import load_pipeline
-from ldm.curves import read_metrics
 from ldm.errors import UserError
-from ldm.files import read_tensors
+from ldm.evaluation.curves import read_metrics
+from ldm.io.files import read_tensors
 from ldm.models.attention import xformers_fault
-from ldm.models.compiled import compile_denoiser
+from ldm.models.engines.compiled import compile_denoiser
 from ldm.types import PromptEmbeds
-from tests.tiny_models import make_sd1
-from tests.tiny_runs import DENOISER, train_parts, write_config
-from tests.tiny_training import PointTask, make_settings
+from tests.support.tiny_models import make_sd1
+from tests.support.tiny_runs import DENOISER, train_parts, write_config
+from tests.support.tiny_training import PointTask, make_settings
 from train import denoiser
-from train.loop import Batch, train_steps
-from train.run import Run
+from train.loop.steps import Batch, train_steps
+from train.run.run import Run
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from ldm.config import validate
-from ldm.png_metadata import read_settings
+from ldm.pipeline.record import read_settings
 from train.denoiser import DenoiserSettings
 
 ROOT = Path(__file__).parent.parent

@@ -17,20 +17,20 @@ from torch.nn import functional
 
 from ldm.config import Settings
 from ldm.data.batches import ImageSamples, pixel_batches
-from ldm.data.cache import cache_root
+from ldm.data.cache.moments import cache_root
 from ldm.data.prepare import Placed
 from ldm.errors import UserError
-from ldm.evaluate.reconstruction import WINDOW_PX, psnr, ssim
-from ldm.files import new_folder, write_json
-from ldm.images import image_grid, tensor_to_images
+from ldm.evaluation.reconstruction import WINDOW_PX, psnr, ssim
+from ldm.io.files import new_folder, write_json
+from ldm.io.images import image_grid, tensor_to_images
 from ldm.models.fresh import AutoencoderShape, make_autoencoder
 
-from .data import TrainingData, read_data, write_data_report
-from .loop import Batch
-from .program import run_program
-from .run import Run
-from .settings import TrainSettings
-from .state import TrainState
+from .data.read import TrainingData, read_data, write_data_report
+from .loop.steps import Batch
+from .run.program import run_program
+from .run.run import Run
+from .run.state import TrainState
+from .settings.shared import TrainSettings
 
 
 class ReconstructionSettings(Settings):

@@ -13,36 +13,36 @@ from pathlib import Path
 
 import torch
 
-from ldm.adapter_folder import Base, find_base
 from ldm.data.batches import ReadImage, read_pixels
 from ldm.data.captions import directional_words, plain_caption
 from ldm.data.prepare import Placed
+from ldm.diffusion.path import NoiseSchedule
+from ldm.diffusion.schedulers import training_path
 from ldm.errors import UserError
-from ldm.model_folder import Defaults
-from ldm.model_parts import ModelParts, load_parts
-from ldm.model_source import find_model
-from ldm.models.autoencoder import KLAutoencoder
-from ldm.models.denoiser import UNetDenoiser
+from ldm.models.adapters.folder import Base, find_base
+from ldm.models.clip import ClipTextEncoder
 from ldm.models.fresh import make_unet
-from ldm.models.loading import load_text_model, load_tokenizer, load_vae
-from ldm.models.text import ClipTextEncoder
-from ldm.schedule import NoiseSchedule
-from ldm.schedulers import training_path
+from ldm.models.loading.components import load_text_model, load_tokenizer, load_vae
+from ldm.models.loading.folder import Defaults
+from ldm.models.loading.model import ModelParts, load_parts
+from ldm.models.loading.source import find_model
+from ldm.models.unet import UNetDenoiser
+from ldm.models.vae import KLAutoencoder
 
-from .after_steps import Validate
-from .best import lend_best
-from .data import TrainingData, read_data, write_data_report
-from .denoiser_settings import DenoiserSettings, PartsSettings
-from .denoiser_task import DenoiserTask
-from .latents import cached_prompts, image_reader, latent_samples
-from .plan import make_plan
-from .preview import write_preview
-from .program import run_program
-from .run import Run
-from .state import TrainState, give_weights
-from .streams import begin_stream, check_streaming, streamed_samples
-from .trainable import apply_memory_settings, check_base, choose_trained, save_trained
-from .validation import ValidationSamples, held_out_loss
+from .data.latents import cached_prompts, image_reader, latent_samples
+from .data.read import TrainingData, read_data, write_data_report
+from .data.streams import begin_stream, check_streaming, streamed_samples
+from .loop.denoiser_task import DenoiserTask
+from .loop.validation import ValidationSamples, held_out_loss
+from .plan.plan import make_plan
+from .run.after_steps import Validate
+from .run.best import lend_best
+from .run.preview import write_preview
+from .run.program import run_program
+from .run.run import Run
+from .run.state import TrainState, give_weights
+from .run.trainable import apply_memory_settings, check_base, choose_trained, save_trained
+from .settings.denoiser import DenoiserSettings, PartsSettings
 
 
 def make_parts(settings: DenoiserSettings) -> ModelParts:

@@ -16,14 +16,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ldm.data.batches import ImageSamples, pixel_batches
-from ldm.data.cache import cache_root
+from ldm.data.cache.moments import cache_root
 from ldm.data.prepare import Placed
 from ldm.errors import UserError
-from ldm.evaluate.retrieval import recall_at
-from ldm.files import new_folder, write_json
-from ldm.images import image_grid, tensor_to_images
-from ldm.models.text_conversion import ClipShape, make_open_clip, to_transformers
-from ldm.models.text_vocabulary import (
+from ldm.evaluation.retrieval import recall_at
+from ldm.io.files import new_folder, write_json
+from ldm.io.images import image_grid, tensor_to_images
+from ldm.models.clip_conversion import ClipShape, make_open_clip, to_transformers
+from ldm.models.clip_vocabulary import (
     MAX_MERGES,
     learn_merges,
     make_tokenizer,
@@ -32,13 +32,13 @@ from ldm.models.text_vocabulary import (
 )
 from ldm.noise import permutation
 
-from .contrastive import Pairs, contrastive_losses
-from .data import TrainingData, read_data, write_data_report
-from .loop import Batch
-from .program import run_program
-from .run import Run
-from .settings import TrainSettings
-from .state import TrainState
+from .data.read import TrainingData, read_data, write_data_report
+from .loop.contrastive import Pairs, contrastive_losses
+from .loop.steps import Batch
+from .run.program import run_program
+from .run.run import Run
+from .run.state import TrainState
+from .settings.shared import TrainSettings
 
 MAX_SCALE = 100.0
 """What the learned scale of the similarities is held under, as CLIP's was."""

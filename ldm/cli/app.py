@@ -24,10 +24,10 @@ from ldm.cli.init import init
 from ldm.cli.plot import plot
 from ldm.cli.push import push
 from ldm.cli.schema import schema
-from ldm.cli.terminal import visible
 from ldm.cli.train import train
 from ldm.cli.verify import verify
 from ldm.errors import UserError
+from ldm.io.escaping import visible
 from ldm.version import __version__
 
 

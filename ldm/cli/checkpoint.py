@@ -58,7 +58,14 @@ def _write_model(checkpoint: Path, folder: Path, weights: str) -> None:
     from ldm.cli.programs import find_home
 
     home = find_home()
-    command = [sys.executable, "-m", f"{home.package}.from_checkpoint", str(checkpoint), str(folder), weights]
+    command = [
+        sys.executable,
+        "-m",
+        f"{home.package}.run.from_checkpoint",
+        str(checkpoint),
+        str(folder),
+        weights,
+    ]
     done = subprocess.run(command, env=home.environment(os.environ), capture_output=True, text=True)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1].removeprefix("error: ")

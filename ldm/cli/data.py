@@ -112,11 +112,11 @@ def check(
 
     Every image is decoded. Exit code 2 when an image or a caption cannot be used. Nothing is written to PATH.
     """
+    from ldm.cli.autoconfig import look_at_base, survey_reading
     from ldm.cli.data_text import refusal_lines, summary_lines
-    from ldm.cli.look import look_at_base, survey_reading
     from ldm.config import validate
-    from ldm.data.report import make_report, write_report
-    from ldm.data.sources import SourceSettings, passed_over, read_sources
+    from ldm.data.report.report import make_report, write_report
+    from ldm.data.sources.read import SourceSettings, passed_over, read_sources
 
     size = _size(height, width, buckets)
     if report is not None:
@@ -154,8 +154,8 @@ def prune(
 
     What goes is made again when something needs it. Damaged files and what a killed run left behind go as well.
     """
-    from ldm.data.cache import cache_root
-    from ldm.data.cache import prune as prune_cache
+    from ldm.data.cache.moments import cache_root
+    from ldm.data.cache.moments import prune as prune_cache
 
     root = folder or cache_root()
     if folder is not None and not folder.is_dir():
@@ -173,7 +173,7 @@ def prune(
 
 
 def _refuse_inside(report: Path, path: str) -> None:
-    from ldm.data.scan import is_file, refuse_inside
+    from ldm.data.sources.scan import is_file, refuse_inside
 
     refuse_inside(f"--report {report}", report, Path(path))
     if is_file(report):

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from ldm.cli.terminal import shown
+from ldm.io.escaping import shown
 
 if TYPE_CHECKING:
-    from ldm.data.report_parts import DataReport
-    from ldm.data.sources import Reading
+    from ldm.data.report.parts import DataReport
+    from ldm.data.sources.read import Reading
 
 NUM_SHOWN = 3
 """How many of the longest captions, and of each kind of note, are shown."""

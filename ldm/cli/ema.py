@@ -11,8 +11,8 @@ from ldm.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ldm.averages import Rebuilding, Snapshot
-    from ldm.model_parts import ModelParts
+    from ldm.diffusion.ema import Rebuilding, Snapshot
+    from ldm.models.loading.model import ModelParts
 
 FILE = "averages.safetensors"
 
@@ -37,7 +37,7 @@ def ema(
     model in RUN/pipeline the trained weights are replaced; the rest stays. The residual says how much of the wanted
     average the snapshots miss; it is large for widths far from theirs.
     """
-    from ldm.averages import Snapshot, gamma_of, rebuild
+    from ldm.diffusion.ema import Snapshot, gamma_of, rebuild
 
     gamma_of(width)  # refuses what is no width before anything is read
     output = output or run / f"pipeline-width-{width:g}"
@@ -66,8 +66,8 @@ def _find_snapshots(folder: Path) -> "dict[Snapshot, Path]":
     Raises:
         UserError: there is none.
     """
-    from ldm.averages import Snapshot, split_name
-    from ldm.files import manifest_fault, open_tensors
+    from ldm.diffusion.ema import Snapshot, split_name
+    from ldm.io.files import manifest_fault, open_tensors
 
     found: dict[Snapshot, Path] = {}
     for path in sorted(folder.glob("step-*")):
@@ -90,8 +90,8 @@ def _combine(snapshots: "Mapping[Snapshot, Path]", rebuilding: "Rebuilding") -> 
     Raises:
         UserError: the snapshots are not all of the same weights.
     """
-    from ldm.averages import split_name, stored_name
-    from ldm.files import open_tensors
+    from ldm.diffusion.ema import split_name, stored_name
+    from ldm.io.files import open_tensors
 
     total: dict[str, Tensor] = {}
     for (snapshot, path), share in zip(snapshots.items(), rebuilding.coefficients, strict=True):
@@ -107,8 +107,8 @@ def _combine(snapshots: "Mapping[Snapshot, Path]", rebuilding: "Rebuilding") -> 
 
 def _write_model(pipeline: Path, output: Path, average: "Mapping[str, Tensor]", made: dict[str, Any]) -> None:
     """Write what stands in `pipeline` with the averaged weights in it: a whole model, or an adapter."""
-    from ldm.model_folder import is_adapter
-    from ldm.model_parts import load_parts, save_parts
+    from ldm.models.loading.folder import is_adapter
+    from ldm.models.loading.model import load_parts, save_parts
 
     provenance = {**_provenance(pipeline), **made}
     if is_adapter(pipeline):
@@ -121,11 +121,11 @@ def _write_model(pipeline: Path, output: Path, average: "Mapping[str, Tensor]", 
 def _write_adapter(
     pipeline: Path, output: Path, average: "Mapping[str, Tensor]", provenance: dict[str, Any]
 ) -> None:
-    from ldm.adapter_folder import LORA_FILE, adapter_chain, apply_adapter, save_adapter
-    from ldm.lora_files import read_lora
-    from ldm.model_folder import read_defaults
-    from ldm.model_parts import default_size, load_parts
-    from ldm.models.lora import apply_lora, lora_weights
+    from ldm.models.adapters.folder import LORA_FILE, adapter_chain, apply_adapter, save_adapter
+    from ldm.models.adapters.lora import apply_lora, lora_weights
+    from ldm.models.adapters.lora_files import read_lora
+    from ldm.models.loading.folder import read_defaults
+    from ldm.models.loading.model import default_size, load_parts
 
     base, [*inner, (_, adapter)] = adapter_chain(pipeline)
     parts = load_parts(base)
@@ -158,7 +158,7 @@ def _replace(parts: "ModelParts", average: "Mapping[str, Tensor]", pipeline: Pat
 
 
 def _provenance(pipeline: Path) -> dict[str, Any]:
-    from ldm.model_folder import read_object
+    from ldm.models.loading.folder import read_object
 
     path = pipeline / "ldm.json"
     given = read_object(path).get("provenance", {}) if path.is_file() else {}

@@ -52,7 +52,7 @@ def export(
         overwrite=overwrite,
     )
     if push_to_hub is not None:
-        from ldm.export.hub import check_repo_id
+        from ldm.export.hub.push import check_repo_id
 
         check_repo_id(push_to_hub)  # before minutes of work
     else:
@@ -78,7 +78,7 @@ def _export(source: str, weights: str | None, dest: Path, options: "ExportOption
     from ldm.cli.checkpoint import model_of
     from ldm.export.artefact import export as write_export
     from ldm.export.source import load_source
-    from ldm.files import is_taken
+    from ldm.io.files import is_taken
 
     if is_taken(dest) and not options.overwrite:
         raise UserError(f"{dest} exists already", "choose another place, or give --overwrite")

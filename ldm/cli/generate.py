@@ -9,13 +9,13 @@ import typer
 from ldm.cli import options
 from ldm.cli.generate_processes import count_of, make_in_processes
 from ldm.cli.own_warnings import own_warnings
-from ldm.collector import collector_paused
 from ldm.errors import UserError
+from ldm.io.collector import collector_paused
 
 if TYPE_CHECKING:
+    from ldm.generation.job import Order
     from ldm.generation.pictures import Picture
-    from ldm.generation.recipe import Recipe
-    from ldm.generation.shares import Order
+    from ldm.generation.reproduce import Recipe
 
 
 def generate(
@@ -60,9 +60,9 @@ def generate(
         return
     with collector_paused():
         from ldm.generation.batches import write_grid
-        from ldm.generation.means import Means, read_batch_size
+        from ldm.generation.job import Order
+        from ldm.generation.model_options import Means, read_batch_size
         from ldm.generation.pictures import Target
-        from ldm.generation.shares import Order
 
     given = dict(
         seed=seed,
@@ -106,7 +106,7 @@ def _plan(
     from ldm.config import validate
     from ldm.generation.pictures import list_pictures
     from ldm.generation.prompts import PictureSettings, Prompt, check_scheduler, read_prompts
-    from ldm.generation.recipe import read_recipe
+    from ldm.generation.reproduce import read_recipe
 
     if given["scheduler"] is not None:
         check_scheduler(given["scheduler"])
@@ -124,8 +124,8 @@ def _plan(
 
 def _make(order: "Order") -> None:
     """Make the pictures in this process."""
-    from ldm.cli.progress import work_bar
-    from ldm.generation.shares import make_share
+    from ldm.generation.job import make_share
+    from ldm.io.progress import work_bar
 
     num_written = 0
     try:
@@ -139,7 +139,7 @@ def _make(order: "Order") -> None:
 
 def _scheduler_lines() -> Iterator[str]:
     """A line a sampler: its short name, what others call it, and what is to be known of it."""
-    from ldm.scheduler_names import SCHEDULERS
+    from ldm.diffusion.scheduler_names import SCHEDULERS
 
     for name, entry in SCHEDULERS.items():
         notes = ["adds noise at each step"] if entry.stochastic else []

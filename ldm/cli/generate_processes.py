@@ -19,8 +19,8 @@ from ldm.errors import UserError
 
 if TYPE_CHECKING:
     from ldm.cli.processes import Failure
-    from ldm.cli.progress import WorkBar
-    from ldm.generation.shares import Order
+    from ldm.generation.job import Order
+    from ldm.io.progress import WorkBar
 
 
 def make_in_processes(order: "Order", num_processes: int) -> None:
@@ -33,7 +33,7 @@ def make_in_processes(order: "Order", num_processes: int) -> None:
     """
     from ldm.cli.processes import run_apart
     from ldm.cli.programs import find_home
-    from ldm.cli.progress import work_bar
+    from ldm.io.progress import work_bar
 
     command = [sys.executable, "-m", "ldm.cli.generate_processes"]
     with tempfile.TemporaryDirectory(prefix="ldm-generate-") as name:
@@ -149,7 +149,7 @@ def _report_name(rank: int) -> str:
 
 
 def _make(folder: Path, rank: int, num_processes: int, report: _Report) -> None:
-    from ldm.generation.shares import Share, make_share, read_order
+    from ldm.generation.job import Share, make_share, read_order
 
     share = Share(rank, num_processes, folder)
     with own_warnings(report.warn):

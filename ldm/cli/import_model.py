@@ -8,7 +8,7 @@ import typer
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
-    from ldm.parts import ModelParts
+    from ldm.models.parts import ModelParts
 
 
 def import_model(
@@ -44,9 +44,9 @@ def import_model(
     `ldm generate --model` and `ldm train` take such a file as it is. A folder shows its settings, and can be edited.
     """
     from ldm.errors import unknown_name
-    from ldm.files import sha256_file
-    from ldm.model_parts import save_parts
-    from ldm.pipeline import DTYPES
+    from ldm.io.files import sha256_file
+    from ldm.models.loading.model import save_parts
+    from ldm.pipeline.pipeline import DTYPES
 
     if dtype not in DTYPES:
         raise unknown_name("--dtype", dtype, DTYPES)
@@ -65,9 +65,9 @@ def _load(file: Path, allow_pickle: bool, prediction_type: str | None) -> "Model
         UserError: there is no such file, it is of another kind, or no model is in it.
     """
     from ldm.cli.own_warnings import own_warnings
-    from ldm.model_folder import PICKLES
-    from ldm.pickled_file import unpickled
-    from ldm.single_file import load_single_file
+    from ldm.models.loading.folder import PICKLES
+    from ldm.models.loading.original_file import load_single_file
+    from ldm.models.loading.pickled_file import unpickled
 
     if not file.is_file():
         raise UserError(f"{file} is no file", "name a .safetensors file")

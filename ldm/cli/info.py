@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from ldm.pipeline import Pipeline
+    from ldm.pipeline.pipeline import Pipeline
 
 
 def info(
@@ -28,11 +28,11 @@ def info(
     """
     is_file = Path(model).is_file() and not model.endswith(".safetensors")
     if model.lower().endswith(".png") or is_file:
-        from ldm.png_metadata import read_settings
+        from ldm.pipeline.record import read_settings
 
         rows = _flat(read_settings(model))
     else:
-        from ldm.pipeline import load_pipeline
+        from ldm.pipeline.pipeline import load_pipeline
 
         rows = dict(_model_rows(load_pipeline(model, device="cpu")))
     width = max(map(len, rows), default=0) + 2
@@ -51,7 +51,7 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _model_rows(pipeline: "Pipeline") -> Iterator[tuple[str, Any]]:
-    from ldm.sampling import schedulers_for
+    from ldm.diffusion.sampling import schedulers_for
 
     yield "model", pipeline.model_id
     yield "weights hash", pipeline.weights_hash
@@ -74,8 +74,8 @@ def _model_rows(pipeline: "Pipeline") -> Iterator[tuple[str, Any]]:
 
 def _adapter(folder: Path) -> Iterator[tuple[str, Any]]:
     """What is added to which base, where the folder holds an adapter alone."""
-    from ldm.adapter_folder import read_adapter
-    from ldm.model_folder import is_adapter
+    from ldm.models.adapters.folder import read_adapter
+    from ldm.models.loading.folder import is_adapter
 
     if is_adapter(folder):
         adapter = read_adapter(folder)

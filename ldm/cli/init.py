@@ -47,9 +47,9 @@ def init(
 
     Sizes, buckets, held-out images, batch and number of steps follow from what is there. Nothing else is written.
     """
+    from ldm.cli.autoconfig import look_at_base, look_at_data
     from ldm.cli.init_text import config_text
-    from ldm.cli.look import look_at_base, look_at_data
-    from ldm.files import write_bytes
+    from ldm.io.files import write_bytes
 
     if trainable is not None and trainable not in TRAINABLE:
         raise unknown_name("--trainable", trainable, TRAINABLE)
@@ -73,7 +73,7 @@ def refuse_dest(dest: Path, data: str) -> None:
     Raises:
         UserError: it would.
     """
-    from ldm.data.scan import refuse_inside, status_of
+    from ldm.data.sources.scan import refuse_inside, status_of
 
     if status_of(dest) is not None:
         raise UserError(f"{dest} exists already", "choose another --output, or move it away")

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ldm.cli.look import BaseLook, DataLook
+from ldm.cli.autoconfig import BaseLook, DataLook
 
 ADAPTERS = ("lora", "embedding")
 LARGE_TEXT_WIDTH = 512

@@ -29,7 +29,7 @@ def plot(
     Loss, validation loss, learning rate and loss per tenth of the timesteps, as far as the runs logged them. Prints
     the path of the picture.
     """
-    from ldm.curves import METRICS, draw_curves, read_metrics
+    from ldm.evaluation.curves import METRICS, draw_curves, read_metrics
 
     for run in runs:
         if not (run / METRICS).is_file():

@@ -44,9 +44,9 @@ def find_home(package_dir: Path = Path(ldm.__file__).parent) -> Home:
         UserError: they are not there.
     """
     root = package_dir.resolve().parent
-    if (root / "ldm_train" / "run.py").is_file():
+    if (root / "ldm_train" / "denoiser.py").is_file():
         return Home(root, "ldm_train", root / "ldm_train" / "configs")
-    if (root / "train" / "run.py").is_file():
+    if (root / "train" / "denoiser.py").is_file():
         return Home(root, "train", root / "configs")
     raise UserError(
         f"the training programs are not in {root}", "install the package again, or use a checkout"

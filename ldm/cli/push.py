@@ -8,8 +8,8 @@ import typer
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
-    from ldm.export.outgoing import Outgoing
-    from ldm.export.scan import Leak
+    from ldm.export.hub.leaks import Leak
+    from ldm.export.hub.outgoing import Outgoing
 
 Public = Annotated[
     bool,
@@ -45,7 +45,7 @@ def push(
     Only files of known names are sent, after a look for tokens, absolute paths, e-mail addresses and places inside
     them. The token comes from `hf auth login` or HF_TOKEN. The folder is not changed.
     """
-    from ldm.export.hub import check_repo_id
+    from ldm.export.hub.push import check_repo_id
 
     check_repo_id(repo_id)
     if dry_run:
@@ -68,7 +68,7 @@ def send(
         UserError: nothing may be sent, or the Hub refuses.
         typer.Exit: the answer was no.
     """
-    from ldm.export.hub import check_outgoing, push_folder
+    from ldm.export.hub.push import check_outgoing, push_folder
 
     outgoing = check_outgoing(folder)
     if not yes:
@@ -107,8 +107,8 @@ def _show(folder: Path) -> None:
     Raises:
         UserError: something in it must not leave.
     """
-    from ldm.export.outgoing import list_outgoing
-    from ldm.export.scan import scan
+    from ldm.export.hub.leaks import scan
+    from ldm.export.hub.outgoing import list_outgoing
 
     outgoing = list_outgoing(folder)
     for file in outgoing.files:

@@ -28,7 +28,7 @@ def schema(
     if program is not None and program not in PROGRAMS:
         raise unknown_name("program", program, PROGRAMS)
     home = find_home()
-    command = [sys.executable, "-m", f"{home.package}.schema", *([program] if program else [])]
+    command = [sys.executable, "-m", f"{home.package}.settings.schema", *([program] if program else [])]
     code = run_processes(command, home.environment(os.environ))
     if code:
         raise typer.Exit(code)

@@ -30,8 +30,8 @@ def verify(
     weights. If nothing is wrong, a picture from fixed noise is drawn by us and, in a fresh process, by diffusers or
     peft; they must agree to 1/255.
     """
-    from ldm.export.inspect import inspect_folder
-    from ldm.model_source import EMBEDDED
+    from ldm.export.verify.inspect import inspect_folder
+    from ldm.models.loading.source import EMBEDDED
 
     if not path.exists() and str(path) in EMBEDDED:
         path = EMBEDDED[str(path)]
@@ -43,7 +43,7 @@ def verify(
         raise UserError(f"{path} has {bad} {faults}", f"do not use it before {they} mended")
     if not draw:
         return
-    from ldm.export.check import check
+    from ldm.export.verify.check import check
 
     verdict = check(path, base)
     typer.echo(verdict)

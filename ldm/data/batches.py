@@ -18,7 +18,7 @@ from ldm.data.captions import CaptionSettings, caption_for, flip_allowed
 from ldm.data.order import SampleKey
 from ldm.data.prepare import Placed
 from ldm.data.sample import Sample
-from ldm.images import image_to_tensor, resize_and_crop
+from ldm.io.images import image_to_tensor, resize_and_crop
 
 Draw = tuple[int | str, ...]
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from ldm.data.sample import FileImage, ImageSource, Sample, Stamp
-from ldm.data.scan import composed, is_folder, scan
+from ldm.data.sources.scan import composed, is_folder, scan
 from ldm.errors import UserError
-from ldm.images import IMAGE_SUFFIXES, open_alpha
+from ldm.io.images import IMAGE_SUFFIXES, open_alpha
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ldm.data.buckets import BucketSettings, Placement, draw_crop, place
-from ldm.data.cache import read_unchanged
+from ldm.data.cache.moments import read_unchanged
 from ldm.data.sample import Facts, Refusal, Sample
-from ldm.data.sources import Reading, SourceSettings
+from ldm.data.sources.read import Reading, SourceSettings
 from ldm.data.survey import check_bad_fraction
 from ldm.data.transform import transform_image, transform_key, transform_mask
-from ldm.images import WHITE, open_image
+from ldm.io.images import WHITE, open_image
 from ldm.noise import key_to_seed
 
 

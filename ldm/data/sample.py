@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from ldm.errors import UserError
-from ldm.images import WHITE, Color, open_image
+from ldm.io.images import WHITE, Color, open_image
 
 Stamp = tuple[str, int, int, int]
 """Absolute path, size in bytes, and times in nanoseconds: of the last modification and of the last change of any kind,

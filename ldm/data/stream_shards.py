@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.data.memo import Memo
-from ldm.data.parquet_source import parquet_files, read_parquet
+from ldm.data.image_index import Memo
 from ldm.data.prepare import DataSettings, Placed, Prepared, prepare
 from ldm.data.sample import Facts, Refusal, Sample
-from ldm.data.sources import Kind, Reading, SourceSettings, dressed, kind_of
+from ldm.data.sources.parquet import parquet_files, read_parquet
+from ldm.data.sources.read import Kind, Reading, SourceSettings, dressed, kind_of
+from ldm.data.sources.webdataset import read_tar, tar_files
 from ldm.data.survey import survey
-from ldm.data.webdataset_source import read_tar, tar_files
 from ldm.errors import UserError
 
 READERS = {"parquet": read_parquet, "webdataset": read_tar}

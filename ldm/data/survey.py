@@ -8,7 +8,7 @@ from ldm.data.duplicates import perceptual_hash
 from ldm.data.masks import AlphaMask
 from ldm.data.sample import Facts, ImageSource, Refusal, Sample, Stamp
 from ldm.errors import UserError
-from ldm.images import open_image_noted
+from ldm.io.images import open_image_noted
 
 _NUM_NAMED = 10
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldm.data.buckets import Placement, scaled_size
 from ldm.errors import UserError
-from ldm.images import WHITE, Color, image_to_tensor, resize_and_crop
+from ldm.io.images import WHITE, Color, image_to_tensor, resize_and_crop
 
 TRANSFORM_VERSION = 1
 """Part of every cache key. It goes up by one whenever the same image and placement give other numbers; a test of the

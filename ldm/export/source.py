@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.adapter_folder import LORA_FILE, Adapter, adapter_chain, read_adapter
-from ldm.lora_files import read_lora
-from ldm.model_folder import is_adapter, weights_hash
-from ldm.model_parts import ModelParts, load_parts
-from ldm.model_source import find_model
-from ldm.models.lora import LoraWeights
+from ldm.models.adapters.folder import LORA_FILE, Adapter, adapter_chain, read_adapter
+from ldm.models.adapters.lora import LoraWeights
+from ldm.models.adapters.lora_files import read_lora
+from ldm.models.loading.folder import is_adapter, weights_hash
+from ldm.models.loading.model import ModelParts, load_parts
+from ldm.models.loading.source import find_model
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class ExportSource:
         model_id: a name without a path.
         folder: the model's, in the diffusers layout, or an adapter's.
         parts: float32, on the CPU, an adapter fused in.
-        weights_hash: `ldm.model_folder.weights_hash` of the folder.
+        weights_hash: `ldm.models.loading.folder.weights_hash` of the folder.
         run: the run's folder where the source is one.
         base: the folder of the whole model below an adapter.
         adapter: what `adapter.json` says.

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ldm.devices import free_cached_memory, is_out_of_memory
-from ldm.engine_choice import Work
 from ldm.errors import UserError
-from ldm.files import write_bytes
 from ldm.generation.pictures import Picture, Target
 from ldm.generation.prompts import Prompt
-from ldm.images import image_grid, open_image
-from ldm.png_metadata import write_png
-from ldm.request import Generation, LdmWarning
+from ldm.io.files import write_bytes
+from ldm.io.images import image_grid, open_image
+from ldm.models.devices import free_cached_memory, is_out_of_memory
+from ldm.pipeline.engine_choice import Work
+from ldm.pipeline.record import write_png
+from ldm.pipeline.settings import Generation, LdmWarning
 
 if TYPE_CHECKING:
-    from ldm.model_folder import Defaults
-    from ldm.pipeline import OnStep, Pipeline
+    from ldm.models.loading.folder import Defaults
+    from ldm.pipeline.pipeline import OnStep, Pipeline
 
 OnProgress = Callable[[int, int], None]
 """Called after every sampling step with (steps done, steps in all), counted over all batches."""

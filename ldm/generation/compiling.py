@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 from ldm.errors import UserError
 from ldm.generation.batches import PictureBatch, work_of
-from ldm.models.compiled import compile_denoiser
+from ldm.models.engines.compiled import compile_denoiser
 
 if TYPE_CHECKING:
-    from ldm.pipeline import Pipeline
+    from ldm.pipeline.pipeline import Pipeline
 
 
 def compile_for(pipeline: "Pipeline", batches: Sequence[PictureBatch]) -> None:

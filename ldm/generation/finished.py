@@ -11,12 +11,12 @@ from PIL import Image
 from ldm.errors import UserError
 from ldm.generation.batches import PictureBatch
 from ldm.generation.pictures import Target
-from ldm.images import open_image
-from ldm.png_metadata import read_settings
-from ldm.request import LdmWarning
+from ldm.io.images import open_image
+from ldm.pipeline.record import read_settings
+from ldm.pipeline.settings import LdmWarning
 
 if TYPE_CHECKING:
-    from ldm.pipeline import Pipeline
+    from ldm.pipeline.pipeline import Pipeline
 
 PROGRAMS = ("versions", "ldm_version", "decoded_in_tiles")
 """What may differ: a picture is not made again because a library has a new version, or for the memory of the day."""
@@ -53,7 +53,7 @@ def finished_pictures(
 
 
 def _remove_leftovers(folder: Path, names: set[str]) -> None:
-    """Remove the temporary files of these pictures, whose writer was killed: see `ldm.files.write_bytes`."""
+    """Remove the temporary files of these pictures, whose writer was killed: see `ldm.io.files.write_bytes`."""
     for path in folder.glob(".tmp-*.png-*"):
         if path.name.removeprefix(".tmp-").rpartition("-")[0] in names:
             path.unlink()

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.errors import UserError
-from ldm.files import disk_errors
 from ldm.generation.prompts import Prompt
-from ldm.request import LARGEST_SEED
+from ldm.io.files import disk_errors
+from ldm.pipeline.settings import LARGEST_SEED
 
 GRID_NAME = "grid.png"
 _SLUG_LENGTH = 40

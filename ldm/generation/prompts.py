@@ -9,11 +9,11 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from ldm.config import Settings, checked_by, validate
-from ldm.data.metadata import decode_utf8
+from ldm.data.sources.metadata import decode_utf8
+from ldm.diffusion.sampling import check_interval
+from ldm.diffusion.scheduler_names import SCHEDULERS
 from ldm.errors import UserError, unknown_name
-from ldm.request import LARGEST_SEED, PRESETS
-from ldm.sampling import check_interval
-from ldm.scheduler_names import SCHEDULERS
+from ldm.pipeline.settings import LARGEST_SEED, PRESETS
 from ldm.types import MAX_PROMPT_CHUNKS
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ldm import noise
 from ldm.data.batches import collate
-from ldm.data.cache import CacheItem, MomentsCache, PromptCache, entry_key
-from ldm.models.autoencoder import KLAutoencoder
+from ldm.data.cache.moments import CacheItem, MomentsCache, PromptCache, entry_key
+from ldm.models.vae import KLAutoencoder
 from ldm.types import PromptEmbeds
 
 from .rows import Row, result_of

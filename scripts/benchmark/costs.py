@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ldm.evaluate.scaling import Costs
+from ldm.evaluation.scaling import Costs
 
 from . import cache
 from .models import num_weights

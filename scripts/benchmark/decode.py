@@ -69,9 +69,9 @@ def make_ours(model: str, size_px: int, device: str) -> Work:
     """As `Pipeline.generate` ends."""
     import torch
 
-    from ldm.images import tensor_to_images
-    from ldm.models.autoencoder import KLAutoencoder
-    from ldm.models.loading import load_vae
+    from ldm.io.images import tensor_to_images
+    from ldm.models.loading.components import load_vae
+    from ldm.models.vae import KLAutoencoder
 
     vae = load_vae(Path(model) / "vae", torch.float32).to(device).eval()
     autoencoder, latents = KLAutoencoder(vae), latents_of(size_px, device)

@@ -8,14 +8,14 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ldm.model_folder import Defaults
-from ldm.models.autoencoder import KLAutoencoder
-from ldm.models.denoiser import UNetDenoiser
-from ldm.models.text import ClipTextEncoder
-from ldm.models.text_vocabulary import learn_merges, write_tokenizer
-from ldm.parts import ModelParts
-from ldm.pipeline import Pipeline
-from ldm.schedule import NoiseSchedule, ScheduleSettings
+from ldm.diffusion.path import NoiseSchedule, ScheduleSettings
+from ldm.models.clip import ClipTextEncoder
+from ldm.models.clip_vocabulary import learn_merges, write_tokenizer
+from ldm.models.loading.folder import Defaults
+from ldm.models.parts import ModelParts
+from ldm.models.unet import UNetDenoiser
+from ldm.models.vae import KLAutoencoder
+from ldm.pipeline.pipeline import Pipeline
 
 CAPTIONS = ["a red apple on a table", "the large blue square above a small green circle"]
 

@@ -82,7 +82,7 @@ def cases_of(setting: Setting) -> tuple[Case, ...]:
 
 def case_of(model: str, scale: Scale) -> Case:
     """A user's own model, at the size and number of steps that it is best sampled with."""
-    from ldm.pipeline import load_pipeline
+    from ldm.pipeline.pipeline import load_pipeline
 
     loaded = load_pipeline(model, device="cpu")
     size_px, num_steps = loaded.defaults.height, loaded.defaults.num_inference_steps

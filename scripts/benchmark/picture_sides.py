@@ -8,7 +8,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from ldm.request import PRESETS
+from ldm.pipeline.settings import PRESETS
 
 from .picture_cases import COMPILED, ENGINE, FAST, HALF, THEIRS, TORCH, TUNED, Case
 from .watch import Calls
@@ -23,8 +23,8 @@ def make_theirs(model: str, case: Case, device: str, *, tuned: bool = False) -> 
     import torch
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
-    from ldm.model_source import find_model
-    from ldm.sampling import make_scheduler
+    from ldm.diffusion.sampling import make_scheduler
+    from ldm.models.loading.source import find_model
 
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     pipe = StableDiffusionPipeline.from_pretrained(
@@ -82,7 +82,7 @@ def make_ours(
     given = arguments or {}
     pipeline = load_ours(model, device)
     if compiled:
-        from ldm.models.compiled import compile_denoiser
+        from ldm.models.engines.compiled import compile_denoiser
 
         compile_denoiser(pipeline.denoiser, 2, case.size_px // 8, case.size_px // 8, 77)
     calls = None if compiled else unet_calls(device)
@@ -99,7 +99,7 @@ def make_several(model: str, case: Case, device: str) -> Mapping[str, Work]:
 
 
 def load_ours(model: str, device: str) -> Any:
-    from ldm.pipeline import load_pipeline
+    from ldm.pipeline.pipeline import load_pipeline
 
     return load_pipeline(model, device=device, dtype="bfloat16" if device.startswith("cuda") else None)
 
@@ -112,9 +112,9 @@ def unet_calls(device: str) -> Calls:
 
 def use_openvino(pipeline: Any, case: Case, in_passes: bool) -> Calls:
     """Have a pipeline compute on OpenVINO; returns the calls of its network."""
-    from ldm.engine_choice import Work as PlannedWork
-    from ldm.engine_choice import choose_engine
-    from ldm.models.engines import OpenVINODenoiser
+    from ldm.models.engines.openvino_denoiser import OpenVINODenoiser
+    from ldm.pipeline.engine_choice import Work as PlannedWork
+    from ldm.pipeline.engine_choice import choose_engine
 
     side = case.size_px // 8
     planned = PlannedWork(2, side, side, 77, in_passes)

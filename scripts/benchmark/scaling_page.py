@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ldm.evaluate.scaling import Costs, Reach, reach
+from ldm.evaluation.scaling import Costs, Reach, reach
 
 COUNTS = (1, 8, 64, 512)
 
@@ -13,8 +13,8 @@ HEAD = """# What many workers would reach
 
 Computed, not measured: this page is written by `python scripts/benchmark.py scaling-page` from the costs that
 `python scripts/benchmark.py scaling --output docs/benchmarks/scaling.json` measured, by the rules of
-`ldm/evaluate/scaling.py`. They hold for data parallel training: each worker computes on its own samples, the gradients
-are summed by a ring all-reduce, of which a part may be hidden under the backward pass, and the next batch is read
+`ldm/evaluation/scaling.py`. They hold for data parallel training: each worker computes on its own samples, the
+gradients are summed by a ring all-reduce, of which a part may be hidden under the backward pass, and the next batch is read
 meanwhile.
 
 - exchange = 2 (N - 1) (gradient bytes / N / slowest link in the ring + latency)

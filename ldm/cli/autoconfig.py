@@ -1,0 +1,201 @@
+"""What commands look at before a run: the model's configuration files, and every image as the run will read it."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import typer
+
+from ldm.errors import UserError
+
+if TYPE_CHECKING:
+    from ldm.data.prepare import DataSettings, Prepared
+    from ldm.data.sample import Facts, Refusal
+    from ldm.data.sources.read import Reading
+
+MAX_OTHER_FRACTION, OTHER_ASPECT = 0.05, 1.1
+"""Buckets are turned on when more than this share of the images has an aspect ratio so far from the model's."""
+MIN_HELD_OUT, MAX_HELD_OUT, HOLDOUT_FROM = 0.02, 0.1, 50
+"""The share of images held out, and how many there must be: of fewer, none can be spared."""
+
+
+@dataclass(frozen=True)
+class BaseLook:
+    """What a model is, without its weights.
+
+    Attributes:
+        name: as the user wrote it.
+        height: that it was made for, in pixels; so is `width`.
+        multiple: what image sides must be multiples of.
+        text_width: D of its prompt embeddings.
+        context_length: tokens of a chunk of a caption, start and end included.
+        max_chunks: that it was made for.
+        chunks_needed: caption -> how many chunks hold it.
+        count_tokens: caption -> how many tokens it has, start and end included.
+    """
+
+    name: str
+    height: int
+    width: int
+    multiple: int
+    prediction_type: str
+    text_width: int
+    context_length: int
+    max_chunks: int
+    chunks_needed: Callable[[str], int]
+    count_tokens: Callable[[str], int]
+
+
+@dataclass(frozen=True)
+class DataLook:
+    """What the images are, placed as the run will place them.
+
+    Attributes:
+        num_found: samples found, used or refused.
+        num_held_out: of the usable ones.
+        num_other_shapes: images whose aspect ratio is another than the model's.
+        captions: of the usable ones, one each.
+        chunks: how many chunks each needs.
+    """
+
+    settings: "DataSettings"
+    num_found: int
+    num_used: int
+    num_held_out: int
+    num_other_shapes: int
+    captions: tuple[str, ...]
+    chunks: tuple[int, ...]
+
+
+def look_at_base(base: str) -> BaseLook:
+    """What a model's configuration files say.
+
+    Raises:
+        UserError: there is no such model, or it is incomplete.
+    """
+    from ldm.models.adapters.folder import adapter_chain
+    from ldm.models.clip import split_chunks
+    from ldm.models.loading.components import load_tokenizer
+    from ldm.models.loading.folder import check_folder, read_defaults, read_object
+    from ldm.models.loading.source import find_model
+
+    own, _ = find_model(base)
+    folder, _ = adapter_chain(own)
+    check_folder(folder)
+    unet, vae, text = (read_object(folder / n / "config.json") for n in ("unet", "vae", "text_encoder"))
+    scheduler = read_object(folder / "scheduler" / "scheduler_config.json")
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    size = unet.get("sample_size") or 64
+    height, width = (size, size) if isinstance(size, int) else size
+    defaults = read_defaults(own, height * factor, width * factor)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    context_length = min(int(tokenizer.model_max_length), int(text.get("max_position_embeddings", 77)))
+
+    def chunks_needed(caption: str) -> int:
+        encoded = tokenizer(caption, add_special_tokens=False, verbose=False)
+        return max(1, len(split_chunks(encoded.word_ids(), context_length - 2)))
+
+    def count_tokens(caption: str) -> int:
+        return len(tokenizer(caption, verbose=False)["input_ids"])
+
+    return BaseLook(
+        base,
+        defaults.height,
+        defaults.width,
+        factor * 2 ** (len(unet["block_out_channels"]) - 1),
+        scheduler.get("prediction_type", "epsilon"),
+        int(text["hidden_size"]),
+        context_length,
+        defaults.max_prompt_chunks,
+        chunks_needed,
+        count_tokens,
+    )
+
+
+def survey_reading(reading: "Reading", *, rehash: bool = False) -> "dict[str, Facts | Refusal]":
+    """Decode every image that is not in the memo, with a bar; the answers are kept in the memo."""
+    from ldm.data.cache.moments import cache_root
+    from ldm.data.image_index import Memo
+    from ldm.data.survey import survey
+    from ldm.io.progress import work_bar
+
+    memo = Memo(cache_root(), rehash=rehash)
+    with work_bar("image") as bar:
+        facts = survey(reading.samples, memo, on_progress=bar.show)
+    try:
+        memo.save()
+    except UserError as error:  # what was found out holds without it
+        said = f"warning: {error.what}: the images will be read again; set LDM_CACHE_DIR to a writable folder"
+        typer.echo(said, err=True)
+    return facts
+
+
+def look_at_data(source: Mapping[str, object], model: BaseLook) -> DataLook:
+    """Read every image, choose a size for them, and place and split them as the run will.
+
+    Args:
+        source: of the data's settings, those that say what is read: `path`, `kind` and the columns.
+
+    Raises:
+        UserError: the data is missing or faulty, or too many images cannot be used.
+    """
+    from ldm.config import validate
+    from ldm.data.prepare import DataSettings, prepare
+    from ldm.data.sample import Facts
+    from ldm.data.sources.read import SourceSettings, read_sources
+
+    reading = read_sources([validate(SourceSettings, source, "ldm init")])
+    facts = survey_reading(reading)
+    images = [each for each in facts.values() if isinstance(each, Facts)]
+    num_others = sum(_has_other_shape(each, model) for each in images)
+    tree = {**source, **choose_size(images, num_others, model)}
+    settings = validate(DataSettings, tree, "ldm init")
+    prepared = prepare(reading, facts, settings, multiple=model.multiple, seed=0)
+    fraction, num_held_out = choose_holdout(prepared)
+    captions = tuple(one.sample.text for one in prepared.placed)
+    return DataLook(
+        settings.model_copy(update={"holdout_fraction": fraction}),
+        prepared.num_found,
+        len(prepared.placed),
+        num_held_out,
+        num_others,
+        captions,
+        tuple(model.chunks_needed(caption) for caption in captions),
+    )
+
+
+def _has_other_shape(facts: "Facts", model: BaseLook) -> bool:
+    return abs(math.log(facts.width * model.height / (facts.height * model.width))) > math.log(OTHER_ASPECT)
+
+
+def choose_size(images: Sequence["Facts"], num_others: int, model: BaseLook) -> dict[str, object]:
+    """`height`, `width`, `buckets` and `upscale` of the data.
+
+    The model's own size, or where images are smaller the largest below it, down to half its side, that nineteen of
+    twenty images fill. Where not even that: its own size, and images are enlarged.
+    """
+    from ldm.data.buckets import BucketSettings, place
+
+    settings = BucketSettings(buckets=num_others > MAX_OTHER_FRACTION * len(images))
+    for height in range(model.height, model.height // 2 - 1, -model.multiple):
+        width = max(1, round(model.width * height / model.height / model.multiple)) * model.multiple
+        size = {"height": height, "width": width}
+        places = [
+            place(i.width, i.height, **size, multiple=model.multiple, settings=settings, seed=0, sample_id="")
+            for i in images
+        ]
+        if sum(isinstance(each, str) for each in places) <= MAX_OTHER_FRACTION * len(images):
+            return {**size, "buckets": settings.buckets, "upscale": False}
+    return {"height": model.height, "width": model.width, "buckets": settings.buckets, "upscale": True}
+
+
+def choose_holdout(prepared: "Prepared") -> tuple[float, int]:
+    """The share held out, and how many images that are: a tenth, of many images fewer, of few none."""
+    from ldm.data.prepare import holdout_split
+
+    if len(prepared.placed) < HOLDOUT_FROM:
+        return 0.0, 0
+    fraction = round(min(MAX_HELD_OUT, max(MIN_HELD_OUT, 200 / len(prepared.placed))), 3)
+    _, held_out = holdout_split(prepared.placed, fraction, 0)
+    return (fraction, len(held_out)) if held_out else (0.0, 0)

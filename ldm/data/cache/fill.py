@@ -1,0 +1,141 @@
+"""Filling the cache: by all processes in shares, in batches that depend on what is wanted alone, shard by shard.
+
+A batch is encoded whole or not at all, and its composition never depends on what is there already or on the number
+of processes: so a cache that was filled by four processes, or killed and filled on, has the same bits.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from ldm.data.cache.shards import Parts, ShardStore
+from ldm.errors import UserError
+from ldm.io.disk import check_free_space
+
+MAX_SHARD_ENTRIES = 256
+MAX_SHARD_BYTES = 64 * 2**20
+MAX_SHARD_SEC = 60.0
+"""A shard is written when it is as large or as old as this; killed, a fill loses no more."""
+SPARE_BYTES = 64 * 2**20
+"""What filling leaves free on the disk."""
+
+
+class Keyed(Protocol):
+    """Something that is to be in the cache."""
+
+    @property
+    def key(self) -> str: ...
+
+
+Item = TypeVar("Item", bound=Keyed)
+Encode = Callable[[Iterable[Sequence[Item]]], Iterator[Sequence[Parts]]]
+"""Batches of items -> for each batch, in order, the parts of each of its entries, in order."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Who fills: this process, of how many, and how it waits for the others."""
+
+    rank: int = 0
+    num_processes: int = 1
+    barrier: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What filling did in this process.
+
+    Attributes:
+        num_found: entries of its share that were there and good.
+        num_encoded: entries that it encoded and wrote.
+        num_bytes: of those.
+    """
+
+    num_found: int
+    num_encoded: int
+    num_bytes: int
+
+
+def fill_store(
+    store: ShardStore,
+    wanted: Sequence[Item],
+    encode: Encode[Item],
+    *,
+    batch_size: int,
+    processes: Processes,
+    on_progress: Callable[[int], None],
+) -> Filled:
+    """Encode what `store` lacks of `wanted`; afterwards every process can read all of it.
+
+    Every process must pass the same `wanted`. Each entry of this process's share that is there already is verified.
+
+    Raises:
+        UserError: the disk is too full or not writable, or after the barrier something is still missing.
+    """
+    unique = list({item.key: item for item in wanted}.values())
+    batches = [unique[start : start + batch_size] for start in range(0, len(unique), batch_size)]
+    mine = batches[processes.rank :: processes.num_processes]
+    store.refresh()
+    lacking = [batch for batch in mine if [item for item in batch if store.get(item.key) is None]]
+    writer = ShardWriter(store, sum(item.key not in store for item in unique))
+    num_found = sum(item.key in store for batch in mine for item in batch)
+    on_progress(num_found)
+    try:
+        for batch, encoded in zip(lacking, encode(lacking), strict=True):
+            writer.add({i.key: parts for i, parts in zip(batch, encoded, strict=True) if i.key not in store})
+            on_progress(num_found + writer.num_entries)
+    finally:
+        writer.flush()
+    processes.barrier()
+    store.refresh()
+    _check_complete(store, unique)
+    return Filled(num_found, writer.num_entries, writer.num_bytes)
+
+
+class ShardWriter:
+    """Entries in, shards of bounded size out.
+
+    Args:
+        num_lacking: entries that all processes together will write, to know how much room they need.
+    """
+
+    def __init__(self, store: ShardStore, num_lacking: int) -> None:
+        self.store, self.num_lacking = store, num_lacking
+        self.num_entries = self.num_bytes = 0
+        self._pending: dict[str, Parts] = {}
+        self._pending_bytes, self._since = 0, time.monotonic()
+
+    def add(self, entries: dict[str, Parts]) -> None:
+        """Take the entries of one batch; write a shard when there are enough."""
+        size = sum(part.nbytes for parts in entries.values() for part in parts.values())
+        if not self.num_entries and entries:
+            needed = self.num_lacking * size // len(entries) + SPARE_BYTES
+            mend = "free some space (`ldm data prune`), or set cache.folder to another disk"
+            check_free_space(self.store.root, needed, mend=mend)
+        self._pending |= entries
+        self._pending_bytes += size
+        self.num_entries += len(entries)
+        self.num_bytes += size
+        if (
+            len(self._pending) >= MAX_SHARD_ENTRIES
+            or self._pending_bytes >= MAX_SHARD_BYTES
+            or time.monotonic() - self._since > MAX_SHARD_SEC
+        ):
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is pending, less what another run has written meanwhile."""
+        pending, self._pending = self._pending, {}
+        self._pending_bytes, self._since = 0, time.monotonic()
+        self.store.refresh()
+        self.store.write({key: parts for key, parts in pending.items() if key not in self.store})
+
+
+def _check_complete(store: ShardStore, wanted: Sequence[Keyed]) -> None:
+    missing = sum(item.key not in store for item in wanted)
+    if missing:
+        raise UserError(
+            f"{missing} of {len(wanted)} entries are missing from {store.folder} after it was filled",
+            "let cache.folder be on a disk that all processes share",
+        )

@@ -1,0 +1,191 @@
+"""The cache of what the frozen networks say: moments of images and embeddings of captions.
+
+It cannot go stale: an entry's key is a hash of the image's bytes, the transform and the autoencoder's weights, so
+what changes gets another key. It holds the posterior's mean and log-variance, never a sample of it, one entry for each
+crop and flip. Every entry is verified on its first reading in a process. The dataset's own folder is never written to.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ldm.config import Settings
+from ldm.data.cache.fill import Filled, Processes, fill_store
+from ldm.data.cache.keys import combined_hash, entry_key, prompt_key, tensors_hash
+from ldm.data.cache.prompts import MEND, PromptCache
+from ldm.data.cache.prune import Pruned, mark_used, prune
+from ldm.data.cache.shards import Parts, ShardStore, report_damage
+from ldm.data.sample import ImageSource
+from ldm.errors import UserError
+
+__all__ = [
+    "CacheItem",
+    "CacheSettings",
+    "Filled",
+    "MomentsCache",
+    "PromptCache",
+    "Pruned",
+    "cache_root",
+    "combined_hash",
+    "entry_key",
+    "mark_used",
+    "prompt_key",
+    "prune",
+    "read_unchanged",
+    "tensors_hash",
+]
+
+
+class CacheSettings(Settings):
+    """Where the frozen networks' answers are kept from run to run."""
+
+    enabled: bool = Field(True, description="encode each image and caption once instead of every epoch")
+    folder: Path | None = Field(
+        None, description="default: $LDM_CACHE_DIR, else open-ldm in the user's cache folder"
+    )
+    rehash: bool = Field(False, description="read every image again instead of trusting its size and times")
+
+    def root(self) -> Path:
+        """The cache's folder."""
+        return self.folder.expanduser() if self.folder else cache_root()
+
+
+def cache_root() -> Path:
+    """$LDM_CACHE_DIR, or `open-ldm` in $XDG_CACHE_HOME or ~/.cache."""
+    if own := os.environ.get("LDM_CACHE_DIR"):
+        return Path(own).expanduser()
+    # to be ignored unless absolute, says its specification
+    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (shared if shared.is_absolute() else Path.home() / ".cache") / "open-ldm"
+
+
+def read_unchanged(image: ImageSource, content_hash: str) -> bytes:
+    """An image's bytes, which must still be those that were checked: what `CacheItem.load` should read.
+
+    Raises:
+        UserError: they are gone or have changed.
+    """
+    data = image.read()
+    if hashlib.sha256(data).hexdigest() != content_hash:
+        raise UserError(f"{image.name} has changed since it was checked", "run again with cache.rehash=true")
+    return data
+
+
+@dataclass(frozen=True)
+class CacheItem:
+    """An entry that is wanted.
+
+    Attributes:
+        key: of `entry_key`.
+        load: the pixel values [3, H, W] in [-1, 1] that the key stands for; may be called in a thread.
+    """
+
+    key: str
+    load: Callable[[], Tensor]
+
+
+class MomentsCache:
+    """Key -> the moments of one crop and flip of an image, [2C, h, w] float32.
+
+    Args:
+        folder: the cache's folder, `cache_root()` unless the settings name another.
+        autoencoder_hash: `tensors_hash` of the autoencoder.
+        on_damage: told in one line of every damaged shard and entry; by default it goes to stderr.
+    """
+
+    def __init__(
+        self, folder: Path, autoencoder_hash: str, on_damage: Callable[[str], None] = report_damage
+    ) -> None:
+        self.store = ShardStore(folder, "moments", autoencoder_hash, on_damage)
+
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        """Which of the keys have no good entry, each once, in order. Reads and verifies all others."""
+        self.store.refresh()
+        return [key for key in dict.fromkeys(keys) if self.store.get(key) is None]
+
+    def fill(
+        self,
+        wanted: Sequence[CacheItem],
+        encode_images: Callable[[Tensor], Tensor],
+        *,
+        rank: int = 0,
+        num_processes: int = 1,
+        barrier: Callable[[], None] = lambda: None,
+        batch_size: int = 8,
+        num_loaders: int = 4,
+        on_progress: Callable[[int], None] = lambda _: None,
+    ) -> Filled:
+        """Encode what is missing; afterwards every process can read all of `wanted`.
+
+        Every process passes the same `wanted`. `batch_size` neighbours go into one batch, or into one for each size
+        among them: order `wanted` by size. A fill that is killed keeps the shards that it has written.
+
+        Args:
+            encode_images: pixel_values [B, 3, H, W] -> moments [B, 2C, h, w]; called only when something is missing.
+            rank: of this process; `barrier` waits until all `num_processes` have come to it.
+            num_loaders: threads that load images ahead.
+            on_progress: told how many entries of this process's share are there.
+
+        Raises:
+            UserError: an image has gone or changed, the disk is too full or not writable, moments are not finite.
+        """
+
+        def encode(batches: Iterable[Sequence[CacheItem]]) -> Iterator[list[Parts]]:
+            for pixel_values in _loaded(batches, num_loaders):
+                yield [{"moments": moments} for moments in _encode(pixel_values, encode_images)]
+
+        return fill_store(
+            self.store,
+            wanted,
+            encode,
+            batch_size=batch_size,
+            processes=Processes(rank, num_processes, barrier),
+            on_progress=on_progress,
+        )
+
+    def read(self, key: str) -> Tensor:
+        """The moments of an entry, [2C, h, w] float32, in memory of its own.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        if key not in self.store:
+            self.store.refresh()
+        parts = self.store.get(key)
+        if parts is None:
+            raise UserError(f"the entry {key} is not in the cache {self.store.folder}", MEND)
+        return parts["moments"]
+
+
+def _loaded(batches: Iterable[Sequence[CacheItem]], num_loaders: int) -> Iterator[list[Tensor]]:
+    """The pixel values of each batch in turn; threads load the next batch meanwhile."""
+    with ThreadPoolExecutor(num_loaders) as pool:
+        ahead: list[Future[Tensor]] = []
+        for batch in batches:
+            ready, ahead = ahead, [pool.submit(item.load) for item in batch]
+            if ready:
+                yield [future.result() for future in ready]
+        if ahead:
+            yield [future.result() for future in ahead]
+
+
+@torch.no_grad()
+def _encode(images: Sequence[Tensor], encode_images: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """The moments of images [3, H, W], in order; those of one size are encoded together."""
+    rows_of: dict[torch.Size, list[int]] = {}
+    for row, image in enumerate(images):
+        rows_of.setdefault(image.shape, []).append(row)
+    found: dict[int, Tensor] = {}
+    for rows in rows_of.values():
+        moments = encode_images(torch.stack([images[row] for row in rows])).detach().float().cpu()
+        if not torch.isfinite(moments).all():
+            raise UserError("the autoencoder gives moments that are not finite", "use it in float32")
+        found |= zip(rows, moments, strict=True)
+    return [found[row] for row in range(len(images))]

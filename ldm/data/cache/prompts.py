@@ -1,0 +1,121 @@
+"""The cached embeddings of captions: each caption once, and the empty one, which guidance is trained with."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldm.data.cache.fill import Filled, Processes, fill_store
+from ldm.data.cache.keys import prompt_key
+from ldm.data.cache.shards import Parts, ShardStore, report_damage
+from ldm.errors import UserError
+from ldm.types import PromptEmbeds
+
+EncodePrompts = Callable[[list[str]], PromptEmbeds]
+MEND = "run again: it is then encoded"
+
+
+@dataclass(frozen=True)
+class PromptItem:
+    """A caption and its key."""
+
+    key: str
+    text: str
+
+
+class PromptCache:
+    """Captions -> PromptEmbeds, encoded once for each text encoder.
+
+    Args:
+        folder: the cache's folder, `ldm.data.cache.moments.cache_root()` unless the settings name another.
+        text_encoder_hash: of the network, its tokenizer, its context and the number of chunks, see `combined_hash`.
+        on_damage: told in one line of every damaged shard and entry; by default it goes to stderr.
+    """
+
+    def __init__(
+        self, folder: Path, text_encoder_hash: str, on_damage: Callable[[str], None] = report_damage
+    ) -> None:
+        self.text_encoder_hash = text_encoder_hash
+        self.store = ShardStore(folder, "prompts", text_encoder_hash, on_damage)
+
+    def missing(self, texts: Iterable[str]) -> list[str]:
+        """Which of the captions, and of the empty one, have no good entry; each once, sorted."""
+        self.store.refresh()
+        return [item.text for item in self._items(texts) if self.store.get(item.key) is None]
+
+    def fill(
+        self,
+        texts: Iterable[str],
+        encode_prompts: EncodePrompts,
+        *,
+        rank: int = 0,
+        num_processes: int = 1,
+        barrier: Callable[[], None] = lambda: None,
+        batch_size: int = 32,
+        on_progress: Callable[[int], None] = lambda _: None,
+    ) -> Filled:
+        """Encode the captions that are missing, and the empty one. Every process passes the same `texts`.
+
+        Args:
+            encode_prompts: B texts -> PromptEmbeds with B rows; called only when something is missing.
+            on_progress: told how many captions of this process's share are there.
+
+        Raises:
+            UserError: the disk is too full or not writable, or an embedding is not finite.
+        """
+
+        def encode(batches: Iterable[Sequence[PromptItem]]) -> Iterator[list[Parts]]:
+            for batch in batches:
+                with torch.no_grad():
+                    embeds = encode_prompts([item.text for item in batch])
+                yield _rows(embeds, batch)
+
+        return fill_store(
+            self.store,
+            self._items(texts),
+            encode,
+            batch_size=batch_size,
+            processes=Processes(rank, num_processes, barrier),
+            on_progress=on_progress,
+        )
+
+    def read(self, texts: Sequence[str]) -> PromptEmbeds:
+        """The embeddings of B captions, row i for text i: prompt_embeds [B, L, D], the others as they were encoded.
+
+        Raises:
+            UserError: a caption is missing or its entry is damaged.
+        """
+        rows = [self._row(text) for text in texts]
+        stacked: dict[str, Tensor] = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        return PromptEmbeds(
+            stacked["prompt_embeds"], stacked.get("pooled_prompt_embeds"), stacked.get("attention_mask")
+        )
+
+    def _row(self, text: str) -> Parts:
+        key = prompt_key(text, self.text_encoder_hash)
+        if key not in self.store:
+            self.store.refresh()
+        parts = self.store.get(key)
+        if parts is None:
+            raise UserError(f"the caption {text!r} is not in the cache {self.store.folder}", MEND)
+        return parts
+
+    def _items(self, texts: Iterable[str]) -> list[PromptItem]:
+        """Each caption once, and the empty one; sorted, so that the batches do not hang on the samples' order."""
+        return [PromptItem(prompt_key(text, self.text_encoder_hash), text) for text in sorted({"", *texts})]
+
+
+def _rows(embeds: PromptEmbeds, batch: Sequence[PromptItem]) -> list[Parts]:
+    assert len(embeds) == len(batch), "one row of embeddings a caption"
+    embeds = embeds.map(lambda tensor: tensor.detach().cpu())
+    fields: list[tuple[str, Tensor | None]] = [
+        ("prompt_embeds", embeds.prompt_embeds),
+        ("pooled_prompt_embeds", embeds.pooled_prompt_embeds),
+        ("attention_mask", embeds.attention_mask),
+    ]
+    for row, item in enumerate(batch):
+        if not torch.isfinite(embeds.prompt_embeds[row]).all():
+            raise UserError(f"the text encoder gives no finite embedding of {item.text!r}", "use float32")
+    return [{name: t[row] for name, t in fields if t is not None} for row in range(len(batch))]

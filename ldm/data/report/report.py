@@ -1,0 +1,179 @@
+"""The data report: the fate of every sample that was found, and what is worth a look before training on them.
+
+Nothing is dropped in silence: every sample found has one entry, used + refused = found.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.data.duplicates import exact_duplicates, near_duplicates
+from ldm.data.report.page import report_page
+from ldm.data.report.parts import CaptionReport, DataReport, LicenceReport, SampleFate, TruncatedCaption
+from ldm.data.sample import Facts, Refusal, Sample
+from ldm.io.files import write_bytes
+
+if TYPE_CHECKING:
+    from ldm.data.buckets import Placement
+    from ldm.data.sources.read import Reading
+
+JSON_NAME, PAGE_NAME = "data_report.json", "data_report.html"
+_RIGHTS = re.compile(r"licen[cs]e|copyright|attribution|credit|^rights$|^(author|artist|creator)s?$")
+_LICENCE = re.compile(r"licen[cs]e|^rights$")
+_REPEAT = re.compile(r"(.+)#\d+", re.DOTALL)
+
+
+def make_report(
+    reading: "Reading",
+    facts: Mapping[str, Facts | Refusal],
+    placements: "Mapping[str, Placement | str] | None" = None,
+    count_tokens: Callable[[str], int] | None = None,
+    context_length: int | None = None,
+) -> DataReport:
+    """What became of every sample of `reading`.
+
+    Args:
+        reading: the samples and refusals of the sources.
+        facts: of each sample, from `survey`.
+        placements: of each sample with facts, from `place`: its bucket and crops, or why it is refused.
+        count_tokens: of a caption, start and end included.
+        context_length: how many of those fit; with n chunks of a context L, n (L - 2) + 2.
+
+    Raises:
+        KeyError: a sample is without facts or placement, so that it would go missing.
+    """
+    captions = [caption for sample in reading.samples for caption in sample.captions]
+    num_tokens = (
+        {caption: count_tokens(caption) for caption in dict.fromkeys(captions)} if count_tokens else {}
+    )
+    fates = [_fate(sample, facts[sample.sample_id], placements, num_tokens) for sample in reading.samples]
+    used = [sample for sample, fate in zip(reading.samples, fates, strict=True) if fate.used]
+    fates += [SampleFate(refusal.sample_id, False, refusal.reason) for refusal in reading.refusals]
+    num_refused = sum(not fate.used for fate in fates)
+    assert len(used) + num_refused == len(reading.samples) + len(reading.refusals), "a sample went missing"
+    repeats = _repeats(used)
+    found_once = _facts_of((sample.sample_id for sample in used if sample.sample_id not in repeats), facts)
+    exact = exact_duplicates(found_once)
+    return DataReport(
+        num_found=len(fates),
+        num_used=len(used),
+        num_refused=num_refused,
+        num_repeats=len(repeats),
+        captions=_caption_report(used, num_tokens, context_length),
+        buckets=_occupancy(fates),
+        sizes=_counted(f"{fate.width} x {fate.height}" for fate in fates if fate.used),
+        exact_duplicates=exact,
+        near_duplicates=_near_duplicates(found_once, exact),
+        licences=_licences(used),
+        notes=_notes(fates),
+        samples=fates,
+    )
+
+
+def write_report(report: DataReport, folder: Path, samples: Sequence[Sample]) -> tuple[Path, Path]:
+    """Write `data_report.json` and `data_report.html` into a folder; the page shows some of the samples' images.
+
+    Raises:
+        UserError: the disk is full or the folder is not writable.
+    """
+    text = json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n"
+    # half a surrogate pair in a caption is no UTF-8; as \udc80 it is valid JSON
+    write_bytes(folder / JSON_NAME, text.encode("utf-8", "backslashreplace"))
+    page = report_page(report, samples)
+    write_bytes(folder / PAGE_NAME, page.encode("utf-8", "backslashreplace"))
+    return folder / JSON_NAME, folder / PAGE_NAME
+
+
+def _fate(
+    sample: Sample,
+    found: Facts | Refusal,
+    placements: "Mapping[str, Placement | str] | None",
+    num_tokens: Mapping[str, int],
+) -> SampleFate:
+    if isinstance(found, Refusal):
+        return SampleFate(sample.sample_id, False, found.reason)
+    known: dict[str, Any] = {"width": found.width, "height": found.height, "notes": found.notes}
+    if num_tokens:
+        known["num_tokens"] = max(num_tokens[caption] for caption in sample.captions)
+    placement = placements[sample.sample_id] if placements is not None else None
+    if isinstance(placement, str):
+        return SampleFate(sample.sample_id, False, placement, **known)
+    if placement is not None:
+        known["bucket"] = f"{placement.width} x {placement.height}"
+        known["scaled"] = f"{placement.scaled_width} x {placement.scaled_height}"
+        known["crops"] = placement.crops
+    return SampleFate(sample.sample_id, True, **known)
+
+
+def _repeats(samples: Sequence[Sample]) -> set[str]:
+    """The ids of samples that a source's `repeats` made: `a.png#2` with the very image of `a.png`."""
+    images = {sample.sample_id: sample.image.name for sample in samples}
+    repeats = set()
+    for sample in samples:
+        match = _REPEAT.fullmatch(sample.sample_id)
+        if match and images.get(match[1]) == sample.image.name:
+            repeats.add(sample.sample_id)
+    return repeats
+
+
+def _facts_of(ids: Iterable[str], facts: Mapping[str, Facts | Refusal]) -> dict[str, Facts]:
+    return {sample_id: found for sample_id in ids if isinstance(found := facts[sample_id], Facts)}
+
+
+def _near_duplicates(facts: Mapping[str, Facts], exact: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Groups of different files that look alike; the first of the same ones stands for them."""
+    further = {sample_id for group in exact for sample_id in group[1:]}
+    return near_duplicates({id_: found.perceptual_hash for id_, found in facts.items() if id_ not in further})
+
+
+def _caption_report(
+    samples: Sequence[Sample], num_tokens: Mapping[str, int], context_length: int | None
+) -> CaptionReport:
+    captions = [(sample.sample_id, caption) for sample in samples for caption in sample.captions]
+    lengths = Counter(num_tokens[caption] if num_tokens else len(caption) for _, caption in captions)
+    limit = context_length if num_tokens and context_length is not None else max(lengths, default=0)
+    cut = [(id_, caption) for id_, caption in captions if num_tokens and num_tokens[caption] > limit]
+    truncated = [TruncatedCaption(id_, caption, num_tokens[caption]) for id_, caption in cut]
+    return CaptionReport(
+        num_captions=len(captions),
+        num_different=len({caption for _, caption in captions}),
+        unit="tokens" if num_tokens else "letters",
+        context_length=context_length if num_tokens else None,
+        lengths=sorted(lengths.items()),
+        truncated=sorted(truncated, key=lambda one: (-one.num_tokens, one.sample_id)),
+    )
+
+
+def _occupancy(fates: Iterable[SampleFate]) -> dict[str, int]:
+    """Used samples by bucket, the smallest width first."""
+    counts = Counter(fate.bucket for fate in fates if fate.used and fate.bucket is not None)
+    return dict(sorted(counts.items(), key=lambda entry: [int(side) for side in entry[0].split(" x ")]))
+
+
+def _licences(samples: Sequence[Sample]) -> LicenceReport:
+    values: dict[str, list[str]] = {}
+    num_without = 0
+    for sample in samples:
+        known = {key: str(value) for key, value in sample.extra.items() if value not in (None, "")}
+        rights = {key: value for key, value in known.items() if _RIGHTS.search(key.lower())}
+        num_without += not any(_LICENCE.search(key.lower()) for key in rights)
+        for key, value in rights.items():
+            values.setdefault(key, []).append(value)
+    return LicenceReport({key: _counted(found) for key, found in values.items()}, num_without)
+
+
+def _counted(values: Iterable[str]) -> dict[str, int]:
+    """How often each value is there, the most common first."""
+    return dict(Counter(values).most_common())
+
+
+def _notes(fates: Iterable[SampleFate]) -> dict[str, list[str]]:
+    notes: dict[str, list[str]] = {}
+    for fate in fates:
+        for note in fate.notes if fate.used else ():
+            notes.setdefault(note, []).append(fate.sample_id)
+    return notes

@@ -1,0 +1,139 @@
+"""What is known of a stream so far: it grows shard by shard, and is what decides whether too many samples are bad."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ldm.data.report.report import JSON_NAME, make_report
+from ldm.data.stream_shards import OpenShard, Shard
+from ldm.data.streaming import changed
+from ldm.errors import UserError
+from ldm.io.files import read_json, write_bytes, write_json
+
+FOLDER = "data_report"
+NUM_BEFORE_JUDGING = 100
+"""With fewer samples seen, and shards still to come, no share of bad ones stops the run."""
+
+_NUM_NAMED = 10
+_OWN_FILE = re.compile(r"shard-\d{5}\.json")
+
+
+class StreamReport:
+    """`data_report.json` with a row a shard, and in `data_report/` the fate of every sample of each shard.
+
+    Duplicates are looked for inside each shard. A run that goes on reads its rows again, so that a shard is counted
+    once and is recognised when it has changed.
+
+    Args:
+        folder: the run's directory.
+        num_shards: how many there are in all.
+        resumed: whether rows of an earlier process of this run count.
+        main: whether this process writes. All keep the same rows.
+        count_tokens: of a caption, start and end included.
+        context_length: how many of them fit.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        num_shards: int,
+        max_bad_fraction: float,
+        *,
+        resumed: bool = False,
+        main: bool = True,
+        count_tokens: Callable[[str], int] | None = None,
+        context_length: int | None = None,
+    ) -> None:
+        self.folder, self.num_shards, self.max_bad_fraction, self.main = (
+            folder,
+            num_shards,
+            max_bad_fraction,
+            main,
+        )
+        self.count_tokens, self.context_length = count_tokens, context_length
+        self.rows: dict[str, dict[str, Any]] = {}
+        if resumed and (folder / JSON_NAME).is_file():
+            self.rows = {row["shard"]: row for row in read_json(folder / JSON_NAME)["shards"]}
+        if main and not resumed:
+            _remove_old(folder / FOLDER)
+
+    def add(self, found: OpenShard) -> None:
+        """Take in a shard that was opened; one that was seen before must be what it was.
+
+        Raises:
+            UserError: it is not, or of all that was seen too much is bad.
+        """
+        known = self.rows.get(found.shard.shard_id)
+        if known is not None and known["contents"] != found.contents:
+            raise changed(found.shard)
+        if known is None:
+            self.rows[found.shard.shard_id] = _row(found)
+            if self.main:
+                self._write(found)
+        self._check()
+
+    def summary(self) -> dict[str, Any]:
+        """The counts over the shards seen so far, and their rows; used + refused = found."""
+        rows = list(self.rows.values())
+        buckets: Counter[str] = Counter()
+        for row in rows:
+            buckets.update(row["buckets"])
+        counts = {name: sum(row[name] for row in rows) for name in ("num_found", "num_used", "num_refused")}
+        seen = {"num_shards": self.num_shards, "num_shards_seen": len(rows)}
+        return {**seen, **counts, "buckets": dict(buckets), "shards": rows}
+
+    def _write(self, found: OpenShard) -> None:
+        report = make_report(
+            found.reading, found.facts, found.prepared.placements(), self.count_tokens, self.context_length
+        )
+        text = json.dumps(asdict(report), indent=2) + "\n"
+        (self.folder / FOLDER).mkdir(exist_ok=True)
+        write_bytes(self.folder / _file_of(found.shard), text.encode())
+        write_json(self.folder / JSON_NAME, self.summary())
+
+    def _check(self) -> None:
+        summary = self.summary()
+        num_found, num_refused = summary["num_found"], summary["num_refused"]
+        all_seen = len(self.rows) == self.num_shards
+        if (
+            num_found < (1 if all_seen else NUM_BEFORE_JUDGING)
+            or num_refused <= self.max_bad_fraction * num_found
+        ):
+            return
+        reasons = [reason for row in self.rows.values() for reason in row["reasons"]]
+        raise UserError(
+            f"{num_refused} of the {num_found} samples seen so far are bad, more than max_bad_fraction "
+            f"{self.max_bad_fraction:g} allows ({'; '.join(reasons[:_NUM_NAMED])})",
+            "mend them or take them out",
+        )
+
+
+def _remove_old(folder: Path) -> None:
+    """What a run that came to no checkpoint wrote; anything else in the folder is not ours."""
+    for path in folder.glob("shard-*.json"):
+        if _OWN_FILE.fullmatch(path.name):
+            path.unlink()
+
+
+def _file_of(shard: Shard) -> str:
+    return f"{FOLDER}/shard-{shard.number:05d}.json"
+
+
+def _row(found: OpenShard) -> dict[str, Any]:
+    """A shard in a few numbers, as JSON has them."""
+    prepared = found.prepared
+    buckets = Counter(f"{one.placement.width} x {one.placement.height}" for one in prepared.placed)
+    return {
+        "shard": found.shard.shard_id,
+        "report": _file_of(found.shard),
+        "contents": found.contents,
+        "num_found": prepared.num_found,
+        "num_used": len(prepared.placed),
+        "num_refused": len(prepared.refusals),
+        "buckets": dict(buckets),
+        "reasons": [refusal.reason for refusal in prepared.refusals[:_NUM_NAMED]],
+    }

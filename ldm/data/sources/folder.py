@@ -1,0 +1,155 @@
+"""A folder of captioned images, read whole: every image has its captions, or the folder is refused.
+
+Captions come from `metadata.jsonl`, `metadata.csv` or `metadata.parquet` (the ImageFolder convention, with
+`file_name` and `text`) or from a `.txt` file beside each image. Names that start with a dot are passed over.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from ldm.data.sample import FileImage, Sample
+from ldm.data.sources.metadata import (
+    FILE_NAMES,
+    Row,
+    clean_caption,
+    decode_utf8,
+    metadata_file,
+    name_column,
+    read_rows,
+    row_text,
+    sample_of_row,
+)
+from ldm.data.sources.scan import DOCUMENTS, composed, file_inside, is_folder, quoted, scan, stem, suffix
+from ldm.errors import UserError
+from ldm.io.images import IMAGE_SUFFIXES
+
+
+def read_folder(
+    root: str | os.PathLike[str], *, caption_column: str = "text", file_column: str = "file_name"
+) -> list[Sample]:
+    """Every image below `root` with its captions, in the order of the metadata or else of the file names.
+
+    Beside the columns of file names and captions a row may have `captions` (a list of further captions) and
+    `flip` (false where a mirrored image would make its captions wrong).
+
+    Raises:
+        UserError: the folder is missing or empty, captions and images do not match one to one, a row or a
+            file is faulty, or something leads out of the folder. Nothing is left out silently.
+    """
+    root = Path(root)
+    if not is_folder(root):
+        raise UserError(f"{root}: no such folder", "name a folder of images with captions")
+    names = scan(root)
+    images = [name for name in names if suffix(name) in IMAGE_SUFFIXES]
+    sidecars = [name for name in names if suffix(name) == ".txt"]
+    metadata = metadata_file(root)
+    if not images and metadata is None:
+        raise UserError(
+            f"{root}: no images in this folder", "add images with captions, or name another folder"
+        )
+    if metadata is None:
+        _refuse_nested_metadata(root, names)
+        return _read_sidecars(root, images, sidecars)
+    samples = _read_metadata(root, names, metadata, caption_column, file_column)
+    _refuse_unlisted(metadata, samples, images, sidecars)
+    return list(samples.values())
+
+
+def _refuse_nested_metadata(root: Path, names: list[str]) -> None:
+    """A split such as train/ has its own metadata, whose names are relative to it."""
+    nested = [name for name in names if PurePosixPath(name).name in FILE_NAMES]
+    if nested:
+        raise UserError(f"{root}: the metadata lies deeper, in {nested[0]}", "name the folder that holds it")
+
+
+def _read_metadata(
+    root: Path, names: list[str], metadata: Path, caption_column: str, file_column: str
+) -> dict[str, Sample]:
+    """The sample of each row, by the name that its file has on the disk."""
+    samples: dict[str, Sample] = {}
+    on_disk = {composed(name): name for name in names} | {name: name for name in names}
+    for row in read_rows(metadata):
+        name, sample = _sample_of_row(root, row, caption_column, file_column, on_disk)
+        if name in samples:
+            raise UserError(
+                f"{row.place}: {quoted(sample.sample_id)} has a row already",
+                "keep one row an image; further captions go into its list `captions`",
+            )
+        samples[name] = sample
+    if not samples:
+        raise UserError(
+            f"{metadata}: no rows", f"add a row with {file_column} and {caption_column} for each image"
+        )
+    return samples
+
+
+def _sample_of_row(
+    root: Path, row: Row, caption_column: str, file_column: str, on_disk: dict[str, str]
+) -> tuple[str, Sample]:
+    """The file's name on the disk, which may be composed otherwise than in the row, and the sample."""
+    file_column = name_column(row, file_column)
+    sample_id = PurePosixPath(row_text(row, file_column, "image_column")).as_posix()
+    name = on_disk.get(sample_id) or on_disk.get(composed(sample_id), sample_id)
+    sample = sample_of_row(
+        row, sample_id, FileImage(root / name), caption_column=caption_column, file_column=file_column
+    )
+    file_inside(root, name, row.place)
+    return name, sample
+
+
+def _read_sidecars(root: Path, images: list[str], sidecars: list[str]) -> list[Sample]:
+    """One sample an image, its caption the whole text of the `.txt` file of the same name."""
+    captioned = _by_stem(root, sidecars, "are both the caption of one image")
+    missing = [name for name in images if stem(name) not in captioned]
+    if missing:
+        raise UserError(
+            f"{root}: {_count(missing, 'image', 'without a caption')}",
+            "add metadata.jsonl or a .txt file beside each image, or move them away",
+        )
+    stems = _by_stem(root, images, "have one .txt file between them").keys()
+    alone = [n for n in sidecars if stem(n) not in stems and PurePosixPath(n).stem.lower() not in DOCUMENTS]
+    if alone:
+        raise UserError(
+            f"{root}: {_count(alone, '.txt file', 'without an image')}", "add the image or move it away"
+        )
+    return [_sample_of_sidecar(root, name, captioned[stem(name)]) for name in images]
+
+
+def _by_stem(root: Path, names: list[str], fault: str) -> dict[str, str]:
+    """Each name by what it has in common with its other half; two of one kind are refused."""
+    found: dict[str, str] = {}
+    for name in names:
+        if stem(name) in found:
+            raise UserError(f"{root}: {found[stem(name)]} and {name} {fault}", "rename or remove one of them")
+        found[stem(name)] = name
+    return found
+
+
+def _sample_of_sidecar(root: Path, image: str, sidecar: str) -> Sample:
+    path = file_inside(root, sidecar, str(root))
+    caption = clean_caption(decode_utf8(path), str(path))
+    return Sample(sample_id=image, image=FileImage(file_inside(root, image, str(root))), captions=(caption,))
+
+
+def _refuse_unlisted(metadata: Path, listed: Iterable[str], images: list[str], sidecars: list[str]) -> None:
+    """Images or captions that the metadata would make us drop in silence."""
+    listed = set(listed)
+    unlisted = [name for name in images if name not in listed]
+    if unlisted:
+        raise UserError(
+            f"{metadata}: {_count(unlisted, 'image', 'without a row')}", "add rows or move them away"
+        )
+    stems = {stem(name) for name in listed}
+    twice = [name for name in sidecars if stem(name) in stems]
+    if twice:
+        raise UserError(
+            f"{metadata}: {_count(twice, '.txt file', 'beside images that have a row')}",
+            "keep the metadata or the .txt files, not both",
+        )
+
+
+def _count(names: list[str], noun: str, rest: str) -> str:
+    """How many, and the first three: "5 images without a row (a.png, b.png, c.png, ...)"."""
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} {noun}{'s' if len(names) > 1 else ''} {rest} ({shown})"

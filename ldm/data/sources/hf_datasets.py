@@ -1,0 +1,124 @@
+"""Captioned images of the `datasets` library: a folder that `save_to_disk` wrote, or the name of a dataset."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from ldm.data.sample import FileImage, Refusal, Sample, Stamp, stamp_of
+from ldm.data.sources.metadata import table_rows
+from ldm.data.sources.parquet import image_bytes, image_present, plain_columns, sample_or_refusal
+from ldm.data.sources.scan import is_file
+from ldm.errors import UserError, unknown_name
+
+_BATCH_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class DatasetsKey:
+    """Which dataset: its folder or name, its configuration and its split."""
+
+    path: str
+    config_name: str | None = None
+    split: str = "train"
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether it is a folder that `save_to_disk` wrote."""
+        return is_saved_dataset(Path(self.path))
+
+
+@dataclass(frozen=True)
+class DatasetsImage:
+    """The image of one row, counted from 0. Each process opens the dataset once."""
+
+    dataset: DatasetsKey
+    row: int
+    column: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset.path} {self.dataset.split} row {self.row}"
+
+    def read(self) -> bytes:
+        try:
+            value = _cells(self.dataset, self.column)[self.row].column(0)[0].as_py()
+        except IndexError:
+            raise UserError(f"{self.name}: no such row any more", "start again") from None
+        path = value.get("path") if isinstance(value, dict) and not value.get("bytes") else None
+        if path and not self.dataset.is_saved:  # a download of the library's own
+            return FileImage(Path(path)).read()
+        return image_bytes(value, self.name)
+
+    def stamp(self) -> Stamp | None:
+        """By the files that the dataset lies in, all together."""
+        files = [Path(file["filename"]).stat() for file in open_dataset(self.dataset).cache_files]
+        if not files:
+            return None
+        entry = f"{Path(self.dataset.path).resolve()}#{self.dataset.split}/{self.column}/{self.row}"
+        return stamp_of(entry, *files)
+
+
+def is_saved_dataset(root: Path) -> bool:
+    """Whether a folder is one that `save_to_disk` wrote."""
+    whole = all(is_file(root / name) for name in ("dataset_info.json", "state.json"))
+    return whole or is_file(root / "dataset_dict.json")
+
+
+def read_datasets(
+    dataset: DatasetsKey, *, image_column: str, caption_column: str
+) -> Iterator[Sample | Refusal]:
+    """Every row as a sample `split/row`, or as a refusal where its caption or its image is missing or faulty.
+
+    Raises:
+        UserError: the dataset cannot be loaded, or has no such split or columns.
+    """
+    found = open_dataset(dataset)
+    columns = plain_columns(dataset.path, found.features.arrow_schema, image_column, caption_column)
+    tables = found.select_columns([image_column, *columns]).with_format("arrow").iter(batch_size=_BATCH_ROWS)
+    first_row = 0
+    for table in tables:
+        present = image_present(table.column(image_column))
+        rows = table_rows(table.select(columns), partial(_place, dataset, first_row))
+        for index, row in enumerate(rows):
+            image = DatasetsImage(dataset, first_row + index, image_column)
+            lost = dataset.is_saved and not present[index]  # elsewhere a path will do
+            fault = f"{image.name}: no image bytes: take the row out" if lost else None
+            yield sample_or_refusal(row, f"{dataset.split}/{image.row}", image, caption_column, fault)
+        first_row += table.num_rows
+
+
+def _place(dataset: DatasetsKey, first_row: int, index: int) -> str:
+    return f"{dataset.path} {dataset.split} row {first_row + index}"
+
+
+@lru_cache(maxsize=8)
+def _cells(dataset: DatasetsKey, column: str) -> Any:
+    return open_dataset(dataset).select_columns([column]).with_format("arrow")
+
+
+@lru_cache(maxsize=8)
+def open_dataset(dataset: DatasetsKey) -> Any:
+    """A `datasets.Dataset`, opened once a process.
+
+    Raises:
+        UserError: it is not there, cannot be loaded or has no such split.
+    """
+    import datasets
+
+    try:
+        if dataset.is_saved:
+            found = datasets.load_from_disk(dataset.path)
+        else:
+            found = datasets.load_dataset(dataset.path, dataset.config_name, split=dataset.split)
+    except Exception as error:  # the library raises nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{dataset.path}: the dataset cannot be loaded ({reason})", "name another or mend it"
+        ) from error
+    if not isinstance(found, datasets.DatasetDict):
+        return found
+    if dataset.split not in found:
+        raise unknown_name("split", dataset.split, found)
+    return found[dataset.split]

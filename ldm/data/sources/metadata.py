@@ -1,0 +1,298 @@
+"""Rows that know where they came from: of metadata.jsonl, .csv and .parquet, and of any Arrow table."""
+
+import csv
+import io
+import json
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldm.data.sample import ImageSource, Sample
+from ldm.data.sources.scan import is_file
+from ldm.errors import UserError, nearest
+
+FILE_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+_KNOWN_COLUMNS = {"file_name", "image", "text", "captions", "flip"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: its values by column, and its place for messages ("metadata.csv, line 3")."""
+
+    place: str
+    values: dict[str, Any]
+
+
+def metadata_file(root: Path) -> Path | None:
+    """The metadata file of a folder, or None.
+
+    Raises:
+        UserError: there are several.
+    """
+    found = [root / name for name in FILE_NAMES if is_file(root / name)]
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found)
+        raise UserError(f"{root}: holds {names}", "keep one of them")
+    return found[0] if found else None
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of a metadata file, in order.
+
+    Raises:
+        UserError: the file is not UTF-8, or a row cannot be read; the message names the line.
+    """
+    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
+    return readers[path.suffix](path)
+
+
+def decode_utf8(path: Path, data: bytes | None = None) -> str:
+    """The text of a file, without a byte order mark and with plain line ends.
+
+    Args:
+        data: what is in it, if it was read already.
+
+    Raises:
+        UserError: the bytes are not UTF-8; the message names line and byte offset.
+    """
+    try:
+        found = path.read_bytes() if data is None else data
+        text = found.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = found.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}, line {line}: not UTF-8 at byte {error.start}", "save it as UTF-8"
+        ) from error
+    except OSError as error:
+        mend = "name a file in it" if path.is_dir() else "make the file readable"
+        raise UserError(f"{path}: {error.strerror}", mend) from error
+    return text.removeprefix("\ufeff").replace("\r\n", "\n")
+
+
+def clean_caption(text: str, place: str) -> str:
+    """A caption without surrounding white space, in Unicode's composed form (NFC).
+
+    Raises:
+        UserError: it is empty or holds half of a surrogate pair; the message begins with `place`.
+    """
+    caption = unicodedata.normalize("NFC", text.strip())
+    if not caption:
+        raise UserError(f"{place}: empty caption", "write a caption or take the image out")
+    try:
+        caption.encode()
+    except UnicodeEncodeError as error:
+        bad = f"\\u{ord(caption[error.start]):04x}"
+        raise UserError(f"{place}: {bad} is no character", "write the caption as UTF-8") from error
+    return caption
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    # Not splitlines(): a caption may hold U+2028 or U+0085.
+    for number, line in enumerate(decode_utf8(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"{path}, line {number}"
+        try:
+            values = loads_once(line, place)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place}: not JSON ({error})", "write one JSON object a line") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{place}: not a JSON object", 'write {"file_name": ..., "text": ...}')
+        yield Row(place, values)
+
+
+def loads_once(text: str, place: str) -> Any:
+    """What a text of JSON says.
+
+    Raises:
+        UserError: an object has a key twice, so that one of two values would be dropped.
+        ValueError: it is not JSON.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _refuse_twice(place, [name for name, _ in pairs])
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=once)
+
+
+def _refuse_twice(place: str, columns: Sequence[str]) -> None:
+    for column in columns:
+        if column and columns.count(column) > 1:
+            raise UserError(f"{place}: {column!r} is there twice", "keep one of the two")
+
+
+def _read_csv(path: Path) -> Iterator[Row]:
+    reader = csv.DictReader(io.StringIO(decode_utf8(path), newline=""), strict=True)
+    try:
+        reader.fieldnames = _header(path, reader.fieldnames or ())
+        for values in reader:
+            # A quoted caption may span lines; the row is named by the last of them.
+            place = f"{path}, line {reader.line_num}"
+            if None in values:
+                raise UserError(
+                    f"{place}: more cells than columns", "put captions with commas in double quotes"
+                )
+            yield Row(place, values)
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, line {reader.reader.line_num}: {error}", "save it as comma-separated values"
+        ) from error
+
+
+def _header(path: Path, columns: Sequence[str]) -> list[str]:
+    """The columns' names without blanks around them."""
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(columns) == 1 and separator in columns[0]:
+            raise UserError(f"{path}: its columns are separated by {name}", "save it with commas")
+    names = [column.strip() for column in columns]
+    _refuse_twice(f"{path}, line 1", names)
+    return names
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({error})", "write it again") from error
+    yield from table_rows(table, lambda index: f"{path}, row {index + 1}")
+
+
+def table_rows(table: Any, place: Callable[[int], str]) -> Iterator[Row]:
+    """The rows of a `pyarrow.Table`; text that is not UTF-8 comes as bytes, so that its row alone is at fault.
+
+    Args:
+        place: the name for messages of the row with an index, counted from 0.
+    """
+    if table.num_rows:
+        _refuse_twice(place(0), table.column_names)
+    columns = {name: _values(table.column(name)) for name in table.column_names}
+    for index in range(table.num_rows):
+        yield Row(place(index), {name: values[index] for name, values in columns.items()})
+
+
+def _values(column: Any) -> list[Any]:
+    try:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    except UnicodeDecodeError:
+        return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return bytes(error.object)
+
+
+def sample_of_row(
+    row: Row, sample_id: str, image: ImageSource, *, caption_column: str, file_column: str | None = None
+) -> Sample:
+    """A sample from its image and the row that describes it.
+
+    The row has one or several captions in `caption_column` and may have further ones in `captions`, and in `flip`
+    whether a mirrored image leaves them true; every other column goes into `extra`.
+
+    Raises:
+        UserError: a caption is missing, empty or no text, or `flip` is neither true nor false.
+    """
+    used = {file_column, caption_column, "captions", "flip"}
+    return Sample(
+        sample_id=sample_id,
+        image=image,
+        captions=_captions(row, caption_column),
+        may_flip=row_bool(row, "flip"),
+        extra={key: value for key, value in row.values.items() if key not in used},
+    )
+
+
+def _captions(row: Row, column: str) -> tuple[str, ...]:
+    """Each once, in order, those of the caption column first."""
+    several = isinstance(row.values.get(column), list) and row.values[column]
+    captions = row_list(row, column) if several else [row_text(row, column, "caption_column")]
+    further = row_list(row, "captions") if column != "captions" else []
+    return tuple(dict.fromkeys(clean_caption(text, row.place) for text in (*captions, *further)))
+
+
+def name_column(row: Row, column: str) -> str:
+    """The column with the file's name: `file_name`, or `image` where there is none and it holds text."""
+    if column == "file_name" and column not in row.values and isinstance(row.values.get("image"), str):
+        return "image"
+    return column
+
+
+def row_text(row: Row, column: str, setting: str) -> str:
+    """A text that must be there and not empty.
+
+    Args:
+        setting: by which a user names the column.
+
+    Raises:
+        UserError: it is not, or is no text.
+    """
+    value = row.values.get(column)
+    if value is None or value in ("", []):
+        raise UserError(
+            f"{row.place}: no {column!r}",
+            "fill it in" if column in row.values else _mend(row, column, setting),
+        )
+    if isinstance(value, bytes):
+        return _decoded(row, column, value)
+    if not isinstance(value, str):
+        raise UserError(f"{row.place}: {column!r} is {value!r}, not text", "write it as text")
+    return value
+
+
+def _mend(row: Row, column: str, setting: str) -> str:
+    """What to do about a column that is not there."""
+    others = [name for name in row.values if name not in _KNOWN_COLUMNS]
+    guess = nearest(column, row.values) or (others[0] if len(others) == 1 else None)
+    to = f" to {guess}" if guess else ""
+    option = f"--{setting.replace('_', '-')}"
+    return (
+        f"every row needs it; this one has {', '.join(row.values)}: rename it or set {setting} ({option}){to}"
+    )
+
+
+def _decoded(row: Row, column: str, data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{row.place}: {column!r} is not UTF-8 at byte {error.start}", "save it as UTF-8"
+        ) from None
+
+
+def row_list(row: Row, column: str) -> list[str]:
+    """A list of texts, empty when the column is; in CSV it is written as JSON."""
+    value = row.values.get(column)
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{row.place}: {column!r} is not a JSON list ({error})", 'write ["a", "b"]'
+            ) from error
+    if value is None or value == "":
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise UserError(f"{row.place}: {column!r} is {value!r}", 'write a list of texts, ["a", "b"]')
+    return value
+
+
+def row_bool(row: Row, column: str) -> bool | None:
+    """True, False, or None when the column is empty."""
+    value = row.values.get(column)
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if value is None or value == "":
+        return None
+    if not isinstance(value, bool):
+        raise UserError(f"{row.place}: {column!r} is {value!r}", "write true or false")
+    return value

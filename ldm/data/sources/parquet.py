@@ -1,0 +1,245 @@
+"""Captioned images inside parquet files: one row a sample, the encoded image in a column.
+
+Only the captions and other plain columns are read at first; an image when it is wanted.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ldm.data.sample import ImageSource, Refusal, Sample, Stamp, stamp_of
+from ldm.data.sources.metadata import Row, sample_of_row, table_rows
+from ldm.data.sources.scan import scan
+from ldm.errors import UserError, nearest
+
+_SPLIT = re.compile(r"(train|training|validation|valid|val|dev|test|testing|eval)(?=$|[-_.])")
+_OTHER_NAMES = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation"}
+
+
+@dataclass(frozen=True)
+class ParquetImage:
+    """The image of one row.
+
+    Attributes:
+        row: in the file, counted from 0.
+        first_row: the row that its row group begins with.
+        column: bytes, or a structure with the field `bytes`, as `datasets` writes it.
+    """
+
+    path: Path
+    row_group: int
+    row: int
+    column: str
+    first_row: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.path.name} row {self.row}"
+
+    def read(self) -> bytes:
+        column = _read_column(self.path, self.stamp(), self.row_group, self.column)
+        try:
+            value = column[self.row - self.first_row].as_py()
+        except IndexError:
+            raise UserError(f"{self.name}: no such row any more", "start again") from None
+        return image_bytes(value, self.name)
+
+    def stamp(self) -> Stamp | None:
+        return row_stamp(self.path, f"{self.column}/{self.row}")
+
+
+def row_stamp(path: Path, entry: str) -> Stamp | None:
+    """The stamp of an entry of a file: its own name, and size and times of the whole file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return stamp_of(f"{path.resolve()}#{entry}", status)
+
+
+def image_bytes(value: Any, name: str) -> bytes:
+    """The encoded image in a cell: bytes, or a mapping with `bytes`.
+
+    Raises:
+        UserError: there are none; a path in their place is not followed.
+    """
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if isinstance(data, bytes) and data:
+        return data
+    path = value.get("path") if isinstance(value, dict) else None
+    if path:
+        raise UserError(f"{name}: only the path {path!r} of an image", "save the images inside the file")
+    raise UserError(f"{name}: no image bytes", "take the row out")
+
+
+@lru_cache(maxsize=2)
+def _read_column(path: Path, stamp: Stamp | None, row_group: int, column: str) -> Any:
+    """A column of a row group: the least that parquet reads. The stamp makes a changed file another one."""
+    import pyarrow  # type: ignore[import-untyped]
+
+    with open_parquet(path) as file:
+        try:
+            return file.read_row_group(row_group, columns=[column], use_threads=False).column(column)
+        except (pyarrow.ArrowException, OSError, KeyError) as error:
+            raise _broken(path, error) from error
+
+
+def open_parquet(path: Path) -> Any:
+    """A `pyarrow.parquet.ParquetFile`, which is a context manager.
+
+    Raises:
+        UserError: the file is gone or broken.
+    """
+    import pyarrow
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _broken(path, error) from error
+
+
+def _broken(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path}: not a readable Parquet file ({' '.join(str(error).split())})", "write it again"
+    )
+
+
+def parquet_files(root: Path, split: str) -> list[tuple[str, Path]]:
+    """The parquet files of a folder with their names relative to it, or one file with its own name.
+
+    Where every file is named by a split (`train-00000.parquet`, `test/0.parquet`), only those of `split` are taken.
+
+    Raises:
+        UserError: there are none, or none of the split.
+    """
+    if root.is_file():
+        return [(root.name, root)]
+    names = [name for name in scan(root) if name.lower().endswith(".parquet")]
+    if not names:
+        raise UserError(f"{root}: no parquet files in this folder", "name another folder")
+    splits = {name: _split_of(name) for name in names}
+    if all(splits.values()):
+        names = [name for name in names if splits[name] == _OTHER_NAMES.get(split, split)]
+    if not names:
+        there = ", ".join(sorted({str(found) for found in splits.values()}))
+        raise UserError(f"{root}: no files of the split {split!r}", f"set split to one of {there}")
+    return [(name, root / name) for name in names]
+
+
+def _split_of(name: str) -> str | None:
+    """The split that a file or its folder is named by."""
+    for part in reversed(PurePosixPath(name).parts):
+        if found := _SPLIT.match(part):
+            return _OTHER_NAMES.get(found[1], found[1])
+    return None
+
+
+def read_parquet(
+    name: str, path: Path, *, image_column: str, caption_column: str
+) -> Iterator[Sample | Refusal]:
+    """Every row of a file as a sample, or as a refusal where its caption or its image is missing or faulty.
+
+    Args:
+        name: the file's name, which begins the ids: row 7 is `name/7`.
+
+    Raises:
+        UserError: the file is broken or has no such columns.
+    """
+    with open_parquet(path) as file:
+        columns = plain_columns(path, file.schema_arrow, image_column, caption_column)
+        first_row = 0
+        for group in range(file.num_row_groups):
+            lost = _rows_without_image(file, group, image_column)
+            for index, row in enumerate(_group_rows(file, path, group, columns, first_row)):
+                image = ParquetImage(path, group, first_row + index, image_column, first_row)
+                fault = f"{image.name}: no image bytes: take the row out" if index in lost else None
+                yield sample_or_refusal(row, f"{name}/{image.row}", image, caption_column, fault)
+            first_row += file.metadata.row_group(group).num_rows
+
+
+def sample_or_refusal(
+    row: Row, sample_id: str, image: ImageSource, caption_column: str, fault: str | None = None
+) -> Sample | Refusal:
+    """The sample of a row, or why it is none: the fault given, or the first one in the row."""
+    if fault:
+        return Refusal(sample_id, fault)
+    try:
+        return sample_of_row(row, sample_id, image, caption_column=caption_column)
+    except UserError as error:
+        return Refusal(sample_id, str(error))
+
+
+def _group_rows(file: Any, path: Path, group: int, columns: list[str], first_row: int) -> Iterator[Row]:
+    import pyarrow
+
+    try:
+        table = file.read_row_group(group, columns=columns, use_threads=False)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _broken(path, error) from error
+    return table_rows(table, lambda index: f"{path.name} row {first_row + index}")
+
+
+def _rows_without_image(file: Any, group: int, column: str) -> set[int]:
+    """The places in a row group where the image is null. Read only where the file's statistics count some."""
+    chunks = file.metadata.row_group(group)
+    leaves = [chunks.column(index) for index in range(chunks.num_columns)]
+    statistics = [leaf.statistics for leaf in leaves if leaf.path_in_schema in (column, f"{column}.bytes")]
+    if not any(found is not None and found.has_null_count and found.null_count for found in statistics):
+        return set()
+    cells = file.read_row_group(group, columns=[column], use_threads=False).column(column)
+    return {index for index, has_bytes in enumerate(image_present(cells)) if not has_bytes}
+
+
+def image_present(cells: Any) -> list[bool]:
+    """For each cell of an image column (an Arrow array) whether it holds bytes."""
+    import pyarrow
+    import pyarrow.compute  # type: ignore[import-untyped]
+
+    if pyarrow.types.is_struct(cells.type):
+        cells = pyarrow.compute.struct_field(cells, "bytes")
+    return cells.is_valid().to_pylist()  # type: ignore[no-any-return]
+
+
+def plain_columns(place: object, schema: Any, image_column: str, caption_column: str) -> list[str]:
+    """The columns of an Arrow schema to read with the captions: texts, numbers and lists of texts, no images.
+
+    Raises:
+        UserError: the column of images or of captions is not there, or the former holds no images.
+    """
+    for column, setting in ((image_column, "image_column"), (caption_column, "caption_column")):
+        if column not in schema.names:
+            guess = nearest(column, schema.names) or ", ".join(schema.names)
+            raise UserError(f"{place}: no column {column!r}", f"set {setting} to one there: {guess}")
+    if not _holds_images(schema.field(image_column).type):
+        found = schema.field(image_column).type
+        raise UserError(
+            f"{place}: column {image_column!r} holds {found}", "set image_column to one with images"
+        )
+    wanted = {field.name for field in schema if _is_plain(field.type)} | {caption_column}
+    return [name for name in schema.names if name in wanted and name != image_column]
+
+
+def _holds_images(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return any(field.name == "bytes" and _holds_images(field.type) for field in kind)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
+
+
+def _is_plain(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_list(kind) or types.is_large_list(kind):
+        return _is_text(kind.value_type)
+    return bool(_is_text(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))

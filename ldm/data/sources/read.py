@@ -1,0 +1,238 @@
+"""Where the samples come from: folders, parquet files, WebDataset tars, `datasets`, one or several together."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from ldm.config import Settings
+from ldm.data.masks import AlphaMask, with_masks
+from ldm.data.sample import Refusal, Sample
+from ldm.data.sources.folder import read_folder
+from ldm.data.sources.hf_datasets import DatasetsKey, is_saved_dataset, read_datasets
+from ldm.data.sources.metadata import FILE_NAMES
+from ldm.data.sources.parquet import parquet_files, read_parquet
+from ldm.data.sources.scan import is_folder, scan, status_of, stem, suffix
+from ldm.data.sources.webdataset import COMPRESSED_SUFFIXES, read_tar, tar_files
+from ldm.errors import UserError
+from ldm.io.images import IMAGE_SUFFIXES
+
+Kind = Literal["folder", "parquet", "webdataset", "datasets"]
+
+
+class SourceSettings(Settings):
+    """One place that samples come from. Images for prior preservation are a second source with its own loss_weight."""
+
+    path: str = Field(
+        description="a folder of captioned images, a parquet file or a folder of them, a WebDataset tar or a folder "
+        "of them, a folder written by `save_to_disk`, or with kind: datasets a name on the Hub"
+    )
+    kind: Literal["auto", "folder", "parquet", "webdataset", "datasets"] = Field(
+        "auto", description="what stands at path; auto looks"
+    )
+    caption_column: str = Field("text", description="the column with the caption, a text or a list of texts")
+    image_column: str = Field(
+        "image",
+        description="the column with the encoded image; in a metadata file the one with the file name, "
+        "when it is not file_name; in tars the suffix to take where a sample has several images",
+    )
+    split: str = Field("train", description="the split, where datasets or parquet files have several")
+    config_name: str | None = Field(
+        None, description="the configuration of a dataset on the Hub that has several"
+    )
+    repeats: int = Field(
+        1, ge=1, description="how many times an epoch shows each sample, with draws of their own"
+    )
+    loss_weight: float = Field(1.0, gt=0, description="what the loss of these samples is multiplied with")
+    masks: Path | None = Field(
+        None,
+        description="a folder with an image for each sample, named as its id, white where the loss counts, else black",
+    )
+    alpha_mask: bool = Field(
+        False, description="whether the loss counts where the images are opaque, and there only"
+    )
+
+    @field_validator("alpha_mask")
+    @classmethod
+    def _one_kind_of_mask(cls, alpha_mask: bool, info: ValidationInfo) -> bool:
+        if alpha_mask and info.data.get("masks"):
+            raise ValueError("masks is set already; keep one of the two")
+        return alpha_mask
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a source holds: everything found is either used or refused."""
+
+    samples: list[Sample]
+    refusals: list[Refusal]
+
+    @property
+    def num_found(self) -> int:
+        return len(self.samples) + len(self.refusals)
+
+
+def read_sources(sources: Sequence[SourceSettings]) -> Reading:
+    """The samples of all sources in order; where there are several, the ids of the first begin with `0/`, and so on.
+
+    Raises:
+        UserError: as `read_source`.
+    """
+    if len(sources) == 1:
+        return read_source(sources[0])
+    readings = [read_source(settings, index) for index, settings in enumerate(sources)]
+    return Reading(
+        [sample for reading in readings for sample in reading.samples],
+        [refusal for reading in readings for refusal in reading.refusals],
+    )
+
+
+def read_source(settings: SourceSettings, index: int | None = None) -> Reading:
+    """The samples of a source with their weights and masks, each `repeats` times ("a.png", "a.png#2", ...).
+
+    Args:
+        index: the source's number among several, which then begins the ids.
+
+    Raises:
+        UserError: the source is missing, empty or faulty as a whole, two samples have one id, or the masks do not
+            match the samples. A faulty row of a parquet file, a tar or a dataset is a refusal instead; of a folder
+            `read_folder` says what is wrong, and there is nothing to go on with.
+    """
+    reading = _read(settings, kind_of(settings))
+    if not reading.num_found:
+        raise UserError(f"{settings.path}: no samples", "name another source")
+    return dressed(reading, settings, settings.path, index)
+
+
+def dressed(reading: Reading, settings: SourceSettings, place: str, index: int | None = None) -> Reading:
+    """What was read at `place` with all that the source's settings say of it: weights, masks, repeats and ids.
+
+    Raises:
+        UserError: two samples have one id, or the masks do not match the samples.
+    """
+    samples = [replace(sample, loss_weight=settings.loss_weight) for sample in reading.samples]
+    if settings.alpha_mask:
+        samples = [replace(sample, mask=AlphaMask(sample.image)) for sample in samples]
+    if settings.masks:
+        samples = with_masks(samples, settings.masks, [refusal.sample_id for refusal in reading.refusals])
+    prefix = "" if index is None else f"{index}/"
+    reading = _repeated(replace(reading, samples=samples), settings.repeats, prefix)
+    _refuse_same_ids(place, reading)
+    return reading
+
+
+def kind_of(settings: SourceSettings) -> Kind:
+    """What stands at a source's path, by its settings or else by looking.
+
+    Raises:
+        UserError: nothing is there, or it could be more than one kind.
+    """
+    root = Path(settings.path)
+    if settings.kind == "datasets":
+        return "datasets"
+    if status_of(root) is None:
+        raise UserError(
+            f"{root}: no such folder or file", "name another, or set kind to datasets for a name on the Hub"
+        )
+    if settings.kind != "auto":
+        return settings.kind
+    return _kind_of_folder(root) if is_folder(root) else _kind_of_file(root)
+
+
+def _kind_of_file(path: Path) -> Kind:
+    if path.name.lower().endswith(".parquet"):
+        return "parquet"
+    if path.name.lower().endswith((".tar", *COMPRESSED_SUFFIXES)):
+        return "webdataset"
+    raise UserError(f"{path}: not a file of samples", "name a folder, a .parquet or a .tar")
+
+
+def _kind_of_folder(root: Path) -> Kind:
+    if is_saved_dataset(root):
+        return "datasets"
+    found = _kinds_in(scan(root))
+    if len(found) > 1:
+        (one, kind), (other, another) = list(found.items())[:2]
+        kinds = " or ".join(dict.fromkeys((kind, another)))
+        raise UserError(f"{root}: holds {one} and {other}", f"set kind to {kinds} (--kind)")
+    return next(iter(found.values()), "folder")
+
+
+def _kinds_in(names: Sequence[str]) -> dict[str, Kind]:
+    """What a folder holds that samples could come from, each with its kind.
+
+    Metadata and images are one folder. A parquet file named as a tar beside it describes that one: so does a
+    downloader write its shards.
+    """
+    tars = [name for name in names if name.lower().endswith((".tar", *COMPRESSED_SUFFIXES))]
+    described = {stem(name) for name in tars}
+    metadata = [name for name in names if PurePosixPath(name).name in FILE_NAMES]
+    parquet = [n for n in names if suffix(n) == ".parquet" and n not in metadata and stem(n) not in described]
+    found: dict[str, Kind] = {}
+    if metadata:
+        found[PurePosixPath(metadata[0]).name] = "folder"
+    elif any(suffix(name) in IMAGE_SUFFIXES for name in names):
+        found["images"] = "folder"
+    if tars:
+        found["tars"] = "webdataset"
+    if parquet:
+        found["parquet files"] = "parquet"
+    return found
+
+
+def passed_over(settings: SourceSettings) -> dict[str, int]:
+    """How many files of a source's folder are no part of it, by suffix, the most first; hidden ones do not count.
+
+    Raises:
+        UserError: as `kind_of`.
+    """
+    root, kind = Path(settings.path), kind_of(settings)
+    if kind == "datasets" or not is_folder(root):
+        return {}
+    names = scan(root)
+    captions = {".txt"} if not set(FILE_NAMES) & set(names) else set()  # metadata has the captions itself
+    own = {"parquet": {".parquet"}, "webdataset": {".tar"}, "folder": {*IMAGE_SUFFIXES, *captions}}[kind]
+    others = (name for name in names if suffix(name) not in own and name not in FILE_NAMES)
+    return dict(Counter(suffix(name) or "without a suffix" for name in others).most_common())
+
+
+def _read(settings: SourceSettings, kind: Kind) -> Reading:
+    root, captions, images = Path(settings.path), settings.caption_column, settings.image_column
+    if kind == "folder":
+        files = "file_name" if images == "image" else images
+        return Reading(read_folder(root, caption_column=captions, file_column=files), [])
+    fates: list[Sample | Refusal] = []
+    if kind == "datasets":
+        key = DatasetsKey(settings.path, settings.config_name, settings.split)
+        fates.extend(read_datasets(key, image_column=images, caption_column=captions))
+    if kind == "parquet":
+        for name, path in parquet_files(root, settings.split):
+            fates.extend(read_parquet(name, path, image_column=images, caption_column=captions))
+    if kind == "webdataset":
+        for name, path in tar_files(root):
+            fates.extend(read_tar(name, path, image_column=images, caption_column=captions))
+    return Reading(
+        [fate for fate in fates if isinstance(fate, Sample)],
+        [fate for fate in fates if isinstance(fate, Refusal)],
+    )
+
+
+def _repeated(reading: Reading, repeats: int, prefix: str) -> Reading:
+    """Samples and refusals again and again, so that their proportion stays."""
+    ends = ["", *(f"#{turn}" for turn in range(2, repeats + 1))]
+    return Reading(
+        [replace(s, sample_id=f"{prefix}{s.sample_id}{end}") for end in ends for s in reading.samples],
+        [replace(r, sample_id=f"{prefix}{r.sample_id}{end}") for end in ends for r in reading.refusals],
+    )
+
+
+def _refuse_same_ids(place: str, reading: Reading) -> None:
+    """An id keys a sample's random draws, so no two may be the same."""
+    seen: set[str] = set()
+    for sample_id in [s.sample_id for s in reading.samples] + [r.sample_id for r in reading.refusals]:
+        if sample_id in seen:
+            raise UserError(f"{place}: two samples are called {sample_id!r}", "rename one of them")
+        seen.add(sample_id)

@@ -1,0 +1,159 @@
+"""The files of a folder: which are looked at, what they are called, and that a name leads to one of them."""
+
+import errno
+import os
+import stat
+import unicodedata
+from pathlib import Path, PurePosixPath
+
+from ldm.errors import UserError
+from ldm.io.images import UNREADABLE_SUFFIXES
+
+DOCUMENTS = frozenset({"readme", "license", "licence", "notice", "attribution", "credits"})
+"""Stems of texts that are about the images and are no captions."""
+
+_NOT_OURS = frozenset({"@eaDir"})
+"""Folders in which a file server keeps its own thumbnails."""
+_LONGEST_SHOWN = 80
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def scan(root: Path) -> list[str]:
+    """The sorted names of all files below `root`, relative and with "/"; hidden ones are passed over.
+
+    Raises:
+        UserError: a folder is unreadable or a link, a file's name is not UTF-8, or it is a picture that is not read.
+    """
+    names = []
+    for folder, subfolders, files in os.walk(root, onerror=_refuse_unreadable):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in _NOT_OURS]
+        for name in subfolders:
+            if Path(folder, name).is_symlink():
+                raise UserError(f"{Path(folder, name)}: a linked folder is not followed", "put a copy there")
+        for name in files:
+            if not name.startswith("."):
+                names.append(Path(folder, name).relative_to(root).as_posix())
+    for name in names:
+        _check_name(root, name)
+    return sorted(names)
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename}: {error.strerror}", "make the folder readable") from error
+
+
+def _check_name(root: Path, name: str) -> None:
+    """Refuse what we would otherwise have to pass over, or could not key a random draw by."""
+    if suffix(name) in UNREADABLE_SUFFIXES:
+        raise UserError(
+            f"{root / name}: this image format is not read", "convert it to PNG or JPEG, or move it away"
+        )
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+        raise UserError(f"{root}/{shown}: the file name is not UTF-8", "rename the file") from None
+
+
+def suffix(name: str) -> str:
+    """Its last suffix, in small letters: ".png"."""
+    return PurePosixPath(name).suffix.lower()
+
+
+def stem(name: str) -> str:
+    """The name without its suffix, composed: `a/b.c.png` and `a/b.c.txt` belong together."""
+    return composed(PurePosixPath(name).with_suffix("").as_posix())
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC): disks and editors differ in it, and nobody sees it."""
+    return unicodedata.normalize("NFC", name)
+
+
+def status_of(path: Path) -> os.stat_result | None:
+    """What stands at a path, links followed; None where nothing does.
+
+    Raises:
+        UserError: it cannot be looked at: a folder above it is closed to us, or its name is too long for any file.
+    """
+    try:
+        return path.stat()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{quoted(str(path))}: too long for the name of a file", "shorten it") from error
+        raise UserError(f"{path}: {error.strerror}", "make the folder that it lies in accessible") from error
+
+
+def is_file(path: Path) -> bool:
+    """Whether a plain file stands there. Raises UserError as `status_of`."""
+    status = status_of(path)
+    return status is not None and stat.S_ISREG(status.st_mode)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder stands there. Raises UserError as `status_of`."""
+    status = status_of(path)
+    return status is not None and stat.S_ISDIR(status.st_mode)
+
+
+def file_inside(root: Path, name: str, place: str) -> Path:
+    """The path of a file named in a folder.
+
+    Args:
+        place: where it is named, for messages.
+
+    Raises:
+        UserError: the name leads elsewhere, or to nothing, or to something that is no file.
+    """
+    path, parts, shown = root / name, PurePosixPath(name), quoted(name)
+    if parts.is_absolute() or ".." in parts.parts or "\0" in name:
+        raise UserError(f"{place}: {shown} points outside {root}", "use a name relative to the folder")
+    if any(len(os.fsencode(part)) > 255 for part in parts.parts) or len(os.fsencode(path)) >= 4096:
+        raise UserError(
+            f"{place}: {shown} is too long for the name of a file",
+            "look whether the columns of names and captions are swapped",
+        )
+    if not is_file(path):
+        raise _no_file(path, f"{place}: {shown}", root)
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"{place}: {shown} is a link that leads out of {root}", "put a copy there")
+    return path
+
+
+def _no_file(path: Path, named: str, root: Path) -> UserError:
+    """What stands in the place of a file that should be there."""
+    status = status_of(path)
+    if status is not None:
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        return UserError(
+            f"{named} in {root} is {kind}, not a file", "put the file there or take the name out"
+        )
+    if path.is_symlink():
+        return UserError(f"{named} in {root} is a link to nothing", "put the file itself there")
+    return UserError(f"{named} is not in {root}", "add the file or remove the row")
+
+
+def refuse_inside(named: str, place: Path, data: Path, *, choose: str = "a folder") -> None:
+    """Refuse to write into the data.
+
+    Args:
+        named: the place as the user gave it, with the option or the key.
+
+    Raises:
+        UserError: `place` is `data` or lies in it, by whatever links.
+    """
+    if place.resolve().is_relative_to(data.resolve()):
+        raise UserError(f"{named} is inside the data", f"choose {choose} outside: the data stays as it is")
+
+
+def quoted(name: str) -> str:
+    """A name as messages show it: in quotes, control characters escaped, cut where it is long."""
+    return repr(name if len(name) <= _LONGEST_SHOWN else name[:_LONGEST_SHOWN] + "...")

@@ -1,0 +1,223 @@
+"""Captioned images inside WebDataset tars: the files that share their name up to the first dot are one sample.
+
+A tar is indexed once by its headers and then read by offset. Nothing is unpacked, so no member can get out; one
+that tries (an absolute name, `..`, a link, a device) is refused by name.
+"""
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ldm.data.sample import Refusal, Sample, Stamp
+from ldm.data.sources.metadata import Row, loads_once, sample_of_row
+from ldm.data.sources.parquet import row_stamp
+from ldm.data.sources.scan import DOCUMENTS, scan
+from ldm.errors import UserError
+from ldm.io.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES
+
+COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+MAX_CAPTION_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class TarImage:
+    """A member of a tar, read by its place.
+
+    Attributes:
+        offset: of its first byte in the tar.
+        size: in bytes.
+        member: its name in the tar.
+    """
+
+    path: Path
+    offset: int
+    size: int
+    member: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.path.name}: {self.member}"
+
+    def read(self) -> bytes:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.size)
+        except OSError as error:
+            raise UserError(f"{self.path}: {error.strerror}", "make the tar readable") from error
+        if len(data) != self.size:
+            raise UserError(f"{self.name}: cut off", "get the tar again")
+        return data
+
+    def stamp(self) -> Stamp | None:
+        return row_stamp(self.path, f"{self.offset}+{self.size}")
+
+
+@dataclass
+class _Group:
+    """The members of one sample by what follows the first dot of their names, and the first fault among them."""
+
+    members: dict[str, TarImage] = field(default_factory=dict)
+    fault: str | None = None
+
+
+def tar_files(root: Path) -> list[tuple[str, Path]]:
+    """The tars of a folder with their names relative to it, or one tar with its own name.
+
+    Raises:
+        UserError: there are none, or some are compressed.
+    """
+    names = [root.name] if root.is_file() else scan(root)
+    packed = [name for name in names if name.lower().endswith(COMPRESSED_SUFFIXES)]
+    if packed:
+        raise UserError(f"{root}: a compressed tar is not read ({packed[0]})", "uncompress it first")
+    if root.is_file():
+        return [(root.name, root)]
+    names = [name for name in names if name.lower().endswith(".tar")]
+    if not names:
+        raise UserError(f"{root}: no tars in this folder", "name another folder")
+    return [(name, root / name) for name in names]
+
+
+def read_tar(name: str, path: Path, *, image_column: str, caption_column: str) -> Iterator[Sample | Refusal]:
+    """Every group of files in a tar as a sample, or as a refusal where image or caption are missing or faulty.
+
+    A caption is the whole `.txt` file, or else the value named `caption_column` of the `.json` file, whose other
+    values go into `extra`. Names that begin with a dot are passed over, and README, LICENSE and the like.
+
+    Args:
+        name: the tar's name, which begins the ids: the files `a/b.jpg` and `a/b.txt` are `name/a/b`.
+        image_column: which image is meant where a sample has several, as its suffix (`jpg`).
+
+    Raises:
+        UserError: the tar is broken or cut off.
+    """
+    for key, group in _groups(path).items():
+        if _is_document(key, group):
+            continue
+        sample_id = f"{name}/{key}"
+        try:
+            yield _sample(sample_id, f"{path.name}: {key}", group, image_column, caption_column)
+        except UserError as error:
+            yield Refusal(sample_id, str(error))
+
+
+def _is_document(key: str, group: _Group) -> bool:
+    """Whether these are texts about the images, as LICENSE and README.txt."""
+    return (
+        key.rpartition("/")[2].lower() in DOCUMENTS
+        and group.members.keys() <= {"", "md", "txt"}
+        and not group.fault
+    )
+
+
+def _sample(sample_id: str, place: str, group: _Group, image_column: str, caption_column: str) -> Sample:
+    if group.fault:
+        raise UserError(group.fault, "take it out or put a plain file there")
+    image = _choose_image(place, group.members, image_column)
+    values = _read_json(group.members["json"]) if "json" in group.members else {}
+    if "txt" in group.members:
+        values[caption_column] = _read_text(group.members["txt"])
+    if not values:
+        raise UserError(f"{place}: no caption", "add a .txt or .json file of this name")
+    return sample_of_row(Row(place, values), sample_id, image, caption_column=caption_column)
+
+
+def _choose_image(place: str, members: dict[str, TarImage], image_column: str) -> TarImage:
+    images = {suffix: member for suffix, member in members.items() if f".{suffix}" in IMAGE_SUFFIXES}
+    if image_column in images:
+        return images[image_column]
+    there = ", ".join(sorted(members))
+    if len(images) > 1:
+        raise UserError(f"{place}: several images ({there})", "set image_column to one suffix")
+    if any(f".{suffix}" in UNREADABLE_SUFFIXES for suffix in members):
+        raise UserError(f"{place}: this image format is not read ({there})", "convert it to PNG or JPEG")
+    if not images:
+        raise UserError(f"{place}: no image, only {there}", "files belong together up to the first dot")
+    return next(iter(images.values()))
+
+
+def _read_text(member: TarImage) -> str:
+    if member.size > MAX_CAPTION_BYTES:
+        raise UserError(f"{member.name}: {member.size} bytes are no caption", "take the file out")
+    try:
+        return member.read().decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{member.name}: not UTF-8 at byte {error.start}", "save it as UTF-8") from None
+
+
+def _read_json(member: TarImage) -> dict[str, Any]:
+    try:
+        values = loads_once(_read_text(member), member.name)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{member.name}: not JSON ({error})", "write one JSON object") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{member.name}: not a JSON object", 'write {"text": ...}')
+    return values
+
+
+def _groups(path: Path) -> dict[str, _Group]:
+    """The samples of a tar by their names up to the first dot, in the order of the tar."""
+    groups: dict[str, _Group] = {}
+    for member in _members(path):
+        fault = _fault(member)
+        name = repr(member.name)[1:-1] if fault else member.name  # printable
+        folder, _, base = name.rpartition("/")
+        if member.isdir() or (base.startswith(".") and not fault):
+            continue
+        stem, _, suffix = base.partition(".")
+        group = groups.setdefault(f"{folder}/{stem}" if folder and stem else stem or name, _Group())
+        if suffix.lower() in group.members:
+            fault = "is there twice"
+        if fault and not group.fault:
+            group.fault = f"{path.name}: '{name}' {fault}"
+        group.members[suffix.lower()] = TarImage(path, member.offset_data, member.size, name)
+    return groups
+
+
+def _fault(member: tarfile.TarInfo) -> str | None:
+    """What is wrong with a member, going by its header."""
+    if member.isdir():
+        return None
+    name = PurePosixPath(member.name)
+    if name.is_absolute() or ".." in name.parts:
+        return "leads out of the tar"
+    if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in member.name):
+        return "is no name in UTF-8"
+    if member.issym() or member.islnk():
+        return "is a link"
+    if not member.isreg() or member.issparse():
+        return "is no plain file"
+    return None
+
+
+def _members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """The headers of a tar in order. tarfile takes garbage between them for the end; here it is refused."""
+    try:
+        size = path.stat().st_size
+        with tarfile.open(path, "r:") as tar:
+            end = 0
+            while (member := tar.next()) is not None:
+                if member.offset < end or member.size < 0 or member.offset_data > size:
+                    raise tarfile.ReadError(f"a wrong header at byte {member.offset}")
+                end = member.offset_data + (member.size if member.isreg() else 0)
+                tar.members = []  # type: ignore[attr-defined]  # or it would keep every header
+                yield member
+            _check_end(path, tar.offset)
+    except Exception as error:  # headers of foreign bytes raise nearly anything
+        raise UserError(f"{path}: not a readable tar ({_one_line(error)})", "get it again, whole") from error
+
+
+def _check_end(path: Path, offset: int) -> None:
+    """After the last member there are only zeros."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        while chunk := file.read(1 << 20):
+            if chunk.strip(b"\0"):
+                raise tarfile.ReadError("data after the last member, as in a damaged tar or two joined ones")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,68 @@
+"""What the embedded model is worth: recall of its training pictures, and two grids for the eye."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ldm.data.sample import Sample
+from ldm.evaluation.recall import measure_recall
+from ldm.io.files import new_folder, write_json
+from ldm.io.images import image_grid
+from ldm.pipeline.pipeline import Pipeline
+
+NUM_SHOWN = 48
+
+
+def evaluate_emoji(
+    pipeline: Pipeline,
+    samples: Sequence[Sample],
+    unseen: Sequence[str],
+    dest: Path,
+    *,
+    num_captions: int = 256,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Write `report.json`, `seen.png` and `unseen.png` into `dest`, a new folder; returns the report.
+
+    Args:
+        samples: the training images with their captions.
+        unseen: prompts that no training caption holds.
+        num_captions: how many training captions recall is measured on, always the same ones.
+        settings: further arguments of `Pipeline.generate`, for all the pictures.
+
+    Raises:
+        UserError: `dest` exists, or the disk is full.
+    """
+    with new_folder(dest) as folder:
+        result, _ = measure_recall(
+            pipeline, samples, num_captions=num_captions, settings=settings, on_progress=on_progress
+        )
+        report = {
+            "recall": {"num_training_images": len(samples), **result.to_dict()},
+            "weights_hash": pipeline.weights_hash,
+            "settings": dict(settings),
+        }
+        write_json(folder / "report.json", report)
+        # every 11th of the training captions: all groups of pictures come up
+        seen = [sample.text for sample in samples[:: max(1, len(samples) // NUM_SHOWN)]][:NUM_SHOWN]
+        for name, prompts in (("seen", seen), ("unseen", list(unseen)[:NUM_SHOWN])):
+            draw_grid(pipeline, prompts, settings=settings).save(folder / f"{name}.png")
+    return report
+
+
+def draw_grid(
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    *,
+    seed: int = 0,
+    num_columns: int = 8,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+) -> Any:
+    """One picture a prompt, each with the same image seed and `settings`, its prompt written below."""
+    images = [
+        image for prompt in prompts for image in pipeline.generate(prompt, seed=seed, **settings).images
+    ]
+    shown = [image.resize((2 * image.width, 2 * image.height)) for image in images]
+    return image_grid(shown, num_columns=num_columns, captions=list(prompts))

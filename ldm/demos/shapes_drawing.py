@@ -1,0 +1,161 @@
+"""Draws a scene of shapes: antialiased, never overlapping, its relation strictly true.
+
+Every shape fills a square box; lengths are fractions of the picture's side, x to the right and y down. Boxes
+keep `MARGIN` to the picture's edge and `GAP` to each other. All positions follow from the scene and a key.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from PIL import Image, ImageDraw
+
+from ldm.demos.shapes import BACKGROUNDS, COLOURS, Scene
+from ldm.noise import permutation, uniform
+
+EXTENTS = {"small": 0.24, "large": 0.40}
+EXTENT_JITTER = 0.05
+MARGIN = 0.04
+GAP = 0.08
+ACROSS = 0.06
+"""Two related things lie within this distance of a common centre line."""
+SUPERSAMPLING = 8
+
+Point = tuple[float, float]
+Roll = Callable[[str], float]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A square around one thing: its left upper corner and its side, as fractions of the picture's side."""
+
+    left: float
+    top: float
+    extent: float
+
+    @property
+    def centre(self) -> Point:
+        return self.left + self.extent / 2, self.top + self.extent / 2
+
+    @property
+    def right(self) -> float:
+        return self.left + self.extent
+
+    @property
+    def bottom(self) -> float:
+        return self.top + self.extent
+
+
+def draw(scene: Scene, size_px: int, *key: int | str) -> Image.Image:
+    """The scene as an RGB picture, size_px square (32 or more).
+
+    The key, for instance (seed, index), says which of the scene's pictures: it moves the things.
+    """
+    image = Image.new("RGB", (size_px, size_px), BACKGROUNDS[scene.background])
+    for thing, box in zip(scene.things, place(scene, *key), strict=True):
+        corner = (box.left * size_px, box.top * size_px)
+        mask = coverage(thing.shape, corner, box.extent * size_px, (size_px, size_px))
+        image.paste(COLOURS[thing.colour], mask=mask)
+    return image
+
+
+def place(scene: Scene, *key: int | str) -> list[Box]:
+    """Where the things of a scene lie, a pure function of scene and key."""
+    roll = partial(uniform, "shapes layout", scene.caption, *key)
+    extents = [
+        EXTENTS[thing.size] * (1 + EXTENT_JITTER * (2 * roll(f"extent {i}") - 1))
+        for i, thing in enumerate(scene.things)
+    ]
+    if scene.relation:
+        return _place_pair(extents, scene.relation, roll)
+    if len(extents) == 1:
+        return [_within(0, 0, 1, extents[0], roll, "position")]
+    cells = permutation(4, "shapes layout", scene.caption, *key)
+    return [
+        _within(cell % 2 / 2, cell // 2 / 2, 0.5, extent, roll, f"position {cell}")
+        for cell, extent in zip(cells, extents, strict=False)
+    ]
+
+
+def _within(left: float, top: float, side: float, extent: float, roll: Roll, what: str) -> Box:
+    """A box at random in the square at (left, top), `MARGIN` from its sides: neighbours are `GAP` apart."""
+    slack = side - 2 * MARGIN - extent
+    return Box(left + MARGIN + slack * roll(f"{what} x"), top + MARGIN + slack * roll(f"{what} y"), extent)
+
+
+def _place_pair(extents: list[float], relation: str, roll: Roll) -> list[Box]:
+    """Two boxes in a row or a column, the first where the relation has it."""
+    in_order = relation in ("above", "to the left of")
+    ahead, behind = extents if in_order else extents[::-1]
+    slack = 1 - 2 * MARGIN - GAP - ahead - behind
+    before, after = sorted((roll("along 1"), roll("along 2")))
+    starts = [MARGIN + slack * before, MARGIN + ahead + GAP + slack * after]
+    line = _between(max(extents), roll("line"))
+    boxes = []
+    for start, extent, what in zip(starts, (ahead, behind), ("across 1", "across 2"), strict=True):
+        low, high = _between(extent, 0), _between(extent, 1)
+        across = min(max(line + ACROSS * (2 * roll(what) - 1), low), high) - extent / 2
+        corner = (across, start) if relation in ("above", "below") else (start, across)
+        boxes.append(Box(*corner, extent))
+    return boxes if in_order else boxes[::-1]
+
+
+def _between(extent: float, fraction: float) -> float:
+    """A centre between the first (0) and the last (1) that keeps a box of this extent inside the margins."""
+    first = MARGIN + extent / 2
+    return first + fraction * (1 - 2 * first)
+
+
+def coverage(shape: str, corner_px: Point, extent_px: float, size_px: tuple[int, int]) -> Image.Image:
+    """How much of each pixel a shape covers, 0 to 255: a grey picture of size_px (width, height)."""
+    scale = SUPERSAMPLING
+    mask = Image.new("L", (size_px[0] * scale, size_px[1] * scale), 0)
+    left, top = corner_px[0] * scale, corner_px[1] * scale
+    side = extent_px * scale - 1  # Pillow's polygons take whole pixels and paint the last ones too
+    points = [(round(left + x * side), round(top + y * side)) for x, y in outline(shape)]
+    ImageDraw.Draw(mask).polygon(points, fill=255)
+    return mask.reduce(scale)
+
+
+def outline(shape: str) -> list[Point]:
+    """The corners of a shape that fills the unit square."""
+    match shape:
+        case "circle":
+            return [_on_circle(i / 48, 0.5, 0.5) for i in range(48)]
+        case "square":
+            return [(0, 0), (1, 0), (1, 1), (0, 1)]
+        case "triangle":
+            return [(0.5, 0), (1, 1), (0, 1)]
+        case "star":
+            return _star()
+        case "cross":
+            ends = [
+                (0, 1),
+                (0, 2),
+                (1, 2),
+                (1, 3),
+                (2, 3),
+                (2, 2),
+                (3, 2),
+                (3, 1),
+                (2, 1),
+                (2, 0),
+                (1, 0),
+                (1, 1),
+            ]
+            return [(x / 3, y / 3) for x, y in ends]
+    raise AssertionError(shape)
+
+
+def _star(inner: float = 0.45) -> list[Point]:
+    """Five points that fill the unit square; `inner` is the radius of the notches where the points have 1."""
+    corners = [_on_circle(i / 10, 1 if i % 2 == 0 else inner, 0) for i in range(10)]
+    width, bottom = max(x for x, _ in corners), max(y for _, y in corners)
+    return [((x / width + 1) / 2, (y + 1) / (bottom + 1)) for x, y in corners]
+
+
+def _on_circle(turn: float, radius: float, centre: float) -> Point:
+    """The point `turn` of a turn clockwise from the top."""
+    angle = 2 * math.pi * turn
+    return centre + radius * math.sin(angle), centre - radius * math.cos(angle)

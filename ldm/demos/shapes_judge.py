@@ -1,0 +1,199 @@
+"""Reads a picture of drawn shapes back into words: background, each thing's shape, colour, size and place.
+
+No pretrained network: connected ink is one thing, and its shape is the one whose drawing, laid over it with
+its centre and area, leaves the least error (least squares). What is too far from every name is "unclear",
+which agrees with nothing.
+"""
+
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+from PIL import Image
+
+from ldm.demos.shapes import BACKGROUNDS, COLOURS, SHAPES, Scene, Thing
+from ldm.demos.shapes_drawing import EXTENTS, coverage, outline
+from ldm.demos.shapes_regions import (
+    Array,
+    Labels,
+    Point,
+    amount_of,
+    bounds,
+    centroid,
+    grow,
+    ink_of,
+    label_regions,
+    read_pixels,
+    rim_colour,
+    smooth,
+)
+
+ATTRIBUTES = ("shape", "colour", "size", "count", "relation", "background")
+UNCLEAR = "unclear"
+SMALLEST_FRACTION = 0.008
+"""Ink that covers less of the picture than this is a speck, not a thing (a small star covers 0.02)."""
+LARGEST_COLOUR_ERROR = 90.0
+"""A colour farther than this from every name is unclear (Euclidean, RGB; names lie 98 or more apart)."""
+LARGEST_SHAPE_ERROR = 0.12
+"""A thing whose best fitting shape leaves more than this share of its ink unexplained is unclear."""
+LIMIT_OF_SMALL = (EXTENTS["small"] * EXTENTS["large"]) ** 0.5
+SOFTNESS_FRACTION = 1 / 32
+"""How soft an edge may be, of the picture's side. Softer drawings would make a large circle of a small star."""
+
+
+@dataclass(frozen=True)
+class ObservedThing:
+    """One thing seen in a picture.
+
+    Attributes:
+        shape, colour, size: names of `ldm.demos.shapes` (a colour may be a background's), or "unclear".
+        centre: (x, y) of its ink, as fractions of the picture's width and height.
+        box: (left, top, right, bottom), as fractions too.
+        shape_error: share of the ink that the shape leaves unexplained: 0 is a perfect drawing.
+    """
+
+    shape: str
+    colour: str
+    size: str
+    centre: Point
+    box: tuple[float, float, float, float]
+    shape_error: float
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What the judge sees: a background (a name or "unclear") and the things, the largest first."""
+
+    background: str
+    things: tuple[ObservedThing, ...]
+
+
+def judge(image: Image.Image) -> Observed:
+    """What a picture of any size and mode shows (drawings are legible from 32 pixels on)."""
+    pixels = read_pixels(image)
+    background = rim_colour(pixels)
+    ink = ink_of(smooth(pixels), background)
+    labels = label_regions(ink > 0.5)
+    areas = np.bincount(labels.ravel())[1:]
+    big = [int(i) + 1 for i in np.argsort(-areas, kind="stable") if areas[i] >= SMALLEST_FRACTION * ink.size]
+    things = tuple(_observe(pixels, background, ink, labels, label) for label in big)
+    return Observed(_colour_name(background), things)
+
+
+def _observe(pixels: Array, background: Array, ink: Array, labels: Labels, label: int) -> ObservedThing:
+    """One region, read on the unsmoothed pixels in and around it."""
+    height, width = labels.shape
+    region, others = labels == label, (labels > 0) & (labels != label)
+    solid = region & (ink >= min(0.9, float(np.quantile(ink[region], 0.7))))
+    colour = np.median(pixels[solid], axis=0)
+    softness_px = max(1, round(min(height, width) * SOFTNESS_FRACTION))
+    near = grow(region, 2 * softness_px) & ~grow(others, softness_px)
+    amount = amount_of(pixels, background, colour) * near
+    if amount.sum() < region.sum() / 2:  # no thing on a plain ground: what lies around it cancels it
+        amount = region.astype(np.float32)
+    left, top, right, bottom = bounds(region | (amount > 0.5))
+    x_0, y_0 = max(left - 2 * softness_px, 0), max(top - 2 * softness_px, 0)
+    window = amount[y_0 : bottom + 2 * softness_px, x_0 : right + 2 * softness_px]
+    shape, error = _shape(window, softness_px)
+    x, y = centroid(window)
+    extent = max((right - left) / width, (bottom - top) / height)
+    return ObservedThing(
+        shape=shape if error <= LARGEST_SHAPE_ERROR else UNCLEAR,
+        colour=_colour_name(colour),
+        size="small" if extent < LIMIT_OF_SMALL else "large",
+        centre=((x_0 + x) / width, (y_0 + y) / height),
+        box=(left / width, top / height, right / width, bottom / height),
+        shape_error=error,
+    )
+
+
+def _shape(amount: Array, softness_px: int) -> tuple[str, float]:
+    """The shape whose drawing leaves the least of the ink unexplained, and the share it leaves."""
+    errors = {shape: _shape_error(amount, shape, softness_px) for shape in SHAPES}
+    best = min(errors, key=lambda shape: errors[shape])
+    return best, errors[best]
+
+
+def _shape_error(amount: Array, shape: str, softness_px: int) -> float:
+    """sum (amount - drawing)^2 / sum amount^2, the drawing at the same centre and of the same area.
+
+    The amount is smoothed once, against noise; the drawing as often as fits best: the picture may be blurred.
+    """
+    area, (x, y) = _area_and_centre(shape)
+    extent = max(float(amount.sum()) / area, 1.0) ** 0.5
+    at_x, at_y = centroid(amount)
+    height, width = amount.shape
+    mask = coverage(shape, (at_x - x * extent, at_y - y * extent), extent, (width, height))
+    drawing, seen = np.asarray(mask, np.float32) / np.float32(255), smooth(amount)
+    errors = []
+    for _ in range(softness_px):
+        drawing = smooth(drawing)
+        errors.append(float(((seen - drawing) ** 2).sum()))
+    return min(errors) / float((seen**2).sum())
+
+
+def _area_and_centre(shape: str) -> tuple[float, Point]:
+    """Area and centroid of the shape in the unit square (the shoelace formula)."""
+    points = np.array(outline(shape))
+    x, y = points.T
+    next_x, next_y = np.roll(points, -1, axis=0).T
+    cross = x * next_y - next_x * y
+    area = cross.sum() / 2
+    centre_x, centre_y = ((x + next_x) @ cross) / (6 * area), ((y + next_y) @ cross) / (6 * area)
+    return abs(float(area)), (float(centre_x), float(centre_y))
+
+
+def _colour_name(rgb: Array) -> str:
+    """The nearest name of a colour or background, or "unclear"."""
+    names = COLOURS | BACKGROUNDS
+    errors = np.linalg.norm(np.array(list(names.values())) - rgb, axis=1)
+    return list(names)[int(errors.argmin())] if errors.min() <= LARGEST_COLOUR_ERROR else UNCLEAR
+
+
+# Agreement with a scene
+
+
+def agrees(scene: Scene, observed: Observed) -> dict[str, bool]:
+    """Which attributes of the scene the picture has, each judged for itself as far as it can be.
+
+    shape, colour, size: of two related things, those of both in any order; of one or several equal things,
+        that every thing has it, however many there are.
+    count: as many things. background: its colour.
+    relation: only where the scene has one; the things most like its first and its second stand so. Where the
+        picture does not tell which is which, it is wrong.
+    """
+    seen = observed.things
+    right = {name: _same(scene, seen, name) for name in ("shape", "colour", "size")}
+    right["count"] = len(seen) == len(scene.things)
+    right["background"] = observed.background == scene.background
+    if scene.relation:
+        right["relation"] = _relation_holds(scene, seen)
+    return right
+
+
+def _same(scene: Scene, seen: tuple[ObservedThing, ...], name: str) -> bool:
+    """Whether the things seen have the scene's shapes, colours or sizes, in any order."""
+    wanted, found = ([getattr(thing, name) for thing in things] for things in (scene.things, seen))
+    return sorted(wanted) == sorted(found) if scene.relation else set(wanted) == set(found)
+
+
+def _relation_holds(scene: Scene, seen: tuple[ObservedThing, ...]) -> bool:
+    """Whether the relation is true of the ordered pair most like the scene's two; if tied, of all such."""
+    first, second = scene.things
+    likeness = {pair: _alike(first, pair[0]) + _alike(second, pair[1]) for pair in permutations(seen, 2)}
+    likeliest = [pair for pair in likeness if likeness[pair] == max(likeness.values())]
+    verdicts = [_stands(scene.relation, *pair) for pair in likeliest]
+    return any(verdicts) if first == second else bool(verdicts) and all(verdicts)
+
+
+def _alike(thing: Thing, seen: ObservedThing) -> int:
+    """How many of the three attributes are the same."""
+    return sum(getattr(thing, name) == getattr(seen, name) for name in ("shape", "colour", "size"))
+
+
+def _stands(relation: str | None, first: ObservedThing, second: ObservedThing) -> bool:
+    """Whether the first stands so to the second: the greater of the distances along the two axes decides."""
+    x, y = (a - b for a, b in zip(first.centre, second.centre, strict=True))
+    if abs(x) > abs(y):
+        return relation == ("to the left of" if x < 0 else "to the right of")
+    return relation == ("above" if y < 0 else "below")

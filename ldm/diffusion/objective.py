@@ -1,0 +1,202 @@
+"""The DDPM training objective in latent space: timestep, noising, target, weight, loss."""
+
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from ldm.config import Settings
+from ldm.diffusion.path import NoiseSchedule, PredictionType
+from ldm.types import Denoiser, PromptEmbeds
+
+MIN_SNR, MAX_SNR = 1e-3, 1e4
+"""Where a weight that grows without bound stops growing: Stable Diffusion's levels lie from 0.0047 to 1,175."""
+
+NUM_TENTHS = 10
+
+BELONGS_TO = {
+    "logit_mean": ("timestep_distribution", "logit_normal"),
+    "logit_std": ("timestep_distribution", "logit_normal"),
+    "min_snr_gamma": ("weighting", "min_snr"),
+    "p2_k": ("weighting", "p2"),
+    "p2_gamma": ("weighting", "p2"),
+    "huber_delta": ("loss", "huber"),
+}
+"""Settings of one choice alone: the setting that makes it, and the choice."""
+
+
+class ObjectiveSettings(Settings):
+    """Which noise levels are drawn, what noise is added, and how the loss weighs the error."""
+
+    timestep_distribution: Literal["uniform", "logit_normal"] = Field(
+        "uniform", description="logit_normal draws the middle of the schedule more often: Esser et al. 2024"
+    )
+    logit_mean: float = Field(0.0, description="of logit_normal; above 0 towards high noise")
+    logit_std: float = Field(1.0, gt=0, description="of logit_normal")
+    timestep_shift: float = Field(
+        1.0,
+        gt=0,
+        description="above 1 draws high noise more often, where a prompt decides; 1 draws all alike",
+    )
+
+    weighting: Literal["none", "min_snr", "p2", "debiased", "snr_plus_one", "x_0"] = Field(
+        "none",
+        description="none: the plain DDPM loss; min_snr: Hang et al. 2023; p2: Choi et al. 2022; debiased: "
+        "Yu et al. 2023; snr_plus_one: Salimans & Ho 2022; x_0: the error of x_0, at each noise",
+    )
+    min_snr_gamma: float = Field(5.0, gt=0, description="gamma of min_snr")
+    p2_k: float = Field(1.0, gt=0, description="k of p2")
+    p2_gamma: float = Field(1.0, ge=0, description="gamma of p2")
+
+    loss: Literal["mse", "huber"] = Field(
+        "mse", description="huber: far errors count by their size, not its square"
+    )
+    huber_delta: float = Field(0.1, gt=0, description="error at which huber turns from square to straight")
+
+    offset_noise: float = Field(
+        0.0,
+        ge=0,
+        description="size of noise that is one number a channel, for dark and bright pictures; 0: none",
+    )
+    input_perturbation: float = Field(
+        0.0,
+        ge=0,
+        description="size of noise added to the input alone: Ning et al. 2023, who use 0.1; 0: none",
+    )
+
+    @model_validator(mode="after")
+    def _check_contradictions(self) -> Self:
+        for name, (owner, choice) in BELONGS_TO.items():
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default and getattr(self, owner) != choice:
+                raise ValueError(f"{name} = {value} has no effect: set {owner}={choice} or leave it out")
+        return self
+
+
+def loss_weight(snr: Tensor, prediction_type: PredictionType, settings: ObjectiveSettings) -> Tensor:
+    """Weight of each sample's squared error, [B] -> [B]; finite from snr = 0 to infinity.
+
+    A weighting counts the squared error of x_0 by some w(snr). That error is the one of epsilon over snr, or the one of
+    v over snr + 1, as x_0 = (x_t - sigma epsilon)/alpha = alpha x_t - sigma v. So the weights are
+
+                      of x_0             of epsilon        of v
+        min_snr       min(snr, g)        min(1, g/snr)     min(snr, g)/(snr + 1)      Eq. 6 of Hang et al. 2023
+        p2            snr/(k + snr)^g *  1/(k + snr)^g     alpha^2/(k + snr)^g        Choi et al. 2022
+        debiased      sqrt(snr) *        1/sqrt(snr) *     alpha sigma                Yu et al. 2023
+        snr_plus_one  snr + 1 *          1 + 1/snr *       1                          Salimans & Ho 2022
+        x_0           1                  1/snr *           1/(snr + 1) = sigma^2
+
+    and with `none` 1 for each. Those with a star have no bound: there snr is kept within MIN_SNR and MAX_SNR.
+    """
+    ones, bounded = torch.ones_like(snr), snr.clamp(MIN_SNR, MAX_SNR)
+    gamma, k, power = settings.min_snr_gamma, settings.p2_k, -settings.p2_gamma
+    # written so that both keep to [0, 1] at snr = 0 and infinity
+    alpha_square, sigma_square = 1 / (1 + 1 / snr), 1 / (snr + 1)
+    of_x_0, of_epsilon, of_v = {
+        "none": (ones, ones, ones),
+        "min_snr": (snr.clamp(max=gamma), gamma / snr.clamp(min=gamma), snr.clamp(max=gamma) / (snr + 1)),
+        "p2": (bounded * (k + bounded) ** power, (k + snr) ** power, alpha_square * (k + snr) ** power),
+        "debiased": (bounded.sqrt(), bounded.rsqrt(), (alpha_square * sigma_square).sqrt()),
+        "snr_plus_one": (bounded + 1, 1 + 1 / bounded, ones),
+        "x_0": (ones, 1 / bounded, sigma_square),
+    }[settings.weighting]
+    return {"sample": of_x_0, "epsilon": of_epsilon, "v_prediction": of_v}[prediction_type]
+
+
+def timestep_at(position: Tensor, schedule: NoiseSchedule, settings: ObjectiveSettings) -> Tensor:
+    """Integer timesteps [B] for even draws u [B] from [0, 1).
+
+    logit_normal: u becomes sigmoid(mean + std q(u)), q the normal quantile, so that one draw stays one draw (Eq. 19 of
+    Esser et al. 2024). Then u is moved to s u / (1 + (s - 1) u), with s the shift: their Eq. 23.
+    """
+    if settings.timestep_distribution == "logit_normal":
+        position = torch.sigmoid(settings.logit_mean + settings.logit_std * torch.special.ndtri(position))
+    count, shift = schedule.settings.num_train_timesteps, settings.timestep_shift
+    shifted = shift * position / (1 + (shift - 1) * position)
+    return (shifted * count).long().clamp(max=count - 1)
+
+
+def diffusion_loss(
+    denoiser: Denoiser,
+    latents: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    prompt_embeds: PromptEmbeds,
+    schedule: NoiseSchedule,
+    settings: ObjectiveSettings,
+    *,
+    mask: Tensor | None = None,
+    offset: Tensor | None = None,
+    perturbation: Tensor | None = None,
+) -> Tensor:
+    """One loss a sample, [B]: the weighted mean error of the prediction, Eq. 14 of Ho et al. 2020.
+
+    Args:
+        latents: clean, scaled latents [B, C, h, w].
+        noise: standard normal [B, C, h, w].
+        timesteps: integers [B].
+        mask: what counts, [B, 1, h, w] from 0 to 1; by default everything.
+        offset: standard normal [B, C], needed with `offset_noise`.
+        perturbation: standard normal [B, C, h, w], needed with `input_perturbation`.
+    """
+    noise = _offset(noise, offset, settings.offset_noise)
+    noisy_latents = schedule.add_noise(
+        latents, _perturbed(noise, perturbation, settings.input_perturbation), timesteps
+    )
+    target = schedule.target(latents, noise, timesteps)
+    model_pred = denoiser(noisy_latents, timesteps, prompt_embeds)
+    error = pointwise_error(model_pred.float() - target.float(), settings)
+    weight = loss_weight(schedule.snr(timesteps), schedule.settings.prediction_type, settings)
+    return masked_mean(error, mask) * weight
+
+
+def _offset(noise: Tensor, offset: Tensor | None, size: float) -> Tensor:
+    """Noise with one more draw a channel: it is then in the target too."""
+    if not size:
+        return noise
+    assert offset is not None, "offset_noise needs the batch entry `offset`"
+    return noise + size * offset[:, :, None, None]
+
+
+def _perturbed(noise: Tensor, perturbation: Tensor | None, size: float) -> Tensor:
+    """What is added to the latents in place of the noise that the target speaks of: Alg. 1 of Ning et al. 2023."""
+    if not size:
+        return noise
+    assert perturbation is not None, "input_perturbation needs the batch entry `perturbation`"
+    return noise + size * perturbation
+
+
+def pointwise_error(difference: Tensor, settings: ObjectiveSettings) -> Tensor:
+    """The square d^2, or pseudo-Huber 2 c (sqrt(d^2 + c^2) - c): d^2 for small d, 2 c |d| for large; any shape."""
+    square = difference.square()
+    if settings.loss == "mse":
+        return square
+    delta = settings.huber_delta
+    return 2 * delta * square / ((square + delta**2).sqrt() + delta)  # the same, without cancellation
+
+
+def masked_mean(error: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean over what the mask shows, [B, C, h, w] -> [B]; 0 where it shows nothing."""
+    if mask is None:
+        return error.mean(dim=(1, 2, 3))
+    mask = mask.to(error.dtype)
+    area = mask.sum(dim=(1, 2, 3))
+    total = (error.mean(dim=1, keepdim=True) * mask).sum(dim=(1, 2, 3))
+    return total / torch.where(area > 0, area, 1)
+
+
+def timestep_tenth(timesteps: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """The tenth of the schedule, 0 (least noise) to 9, that each timestep lies in: integers [B] -> [B]."""
+    return timesteps * NUM_TENTHS // schedule.settings.num_train_timesteps
+
+
+def split_by_tenth(losses: Tensor, tenths: Tensor) -> tuple[Tensor, Tensor]:
+    """What each tenth has of the losses, 0 elsewhere, and 1 where it has one: both [10, B]; sums / counts are means.
+
+    Args:
+        losses: [B]; a NaN stays in its own tenth.
+        tenths: of `timestep_tenth`, [B].
+    """
+    inside = tenths == torch.arange(NUM_TENTHS, device=tenths.device)[:, None]
+    return torch.where(inside, losses.detach().float(), 0.0), inside.float()

@@ -1,0 +1,246 @@
+"""The curves of training runs, from the rows of their `metrics.jsonl`: loss, validation loss, learning rate."""
+
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ldm.errors import UserError
+from ldm.io.files import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+METRICS = "metrics.jsonl"
+"""The file of a run directory that holds a JSON object a logged step."""
+
+Row = Mapping[str, Any]
+Runs = Mapping[str, Sequence[Row]]
+Numbers = npt.NDArray[np.float64]
+
+TENTHS = [f"loss_t{tenth}" for tenth in range(10)]
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+"""Okabe and Ito's colours, which the colour-blind tell apart; without the yellow, which is faint on white."""
+SMOOTH_FRACTION = 0.05
+"""Share of a curve's points that each point of its smoothed line is the mean of."""
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run's `metrics.jsonl`, of its directory or the file itself; none where there is no file.
+
+    A last line that was cut off, as a kill leaves it, is passed over.
+
+    Raises:
+        UserError: a line before the last is no JSON object with a `step`.
+    """
+    path = run / METRICS if run.is_dir() else run
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            rows.append({**row, "step": int(row["step"])})
+        except (ValueError, TypeError, KeyError):
+            if number == len(lines) and not line.endswith("\n"):
+                break
+            raise UserError(f"{path}, line {number} is no logged step", "remove that line") from None
+    return rows
+
+
+def draw_curves(runs: Runs, output: Path) -> None:
+    """Draw the curves of one run, or of several over each other, into a PNG.
+
+    A panel each, where there is something to draw: the loss (as logged light, smoothed dark), the validation loss with
+    its standard error, the learning rate, and the loss of each tenth of the timesteps: for one run over the steps, for
+    several as it was in the last tenth of the rows.
+
+    Args:
+        runs: the rows of each run by its name.
+
+    Raises:
+        UserError: there is nothing to draw, or the disk is full or not writable.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = panels_of(runs)
+    if not panels:
+        raise UserError(f"no logged steps in {', '.join(runs)}", "train for at least log_every steps")
+    num_columns = min(2, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    figure = Figure(figsize=(6.4 * num_columns, 4.0 * num_rows + 0.4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, draw in enumerate(panels, 1):
+        axes = figure.add_subplot(num_rows, num_columns, number)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        draw(axes, runs)
+    if len(runs) > 1:
+        figure.legend(
+            handles=_run_lines(runs), loc="outside upper center", ncols=min(4, len(runs)), frameon=False
+        )
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": None})
+    write_bytes(output, picture.getvalue())
+
+
+def panels_of(runs: Runs) -> "list[Callable[[Axes, Runs], None]]":
+    """What there is to draw, in the order of the panels."""
+    names = {name for rows in runs.values() for row in rows for name in row}
+    tenths = draw_tenths_over_steps if len(runs) == 1 else draw_last_tenths
+    panels: list[tuple[set[str], Callable[[Axes, Runs], None]]] = [
+        ({"loss"}, draw_loss),
+        ({"validation_loss"}, draw_validation),
+        ({"learning_rate"}, draw_learning_rate),
+        (set(TENTHS), tenths),
+    ]
+    return [draw for wanted, draw in panels if wanted & names]
+
+
+def draw_loss(axes: "Axes", runs: Runs) -> None:
+    """The training loss of each run: as logged light, smoothed dark."""
+    drawn = []
+    for color, rows in zip(_colors(runs), runs.values(), strict=True):
+        steps, losses = series(rows, "loss")
+        smooth = smoothed(losses)
+        axes.plot(steps, losses, color=color, alpha=0.25, linewidth=0.8)
+        axes.plot(steps, smooth, color=color, linewidth=1.6, **_dots(steps))
+        drawn.append(smooth)
+    _scale(axes, drawn)
+    _name(axes, "training loss", "loss", f"dark: mean of {SMOOTH_FRACTION:.0%} of the rows")
+
+
+def draw_validation(axes: "Axes", runs: Runs) -> None:
+    """The validation loss of each run with a band of one standard error to each side, its lowest marked."""
+    drawn = []
+    for color, rows in zip(_colors(runs), runs.values(), strict=True):
+        steps, losses = series(rows, "validation_loss")
+        with_errors = [row for row in rows if "validation_loss_stderr" in row and "validation_loss" in row]
+        axes.plot(steps, losses, color=color, linewidth=1.6, marker="o", markersize=2.5)
+        if with_errors:
+            at, middle = series(with_errors, "validation_loss")
+            error = series(with_errors, "validation_loss_stderr")[1]
+            axes.fill_between(at, middle - error, middle + error, color=color, alpha=0.2, linewidth=0)
+        if np.isfinite(losses).any():
+            best = int(np.nanargmin(losses))
+            axes.plot(steps[best], losses[best], "o", color=color, markerfacecolor="white", markersize=7)
+        drawn.append(losses)
+    _scale(axes, drawn)
+    _name(axes, "validation loss", "loss", "held-out samples, ± standard error; ring: lowest")
+
+
+def draw_learning_rate(axes: "Axes", runs: Runs) -> None:
+    """The learning rate of each run, in units of the power of ten below the highest."""
+    drawn = [series(rows, "learning_rate") for rows in runs.values()]
+    highest = max(float(rates.max(initial=0)) for _, rates in drawn)
+    power = math.floor(math.log10(highest)) if highest > 0 else 0
+    for color, (steps, rates) in zip(_colors(runs), drawn, strict=True):
+        axes.plot(steps, rates / 10.0**power, color=color, linewidth=1.6, **_dots(steps))
+    axes.set_ylim(bottom=0)
+    _name(axes, "learning rate", f"learning rate, in $10^{{{power}}}$")
+
+
+def draw_tenths_over_steps(axes: "Axes", runs: Runs) -> None:
+    """One run's smoothed loss of each tenth of the timesteps, dark for little noise, light for much."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+
+    (rows,) = runs.values()
+    palette = ListedColormap([colormaps["viridis"](tenth / 10) for tenth in range(10)])  # not its pale end
+    colors = ScalarMappable(BoundaryNorm(np.arange(-0.5, 10), 10), palette)
+    drawn = []
+    for tenth, name in enumerate(TENTHS):
+        steps, losses = series(rows, name)
+        smooth = smoothed(losses)
+        axes.plot(steps, smooth, color=palette(tenth), linewidth=1.4, **_dots(steps))
+        drawn.append(smooth)
+    bar = axes.figure.colorbar(colors, ax=axes, ticks=range(10), pad=0.02)
+    bar.set_label("tenth of the timesteps (9: most noise)")
+    bar.outline.set_visible(False)
+    bar.minorticks_off()
+    _scale(axes, drawn)
+    _name(axes, "loss per tenth of the timesteps", "loss", f"mean of {SMOOTH_FRACTION:.0%} of the rows")
+
+
+def draw_last_tenths(axes: "Axes", runs: Runs) -> None:
+    """Each run's loss by tenth of the timesteps, the mean over the last tenth of its rows."""
+    drawn = []
+    for color, rows in zip(_colors(runs), runs.values(), strict=True):
+        losses = [series(rows, name)[1] for name in TENTHS]
+        means = np.array([x[-max(1, len(x) // 10) :].mean() if len(x) else math.nan for x in losses])
+        axes.plot(range(10), means, color=color, linewidth=1.6, marker="o", markersize=3)
+        drawn.append(means)
+    _scale(axes, drawn)
+    _name(axes, "loss per tenth of the timesteps", "loss", "mean of the last tenth of the rows")
+    axes.set_xlabel("tenth of the timesteps (9: most noise)")
+    axes.set_xticks(range(10))
+
+
+def series(rows: Sequence[Row], name: str) -> tuple[Numbers, Numbers]:
+    """The steps [N] at which a number was logged, and the number [N]; a step logged twice counts with its last."""
+    found = {row["step"]: float(row[name]) for row in rows if name in row}
+    steps = sorted(found)
+    return np.array(steps, dtype=np.float64), np.array([found[step] for step in steps], dtype=np.float64)
+
+
+def smoothed(values: Numbers) -> Numbers:
+    """A moving mean [N] of the finite values, over SMOOTH_FRACTION of the points.
+
+    It is centred; at the beginning, where losses fall fast, it reaches no further ahead than back.
+    """
+    half = int(len(values) * SMOOTH_FRACTION / 2)
+    good = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.where(good, values, 0.0).cumsum()])
+    counts = np.concatenate([[0], good.cumsum()])
+    at = np.arange(len(values))
+    back = np.minimum(half, at)
+    low, high = at - back, np.minimum(at + back, len(values) - 1) + 1
+    with np.errstate(invalid="ignore"):
+        mean: Numbers = (sums[high] - sums[low]) / (counts[high] - counts[low])
+    return mean
+
+
+def _scale(axes: "Axes", drawn: Sequence[Numbers]) -> None:
+    """A logarithmic axis where the curves span more than a factor of eight: the beginning would flatten the rest."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    values = np.concatenate([*drawn, np.array([])])
+    values = values[np.isfinite(values)]
+    if len(values) and values.min() > 0 and values.max() > 8 * values.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _name(axes: "Axes", title: str, unit: str, note: str = "") -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axes.set_title(note, loc="right", fontsize=8, color="0.35")
+    axes.set_ylabel(unit)
+    axes.set_xlabel("optimizer step")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+
+
+def _dots(steps: Numbers) -> dict[str, Any]:
+    """A line of few points has them marked; a single one would not be seen."""
+    return {"marker": "o", "markersize": 3} if len(steps) < 10 else {}
+
+
+def _colors(runs: Runs) -> list[str]:
+    return [COLORS[number % len(COLORS)] for number in range(len(runs))]
+
+
+def _run_lines(runs: Runs) -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    return [Line2D([], [], color=color, label=name) for color, name in zip(_colors(runs), runs, strict=True)]

@@ -1,0 +1,99 @@
+"""What a training run left behind: its settings, metrics, data report, and what was measured of its weights."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldm.config import read_yaml
+from ldm.errors import UserError
+from ldm.evaluation.curves import read_metrics
+from ldm.io.files import read_json
+
+DATA_REPORT, REPORT = "data_report.json", "report.json"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its directory tells it; what an older run did not write is empty.
+
+    Attributes:
+        name: of its directory.
+        settings: the resolved configuration, private parts included.
+        rows: of metrics.jsonl.
+        data_report: as `ldm.data.report.report` or `ldm.data.report.stream` writes it.
+        step: whose weights the model has: the best, or of a checkpoint; None for the last.
+        weights: which of that step: "average" as validation measures them, or others of a checkpoint.
+        reports: what evaluations measured of exactly these weights.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    data_report: Mapping[str, Any] | None
+    step: int | None
+    weights: str
+    reports: Sequence[Mapping[str, Any]]
+
+    def setting(self, path: str) -> Any:
+        """A setting by its path such as "optim.learning_rate"; None where there is none."""
+        found: Any = self.settings
+        for key in path.split("."):
+            found = found.get(key) if isinstance(found, Mapping) else None
+        return found
+
+    @property
+    def validation(self) -> Mapping[str, Any] | None:
+        """The row with the held-out loss of the model's weights; None where it was not measured."""
+        at = [row for row in self.rows if "validation_loss" in row and self.step in (None, row["step"])]
+        return at[-1] if at and self.weights == "average" else None
+
+
+def read_run(folder: Path, model: Path, weights_hash: str) -> RunRecord:
+    """Read a run's directory.
+
+    Args:
+        model: the folder of the model that the run made, or one made of a checkpoint of the run.
+        weights_hash: of that model; reports of other weights are none of its.
+
+    Raises:
+        UserError: a file of the run is damaged.
+    """
+    data_report = folder / DATA_REPORT
+    settings = read_yaml(folder / "config.yaml")
+    made = _provenance(model)
+    return RunRecord(
+        name=folder.resolve().name,
+        settings=settings,
+        rows=read_metrics(folder),
+        data_report=read_json(data_report) if data_report.is_file() else None,
+        step=int(made["step"]) if "step" in made else _best_step(folder, settings),
+        weights=str(made.get("weights", "average")),
+        reports=[report for report in _reports_near(folder) if report.get("weights_hash") == weights_hash],
+    )
+
+
+def _provenance(model: Path) -> Mapping[str, Any]:
+    """What is written beside a model of where it comes from; of a checkpoint, step and weights."""
+    path = model / "ldm.json"
+    found = read_json(path).get("provenance") if path.is_file() else None
+    return found if isinstance(found, Mapping) else {}
+
+
+def _best_step(folder: Path, settings: Mapping[str, Any]) -> int | None:
+    if not (settings.get("validation") or {}).get("keep_best"):
+        return None
+    return max((int(read_json(each)["step"]) for each in (folder / "best").rglob("best.json")), default=None)
+
+
+def _reports_near(folder: Path) -> Iterator[Mapping[str, Any]]:
+    """The reports in a run, in the folders inside it, and in those beside it; what is no report is passed over."""
+    folder = folder.resolve()
+    beside = [*folder.glob(f"*/{REPORT}"), *folder.parent.glob(f"*/{REPORT}")]
+    for path in dict.fromkeys([folder / REPORT, *sorted(beside)]):
+        try:
+            found = read_json(path)
+        except UserError:
+            continue
+        if isinstance(found, Mapping):
+            yield found

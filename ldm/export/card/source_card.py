@@ -1,0 +1,76 @@
+"""The card that a model came with: what a copy of it in another format must go on saying."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ldm.io.redaction import redacted_prose
+
+CARD = "README.md"
+MAX_BYTES = 200_000
+"""Longer cards are left out."""
+
+_PARTS = re.compile(r"\A---[ \t]*\r?\n(.*?\n)---[ \t]*(?:\r?\n|\Z)(.*)\Z", re.DOTALL)
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+_PICTURE = re.compile(r"!\[([^\]\n]*)\]\((?!https?://)[^)\n]*\)")
+
+
+@dataclass(frozen=True)
+class SourceCard:
+    """A README.md: its front matter, empty where that is no mapping, and its text."""
+
+    front_matter: Mapping[str, Any]
+    text: str
+
+    @property
+    def licence(self) -> str | None:
+        """What it names as the licence, where it names one."""
+        found = self.front_matter.get("license")
+        if found == "other":
+            found = self.front_matter.get("license_link") or self.front_matter.get("license_name")
+        return found if isinstance(found, str) and found != "unknown" else None
+
+    def quoted(self) -> str:
+        """The text as a section of another card: headings two levels lower, pictures beside it left out."""
+        text = _PICTURE.sub(r"\1", redacted_prose(self.text))
+        return "\n".join(_lowered(text.splitlines())).strip()
+
+
+def read_source_card(folder: Path) -> SourceCard | None:
+    """The card in a model's folder; None where there is none, or none that can be read."""
+    path = folder / CARD
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            return None
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        return None
+    found = _PARTS.match(text)
+    if found is None:
+        return SourceCard({}, text)
+    try:
+        front_matter = yaml.safe_load(found[1])
+    except yaml.YAMLError:
+        front_matter = None
+    return SourceCard(front_matter if isinstance(front_matter, Mapping) else {}, found[2])
+
+
+def _lowered(lines: list[str]) -> Iterator[str]:
+    """Headings two levels lower, but in code, where such a line is a comment; a block left open is closed."""
+    fence = ""
+    for line in lines:
+        mark = _FENCE.match(line)
+        if fence:
+            if mark and mark[1].startswith(fence) and not line.strip().strip(fence[0]):
+                fence = ""
+        elif mark:
+            fence = mark[1]
+        elif heading := re.match(r"(#{1,4})(?= )", line):
+            line = f"##{heading[1]}{line[heading.end() :]}"
+        yield line
+    if fence:
+        yield fence

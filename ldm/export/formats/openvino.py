@@ -1,0 +1,108 @@
+"""A model as networks for OpenVINO, in the folders that optimum-intel's `OVStableDiffusionPipeline` reads."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.models.clip import ClipTextEncoder
+from ldm.models.engines.openvino_denoiser import traced_unet
+from ldm.models.engines.openvino_network import ANY, TracedNetwork, write_network
+from ldm.models.loading.model import ModelParts, save_small_files
+from ldm.models.vae import KLAutoencoder
+
+
+class TracedEncoder(nn.Module):
+    """pixel_values [B, 3, H, W] in [-1, 1] -> the posterior's moments [B, 2C, h, w], unscaled."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, sample: Tensor) -> Tensor:
+        moments: Tensor = self.vae.encode(sample, return_dict=False)[0].parameters
+        return moments
+
+
+class TracedDecoder(nn.Module):
+    """Unscaled latents [B, C, h, w] -> pixel_values [B, 3, H, W] in about [-1, 1]."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latent_sample: Tensor) -> Tensor:
+        pixel_values: Tensor = self.vae.decode(latent_sample, return_dict=False)[0]
+        return pixel_values
+
+
+class TracedText(nn.Module):
+    """Token ids [B, L] -> prompt_embeds [B, L, D] and pooled_prompt_embeds [B, D]."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        answer = self.model(input_ids=input_ids)
+        return answer.last_hidden_state, answer.pooler_output
+
+
+def traced_networks(parts: ModelParts) -> dict[str, TracedNetwork]:
+    """The networks of a model, by the names of their folders; inputs and outputs have optimum-intel's names."""
+    return {
+        "unet": traced_unet(parts.denoiser),
+        "vae_encoder": _traced_encoder(parts.autoencoder),
+        "vae_decoder": _traced_decoder(parts.autoencoder),
+        "text_encoder": _traced_text(parts.text_encoder),
+    }
+
+
+def _traced_encoder(autoencoder: KLAutoencoder) -> TracedNetwork:
+    """`sample` [B, 3, H, W] -> `latent_parameters` [B, 2C, h, w], which are the moments."""
+    shapes = {"sample": (ANY, 3, ANY, ANY)}
+    side = 4 * autoencoder.pixels_per_latent
+    example, trial = ({"sample": _random(rows, 3, side, rows * side)} for rows in (2, 3))
+    return TracedNetwork(TracedEncoder(autoencoder.vae), shapes, ["latent_parameters"], example, trial)
+
+
+def _traced_decoder(autoencoder: KLAutoencoder) -> TracedNetwork:
+    """`latent_sample` [B, C, h, w], unscaled -> `sample` [B, 3, H, W]."""
+    channels = autoencoder.num_channels
+    shapes = {"latent_sample": (ANY, channels, ANY, ANY)}
+    example, trial = ({"latent_sample": _random(rows, channels, 4, 3 * rows)} for rows in (2, 3))
+    return TracedNetwork(TracedDecoder(autoencoder.vae), shapes, ["sample"], example, trial)
+
+
+def _traced_text(text_encoder: ClipTextEncoder) -> TracedNetwork:
+    """`input_ids` [B, L] of one chunk -> `last_hidden_state` [B, L, D] and `pooler_output` [B, D]."""
+    shapes = {"input_ids": (ANY, text_encoder.context_length)}
+    example, trial = (
+        {"input_ids": text_encoder.tokenize(prompts)} for prompts in (["a", "a b"], ["one of three", "", "a"])
+    )
+    outputs = ["last_hidden_state", "pooler_output"]
+    return TracedNetwork(TracedText(text_encoder.model), shapes, outputs, example, trial)
+
+
+def _random(*shape: int) -> Tensor:
+    """Standard normal, the same every time."""
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0))
+
+
+def write_openvino(parts: ModelParts, folder: Path) -> None:
+    """Write a model's networks for OpenVINO into a folder that is there, in float32, with what goes beside them.
+
+    Args:
+        parts: on the CPU, in float32.
+
+    Raises:
+        UserError: OpenVINO is not installed, or the disk is full or not writable.
+    """
+    for name, traced in traced_networks(parts).items():
+        write_network(traced.convert(), folder / name)
+    parts.denoiser.unet.save_config(folder / "unet")
+    for name in ("vae_encoder", "vae_decoder"):
+        parts.autoencoder.vae.save_config(folder / name)
+    parts.text_encoder.model.config.save_pretrained(folder / "text_encoder")
+    save_small_files(parts, folder)

@@ -1,0 +1,162 @@
+"""What must not leave this machine, looked for in the files that are about to: tokens, paths, addresses, places.
+
+Text is read whole, of safetensors the header, of pictures all metadata. Weights hold numbers and are not read.
+"""
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ldm.export.hub.outgoing import PICTURE, OutgoingFile
+from ldm.io.redaction import TOKENS, environment_secrets
+
+MAX_HEADER_BYTES = 100_000_000
+"""As the safetensors library itself has it."""
+
+MOST_OF_A_KIND = 3
+"""Leaks of one kind that are told of one file."""
+
+_MOST_LOOKED_AT = 100
+
+EMAIL = re.compile(r"\b[\w.+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}\b")
+_ROOTS = """
+bin content data dev etc gpfs home kaggle lustre media mnt nfs opt private proc root run scratch shared srv sys tmp
+Users usr var Volumes work workspace workspaces
+"""
+_ESCAPE = re.compile(r"\\+([nrt/\"'])")
+
+GPS_IFD, EXIF_IFD = 0x8825, 0x8769
+PERSONAL_TAGS = {
+    0x010F: "Make", 0x0110: "Model", 0x013B: "Artist", 0x013C: "HostComputer", 0x9003: "DateTimeOriginal",
+    0x9C9D: "XPAuthor", 0xA430: "CameraOwnerName", 0xA431: "BodySerialNumber", 0xA435: "LensSerialNumber",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Something that must not leave.
+
+    Attributes:
+        name: of the file, as in `OutgoingFile`.
+        where: "line 3", "header", or a key of a picture's metadata.
+        what: its kind, and as much of it as finds it; of a token the beginning only.
+    """
+
+    name: str
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.where}): {self.what}"
+
+
+def scan(files: Iterable[OutgoingFile], secrets: Iterable[str] = ()) -> list[Leak]:
+    """Every leak in the files, in their order.
+
+    Args:
+        secrets: texts that are nobody's business, such as the token in use.
+    """
+    patterns = _patterns([*secrets, *environment_secrets()])
+    return [leak for file in files for leak in _leaks(file, patterns)]
+
+
+def _patterns(secrets: Iterable[str]) -> dict[str, re.Pattern[str]]:
+    """What to look for, by its name."""
+    literal = "|".join(re.escape(secret) for secret in secrets if secret)
+    here = [entry.name for entry in Path("/").iterdir() if len(entry.name) > 1]
+    roots = "|".join(map(re.escape, sorted({*_ROOTS.split(), *here, *Path.home().parts[1:2]})))
+    return {
+        "a token": re.compile(f"{literal}|{TOKENS.pattern}" if literal else TOKENS.pattern),
+        "an absolute path": re.compile(
+            rf"(?<![\w./\\~])/(?:{roots})/[\w.@+-][^\s\"'`<>|)]*|\bfile:/+[^\s\"'`<>|)]+"
+            r"|(?<![A-Za-z])[A-Za-z]:\\+(?:Users|Documents|Windows|Program|home|data|temp|tmp)[^\s\"'`<>|)]*"
+        ),
+        "an e-mail address": EMAIL,
+    }
+
+
+def _leaks(file: OutgoingFile, patterns: Mapping[str, re.Pattern[str]]) -> Iterator[Leak]:
+    """The leaks of one file."""
+    suffix = file.path.suffix.lower()
+    if suffix == ".safetensors":
+        yield from _header_leaks(file, patterns)
+    elif PICTURE.fullmatch(file.name):
+        yield from _picture_leaks(file, patterns)
+    elif suffix != ".bin":  # of OpenVINO: numbers
+        text = file.path.read_bytes().decode("utf-8", errors="replace")
+        told = {kind: p for kind, p in patterns.items() if p is not EMAIL or not _is_licence(file)}
+        for kind, found, start in _matches(text, told):
+            yield Leak(file.name, f"line {text.count(chr(10), 0, start) + 1}", f"{kind}, {found}")
+
+
+def _is_licence(file: OutgoingFile) -> bool:
+    """Licences name their holders, with an address where these want it."""
+    return file.name.startswith(("LICENSE", "NOTICE"))
+
+
+def _matches(text: str, patterns: Mapping[str, re.Pattern[str]]) -> Iterator[tuple[str, str, int]]:
+    """(kind, text as it may be shown, where it starts), each text once, the first few of each kind.
+
+    JSON inside JSON is looked at too: its escapes, such as a backslash and an n, hide where a path begins.
+    """
+    plain = _ESCAPE.sub(lambda escape: " " * len(escape[0]) if escape[1] != "/" else "/", text)
+    for kind, pattern in patterns.items():
+        starts: dict[str, int] = {}
+        for version in (text, plain) if plain != text else (text,):
+            for match in islice(pattern.finditer(version), _MOST_LOOKED_AT):
+                if not any(known.startswith(match[0]) for known in starts):
+                    starts[match[0]] = match.start()
+        for found in sorted(starts, key=starts.__getitem__)[:MOST_OF_A_KIND]:
+            yield kind, (f"{found[:4]}..." if kind == "a token" else found[:120]), starts[found]
+
+
+def _header_leaks(file: OutgoingFile, patterns: Mapping[str, re.Pattern[str]]) -> Iterator[Leak]:
+    """Of safetensors: the header, which holds names and metadata."""
+    with file.path.open("rb") as data:
+        size = int.from_bytes(data.read(8), "little")
+        header = data.read(size) if size <= min(MAX_HEADER_BYTES, file.size_bytes - 8) else b""
+    if not header.startswith(b"{"):
+        yield Leak(file.name, "header", "it is no safetensors file")
+    for kind, found, _ in _matches(header.decode("utf-8", errors="replace"), patterns):
+        yield Leak(file.name, "header", f"{kind}, {found}")
+
+
+def _picture_leaks(file: OutgoingFile, patterns: Mapping[str, re.Pattern[str]]) -> Iterator[Leak]:
+    """Of a picture: where and by whom it was taken, and what stands in its metadata."""
+    try:
+        info, exif = _metadata(file.path)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        yield Leak(file.name, "picture", "it is no readable picture")
+        return
+    texts = {str(key): _as_text(value) for key, value in info.items() if key not in ("icc_profile", "exif")}
+    if exif.get_ifd(GPS_IFD) or any(re.search(r"GPSL(at|ong)itude", text) for text in texts.values()):
+        yield Leak(file.name, "GPS", "the place where it was taken")
+    tags = {**exif, **exif.get_ifd(EXIF_IFD)}
+    if personal := [name for tag, name in PERSONAL_TAGS.items() if tags.get(tag)]:
+        yield Leak(file.name, "EXIF", f"whose it is or how it was taken, {', '.join(personal)}")
+    texts |= {f"EXIF {tag:#06x}": _as_text(value) for tag, value in tags.items()}
+    for key, text in texts.items():
+        for kind, found, _ in _matches(text, patterns):
+            yield Leak(file.name, key, f"{kind}, {found}")
+
+
+def _metadata(path: Path) -> tuple[dict[Any, Any], Image.Exif]:
+    """What Pillow calls a picture's info, and its EXIF; chunks behind the pixels count."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
+            image.load()
+            return dict(image.info), image.getexif()
+
+
+def _as_text(value: Any) -> str:
+    """A value of a picture's metadata; EXIF writes comments in UTF-16, whose zeros are left out."""
+    if isinstance(value, bytes):
+        value = value.replace(b"\0", b"").decode("utf-8", errors="replace")
+    return str(value)

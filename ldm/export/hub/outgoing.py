@@ -1,0 +1,135 @@
+"""Which files of a folder may leave this machine: a list of names, and nothing else by default.
+
+A model's files have known names, so what is sent is what is on the list: never an optimizer's state, a cache, a
+dataset or a log, and no link, which could lead anywhere. Pictures go only where the model card shows them.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldm.errors import UserError
+from ldm.models.loading.folder import ADAPTER, ADAPTER_WEIGHTS, COMPONENTS, NOT_LOADED, read_object
+
+REPORT = "export.json"
+CARD = "README.md"
+TOP_FILES = frozenset(
+    {CARD, REPORT, "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "ldm.json", "model_index.json"}
+    | {ADAPTER, *ADAPTER_WEIGHTS}
+)
+PARTS = (*COMPONENTS, *NOT_LOADED, "vae_encoder", "vae_decoder")
+PART_FILES = frozenset(
+    {"config.json", "scheduler_config.json", "generation_config.json", "preprocessor_config.json"}
+    | {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"}
+    | {"special_tokens_map.json", "added_tokens.json", "openvino_model.xml", "openvino_model.bin"}
+    | {"adapter_config.json", "adapter_model.safetensors"}  # of peft, which has a folder a network
+)
+PART_WEIGHTS = re.compile(
+    r"(diffusion_pytorch_)?model(\.\w+)?(-\d+-of-\d+)?\.safetensors"
+    r"|(diffusion_pytorch_)?model\.safetensors\.index(\.\w+)?\.json"
+)
+PICTURE = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.(?:png|jpe?g|webp)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class OutgoingFile:
+    """A file that may be sent; `name` is its path in the folder, with slashes."""
+
+    name: str
+    path: Path
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """What of a folder is sent, and the names of what is not; a folder's name ends in a slash."""
+
+    files: tuple[OutgoingFile, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.files)
+
+
+def list_outgoing(folder: Path) -> Outgoing:
+    """The files of a model's folder that may be sent, in the order of their names.
+
+    Raises:
+        UserError: it is no folder, a training run or a checkpoint of one, or holds no whole model.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder", "name one that `ldm export` wrote")
+    _refuse_run(folder)
+    names = sorted({name for name in _candidates(folder) if _lies_inside(folder, name)})
+    _check_whole(folder, names)
+    files = tuple(OutgoingFile(name, folder / name, (folder / name).stat().st_size) for name in names)
+    return Outgoing(files, tuple(_left_out(folder, set(names))))
+
+
+def _refuse_run(folder: Path) -> None:
+    is_run = (folder / "config.yaml").exists() and not (folder / "model_index.json").exists()
+    if is_run or (folder / "state.json").exists():
+        what = "training run" if is_run else "checkpoint"
+        raise UserError(f"{folder} is a {what}, not a model to send", "export it: ldm export RUN DEST")
+
+
+def _candidates(folder: Path) -> Iterator[str]:
+    """Names on the list, whether or not a file lies there."""
+    yield from TOP_FILES
+    yield from _single_files(folder)
+    for part in PARTS:
+        for path in (folder / part).iterdir() if (folder / part).is_dir() else ():
+            if path.name in PART_FILES or PART_WEIGHTS.fullmatch(path.name):
+                yield f"{part}/{path.name}"
+    if (folder / CARD).is_file():
+        shown = (folder / CARD).read_text(encoding="utf-8", errors="replace")
+        yield from set(PICTURE.findall(shown))
+
+
+def _single_files(folder: Path) -> Iterator[str]:
+    """Weights in one file: those that bear the folder's name, and those that our export says it wrote."""
+    yield f"{folder.resolve().name}.safetensors"
+    if (folder / REPORT).is_file():
+        written = read_object(folder / REPORT).get("files", {})
+        yield from (name for name in written if re.fullmatch(r"[\w. -]+\.safetensors", name))
+
+
+def _lies_inside(folder: Path, name: str) -> bool:
+    """Whether a file lies there itself: no link is on its way, and no `..`."""
+    path = folder / name
+    return path.is_file() and path.resolve() == folder.resolve() / name
+
+
+def _check_whole(folder: Path, names: list[str]) -> None:
+    """Refuse what no program could load.
+
+    Raises:
+        UserError: no weights are among the names, or none of a part that model_index.json lists.
+    """
+    if not any(name.endswith((".safetensors", "openvino_model.xml")) for name in names):
+        raise UserError(f"{folder} has no weights to send", "name a folder that `ldm export` wrote")
+    for name in names:
+        if name.endswith("openvino_model.xml") and name.replace(".xml", ".bin") not in names:
+            raise UserError(f"{folder / name} has no .bin beside it", "the model is incomplete")
+    listed = read_object(folder / "model_index.json") if "model_index.json" in names else {}
+    for part, value in listed.items():
+        is_used = isinstance(value, list) and value[-1:] != [None]
+        # OpenVINO's vae lies in vae_encoder and vae_decoder
+        if is_used and not any(name.startswith((f"{part}/", f"{part}_")) for name in names):
+            raise UserError(
+                f"{folder / part} has no file to send", "the model is incomplete; export it again"
+            )
+
+
+def _left_out(folder: Path, chosen: set[str]) -> Iterator[str]:
+    """Names of what is not sent; a folder of which nothing is sent is named alone."""
+    for entry in sorted(folder.iterdir()):
+        is_folder = entry.is_dir() and not entry.is_symlink()
+        if is_folder and any(name.startswith(f"{entry.name}/") for name in chosen):
+            below = (path for path in sorted(entry.rglob("*")) if not path.is_dir() or path.is_symlink())
+            names = (path.relative_to(folder).as_posix() for path in below)
+            yield from (name for name in names if name not in chosen)
+        elif entry.name not in chosen:
+            yield entry.name + "/" * is_folder

@@ -1,0 +1,138 @@
+"""Whether a model of any origin means to others what it means to us: what `ldm verify` draws and compares."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from safetensors import safe_open
+
+from ldm.errors import UserError
+from ldm.export.formats.diffusers_folder import with_lora, write_configs
+from ldm.export.hub.outgoing import REPORT
+from ldm.export.verify.compare import Verdict, verify
+from ldm.export.verify.inspect import OPENVINO, peft_parts
+from ldm.models.adapters.folder import LORA_FILE, read_adapter
+from ldm.models.adapters.lora_files import lora_files, read_lora_file
+from ldm.models.loading.folder import is_adapter, read_object, weights_hash, weights_variant
+from ldm.models.loading.model import ModelParts, load_parts, save_parts
+from ldm.models.loading.source import find_model
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a model is read back: the arguments of `ldm.export.verify.compare.verify`.
+
+    Attributes:
+        parts: the model as we read it.
+        reader: a key of `ldm.export.verify.readers.READERS`.
+        folder: what the reader is given: the model's folder, a LoRA's base, or configurations.
+        file: the single file, the LoRA file or peft's folder.
+        without_lora: the base alone, where a LoRA is read.
+    """
+
+    parts: ModelParts
+    reader: str
+    folder: Path
+    file: Path | None = None
+    variant: str | None = None
+    without_lora: ModelParts | None = None
+
+
+def check(path: Path, base: str | None = None) -> Verdict:
+    """Read a model by ourselves and by the library that others use, and compare what each draws.
+
+    Args:
+        path: a folder or a file, as `ldm export` writes them or anybody else.
+        base: of a LoRA: the model that it was trained on.
+
+    Raises:
+        UserError: one of the two does not read it, or a LoRA's base is missing or another one.
+    """
+    with _reading(path, base) as way:
+        return verify(**vars(way))
+
+
+@contextmanager
+def _reading(path: Path, base: str | None) -> Iterator[Reading]:
+    if path.is_dir() and (path / "model_index.json").is_file():
+        yield _folder(path)
+        return
+    file = path if path.is_file() else _only_file(path)
+    with TemporaryDirectory(prefix="ldm-check-") as temporary:
+        if file.is_dir() or _is_lora(file):
+            yield _lora(file, base or _known_base(path), Path(temporary), _recorded_base(path))
+            return
+        parts = load_parts(file)
+        write_configs(parts, Path(temporary))
+        yield Reading(parts, "single-file", Path(temporary), file)
+
+
+def _folder(path: Path) -> Reading:
+    if (path / OPENVINO).is_file():
+        raise UserError(f"{path} holds networks of OpenVINO", "it is compared with its source by ldm export")
+    parts, variant = load_parts(path), weights_variant(path, "unet")
+    if (path / LORA_FILE).is_file():
+        networks = {"unet": parts.denoiser.unet, "text_encoder": parts.text_encoder.model}
+        weights = read_lora_file(path / LORA_FILE, networks)
+        return Reading(with_lora(parts, weights), "lora", path, path / LORA_FILE, variant, parts)
+    return Reading(parts, "diffusers", path, variant=variant)
+
+
+def _lora(file: Path, base: str | None, temporary: Path, recorded: str | None) -> Reading:
+    """A LoRA on its base, which is written as a stock folder where it is none."""
+    if base is None:
+        raise UserError(f"{file} is a LoRA", "name the model that it was trained on with --base")
+    found, _ = find_model(base)
+    if recorded is not None and weights_hash(found) != recorded:
+        raise UserError(f"{base} has other weights than the base of {file}", "name the base of its training")
+    parts = load_parts(found)
+    networks = {"unet": parts.denoiser.unet, "text_encoder": parts.text_encoder.model}
+    weights = read_lora_file(file, networks)
+    if found.is_file() or is_adapter(found):
+        save_parts(parts, temporary)
+        found = temporary
+    reader = "peft" if file.is_dir() else "lora"
+    return Reading(with_lora(parts, weights), reader, found, file, weights_variant(found, "unet"), parts)
+
+
+def _only_file(folder: Path) -> Path:
+    """What a folder without a whole model holds: one LoRA, in a file or as peft has it, or a single file.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    if peft_parts(folder):
+        return folder
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        raise UserError(f"{folder} holds {len(files)} safetensors", "name the file to verify")
+    return files[0]
+
+
+def _is_lora(file: Path) -> bool:
+    try:
+        return bool(lora_files(file)) and any("lora" in name for name in _names(file))
+    except UserError:
+        return False
+
+
+def _names(file: Path) -> list[str]:
+    with safe_open(file, "pt") as opened:
+        return list(opened.keys())
+
+
+def _known_base(path: Path) -> str | None:
+    """The base that an adapter's folder of ours names."""
+    return read_adapter(path).base if path.is_dir() and is_adapter(path) else None
+
+
+def _recorded_base(path: Path) -> str | None:
+    """The hash of the base's weights, where `ldm export` recorded it."""
+    report = (path if path.is_dir() else path.parent) / REPORT
+    if not report.is_file():
+        return None
+    source = read_object(report).get("source")
+    found = source.get("base_weights_hash") if isinstance(source, dict) else None
+    return found if isinstance(found, str) else None

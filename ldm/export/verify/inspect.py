@@ -1,0 +1,185 @@
+"""Whether a model can be trusted: a folder, a LoRA or a single file of anybody, read as data and never loaded.
+
+Of the weights no more than one tensor is in memory at a time, and of no file more than data is made.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ldm.errors import UserError
+from ldm.export.hub.outgoing import REPORT
+from ldm.export.verify.finding import Finding, caught, refused
+from ldm.export.verify.inspect_files import inspect_files
+from ldm.export.verify.inspect_tensors import inspect_tensors
+from ldm.io.files import sha256_file
+from ldm.models.adapters.folder import read_adapter
+from ldm.models.loading.components import weights_faults
+from ldm.models.loading.folder import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    check_keys,
+    folder_faults,
+    is_adapter,
+    read_defaults,
+    read_object,
+    weights_variant,
+)
+from ldm.models.loading.weights_check import STEMS
+
+OPENVINO = "unet/openvino_model.xml"
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+LIBRARIES = ("diffusers", "transformers")
+
+WIDTHS = (
+    ("cross_attention_dim", "text_encoder", "hidden_size", "text width"),
+    ("in_channels", "vae", "latent_channels", "latent channels"),
+)
+"""A setting of the unet, and the part and setting that it must be equal to."""
+
+
+def inspect_folder(folder: Path) -> list[Finding]:
+    """Everything worth knowing of a model before it is used, by path; it is fit for use if there is no error.
+
+    Looked at: which files are there and whether they are the recorded ones (SHA-256 in export.json),
+    pickles and code, the headers of safetensors, number formats, values that are not finite, classes and keys of the
+    configurations, weights that are missing or left over.
+
+    Args:
+        folder: a model in the diffusers layout, an adapter's or peft's folder, one with single files, or such a file.
+
+    Raises:
+        UserError: there is nothing of that name.
+    """
+    if folder.is_file():
+        found = [*inspect_files(folder.parent, [folder]), *inspect_tensors(folder.parent, [folder])]
+        if folder.suffix != ".safetensors":
+            found.append(Finding("error", folder.name, "no model: models in one file are safetensors"))
+    elif folder.is_dir():
+        found = list(_of_folder(folder))
+    else:
+        raise UserError(f"{folder} is not there", "name a model's folder or file")
+    return sorted(dict.fromkeys(found), key=lambda finding: finding.path)
+
+
+def _of_folder(folder: Path) -> Iterator[Finding]:
+    yield from inspect_files(folder)
+    if (folder / REPORT).is_file():
+        yield from _record(folder)
+    if (folder / OPENVINO).is_file():
+        yield Finding("note", ".", "networks for OpenVINO")
+    elif is_adapter(folder):
+        yield from _adapter(folder)
+    elif parts := peft_parts(folder):
+        for part in parts:
+            yield from _peft(folder, part)
+    elif (folder / "model_index.json").is_file():
+        yield from _model(folder)
+    elif not any(folder.glob("*.safetensors")):
+        yield Finding("error", ".", "no model: no model_index.json and no safetensors lie here")
+    yield from inspect_tensors(folder)
+
+
+def _model(folder: Path) -> Iterator[Finding]:
+    """A folder in the diffusers layout: its configurations, and whether the weights are those they describe."""
+    faults = list(folder_faults(folder))
+    yield from (refused(folder, ".", fault) for fault in faults)
+    for name in STEMS:
+        if (folder / name).is_dir():
+            yield from _part(folder, name)
+    if faults:
+        return
+    yield from _widths(folder)
+    yield from caught(folder, "ldm.json", lambda: read_defaults(folder, 512, 512))
+    index = read_object(folder / "model_index.json")
+    predicts = read_object(folder / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon")
+    yield Finding(
+        "note", ".", f"{index.get('_class_name')} in the diffusers layout, prediction type {predicts}"
+    )
+
+
+def _part(folder: Path, name: str) -> Iterator[Finding]:
+    try:
+        faults = weights_faults(name, folder / name, weights_variant(folder, name))
+    except UserError as error:
+        yield refused(folder, name, error)
+        return
+    yield from (Finding("error", name, fault) for fault in faults)
+
+
+def _widths(folder: Path) -> Iterator[Finding]:
+    """Parts that do not fit each other, each of which is whole."""
+    unet = read_object(folder / "unet" / "config.json")
+    for key, part, other, what in WIDTHS:
+        wanted, given = unet.get(key), read_object(folder / part / "config.json").get(other)
+        if isinstance(wanted, int) and isinstance(given, int) and wanted != given:
+            yield Finding("error", ".", f"the unet has {what} {wanted}, the {part} {given}")
+
+
+def _adapter(folder: Path) -> Iterator[Finding]:
+    """An adapter as `ldm train` writes it; its base may be anywhere and is not looked at."""
+    try:
+        adapter = read_adapter(folder)
+    except UserError as error:
+        yield refused(folder, ADAPTER, error)
+        return
+    yield Finding("note", ADAPTER, f"{adapter.kind} for weights of hash {adapter.base_weights_hash[:12]}")
+    wanted = ADAPTER_WEIGHTS[0 if adapter.kind == "lora" else 1]
+    if not (folder / wanted).is_file():
+        yield Finding("error", ".", f"there is no {wanted}")
+    yield from caught(folder, "ldm.json", lambda: read_defaults(folder, 512, 512))
+
+
+def peft_parts(folder: Path) -> list[str]:
+    """Where in a folder adapters lie as peft has them: "." for the folder itself, or the networks' names."""
+    return [part for part in (".", "unet", "text_encoder") if (folder / part / PEFT_CONFIG).is_file()]
+
+
+def _peft(folder: Path, part: str) -> Iterator[Finding]:
+    """One adapter as peft writes it, in `folder` itself or in the folder named after the network that it changes."""
+    path = folder / part / PEFT_CONFIG
+    name = path.relative_to(folder).as_posix()
+    try:
+        config = read_object(path)
+        check_keys(path, config)
+    except UserError as error:
+        yield refused(folder, name, error)
+        return
+    yield Finding("note", name, f"{config.get('peft_type')} in the layout of peft")
+    mapping = config.get("auto_mapping")
+    library = mapping.get("parent_library") if isinstance(mapping, dict) else None
+    if library is not None and str(library).partition(".")[0] not in LIBRARIES:
+        yield Finding("error", name, f"its base would be imported from {str(library)[:100]!r}")
+    if not (folder / part / PEFT_WEIGHTS).is_file():
+        yield Finding("error", part, f"there is no {PEFT_WEIGHTS}")
+
+
+def _record(folder: Path) -> Iterator[Finding]:
+    """Whether the files are those that the export recorded."""
+    try:
+        files = read_object(folder / REPORT).get("files")
+    except UserError as error:
+        yield refused(folder, REPORT, error)
+        return
+    if not isinstance(files, dict):
+        yield Finding("error", REPORT, "it lists no files")
+        return
+    faults = {name: fault for name, entry in files.items() if (fault := _changed(folder, name, entry))}
+    yield from (Finding("error", name, f"{fault}, by {REPORT}") for name, fault in faults.items())
+    same = len(files) - len(faults)
+    yield Finding("note", REPORT, f"{same} of {len(files)} files are as they were recorded")
+    for path in sorted(folder.rglob("*.safetensors")):
+        if (name := path.relative_to(folder).as_posix()) not in files:
+            yield Finding("warning", name, f"it is not recorded in {REPORT}")
+
+
+def _changed(folder: Path, name: str, entry: Any) -> str | None:
+    """What is wrong with one recorded file, or None. A name that leads elsewhere is never opened."""
+    recorded = entry.get("sha256") if isinstance(entry, Mapping) else None
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        return "it would lie outside the folder"
+    if not (folder / name).is_file():
+        return "it is missing"
+    if not isinstance(recorded, str) or sha256_file(folder / name) != recorded:
+        return "it has changed since it was written"
+    return None

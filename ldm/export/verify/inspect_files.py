@@ -1,0 +1,89 @@
+"""What lies in a model's folder: what belongs there, and pickles, code, links and broken JSON."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ldm.export.hub.outgoing import PART_FILES, PART_WEIGHTS, PARTS, PICTURE, TOP_FILES
+from ldm.export.verify.finding import Finding, caught
+from ldm.io.files import MAX_MODEL_JSON_BYTES, read_json
+from ldm.models.loading.folder import PICKLES, check_keys
+
+OTHER_PICKLES = (".joblib", ".dill", ".npy", ".npz", ".h5", ".keras")
+CODE = (
+    ".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".exe", ".sh", ".bat", ".cmd", ".ps1", ".js", ".ipynb", ".jar",
+)  # fmt: skip
+CUSTOMARY = re.compile(
+    r"(README|LICENSE|LICENCE|NOTICE|USE_POLICY)(\.\w+)?|\.gitattributes|\.gitignore", re.IGNORECASE
+)
+LARGEST_TREE = 10_000
+PICKLE_START = re.compile(rb"\x80[\x02-\x05]")
+"""How a pickle of protocol 2 to 5 begins, whatever its file is called."""
+
+
+def inspect_files(folder: Path, paths: Iterable[Path] | None = None) -> Iterator[Finding]:
+    """Findings on the files of a folder, or on some of them; no link is followed out of it and no content is run."""
+    for count, path in enumerate(tree(folder) if paths is None else paths):
+        if count == LARGEST_TREE:
+            yield Finding("warning", ".", f"more than {LARGEST_TREE:,} files; the rest was not looked at")
+            return
+        yield from _inspect(folder, path, path.relative_to(folder).as_posix())
+
+
+def tree(folder: Path) -> Iterator[Path]:
+    """Every entry below a folder that is not a plain folder, by name; linked folders are not gone into."""
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        linked = [name for name in folders if (Path(parent) / name).is_symlink()]
+        yield from (Path(parent) / name for name in sorted([*files, *linked]))
+
+
+def _inspect(folder: Path, path: Path, name: str) -> Iterator[Finding]:
+    if path.is_symlink() and not _within(path, folder):
+        yield Finding("warning", name, "a link to a place outside this folder")
+    if not path.is_file():
+        what = "a linked folder, not looked into" if path.is_dir() else "no regular file"
+        yield Finding("warning" if path.is_dir() else "error", name, what)
+    elif _is_pickle(path):
+        yield Finding("warning", name, "a pickle: loading it can run code. It is never read here")
+    elif path.suffix.lower() in CODE:
+        yield Finding("warning", name, "code. Nothing of it is run here")
+    elif path.suffix.lower() == ".json":
+        yield from caught(folder, name, lambda: _check_json(path))
+    if path.is_file() and not _belongs(path, name):
+        yield Finding("note", name, "no part of a model; it is not read")
+
+
+def _within(path: Path, folder: Path) -> bool:
+    """Whether a link stays inside the folder, or inside the Hub's cache, which keeps a snapshot's files beside it."""
+    inside = folder.resolve()
+    roots = [inside, inside.parents[1] / "blobs"] if inside.parent.name == "snapshots" else [inside]
+    return any(path.resolve().is_relative_to(root) for root in roots)
+
+
+def _is_pickle(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    if suffix in (*PICKLES, *OTHER_PICKLES):
+        return not (suffix == ".bin" and path.with_suffix(".xml").is_file())  # plain numbers of OpenVINO
+    if suffix == ".safetensors":  # begins with a number, which may look like anything
+        return False
+    with path.open("rb") as file:
+        return PICKLE_START.match(file.read(2)) is not None
+
+
+def _check_json(path: Path) -> None:
+    value = read_json(path, max_bytes=MAX_MODEL_JSON_BYTES)
+    if path.name.endswith(("config.json", "adapter.json", "ldm.json", "model_index.json")):
+        check_keys(path, value)
+
+
+def _belongs(path: Path, name: str) -> bool:
+    """Whether a file is one of those that models come with."""
+    if "/" not in name:
+        known = name in TOP_FILES or path.suffix == ".safetensors"
+        return known or CUSTOMARY.fullmatch(name) is not None or PICTURE.fullmatch(name) is not None
+    part, _, inner = name.partition("/")
+    if part in PARTS:
+        return inner in PART_FILES or PART_WEIGHTS.fullmatch(inner) is not None
+    return PICTURE.fullmatch(name) is not None

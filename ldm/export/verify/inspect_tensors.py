@@ -1,0 +1,151 @@
+"""What lies in safetensors files: number formats, values that are not finite, and tensors that should not be alone."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.errors import UserError
+from ldm.export.verify.finding import Finding, refused
+from ldm.export.verify.inspect_files import tree
+from ldm.io.files import open_tensors, sha256_file
+from ldm.io.safetensors_header import Header, TensorEntry, read_header
+from ldm.models.adapters.lora_names import foreign_kind, split_name
+from ldm.models.loading.original_file import LAYERS_OF_VIT_H
+from ldm.models.loading.original_names import CLIP, UNET, from_original, is_passed_over, left_over
+from ldm.models.loading.original_shapes import (
+    build_network,
+    read_text_settings,
+    read_unet_settings,
+    read_vae_settings,
+)
+
+USUAL = ("F32", "F16", "BF16")
+CHUNK = 2**22
+MOST_NAMED = 3
+
+
+def inspect_tensors(folder: Path, paths: Iterable[Path] | None = None) -> Iterator[Finding]:
+    """Findings on the safetensors of a folder, or on some of them; those at the top are models by themselves."""
+    for path in tree(folder) if paths is None else paths:
+        if path.suffix == ".safetensors" and path.is_file():
+            name = path.relative_to(folder).as_posix()
+            try:
+                header = read_header(path)
+                yield from _file(path, name, header)
+                yield from _model(name, header) if "/" not in name else ()
+            except UserError as error:
+                yield refused(folder, name, error)
+
+
+def _file(path: Path, name: str, header: Header) -> Iterator[Finding]:
+    dtypes = Counter(entry.dtype for entry in header.tensors.values())
+    kinds = ", ".join(f"{count} of {dtype}" for dtype, count in dtypes.most_common())
+    size = f"{path.stat().st_size / 1e6:.1f} MB"
+    yield Finding("note", name, f"{size}, tensors: {kinds or 'none'}, sha256 {sha256_file(path)}")
+    unusual = [key for key, entry in header.tensors.items() if _is_unusual(key, entry)]
+    if unusual:
+        dtype = header.tensors[unusual[0]].dtype
+        yield Finding("warning", name, f"{_names(unusual)}: numbers of the unusual kind {dtype}")
+    if broken := not_finite(path):
+        yield Finding("error", name, f"{_names(broken)}: values that are not finite")
+
+
+def _is_unusual(name: str, entry: TensorEntry) -> bool:
+    """A weight in other than the usual floats; counts and marks may be anything."""
+    counts = len(entry.shape) == 0 or name.endswith("position_ids") or is_passed_over(name)
+    return entry.dtype not in USUAL and entry.num_numbers > 0 and not counts
+
+
+def _names(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(map(repr, names[:MOST_NAMED])) + more
+
+
+def not_finite(path: Path) -> list[str]:
+    """The tensors of a safetensors file with a NaN or an infinity; one at a time is in memory.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    with open_tensors(path) as file:
+        names = sorted(file.keys())
+        return [name for name in names if not _is_finite(file.get_tensor(name))]
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    flat = tensor.reshape(-1)
+    for begin in range(0, len(flat), CHUNK):
+        part = flat[begin : begin + CHUNK]
+        wide = (
+            part.float() if part.element_size() == 1 else part
+        )  # floats of 8 bits have no test of their own
+        if not torch.isfinite(wide).all():
+            return False
+    return True
+
+
+def _model(name: str, header: Header) -> Iterator[Finding]:
+    """A file that is a model by itself, told by the names of its tensors."""
+    tensors = header.tensors
+    if any(key.startswith(UNET) for key in tensors):
+        yield Finding("note", name, "a model in the original layout of Stable Diffusion")
+        yield from (Finding("error", name, fault) for fault in _single_file_faults(tensors))
+    elif kind := foreign_kind(tensors):
+        yield Finding("warning", name, f"{kind}, which is not read here")
+    elif any(split_name(key) for key in tensors):
+        yield Finding("note", name, "a LoRA")
+        yield from (Finding("error", name, fault) for fault in _lora_faults(tensors))
+    elif tensors and all(len(entry.shape) == 2 for entry in tensors.values()):
+        yield Finding("note", name, f"vectors of {len(tensors)} new tokens")
+    else:
+        yield Finding("warning", name, "no model of a kind that is known here")
+
+
+def _lora_faults(tensors: Mapping[str, TensorEntry]) -> Iterator[str]:
+    """Halves without the other, ranks that do not agree, and names that are no LoRA's."""
+    layers: dict[str, dict[str, TensorEntry]] = {}
+    for name, entry in sorted(tensors.items()):
+        if (split := split_name(name)) is None:
+            yield f"the weight {name!r} is left over"
+        else:
+            layers.setdefault(split[0], {})[split[1]] = entry
+    for layer, kinds in layers.items():
+        if missing := {"down", "up"} - kinds.keys():
+            yield f"the layer {layer!r} has no {' and no '.join(sorted(missing))}"
+        elif kinds["down"].shape[:1] != kinds["up"].shape[1:2]:
+            yield f"the layer {layer!r} has two ranks: {kinds['down'].shape[:1]} and {kinds['up'].shape[1:2]}"
+
+
+def _single_file_faults(tensors: Mapping[str, TensorEntry]) -> Iterator[str]:
+    """The first thing wrong with each network of a single file, of shapes without memory."""
+    weights = {
+        n: torch.empty(entry.shape, device="meta") for n, entry in tensors.items() if not is_passed_over(n)
+    }
+    yield from (f"the weight {name!r} belongs to no part of the model" for name in left_over(weights))
+    try:
+        unet, vae, text = from_original(weights)
+    except (KeyError, ValueError, IndexError) as error:
+        yield f"the weight {error.args[0]!r} is not of a structure that is known here"
+        return
+    open_clip = not any(name.startswith(CLIP) for name in weights)
+    if open_clip:
+        last = f"encoder.layers.{LAYERS_OF_VIT_H - 1}."  # Stable Diffusion 2 reads the text before it
+        text = {name: tensor for name, tensor in text.items() if not name.startswith(last)}
+    yield from _network_fault("unet", unet, lambda: read_unet_settings(unet))
+    yield from _network_fault("vae", vae, lambda: read_vae_settings(vae))
+    yield from _network_fault("text_encoder", text, lambda: read_text_settings(text, open_clip=open_clip))
+
+
+def _network_fault(part: str, weights: Mapping[str, Tensor], settings: Any) -> Iterator[str]:
+    try:
+        build_network(part, settings(), weights, torch.float32)
+    except UserError as error:
+        yield str(error)
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        yield f"the {part} is incomplete, or of another structure ({error})"

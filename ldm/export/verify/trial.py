@@ -1,0 +1,99 @@
+"""One picture from fixed noise and one image encoded, by us: what every reader of an exported model must find too."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.sampling import EVERYWHERE
+from ldm.models.loading.model import ModelParts
+from ldm.noise import image_generators, normal_per_image
+from ldm.pipeline.pipeline import Pipeline
+
+PROMPT = "a red apple on a wooden table, a photograph"
+NEGATIVE_PROMPT = "blurry"
+LARGEST_SIDE_PX = 256
+"""Larger models make the picture smaller than they are used to: it is compared, not shown."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is asked for: enough steps and guidance that each part of a model has a say. Height and width in pixels."""
+
+    height: int
+    width: int
+    prompt: str
+    negative_prompt: str
+    num_inference_steps: int = 4
+    guidance_scale: float = 3.0
+    seed: int = 20
+
+
+def trial_for(parts: ModelParts) -> Trial:
+    """A trial at the model's own size, or a smaller one of the same shape."""
+    height, width = parts.defaults.height, parts.defaults.width
+    num_halvings = len(parts.denoiser.unet.config.block_out_channels) - 1
+    multiple = parts.autoencoder.pixels_per_latent * 2**num_halvings
+    scale = min(1.0, LARGEST_SIDE_PX / max(height, width))
+    sides = (max(multiple, round(side * scale / multiple) * multiple) for side in (height, width))
+    return Trial(*sides, *(_within_context(parts, text) for text in (PROMPT, NEGATIVE_PROMPT)))
+
+
+def _within_context(parts: ModelParts, prompt: str) -> str:
+    """As many words as the text encoder reads: what lies beyond is cut by some and chunked by others."""
+    while parts.text_encoder.truncated_words(prompt):
+        prompt = prompt.rpartition(" ")[0]
+    return prompt
+
+
+def trial_image(trial: Trial) -> Tensor:
+    """An image [1, 3, H, W] in -1 to 1 for the autoencoder's encoder, which has no part in a picture from noise."""
+    return normal_per_image(image_generators([trial.seed]), (3, trial.height, trial.width)).tanh()
+
+
+def trial_given(parts: ModelParts, trial: Trial) -> dict[str, Tensor]:
+    """What a reader is given: the initial standard normal noise [1, C, h, w], and the image to encode."""
+    multiple = parts.autoencoder.pixels_per_latent
+    shape = (parts.denoiser.num_channels, trial.height // multiple, trial.width // multiple)
+    return {
+        "noise": normal_per_image(image_generators([trial.seed]), shape),
+        "image": trial_image(trial),
+    }
+
+
+@torch.no_grad()
+def trial_answer(parts: ModelParts, trial: Trial) -> dict[str, Tensor]:
+    """Our own answer: the picture [1, 3, H, W] in 0 to 1, by deterministic DDIM, and the encoded image's mean."""
+    given = trial_given(parts, trial)
+    made = Pipeline(parts).generate(
+        trial.prompt,
+        negative_prompt=trial.negative_prompt,
+        num_inference_steps=trial.num_inference_steps,
+        guidance_scale=trial.guidance_scale,
+        guidance_rescale=0.0,
+        guidance_interval=EVERYWHERE,  # as a stock pipeline guides, whatever the model's own default
+        scheduler="ddim",
+        height=trial.height,
+        width=trial.width,
+        max_prompt_chunks=1,
+        latents=given["noise"],
+    )
+    pixels = (parts.autoencoder.decode(made.latents) / 2 + 0.5).clamp(0, 1)
+    return {"pixels": pixels, "encoded": parts.autoencoder.encode(given["image"]).chunk(2, dim=1)[0]}
+
+
+def largest_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
+    """Between two answers, in 255ths: of a picture's range, and of the standard deviation of what is encoded.
+
+    Infinite where something is missing or of another size, or a value is not finite.
+    """
+    differences = [_in_255ths(ours[name], theirs.get(name), name) for name in ("pixels", "encoded")]
+    return max(differences)
+
+
+def _in_255ths(one: Tensor, other: Tensor | None, name: str) -> float:
+    if other is None or one.shape != other.shape or not bool(one.isfinite().all() and other.isfinite().all()):
+        return float("inf")
+    unit = float(one.std()) if name == "encoded" else 1.0
+    return float((one.double() - other.double()).abs().max() * 255) / max(unit, 1e-12)

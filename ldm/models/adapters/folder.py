@@ -1,0 +1,186 @@
+"""An adapter's folder: a LoRA or a new token, kept apart from the base model that it changes.
+
+adapter.json                        what it is, of which base and with which weights, and how it was trained
+pytorch_lora_weights.safetensors    a LoRA as diffusers has it: peft's names, the configuration in the header
+learned_embeds.safetensors          a textual inversion as diffusers has it: {token: [n, D]}
+ldm.json                            the defaults for sampling and the provenance, as a whole model has them
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ldm.errors import UserError, unknown_name
+from ldm.io.files import new_folder, read_tensors, write_json, write_tensors
+from ldm.models.adapters.embedding import apply_embedding
+from ldm.models.adapters.lora import LoraWeights, apply_lora
+from ldm.models.adapters.lora_files import read_lora, write_lora_diffusers
+from ldm.models.clip import ClipTextEncoder
+from ldm.models.loading.folder import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    Defaults,
+    check_keys,
+    is_adapter,
+    read_object,
+    weights_hash,
+)  # fmt: skip
+from ldm.models.loading.source import EMBEDDED, find_model
+from ldm.models.unet import UNetDenoiser
+
+LORA_FILE, EMBEDDING_FILE = ADAPTER_WEIGHTS
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that an adapter is trained on.
+
+    Attributes:
+        given: the name, folder or Hub id as the user wrote it.
+        folder: where it lies now.
+        weights_hash: `ldm.models.loading.folder.weights_hash` of it.
+    """
+
+    given: str
+    folder: Path
+    weights_hash: str
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What `adapter.json` says.
+
+    Attributes:
+        kind: "lora" or "embedding".
+        base: the base model as the user wrote it.
+        scheduler_config: noise schedule and prediction type that it was trained with.
+        settings: of the LoRA or of the token.
+    """
+
+    kind: str
+    base: str
+    base_weights_hash: str
+    scheduler_config: dict[str, Any]
+    settings: dict[str, Any]
+
+
+def find_base(model: str | Path) -> Base:
+    """The model to train an adapter on, and the hash by which the adapter will know it again.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    folder, _ = find_model(model)
+    return Base(str(model), folder, weights_hash(folder))
+
+
+def save_adapter(
+    folder: Path,
+    adapter: Adapter,
+    weights: LoraWeights | Mapping[str, Tensor],
+    defaults: Defaults,
+    *,
+    provenance: dict[str, Any] | None = None,
+    replace: bool = False,
+) -> None:
+    """Write an adapter's folder, whole or not at all.
+
+    Args:
+        weights: the LoRA, or {token: vectors [n, D]}.
+        provenance: written into `ldm.json`: where the adapter comes from.
+        replace: take the place of a folder that exists.
+
+    Raises:
+        UserError: the folder exists, or the disk is full or not writable.
+    """
+    with new_folder(folder, replace=replace) as temporary:
+        if isinstance(weights, LoraWeights):
+            write_lora_diffusers(weights, temporary / LORA_FILE)
+        else:
+            write_tensors(temporary / EMBEDDING_FILE, weights)
+        write_json(temporary / ADAPTER, asdict(adapter))
+        write_json(temporary / "ldm.json", {"defaults": asdict(defaults), "provenance": provenance or {}})
+
+
+def adapter_chain(folder: Path) -> tuple[Path, list[tuple[Path, Adapter]]]:
+    """The whole model below an adapter's folder, and the adapters to put on it, innermost first.
+
+    Raises:
+        UserError: a base is not to be found or has other weights than in training, or a folder is its own base.
+    """
+    chain: list[tuple[Path, Adapter]] = []
+    while is_adapter(folder):
+        adapter = read_adapter(folder)
+        base = _base_folder(folder, adapter)
+        chain.insert(0, (folder, adapter))
+        if base.resolve() in [known.resolve() for known, _ in chain]:
+            raise UserError(f"{folder / ADAPTER}: base {adapter.base!r} is itself", "name the base model")
+        _check_hash(folder, adapter, base)
+        folder = base
+    return folder, chain
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """An adapter's `adapter.json`.
+
+    Raises:
+        UserError: it is missing or damaged, or of a kind that is not known here.
+    """
+    path = folder / ADAPTER
+    found = read_object(path)
+    check_keys(path, found)
+    kinds = {
+        "kind": str, "base": str, "base_weights_hash": str, "scheduler_config": dict, "settings": dict,
+    }  # fmt: skip
+    for key in found:
+        if key not in kinds:
+            raise unknown_name(f"key in {path}", key, kinds)
+    for key, kind in kinds.items():
+        if not isinstance(found.get(key), kind):
+            raise UserError(f"{path}: {key} is {found.get(key)!r}", f"it must be of type {kind.__name__}")
+    if found["kind"] not in ("lora", "embedding"):
+        raise unknown_name(f"kind in {path}", found["kind"], ("lora", "embedding"))
+    return Adapter(**found)
+
+
+def apply_adapter(
+    folder: Path, adapter: Adapter, denoiser: UNetDenoiser, text_encoder: ClipTextEncoder
+) -> None:
+    """Change a base's networks as the adapter in `folder` says; they are plain networks again after it.
+
+    Raises:
+        UserError: the adapter's files are missing, damaged or of another model.
+    """
+    if adapter.kind == "lora":
+        networks = {"unet": denoiser.unet, "text_encoder": text_encoder.model}
+        apply_lora(networks, read_lora(folder / LORA_FILE))
+        return
+    for token, vectors in read_tensors(folder / EMBEDDING_FILE).items():
+        apply_embedding(text_encoder, token, vectors)
+
+
+def _base_folder(folder: Path, adapter: Adapter) -> Path:
+    """Where the base lies. A relative path is looked for beside the adapter and above it first: trees are moved."""
+    try:
+        if adapter.base not in EMBEDDED and not Path(adapter.base).is_absolute():
+            for above in folder.resolve().parents:
+                if (above / adapter.base).exists():
+                    return find_model(above / adapter.base)[0]
+        return find_model(adapter.base)[0]
+    except UserError as error:
+        raise UserError(
+            f"{folder} needs its base model {adapter.base!r}, and {error.what}", error.mend
+        ) from error
+
+
+def _check_hash(folder: Path, adapter: Adapter, base: Path) -> None:
+    found = weights_hash(base)
+    if found != adapter.base_weights_hash:
+        raise UserError(
+            f"{folder}: its base {adapter.base!r} has other weights now ({found[:12]}) than in training "
+            f"({adapter.base_weights_hash[:12]})",
+            "restore that base, or train the adapter again on this one",
+        )

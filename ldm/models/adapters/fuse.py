@@ -1,0 +1,141 @@
+"""LoRA files on top of a model: added in at loading, and named in the settings of every picture."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+from ldm.io.files import sha256_file
+from ldm.models.adapters.lora import LoraWeights, apply_lora
+from ldm.models.adapters.lora_files import PEFT_CONFIG, lora_files, read_lora_file
+from ldm.models.loading.folder import ADAPTER_WEIGHTS
+from ldm.models.parts import ModelParts
+
+FIXED_NAMES = (Path(ADAPTER_WEIGHTS[0]).stem, "adapter_model", "pipeline", "unet", "text_encoder")
+"""Files and folders whose names say nothing of the LoRA: the folder above them is its name."""
+
+
+@dataclass(frozen=True)
+class UsedLora:
+    """A LoRA in a model, as a picture's settings name it.
+
+    Attributes:
+        name: of the file or of its folder, without a path.
+        sha256: of the file; of several, over theirs.
+        weight: of the change; 1 is as trained.
+    """
+
+    name: str
+    sha256: str
+    weight: float
+
+
+def apply_loras(
+    parts: ModelParts, loras: Sequence[tuple[str | Path, float]], *, dtype: torch.dtype = torch.float32
+) -> tuple[UsedLora, ...]:
+    """Add LoRAs into a model's weights, which stay plain weights. Their order makes no difference.
+
+    Args:
+        parts: in float32 where there is anything to add.
+        loras: each a path as of `ldm.models.adapters.lora_files.read_lora_file`, and its weight.
+        dtype: that the denoiser and the text encoder are rounded to, once, after all is added.
+
+    Raises:
+        UserError: a file is no LoRA, is of another model, or a weight is not finite.
+    """
+    networks: dict[str, nn.Module] = {"unet": parts.denoiser.unet, "text_encoder": parts.text_encoder.model}
+    used = [use_lora(path, weight) for path, weight in loras]
+    order = sorted(range(len(used)), key=lambda i: (used[i].sha256, used[i].weight))
+    fuse_loras(networks, [(read_lora_file(Path(loras[i][0]), networks), used[i].weight) for i in order])
+    for module in (parts.denoiser, parts.text_encoder) if loras else ():
+        module.to(dtype)
+    return tuple(used)
+
+
+def use_lora(path: str | Path, weight: float = 1.0) -> UsedLora:
+    """How a LoRA is named in the settings of a picture.
+
+    Raises:
+        UserError: there is none, or the weight is not finite.
+    """
+    if not math.isfinite(weight):
+        raise UserError(f"the weight of {path} is {weight}", "it must be a finite number")
+    return UsedLora(lora_name(Path(path)), lora_hash(Path(path)), float(weight))
+
+
+def split_weight(text: str) -> tuple[Path, float | None]:
+    """`FILE` or `FILE:WEIGHT`, as a command is given it. A colon in the name of a file that is there is its own.
+
+    Raises:
+        UserError: the weight is no finite number.
+    """
+    whole = Path(text).expanduser()
+    path, colon, weight = text.rpartition(":")
+    if whole.exists() or not colon:
+        return whole, None
+    try:
+        value = float(weight)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"the weight {weight!r} in {text!r} is no finite number", "write FILE:0.8")
+    return Path(path).expanduser(), value
+
+
+def lora_name(path: Path) -> str:
+    """What a LoRA is called: its file's name, or its folder's where all files have the same name."""
+    named = path.resolve()
+    while named.stem in FIXED_NAMES and named.parent != named:
+        named = named.parent
+    return named.stem if named.suffix == ".safetensors" else named.name
+
+
+def lora_hash(path: Path) -> str:
+    """The SHA-256 of a LoRA's file; of a LoRA of several files, and of peft's with its configuration, over theirs."""
+    found = lora_files(path)
+    files = [*found, *(file.parent / PEFT_CONFIG for file in found if (file.parent / PEFT_CONFIG).is_file())]
+    hashes = [sha256_file(file) for file in files]
+    return hashes[0] if len(files) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+@torch.no_grad()
+def fuse_loras(networks: Mapping[str, nn.Module], loras: Sequence[tuple[LoraWeights, float]]) -> None:
+    """Add several LoRAs into networks, each with its weight: the sum of what each alone would change.
+
+    That sum is what plain LoRAs come to anyhow. A DoRA sets the length of the weights that it finds, so each is put
+    into the networks as they were.
+
+    Raises:
+        UserError: a LoRA is of another network.
+    """
+    with_dora = any(config["use_dora"] for weights, _ in loras for config in weights.configs.values())
+    if len(loras) == 1 or not with_dora:
+        for weights, scale in loras:
+            apply_lora(networks, weights, scale=scale)
+        return
+    changes: dict[tuple[str, str], Tensor] = {}
+    for weights, scale in loras:
+        before = _touched(networks, weights)
+        apply_lora(networks, weights, scale=scale)
+        for (part, name), weight in before.items():
+            live = _weight(networks[part], name)
+            changes[part, name] = changes.get((part, name), 0) + (live - weight)
+            live.copy_(weight)
+    for (part, name), change in changes.items():
+        _weight(networks[part], name).add_(change)
+
+
+def _touched(networks: Mapping[str, nn.Module], weights: LoraWeights) -> dict[tuple[str, str], Tensor]:
+    """Copies of the weights that a LoRA changes."""
+    names = {name.partition(".lora_")[0].partition(".")[::2] for name in weights.tensors}
+    return {(part, name): _weight(networks[part], name).clone() for part, name in sorted(names)}
+
+
+def _weight(network: nn.Module, name: str) -> Any:
+    return network.get_submodule(name).weight

@@ -1,0 +1,270 @@
+"""LoRA files: written for diffusers, for peft and for kohya's programs, and read in any of their namings.
+
+diffusers   one file; the networks' configurations as JSON in the header. Our own adapters are kept so.
+peft        a folder a network, `adapter_config.json` beside `adapter_model.safetensors`
+kohya       one file; each layer has its `.alpha`, which is lora_alpha and never the rank
+
+Names alone tell the namings apart, so a file may mix them. Where nothing says alpha, it is the rank.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+from ldm.io.files import open_tensors, read_tensors, write_bytes, write_json
+from ldm.models.adapters.lora import LoraWeights
+from ldm.models.adapters.lora_layers import (
+    LoraLayer,
+    changeable_layers,
+    fit_layer,
+    from_layers,
+    one_alpha,
+    to_layers,
+)
+from ldm.models.adapters.lora_names import (
+    PEFT_PREFIX,
+    diffusers_name,
+    foreign_kind,
+    kohya_name,
+    layer_names,
+    peft_name,
+    split_name,
+)
+from ldm.models.loading.folder import ADAPTER_WEIGHTS, PICKLES, read_object
+
+METADATA_KEY = "lora_adapter_metadata"
+"""Where in the header diffusers keeps the configurations, as JSON with the network's name before each key."""
+
+PEFT_CONFIG, PEFT_FILE = "adapter_config.json", "adapter_model.safetensors"
+NOTHING: Mapping[str, str] = {}
+
+
+def write_lora_diffusers(
+    weights: LoraWeights,
+    path: Path,
+    metadata: Mapping[str, str] = NOTHING,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a LoRA as `pipe.load_lora_weights` of diffusers reads it.
+
+    Args:
+        metadata: further text for the header.
+        dtype: that the weights are stored in.
+
+    Raises:
+        UserError: the disk is full or not writable.
+    """
+    tensors = _named(weights, diffusers_name)
+    configs = {f"{part}.{k}": v for part, config in weights.configs.items() for k, v in config.items()}
+    own = {METADATA_KEY: json.dumps(configs, sort_keys=True)}
+    write_bytes(path, _to_bytes(tensors, {**metadata, **own}, dtype))
+
+
+def write_lora_peft(weights: LoraWeights, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write a LoRA as `PeftModel.from_pretrained(pipe.unet, folder / "unet")` of peft reads it.
+
+    The text encoder's is in `text_encoder/`, with its layers' names as the transformers at hand has them: peft knows
+    no others.
+
+    Raises:
+        UserError: the disk is full or not writable.
+    """
+    tensors = _named(weights, lambda part, layer, kind: f"{part}.{PEFT_PREFIX}{peft_name(layer, kind)}")
+    for part, config in weights.configs.items():
+        own = {n.removeprefix(f"{part}."): t for n, t in tensors.items() if n.startswith(f"{part}.")}
+        write_bytes(folder / part / PEFT_FILE, _to_bytes(own, {}, dtype))
+        write_json(folder / part / PEFT_CONFIG, _peft_config(config))
+
+
+def write_lora_kohya(
+    weights: LoraWeights,
+    path: Path,
+    metadata: Mapping[str, str] = NOTHING,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a LoRA in kohya's naming, which most programs for Stable Diffusion read.
+
+    Layers of different alpha are written with the commonest and scaled to it: diffusers reads one alpha a network.
+    The lengths of a DoRA are written as LyCORIS means them, `m (W + dW) / |W + dW|` for each output; programs differ
+    in how they read those.
+
+    Args:
+        metadata: text for the header.
+        dtype: that the weights are stored in.
+
+    Raises:
+        UserError: the disk is full or not writable.
+    """
+    tensors: dict[str, Tensor] = {}
+    for part, layers in to_layers(weights).items():
+        for name, layer in one_alpha(layers).items():
+            stem = kohya_name(part, name)
+            tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = layer.down, layer.up
+            tensors[f"{stem}.alpha"] = torch.tensor(layer.alpha)
+            if layer.magnitude is not None:
+                tensors[f"{stem}.dora_scale"] = layer.magnitude.reshape(-1, *[1] * (layer.up.ndim - 1))
+    write_bytes(path, _to_bytes(tensors, metadata, dtype))
+
+
+def read_lora(path: Path) -> LoraWeights:
+    """A LoRA that `write_lora_diffusers` wrote, without a look at any network.
+
+    Raises:
+        UserError: the file is missing or damaged, or its header has no configuration.
+    """
+    tensors = read_tensors(path)
+    configs = _header_configs(path)
+    if not configs:
+        raise UserError(f"{path} has no {METADATA_KEY} in its header", "restore the file")
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        stem, kind = split_name(name) or ("", "")
+        part, _, layer = stem.partition(".")
+        if kind not in ("down", "up", "magnitude"):
+            raise UserError(f"{path}: {name} is of no LoRA", "restore the file")
+        found[f"{part}.{peft_name(layer.removeprefix('text_model.'), kind)}"] = tensor
+    return LoraWeights(found, configs)
+
+
+def read_lora_file(path: Path, networks: Mapping[str, nn.Module]) -> LoraWeights:
+    """A LoRA of any naming, for these networks: float32, with a configuration made from its tensors.
+
+    Args:
+        path: a file, or the folder of a LoRA for peft or diffusers, of an adapter or of a run.
+        networks: "unet" and "text_encoder", without a LoRA in them.
+
+    Raises:
+        UserError: there is no LoRA, it is damaged, or it is of another kind or another model.
+    """
+    known = layer_names({part: changeable_layers(network) for part, network in networks.items()})
+    layers: dict[str, dict[str, LoraLayer]] = {}
+    for file in lora_files(path):
+        configs = _configs(file)
+        for (part, name), tensors in _by_layer(file, known).items():
+            if name in layers.setdefault(part, {}):
+                raise UserError(f"{path} has {part}.{name} twice", "use another file")
+            weight: Tensor = networks[part].get_submodule(name).weight  # type: ignore[assignment]
+            layers[part][name] = fit_layer(
+                f"{file}: {part}.{name}", tensors, name, configs.get(part), weight.shape
+            )
+    return from_layers(layers, networks)
+
+
+def lora_files(path: Path) -> list[Path]:
+    """The safetensors that a LoRA lies in.
+
+    Args:
+        path: as of `read_lora_file`.
+
+    Raises:
+        UserError: there are none, or it is not clear which.
+    """
+    if path.suffix in PICKLES:
+        raise UserError(f"{path} is a pickle", "only safetensors are read")
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"no LoRA {str(path)!r}", "name a .safetensors file, or the folder of one")
+    if (path / "pipeline").is_dir():
+        return lora_files(path / "pipeline")
+    inside = (PEFT_FILE, f"unet/{PEFT_FILE}", f"text_encoder/{PEFT_FILE}", ADAPTER_WEIGHTS[0])
+    found = [path / name for name in inside if (path / name).is_file()] or sorted(path.glob("*.safetensors"))
+    if not found:
+        raise UserError(f"{path} holds no LoRA", "name a .safetensors file, or the folder of one")
+    if len(found) > 1 and any(file.parent == path for file in found):
+        raise UserError(f"{path} holds more than one LoRA", f"name one file of it, such as {found[0].name}")
+    return found
+
+
+def _named(weights: LoraWeights, name: Callable[[str, str, str], str]) -> dict[str, Tensor]:
+    """The tensors under `name(part, layer, kind)`."""
+    found: dict[str, Tensor] = {}
+    for own, tensor in weights.tensors.items():
+        stem, kind = split_name(own) or (own, "")
+        part, _, layer = stem.partition(".")
+        found[name(part, layer, kind)] = tensor
+    return found
+
+
+def _to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype) -> bytes:
+    """A safetensors file; where the header says more than it must, the hash of all that follows is part of it."""
+    from safetensors.torch import save
+
+    stored = {name: tensor.detach().cpu().to(dtype).contiguous().clone() for name, tensor in tensors.items()}
+    if any(key.startswith("modelspec.") for key in metadata):
+        data = save(stored)
+        digest = hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
+        metadata = {**metadata, "modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}
+    return save(stored, {"format": "pt", **metadata})
+
+
+def _peft_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What peft of any age needs; what it does not find has peft's own defaults."""
+    fixed = {"peft_type": "LORA", "task_type": None, "base_model_name_or_path": None, "inference_mode": True}
+    return {**fixed, "bias": "none", "fan_in_fan_out": False, "lora_dropout": 0.0, **config}
+
+
+def _header_configs(path: Path) -> dict[str, dict[str, Any]]:
+    """The networks' configurations in a file's header; none where diffusers put none there."""
+    with open_tensors(path) as file:
+        text = (file.metadata() or {}).get(METADATA_KEY)
+    try:
+        metadata = json.loads(text or "{}")
+        configs: dict[str, dict[str, Any]] = {}
+        for name, value in metadata.items():
+            part, _, key = name.partition(".")
+            configs.setdefault(part, {})[key] = value
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path}: {METADATA_KEY} in its header is broken ({error})", "restore the file"
+        ) from None
+    return configs
+
+
+def _configs(file: Path) -> dict[str, dict[str, Any]]:
+    """What is said of the networks beside the tensors.
+
+    Raises:
+        UserError: it is broken, of no LoRA, or has names that only a regular expression would find.
+    """
+    if file.name == PEFT_FILE:
+        configs = dict.fromkeys(("unet", "text_encoder"), read_object(file.parent / PEFT_CONFIG))
+    else:
+        configs = _header_configs(file)
+    for config in configs.values():
+        if (kind := config.get("peft_type", "LORA")) != "LORA":
+            raise UserError(f"{file} is of peft's type {kind}", "LoRA and DoRA are read")
+        for key in config.get("alpha_pattern") or ():
+            if not re.fullmatch(r"\^?[\w.]+", key):
+                raise UserError(f"{file}: alpha_pattern has {key!r}", "only names of layers are read")
+    return configs
+
+
+def _by_layer(file: Path, known: Mapping[str, tuple[str, str]]) -> dict[tuple[str, str], dict[str, Tensor]]:
+    """The file's tensors in float32: {(network, layer): {kind: tensor}}."""
+    tensors = read_tensors(file)
+    if kind := foreign_kind(tensors):
+        raise UserError(f"{file} is {kind}", "LoRA and DoRA of Stable Diffusion 1 and 2 are read")
+    found: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        stem, kind = split_name(name) or ("", "")
+        if not kind:
+            raise UserError(f"{file}: {name} is of no LoRA", "name another file")
+        if stem not in known:
+            raise UserError(f"{file}: {name} is of no layer of this model", "is it of another model?")
+        layer = found.setdefault(known[stem], {})
+        if kind in layer:
+            raise UserError(f"{file}: {name} is there under another name too", "use another file")
+        layer[kind] = tensor.float()
+    if not found:
+        raise UserError(f"{file} has no tensors", "name another file")
+    return found

@@ -1,0 +1,213 @@
+"""Deep features of the UNet, computed at every n-th step and used again in between: Ma et al. 2023, "DeepCache".
+
+From one step to the next the deep levels of a UNet change little. A call that takes them from an earlier step computes
+only what lies outermost: the first convolution, and the last layer of the way up, which sees the latents as they are
+now. Axis letters as in `ldm.types`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ldm.errors import UserError
+from ldm.models.unet import UNetDenoiser
+from ldm.types import Denoiser, PromptEmbeds, Step
+
+NUM_FRESH_LAYERS = 2
+"""Layers of the last level up that every call computes."""
+
+NO_REUSE = "set deep_features_every to 1"
+
+FIRST_LEVELS = ("DownBlock2D", "CrossAttnDownBlock2D")
+LAST_LEVELS = ("UpBlock2D", "CrossAttnUpBlock2D")
+
+
+def reuse_deep_features(denoiser: "UNetDenoiser | Engine", every: int) -> Denoiser:
+    """A denoiser that computes its deep features at every n-th call, for one `ldm.diffusion.sampling.denoise`.
+
+    Args:
+        denoiser: the model's, or an engine in its place.
+        every: n, at least 1; with 1 the denoiser itself is returned.
+
+    Raises:
+        UserError: the engine has no passes, or the UNet's first or last level is not made of layers that can be cut.
+    """
+    if every == 1:
+        return denoiser
+    passes = SplitUNet(denoiser.unet) if isinstance(denoiser, UNetDenoiser) else denoiser.passes
+    if passes is None:
+        raise UserError("the engine here was not made to use deep features again", NO_REUSE)
+    return FeatureReuse(passes, every)
+
+
+class Passes(Protocol):
+    """A denoiser in two passes; `deep` is what the one hands to the other."""
+
+    def full(
+        self, latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def shallow(
+        self, latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds, deep: Tensor
+    ) -> Tensor: ...
+
+
+class Engine(Denoiser, Protocol):
+    """A denoiser that runs elsewhere, with its passes where it can give them."""
+
+    @property
+    def passes(self) -> Passes | None: ...
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Deep features, the shape of the latents and the call that they are of, and the last call that took them."""
+
+    deep: Tensor
+    shape: torch.Size
+    computed: int
+    last: int
+
+
+class FeatureReuse:
+    """`denoiser(latents [B,C,h,w], timesteps [B], prompt_embeds, *, step) -> model_pred [B,C,h,w]`.
+
+    For one sampling: the features are of its pictures and prompts. It starts anew at a sampling's first call, where a
+    call is left out, where the number of rows changes (guidance ends), and it keeps nothing of a call without a step.
+    """
+
+    def __init__(self, passes: Passes, every: int) -> None:
+        self._passes = passes
+        self._every = every
+        self._kept: _Kept | None = None
+
+    def __call__(
+        self, latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds, *, step: Step | None = None
+    ) -> Tensor:
+        kept, self._kept = self._kept, None
+        if step is not None and kept is not None and self._fits(kept, latents, step):
+            self._kept = _Kept(kept.deep, kept.shape, kept.computed, step.evaluation)
+            return self._passes.shallow(latents, timesteps, prompt_embeds, kept.deep)
+        answer, deep = self._passes.full(latents, timesteps, prompt_embeds)
+        if step is not None:
+            self._kept = _Kept(deep, latents.shape, step.evaluation, step.evaluation)
+        return answer
+
+    def _fits(self, kept: _Kept, latents: Tensor, step: Step) -> bool:
+        follows = step.evaluation == kept.last + 1 and latents.shape == kept.shape
+        return follows and step.evaluation - kept.computed < self._every
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What every layer of a call is told: the timesteps' embedding, the text [B, L, D], its mask as a bias or None."""
+
+    time: Tensor
+    text: Tensor
+    text_bias: Tensor | None
+
+    def attention(self) -> dict[str, Any]:
+        return {"encoder_hidden_states": self.text, "encoder_attention_mask": self.text_bias}
+
+
+class SplitUNet:
+    """A `UNet2DConditionModel` as `Passes`: it is cut in the last level up, `num_fresh` layers before the end.
+
+    `full` computes what the UNet does, and gives the features at the cut besides. The UNet itself stays as it is.
+    """
+
+    def __init__(self, unet: Any, num_fresh: int = NUM_FRESH_LAYERS) -> None:
+        """Raises UserError for a UNet whose first or last level is none of `FIRST_LEVELS` and `LAST_LEVELS`."""
+        for level, known in ((unet.down_blocks[0], FIRST_LEVELS), (unet.up_blocks[-1], LAST_LEVELS)):
+            if type(level).__name__ not in known:
+                raise UserError(
+                    f"deep features cannot be used again in a UNet with a {type(level).__name__}",
+                    NO_REUSE,
+                )
+        num_layers = len(unet.up_blocks[-1].resnets)
+        assert 1 <= num_fresh <= num_layers, "the cut lies in the last level up"
+        self._unet = unet
+        self._num_fresh = num_fresh
+        self._cut = num_layers - num_fresh
+
+    def full(self, latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds) -> tuple[Tensor, Tensor]:
+        """The prediction [B, C, h, w], and the features at the cut [B, channels, h, w] in the UNet's dtype."""
+        given = self._given(timesteps, prompt_embeds)
+        skips = self._enter(latents, given)
+        deep = self._go_deep(skips, given)
+        return self._leave(deep, skips, given).to(latents.dtype), deep
+
+    def shallow(
+        self, latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds, deep: Tensor
+    ) -> Tensor:
+        """The prediction [B, C, h, w] from the features that `full` gave for as many latents of the same size."""
+        given = self._given(timesteps, prompt_embeds)
+        return self._leave(deep, self._enter(latents, given), given).to(latents.dtype)
+
+    def _given(self, timesteps: Tensor, prompt_embeds: PromptEmbeds) -> _Given:
+        unet, dtype = self._unet, self._unet.conv_in.weight.dtype
+        time = unet.time_embedding(unet.time_proj(timesteps).to(dtype))
+        mask = prompt_embeds.attention_mask
+        bias = None if mask is None else (1 - mask.to(dtype)).unsqueeze(1) * -10_000.0
+        if unet.time_embed_act is not None:
+            time = unet.time_embed_act(time)
+        return _Given(time, prompt_embeds.prompt_embeds.to(dtype), bias)
+
+    def _enter(self, latents: Tensor, given: _Given) -> list[Tensor]:
+        """What the fresh layers take from the way down, the outermost first."""
+        latents = latents.to(self._unet.conv_in.weight.dtype)
+        centred = 2 * latents - 1 if self._unet.config.center_input_sample else latents
+        skips = [self._unet.conv_in(centred)]
+        for index in range(self._num_fresh - 1):
+            skips.append(_layer(self._unet.down_blocks[0], index, skips[-1], given))
+        return skips
+
+    def _go_deep(self, entered: Sequence[Tensor], given: _Given) -> Tensor:
+        """From what `_enter` gave, all the way down and up again to the cut."""
+        skips = self._go_down(entered, given)
+        hidden = _level(self._unet.mid_block, skips[-1], given) if self._unet.mid_block else skips[-1]
+        for level in self._unet.up_blocks[:-1]:
+            taken = [skips.pop() for _ in level.resnets]
+            rest = {"res_hidden_states_tuple": tuple(reversed(taken)), "upsample_size": skips[-1].shape[2:]}
+            hidden = _level(level, hidden, given, **rest)
+        for index in range(self._cut):
+            hidden = _layer(self._unet.up_blocks[-1], index, torch.cat([hidden, skips.pop()], dim=1), given)
+        return hidden
+
+    def _go_down(self, entered: Sequence[Tensor], given: _Given) -> list[Tensor]:
+        """Everything that the way up takes from the way down, the outermost first."""
+        skips, first = list(entered), self._unet.down_blocks[0]
+        for index in range(len(entered) - 1, len(first.resnets)):
+            skips.append(_layer(first, index, skips[-1], given))
+        for downsampler in first.downsamplers or ():
+            skips.append(downsampler(skips[-1]))
+        for level in self._unet.down_blocks[1:]:
+            skips += _level(level, skips[-1], given)[1]
+        return skips
+
+    def _leave(self, hidden: Tensor, skips: Sequence[Tensor], given: _Given) -> Tensor:
+        """The fresh layers up, and the way out."""
+        unet = self._unet
+        for index, skip in enumerate(reversed(skips), start=self._cut):
+            hidden = _layer(unet.up_blocks[-1], index, torch.cat([hidden, skip], dim=1), given)
+        if unet.conv_norm_out is not None:
+            hidden = unet.conv_act(unet.conv_norm_out(hidden))
+        answer: Tensor = unet.conv_out(hidden)
+        return answer
+
+
+def _level(level: Any, hidden: Tensor, given: _Given, **more: Any) -> Any:
+    """A whole level of a UNet, told of the text where it attends to it."""
+    attention = given.attention() if getattr(level, "has_cross_attention", False) else {}
+    return level(hidden_states=hidden, temb=given.time, **attention, **more)
+
+
+def _layer(level: Any, index: int, hidden: Tensor, given: _Given) -> Any:
+    """One layer of a level: convolutions, and attention where the level has it."""
+    hidden = level.resnets[index](hidden, given.time)
+    if getattr(level, "has_cross_attention", False):
+        hidden = level.attentions[index](hidden, **given.attention(), return_dict=False)[0]
+    return hidden

@@ -1,0 +1,140 @@
+"""The programs that a denoiser can run on: torch, as it is, or OpenVINO, which is faster on a CPU.
+
+Axis letters as in `ldm.types`. The UNet is converted once, for any batch, size and number of tokens, kept on the disk,
+and compiled for the exact sizes of a call when they first come.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+from ldm.io.files import new_folder, write_json
+from ldm.models.engines.feature_reuse import Passes
+from ldm.models.engines.openvino_network import (
+    ANY,
+    MODEL_FILE,
+    SizedNetwork,
+    TracedNetwork,
+    read_network,
+    write_network,
+)
+from ldm.models.engines.openvino_reuse import OpenVINOPasses, traced_passes
+from ldm.models.unet import UNetDenoiser
+from ldm.types import PromptEmbeds, Step
+
+TOLERANCE = 1e-3
+"""The largest difference from torch's answer that is let through, in standard deviations of that answer."""
+
+
+class TracedUNet(nn.Module):
+    """A diffusers UNet that takes its inputs by position and answers with a tensor.
+
+    The inputs have the names of diffusers: latents [B, C, h, w], timesteps [B], prompt_embeds [B, L, D].
+    """
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        answer: Tensor = self.unet(
+            sample, timestep, encoder_hidden_states=encoder_hidden_states, return_dict=False
+        )[0]
+        return answer
+
+
+def traced_unet(denoiser: UNetDenoiser) -> TracedNetwork:
+    """A denoiser's UNet: inputs of any B, h, w and L -> `out_sample` [B, C, h, w].
+
+    It is traced at a height and width that the UNet cannot halve without a remainder. Only then does it ask each level
+    for its size when it scales up, which is right for all sizes; else it doubles, which fits even sizes alone.
+    """
+    channels, width = denoiser.num_channels, denoiser.text_width
+    smallest = 2 ** (len(denoiser.unet.config.block_out_channels) - 1)
+    shapes = {
+        "sample": (ANY, channels, ANY, ANY),
+        "timestep": (ANY,),
+        "encoder_hidden_states": (ANY, ANY, width),
+    }
+
+    def inputs(num_rows: int, height: int, num_tokens: int) -> dict[str, Tensor]:
+        generator = torch.Generator("cpu").manual_seed(0)
+        return {
+            "sample": torch.randn(num_rows, channels, height, 2 * smallest + 1, generator=generator),
+            "timestep": torch.linspace(900.0, 20.0, num_rows),
+            "encoder_hidden_states": torch.randn(num_rows, num_tokens, width, generator=generator),
+        }
+
+    example, trial = inputs(2, smallest + 1, 8), inputs(3, 2 * smallest, 16)
+    return TracedNetwork(TracedUNet(denoiser.unet), shapes, ["out_sample"], example, trial)
+
+
+class OpenVINODenoiser:
+    """`denoiser(latents [B,C,h,w], timesteps [B], prompt_embeds) -> model_pred [B,C,h,w]`, on the CPU in float32.
+
+    Attributes:
+        name: what a picture's settings say of the engine.
+        passes: its two passes, where it was made to use deep features again.
+    """
+
+    name = "openvino"
+
+    def __init__(self, network: SizedNetwork, passes: Passes | None = None) -> None:
+        """Takes the network of `traced_unet`; outputs beside `out_sample` may be there."""
+        self._network = network
+        self.passes = passes
+
+    def __call__(
+        self, latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds, *, step: Step | None = None
+    ) -> Tensor:
+        assert prompt_embeds.attention_mask is None, "the converted UNet attends to all tokens"
+        return self._network(latents, timesteps, prompt_embeds.prompt_embeds)["out_sample"].to(latents)
+
+
+def openvino_denoiser(denoiser: UNetDenoiser, folder: Path, *, in_passes: bool = False) -> OpenVINODenoiser:
+    """A denoiser on OpenVINO, with its weights as they are now.
+
+    Args:
+        denoiser: in float32 and in evaluation mode.
+        folder: of these weights, and of `in_passes`, alone: where the converted network lies, or is put. Its first use
+            takes some seconds, and in it the answer is compared with torch's.
+        in_passes: so that deep features can be used again.
+
+    Raises:
+        UserError: OpenVINO is not installed, the denoiser is not in float32 or cannot be cut in passes, the disk is
+            full or not writable, or OpenVINO answers otherwise than torch on this computer.
+    """
+    dtype = denoiser.unet.dtype
+    if dtype != torch.float32:
+        raise UserError(f"the engine openvino computes in float32, not in {dtype}", "leave dtype out")
+    if not is_converted(folder):
+        whole = traced_unet(denoiser)
+        _convert_into(folder, traced_passes(whole, denoiser.unet) if in_passes else {"": whole})
+    if not in_passes:
+        return OpenVINODenoiser(SizedNetwork(read_network(folder)))
+    full, shallow = (SizedNetwork(read_network(folder / name)) for name in ("full", "shallow"))
+    return OpenVINODenoiser(full, OpenVINOPasses(full, shallow))
+
+
+def is_converted(folder: Path) -> bool:
+    """Whether `openvino_denoiser` finds its network in the folder."""
+    return any((folder / name / MODEL_FILE).is_file() for name in ("", "full"))
+
+
+def _convert_into(folder: Path, networks: Mapping[str, TracedNetwork]) -> None:
+    """Write networks into folders of their names inside a new one."""
+    largest = 0.0
+    with new_folder(folder) as temporary:
+        for name, traced in networks.items():
+            write_network(traced.convert(), temporary / name)
+            largest = max(largest, traced.difference(read_network(temporary / name)))
+        if largest > TOLERANCE:
+            raise UserError(
+                f"OpenVINO's answer differs from torch's by {largest:.2g} standard deviations here",
+                "use the engine torch",
+            )
+        write_json(temporary / "comparison.json", {"largest_difference_in_std": largest})

@@ -1,0 +1,80 @@
+"""Deep features used again on OpenVINO: the two passes of `feature_reuse`, converted as two networks.
+
+Axis letters as in `ldm.types`.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.models.engines.feature_reuse import SplitUNet
+from ldm.models.engines.openvino_network import ANY, SizedNetwork, TracedNetwork
+from ldm.types import PromptEmbeds
+
+
+class _TracedPass(nn.Module):
+    """A pass with its inputs by position; the UNet is a part of it, so that its weights are found."""
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.unet = unet
+        self._split = SplitUNet(unet)
+
+
+class TracedFull(_TracedPass):
+    """`SplitUNet.full` -> `out_sample` [B, C, h, w] and `deep` [B, channels, h, w]."""
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return self._split.full(sample, timestep, PromptEmbeds(encoder_hidden_states))
+
+
+class TracedShallow(_TracedPass):
+    """`SplitUNet.shallow` -> `out_sample` [B, C, h, w]."""
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, deep: Tensor
+    ) -> Tensor:
+        return self._split.shallow(sample, timestep, PromptEmbeds(encoder_hidden_states), deep)
+
+
+@torch.no_grad()
+def traced_passes(whole: TracedNetwork, unet: Any) -> dict[str, TracedNetwork]:
+    """A UNet's passes by name, `full` and `shallow`.
+
+    Args:
+        whole: the UNet as one network, whose inputs the passes take.
+
+    Raises:
+        UserError: the UNet cannot be cut.
+    """
+    full, shallow = TracedFull(unet), TracedShallow(unet)
+    example, trial = ({**inputs, "deep": full(**inputs)[1]} for inputs in (whole.example, whole.trial))
+    shapes = {**whole.shapes, "deep": (ANY, example["deep"].shape[1], ANY, ANY)}
+    return {
+        "full": replace(whole, network=full, outputs=["out_sample", "deep"]),
+        "shallow": TracedNetwork(shallow, shapes, ["out_sample"], example, trial),
+    }
+
+
+class OpenVINOPasses:
+    """`ldm.models.engines.feature_reuse.Passes` on the converted networks."""
+
+    def __init__(self, full: SizedNetwork, shallow: SizedNetwork) -> None:
+        self._full = full
+        self._shallow = shallow
+
+    def full(self, latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds) -> tuple[Tensor, Tensor]:
+        """The prediction [B, C, h, w], and the features at the cut [B, channels, h, w]."""
+        assert prompt_embeds.attention_mask is None, "the converted UNet attends to all tokens"
+        answers = self._full(latents, timesteps, prompt_embeds.prompt_embeds)
+        return answers["out_sample"].to(latents), answers["deep"]
+
+    def shallow(
+        self, latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds, deep: Tensor
+    ) -> Tensor:
+        """The prediction [B, C, h, w] from the features that `full` gave."""
+        return self._shallow(latents, timesteps, prompt_embeds.prompt_embeds, deep)["out_sample"].to(latents)

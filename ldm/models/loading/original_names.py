@@ -1,0 +1,185 @@
+"""The weights of Stable Diffusion 1 and 2 under two names: as diffusers and transformers have them, and as the original
+programs wrote them into one file.
+
+Both ways are one table a network, from the names of modules in diffusers to those in the file. The tables hold for four
+levels of two resnets each, of any width.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from torch import Tensor
+
+from ldm.models.loading.original_text import from_open_clip, to_open_clip
+
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
+"""What the names in the file begin with; the text encoder's tell whose layout it has."""
+
+NUM_LEVELS, NUM_RESNETS = 4, 2
+
+Weights = dict[str, Tensor]
+
+
+def to_original(
+    unet: Mapping[str, Tensor], vae: Mapping[str, Tensor], text: Mapping[str, Tensor], *, open_clip: bool
+) -> Weights:
+    """The weights of three networks as those of one file.
+
+    Args:
+        unet: of a `UNet2DConditionModel`, by diffusers' names; `vae` of an `AutoencoderKL`.
+        text: of a `CLIPTextModel`, with or without `text_model.` before its names.
+        open_clip: write the text encoder as Stable Diffusion 2 does, and not as 1 does.
+
+    Raises:
+        KeyError: a name that the tables do not have.
+    """
+    text = {name.removeprefix("text_model."): tensor for name, tensor in text.items()}
+    named = {UNET + _renamed(name, UNET_NAMES): tensor for name, tensor in unet.items()}
+    named |= {VAE + _renamed(name, VAE_NAMES): _as_convolution(name, t) for name, t in vae.items()}
+    if open_clip:
+        return named | {OPEN_CLIP + name: tensor for name, tensor in to_open_clip(text).items()}
+    return named | {f"{CLIP}text_model.{name}": tensor for name, tensor in text.items()}
+
+
+def from_original(weights: Mapping[str, Tensor]) -> tuple[Weights, Weights, Weights]:
+    """The weights of a file as those of UNet, autoencoder and text encoder, by the names of diffusers and transformers.
+
+    What none of the three has (schedules, averages, the loss of the autoencoder) is passed over: see `left_over`.
+
+    Raises:
+        KeyError: a weight of one of the three with a name that the tables do not have.
+    """
+    unet = {_renamed(name, _UNET_BACK): tensor for name, tensor in _below(UNET, weights)}
+    named_vae = ((_renamed(name, _VAE_BACK), tensor) for name, tensor in _below(VAE, weights))
+    vae = {name: _as_linear(name, tensor) for name, tensor in named_vae}
+    text = {name.removeprefix("text_model."): tensor for name, tensor in _below(CLIP, weights)}
+    return unet, vae, text or from_open_clip(dict(_below(OPEN_CLIP, weights)))
+
+
+_PASSED_OVER = (
+    "model_ema.", "first_stage_model.loss.", "first_stage_model.model_ema.",
+    "cond_stage_model.logit_scale", "cond_stage_model.text_projection",
+    "cond_stage_model.transformer.text_projection", "cond_stage_model.transformer.logit_scale",
+    "cond_stage_model.model.text_projection", "cond_stage_model.model.logit_scale",
+    "cond_stage_model.model.attn_mask",
+    "betas", "alphas_cumprod", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef", "lvlb_weights", "logvar",
+    "scale_factor", "global_step", "v_pred", "ztsnr",
+)  # fmt: skip
+"""Beginnings of what files hold besides the three networks: averages, schedules, the half of CLIP that is not used."""
+
+
+def is_passed_over(name: str) -> bool:
+    """Whether a name in a file is known not to be a weight of the three networks."""
+    return name.startswith(_PASSED_OVER) or name.endswith(".position_ids")
+
+
+def left_over(names: Iterable[str]) -> list[str]:
+    """The names in a file that belong to none of the three networks and are not known to be dispensable."""
+    return [n for n in names if not n.startswith((UNET, VAE, CLIP, OPEN_CLIP)) and not is_passed_over(n)]
+
+
+def _below(prefix: str, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in weights.items():
+        if name.startswith(prefix) and not is_passed_over(name):
+            yield name.removeprefix(prefix), tensor
+
+
+def _renamed(name: str, table: Mapping[str, str]) -> str:
+    """A name whose longest beginning in the table, counted in whole words, is replaced."""
+    words = name.split(".")
+    for end in range(len(words), 0, -1):
+        new = table.get(".".join(words[:end]))
+        if new is not None:
+            return ".".join([new, *words[end:]])
+    raise KeyError(name)
+
+
+def _unet_names() -> Iterator[tuple[str, str]]:
+    """UNet2DConditionModel's modules. A level's blocks are numbered on from the one before."""
+    yield from {
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_in": "input_blocks.0.0",
+        "mid_block.attentions.0": "middle_block.1",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+    }.items()
+    for middle in (0, 1):
+        yield from _resnet(f"mid_block.resnets.{middle}", f"middle_block.{2 * middle}")
+    for level in range(NUM_LEVELS):
+        block = level * (NUM_RESNETS + 1)
+        for i in range(NUM_RESNETS):
+            yield from _resnet(f"down_blocks.{level}.resnets.{i}", f"input_blocks.{block + i + 1}.0")
+            yield f"down_blocks.{level}.attentions.{i}", f"input_blocks.{block + i + 1}.1"
+        yield f"down_blocks.{level}.downsamplers.0.conv", f"input_blocks.{block + NUM_RESNETS + 1}.0.op"
+        for i in range(NUM_RESNETS + 1):
+            yield from _resnet(f"up_blocks.{level}.resnets.{i}", f"output_blocks.{block + i}.0")
+            yield f"up_blocks.{level}.attentions.{i}", f"output_blocks.{block + i}.1"
+        place = 2 if level else 1  # the lowest level has no attention before its upsampler
+        yield f"up_blocks.{level}.upsamplers.0.conv", f"output_blocks.{block + NUM_RESNETS}.{place}.conv"
+
+
+def _resnet(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
+    for inner, original in {
+        "norm1": "in_layers.0",
+        "conv1": "in_layers.2",
+        "time_emb_proj": "emb_layers.1",
+        "norm2": "out_layers.0",
+        "conv2": "out_layers.3",
+        "conv_shortcut": "skip_connection",
+    }.items():
+        yield f"{ours}.{inner}", f"{theirs}.{original}"
+
+
+def _vae_names() -> Iterator[tuple[str, str]]:
+    """AutoencoderKL's modules. The file numbers the decoder's levels from the picture down."""
+    yield from (("quant_conv", "quant_conv"), ("post_quant_conv", "post_quant_conv"))
+    for side in ("encoder", "decoder"):
+        yield from ((f"{side}.conv_in", f"{side}.conv_in"), (f"{side}.conv_out", f"{side}.conv_out"))
+        yield f"{side}.conv_norm_out", f"{side}.norm_out"
+        yield from _vae_attention(f"{side}.mid_block.attentions.0", f"{side}.mid.attn_1")
+        for middle in (0, 1):
+            yield from _vae_resnet(f"{side}.mid_block.resnets.{middle}", f"{side}.mid.block_{middle + 1}")
+    for level in range(NUM_LEVELS):
+        down, up = f"encoder.down.{level}", f"decoder.up.{NUM_LEVELS - 1 - level}"
+        for i in range(NUM_RESNETS):
+            yield from _vae_resnet(f"encoder.down_blocks.{level}.resnets.{i}", f"{down}.block.{i}")
+        yield f"encoder.down_blocks.{level}.downsamplers.0.conv", f"{down}.downsample.conv"
+        for i in range(NUM_RESNETS + 1):
+            yield from _vae_resnet(f"decoder.up_blocks.{level}.resnets.{i}", f"{up}.block.{i}")
+        yield f"decoder.up_blocks.{level}.upsamplers.0.conv", f"{up}.upsample.conv"
+
+
+def _vae_resnet(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
+    for inner in ("norm1", "conv1", "norm2", "conv2"):
+        yield f"{ours}.{inner}", f"{theirs}.{inner}"
+    yield f"{ours}.conv_shortcut", f"{theirs}.nin_shortcut"
+
+
+_VAE_PROJECTIONS = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+
+
+def _vae_attention(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
+    yield f"{ours}.group_norm", f"{theirs}.norm"
+    for inner, original in _VAE_PROJECTIONS.items():
+        yield f"{ours}.{inner}", f"{theirs}.{original}"
+
+
+def _is_projection(name: str) -> bool:
+    """Whether an autoencoder's weight is a linear layer in diffusers and a 1x1 convolution in the file."""
+    return name.endswith(tuple(f".attentions.0.{inner}.weight" for inner in _VAE_PROJECTIONS))
+
+
+def _as_convolution(name: str, tensor: Tensor) -> Tensor:
+    return tensor[:, :, None, None] if _is_projection(name) else tensor
+
+
+def _as_linear(name: str, tensor: Tensor) -> Tensor:
+    return tensor.flatten(1) if _is_projection(name) else tensor
+
+
+UNET_NAMES, VAE_NAMES = dict(_unet_names()), dict(_vae_names())
+_UNET_BACK = {original: name for name, original in UNET_NAMES.items()}
+_VAE_BACK = {original: name for name, original in VAE_NAMES.items()}

@@ -1,0 +1,112 @@
+"""Where a model lies: the embedded one, a folder, a run, a single file, or the Hub."""
+
+import re
+from pathlib import Path
+
+from ldm.errors import UserError
+from ldm.models.loading.folder import ADAPTER, ADAPTER_WEIGHTS, PICKLES, VARIANTS
+from ldm.models.loading.weights_check import STEMS, weights_files
+
+EMBEDDED = {"emoji": Path(__file__).parents[2] / "assets" / "emoji"}
+"""Models inside the package, by name."""
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@(?!.*\.\.)\w[\w./-]*)?")
+"""A repository, and after an @ the branch, tag or commit, which is no path to elsewhere."""
+
+HUB_FILES = (
+    "model_index.json",
+    "ldm.json",
+    ADAPTER,
+    *ADAPTER_WEIGHTS,
+    *(f"{name}/config.json" for name in STEMS),
+    "scheduler/scheduler_config.json",
+    *(f"tokenizer/{name}.json" for name in ("tokenizer", "tokenizer_config", "vocab", "special_tokens_map")),
+    "tokenizer/added_tokens.json",
+    "tokenizer/merges.txt",
+)
+"""All that is fetched of a repository beside the weights: no code, no pickle and no picture comes here."""
+
+
+def find_model(model: str | Path) -> tuple[Path, str]:
+    """The folder or the single file of a model, and its id: a name without a path.
+
+    Args:
+        model: "emoji", a folder in the diffusers layout or of an adapter, a run folder (with `pipeline/`), a
+            .safetensors file in the original layout, or a Hub id, with a revision as in `user/name@v1.0`.
+
+    Raises:
+        UserError: there is no such model, or the Hub cannot be reached.
+    """
+    if not str(model):  # else it would be the current folder
+        raise UserError("no model ''", f"name a folder, a Hub id, or {' or '.join(EMBEDDED)}")
+    if isinstance(model, str) and model in EMBEDDED:
+        return _embedded(model), model
+    path = Path(model).expanduser()
+    if path.is_file():
+        return _single_file(path), path.name
+    if path.is_dir():
+        return _in_folder(path)
+    if isinstance(model, str) and HUB_ID.fullmatch(model):
+        return _from_hub(model), model
+    raise UserError(f"no model {str(model)!r}", f"name a folder, a Hub id, or {' or '.join(EMBEDDED)}")
+
+
+def _embedded(name: str) -> Path:
+    if not (EMBEDDED[name] / "model_index.json").is_file():
+        raise UserError(f"the embedded model {name!r} is not in this installation", "name a model folder")
+    return EMBEDDED[name]
+
+
+def _single_file(path: Path) -> Path:
+    """A safetensors file; what is inside is looked at when it is loaded."""
+    if path.suffix in PICKLES:
+        raise UserError(
+            f"{path} is a pickle", "only safetensors are read; `ldm import --allow-pickle` converts it"
+        )
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path} is a file", "name a model folder or a .safetensors file")
+    return path
+
+
+def _in_folder(path: Path) -> tuple[Path, str]:
+    """A model's own folder or a run's. A run names its model, for the folder is always called pipeline."""
+    is_run = not (path / "model_index.json").exists() and (path / "pipeline").is_dir()
+    folder = path / "pipeline" if is_run else path
+    full = folder.resolve()
+    return folder, full.parent.name if full.name == "pipeline" else full.name
+
+
+def _from_hub(model: str) -> Path:
+    """Download what is loaded of a Hub model, or find it in the local cache."""
+    repo_id, _, revision = model.partition("@")
+    folder = _download(repo_id, revision or None, [*HUB_FILES, *_hub_weights("")])
+    for variant in VARIANTS:
+        if any((folder / name).is_dir() and not _has_weights(folder, name) for name in STEMS):
+            folder = _download(repo_id, revision or None, [*HUB_FILES, *_hub_weights(variant)])
+    return folder
+
+
+def _hub_weights(variant: str) -> list[str]:
+    """Patterns of the weights of one variant, whole and in shards, with the shards' index."""
+    dotted = f".{variant}" if variant else ""
+    names = ["{0}{1}.safetensors", "{0}{1}-*-of-*.safetensors", "{0}.safetensors.index{1}.json"]
+    return [f"{part}/{name.format(stem, dotted)}" for part, stem in STEMS.items() for name in names]
+
+
+def _has_weights(folder: Path, name: str) -> bool:
+    return any(weights_files(folder / name, STEMS[name], variant) for variant in (None, *VARIANTS))
+
+
+def _download(repo_id: str, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+    except (OSError, HFValidationError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        at = f" at {revision!r}" if revision else ""
+        raise UserError(
+            f"no folder {repo_id!r} here, and the Hub gives no model of that id{at} ({reason})",
+            "check the name and the network, or name a folder",
+        ) from error

@@ -1,0 +1,130 @@
+"""Which engine a model's denoiser runs on, and where the converted networks of OpenVINO lie."""
+
+import time
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from ldm.errors import UserError, unknown_name
+from ldm.models.engines.feature_reuse import NUM_FRESH_LAYERS
+from ldm.models.engines.openvino_denoiser import OpenVINODenoiser, is_converted, openvino_denoiser
+from ldm.models.unet import UNetDenoiser
+from ldm.pipeline.settings import LdmWarning
+from ldm.types import PromptEmbeds
+
+ENGINES = ("torch", "openvino", "auto")
+"""`auto` is openvino where that is installed, the model computes on the CPU in float32, and it pays, else torch."""
+
+CONVERSION_VERSION = 1
+"""Raised when the same denoiser would be converted to something else."""
+
+SAVED_SHARE = 0.25
+"""Of torch's time for a call, what OpenVINO saves at least: measured 0.25 with 36 million weights, 0.4 with 860."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a denoiser is about to do.
+
+    Attributes:
+        num_rows: rows in all its calls together: a step of a picture is one, or two where it is guided.
+        height: of the latents; so is `width`.
+        num_tokens: L of the prompt embeddings.
+        reuses_features: whether `deep_features_every` is above 1 anywhere.
+    """
+
+    num_rows: int
+    height: int
+    width: int
+    num_tokens: int
+    reuses_features: bool = False
+
+
+def choose_engine(engine: str, denoiser: UNetDenoiser, work: Work) -> OpenVINODenoiser | None:
+    """What the sampler is to call in place of a denoiser, with the denoiser's weights as they are now.
+
+    Args:
+        engine: one of `ENGINES`.
+        work: by which `auto` decides whether to convert the network, unless that lies in the cache already.
+
+    Returns:
+        None for torch: the denoiser itself.
+
+    Raises:
+        UserError: there is no such engine, or it is openvino and cannot be used here.
+
+    Warns:
+        LdmWarning: `auto` would have taken openvino, and it cannot be used.
+    """
+    if engine not in ENGINES:
+        raise unknown_name("engine", engine, ENGINES)
+    if engine == "torch" or (engine == "auto" and not _fits(denoiser)):
+        return None
+    device = next(denoiser.parameters()).device
+    if device.type != "cpu":
+        raise UserError(
+            f"the engine openvino computes on the CPU, the model is on {device}", "use device cpu"
+        )
+    folder = converted_folder(denoiser, in_passes=work.reuses_features)
+    if engine == "auto" and not is_converted(folder) and not _pays(denoiser, work):
+        return None
+    from ldm.data.cache.moments import mark_used  # as in `converted_folder`
+
+    try:
+        made = openvino_denoiser(denoiser, folder, in_passes=work.reuses_features)
+        mark_used(folder)
+        return made
+    except UserError as error:
+        if engine != "auto":
+            raise
+        warnings.warn(LdmWarning(f"{error.what}, so torch is used"), stacklevel=2)
+        return None
+
+
+def converted_folder(denoiser: UNetDenoiser, *, in_passes: bool = False) -> Path:
+    """Where the converted network of a denoiser lies in the cache, or would: by its weights, whatever made them."""
+    from ldm.data.cache.keys import tensors_hash
+    from ldm.data.cache.moments import cache_root  # not needed for torch, and slow to import
+
+    made_by = f"{CONVERSION_VERSION}-{version('openvino') if find_spec('openvino') else 'none'}"
+    kind = f"-cut{NUM_FRESH_LAYERS}" if in_passes else ""
+    return cache_root() / "openvino" / f"{tensors_hash(denoiser.unet)}-{made_by}{kind}"
+
+
+def _fits(denoiser: UNetDenoiser) -> bool:
+    weight = next(denoiser.parameters())
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and find_spec("openvino") is not None
+
+
+def _pays(denoiser: UNetDenoiser, work: Work) -> bool:
+    num_weights = sum(weight.numel() for weight in denoiser.parameters())
+    return repays(work.num_rows, _row_sec(denoiser, work), num_weights)
+
+
+def repays(num_rows: int, row_sec: float, num_weights: int) -> bool:
+    """Whether OpenVINO saves more time than converting, writing, checking and compiling take.
+
+    Args:
+        num_rows: of `Work`.
+        row_sec: that torch takes for a row, in seconds.
+        num_weights: of the network.
+    """
+    preparing_sec = 5.0 + 20e-9 * num_weights  # 4 s measured with 17 million weights; a disk of 200 MB/s
+    return num_rows * row_sec * SAVED_SHARE > preparing_sec
+
+
+@torch.no_grad()
+def _row_sec(denoiser: UNetDenoiser, work: Work) -> float:
+    """Seconds that torch takes for a row, of two calls the shorter: in the first one it sets itself up."""
+    latents = torch.zeros(1, denoiser.num_channels, work.height, work.width)
+    embeds = PromptEmbeds(torch.zeros(1, work.num_tokens, denoiser.text_width))
+    taken = []
+    for _ in range(2):
+        start = time.perf_counter()
+        denoiser(latents, torch.tensor([500.0]), embeds)
+        taken.append(time.perf_counter() - start)
+    return min(taken)

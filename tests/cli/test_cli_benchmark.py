@@ -1,0 +1,56 @@
+"""`ldm benchmark`: what it calls, in a checkout and installed, and what it refuses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from ldm.cli import processes
+from ldm.cli.app import app
+from ldm.cli.benchmark import WORKS, _benchmarks
+from ldm.cli.programs import Home
+from tests.support.benchmark_folder import ROOT, benchmark
+
+
+def test_it_names_every_benchmark() -> None:
+    assert (*benchmark("suite").BENCHMARKS, "all") == WORKS
+
+
+def test_options_are_handed_on_as_the_program_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[Any] = []
+    monkeypatch.setattr(processes, "run_processes", lambda command, environment: called.append(command) or 0)
+    given = ["generate", "--model", "emoji", "--quick", "--rounds", "7", "--output", "result.json"]
+    assert CliRunner().invoke(app, ["benchmark", *given]).exit_code == 0
+    read = benchmark("command").parse(called[0][3:])
+    assert (read.work, read.model, read.scale, read.rounds) == ("generate", "emoji", "quick", 7)
+    assert (read.device, read.script, read.output) == ("cpu", None, Path("result.json"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["generat"], "error: unknown benchmark 'generat': did you mean 'generate'?"),
+        (["train", "--device", "gpu"], "error: unknown device 'gpu'"),
+        (["train", "--rounds", "0"], "error: Invalid value for '--rounds'"),
+    ],
+)
+def test_what_there_is_not_is_refused_in_a_line(given: list[str], message: str) -> None:
+    done = CliRunner().invoke(app, ["benchmark", *given])
+    assert done.exit_code == 2
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "given", [["generate", "--model", "no-such-thing", "--quick"], ["train", "--script", "no-such-thing"]]
+)
+def test_the_code_of_the_program_is_its_own(given: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert CliRunner().invoke(app, ["benchmark", *given]).exit_code == 2
+    assert "no-such-thing" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_installed_it_is_a_module_of_its_own() -> None:
+    module, environment = _benchmarks(Home(Path("site"), "ldm_train", Path("site/ldm_train/configs")))
+    assert module == "ldm_benchmark"
+    assert str(ROOT) not in environment["PYTHONPATH"].split(":")

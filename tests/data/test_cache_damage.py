@@ -1,0 +1,119 @@
+"""A damaged cache: named by shard and key, set aside, encoded anew; what is good in it stays."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm.data.cache.moments import MomentsCache
+from ldm.errors import UserError
+from tests.support.tiny_cache import MODEL, Encoder, filled, flip_byte, items, key_of, offset_of, shards
+
+NAMES = [f"image {index}" for index in range(5)]
+
+
+def watched(folder: Path) -> tuple[MomentsCache, list[str]]:
+    said: list[str] = []
+    return MomentsCache(folder, MODEL, on_damage=said.append), said
+
+
+def test_a_flipped_byte_is_named_and_only_its_entry_is_encoded_again(tmp_path: Path) -> None:
+    before = filled(tmp_path, NAMES)
+    (path,) = shards(tmp_path)
+    good = {name: before.read(key_of(name)) for name in NAMES}
+    flip_byte(path, offset_of(path, key_of(NAMES[2])) + 5)
+    cache, said = watched(tmp_path)
+    encoder = Encoder()
+    done = cache.fill(items(NAMES), encoder, batch_size=2)
+    assert said == [f"{path}: entry {key_of(NAMES[2])} is damaged"]
+    assert (done.num_found, done.num_encoded) == (4, 1)
+    for reader in (cache, MomentsCache(tmp_path, MODEL)):
+        assert all(torch.equal(reader.read(key_of(name)), good[name]) for name in NAMES)
+    assert [p.name for p in path.parent.glob("*.damaged")] == [path.name + ".damaged"]
+    assert watched(tmp_path)[0].missing(map(key_of, NAMES)) == []
+
+
+def test_it_goes_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    filled(tmp_path, NAMES)
+    (path,) = shards(tmp_path)
+    flip_byte(path, offset_of(path, key_of(NAMES[0])))
+    assert MomentsCache(tmp_path, MODEL).missing(map(key_of, NAMES)) == [key_of(NAMES[0])]
+    assert capsys.readouterr().err == f"warning: {path}: entry {key_of(NAMES[0])} is damaged\n"
+
+
+def test_damage_that_is_met_in_training_is_an_error_never_a_wrong_latent(tmp_path: Path) -> None:
+    filled(tmp_path, NAMES)
+    (path,) = shards(tmp_path)
+    flip_byte(path, offset_of(path, key_of(NAMES[4])))
+    cache, said = watched(tmp_path)
+    assert torch.isfinite(cache.read(key_of(NAMES[0]))).all()
+    with pytest.raises(UserError, match=f"{key_of(NAMES[4])} is not in the cache .* run again"):
+        cache.read(key_of(NAMES[4]))
+    assert len(said) == 1
+
+
+def test_a_second_shard_stands_in_for_a_damaged_one(tmp_path: Path) -> None:
+    first = filled(tmp_path, NAMES)
+    (path,) = shards(tmp_path)
+    good = {key_of(name): {"moments": first.read(key_of(name))} for name in NAMES}
+    first.store.write(good)
+    for path in shards(tmp_path)[:1]:
+        flip_byte(path, offset_of(path, key_of(NAMES[1])))
+    cache, said = watched(tmp_path)
+    assert torch.equal(cache.read(key_of(NAMES[1])), good[key_of(NAMES[1])]["moments"])
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("place", range(0, 1500, 29))
+def test_no_byte_of_a_shard_can_change_unseen(tmp_path: Path, place: int) -> None:
+    before = filled(tmp_path, NAMES[:2])
+    good = {name: before.read(key_of(name)) for name in NAMES[:2]}
+    (path,) = shards(tmp_path)
+    flip_byte(path, place * path.stat().st_size // 1500)
+    cache, said = watched(tmp_path)
+    cache.fill(items(NAMES[:2]), Encoder(), batch_size=2)
+    assert all(torch.equal(cache.read(key_of(name)), good[name]) for name in good)
+    assert said and path.with_name(path.name + ".damaged").exists()
+
+
+@pytest.mark.parametrize("size", [0, 5, 40, -1])
+def test_a_truncated_shard_is_set_aside(tmp_path: Path, size: int) -> None:
+    filled(tmp_path, NAMES)
+    (path,) = shards(tmp_path)
+    path.write_bytes(path.read_bytes()[:size])
+    cache, said = watched(tmp_path)
+    assert cache.fill(items(NAMES), Encoder()).num_encoded == len(NAMES)
+    assert len(said) == 1 and said[0].startswith(f"{path} is no whole shard")
+    assert not path.exists() and path.with_name(path.name + ".damaged").exists()
+
+
+def test_a_foreign_shard_is_set_aside(tmp_path: Path) -> None:
+    other = "b" * 64
+    filled(tmp_path, NAMES, other)
+    (path,) = shards(tmp_path)
+    (tmp_path / "moments" / MODEL).mkdir()
+    path.rename(tmp_path / "moments" / MODEL / path.name)
+    mine = tmp_path / "moments" / MODEL / "moments-mine.safetensors"
+    mine.write_bytes(b"not ours")
+    cache, said = watched(tmp_path)
+    assert cache.missing(map(key_of, NAMES)) == [*map(key_of, NAMES)]
+    assert len(said) == 1 and "written for something else" in said[0]
+    assert mine.exists()
+
+
+def test_one_processs_reading_outlives_what_others_remove(tmp_path: Path) -> None:
+    cache = filled(tmp_path, NAMES)
+    [path.unlink() for path in shards(tmp_path)]
+    assert torch.isfinite(cache.read(key_of(NAMES[0]))).all()
+
+
+def test_what_is_good_stays_in_use_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path, NAMES)
+    (path,) = shards(tmp_path)
+    flip_byte(path, offset_of(path, key_of(NAMES[2])))
+    monkeypatch.setattr("os.fsync", lambda handle: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    cache, said = watched(tmp_path)
+    assert cache.missing(map(key_of, NAMES)) == [key_of(NAMES[2])]
+    assert len(said) == 1 and shards(tmp_path) == [path]

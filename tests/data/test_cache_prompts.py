@@ -1,0 +1,84 @@
+"""Cached captions: each once and the empty one, its own row in any order, as another encoder would not give it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm.data.cache.moments import PromptCache, combined_hash
+from ldm.errors import UserError
+from ldm.types import PromptEmbeds
+from tests.support.tiny_models import make_sd1
+
+TEXTS = ["a red apple", "the large blue square", "a red apple", "a red square", "a\ud800"]
+MODEL = "c" * 64
+
+
+class TextEncoder:
+    """Texts -> rows that belong to them, with or without what is optional."""
+
+    def __init__(self, optional: bool = True) -> None:
+        self.optional, self.seen = optional, list[str]()
+
+    def __call__(self, texts: Sequence[str]) -> PromptEmbeds:
+        self.seen += texts
+        number = torch.tensor([float(sum(map(ord, text))) for text in texts])
+        embeds = (number[:, None, None] + torch.arange(6).reshape(2, 3)).to(torch.bfloat16)
+        mask = (torch.arange(2) < number[:, None]).long()
+        return PromptEmbeds(embeds, number[:, None], mask) if self.optional else PromptEmbeds(embeds)
+
+
+@pytest.mark.parametrize("optional", [True, False])
+def test_rows_are_those_of_the_encoder_in_any_order(tmp_path: Path, optional: bool) -> None:
+    PromptCache(tmp_path, MODEL).fill(TEXTS, TextEncoder(optional), batch_size=2)
+    wanted = ["", *reversed(TEXTS), ""]
+    found, expected = PromptCache(tmp_path, MODEL).read(wanted), TextEncoder(optional)(wanted)
+    for name in ("prompt_embeds", "pooled_prompt_embeds", "attention_mask"):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        assert (ours is None) == (theirs is None) == (not optional and name != "prompt_embeds")
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)  # and the same dtype
+
+
+def test_each_caption_is_encoded_once_and_the_empty_one_too(tmp_path: Path) -> None:
+    cache, encoder = PromptCache(tmp_path, MODEL), TextEncoder()
+    assert cache.missing(TEXTS) == sorted({"", *TEXTS})
+    cache.fill(TEXTS, encoder, batch_size=3)
+    assert encoder.seen == sorted({"", *TEXTS})
+    assert PromptCache(tmp_path, MODEL).missing(TEXTS) == []
+    cache.fill([*TEXTS, "new"], encoder, batch_size=1)
+    assert encoder.seen[5:] == ["new"]
+
+
+def test_another_encoder_context_or_number_of_chunks_misses(tmp_path: Path) -> None:
+    hashes = [
+        combined_hash("weights", "tokenizer", 77, 1),
+        combined_hash("others", "tokenizer", 77, 1),
+        combined_hash("weights", "tokenizer", 77, 2),
+        combined_hash("weights", "tokenizer", 7, 71),
+    ]
+    assert len(set(hashes)) == 4
+    PromptCache(tmp_path, hashes[0]).fill(TEXTS, TextEncoder())
+    assert [bool(PromptCache(tmp_path, h).missing(TEXTS)) for h in hashes] == [False, True, True, True]
+
+
+def test_a_caption_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the caption 'a cat' is not in the cache"):
+        PromptCache(tmp_path, MODEL).read(["a cat"])
+
+
+def test_embeddings_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no finite embedding of ''"):
+        PromptCache(tmp_path, MODEL).fill(TEXTS, lambda texts: TextEncoder()(texts).map(lambda t: t / 0))
+
+
+def test_a_clip_text_encoder_is_read_back_to_the_bit(tmp_path: Path) -> None:
+    text_encoder = make_sd1(tmp_path / "model").text_encoder
+    texts = ["a red apple on a table", "the large blue square"]
+    cache = PromptCache(tmp_path, MODEL)
+    cache.fill(texts, text_encoder, batch_size=3)
+    expected = text_encoder(["", *texts])
+    assert torch.equal(cache.read(["", *texts]).prompt_embeds, expected.prompt_embeds)
+    found, pooled = cache.read(texts[::-1]).pooled_prompt_embeds, expected.pooled_prompt_embeds
+    assert found is not None and pooled is not None and torch.equal(found, pooled[[2, 1]])

@@ -1,0 +1,53 @@
+"""The shapes recipe in small: its own configurations with a few steps, scored by the judge."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ldm.demos.shapes_folder import write_shapes
+from ldm.demos.shapes_score import score_shapes
+from ldm.pipeline.pipeline import load_pipeline
+from train import autoencoder, denoiser, text_encoder
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "shapes"
+SMALL = [
+    "data.holdout_fraction=0",
+    "global_batch_size=16",
+    "log_every=1",
+    "optim.num_warmup_steps=2",
+    "device=cpu",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 64 drawings and the three runs of the recipe."""
+    folder = tmp_path_factory.mktemp("shapes")
+    write_shapes(folder / "data", num_images=64, size_px=32)
+    parts = [f"parts.autoencoder={folder}/autoencoder", f"parts.text_encoder={folder}/text_encoder"]
+    for program, num_steps, more in (
+        (autoencoder, 20, []),
+        (text_encoder, 4, ["optim.learning_rate=1e-4"]),
+        (denoiser, 26, [*parts, "preview.num_inference_steps=2"]),
+    ):
+        name = program.__name__.rpartition(".")[2]
+        run = [f"run_dir={folder}/{name}", f"data.path={folder}/data", f"num_steps={num_steps}"]
+        assert program.main([str(CONFIGS / f"{name}.yaml"), *run, *SMALL, *more]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "denoiser"])
+def test_each_program_learns(folder: Path, name: str) -> None:
+    rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows]
+    assert sum(losses[-8:]) < 0.9 * sum(losses[:8])  # single steps vary with the noise levels drawn
+
+
+def test_the_judge_scores_what_the_model_draws(folder: Path) -> None:
+    report = score_shapes(load_pipeline(folder / "denoiser"), folder / "score", num_scenes=4)
+    for kind in ("seen", "held_out"):
+        assert report[kind]["all"]["num_judged"] == 4
+        assert 0 <= report[kind]["colour"]["share"] <= 1
+        assert (folder / "score" / f"{kind}.png").is_file()
+    assert json.loads((folder / "score/report.json").read_text()) == report

@@ -1,0 +1,255 @@
+"""The model card: what the Hub reads of it, what people read of it, and what must not be in it."""
+
+import json
+import shutil
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard, constants
+from PIL import Image
+
+from ldm.export.card.licences import licence_keys
+from ldm.export.card.run_record import RunRecord, read_run
+from ldm.export.card.subject import BaseModel, find_base, hub_datasets
+from ldm.export.card.training import measurements_of, training_section
+from ldm.export.source import ExportSource, load_source
+from tests.support.tiny_card import FINGERPRINT, card_of, make_run, picture, section, whole_model
+
+TOKEN = "hf_" + "aB3" * 11
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA's run; tests that change it copy it first."""
+    torch.manual_seed(0)
+    return make_run(tmp_path_factory.mktemp("card"))
+
+
+@pytest.fixture(scope="module")
+def source(made: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportSource:
+    """The same, but without metrics: curves take time to draw."""
+    run = Path(shutil.copytree(made, tmp_path_factory.mktemp("quiet") / "squares"))
+    (run / "metrics.jsonl").unlink()
+    return load_source(run)
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_the_front_matter_is_what_the_hub_reads(source: ExportSource, tmp_path: Path) -> None:
+    samples = [picture(), picture("a blue --- square: #1")]
+    card = ModelCard(card_of(source, tmp_path / "out", format="lora-diffusers", samples=samples))
+    assert card.data.to_dict() == {
+        "license": "mit",
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "tags": [
+            "text-to-image", "diffusers", "stable-diffusion", "open-ldm", "lora", "template:diffusion-lora",
+        ],
+        "instance_prompt": "a sks drawing",
+        "widget": [
+            {"text": "a red apple", "output": {"url": "samples/01.png"}},
+            {"text": "a blue --- square: #1", "output": {"url": "samples/02.png"}},
+        ],
+    }  # fmt: skip
+    assert card.text.lstrip().startswith("# Squares\n")
+    for widget in card.data.widget:
+        assert size_of(tmp_path / "out" / widget["output"]["url"]) == (16, 16)
+
+
+def test_a_base_of_the_hub_is_named_with_its_relation(
+    source: ExportSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert find_base(source, None) == BaseModel("base-model")
+    monkeypatch.setattr("ldm.export.card.subject.hub_id_of", lambda given: "alice/squares-base")
+    for format, relation in (("lora-kohya", "adapter"), ("diffusers", "finetune")):
+        text = card_of(source, tmp_path / "out", format=format)
+        data = ModelCard(text).data
+        assert (data.base_model, data.base_model_relation) == ("alice/squares-base", relation)
+
+
+def test_only_what_came_from_the_hub_is_called_its_model(
+    source: ExportSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = tmp_path / "hub" / "models--alice--base"
+    for file, text in {"refs/main": "abc", "refs/v1": "abc", "snapshots/abc/model_index.json": "{}"}.items():
+        (cached / file).parent.mkdir(parents=True, exist_ok=True)
+        (cached / file).write_text(text)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+
+    def base(name: str) -> BaseModel | None:
+        assert source.adapter is not None
+        return find_base(replace(source, adapter=replace(source.adapter, base=name)), None)
+
+    assert base("alice/base") == base("alice/base@v1") == BaseModel("alice/base", "alice/base")
+    assert base("models/other") == BaseModel("other")
+    (tmp_path / "alice" / "base").mkdir(parents=True)
+    assert base("alice/base") == BaseModel("base")
+    assert base("emoji") == BaseModel("emoji")
+
+
+def test_the_sections_tell_what_made_the_model(made: Path, tmp_path: Path) -> None:
+    source = load_source(made)
+    card = card_of(source, tmp_path / "out", format="lora-diffusers")
+    training, data = section(card, "Training"), section(card, "Data")
+    assert "a LoRA of rank 2, alpha 4, layers: to\\_k, fc1, text encoder included" in training
+    assert "60 of 4 pictures; the weights are of step 40, with the lowest held-out loss |" in training
+    assert "| time | 0 h 04 min |" in training and "num_warmup_steps: 2" in training
+    assert "| data | `my squares` |" in data
+    assert "| pictures | 7 used, 0 refused, of 7 found |" in data
+    assert "| captions | 14, 14 different |" in data
+    assert "| size of the pictures, px | 16 x 16: 7 |" in data
+    assert "| licences of the pictures | not named: 7 |" in data
+    assert "| 0.125 at step 40, standard error 0.02 | `ldm train config.yaml` |" in section(card, "Measured")
+    hashes = section(card, "Hashes")
+    assert source.adapter is not None
+    for value in (source.weights_hash, source.adapter.base_weights_hash, FINGERPRINT):
+        assert f"`{value}`" in hashes
+    assert f"diffusers {version('diffusers')}" in section(card, "Software")
+    assert "trained on 7 pictures only" in section(card, "Limits and risks")
+    assert size_of(tmp_path / "out" / "samples" / "curves.png")[0] > 600
+
+
+@pytest.mark.parametrize(
+    ("interval", "told"),
+    [
+        ((0.0, 1.0), "guidance 7.5 |"),
+        ((0.0, 0.5), "from 0 to 0.5 of the steps (a stock pipeline guides all steps) |"),
+        ((5.0, 0.3), "while the noise is 5 to 0.3 times the signal (a stock pipeline guides all steps) |"),
+    ],
+)
+def test_where_guidance_is_used_is_told(tmp_path: Path, interval: tuple[float, float], told: str) -> None:
+    source = whole_model(tmp_path)
+    defaults = replace(source.parts.defaults, guidance_interval=interval)
+    source = replace(source, parts=replace(source.parts, defaults=defaults))
+    assert told in section(card_of(source, tmp_path / "out"), "Model")
+
+
+def test_memorisation_is_told_of_these_weights_alone(made: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(made, tmp_path / "runs" / "squares"))
+    (run / "metrics.jsonl").unlink()
+    found = load_source(run)
+    share = {"share": 0.75, "low": 0.5, "high": 0.9, "num_right": 6, "num_judged": 8}
+    report = {"weights_hash": "0" * 64, "recall": {"num_training_images": 7, "top_1": share}}
+    (tmp_path / "runs" / "evaluation").mkdir()
+    (tmp_path / "runs" / "evaluation" / "report.json").write_text(json.dumps(report))
+    limits = section(card_of(found, tmp_path / "other"), "Limits and risks")
+    assert "was not measured" in limits and "75" not in limits
+    report["weights_hash"] = found.weights_hash
+    (tmp_path / "runs" / "evaluation" / "report.json").write_text(json.dumps(report))
+    card = card_of(found, tmp_path / "same")
+    assert "Memorisation was measured: for 75.0% of 8 training captions" in section(card, "Limits and risks")
+    assert "0.750 [0.500, 0.900] of 8 captions" in section(card, "Measured")
+
+
+def test_nothing_private_is_in_it(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "tower-7.example.org")
+    monkeypatch.setenv("HOME", "/home/quokka")
+    monkeypatch.setenv("MY_TOKEN", "correct horse battery")
+    run = Path(shutil.copytree(made, tmp_path / "runs" / "squares"))
+    config = (run / "config.yaml").read_text()
+    planted = [
+        "note: see /home/quokka/notes.txt on tower-7, by Quokka",
+        f"wandb: '{TOKEN}'",
+        "extra: correct horse battery",
+        "windows: 'C:\\Users\\quokka\\data set'",
+        "home: /home/someone",
+        "address: https://quokka:hunter2@example.org/x",
+    ]
+    (run / "config.yaml").write_text(config + "\n".join(planted) + "\n")
+    samples = [picture("a red apple for quokka, see /home/quokka/apple.png"), picture()]
+    folder = tmp_path / "out"
+    card_of(load_source(run), folder, format="lora-kohya", samples=samples)
+    private = [
+        "quokka", "tower-7", TOKEN, "correct horse", "hunter2", "someone", "/home", "\\users", str(tmp_path), "/tmp",
+    ]  # fmt: skip
+    for path in folder.rglob("*"):
+        content = path.read_bytes().decode("latin-1").lower() if path.is_file() else ""
+        assert [word for word in private if word.lower() in content] == [], path
+    assert "run_dir: squares" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("step", "weights", "measured"), [(60, "average", True), (60, "trained", False), (50, "average", False)]
+)
+def test_a_checkpoints_card_tells_of_its_own_step(
+    step: int, weights: str, measured: bool, made: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(made / "pipeline", tmp_path / "model")
+    provenance = {"provenance": {"step": step, "weights": weights}}
+    (tmp_path / "model" / "ldm.json").write_text(json.dumps(provenance))
+    run = read_run(made, tmp_path / "model", "")
+    assert (run.step, run.weights) == (step, weights)
+    measurements = [(one.what, one.value) for one in measurements_of(run)]
+    assert measurements == [("loss on held-out pictures", "0.25 at step 60, standard error 0.02")] * measured
+    assert f"are of step {step}{' (trained)' * (weights == 'trained')} |" in training_section(run)
+
+
+def test_a_run_of_which_little_is_known_has_a_card(tmp_path: Path) -> None:
+    found = whole_model(tmp_path)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.yaml").write_text("program: denoiser\ndata: {path: data/cats}\n")
+    card = card_of(replace(found, run=tmp_path / "old"), tmp_path / "out", samples=[])
+    assert "The run wrote no data report." in section(card, "Data") and "`cats`" in section(card, "Data")
+    assert "\n## Curves\n" not in card and "\n## Samples\n" not in card and "\n## Measured\n" not in card
+    assert "from nothing" in section(card, "Training")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["README.md"]
+
+
+def test_a_streams_report_is_told(made: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(made, tmp_path / "squares"))
+    (run / "metrics.jsonl").unlink()
+    counts = {"num_shards": 9, "num_shards_seen": 4, "num_found": 2000, "num_used": 1990, "num_refused": 10}
+    (run / "data_report.json").write_text(json.dumps({**counts, "buckets": {"16 x 16": 1990}, "shards": []}))
+    data = section(card_of(load_source(run), tmp_path / "out"), "Data")
+    assert "| pictures | 1,990 used, 10 refused, of 2,000 found |" in data
+    assert "| shards | 4 seen of 9 |" in data
+
+
+@pytest.mark.parametrize(
+    ("licence", "keys"),
+    [
+        ("MIT", {"license": "mit"}),
+        (" Apache-2.0 ", {"license": "apache-2.0"}),
+        (None, {"license": "unknown"}),
+        ("My own, v2", {"license": "other", "license_name": "my-own-v2"}),
+        (
+            "https://example.org/Terms.html",
+            {
+                "license": "other",
+                "license_name": "example.org-terms.html",
+                "license_link": "https://example.org/Terms.html",
+            },
+        ),
+    ],
+)
+def test_a_licence_is_given_as_the_hub_has_it(licence: str | None, keys: dict[str, str]) -> None:
+    assert licence_keys(licence) == keys
+
+
+def test_without_a_licence_the_card_says_so(source: ExportSource, tmp_path: Path) -> None:
+    card = card_of(source, tmp_path / "out", licence=None)
+    assert section(card, "Licence").startswith("None was given.")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"path": "ann/photos", "kind": "datasets"},
+        {
+            "path": None,
+            "sources": [{"path": "ann/photos", "kind": "datasets"}, {"path": "mine", "kind": "auto"}],
+        },
+    ],
+)
+def test_a_data_set_of_the_hub_is_named_wherever_the_settings_have_it(data: dict[str, Any]) -> None:
+    run = RunRecord("run", {"data": data}, [], None, None, "average", [])
+    assert hub_datasets(run) == ["ann/photos"]
+    assert hub_datasets(None) == []

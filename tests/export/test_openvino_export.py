@@ -1,0 +1,93 @@
+"""An exported OpenVINO folder: every network answers as ours, and a stock pipeline draws our picture with them."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from ldm import UserError
+from ldm.export.formats.openvino import traced_networks, write_openvino
+from ldm.export.verify import readers
+from ldm.export.verify.openvino_reader import read_openvino
+from ldm.export.verify.trial import largest_difference, trial_answer, trial_for, trial_given
+from ldm.io.files import read_json, write_tensors
+from ldm.models.engines.openvino_network import read_network
+from ldm.models.loading.model import ModelParts, load_parts
+from ldm.models.loading.source import EMBEDDED
+from tests.support.tiny_models import make_sd1, make_sd2
+
+pytestmark = [
+    pytest.mark.openvino,
+    pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed"),
+]
+
+NETWORKS = ("unet", "vae_encoder", "vae_decoder", "text_encoder")
+
+
+def differences_from(parts: ModelParts, folder: Path) -> dict[str, float]:
+    """Of each network in a folder from torch's, the largest one, in standard deviations of its answer.
+
+    Compared at other sizes than the networks were traced at.
+    """
+    return {
+        name: traced.difference(read_network(folder / name))
+        for name, traced in traced_networks(parts).items()
+    }
+
+
+def embedded(_: Path) -> ModelParts:
+    return load_parts(EMBEDDED["emoji"])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        make_sd2,
+        pytest.param(make_sd1, marks=pytest.mark.slow),
+        pytest.param(embedded, marks=pytest.mark.slow),
+    ],
+)
+def test_an_export_is_the_model(make: Callable[[Path], ModelParts], tmp_path: Path) -> None:
+    parts, folder = make(tmp_path), tmp_path / "openvino"
+    folder.mkdir()
+    write_openvino(parts, folder)
+    differences = differences_from(parts, folder)
+    assert set(differences) == set(NETWORKS)
+    assert max(differences.values()) < 1e-4
+
+    trial = trial_for(parts)
+    write_tensors(tmp_path / "given", trial_given(parts, trial))
+    pipe = read_openvino({"folder": str(folder)})
+    theirs = readers.answer(pipe, {"trial": asdict(trial), "given": str(tmp_path / "given")})
+    assert largest_difference(trial_answer(parts, trial), theirs) < 0.1
+
+    check_files(parts, folder)
+    parts.text_encoder.model.final_layer_norm.bias[0] += 1
+    parts.autoencoder.vae.decoder.conv_out.bias[0] += 1
+    changed = differences_from(parts, folder)
+    assert {name for name in NETWORKS if changed[name] > 1e-2} == {"text_encoder", "vae_decoder"}
+
+
+def check_files(parts: ModelParts, folder: Path) -> None:
+    """What optimum-intel looks for is there, and nothing of torch."""
+    for name in NETWORKS:
+        assert sorted(path.name for path in (folder / name).iterdir()) == [
+            "config.json",
+            "openvino_model.bin",
+            "openvino_model.xml",
+        ]
+    assert (
+        read_json(folder / "vae_decoder" / "config.json")["scaling_factor"]
+        == parts.autoencoder.scaling_factor
+    )
+    assert read_json(folder / "scheduler" / "scheduler_config.json") == parts.scheduler_config
+    assert read_json(folder / "model_index.json")["_class_name"] == "StableDiffusionPipeline"
+    assert (folder / "tokenizer" / "vocab.json").is_file()
+    assert not list(folder.rglob("*.safetensors"))
+
+
+def test_a_network_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unet/openvino_model\.xml cannot be read"):
+        differences_from(make_sd1(tmp_path), tmp_path)

@@ -1,0 +1,255 @@
+"""Anybody's model folder: a configuration that lies, names other files or brings code is refused before anything is set
+aside, and nothing in the folder is ever run.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ldm.errors import UserError
+from ldm.models.loading.components import weights_faults
+from ldm.models.loading.folder import check_folder, check_keys, weights_variant
+from ldm.models.loading.model import load_parts, save_parts
+from tests.support.hostile_files import (
+    LIES,
+    TWO_NUMBERS,
+    code_that_makes,
+    edit_json,
+    pickle_that_makes,
+    write_safetensors,
+)
+from tests.support.tiny_models import make_sd2
+
+LARGEST = 100_000
+"""Numbers in the largest tensor that any of these models may need; what is asked for is beyond 10^8."""
+
+
+class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Keeps the size of the largest tensor that is made with memory of its own, in numbers."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(each, torch.Tensor) and not each.is_meta:
+                self.largest = max(self.largest, each.numel())
+        return result
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_parts(make_sd2(tmp_path_factory.mktemp("tokenizer")), folder, max_shard_size="100KB")
+    return folder
+
+
+@pytest.fixture
+def model(saved: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+def config(part: str, **changes: Any) -> Callable[[Path], object]:
+    name = "scheduler_config.json" if part == "scheduler" else "config.json"
+    return lambda model: edit_json(model / part / name, **changes)
+
+
+def index_names(file: str) -> Callable[[Path], object]:
+    """The index of the unet's shards names another file for its first weight, which is there and whole."""
+
+    def damage(model: Path) -> None:
+        index = model / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+        first = next(iter(json.loads(index.read_text())["weight_map"].items()))
+        for outside in (model.parent / "other.safetensors", model / "unet" / "other.safetensors"):
+            shutil.copy(model / "unet" / first[1], outside)
+        value = json.loads(index.read_text())
+        value["weight_map"][first[0]] = file.format(outside=model.parent)
+        index.write_text(json.dumps(value))
+
+    return damage
+
+
+def lie_in_a_shard(kind: str) -> Callable[[Path], object]:
+    def damage(model: Path) -> None:
+        write_safetensors(next((model / "vae").glob("*.safetensors")), LIES[kind][0])
+
+    return damage
+
+
+def large_file(name: str) -> Callable[[Path], object]:
+    return lambda model: os.truncate(model / name, 2**34)
+
+
+def large_pictures(model: Path) -> None:
+    """A stock folder, whose unet says what size it was made for."""
+    (model / "ldm.json").unlink()
+    edit_json(model / "unet" / "config.json", sample_size=10**9)
+
+
+def adapter_beside(model: Path) -> None:
+    """What transformers puts into a network without being asked."""
+    (model / "text_encoder" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}')
+    write_safetensors(model / "text_encoder" / "adapter_model.safetensors", {"a": TWO_NUMBERS})
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "wide unet": (config("unet", block_out_channels=[16_000, 32_000]), "unet: config.json asks for "),
+    "wide vae": (config("vae", block_out_channels=[8_000, 16_000]), "vae: config.json asks for "),
+    "many words": (config("text_encoder", vocab_size=10**9), "text_encoder: config.json asks for "),
+    "long texts": (
+        config("text_encoder", max_position_embeddings=10**9),
+        "text_encoder: config.json asks for ",
+    ),
+    "beyond counting": (config("unet", block_out_channels=[2**62, 2**62]), "unet"),
+    "deep unet": (config("unet", layers_per_block=10**9), " layers, and the safetensors hold"),
+    "deep levels": (config("unet", layers_per_block=[1, 10**9]), "000,000,000 layers"),
+    "deep attention": (config("unet", transformer_layers_per_block=[[10**9], 1]), "000,000,000 layers"),
+    "deep text": (config("text_encoder", num_hidden_layers=10**9), "000,000,000 layers"),
+    "many levels": (config("vae", down_block_types=["DownEncoderBlock2D"] * 10**5), "100,000 layers"),
+    "division by zero": (config("unet", norm_num_groups=0), "unet cannot be loaded"),
+    "no list": (config("unet", block_out_channels={"a": 1}), "unet cannot be loaded"),
+    "long schedule": (config("scheduler", num_train_timesteps=10**12), "num_train_timesteps is 1,000,000"),
+    "large pictures": (large_pictures, "asks for pictures of"),
+    "large default": (
+        lambda m: edit_json(m / "ldm.json", defaults={"height": 10**6}),
+        "asks for pictures of 1000000 x 16",
+    ),
+    "deep JSON": (
+        lambda m: (m / "unet" / "config.json").write_text('{"a": ' + "[" * 100_000),
+        "no readable JSON",
+    ),
+    "large config": (large_file("unet/config.json"), "config.json has more than"),
+    "large vocabulary": (large_file("tokenizer/vocab.json"), "vocab.json has more than"),
+    "large index": (large_file("unet/diffusion_pytorch_model.safetensors.index.json"), "has more than"),
+    "index to above": (index_names("../../other.safetensors"), "index.json names '../../other"),
+    "index to anywhere": (index_names("{outside}/other.safetensors"), "index.json names '/"),
+    "index to another": (index_names("other.safetensors"), "index.json names 'other.safetensors'"),
+    "index of nothing": (
+        lambda m: edit_json(m / "unet" / "diffusion_pytorch_model.safetensors.index.json", weight_map=[]),
+        "has no weight_map",
+    ),
+    "header lies": (lie_in_a_shard("shape beyond the bytes"), "no whole safetensors file"),
+    "header is huge": (lie_in_a_shard("too many brackets"), "no whole safetensors file"),
+    "adapter": (adapter_beside, "adapter_config.json makes another model"),
+    "class from a module": (config("unet", _class_name=["evil", "UNet"]), "is of the class \"['evil'"),
+    "another class": (config("vae", _class_name="VQModel"), "is of the class 'VQModel'"),
+    "experts": (config("text_encoder", _experts_implementation="user/kernel"), "'_experts_implementation'"),
+    "attention": (config("text_encoder", attn_implementation="user/kernel"), "'attn_implementation'"),
+    "kernels": (config("text_encoder", a=[{"b": {"use_kernels": True}}]), "'use_kernels'"),
+    "pipeline code": (
+        lambda m: edit_json(m / "model_index.json", custom_pipeline="evil"),
+        "'custom_pipeline'",
+    ),
+    "generation code": (config("text_encoder", custom_generate="user/evil"), "'custom_generate'"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_nothing_is_run_and_no_memory_is_taken(model: Path, tmp_path: Path, kind: str) -> None:
+    marker = tmp_path / "it-ran"
+    for name in ("evil.py", "pipeline.py", "unet/evil.py", "text_encoder/modeling_evil.py"):
+        (model / name).write_text(code_that_makes(marker))
+    for name in ("unet/diffusion_pytorch_model.bin", "text_encoder/adapter_model.bin", "optimizer.pt"):
+        (model / name).write_bytes(pickle_that_makes(marker))
+    damage, message = HOSTILE[kind]
+    damage(model)
+    with Allocations() as made, pytest.raises(UserError) as caught:  # type: ignore[no-untyped-call]
+        load_parts(model)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert made.largest < LARGEST
+    assert not marker.exists()
+
+
+def test_the_traps_would_spring(tmp_path: Path) -> None:
+    """The pickle and the module of these tests do what they are said to do."""
+    import pickle
+
+    pickle.loads(pickle_that_makes(tmp_path / "a"))
+    exec(code_that_makes(tmp_path / "b"))
+    assert (tmp_path / "a").is_dir() and (tmp_path / "b").is_dir()
+
+
+def test_what_asks_for_nothing_is_allowed(model: Path) -> None:
+    config("text_encoder", _attn_implementation_autoset=True, auto_map=None, trust_remote_code=False)(model)
+    edit_json(model / "tokenizer" / "tokenizer_config.json", trust_remote_code=False)
+    check_folder(model)
+    load_parts(model)
+
+
+def test_older_names_of_weights_are_read(model: Path, saved: Path) -> None:
+    """The attention of an autoencoder before 2023, and the counts that CLIP used to be stored with."""
+    modern = (
+        (".to_q.", ".query."),
+        (".to_k.", ".key."),
+        (".to_v.", ".value."),
+        (".to_out.0.", ".proj_attn."),
+    )
+    tensors = gather(model / "vae")
+    for new, old in modern:
+        tensors = {name.replace(new, old): tensor for name, tensor in tensors.items()}
+    save_file(tensors, model / "vae" / "diffusion_pytorch_model.safetensors")
+    text = gather(model / "text_encoder") | {"text_model.embeddings.position_ids": torch.arange(16)[None]}
+    save_file(text, model / "text_encoder" / "model.safetensors")
+    assert (
+        weights_faults("vae", model / "vae") == weights_faults("text_encoder", model / "text_encoder") == []
+    )
+    for ours, theirs in zip(load_parts(model).modules(), load_parts(saved).modules(), strict=True):
+        found = ours.state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in theirs.state_dict().items())
+
+
+def gather(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a component, which lie nowhere after it."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(path)
+        path.unlink()
+    for path in folder.glob("*.index.json"):
+        path.unlink()
+    return tensors
+
+
+def test_shards_of_a_variant_are_found(saved: Path, tmp_path: Path) -> None:
+    """Their index begins as that of the plain weights does."""
+    save_parts(
+        load_parts(saved), tmp_path / "half", dtype=torch.float16, variant="fp16", max_shard_size="50KB"
+    )
+    assert (tmp_path / "half/unet/diffusion_pytorch_model.safetensors.index.fp16.json").is_file()
+    assert weights_variant(tmp_path / "half", "unet") == "fp16"
+    load_parts(tmp_path / "half")
+    next((tmp_path / "half" / "unet").glob("*-00002-of-*")).unlink()
+    with pytest.raises(UserError, match=r"index\.fp16\.json names"):
+        load_parts(tmp_path / "half")
+
+
+CODE = """
+auto_map trust_remote_code custom_pipeline custom_pipelines custom_generate quantization_config compression_config
+kernel_config kernel_mapping use_kernels use_local_kernel allow_all_kernels attn_implementation
+_attn_implementation_internal
+"""
+
+
+@pytest.mark.parametrize("key", CODE.split())
+def test_every_key_that_brings_code_is_refused_at_any_depth(key: str) -> None:
+    for value in ({key: {"a": "b"}}, {"parts": [{"unet": {key: True}}]}):
+        with pytest.raises(UserError, match=f"has the key '{key}': models that bring code"):
+            check_keys(Path("config.json"), value)
+    check_keys(Path("config.json"), {key: None, "parts": [{key: False}]})  # as stock folders have some
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"])
+def test_every_kind_of_pickle_is_told_and_not_read(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / f"weights{suffix}").write_bytes(b"")
+    with pytest.raises(UserError, match=rf"weights\{suffix} is a pickle: only safetensors are read"):
+        weights_variant(tmp_path, "unet")

@@ -1,0 +1,94 @@
+"""Decoding in pieces that the memory holds: the same pictures, and tiles only where one alone does not fit."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ldm.models.vae import TILE_LATENTS, KLAutoencoder
+from ldm.pipeline import decoding
+from ldm.pipeline.decoding import decode_images, free_memory_bytes
+from ldm.pipeline.pipeline import Pipeline
+from ldm.pipeline.settings import LdmWarning
+from tests.support.tiny_models import make_sd1
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    return Pipeline(make_sd1(tmp_path_factory.mktemp("tokenizer")))
+
+
+def with_memory(monkeypatch: pytest.MonkeyPatch, num_bytes: float) -> None:
+    monkeypatch.setattr(decoding, "free_memory_bytes", lambda device: num_bytes)
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, autoencoder: KLAutoencoder) -> list[int]:
+    """The number of pictures of each call of the decoder, as it is called."""
+    calls: list[int] = []
+    decode = autoencoder.vae.decoder.forward
+
+    def watched(latents: torch.Tensor, *args: Any) -> Any:
+        calls.append(len(latents))
+        return decode(latents, *args)
+
+    monkeypatch.setattr(autoencoder.vae.decoder, "forward", watched)
+    return calls
+
+
+def test_as_many_at_once_as_half_of_the_memory_holds(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    autoencoder = pipeline.autoencoder
+    latents = torch.randn(5, autoencoder.num_channels, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole, _ = decode_images(autoencoder, latents)
+        calls = watch(monkeypatch, autoencoder)
+        with_memory(monkeypatch, 2 * 2.5 * autoencoder.decoding_bytes(4, 4))
+        pieces, in_tiles = decode_images(autoencoder, latents)
+        decode_images(autoencoder, latents, one_by_one=True)
+    assert calls == [2, 2, 1] + [1] * 5
+    assert not in_tiles
+    for one, other in zip(whole, pieces, strict=True):
+        assert np.abs(np.asarray(one, float) - np.asarray(other, float)).max() <= 1
+
+
+def test_a_picture_that_does_not_fit_is_decoded_in_tiles_and_says_so(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (TILE_LATENTS + 8) * pipeline.autoencoder.pixels_per_latent
+    given: dict[str, Any] = {"seed": 3, "num_inference_steps": 1, "height": 16, "width": size}
+    whole = pipeline.generate("", **given)
+    with_memory(monkeypatch, 1.0)
+    with pytest.warns(LdmWarning, match=r"needs about .* GB to decode, so it is decoded in tiles") as told:
+        tiled = pipeline.generate("", **given)
+    ours = [each for each in told if each.category is LdmWarning]
+    assert [Path(each.filename).name for each in ours] == [Path(__file__).name]
+    assert tiled.settings == [{**whole.settings[0], "decoded_in_tiles": True}]
+    assert tiled.images[0].size == whole.images[0].size
+    assert torch.equal(tiled.latents, whole.latents)
+    difference = np.asarray(tiled.images[0], float) - np.asarray(whole.images[0], float)
+    assert 0 < np.abs(difference).mean() < 30, "a random decoder's tiles differ in their normalisation"
+
+
+def test_a_picture_of_one_tile_is_whole_however_little_memory_there_is(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_memory(monkeypatch, 0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LdmWarning)
+        made = pipeline.generate("", num_images=2, num_inference_steps=1)
+    assert "decoded_in_tiles" not in made.settings[0]
+
+
+def test_the_estimate_is_of_the_last_level(pipeline: Pipeline) -> None:
+    autoencoder = pipeline.autoencoder
+    channels = autoencoder.vae.config.block_out_channels[1]
+    pixels = 4 * 6 * autoencoder.pixels_per_latent**2
+    assert autoencoder.decoding_bytes(4, 6) == 4 * channels * pixels * 4
+
+
+def test_free_memory_is_what_the_system_tells() -> None:
+    assert 2**20 < free_memory_bytes(torch.device("cpu")) < float("inf")

@@ -1,0 +1,129 @@
+"""Our pictures against those of diffusers' own StableDiffusionPipeline, from the same latents and generators."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from ldm.diffusion.sampling import SCHEDULERS
+from ldm.noise import image_generators
+from ldm.pipeline.pipeline import Pipeline
+from tests.support.tiny_models import ZERO_SNR_SCHEDULER, make_sd1, make_sd2
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:Should have t[ab][<>]=t[01] but got:UserWarning"
+    ),  # torchsde's rounding
+]
+
+SD1 = [(name, "sd1") for name, entry in SCHEDULERS.items() if entry.available]
+SD2 = [(name, "sd2") for name, _ in SD1 if not name.startswith("kdpm2")]  # these take a second to set up
+PROMPTS = ["a red apple on a table", "the large blue square above a small green circle"]
+SEED = 5
+
+
+class Pair:
+    """One model twice: our pipeline and the stock one, around the same networks."""
+
+    def __init__(self, parts: Any) -> None:
+        self.ours = Pipeline(parts)
+        self.stock = StableDiffusionPipeline(
+            vae=parts.autoencoder.vae,
+            text_encoder=parts.text_encoder.model,
+            tokenizer=parts.text_encoder.tokenizer,
+            unet=parts.denoiser.unet,
+            scheduler=_stock_scheduler("ddim", parts.scheduler_config),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        self.stock.set_progress_bar_config(disable=True)
+
+    def check(
+        self, scheduler: str, *, karras: bool = False, given_latents: bool = False, **settings: Any
+    ) -> None:
+        """Make two pictures with each and compare them: 1/255 at most."""
+        latents = (
+            torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)) if given_latents else None
+        )
+        common = {"num_inference_steps": 4, "guidance_scale": 5.0, "guidance_rescale": 0.0, **settings}
+        negative = common.pop("negative_prompt", "")
+        ours = self.ours.generate(
+            PROMPTS,
+            negative_prompt=negative,
+            seed=SEED,
+            scheduler=scheduler,
+            karras=karras,
+            latents=latents,
+            **common,
+        ).images
+        self.stock.scheduler = _stock_scheduler(scheduler, self.ours.scheduler_config, karras)
+        stock = self.stock(
+            PROMPTS,
+            negative_prompt=[negative] * 2,
+            generator=image_generators([SEED] * 2),
+            latents=latents,
+            height=16,
+            width=16,
+            **common,
+        ).images
+        for our_image, stock_image in zip(ours, stock, strict=True):
+            assert _difference(our_image, stock_image) <= 1
+        assert _difference(ours[0], ours[1]) > 1
+
+
+def _stock_scheduler(name: str, config: dict[str, Any], karras: bool = False) -> Any:
+    """As the user of diffusers makes one."""
+    import diffusers
+
+    entry = SCHEDULERS[name]
+    more: dict[str, Any] = {"use_karras_sigmas": True} if karras else {}
+    if name == "dpmpp_sde":  # takes seeds where others take generators
+        more["noise_sampler_seed"] = [SEED] * 2
+    return getattr(diffusers, entry.class_name).from_config({**config, **entry.overrides, **more})
+
+
+def _difference(first: Image.Image, second: Image.Image) -> int:
+    return int(np.abs(np.asarray(first, dtype=int) - np.asarray(second, dtype=int)).max())
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
+    return {
+        "sd1": Pair(make_sd1(tmp_path_factory.mktemp("sd1"))),
+        "sd2": Pair(make_sd2(tmp_path_factory.mktemp("sd2"))),
+        "zero_snr": Pair(make_sd2(tmp_path_factory.mktemp("zero_snr"), ZERO_SNR_SCHEDULER)),
+    }
+
+
+@pytest.mark.parametrize(("scheduler", "model"), SD1 + SD2)
+def test_pictures_equal(models: dict[str, Pair], scheduler: str, model: str) -> None:
+    models[model].check(scheduler)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler_a", "heun", "dpmpp_2m", "dpmpp_2m_sde", "pndm"])
+@pytest.mark.parametrize("model", ["sd1", "sd2"])
+def test_negative_prompt_and_rescale(models: dict[str, Pair], model: str, scheduler: str) -> None:
+    models[model].check(scheduler, negative_prompt="a small circle", guidance_rescale=0.7)
+
+
+@pytest.mark.parametrize("scheduler", ["euler_a", "ddpm", "unipc"])
+@pytest.mark.parametrize("model", ["sd1", "sd2"])
+def test_given_latents_without_guidance(models: dict[str, Pair], model: str, scheduler: str) -> None:
+    models[model].check(scheduler, given_latents=True, guidance_scale=1.0)
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "dpmpp_2m", "lms"])
+def test_karras(models: dict[str, Pair], scheduler: str) -> None:
+    models["sd1"].check(scheduler, karras=True, num_inference_steps=7)
+
+
+@pytest.mark.parametrize(
+    "scheduler", ["ddpm", "ddim", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_sde", "unipc"]
+)
+def test_zero_terminal_snr(models: dict[str, Pair], scheduler: str) -> None:
+    models["zero_snr"].check(scheduler)

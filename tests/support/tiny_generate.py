@@ -1,0 +1,41 @@
+"""A saved tiny model, and calls of `ldm generate` with it."""
+
+from pathlib import Path
+
+from typer.testing import CliRunner, Result
+
+from ldm.cli.app import app
+from ldm.generation.job import Order
+from ldm.generation.model_options import Means
+from ldm.generation.pictures import Target, list_pictures
+from ldm.generation.prompts import Prompt
+from ldm.pipeline.pipeline import Pipeline
+from tests.support.tiny_models import make_sd1
+
+
+def save_model(folder: Path) -> Path:
+    """The folder of a model inside `folder`."""
+    Pipeline(make_sd1(folder / "tokenizer")).save(folder / "one")
+    return folder / "one"
+
+
+def generate(*arguments: object) -> Result:
+    """A call in this process; what is no exit is raised."""
+    result = CliRunner().invoke(app, ["generate", *map(str, arguments)])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def order_of(
+    model: Path, *prompts: str, output: str = "outputs", resume: bool = False, **means: object
+) -> Order:
+    """A picture of each prompt, in batches of one unless `batch_size` is among the means."""
+    pictures = list_pictures([Prompt(prompt=text) for text in prompts])
+    made_with = Means(str(model), **{"batch_size": 1, **means})  # type: ignore[arg-type]
+    return Order(tuple(pictures), Target(Path(output), resume=resume), made_with)
+
+
+def files(folder: str) -> dict[str, bytes]:
+    """What lies in a folder, by name."""
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}

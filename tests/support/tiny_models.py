@@ -1,0 +1,117 @@
+"""Tiny Stable Diffusion models with random weights, of the stock classes: what the tests generate with."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from ldm.models.clip import ClipTextEncoder
+from ldm.models.clip_vocabulary import learn_merges, write_tokenizer
+from ldm.models.loading.folder import Defaults
+from ldm.models.loading.model import ModelParts
+from ldm.models.unet import UNetDenoiser
+from ldm.models.vae import KLAutoencoder
+
+CONTEXT_LENGTH = 16
+CAPTIONS = ["a red apple on a table", "the large blue square above a small green circle"]
+
+SD1_SCHEDULER = {
+    "_class_name": "PNDMScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+}
+"""As Stable Diffusion 1 has it: epsilon is the default prediction type, and not named."""
+
+SD2_SCHEDULER = {**SD1_SCHEDULER, "_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
+ZERO_SNR_SCHEDULER = {
+    **SD2_SCHEDULER,
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+}
+
+
+def make_tokenizer(folder: Path, pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
+    """A CLIP tokenizer with a vocabulary of two captions, 16 tokens a prompt."""
+    write_tokenizer(folder, learn_merges(CAPTIONS, 30), CONTEXT_LENGTH)
+    return CLIPTokenizer.from_pretrained(folder, pad_token=pad_token)
+
+
+def make_sd1(folder: Path) -> ModelParts:
+    """SD1-type: epsilon, one number of heads, 1x1 convolutions around the attention, quick GELU."""
+    return _make(folder, SD1_SCHEDULER, text_width=32, attention_head_dim=2)
+
+
+def make_sd2(folder: Path, scheduler_config: dict[str, Any] = SD2_SCHEDULER) -> ModelParts:
+    """SD2-type: v-prediction, heads by level, linear layers around the attention, padded with `!`."""
+    return _make(
+        folder,
+        scheduler_config,
+        text_width=48,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        hidden_act="gelu",
+        pad_token="!",
+    )
+
+
+def _make(
+    folder: Path,
+    scheduler_config: dict[str, Any],
+    *,
+    text_width: int,
+    attention_head_dim: int | tuple[int, ...],
+    use_linear_projection: bool = False,
+    hidden_act: str = "quick_gelu",
+    pad_token: str = "<|endoftext|>",
+) -> ModelParts:
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(folder, pad_token)
+    text_config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=text_width,
+        intermediate_size=2 * text_width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=CONTEXT_LENGTH,
+        hidden_act=hidden_act,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=text_width,
+        attention_head_dim=attention_head_dim,
+        use_linear_projection=use_linear_projection,
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=16,
+    )
+    parts = ModelParts(
+        UNetDenoiser(unet),
+        KLAutoencoder(vae),
+        ClipTextEncoder(tokenizer, CLIPTextModel(text_config)),
+        scheduler_config,
+        Defaults(height=16, width=16, num_inference_steps=4),
+    )
+    for module in parts.modules():
+        module.eval().requires_grad_(False)
+    return parts

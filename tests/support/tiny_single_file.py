@@ -1,0 +1,89 @@
+"""Narrow models with the structure of Stable Diffusion 1 and 2, which a single file can hold, with random weights.
+
+Four levels of two resnets, 32 groups, 64 channels a head in the text, and CLIP's own words: that makes them larger than
+those of `tests.tiny_models`.
+"""
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from ldm.models.clip import ClipTextEncoder
+from ldm.models.clip_tokenizer import clip_tokenizer
+from ldm.models.loading.folder import Defaults
+from ldm.models.parts import ModelParts
+from ldm.models.unet import UNetDenoiser
+from ldm.models.vae import KLAutoencoder
+from tests.support.tiny_models import SD1_SCHEDULER, SD2_SCHEDULER
+
+FOUR_DOWN = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+FOUR_UP = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+SIZE_PX = 64
+
+
+def make_narrow_sd1(scheduler_config: dict[str, Any] = SD1_SCHEDULER, **unet: Any) -> ModelParts:
+    """Eight heads at every level, 1x1 convolutions around the attention, quick GELU; `unet` changes its settings."""
+    changed = {"block_out_channels": (32, 32, 64, 64), "attention_head_dim": 8, **unet}
+    return _make(scheduler_config, 64, "quick_gelu", "<|endoftext|>", changed)
+
+
+def make_narrow_sd2(scheduler_config: dict[str, Any] = SD2_SCHEDULER, **unet: Any) -> ModelParts:
+    """64 channels a head, linear layers around the attention, GELU, padded with `!`."""
+    heads = {"attention_head_dim": (1, 1, 2, 2), "use_linear_projection": True}
+    changed = {"block_out_channels": (64, 64, 128, 128), **heads, **unet}
+    return _make(scheduler_config, 128, "gelu", "!", changed)
+
+
+def _make(
+    scheduler_config: dict[str, Any], width: int, activation: str, pad_token: str, unet: dict[str, Any]
+) -> ModelParts:
+    torch.manual_seed(0)
+    tokenizer = clip_tokenizer(pad_token)
+    text_model = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=width // 64,
+            max_position_embeddings=77,
+            hidden_act=activation,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    settings = {
+        "sample_size": SIZE_PX // 8,
+        "down_block_types": FOUR_DOWN,
+        "up_block_types": FOUR_UP,
+        "layers_per_block": 2,
+        "norm_num_groups": 32,
+        "cross_attention_dim": width,
+    }
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(32, 32, 32, 64),
+        layers_per_block=2,
+        latent_channels=4,
+    )
+    parts = ModelParts(
+        UNetDenoiser(UNet2DConditionModel(**{**settings, **unet})),
+        KLAutoencoder(vae),
+        ClipTextEncoder(tokenizer, text_model),
+        scheduler_config,
+        Defaults(SIZE_PX, SIZE_PX, num_inference_steps=2),
+    )
+    return _with_random_norms(parts)
+
+
+def _with_random_norms(parts: ModelParts) -> ModelParts:
+    """Norms and biases random too, so that no two weights can be confused unseen."""
+    for module in parts.modules():
+        for parameter in module.parameters():
+            if parameter.ndim == 1:
+                parameter.data += 0.05 * torch.randn(parameter.shape)
+        module.eval().requires_grad_(False)
+    return parts

@@ -1,0 +1,130 @@
+"""The smallest real run: seven points, a network of fifty weights, the loop and checkpoints of every program."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ldm import noise
+from ldm.config import validate
+from ldm.data.order import SampleKey
+from ldm.io.files import read_tensors
+from train.loop.steps import Batch
+from train.run.checkpoints import checkpoints
+from train.run.run import Run
+from train.run.signals import Interrupted
+from train.run.state import TrainState
+from train.settings.shared import TrainSettings
+
+TREE: dict[str, Any] = {
+    "program": "denoiser",
+    "num_steps": 8,
+    "global_batch_size": 4,  # an epoch is a step of four samples and one of three
+    "save_every": 100,
+    "preview_every": 100,
+    "log_every": 1,
+    "device": "cpu",
+    "data": {"path": "points", "holdout_fraction": 0.1},
+    "optim": {"learning_rate": 0.01, "num_warmup_steps": 0, "ema_decay": 0.5},
+    "validation": {"every": 3},
+}
+
+
+def make_settings(run_dir: Path, **changes: Any) -> TrainSettings:
+    """Settings of a run of eight steps with some changed; `optim` changes single settings."""
+    optim = {**TREE["optim"], **changes.pop("optim", {})}
+    return validate(TrainSettings, {**TREE, "run_dir": str(run_dir), **changes, "optim": optim})
+
+
+class Points(Dataset[dict[str, Any]]):
+    """Seven points with a draw of noise a turn; `spoiled` maps a turn (epoch, index) to the value it has instead."""
+
+    def __init__(self, spoiled: dict[tuple[int, int], float] | None = None) -> None:
+        self.spoiled = spoiled or {}
+
+    def __len__(self) -> int:
+        return 7
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        sample_id = f"point-{key.sample_index}"
+        drawn = torch.randn(4, generator=noise.generator_for(0, key.epoch, sample_id, "noise"))
+        value = self.spoiled.get((key.epoch, key.sample_index), float(key.sample_index))
+        return {"sample_id": sample_id, "x": drawn + value, "weight": key.weight}
+
+
+class PointTask(nn.Module):
+    """A network with dropout; `on_forward` is told how many times it ran before."""
+
+    def __init__(self, dropout: float = 0.2, on_forward: Callable[[int], None] = lambda _: None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Dropout(dropout), nn.Linear(8, 1))
+        self.on_forward, self.num_forwards = on_forward, 0
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Per-sample `loss` [b] of guessing the mean of x [b, 4]."""
+        self.on_forward(self.num_forwards)
+        self.num_forwards += 1
+        return {"loss": (self.net(batch["x"]).squeeze(1) - batch["x"].mean(dim=1)).square()}
+
+
+@torch.no_grad()
+def measure(state: TrainState) -> dict[str, float]:
+    """A number that every weight has a part in."""
+    return {"validation_loss": sum(float(p.sum()) for p in state.task.parameters())}
+
+
+def train(
+    settings: TrainSettings, task: PointTask | None = None, dataset: Points | None = None, **options: Any
+) -> TrainState:
+    """A run, or its resumption, to the end of the settings."""
+    return Run(settings).train(
+        task or PointTask(),
+        dataset or Points(),
+        bucket_of=["all"] * 7,
+        preview=lambda state, path: None,
+        validate=measure,
+        **options,
+    )
+
+
+def train_with_stops(settings: TrainSettings, stops: list[int], dataset: Points | None = None) -> TrainState:
+    """Train to the end, but a signal comes in the forward pass of that number, once in each of the runs."""
+    for stop in stops:
+
+        def interrupt(number: int, stop: int = stop) -> None:
+            if number == stop:
+                signal.raise_signal(signal.SIGTERM)
+
+        try:
+            train(settings, PointTask(on_forward=interrupt), dataset)
+        except Interrupted:
+            continue
+        raise AssertionError("the run came to its end before the signal")
+    return train(settings, dataset=dataset)
+
+
+def outcome(run_dir: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any]]:
+    """What is left of a run: every tensor of its newest checkpoint, its rows without the times, the saved numbers."""
+    newest = checkpoints(run_dir / "checkpoints")[-1]
+    tensors = {
+        f"{path.stem}/{name}": tensor
+        for path in newest.glob("*.safetensors")
+        for name, tensor in read_tensors(path).items()
+    }
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    rows = [{k: v for k, v in json.loads(line).items() if k != "elapsed_sec"} for line in lines]
+    return tensors, rows, json.loads((newest / "state.json").read_text())
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Both runs left the same to the last bit."""
+    (tensors, *rest), (other_tensors, *other_rest) = outcome(first), outcome(second)
+    assert rest == other_rest
+    assert tensors.keys() == other_tensors.keys() and len(tensors) == 4 * 5
+    assert all(torch.equal(tensors[name], other_tensors[name]) for name in tensors)

@@ -1,0 +1,122 @@
+"""The best step and the end, decided by the rows alone, and the best weights, whole or absent."""
+
+import errno
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ldm.errors import UserError
+from train.loop.averages import WeightAverages
+from train.run.best import best_step, keep_best, lend_best, prune_best, read_best, should_stop
+
+
+def rows_of(*losses: float) -> list[dict[str, Any]]:
+    """A measurement every 10 steps, with logged training steps between."""
+    rows: list[dict[str, Any]] = []
+    for number, loss in enumerate(losses, 1):
+        rows += [{"step": 10 * number - 5, "loss": 0.0}, {"step": 10 * number, "validation_loss": loss}]
+    return rows
+
+
+def test_the_lowest_is_the_best_and_the_first_of_equals() -> None:
+    assert best_step(rows_of(3, 1, 2, 1)) == 20
+    assert best_step([{"step": 5, "loss": 0.1}]) is None
+    assert best_step(rows_of(math.nan, 2, math.nan)) == 20
+    assert best_step(rows_of(math.nan, math.inf)) is None
+    assert best_step([*rows_of(1, 2), {"step": 10, "validation_loss": 3.0}]) == 20  # a step's last row counts
+
+
+def test_patience_counts_the_measurements_since_the_best() -> None:
+    losses = (3, 1, 2, 2, 2)
+    assert [should_stop(rows_of(*losses[:n]), 3) for n in range(6)] == [False] * 5 + [True]
+    assert not should_stop(rows_of(*losses), 4)
+    assert not should_stop(rows_of(1, *[2] * 50), 0)
+    assert should_stop(rows_of(math.nan, math.nan), 2)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.data(), st.lists(st.floats(0, 10) | st.just(math.nan), max_size=12), st.integers(0, 4))
+def test_rows_that_a_resumed_run_logs_again_change_nothing(
+    data: st.DataObject, losses: list[float], patience: int
+) -> None:
+    rows = rows_of(*losses)
+    begin = data.draw(st.integers(0, len(rows)))
+    again = rows[: data.draw(st.integers(begin, len(rows)))] + rows[begin:]
+    assert (best_step(again), should_stop(again, patience)) == (best_step(rows), should_stop(rows, patience))
+
+
+def test_the_best_is_replaced_only_by_a_better_one(tmp_path: Path) -> None:
+    losses, kept = [3.0, 1.0, 2.0, 0.5], []
+    for number in range(1, 5):
+        weights = {"w": torch.full((2, 3), float(number))}
+        kept.append(keep_best(tmp_path, weights, 10 * number, rows_of(*losses[:number])))
+        step, tensors = read_best(tmp_path)
+        expected = {1: 10, 2: 20, 3: 20, 4: 40}[number]
+        assert step == expected
+        assert torch.equal(tensors["w"], torch.full((2, 3), expected / 10))
+    assert kept == [True, True, False, True]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best"]
+    assert [p.name for p in (tmp_path / "best").iterdir()] == ["step-000040"]
+    assert sorted(p.name for p in (tmp_path / "best/step-000040").iterdir()) == [
+        "average.safetensors", "best.json", "manifest.json",
+    ]  # fmt: skip
+
+
+def test_the_best_at_each_checkpoint_stays_until_the_checkpoint_goes(tmp_path: Path) -> None:
+    for step in (25, 45):
+        (tmp_path / f"checkpoints/step-{step:06d}").mkdir(parents=True)
+    for number in range(1, 7):
+        keep_best(tmp_path, {"w": torch.zeros(2)}, 10 * number, rows_of(*range(9, 9 - number, -1)))
+    assert sorted(p.name for p in (tmp_path / "best").iterdir()) == [
+        "step-000020", "step-000040", "step-000060",
+    ]  # fmt: skip
+    (tmp_path / "checkpoints/step-000025").rmdir()
+    prune_best(tmp_path)
+    assert sorted(p.name for p in (tmp_path / "best").iterdir()) == ["step-000040", "step-000060"]
+
+
+def test_without_a_finite_loss_the_average_is_taken_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    averages = WeightAverages(nn.Linear(2, 1), 0.5)
+    before = {name: tensor.clone() for name, tensor in averages.tensors().items()}
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "validation_loss": NaN}\n')
+    lend_best(tmp_path, averages)
+    assert "warning: no validation loss was finite" in capsys.readouterr().err
+    assert all(torch.equal(tensor, before[name]) for name, tensor in averages.tensors().items())
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "validation_loss": 1.0}\n')
+    with pytest.raises(UserError, match="no best weights"):
+        lend_best(tmp_path, averages)
+    keep_best(tmp_path, {name: tensor + 1 for name, tensor in before.items()}, 10, rows_of(1))
+    lend_best(tmp_path, averages)
+    assert "the best step was 10" in capsys.readouterr().out
+    assert all(torch.equal(tensor, before[name] + 1) for name, tensor in averages.tensors().items())
+
+
+def test_a_damaged_best_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no best weights: .*manifest\.json is missing"):
+        read_best(tmp_path)
+    keep_best(tmp_path, {"w": torch.zeros(2)}, 10, rows_of(1))
+    file = tmp_path / "best/step-000010/average.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"average\.safetensors has changed"):
+        read_best(tmp_path)
+
+
+def test_a_full_disk_leaves_the_former_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_best(tmp_path, {"w": torch.zeros(2)}, 10, rows_of(2))
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("os.fsync", full)  # the weights are written by then, the rest is not
+    with pytest.raises(UserError, match="the disk is full"):
+        keep_best(tmp_path, {"w": torch.ones(2)}, 20, rows_of(2, 1))
+    step, tensors = read_best(tmp_path)
+    assert (step, tensors["w"].tolist()) == (10, [0, 0])

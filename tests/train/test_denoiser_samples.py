@@ -1,0 +1,154 @@
+"""What the denoiser is trained and measured on: its own image and caption with each sample, mirrored where asked."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from ldm.config import validate
+from ldm.data.order import SampleKey
+from ldm.data.prepare import Placed
+from ldm.diffusion.path import NoiseSchedule, ScheduleSettings
+from ldm.models.clip import ClipTextEncoder
+from ldm.models.clip_vocabulary import learn_merges, make_tokenizer
+from ldm.models.loading.model import ModelParts
+from tests.support.tiny_models import CONTEXT_LENGTH, make_sd1
+from tests.support.tiny_runs import COMMON, write_squares
+from train import denoiser
+from train.data.latents import cached_texts, image_reader, latent_samples, text_encoder_hash
+from train.data.read import TrainingData, read_data
+from train.loop.denoiser_task import DenoiserTask
+from train.loop.validation import ValidationSamples
+from train.run import preview
+from train.run.run import Run
+from train.settings.denoiser import DenoiserSettings
+
+TAGS = "a, b, c, d, e, f, g"
+"""Six tags that move: more orders than are listed."""
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> ModelParts:
+    return make_sd1(tmp_path / "tokenizer")
+
+
+def read(folder: Path, data: dict[str, Any], **changes: Any) -> tuple[Run, DenoiserSettings, TrainingData]:
+    tree = {**COMMON, "program": "denoiser", "base": "emoji", "run_dir": str(folder / "run")}
+    cache = {"enabled": False, "folder": str(folder / "cache")}
+    data = {"path": str(folder / "data"), "height": 16, "width": 16, **data}
+    settings = validate(DenoiserSettings, {**tree, "cache": cache, "data": data, **changes})
+    run = Run(settings)
+    return run, settings, read_data(run, folder=folder / "cache")
+
+
+def write_tagged(folder: Path) -> None:
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (16, 16), (60 * number, 0, 0)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(TAGS)
+
+
+def measured(
+    run: Run,
+    settings: DenoiserSettings,
+    data: TrainingData,
+    parts: ModelParts,
+    monkeypatch: pytest.MonkeyPatch,
+) -> ValidationSamples:
+    """What the held-out loss is measured on."""
+    seen: list[ValidationSamples] = []
+    monkeypatch.setattr(denoiser, "held_out_loss", lambda task, samples, **_: seen.append(samples) or {})
+    task = DenoiserTask(parts, settings, NoiseSchedule(ScheduleSettings()), [])
+    images = image_reader(run, [*data.train, *data.held_out], parts.autoencoder, settings.cache)
+    validate_now = denoiser.held_out(run, settings, task, data, images)
+    validate_now(run.start(torch.nn.Linear(1, 1)))
+    (samples,) = seen
+    return samples
+
+
+def test_held_out_samples_are_measured_with_their_own_image_and_caption(
+    tmp_path: Path, parts: ModelParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_squares(tmp_path / "data")
+    changes = {"validation": {"every": 1}, "captions": {"dropout": 1.0, "prefix": "photo of"}}
+    run, settings, data = read(tmp_path, {"holdout_fraction": 0.5}, **changes)
+    assert len(data.train) > 1 and len(data.held_out) > 1
+    samples = measured(run, settings, data, parts, monkeypatch)
+    for index, one in enumerate(data.held_out):
+        for item in samples[SampleKey(0, index)]:
+            assert item["sample_id"] == one.sample.sample_id
+            assert torch.equal(item["pixel_values"], one.pixels())
+            assert item["caption"] == f"photo of {one.sample.text}"
+
+
+def test_many_tags_are_measured_and_drawn_as_they_are_trained(
+    tmp_path: Path, parts: ModelParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tagged(tmp_path / "data")
+    captions = {"shuffle_tags": True, "prefix": "photo of", "suffix": ", by night"}
+    changes = {"validation": {"every": 1}, "captions": captions}
+    run, settings, data = read(tmp_path, {"holdout_fraction": 0.5}, **changes)
+    samples = measured(run, settings, data, parts, monkeypatch)
+    assert set(samples.captions) == {f"photo of {TAGS}, by night"}
+    assert drawn_prompts(parts, settings, data.train, monkeypatch) == {f"photo of {TAGS}, by night"}
+
+
+def drawn_prompts(
+    parts: ModelParts, settings: DenoiserSettings, placed: list[Placed], monkeypatch: pytest.MonkeyPatch
+) -> set[str]:
+    """The prompts of a preview for which none are set."""
+    seen: list[str] = []
+
+    class Drawn:
+        images = (Image.new("RGB", (1, 1)),)
+
+    class Fake:
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def generate(self, prompts: tuple[str, ...], **_: Any) -> Drawn:
+            seen.extend(prompts)
+            return Drawn()
+
+    monkeypatch.setattr(preview, "Pipeline", Fake)
+    preview.write_preview(parts, settings, placed, Path("unused"), torch.device("cpu"), writes=False)
+    return set(seen)
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_what_is_measured_is_cached_where_training_drops_every_caption(tmp_path: Path, every: int) -> None:
+    write_squares(tmp_path / "data")
+    changes = {"captions": {"dropout": 1.0}, "validation": {"every": every}, "cache": {"enabled": True}}
+    _, settings, data = read(tmp_path, {"holdout_fraction": 0.5}, **changes)
+    texts = cached_texts([*data.train, *data.held_out], settings)
+    assert texts is not None and "" in texts
+    assert {one.sample.text for one in data.held_out} <= texts if every else texts == {""}
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_images_are_mirrored_where_it_is_asked_for(tmp_path: Path, parts: ModelParts, flip: bool) -> None:
+    (tmp_path / "data").mkdir()
+    image = Image.new("RGB", (16, 16), "red")
+    image.paste("blue", (0, 0, 8, 16))
+    image.save(tmp_path / "data/a.png")
+    (tmp_path / "data/a.txt").write_text("a flag")
+    run, settings, data = read(tmp_path, {"flip": flip})
+    images = image_reader(run, data.train, parts.autoencoder, settings.cache)
+    dataset = latent_samples(settings, parts.autoencoder, data.train, images)
+    shown = [dataset[SampleKey(epoch, 0)]["pixel_values"] for epoch in range(20)]
+    mirrored = [torch.equal(pixels, data.train[0].pixels(0, True)) for pixels in shown]
+    assert (0 < sum(mirrored) < 20) == flip and (flip or not any(mirrored))
+
+
+def test_another_vocabulary_padding_or_number_of_chunks_is_another_encoder(parts: ModelParts) -> None:
+    model = parts.text_encoder.model
+    known = {text_encoder_hash(parts.text_encoder, num_chunks) for num_chunks in (1, 2, 3)}
+    other_words = make_tokenizer(learn_merges(["quite other words"], 30), CONTEXT_LENGTH)
+    known.add(text_encoder_hash(ClipTextEncoder(other_words, model), 1))
+    padded = copy.deepcopy(parts.text_encoder.tokenizer)
+    padded.pad_token = "!"
+    known.add(text_encoder_hash(ClipTextEncoder(padded, model), 1))
+    assert len(known) == 5
+    assert text_encoder_hash(parts.text_encoder, 1) in known

@@ -1,0 +1,112 @@
+"""One process, two, and accumulation train the same model; so does a run that goes on with fewer processes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from ldm.config import load_settings
+from tests.support.tiny_runs import DENOISER, train_parts, write_config
+from train import denoiser
+
+ROOT = Path(__file__).parents[2]
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+RUN = {
+    "num_steps": 20,
+    "save_every": 10,
+    "keep_checkpoints": 3,
+    "optim": {"learning_rate": 0.003, "num_warmup_steps": 2, "lr_schedule": "constant", "ema_decay": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine samples in batches of four: the last batch of an epoch has one, and a second process then none.
+
+    `whole` is a run of one process.
+    """
+    folder = tmp_path_factory.mktemp("processes")
+    train_parts(folder)
+    for number, color in enumerate(("orange", "purple")):
+        Image.new("RGB", (16, 16), color).save(folder / "data" / f"{color}.png")
+        with (folder / "data/metadata.jsonl").open("a") as rows:
+            rows.write("\n" + json.dumps({"file_name": f"{color}.png", "text": f"{color} {number}"}))
+    assert denoiser.main([str(make_config(folder, "whole"))]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> Path:
+    """The same run with two processes."""
+    command = [*LAUNCHER, "-m", "train.denoiser", str(make_config(folder, "two"))]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    return folder / "two"
+
+
+def make_config(folder: Path, name: str, **changes: Any) -> Path:
+    parts = {part: str(folder / part) for part in ("autoencoder", "text_encoder")}
+    tree = {**RUN, **changes}
+    return write_config(
+        folder / f"{name}.yaml", DENOISER, folder / "data", folder / name, parts=parts, **tree
+    )
+
+
+def rows(run_dir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def final_weights(run_dir: Path) -> torch.Tensor:
+    return flat(load_file(run_dir / "checkpoints/step-000020/weights.safetensors"))
+
+
+def start_weights(config: Path) -> torch.Tensor:
+    settings = load_settings(denoiser.DenoiserSettings, config)
+    torch.manual_seed(settings.seed)
+    task = denoiser.make_task(settings)
+    return flat({name: p.detach() for name, p in task.named_parameters() if p.requires_grad})
+
+
+def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([weights[name].flatten() for name in sorted(weights)])
+
+
+def assert_same_training(folder: Path, other: Path) -> None:
+    """The losses to 1e-5, the learning rates, and the weights to a thousandth of the way that they went.
+
+    A weight without a true gradient moves by rounding errors alone under AdamW, so the whole vector is compared.
+    """
+    one, two = rows(folder / "whole"), rows(other)
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-5)
+    assert [row["learning_rate"] for row in two] == [row["learning_rate"] for row in one]
+    start, a, b = start_weights(folder / "whole.yaml"), final_weights(folder / "whole"), final_weights(other)
+    assert (a - b).norm() <= 1e-3 * (a - start).norm()
+
+
+def test_two_processes_train_as_one(folder: Path, two: Path) -> None:
+    assert_same_training(folder, two)
+
+
+def test_accumulation_changes_nothing(folder: Path) -> None:
+    assert denoiser.main([str(make_config(folder, "accumulated", max_micro_batch=1))]) == 0
+    assert_same_training(folder, folder / "accumulated")
+
+
+def test_a_run_of_two_processes_goes_on_with_one(folder: Path, two: Path) -> None:
+    shutil.copytree(two, folder / "handed-over")
+    shutil.rmtree(folder / "handed-over/checkpoints/step-000020")
+    assert denoiser.main([str(make_config(folder, "handed-over"))]) == 0
+    assert_same_training(folder, folder / "handed-over")
+
+
+def test_uncached_training_gives_the_same_losses(folder: Path) -> None:
+    config = make_config(folder, "uncached", cache={"enabled": False})
+    assert denoiser.main([str(config)]) == 0
+    assert_same_training(folder, folder / "uncached")

@@ -1,0 +1,177 @@
+"""A state in shards (FSDP2, two processes with gloo) trains, is saved and is loaded as a whole one is."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ldm.errors import UserError
+from ldm.io.files import read_json, read_tensors
+from tests.support.launch_driver import BlockTask, Job, train_blocks
+from tests.support.tiny_launch import TORCHRUN, driver, finish, start
+from tests.support.tiny_training import make_settings
+from train.loop.sharding import blocks
+from train.run.best import read_best
+from train.run.devices import asked_to_shard
+from train.run.run import Run
+from train.run.state import load_checkpoint
+
+CHANGES: dict[str, Any] = {
+    "save_every": 4,
+    "preview_every": 4,
+    "keep_checkpoints": 3,
+    "max_micro_batch": 1,
+    "validation": {"every": 2, "keep_best": True},
+    "optim": {"average": {"widths": [0.1, 0.2], "snapshot_every": 4}},
+}
+SHARDED = {**CHANGES, "sharding": "full"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`whole` is a run of one process; two made `shards`, and `resumed` from where the first was after four steps.
+
+    `copies-NAME`: the last checkpoint of `whole` and of `shards`, loaded into shards and saved again.
+    """
+    folder = tmp_path_factory.mktemp("sharded")
+    train_blocks(folder / "whole", dict(CHANGES))
+    copy_of_the_half(folder / "whole", folder / "resumed")
+    jobs: list[Job] = [
+        {"do": "blocks", "run_dir": str(folder / name), "changes": SHARDED} for name in ("shards", "resumed")
+    ]
+    jobs += [
+        {
+            "do": "copy",
+            "run_dir": str(folder / name),
+            "changes": SHARDED,
+            "to": str(folder / f"copies-{name}"),
+        }
+        for name in ("whole", "shards")
+    ]
+    finish(start([*TORCHRUN, "--standalone", "--nproc_per_node", "2", *driver(folder / "jobs.json", jobs)]))
+    return folder
+
+
+def copy_of_the_half(run_dir: Path, dest: Path) -> None:
+    """A run as it was after step 4."""
+    shutil.copytree(run_dir, dest)
+    shutil.rmtree(dest / "checkpoints/step-000008")
+
+
+def tensors_of(checkpoint: Path) -> dict[str, Tensor]:
+    return {
+        f"{path.stem}/{name}": tensor
+        for path in checkpoint.glob("*.safetensors")
+        for name, tensor in read_tensors(path).items()
+    }
+
+
+def assert_close(folder: Path, other: Path) -> None:
+    """Two checkpoints of the same names, shapes and, but for rounding, values."""
+    one, two = tensors_of(folder), tensors_of(other)
+    assert {name: t.shape for name, t in one.items()} == {name: t.shape for name, t in two.items()}
+    for name, tensor in one.items():
+        torch.testing.assert_close(
+            two[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+def rows(run_dir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["shards", "resumed"])
+def test_shards_train_as_a_whole_state(folder: Path, name: str) -> None:
+    """Gradients, clipping, moments and averages: nothing differs but by rounding, validation between steps or not."""
+    for step in (4, 8):
+        part = f"checkpoints/step-{step:06d}"
+        assert_close(folder / "whole" / part, folder / name / part)
+    one, two = rows(folder / "whole"), rows(folder / name)
+    for key in ("loss", "validation_loss", "grad_norm"):
+        assert [row[key] for row in two if key in row] == pytest.approx(
+            [row[key] for row in one if key in row], rel=1e-4
+        )
+    assert len(tensors_of(folder / name / "checkpoints/step-000008")) == 7 + 2 * 7 + 3 * 7
+
+
+def test_what_one_process_draws_and_writes_of_shards_is_whole(folder: Path) -> None:
+    """Previews, the result, the best weights and the snapshots of the averages."""
+    for name in ("previews/step-000004.png", "previews/step-000008.png", "result.json"):
+        one, two = (json.loads((folder / run / name).read_text()) for run in ("whole", "shards"))
+        assert len(one) == 14 and two == pytest.approx(one, rel=1e-4)
+    assert_close(folder / "whole/averages/step-000008", folder / "shards/averages/step-000008")
+    (one_step, one), (two_step, two) = read_best(folder / "whole"), read_best(folder / "shards")
+    assert one_step == two_step
+    for key, tensor in one.items():
+        torch.testing.assert_close(two[key], tensor, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["whole", "shards"])
+def test_a_checkpoint_through_shards_is_the_same_to_the_last_bit(folder: Path, name: str) -> None:
+    before, after = folder / name / "checkpoints/step-000008", folder / f"copies-{name}/step-000008"
+    one, two = tensors_of(before), tensors_of(after)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert read_json(before / "state.json") == read_json(after / "state.json")
+
+
+def test_moments_come_back_in_the_layout_of_their_weights(folder: Path) -> None:
+    """One process, no shards, but channels_last: what a fused optimizer needs to go on to the last bit."""
+    copy_of_the_half(folder / "whole", folder / "alone")
+    train_blocks(folder / "alone", dict(CHANGES))
+    one, two = (tensors_of(folder / run / "checkpoints/step-000008") for run in ("whole", "alone"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_measurement_leaves_the_trained_weights_in_the_shards(tmp_path: Path) -> None:
+    """Nothing but validation between the steps: what else gathers the weights would give them back after it."""
+    changes = {"preview_every": 100, "validation": {"every": 1}, "optim": {"ema_decay": 0.9}}
+    train_blocks(tmp_path / "whole", dict(changes))
+    job: Job = {
+        "do": "blocks",
+        "run_dir": str(tmp_path / "shards"),
+        "changes": {**changes, "sharding": "full"},
+    }
+    finish(
+        start([*TORCHRUN, "--standalone", "--nproc_per_node", "2", *driver(tmp_path / "jobs.json", [job])])
+    )
+    losses = {}
+    for name in ("whole", "shards"):
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        losses[name] = [row["loss"] for row in rows if "loss" in row]
+    assert losses["shards"] == pytest.approx(losses["whole"], rel=1e-5)
+    assert_close(tmp_path / "whole/checkpoints/step-000008", tmp_path / "shards/checkpoints/step-000008")
+
+
+def test_one_process_goes_on_from_shards(folder: Path) -> None:
+    state = Run(make_settings(folder / "fresh", **CHANGES)).start(BlockTask())
+    load_checkpoint(state, folder / "shards/checkpoints/step-000008")
+    saved = read_tensors(folder / "shards/checkpoints/step-000008/weights.safetensors")
+    assert all(torch.equal(p, saved[name]) for name, p in state.task.named_parameters() if p.requires_grad)
+    copy_of_the_half(folder / "shards", folder / "handed-over")
+    train_blocks(folder / "handed-over", dict(CHANGES))
+    assert_close(folder / "whole/checkpoints/step-000008", folder / "handed-over/checkpoints/step-000008")
+
+
+@pytest.mark.parametrize(
+    ("changes", "mend"),
+    [
+        ({"program": "autoencoder", "validation": {}}, "only the denoiser"),
+        ({"mixed_precision": "fp16"}, "mixed_precision=bf16"),
+        ({"optim": {"optimizer": "adamw_8bit"}}, "use adamw"),
+    ],
+)
+def test_what_does_not_go_with_shards_is_refused(tmp_path: Path, changes: dict[str, Any], mend: str) -> None:
+    with pytest.raises(UserError, match=mend):
+        asked_to_shard(make_settings(tmp_path, sharding="full", **changes))
+
+
+def test_blocks_are_those_of_the_outermost_lists() -> None:
+    task = BlockTask()
+    assert list(blocks(task)) == [task.blocks[0], task.blocks[2]]
+    nested = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.ModuleList([torch.nn.Linear(1, 1)]))])
+    assert list(blocks(torch.nn.Sequential(nested))) == [nested[0]]

@@ -1,0 +1,179 @@
+"""The held-out loss: the same draws every time, the same number however it is shared, and a run left as it was."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ldm import noise
+from ldm.config import validate
+from ldm.data.batches import SampleKey
+from ldm.errors import UserError
+from train.loop.averages import WeightAverages
+from train.loop.validation import (
+    ValidationSamples,
+    ValidationSettings,
+    fixed_draws,
+    held_out_loss,
+    loss_sums,
+    mean_and_error,
+)
+
+CPU = torch.device("cpu")
+NUM_SAMPLES, NUM_DRAWS = 7, 4
+
+
+class Latents(Dataset[dict[str, Any]]):
+    """Batch dictionaries as training has them: everything is drawn anew each epoch, captions are dropped."""
+
+    def __init__(self, sizes: tuple[int, ...] = (4,) * NUM_SAMPLES) -> None:
+        self.sizes = sizes
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        size = self.sizes[key.sample_index]
+        sample_id = f"image-{key.sample_index}"
+        random = noise.generator_for(key.epoch, sample_id)
+        return {
+            "sample_id": sample_id,
+            "moments": torch.randn(4, size, size, generator=noise.generator_for(sample_id)),
+            "posterior_noise": torch.randn(2, size, size, generator=random),
+            "noise": torch.randn(2, size, size, generator=random),
+            "position": noise.uniform(key.epoch, sample_id),
+            "crop": noise.choice(1000, key.epoch, sample_id),
+            "caption": "",
+            "weight": key.weight,
+            "loss_weight": 1.0,
+        }
+
+
+class Task(nn.Module):
+    """A denoiser of two channels with dropout, whose loss depends on every draw and on the caption."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Conv2d(2, 8, 1), nn.Dropout(0.5), nn.Conv2d(8, 2, 1))
+        self.frozen = nn.Dropout(0.5).eval()
+        self.num_calls = 0
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        assert not torch.is_grad_enabled()
+        self.num_calls += 1
+        latents = batch["moments"][:, :2] + batch["moments"][:, 2:] * batch["posterior_noise"]
+        position = batch["position"].view(-1, 1, 1, 1)
+        length = torch.tensor([len(c) for c in batch["caption"]]).view(-1, 1, 1, 1)
+        model_pred = self.net(latents * (1 - position) + batch["noise"] * position) + length
+        return {"loss": (model_pred - batch["noise"]).square().mean(dim=(1, 2, 3))}
+
+
+def held_out(sizes: tuple[int, ...] = (4,) * NUM_SAMPLES, **options: Any) -> ValidationSamples:
+    captions = [f"caption {'x' * i}" for i in range(len(sizes))]
+    return ValidationSamples(Latents(sizes), captions, num_timesteps_per_sample=NUM_DRAWS, **options)
+
+
+def test_the_draws_are_fixed_and_spread_over_the_timesteps() -> None:
+    samples = held_out()
+    (first, second) = (samples[SampleKey(epoch, 3)] for epoch in (0, 5))
+    for k, (one, two) in enumerate(zip(first, second, strict=True)):
+        assert all(torch.equal(one[name], two[name]) for name in ("noise", "posterior_noise"))
+        assert (one["position"], one["crop"]) == (two["position"], two["crop"])
+        assert k / NUM_DRAWS <= one["position"] < (k + 1) / NUM_DRAWS
+        assert one["caption"] == "caption xxx"
+    for name in ("noise", "posterior_noise"):
+        assert len({float(item[name].sum()) for item in first}) == NUM_DRAWS
+        assert not torch.equal(first[0][name], samples[SampleKey(0, 4)][0][name])
+    assert not torch.equal(first[0]["noise"], first[0]["posterior_noise"])
+    other = samples[SampleKey(0, 4)]
+    assert all(one["position"] != two["position"] for one, two in zip(first, other, strict=True))
+
+
+def test_what_an_item_lacks_is_not_made_up() -> None:
+    draws = fixed_draws(
+        {"sample_id": "a", "pixel_values": torch.zeros(3, 2, 2), "noise": torch.zeros(2)}, 0, 1
+    )
+    assert draws.keys() == {"noise"}
+
+
+def test_the_number_is_the_mean_over_the_samples_with_its_standard_error() -> None:
+    samples, task = held_out(), Task().eval()
+    each = []
+    for index in range(NUM_SAMPLES):
+        items = samples[SampleKey(0, index)]
+        batch = {name: [item[name] for item in items] for name in items[0]}
+        for name in ("moments", "noise", "posterior_noise"):
+            batch[name] = torch.stack(batch[name])
+        batch["position"] = torch.tensor(batch["position"])
+        with torch.no_grad():
+            each.append(float(task(batch)["loss"].mean()))
+    found = held_out_loss(task, samples, batch_size=8, device=CPU)
+    expected = torch.tensor(each, dtype=torch.float64)
+    assert found["validation_loss"] == pytest.approx(float(expected.mean()), rel=1e-6)
+    assert found["validation_loss_stderr"] == pytest.approx(
+        float(expected.std()) / NUM_SAMPLES**0.5, rel=1e-5
+    )
+    assert mean_and_error(torch.tensor([3.0, 9.0, 1.0])) == {"validation_loss": 3.0}
+
+
+@pytest.mark.parametrize("sizes", [(4,) * NUM_SAMPLES, (4, 2, 4, 4, 2, 4, 4)])
+@pytest.mark.parametrize("num_processes", [2, 3, 5, 8])
+def test_any_number_of_processes_gives_the_same_number(sizes: tuple[int, ...], num_processes: int) -> None:
+    task, samples = Task().eval(), held_out(sizes, buckets=sizes)
+    alone = held_out_loss(task, samples, batch_size=64, device=CPU)
+    total, calls, indices = torch.zeros(3, dtype=torch.float64), set(), []
+    for rank in range(num_processes):
+        task.num_calls = 0
+        batches = list(samples.batches(8, rank, num_processes))
+        indices += [key.sample_index for keys in batches for key in keys if key.weight]
+        total += loss_sums(task, samples, iter(batches), CPU)
+        calls.add(task.num_calls)
+    assert mean_and_error(total) == pytest.approx(alone, rel=1e-6)
+    assert sorted(indices) == list(range(NUM_SAMPLES))
+    assert len(calls) == 1  # a sharded network is called as often on every rank
+    one = [key.sample_index for keys in held_out().batches(8, 1, 3) for key in keys if key.weight]
+    assert one == [1, 4]
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 64])
+def test_a_batch_has_one_bucket_and_no_more_than_asked(batch_size: int) -> None:
+    sizes = (4, 2, 4, 4, 2, 4, 4)
+    batches = list(held_out(sizes, buckets=sizes).batches(batch_size))
+    assert all(len({sizes[key.sample_index] for key in keys}) == 1 for keys in batches)
+    assert max(map(len, batches)) == {1: 1, 8: 2, 64: 5}[batch_size]
+
+
+def test_a_run_is_left_as_it_was() -> None:
+    task = Task()
+    task.net.train(), task.frozen.eval()
+    averages = WeightAverages(task, 0.5)
+    before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+    average = {name: tensor.clone() for name, tensor in averages.tensors().items()}
+    state = torch.get_rng_state()
+    first = held_out_loss(task, held_out(), batch_size=8, device=CPU, average=averages)
+    assert held_out_loss(task, held_out(), batch_size=8, device=CPU, average=averages) == first
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in task.state_dict().items())
+    assert all(torch.equal(tensor, average[name]) for name, tensor in averages.tensors().items())
+    assert task.training and task.net[1].training and not task.frozen.training
+
+
+def test_the_averaged_weights_are_measured() -> None:
+    task = Task()
+    averages = WeightAverages(task, 0.5)
+    of_average = held_out_loss(task, held_out(), batch_size=8, device=CPU)
+    with torch.no_grad():
+        task.net[0].weight.add_(1)
+    assert held_out_loss(task, held_out(), batch_size=8, device=CPU, average=averages) == of_average
+    assert held_out_loss(task, held_out(), batch_size=8, device=CPU) != of_average
+
+
+def test_contradictions_are_refused() -> None:
+    with pytest.raises(UserError, match=r"set validation\.every as well"):
+        validate(ValidationSettings, {"patience": 3})
+    with pytest.raises(UserError, match=r"set data\.holdout_fraction above 0"):
+        ValidationSamples(Latents(()), [], num_timesteps_per_sample=1)
+    assert validate(ValidationSettings, {"every": 10, "patience": 3, "keep_best": True}).patience == 3

@@ -1,0 +1,156 @@
+"""The moving averages of the trained weights: one by a decay, or several of given widths with snapshots of them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ldm.config import Settings
+from ldm.diffusion.ema import MAX_WIDTH, gamma_of, stored_name, update_weight
+from ldm.io.files import new_folder, write_manifest, write_tensors
+
+from .sharding import assign, full, gathered, local
+
+
+class AverageSettings(Settings):
+    """Averages of the power-function kind, in place of the one of `ema_decay` (Karras et al. 2024)."""
+
+    widths: tuple[float, ...] = Field(
+        (), description="relative widths, such as [0.05, 0.1], at most 0.28; none: the average of ema_decay"
+    )
+    applied_width: float | None = Field(
+        None, description="of which previews, validation and the result are made; default: the first width"
+    )
+    snapshot_every: int = Field(
+        0, ge=0, description="optimizer steps between snapshots for `ldm ema`, best of two widths; 0: none"
+    )
+
+    def model_post_init(self, _: Any) -> None:
+        if not all(0 < width <= MAX_WIDTH for width in self.widths):
+            raise ValueError(f"choose widths above 0 and at most {MAX_WIDTH}")
+        if len(set(self.widths)) < len(self.widths):
+            raise ValueError("name each width once")
+        if self.applied_width is not None and self.applied_width not in self.widths:
+            raise ValueError("applied_width must be one of the widths")
+        if self.snapshot_every and not self.widths:
+            raise ValueError("snapshot_every needs widths, for instance [0.05, 0.1]")
+
+
+class WeightAverages:
+    """Exponential moving averages of the trained weights, one a width, or the one of a decay.
+
+    By a decay: average <- average + (1 - d) (weight - average), d = min(decay, (1 + step)/(10 + step)); the ramp lets
+    a short run forget its random start. By widths: `ldm.diffusion.ema`. Frozen weights have no average: of a LoRA only
+    the adapter's weights are averaged.
+
+    Attributes:
+        live: the trained weights by name.
+    """
+
+    def __init__(self, module: nn.Module, decay: float, settings: AverageSettings | None = None) -> None:
+        settings = settings or AverageSettings()
+        self.decay, self.widths = decay, settings.widths
+        self.live: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        kinds: tuple[float | None, ...] = settings.widths or (None,)
+        self._averages = {kind: {n: p.detach().clone() for n, p in self.live.items()} for kind in kinds}
+        self._applied = self._averages[settings.applied_width or kinds[0]]
+
+    @torch.no_grad()
+    def update(self, step: int, skipped: Tensor | None = None) -> None:
+        """Take in the weights after optimizer step `step` (from 1).
+
+        Args:
+            skipped: 1 where the step was skipped, else 0, one number on the weights' device; the averages then stay
+                as they are, and nothing waits for the device.
+        """
+        live = [local(tensor) for tensor in self.live.values()]
+        for width, average in self._averages.items():
+            weight = self._update_weight(step, width)
+            own = [local(tensor) for tensor in average.values()]
+            if skipped is None:
+                torch._foreach_lerp_(own, live, weight)
+            else:
+                taken = weight * (1 - skipped.detach().float().reshape(()))
+                torch._foreach_lerp_(own, live, [taken] * len(live))
+
+    def _update_weight(self, step: int, width: float | None) -> float:
+        if width is not None:
+            return update_weight(step, gamma_of(width))
+        return 1 - (min(self.decay, (1 + step) / (10 + step)) if self.decay else 0.0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every average by the weight's name; with widths by `width-0.05/` and the weight's name. Not copies."""
+        return {
+            name if width is None else stored_name(width, name): tensor
+            for width, average in self._averages.items()
+            for name, tensor in average.items()
+        }
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take the averages from a checkpoint; the names and shapes must be the same."""
+        own = self.tensors()
+        assert tensors.keys() == own.keys()
+        for name, tensor in tensors.items():
+            assign(own[name], tensor)
+
+    @torch.no_grad()
+    def replace_applied(self, weights: dict[str, Tensor]) -> None:
+        """Let `applied` lend these weights from now on, such as those of the best step."""
+        assert weights.keys() == self._applied.keys()
+        for name, tensor in weights.items():
+            assign(self._applied[name], tensor)
+
+    def to_whole(self, live: dict[str, Tensor]) -> Callable[[], None]:
+        """Have `applied` lend whole tensors, not shards, to the parameters `live`. Every process must call it.
+
+        Returns:
+            what puts the shards in their place again.
+        """
+        shards = self.live, self._applied
+        self.live, self._applied = live, {name: full(tensor) for name, tensor in self._applied.items()}
+
+        def undo() -> None:
+            self.live, self._applied = shards
+
+        return undo
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The module carries the averaged weights inside the block, its own again after it."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, parameter in self.live.items():
+            kept = parameter.detach().clone()
+            parameter.copy_(self._applied[name])
+            self._applied[name].copy_(kept)
+
+
+def save_snapshot(averages: WeightAverages, step: int, folder: Path, *, writes: bool = True) -> Path:
+    """Write the averages of all widths into `folder/step-NNNNNN/`, whole or not at all; an older one is replaced.
+
+    Args:
+        writes: whether this process writes; where they are sharded, every process must call this.
+
+    Raises:
+        UserError: the disk is full or not writable.
+    """
+    assert averages.widths  # snapshots of a decay cannot be put together again
+    dest = folder / f"step-{step:06d}"
+    tensors = gathered(averages.tensors(), keep=writes)
+    if not writes:
+        return dest
+    with new_folder(dest, replace=True) as temporary:
+        write_tensors(temporary / "averages.safetensors", tensors)
+        write_manifest(temporary)
+    return dest

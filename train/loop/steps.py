@@ -1,0 +1,250 @@
+"""The training loop: one generator, one record an optimizer step; the program's main loop is a `for` over it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ldm import noise
+from ldm.errors import UserError
+from ldm.models.devices import free_cached_memory, is_out_of_memory
+from ldm.models.engines.compiled import is_compiled
+
+from ..run.state import TrainState
+from ..settings.shared import TrainSettings
+from .gradient_step import apply_gradients
+from .optim import learning_rate_at, set_learning_rate
+from .sharding import is_sharded, largest
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step. Its tensors are left on the device, so that nothing waits for it.
+
+    Attributes:
+        step: steps done, from 1.
+        metrics: means over the global batch.
+        grad_norm: before clipping.
+        skipped: whether the weights were left as they are, because the loss or the gradient is not finite.
+        bad: whether it was skipped for more than an overflow that a lower scale of the loss mends (fp16).
+        sample_ids: of this rank's samples.
+        sample_losses: [b], theirs.
+        micro_batch: at most so many samples were put through the network at once.
+    """
+
+    step: int
+    learning_rate: float
+    metrics: dict[str, Tensor]
+    grad_norm: Tensor
+    skipped: Tensor = field(default_factory=lambda: torch.tensor(False))
+    bad: Tensor = field(default_factory=lambda: torch.tensor(False))
+    sample_ids: list[str] = field(default_factory=list)
+    sample_losses: Tensor = field(default_factory=lambda: torch.zeros(0))
+    micro_batch: int = 0
+
+
+def train_steps(
+    state: TrainState,
+    model: nn.Module,
+    batches: Iterable[Batch],
+    accelerator: Accelerator,
+    settings: TrainSettings,
+    *,
+    may_split: bool = True,
+) -> Iterator[StepRecord]:
+    """Train on `batches`, one an optimizer step, from `state.step` on; `state` is up to date at each yield.
+
+    Args:
+        model: `state.task` as Accelerate prepared it. It maps a batch to a dictionary of per-sample tensors [b],
+            among them `loss`.
+        may_split: whether the loss of a sample is its own, so that smaller micro-batches give the same result.
+
+    Raises:
+        UserError: the device's memory does not hold one sample, or several processes' share is too large for it.
+    """
+    parameters = [p for p in state.task.parameters() if p.requires_grad]
+    size, compiled = settings.max_micro_batch, is_compiled(model)
+    share = -(-settings.global_batch_size // accelerator.num_processes)
+    for batch in batches:
+        if compiled:
+            batch = padded(batch, min(-(-len(batch["weight"]) // size) * size, share))
+        learning_rate = learning_rate_at(state.step, settings.num_steps, settings.optim)
+        set_learning_rate(state.optimizer, learning_rate)
+        # whatever the networks draw themselves (dropout) is a function of the step as well
+        torch.manual_seed(noise.key_to_seed(settings.seed, state.step, accelerator.process_index, "network"))
+        size, gradients = gradients_in_memory(
+            model, batch, accelerator, size, clear=state.optimizer.zero_grad, may_split=may_split
+        )
+        loss = gradients.metrics["loss"]
+        grad_norm, skipped, bad = apply_gradients(state, parameters, loss, settings.optim.max_grad_norm)
+        state.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.average.update(state.step, skipped)
+        yield StepRecord(
+            state.step,
+            learning_rate,
+            gradients.metrics,
+            grad_norm,
+            skipped,
+            bad,
+            gradients.sample_ids,
+            gradients.sample_losses,
+            size,
+        )
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What adding up a global batch's gradient leaves besides: means over it, and this rank's samples' losses [b]."""
+
+    metrics: dict[str, Tensor]
+    sample_ids: list[str]
+    sample_losses: Tensor
+
+
+def gradients_in_memory(
+    model: nn.Module,
+    batch: Batch,
+    accelerator: Accelerator,
+    size: int,
+    *,
+    clear: Callable[[], None],
+    may_split: bool = True,
+) -> tuple[int, Gradients]:
+    """`accumulate_gradients` in micro-batches that the device's memory holds: halved and done again where it does not.
+
+    Args:
+        size: of a micro-batch, at most.
+        clear: forgets the gradients added up so far.
+
+    Returns:
+        the size that held, and the gradients.
+
+    Raises:
+        UserError: there is nothing left to halve.
+    """
+    while True:
+        try:
+            return size, accumulate_gradients(model, batch, accelerator, size)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            size = min(size, len(batch["weight"]))
+            mend = _why_not_halved(size, accelerator.num_processes, may_split)
+            if mend:
+                raise UserError(f"out of memory with {size} samples at once", mend) from error
+            size = -(-size // 2)
+        clear()
+        free_cached_memory()
+
+
+def _why_not_halved(size: int, num_processes: int, may_split: bool) -> str:
+    """What a user has to do instead of halving micro-batches of `size`, or nothing."""
+    if size == 1:
+        return "use smaller images or a smaller network"
+    if not may_split:
+        return "choose a smaller global_batch_size"
+    # the other processes would wait for gradients that never come
+    return f"set max_micro_batch={size // 2}" if num_processes > 1 else ""
+
+
+def accumulate_gradients(
+    model: nn.Module, batch: Batch, accelerator: Accelerator, max_micro_batch: int
+) -> Gradients:
+    """Add up the gradient of the mean loss over the *global* batch, in micro-batches.
+
+    DDP averages gradients over the ranks, so a rank's share is weighed by the number of processes over the samples
+    of the global batch: ranks with fewer samples then count for less, as they should.
+    """
+    micros = list(micro_batches(batch, max_micro_batch))
+    if is_sharded(model):  # each forward pass gathers weights from all processes, so all need as many
+        idle = {**micros[-1], "weight": torch.zeros_like(micros[-1]["weight"])}
+        micros += [idle] * (largest(len(micros)) - len(micros))
+    total = accelerator.reduce(sent(batch["weight"], accelerator.device).sum(), "sum")
+    sums: Tensor | None = None
+    sample_losses = []
+    for number, micro in enumerate(micros, 1):
+        last = number == len(micros)
+        micro = to_device(micro, accelerator.device)
+        weight = micro["weight"]
+        with nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
+            losses = model(micro)
+            loss = (losses["loss"] * weight).sum() * accelerator.num_processes / total
+            accelerator.backward(loss)
+        sample_losses.append(losses["loss"].detach())
+        part = sums_of(losses, weight)
+        sums = part if sums is None else sums + part
+    means = accelerator.reduce(sums, "sum").unbind()
+    metrics = dict(zip(losses, means[0] / means[1], strict=True))
+    own_losses = torch.cat(sample_losses)[: len(batch["weight"])]
+    return Gradients(metrics, list(batch["sample_id"]), own_losses)
+
+
+@torch.no_grad()
+def sums_of(losses: dict[str, Tensor], weight: Tensor) -> Tensor:
+    """[2, N]: of each of N per-sample tensors [b] the weighted sum, and the weight of the samples that have a value.
+
+    NaN is no value, for instance in the loss of a tenth of the timesteps that a sample does not lie in; but in `loss`
+    itself it is one.
+    """
+    values = torch.stack([value.float() for value in losses.values()])
+    absent = values.isnan()
+    absent[list(losses).index("loss")] = False
+    return torch.stack([(values.masked_fill(absent, 0) * weight).sum(dim=1), (~absent * weight).sum(dim=1)])
+
+
+def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
+    """A batch cut into pieces of at most `size` samples."""
+    for start in range(0, len(batch["weight"]), size):
+        yield {name: values[start : start + size] for name, values in batch.items()}
+
+
+def padded(batch: Batch, num_samples: int) -> Batch:
+    """A batch of so many samples: its last one again and again, weighing nothing.
+
+    Compiled networks take a minute or more for each new number of samples.
+    """
+    weight: Tensor = batch["weight"]
+    count = len(weight)
+    rows = [min(row, count - 1) for row in range(max(count, num_samples))]
+    more = {
+        name: values[rows] if isinstance(values, Tensor) else [values[row] for row in rows]
+        for name, values in batch.items()
+    }
+    return more | {"weight": torch.cat([weight, weight.new_zeros(len(rows) - count)])}
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on `device`."""
+    return {n: sent(value, device) if isinstance(value, Tensor) else value for n, value in batch.items()}
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on `device`. Nothing waits: to CUDA it goes from page-locked memory, where it is put if need be."""
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class Periodic:
+    """Something that is due every so many optimizer steps, and at the end.
+
+    Attributes:
+        every: optimizer steps; 0: never.
+        also: a second period.
+    """
+
+    every: int
+    also: int | None = None
+
+    def due(self, step: int, last: int) -> bool:
+        """Whether the step just done asks for it."""
+        periods = [period for period in (self.every, self.also) if period]
+        return bool(periods) and (step == last or any(step % period == 0 for period in periods))

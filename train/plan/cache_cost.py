@@ -1,0 +1,137 @@
+"""What the cache lacks, and what filling it takes: a few images and captions are encoded. Nothing is written."""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ldm.data.batches import ReadImage, read_pixels
+from ldm.data.cache.moments import MomentsCache, PromptCache, prompt_key, tensors_hash
+from ldm.data.cache.shards import Shard, ShardFault, ShardStore
+from ldm.data.prepare import Placed
+
+from ..data.latents import (
+    EmbedPrompts,
+    cached_texts,
+    encode_captions,
+    encode_images,
+    text_encoder_hash,
+    variant_keys,
+)
+from ..loop.denoiser_task import DenoiserTask
+from ..run.run import Run
+from ..settings.denoiser import DenoiserSettings
+from .step_cost import settle
+
+NUM_ENCODED = 8
+"""Images, and captions, that are encoded to measure how long one takes: the cache encodes so many images at once."""
+
+
+@dataclass(frozen=True)
+class CacheCost:
+    """What the cache lacks of one kind of entry, and what filling it takes.
+
+    Attributes:
+        num_bytes: on the disk, of all that is lacking.
+        each_sec: seconds an entry, in one process.
+    """
+
+    num_wanted: int = 0
+    num_lacking: int = 0
+    num_bytes: int = 0
+    each_sec: float = 0.0
+
+
+def entries_there(store: ShardStore) -> set[str]:
+    """The keys that a store's shards name. Nothing is opened for good, verified or set aside."""
+    keys: set[str] = set()
+    for path in store.folder.glob(f"{store.kind}-*.safetensors"):
+        with suppress(ShardFault, OSError):
+            keys |= Shard.open(path, store.kind, store.model_hash).checksums.keys()
+    return keys
+
+
+def plan_images(
+    run: Run, settings: DenoiserSettings, task: DenoiserTask, placed: Sequence[Placed]
+) -> tuple[CacheCost, tuple[str, ReadImage]]:
+    """What the cache lacks of the images, and what stands for them in a batch: moments that are all zero.
+
+    Without a cache the images themselves are read, and encoded in each step.
+    """
+    autoencoder = task.parts.autoencoder.to(run.device)
+    if not settings.cache.enabled:
+        return CacheCost(), ("pixel_values", read_pixels(placed))
+    autoencoder_hash = tensors_hash(autoencoder.vae)
+    store = MomentsCache(settings.cache.root(), autoencoder_hash).store
+    there = entries_there(store)
+    wanted = {
+        key: (one, variant)
+        for one, variants in zip(
+            placed, variant_keys(placed, autoencoder_hash, settings.data.flip), strict=True
+        )
+        for variant, key in variants.items()
+    }
+    lacking = [entry for key, entry in wanted.items() if key not in there]
+    shapes = [_moments_shape(one, task) for one, _ in lacking]
+    some = [entry for entry in lacking if entry[0].size == lacking[0][0].size][:NUM_ENCODED]
+
+    def encode(number: int) -> None:
+        with ThreadPoolExecutor(4) as pool:  # as the cache loads them
+            pixels = list(pool.map(lambda entry: entry[0].pixels(*entry[1]), some[:number]))
+        encode_images(autoencoder, torch.stack(pixels))
+
+    seconds = _seconds_each(run.device, encode, len(some))
+    autoencoder.to("cpu")
+    num_bytes = sum(4 * torch.Size(shape).numel() for shape in shapes)
+    cost = CacheCost(len(wanted), len(lacking), num_bytes, seconds)
+    return cost, ("moments", lambda index, crop, flip: torch.zeros(_moments_shape(placed[index], task)))
+
+
+def _moments_shape(one: Placed, task: DenoiserTask) -> tuple[int, int, int]:
+    """[2C, h, w]."""
+    autoencoder = task.parts.autoencoder
+    channels, height, width = one.latent_shape(autoencoder.num_channels, autoencoder.pixels_per_latent)
+    return 2 * channels, height, width
+
+
+def plan_captions(
+    run: Run, settings: DenoiserSettings, task: DenoiserTask, placed: Sequence[Placed]
+) -> tuple[CacheCost, EmbedPrompts | None]:
+    """What the cache lacks of the captions, and what stands for its answers: those for an empty caption.
+
+    None where the text encoder is asked at each step; it then stays on the device.
+    """
+    text_encoder = task.parts.text_encoder.to(run.device)
+    texts = cached_texts(placed, settings)
+    if texts is None:
+        return CacheCost(), None
+    num_chunks, texts = settings.prompt_chunks, {"", *texts}
+    own_hash = text_encoder_hash(text_encoder, num_chunks)
+    there = entries_there(PromptCache(settings.cache.root(), own_hash).store)
+    lacking = sorted(text for text in texts if prompt_key(text, own_hash) not in there)
+    some = lacking[:NUM_ENCODED]
+    seconds = _seconds_each(
+        run.device, lambda number: encode_captions(text_encoder, num_chunks, some[:number]), len(some)
+    )
+    empty = encode_captions(text_encoder, num_chunks, [""]).map(Tensor.cpu)
+    text_encoder.to("cpu")
+    parts = (empty.prompt_embeds, empty.pooled_prompt_embeds, empty.attention_mask)
+    num_bytes = len(lacking) * sum(part.nbytes for part in parts if part is not None)
+    cost = CacheCost(len(texts), len(lacking), num_bytes, seconds)
+    return cost, lambda captions: empty.select([0] * len(captions))
+
+
+def _seconds_each(device: torch.device, encode: Callable[[int], object], number: int) -> float:
+    """Seconds that one of `number` takes when all are encoded at once, after one by itself; 0 when there is none."""
+    if not number:
+        return 0.0
+    encode(1)  # the first call prepares kernels
+    settle(device)
+    begin = time.perf_counter()
+    encode(number)
+    settle(device)
+    return (time.perf_counter() - begin) / number

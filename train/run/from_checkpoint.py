@@ -1,0 +1,80 @@
+"""A model from a run's checkpoint, as the run would write it if it ended there: how `ldm export` reads a checkpoint.
+
+Run as `python -m train.run.from_checkpoint CHECKPOINT DEST WEIGHTS`.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from ldm.config import load_settings, read_yaml
+from ldm.diffusion.ema import split_name
+from ldm.errors import UserError, unknown_name
+from ldm.io.files import manifest_fault, read_tensors
+from ldm.models.adapters.folder import find_base
+
+from ..denoiser import make_task
+from ..loop.averages import AverageSettings
+from ..settings.denoiser import DenoiserSettings
+from .checkpoints import step_of
+from .state import give_weights
+from .trainable import save_trained
+
+
+def write_model(checkpoint: Path, dest: Path, weights: str = "average") -> None:
+    """Write the model of a checkpoint into the folder `dest`.
+
+    Args:
+        weights: "average", the one that the run's result is; "trained"; or one of `optim.average.widths`.
+
+    Raises:
+        UserError: the checkpoint is damaged or of another program, or the run keeps no such average.
+    """
+    if fault := manifest_fault(checkpoint):
+        raise UserError(fault, "choose another checkpoint of the run")
+    config = checkpoint.parents[1] / "config.yaml"
+    if (program := read_yaml(config).get("program")) != "denoiser":
+        raise UserError(f"{config} is of the program {program}", "name a run of the program denoiser")
+    settings = load_settings(DenoiserSettings, config)
+    chosen = chosen_weights(checkpoint, settings.optim.average, weights)
+    task = make_task(settings)
+    give_weights(task, chosen, checkpoint)
+    base = find_base(settings.base) if settings.base is not None and settings.is_adapter else None
+    made = {"step": step_of(checkpoint), "weights": weights}
+    save_trained(task.parts, dest, settings, base, provenance=made)
+
+
+def chosen_weights(checkpoint: Path, average: AverageSettings, weights: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint that are asked for, by the weights' names.
+
+    Raises:
+        UserError: the run keeps no such average.
+    """
+    if weights == "trained":
+        return read_tensors(checkpoint / "weights.safetensors")
+    stored = read_tensors(checkpoint / "average.safetensors")
+    known = {f"{width:g}": width for width in average.widths}
+    if weights == "average" and not known:
+        return stored
+    if weights not in ("average", *known):
+        raise unknown_name(f"average in {checkpoint}", weights, ("average", "trained", *known))
+    width = known.get(weights, average.applied_width or next(iter(average.widths), None))
+    named = ((split_name(name), tensor) for name, tensor in stored.items())
+    return {name: tensor for (of, name), tensor in named if of == width}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the model; returns the exit code."""
+    checkpoint, dest, weights = sys.argv[1:] if argv is None else argv
+    try:
+        write_model(Path(checkpoint), Path(dest), weights)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""What a run tells: a live line with loss, rate and time left, `metrics.jsonl`, and the trackers."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from ldm.errors import UserError
+from ldm.evaluation.curves import METRICS, read_metrics
+from ldm.io.files import write_bytes
+
+from ..loop.steps import StepRecord
+from .trackers import Tracker
+
+__all__ = ["TrainLog", "drop_rows_after", "duration", "read_metrics"]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `h:mm:ss`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+class TrainLog:
+    """The console, metrics file and trackers of one run; silent on every rank but the first.
+
+    On a terminal a progress bar lives at the bottom; elsewhere (a file, a job's log) the same line is printed every
+    `line_every_sec`. The trackers are closed with the log.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        start_step: int,
+        num_steps: int,
+        main: bool,
+        line_every_sec: float = 30,
+        trackers: Sequence[Tracker] = (),
+    ) -> None:
+        self.path = run_dir / METRICS
+        self.num_steps, self.start_step, self.main = num_steps, start_step, main
+        self.line_every_sec, self.trackers = line_every_sec, trackers
+        self.console = Console(stderr=True, quiet=not main, soft_wrap=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            console=self.console,
+            disable=not (main and sys.stderr.isatty()),
+            transient=True,
+        )
+        self.bar: TaskID | None = None
+        self.started = self.last_line = time.monotonic()
+        if main:
+            drop_rows_after(self.path, start_step)
+
+    def __enter__(self) -> "TrainLog":
+        self.progress.start()
+        self.bar = self.progress.add_task("starting", total=self.num_steps, completed=self.start_step)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+        for tracker in self.trackers:
+            tracker.close()
+
+    def say(self, text: str) -> None:
+        """One line for the person watching."""
+        self.console.print(text, highlight=False, markup=False)
+
+    def record(self, record: StepRecord) -> None:
+        """Log one step: read its metrics off the device, show them, append them to the file.
+
+        A loss of a tenth of the timesteps, `loss_t0` to `loss_t9`, is left out when it is NaN: no sample was there.
+
+        Raises:
+            UserError: the loss is no longer finite.
+        """
+        values = _without_empty_tenths({name: float(value) for name, value in record.metrics.items()})
+        if not math.isfinite(values["loss"]):
+            raise UserError(
+                f"the loss is {values['loss']} at step {record.step}",
+                "rerun from the last checkpoint with a lower optim.learning_rate",
+            )
+        self.append(
+            {
+                "step": record.step,
+                **values,
+                "learning_rate": record.learning_rate,
+                "grad_norm": float(record.grad_norm),
+            }
+        )
+        self._show(record.step, values["loss"])
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add one JSON object, with its `step`, to metrics.jsonl, and its numbers to the trackers."""
+        if not self.main:
+            return
+        line = json.dumps({**row, "elapsed_sec": round(time.monotonic() - self.started, 1)})
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        numbers = _numbers(row)
+        for tracker in self.trackers:
+            tracker.log(numbers, row["step"])
+
+    def _show(self, step: int, loss: float) -> None:
+        rate = (step - self.start_step) / (time.monotonic() - self.started)
+        line = f"loss {loss:.4f}  {rate:.2f} steps/s  {duration((self.num_steps - step) / rate)} left"
+        if self.bar is not None:
+            self.progress.update(self.bar, completed=step, description=line)
+        now = time.monotonic()
+        if self.progress.disable and (now - self.last_line > self.line_every_sec or step == self.num_steps):
+            self.last_line = now
+            self.say(f"step {step}/{self.num_steps}  {line}")
+
+
+def _without_empty_tenths(values: Mapping[str, float]) -> dict[str, float]:
+    return {n: v for n, v in values.items() if not (n.startswith("loss_t") and math.isnan(v))}
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """What trackers draw: the row's numbers without its step."""
+    return {n: v for n, v in row.items() if n != "step" and type(v) in (int, float)}
+
+
+def drop_rows_after(path: Path, step: int) -> None:
+    """Forget logged steps that a resumed run will do again, and a last line that a killed one left half-written."""
+    if path.is_file():
+        rows = [json.dumps(row) + "\n" for row in read_metrics(path) if row["step"] <= step]
+        write_bytes(path, "".join(rows).encode())

@@ -1,0 +1,150 @@
+"""Going on with a run: what may change of its settings and its data, and a new run from the weights of another."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldm.config import read_yaml, validate
+from ldm.data.fingerprint import Fingerprint, decode_fingerprint
+from ldm.errors import UserError
+from ldm.io.files import MANIFEST, manifest_fault
+
+from ..settings.shared import TrainSettings
+from .checkpoints import DATA_FILE, checkpoints, newest_whole, step_of
+
+MAY_CHANGE = {
+    "num_steps",
+    "max_bad_steps",
+    "keep_checkpoints",
+    "max_micro_batch",
+    "device",
+    "sharding",
+    "compile",
+    "data.num_workers",
+    "run_dir",
+    "fork_from",
+    "trackers",
+}
+"""Besides the periods, what may change in a run that has begun: what is said and kept and how far it goes, not what is
+computed."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting that is not what it was when the run began."""
+
+    key: str
+    before: Any
+    now: Any
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the run may go on with it."""
+        name = self.key.rpartition(".")[2]
+        return self.key in MAY_CHANGE or name == "every" or name.endswith("_every")
+
+    def __str__(self) -> str:
+        return f"{self.key} was {self.before!r}, now {self.now!r}"
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """The settings that differ between two trees, by their dotted keys."""
+    old, new = dict(_leaves(before)), dict(_leaves(now))
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return [Difference(key, old.get(key), new.get(key)) for key in changed]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def check_resumable(settings: TrainSettings) -> list[str]:
+    """What a run that has checkpoints goes on with differently, a line each; empty where there is none to go on with.
+
+    Raises:
+        UserError: the change would make it another run, or the run is past its last step already.
+    """
+    path, found = settings.run_dir / "config.yaml", checkpoints(settings.run_dir / "checkpoints")
+    if not (path.is_file() and found):
+        return []
+    changed = differences(_saved(settings, path), settings.model_dump(mode="json"))
+    refused = [str(each) for each in changed if not each.allowed]
+    if refused:
+        raise UserError(
+            f"{settings.run_dir} was begun with other settings: {', '.join(refused)}",
+            "use the same settings to resume, or `ldm train CONFIG --fork NEW_DIR` for a new run from its weights",
+        )
+    if step_of(found[-1]) > settings.num_steps:
+        raise UserError(
+            f"num_steps = {settings.num_steps}, but {settings.run_dir} is at step {step_of(found[-1])}",
+            "give at least that many, or another run_dir",
+        )
+    return [str(each) + _consequence(each, settings) for each in changed if each.key != "run_dir"]
+
+
+def _saved(settings: TrainSettings, path: Path) -> dict[str, Any]:
+    """The settings a run was begun with; those that came into being since are at their defaults."""
+    tree = read_yaml(path)
+    try:
+        return validate(type(settings), tree).model_dump(mode="json")
+    except UserError:  # one that is no longer there: it will be named among the differences
+        return tree
+
+
+def _consequence(changed: Difference, settings: TrainSettings) -> str:
+    if changed.key == "num_steps" and settings.optim.lr_schedule != "constant":
+        return "; the learning-rate curve changes from here on"
+    return ""
+
+
+def check_same_data(run_dir: Path, data: Fingerprint) -> list[str]:
+    """A line where the checkpoints of a run do not say what it was trained on; nothing where that is `data`.
+
+    All checkpoints of a run say the same, so a damaged one is passed over.
+
+    Raises:
+        UserError: samples came, went or changed, or stand in another order: it would be another run.
+    """
+    found = checkpoints(run_dir / "checkpoints")
+    before = next((known for each in reversed(found) if (known := _trained_on(each))), None)
+    if before is None:
+        return ["the checkpoints do not say which data they are of, so it was not compared"] if found else []
+    if changes := data.changes_since(before):
+        raise UserError(
+            f"the data is not what {run_dir} was begun with: {changes}",
+            "put the old data back, or use `ldm train CONFIG --fork NEW_DIR` for a new run from its weights",
+        )
+    return []
+
+
+def _trained_on(checkpoint: Path) -> Fingerprint | None:
+    try:
+        return decode_fingerprint((checkpoint / DATA_FILE).read_bytes())
+    except OSError:  # of a run that began before there were fingerprints, or damaged
+        return None
+
+
+def fork_source(settings: TrainSettings) -> Path | None:
+    """The checkpoint whose weights a new run starts from: `fork_from`, or the newest whole one of that run.
+
+    Raises:
+        UserError: there is none, it is damaged, or it is this run's own.
+    """
+    source = settings.fork_from
+    if source is None:
+        return None
+    if source.resolve() == settings.run_dir.resolve():
+        raise UserError(f"fork_from = {source} is the run itself", "give the new run another run_dir")
+    if (source / "weights.safetensors").is_file() or (source / MANIFEST).is_file():
+        if fault := manifest_fault(source):
+            raise UserError(f"fork_from: {fault}", "choose another checkpoint")
+        return source
+    newest, _ = newest_whole(source / "checkpoints")
+    if newest is None:
+        raise UserError(f"fork_from = {source} holds no checkpoint", "name a run's directory or a checkpoint")
+    return newest

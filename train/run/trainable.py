@@ -1,0 +1,221 @@
+"""What of a model is trained, with which learning rates, and how the result is saved."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from ldm.config import Settings
+from ldm.errors import UserError
+from ldm.models.adapters.embedding import EmbeddingSettings, add_embedding, embedding_vectors
+from ldm.models.adapters.folder import Adapter, Base, save_adapter
+from ldm.models.adapters.lora import (
+    LoraSettings,
+    LoraWeights,
+    add_lora,
+    apply_lora,
+    lora_parameters,
+    lora_weights,
+)
+from ldm.models.adapters.lora_files import read_lora_file
+from ldm.models.attention import AttentionBackend, choose_attention
+from ldm.models.engines.compiled import compile_unet
+from ldm.models.loading.model import ModelParts, save_parts
+
+from ..loop.optim import ParameterGroup
+
+Trainable = Literal["unet", "lora", "text_encoder", "unet+text_encoder", "embedding"]
+
+
+class TrainableSettings(Settings):
+    """What is trained, and what that may cost."""
+
+    trainable: Trainable = Field("unet", description="embedding: a new token (textual inversion)")
+    text_encoder_learning_rate: float | None = Field(
+        None, gt=0, description="at its peak; default: optim.learning_rate"
+    )
+    lora: LoraSettings = LoraSettings()
+    embedding: EmbeddingSettings | None = Field(None, description="of trainable: embedding")
+    gradient_checkpointing: bool = Field(
+        False,
+        description="compute activations twice instead of keeping them: less memory, about a third slower",
+    )
+    channels_last: bool | None = Field(
+        None, description="the UNet's memory layout that convolutions in bf16 and fp16 like. Default: on CUDA"
+    )
+    compile: bool = Field(
+        False,
+        description="torch.compile of the UNet: faster on CUDA, after a minute or more for each image size",
+    )
+    attention: AttentionBackend = Field("sdpa", description="xformers: only where a real call of it succeeds")
+
+    @model_validator(mode="after")
+    def _agree(self) -> "TrainableSettings":
+        if self.trainable == "embedding" and self.embedding is None:
+            raise ValueError("trainable: embedding needs embedding: {token: <name>, initial_word: WORD}")
+        if self.trainable != "embedding" and self.embedding is not None:
+            raise ValueError(f"embedding is given, but trainable is {self.trainable}: leave it out")
+        if self.trainable != "lora" and self.lora != LoraSettings():
+            raise ValueError(f"lora is given, but trainable is {self.trainable}: set trainable: lora")
+        if self.text_encoder_learning_rate is not None and not self.trains_text_encoder:
+            raise ValueError(
+                "text_encoder_learning_rate is given, but the text encoder is not trained: leave it out"
+            )
+        return self
+
+    @property
+    def trains_text_encoder(self) -> bool:
+        """Whether gradients flow through the text encoder: prompts are then encoded anew in every step."""
+        return self.trainable not in ("unet", "lora") or (self.trainable == "lora" and self.lora.text_encoder)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the result is kept apart from its base model."""
+        return self.trainable in ("lora", "embedding")
+
+
+def choose_trained(
+    parts: ModelParts, settings: TrainableSettings, *, seed: int, learning_rate: float
+) -> list[ParameterGroup]:
+    """Set up a model for training: new weights where they are asked for, gradients for what is trained alone.
+
+    Call it once, before the model is moved to its device and before the optimizer is made.
+
+    Args:
+        seed: of a LoRA's random start.
+        learning_rate: of the groups with `lr_scale` 1.
+
+    Raises:
+        UserError: the LoRA's layers, the LoRA to go on from or the new token do not suit the model.
+    """
+    for module in parts.modules():
+        module.requires_grad_(False)
+    unet, text_model = parts.denoiser.unet, parts.text_encoder.model
+    scale = (settings.text_encoder_learning_rate or learning_rate) / learning_rate
+    if settings.trainable == "lora":
+        put_in_lora({"unet": unet, "text_encoder": text_model}, settings.lora, seed)
+        groups = [
+            _group("unet", lora_parameters(unet)),
+            _group("text_encoder", lora_parameters(text_model), scale),
+        ]
+    elif settings.trainable == "embedding":
+        assert settings.embedding is not None
+        add_embedding(parts.text_encoder, settings.embedding)
+        # a decay would pull the new words towards no word at all
+        groups = [_group("embedding", [embedding_vectors(parts.text_encoder)], scale) | {"weight_decay": 0.0}]
+    else:
+        named = settings.trainable.split("+")
+        groups = [_group("unet", list(unet.parameters()))] if "unet" in named else []
+        if "text_encoder" in named:
+            groups.append(_group("text_encoder", list(text_model.parameters()), scale))
+    groups = [group for group in groups if group["params"]]
+    for group in groups:
+        for parameter in group["params"]:
+            parameter.requires_grad_(True)
+    return groups
+
+
+def put_in_lora(networks: dict[str, nn.Module], settings: LoraSettings, seed: int) -> None:
+    """A LoRA to train: a new one, or the one to go on from.
+
+    Raises:
+        UserError: it does not suit the networks, or changes others than the settings say.
+    """
+    if settings.start is None:
+        return add_lora(networks, settings, seed)
+    weights = read_lora_file(settings.start, networks)
+    if settings.text_encoder != ("text_encoder" in weights.configs):
+        does, mend = ("does not change", "false") if settings.text_encoder else ("changes", "true")
+        raise UserError(f"{settings.start} {does} the text encoder", f"set lora.text_encoder: {mend}")
+    apply_lora(networks, weights, fuse=False, dropout=settings.dropout)
+
+
+def _as_trained(settings: LoraSettings, weights: LoraWeights) -> LoraSettings:
+    """The settings of a LoRA that went on from another: that one's size and place, and no path."""
+    if settings.start is None:
+        return settings
+    config = next(iter(weights.configs.values()))
+    own = {
+        "rank": config["r"],
+        "alpha": config["lora_alpha"],
+        "target_modules": tuple(
+            sorted({name for c in weights.configs.values() for name in c["target_modules"]})
+        ),
+        "use_dora": config["use_dora"],
+        "start": None,
+    }
+    return settings.model_copy(update=own)
+
+
+def _group(name: str, parameters: list[nn.Parameter], lr_scale: float = 1.0) -> ParameterGroup:
+    return {"name": name, "params": parameters, "lr_scale": lr_scale}
+
+
+def apply_memory_settings(parts: ModelParts, settings: TrainableSettings, device: torch.device) -> None:
+    """Gradient checkpointing, memory layout, attention and compiling, on a model after `choose_trained`.
+
+    Raises:
+        UserError: xformers was asked for and does not run on `device`.
+    """
+    unet, text_model = parts.denoiser.unet, parts.text_encoder.model
+    if settings.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+        if settings.trains_text_encoder:
+            # transformers gave it another name within version 5
+            enable = getattr(text_model, "activation_checkpointing_enable", None)
+            (enable or text_model.gradient_checkpointing_enable)({"use_reentrant": False})
+    on_cuda = device.type == "cuda"
+    if on_cuda if settings.channels_last is None else settings.channels_last:
+        unet.to(memory_format=torch.channels_last)
+    choose_attention(unet, settings.attention, device)
+    if settings.compile:
+        compile_unet(unet)
+
+
+def check_base(settings: TrainableSettings, base: str | None) -> None:
+    """Refuse what needs a base model and has none.
+
+    Raises:
+        UserError: a LoRA or a token was asked for with a model that is not on the disk.
+    """
+    if base is None and "unet" not in settings.trainable:
+        raise UserError(f"trainable = {settings.trainable!r} without a base model", "name one by base: MODEL")
+
+
+def save_trained(
+    parts: ModelParts,
+    folder: Path,
+    settings: TrainableSettings,
+    base: Base | None,
+    *,
+    provenance: dict[str, Any] | None = None,
+) -> None:
+    """Write the model as it is now, in place of what stands at `folder`: whole, or the adapter alone.
+
+    Args:
+        base: what the adapter was trained on, found with `ldm.models.adapters.folder.find_base` before training.
+
+    Raises:
+        UserError: the disk is full or not writable.
+    """
+    if not settings.is_adapter:
+        save_parts(parts, folder, provenance=provenance, replace=True)
+        return
+    assert base is not None
+    if settings.trainable == "lora":
+        weights: Any = lora_weights({"unet": parts.denoiser.unet, "text_encoder": parts.text_encoder.model})
+        own: Settings = _as_trained(settings.lora, weights)
+    else:
+        assert settings.embedding is not None
+        own = settings.embedding
+        weights = {settings.embedding.token: embedding_vectors(parts.text_encoder)}
+    adapter = Adapter(
+        kind=settings.trainable,
+        base=base.given,
+        base_weights_hash=base.weights_hash,
+        scheduler_config=parts.scheduler_config,
+        settings=own.model_dump(mode="json"),
+    )
+    save_adapter(folder, adapter, weights, parts.defaults, provenance=provenance, replace=True)

@@ -1,0 +1,80 @@
+"""Settings of the program `denoiser`."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from ldm.config import Settings, checked_by
+from ldm.data.cache.moments import CacheSettings
+from ldm.data.captions import CaptionSettings
+from ldm.diffusion.objective import ObjectiveSettings
+from ldm.diffusion.path import ScheduleSettings
+from ldm.diffusion.sampling import EVERYWHERE, check_interval
+from ldm.models.fresh import DenoiserShape
+from ldm.types import MAX_PROMPT_CHUNKS
+
+from ..run.trainable import TrainableSettings
+from .shared import TrainSettings
+
+
+class PartsSettings(Settings):
+    """Trained parts for a denoiser from scratch."""
+
+    autoencoder: Path = Field(description="run directory of `autoencoder`, or a model's folder")
+    text_encoder: Path = Field(description="run directory of `text_encoder`, or a model's folder")
+
+
+class PreviewSettings(Settings):
+    """The pictures drawn during training, always from the same noise."""
+
+    prompts: tuple[str, ...] = Field((), description="default: the captions of the first eight images")
+    num_inference_steps: int = Field(20, ge=1)
+    guidance_scale: float = Field(3.0, ge=0)
+
+
+class SamplingDefaults(Settings):
+    """What the finished model is best sampled with; written into its ldm.json."""
+
+    num_inference_steps: int = Field(25, ge=1)
+    guidance_scale: float = Field(3.0, ge=0)
+    guidance_rescale: float = Field(0.0, ge=0, le=1)
+    guidance_interval: Annotated[tuple[float, float], checked_by(check_interval)] = Field(
+        EVERYWHERE, description="where guidance is used: [0, 0.5] is the first half of the steps"
+    )
+    scheduler: str = "dpmpp_2m"
+
+
+BASE_HAS_ITS_OWN = ("model", "schedule", "defaults")
+"""Settings of a model from scratch alone."""
+
+
+class DenoiserSettings(TrainSettings, TrainableSettings):
+    """Settings of the program `denoiser`."""
+
+    program: Literal["denoiser"]
+    base: str | None = Field(
+        None,
+        description="the model to go on from: emoji, a folder, a run, or a Hub id; `model` is then its own",
+    )
+    parts: PartsSettings | None = None
+    model: DenoiserShape = DenoiserShape()
+    schedule: ScheduleSettings = ScheduleSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    captions: CaptionSettings = CaptionSettings()
+    prompt_chunks: int = Field(
+        1,
+        ge=1,
+        le=MAX_PROMPT_CHUNKS,
+        description="pieces of 75 tokens (the context less two) that captions are read in",
+    )
+    cache: CacheSettings = CacheSettings()
+    preview: PreviewSettings = PreviewSettings()
+    defaults: SamplingDefaults = SamplingDefaults()
+
+    def model_post_init(self, _: Any) -> None:
+        if (self.base is None) == (self.parts is None):
+            raise ValueError("give either base: MODEL or parts: {autoencoder, text_encoder}")
+        for name in BASE_HAS_ITS_OWN if self.base is not None else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is given, but the model of base has its own: leave it out")

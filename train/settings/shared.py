@@ -1,0 +1,124 @@
+"""The settings that every training program shares; each program adds its own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from ldm.config import Settings
+from ldm.data.prepare import DataSettings
+from ldm.data.sources.read import SourceSettings
+
+from ..loop.averages import AverageSettings
+from ..loop.validation import ValidationSettings
+from ..run.trackers import TrackerName
+
+OptimizerName = Literal["adamw", "adamw_8bit"]
+"""torch's fused AdamW, or bitsandbytes' with moments of eight bits."""
+
+MASKS = ("masks", "alpha_mask")
+
+
+class OptimSettings(Settings):
+    """AdamW, its learning rate over the optimizer steps, and the average of the weights."""
+
+    optimizer: OptimizerName = Field("adamw", description="adamw_8bit needs bitsandbytes and CUDA")
+    learning_rate: float = Field(1e-4, gt=0)
+    lr_schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up")
+    num_warmup_steps: int = Field(100, ge=0, description="optimizer steps of linear warm-up")
+    final_lr_fraction: float = Field(0.01, ge=0, le=1, description="where the cosine ends, of learning_rate")
+    weight_decay: float = Field(0.01, ge=0)
+    beta2: float = Field(0.99, gt=0, lt=1, description="AdamW's second decay")
+    max_grad_norm: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="of the weights' moving average; 0 turns it off")
+    average: AverageSettings = AverageSettings()
+
+    @model_validator(mode="after")
+    def _check_contradictions(self) -> Self:
+        fraction = self.final_lr_fraction
+        if (
+            self.lr_schedule == "constant"
+            and fraction != OptimSettings.model_fields["final_lr_fraction"].default
+        ):
+            raise ValueError(
+                f"final_lr_fraction = {fraction} has no effect on a constant learning rate: leave it out, "
+                "or set lr_schedule=cosine"
+            )
+        if self.average.widths and not self.ema_decay:
+            raise ValueError("ema_decay = 0 turns averages off, average.widths asks for some: leave out one")
+        return self
+
+
+class TrainSettings(Settings):
+    """What every program needs to know."""
+
+    program: Literal["autoencoder", "text_encoder", "denoiser"]
+    run_dir: Path = Field(description="where the run's files go; rerunning with the same one resumes")
+    seed: int = Field(0, ge=0, lt=2**63)
+    num_steps: int = Field(gt=0, description="optimizer steps in all")
+    global_batch_size: int = Field(32, gt=0, description="samples an optimizer step, over all processes")
+    max_micro_batch: int = Field(64, gt=0, description="samples a process puts through the network at once")
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field(
+        "no", description="bf16 and fp16 need a CUDA device; weights stay float32"
+    )
+    device: Literal["auto", "cpu"] = Field("auto", description="auto: CUDA where there is one")
+    sharding: Literal["none", "full"] = Field(
+        "none",
+        description="full: each of several processes holds a part of the weights and of the optimizer (FSDP2)",
+    )
+    log_every: int = Field(20, gt=0, description="optimizer steps")
+    save_every: int = Field(500, gt=0, description="optimizer steps between checkpoints")
+    preview_every: int = Field(500, gt=0, description="optimizer steps between preview pictures")
+    keep_checkpoints: int = Field(2, gt=0, description="how many of the newest checkpoints stay")
+    keep_every: int | None = Field(
+        None, gt=0, description="checkpoints are also made at multiples of this, and these are never removed"
+    )
+    max_bad_steps: int = Field(
+        10, gt=0, description="so many steps skipped, as their loss or gradient is not finite, end the run"
+    )
+    fork_from: Path | None = Field(
+        None, description="a run, or a checkpoint of one, whose weights this run starts from"
+    )
+    data: DataSettings
+    optim: OptimSettings = OptimSettings()
+    validation: ValidationSettings = ValidationSettings()
+    trackers: tuple[TrackerName, ...] = Field(
+        (), description="also told the logged numbers: tensorboard, wandb"
+    )
+
+    @model_validator(mode="after")
+    def _check_validation(self) -> Self:
+        if self.validation.every and not self.data.holdout_fraction:
+            raise ValueError("validation.every needs held-out samples: set data.holdout_fraction above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _check_program(self) -> Self:
+        for key in _without_effect(self):
+            raise ValueError(f"{key} has no effect in the program {self.program}: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> Self:
+        num_warmup_steps = self.optim.num_warmup_steps
+        if num_warmup_steps and num_warmup_steps >= self.num_steps:
+            raise ValueError(
+                f"optim.num_warmup_steps = {num_warmup_steps} of num_steps = {self.num_steps}: the learning rate "
+                f"would only rise; set optim.num_warmup_steps={self.num_steps // 20} or a larger num_steps"
+            )
+        return self
+
+
+def _without_effect(settings: TrainSettings) -> Iterator[str]:
+    """The keys of what is set and the program would not read."""
+    if settings.program == "denoiser":
+        return
+    for name, field in ValidationSettings.model_fields.items():
+        if getattr(settings.validation, name) != field.default:
+            yield f"validation.{name}"
+    unread = MASKS if settings.program == "autoencoder" else (*MASKS, "loss_weight")
+    for number, source in enumerate(settings.data.sources):
+        for name in unread:
+            if getattr(source, name) != SourceSettings.model_fields[name].default:
+                yield f"data.sources.{number}.{name}"
