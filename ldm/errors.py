@@ -1,7 +1,14 @@
-"""Errors that a user can mend: one line, what is wrong and what to do about it."""
+"""Errors and warnings for users: one line that says what is wrong and what to do about it."""
 
+import inspect
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
+from types import FrameType
+
+OURS = ("ldm", "train", "ldm_train")
+WRAPPERS = ("contextlib", "torch")
+"""Packages whose frames lie between a function of ours and its caller: decorators such as `torch.no_grad`."""
 
 
 class UserError(Exception):
@@ -30,3 +37,20 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> UserError:
     guess = nearest(name, choices)
     hint = f"did you mean {guess!r}? " if guess else ""
     return UserError(f"unknown {kind} {name!r}", f"{hint}choose from {', '.join(choices)}")
+
+
+class LdmWarning(UserWarning):
+    """Something the user should know about a result that is made all the same."""
+
+
+def warn(message: str) -> None:
+    """Issue an `LdmWarning` that names the line outside this package from which it was called."""
+    frame = inspect.currentframe()
+    level = 1
+    while frame is not None and _top_package(frame) in (*OURS, *WRAPPERS):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(LdmWarning(message), stacklevel=level)
+
+
+def _top_package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]

@@ -16,7 +16,7 @@ def say_warning(text: str) -> None:
 @contextmanager
 def own_warnings(say: Callable[[str], None] = say_warning) -> Iterator[None]:
     """Say our warnings in a line each, once; those of the libraries are not for the user of a command."""
-    from ldm.pipeline.pipeline import LdmWarning
+    from ldm.errors import LdmWarning
 
     said: set[str] = set()
 

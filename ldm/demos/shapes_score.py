@@ -5,8 +5,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from ldm.demos.prompt_following import PromptFollowing, score_prompts
 from ldm.demos.shapes import held_out_scene, training_scene
-from ldm.evaluation.prompt_following import PromptFollowing, score_prompts
 from ldm.io.files import new_folder, write_json
 from ldm.io.images import image_grid
 from ldm.pipeline.pipeline import Pipeline

@@ -2,7 +2,6 @@
 
 import io
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ldm.errors import UserError
+from ldm.errors import UserError, warn
 from ldm.generation.pictures import Picture, Target
 from ldm.generation.prompts import Prompt
 from ldm.io.files import write_bytes
@@ -18,7 +17,7 @@ from ldm.io.images import image_grid, open_image
 from ldm.models.devices import free_cached_memory, is_out_of_memory
 from ldm.pipeline.engine_choice import Work
 from ldm.pipeline.record import write_png
-from ldm.pipeline.settings import Generation, LdmWarning
+from ldm.pipeline.settings import Generation
 
 if TYPE_CHECKING:
     from ldm.models.loading.folder import Defaults
@@ -132,7 +131,7 @@ def _make_in_memory(
         free_cached_memory()  # what the failed try held is free only now that its error is gone
         batch_size = at_once // 2
         said = f"the memory does not hold {at_once} pictures at once, going on with {batch_size}"
-        warnings.warn(LdmWarning(said), stacklevel=4)
+        warn(said)
 
 
 def _counting(on_progress: OnProgress, before: int, steps: int, in_all: int) -> "OnStep":

@@ -1,19 +1,17 @@
 """Which pictures an earlier call has finished: those whose file is whole and says what it should."""
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ldm.errors import UserError
+from ldm.errors import UserError, warn
 from ldm.generation.batches import PictureBatch
 from ldm.generation.pictures import Target
 from ldm.io.images import open_image
 from ldm.pipeline.record import read_settings
-from ldm.pipeline.settings import LdmWarning
 
 if TYPE_CHECKING:
     from ldm.pipeline.pipeline import Pipeline
@@ -66,7 +64,7 @@ def _judge(faults: list[str], target: Target) -> None:
     named = "; ".join(faults[:_MOST_NAMED]) + more
     if not target.overwrite:
         raise UserError(named, "add --overwrite to make such pictures again, or give another --output")
-    warnings.warn(LdmWarning(f"made again: {named}"), stacklevel=3)
+    warn(f"made again: {named}")
 
 
 def picture_fault(path: Path, expected: Mapping[str, Any]) -> str | None:

@@ -1,14 +1,12 @@
 """What pictures are made with: a model and LoRAs, which must be those of the picture that is made again."""
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.errors import UserError
+from ldm.errors import UserError, warn
 from ldm.generation.reproduce import GivenLora, Recipe, weigh_loras
 from ldm.models.adapters.fuse import lora_hash, split_weight
-from ldm.pipeline.settings import LdmWarning
 
 if TYPE_CHECKING:
     from ldm.pipeline.pipeline import Pipeline
@@ -100,4 +98,4 @@ def _check_weights(recipe: Recipe, weights_hash: str | None, *, named: bool) -> 
 
 
 def _warn_of_another_picture(fault: str) -> None:
-    warnings.warn(LdmWarning(f"{fault}, so the picture will be another one"), stacklevel=3)
+    warn(f"{fault}, so the picture will be another one")

@@ -1,15 +1,14 @@
 """From latents to pictures in pieces that the memory holds: some pictures at once, and a large one in tiles."""
 
-import warnings
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ldm.errors import warn
 from ldm.io.images import tensor_to_images
 from ldm.models.vae import KLAutoencoder
-from ldm.pipeline.settings import LdmWarning
 
 SHARE_TAKEN = 0.5
 """Of the free memory: the estimate is rough, and other programs work too."""
@@ -37,7 +36,7 @@ def decode_images(
     in_tiles = needed > free and autoencoder.has_tiles(*latents.shape[2:])
     if in_tiles:
         said = f"a picture needs about {needed / 1e9:.1f} GB to decode, so it is decoded in tiles"
-        warnings.warn(LdmWarning(f"{said}: they blend, and differ a little from one whole"), stacklevel=5)
+        warn(f"{said}: they blend, and differ a little from one whole")
     decoded = (autoencoder.decode(part, in_tiles=in_tiles) for part in torch.split(latents, at_once))
     return [image for pixels in decoded for image in tensor_to_images(pixels)], in_tiles
 

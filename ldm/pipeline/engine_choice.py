@@ -1,7 +1,6 @@
 """Which engine a model's denoiser runs on, and where the converted networks of OpenVINO lie."""
 
 import time
-import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -9,11 +8,10 @@ from pathlib import Path
 
 import torch
 
-from ldm.errors import UserError, unknown_name
+from ldm.errors import UserError, unknown_name, warn
 from ldm.models.engines.feature_reuse import NUM_FRESH_LAYERS
 from ldm.models.engines.openvino_denoiser import OpenVINODenoiser, is_converted, openvino_denoiser
 from ldm.models.unet import UNetDenoiser
-from ldm.pipeline.settings import LdmWarning
 from ldm.types import PromptEmbeds
 
 ENGINES = ("torch", "openvino", "auto")
@@ -81,7 +79,7 @@ def choose_engine(engine: str, denoiser: UNetDenoiser, work: Work) -> OpenVINODe
     except UserError as error:
         if engine != "auto":
             raise
-        warnings.warn(LdmWarning(f"{error.what}, so torch is used"), stacklevel=2)
+        warn(f"{error.what}, so torch is used")
         return None
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm.diffusion.sampling import Interval, denoise, make_scheduler, plan_steps
+from ldm.errors import LdmWarning
 from ldm.models.adapters.fuse import UsedLora, apply_loras
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.devices import DTYPES, pick_device, pick_dtype
@@ -30,7 +31,6 @@ from ldm.noise import image_generators, normal_per_image
 from ldm.pipeline.decoding import decode_images
 from ldm.pipeline.settings import (
     Generation,
-    LdmWarning,
     OnStep,
     Request,
     batch_rows,
@@ -169,7 +169,7 @@ class Pipeline:
             seeds: one for each picture, prompt after prompt, in place of `seed`.
             guidance_scale: 1 or less means no guidance.
             guidance_rescale: 0 to 1, see `ldm.diffusion.sampling.rescale_guidance`.
-            guidance_interval: where guidance is used, see `ldm.diffusion.sampling.Interval`; (0, 0.5) is half the steps.
+            guidance_interval: where guidance is used, see `ldm.diffusion.sampling.Interval`; (0, 0.5): half of them.
             deep_features_every: n: the deep UNet is computed every n-th step, see `ldm.models.engines.feature_reuse`.
             scheduler: a key of `ldm.diffusion.scheduler_names.SCHEDULERS`.
             karras: space the noise levels as Karras et al. 2022 do.

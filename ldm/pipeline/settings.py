@@ -3,7 +3,6 @@
 import hashlib
 import math
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ldm.diffusion.sampling import EVERYWHERE, Interval, check_interval, guide
 from ldm.diffusion.scheduler_names import SCHEDULERS
-from ldm.errors import UserError, unknown_name
+from ldm.errors import UserError, unknown_name, warn
 from ldm.models.engines.feature_reuse import Engine, reuse_deep_features
 from ldm.models.loading.folder import Defaults
 from ldm.models.unet import UNetDenoiser
@@ -38,10 +37,6 @@ Without a preset, guidance is where the model's defaults have it.
 
 OnStep = Callable[[int, int, Step, Tensor], None]
 """Called after every sampling step with (steps done, steps in all, the step, latents [B, C, h, w])."""
-
-
-class LdmWarning(UserWarning):
-    """Something to know of a picture that is made all the same."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +169,7 @@ def _round_size(name: str, size: int, multiple: int) -> int:
     rounded = max(1, math.floor(size / multiple + 0.5)) * multiple
     if rounded != size:
         message = f"{name} {size} is rounded to {rounded}: this model makes multiples of {multiple} pixels"
-        warnings.warn(LdmWarning(message), stacklevel=5)
+        warn(message)
     return rounded
 
 
@@ -266,12 +261,12 @@ def warn_unused(prompts: Sequence[str], request: Request, left_out: Callable[[st
     texts, num_chunks = dict.fromkeys([*prompts, request.negative_prompt]), request.max_prompt_chunks
     for words in filter(None, (left_out(text, num_chunks) for text in texts)):
         message = f"the prompt is too long for this model, left out: {words!r}"
-        warnings.warn(LdmWarning(message), stacklevel=4)
+        warn(message)
     if request.negative_prompt and request.guidance_scale <= 1:
         message = (
             f"the negative prompt is not used with guidance_scale {request.guidance_scale:g}, only above 1"
         )
-        warnings.warn(LdmWarning(message), stacklevel=4)
+        warn(message)
 
 
 def check_latents(latents: Tensor, shape: tuple[int, int, int, int]) -> None:

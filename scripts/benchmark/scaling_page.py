@@ -14,8 +14,8 @@ HEAD = """# What many workers would reach
 Computed, not measured: this page is written by `python scripts/benchmark.py scaling-page` from the costs that
 `python scripts/benchmark.py scaling --output docs/benchmarks/scaling.json` measured, by the rules of
 `ldm/evaluation/scaling.py`. They hold for data parallel training: each worker computes on its own samples, the
-gradients are summed by a ring all-reduce, of which a part may be hidden under the backward pass, and the next batch is read
-meanwhile.
+gradients are summed by a ring all-reduce, of which a part may be hidden under the backward pass, and the next batch is
+read meanwhile.
 
 - exchange = 2 (N - 1) (gradient bytes / N / slowest link in the ring + latency)
 - loading = the longer of the workers' time for a batch and what the shared storage takes for all N

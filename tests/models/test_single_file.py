@@ -18,7 +18,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from ldm.cli.app import app
-from ldm.errors import UserError
+from ldm.errors import LdmWarning, UserError
 from ldm.export.formats.single_file import modelspec_metadata, write_single_file
 from ldm.io.files import sha256_file
 from ldm.models.loading.model import load_parts
@@ -26,7 +26,6 @@ from ldm.models.loading.original_file import load_single_file
 from ldm.models.parts import ModelParts
 from ldm.pipeline.pipeline import Pipeline, load_pipeline
 from ldm.pipeline.record import read_settings
-from ldm.pipeline.settings import LdmWarning
 from tests.support.tiny_models import SD1_SCHEDULER, SD2_SCHEDULER, ZERO_SNR_SCHEDULER
 from tests.support.tiny_single_file import SIZE_PX, make_narrow_sd1, make_narrow_sd2
 

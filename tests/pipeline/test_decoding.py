@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from ldm.errors import LdmWarning
 from ldm.models.vae import TILE_LATENTS, KLAutoencoder
 from ldm.pipeline import decoding
 from ldm.pipeline.decoding import decode_images, free_memory_bytes
 from ldm.pipeline.pipeline import Pipeline
-from ldm.pipeline.settings import LdmWarning
 from tests.support.tiny_models import make_sd1
 
 

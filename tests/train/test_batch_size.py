@@ -5,13 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from ldm.errors import UserError
+from ldm.errors import LdmWarning, UserError
 from ldm.generation.batches import PictureBatch, make_batches, plan_batches
 from ldm.generation.model_options import read_batch_size
 from ldm.generation.pictures import list_pictures
 from ldm.generation.prompts import Prompt
 from ldm.pipeline.pipeline import Pipeline
-from ldm.pipeline.settings import LdmWarning
 from tests.support.tiny_models import make_sd1
 
 EVERYTHING: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 1.0}

@@ -5,7 +5,6 @@ says it by a key `v_pred` (and `ztsnr`) or in its ModelSpec header; where it doe
 """
 
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.errors import UserError, unknown_name
+from ldm.errors import UserError, unknown_name, warn
 from ldm.io.files import open_tensors
 from ldm.io.safetensors_header import read_header
 from ldm.models.clip import ClipTextEncoder
@@ -33,7 +32,6 @@ from ldm.models.loading.original_shapes import (
 from ldm.models.parts import ModelParts, default_size
 from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder
-from ldm.pipeline.settings import LdmWarning
 from ldm.types import MAX_PROMPT_CHUNKS
 
 PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v_prediction", "v": "v_prediction"}
@@ -187,7 +185,7 @@ def _prediction_type(path: Path, content: _Content) -> str:
     telling = content.weights.get(_TELLING, torch.zeros(2)).float()
     guess = "v_prediction" if telling.numel() > 1 and telling.std() > _DEVIATION_OF_V else "epsilon"
     message = f"{path.name} does not say what it predicts; by its weights it is taken for {guess}"
-    warnings.warn(LdmWarning(message), stacklevel=5)
+    warn(message)
     return guess
 
 

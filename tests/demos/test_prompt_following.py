@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from ldm.demos.prompt_following import score_prompts
 from ldm.demos.shapes import Scene, Thing, scene_for
 from ldm.demos.shapes_drawing import draw
 from ldm.errors import UserError
-from ldm.evaluation.prompt_following import Share, score_prompts, wilson_interval
+from ldm.evaluation.share import Share, wilson_interval
 
 
 @pytest.mark.parametrize(
