@@ -19,10 +19,10 @@ class UserError(Exception):
         mend: what to do about it.
     """
 
-    def __init__(self, what: str, mend: str = "") -> None:
+    def __init__(self, what: str, hint: str = "") -> None:
         self.what = what
-        self.mend = mend
-        super().__init__(f"{what}: {mend}" if mend else what)
+        self.hint = hint
+        super().__init__(f"{what}: {hint}" if hint else what)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:

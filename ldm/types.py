@@ -15,33 +15,33 @@ MAX_PROMPT_CHUNKS = 3
 
 
 @dataclass(frozen=True)
-class PromptEmbeds:
+class Conditioning:
     """What the text encoder says of B prompts.
 
     Attributes:
         prompt_embeds: [B, L, D], what the denoiser attends to; L is one context of the text encoder or several.
-        pooled_prompt_embeds: [B, P], one vector a prompt, or None.
+        pooled: [B, P], one vector a prompt, or None.
         attention_mask: [B, L], 1 for tokens to attend to, or None for all.
     """
 
     prompt_embeds: Tensor
-    pooled_prompt_embeds: Tensor | None = None
+    pooled: Tensor | None = None
     attention_mask: Tensor | None = None
 
     def __len__(self) -> int:
         return self.prompt_embeds.shape[0]
 
-    def map(self, fn: "TensorFunction") -> "PromptEmbeds":
+    def map(self, fn: "TensorFunction") -> "Conditioning":
         """The same embeddings with `fn` applied to each tensor present."""
-        pooled, mask = self.pooled_prompt_embeds, self.attention_mask
+        pooled, mask = self.pooled, self.attention_mask
         return replace(
             self,
             prompt_embeds=fn(self.prompt_embeds),
-            pooled_prompt_embeds=None if pooled is None else fn(pooled),
+            pooled=None if pooled is None else fn(pooled),
             attention_mask=None if mask is None else fn(mask),
         )
 
-    def select(self, rows: list[int]) -> "PromptEmbeds":
+    def select(self, rows: list[int]) -> "Conditioning":
         """The rows named, in that order: [B, ...] -> [len(rows), ...]."""
         return self.map(lambda tensor: tensor[rows])
 
@@ -78,20 +78,20 @@ class Denoiser(Protocol):
         self,
         latents: Tensor,
         timesteps: Tensor,
-        prompt_embeds: PromptEmbeds,
+        prompt_embeds: Conditioning,
         *,
         step: Step | None = None,
     ) -> Tensor: ...
 
 
-def concat_prompt_embeds(first: PromptEmbeds, second: PromptEmbeds) -> PromptEmbeds:
+def concat_conditioning(first: Conditioning, second: Conditioning) -> Conditioning:
     """Two sets of prompts as one: B1 and B2 rows become B1 + B2."""
 
     def join(a: Tensor | None, b: Tensor | None) -> Tensor | None:
         return None if a is None or b is None else torch.cat([a, b])
 
-    return PromptEmbeds(
+    return Conditioning(
         torch.cat([first.prompt_embeds, second.prompt_embeds]),
-        join(first.pooled_prompt_embeds, second.pooled_prompt_embeds),
+        join(first.pooled, second.pooled),
         join(first.attention_mask, second.attention_mask),
     )

@@ -22,7 +22,7 @@ from ldm.evaluation.curves import read_metrics
 from ldm.io.files import read_tensors
 from ldm.models.attention import xformers_fault
 from ldm.models.engines.compiled import compile_denoiser
-from ldm.types import PromptEmbeds
+from ldm.types import Conditioning
 from tests.support.tiny_models import make_sd1
 from tests.support.tiny_runs import DENOISER, train_parts, write_config
 from tests.support.tiny_training import PointTask, make_settings
@@ -183,15 +183,15 @@ def test_a_compiled_denoiser_answers_as_before(tmp_path: Path) -> None:
         for _ in range(4):  # the third call is the first from a recorded graph
             answers = {rows: unet_denoiser(*values) for rows, values in inputs.items()}
             other = unet_denoiser(inputs[2][0] + 1, *inputs[2][1:])
-    for rows, answer in answers.items():
-        torch.testing.assert_close(answer, expected[rows], atol=1e-2, rtol=1e-2)
+    for rows, output in answers.items():
+        torch.testing.assert_close(output, expected[rows], atol=1e-2, rtol=1e-2)
     assert not torch.allclose(other, answers[2], atol=1e-3)
 
 
-def _inputs(num_rows: int) -> tuple[Tensor, Tensor, PromptEmbeds]:
+def _inputs(num_rows: int) -> tuple[Tensor, Tensor, Conditioning]:
     generator = torch.Generator().manual_seed(num_rows)
     latents, text = (torch.randn(num_rows, *shape, generator=generator) for shape in ((4, 8, 8), (16, 32)))
-    return latents.to(CUDA), torch.full((num_rows,), 500, device=CUDA), PromptEmbeds(text.to(CUDA))
+    return latents.to(CUDA), torch.full((num_rows,), 500, device=CUDA), Conditioning(text.to(CUDA))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -18,7 +18,7 @@ from torch.nn import functional
 from ldm.config import Settings
 from ldm.data.batches import ImageSamples, pixel_batches
 from ldm.data.cache.moments import cache_root
-from ldm.data.prepare import Placed
+from ldm.data.prepare import BucketedSample
 from ldm.errors import UserError
 from ldm.evaluation.reconstruction import WINDOW_PX, psnr, ssim
 from ldm.io.files import new_folder, write_json
@@ -150,7 +150,7 @@ def reconstruct(autoencoder: nn.Module, pixel_values: Tensor) -> Tensor:
     return decoded.float().clamp(-1, 1)
 
 
-def measure(autoencoder: nn.Module, placed: Sequence[Placed]) -> dict[str, float]:
+def measure(autoencoder: nn.Module, placed: Sequence[BucketedSample]) -> dict[str, float]:
     """Mean PSNR (dB) and SSIM over samples, from the posterior's mean."""
     device = next(autoencoder.parameters()).device
     scores = []
@@ -162,7 +162,7 @@ def measure(autoencoder: nn.Module, placed: Sequence[Placed]) -> dict[str, float
 
 
 @torch.no_grad()
-def latent_std(autoencoder: nn.Module, placed: Sequence[Placed]) -> float:
+def latent_std(autoencoder: nn.Module, placed: Sequence[BucketedSample]) -> float:
     """Root mean square of the latents drawn, by mean and variance: one over it is the scaling factor for unit size."""
     device = next(autoencoder.parameters()).device
     squares = []
@@ -172,7 +172,7 @@ def latent_std(autoencoder: nn.Module, placed: Sequence[Placed]) -> float:
     return float(torch.cat(squares).mean().sqrt())
 
 
-def write_grid(autoencoder: nn.Module, placed: Sequence[Placed], path: Path) -> None:
+def write_grid(autoencoder: nn.Module, placed: Sequence[BucketedSample], path: Path) -> None:
     """A picture of originals, each above its reconstruction."""
     shown = [one for one in placed if one.size == placed[0].size][:16]
     pixel_values = torch.stack([one.pixels() for one in shown])

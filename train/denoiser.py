@@ -15,8 +15,8 @@ import torch
 
 from ldm.data.batches import ReadImage, read_pixels
 from ldm.data.captions import directional_words, plain_caption
-from ldm.data.prepare import Placed
-from ldm.diffusion.path import NoiseSchedule
+from ldm.data.prepare import BucketedSample
+from ldm.diffusion.path import DDPMPath
 from ldm.diffusion.schedulers import training_path
 from ldm.errors import UserError
 from ldm.models.adapters.folder import Base, find_base
@@ -65,7 +65,7 @@ def make_parts(settings: DenoiserSettings) -> ModelParts:
         latent_size=settings.data.height // autoencoder.pixels_per_latent,
         text_width=text_encoder.text_width,
     )
-    scheduler_config = NoiseSchedule(settings.schedule).scheduler_config()
+    scheduler_config = DDPMPath(settings.schedule).scheduler_config()
     data = settings.data
     defaults = Defaults(
         height=data.height,
@@ -96,11 +96,11 @@ def _part(folder: Path, program: str) -> Path:
     return folder
 
 
-def schedule_of(settings: DenoiserSettings, parts: ModelParts) -> NoiseSchedule:
+def schedule_of(settings: DenoiserSettings, parts: ModelParts) -> DDPMPath:
     """The path to train on: the settings' own, or with `base` the one the model was made with; UserError if unknown."""
     if settings.base is None:
-        return NoiseSchedule(settings.schedule)
-    return NoiseSchedule(training_path(parts.scheduler_config, settings.base))
+        return DDPMPath(settings.schedule)
+    return DDPMPath(training_path(parts.scheduler_config, settings.base))
 
 
 def make_task(settings: DenoiserSettings) -> DenoiserTask:
@@ -125,7 +125,7 @@ def check_size(settings: DenoiserSettings, multiple: int) -> None:
             raise UserError(f"data.{name} = {value}", f"choose a multiple of {multiple} for this model")
 
 
-def warn_flips(placed: Sequence[Placed]) -> None:
+def warn_flips(placed: Sequence[BucketedSample]) -> None:
     """Say which captions a mirrored image would make false, where flips are on and the data does not say."""
     samples = [one.sample for one in placed if one.sample.may_flip is None]
     unsaid = [s for s in samples if any(directional_words(c) for c in s.captions)]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ldm.data.batches import ImageSamples, pixel_batches
 from ldm.data.cache.moments import cache_root
-from ldm.data.prepare import Placed
+from ldm.data.prepare import BucketedSample
 from ldm.errors import UserError
 from ldm.evaluation.retrieval import recall_at
 from ldm.io.files import new_folder, write_json
@@ -82,7 +82,7 @@ class TextEncoderTask(nn.Module):
         return features.float()
 
     @torch.no_grad()
-    def similarity(self, placed: Sequence[Placed]) -> Tensor:
+    def similarity(self, placed: Sequence[BucketedSample]) -> Tensor:
         """Cosine similarity [N, N] of each sample's image (row) and each sample's first caption (column)."""
         device = next(self.parameters()).device
         images = [self.encode_images(p.to(device)) for p in pixel_batches(placed)]
@@ -93,7 +93,7 @@ class TextEncoderTask(nn.Module):
         return (torch.cat(images) @ torch.cat(texts).T).cpu()
 
 
-def measure(task: TextEncoderTask, placed: Sequence[Placed]) -> dict[str, float]:
+def measure(task: TextEncoderTask, placed: Sequence[BucketedSample]) -> dict[str, float]:
     """Recall at 1 and 5 among at most `NUM_CANDIDATES` of the samples, by their first captions."""
     chosen = [placed[i] for i in permutation(len(placed), "recall")[:NUM_CANDIDATES]]
     similarity = task.similarity(chosen)
@@ -104,7 +104,7 @@ def measure(task: TextEncoderTask, placed: Sequence[Placed]) -> dict[str, float]
     return numbers
 
 
-def write_grid(task: TextEncoderTask, placed: Sequence[Placed], path: Path) -> None:
+def write_grid(task: TextEncoderTask, placed: Sequence[BucketedSample], path: Path) -> None:
     """A picture of images, each above the caption among theirs that is nearest to it."""
     shown = placed[:16]
     nearest = task.similarity(shown).argmax(dim=1).tolist()

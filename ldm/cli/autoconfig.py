@@ -11,7 +11,7 @@ from ldm.errors import UserError
 
 if TYPE_CHECKING:
     from ldm.data.prepare import DataSettings, Prepared
-    from ldm.data.sample import Facts, Refusal
+    from ldm.data.sample import ImageInfo, Refusal
     from ldm.data.sources.read import Reading
 
 MAX_OTHER_FRACTION, OTHER_ASPECT = 0.05, 1.1
@@ -113,18 +113,18 @@ def look_at_base(base: str) -> BaseLook:
     )
 
 
-def survey_reading(reading: "Reading", *, rehash: bool = False) -> "dict[str, Facts | Refusal]":
+def survey_reading(reading: "Reading", *, rehash: bool = False) -> "dict[str, ImageInfo | Refusal]":
     """Decode every image that is not in the memo, with a bar; the answers are kept in the memo."""
     from ldm.data.cache.moments import cache_root
-    from ldm.data.image_index import Memo
+    from ldm.data.image_index import ImageIndex
     from ldm.data.survey import survey
     from ldm.io.progress import work_bar
 
-    memo = Memo(cache_root(), rehash=rehash)
+    image_index = ImageIndex(cache_root(), rehash=rehash)
     with work_bar("image") as bar:
-        facts = survey(reading.samples, memo, on_progress=bar.show)
+        facts = survey(reading.samples, image_index, on_progress=bar.show)
     try:
-        memo.save()
+        image_index.save()
     except UserError as error:  # what was found out holds without it
         said = f"warning: {error.what}: the images will be read again; set LDM_CACHE_DIR to a writable folder"
         typer.echo(said, err=True)
@@ -142,12 +142,12 @@ def look_at_data(source: Mapping[str, object], model: BaseLook) -> DataLook:
     """
     from ldm.config import validate
     from ldm.data.prepare import DataSettings, prepare
-    from ldm.data.sample import Facts
+    from ldm.data.sample import ImageInfo
     from ldm.data.sources.read import SourceSettings, read_sources
 
     reading = read_sources([validate(SourceSettings, source, "ldm init")])
     facts = survey_reading(reading)
-    images = [each for each in facts.values() if isinstance(each, Facts)]
+    images = [each for each in facts.values() if isinstance(each, ImageInfo)]
     num_others = sum(_has_other_shape(each, model) for each in images)
     tree = {**source, **choose_size(images, num_others, model)}
     settings = validate(DataSettings, tree, "ldm init")
@@ -165,11 +165,11 @@ def look_at_data(source: Mapping[str, object], model: BaseLook) -> DataLook:
     )
 
 
-def _has_other_shape(facts: "Facts", model: BaseLook) -> bool:
+def _has_other_shape(facts: "ImageInfo", model: BaseLook) -> bool:
     return abs(math.log(facts.width * model.height / (facts.height * model.width))) > math.log(OTHER_ASPECT)
 
 
-def choose_size(images: Sequence["Facts"], num_others: int, model: BaseLook) -> dict[str, object]:
+def choose_size(images: Sequence["ImageInfo"], num_others: int, model: BaseLook) -> dict[str, object]:
     """`height`, `width`, `buckets` and `upscale` of the data.
 
     The model's own size, or where images are smaller the largest below it, down to half its side, that nineteen of

@@ -10,7 +10,7 @@ from ldm.errors import UserError
 
 if TYPE_CHECKING:
     from ldm.data.buckets import Placement
-    from ldm.data.sample import Facts, Refusal
+    from ldm.data.sample import ImageInfo, Refusal
 
 BUCKET_MULTIPLE = 64
 """What the sides of buckets are multiples of where no model is named: what Stable Diffusion needs."""
@@ -197,10 +197,14 @@ def _refuse_multiple(size: tuple[int, int], multiple: int, model: str) -> None:
 
 
 def _place(
-    facts: "Mapping[str, Facts | Refusal]", size: tuple[int, int], multiple: int, buckets: bool, upscale: bool
+    facts: "Mapping[str, ImageInfo | Refusal]",
+    size: tuple[int, int],
+    multiple: int,
+    buckets: bool,
+    upscale: bool,
 ) -> "dict[str, Placement | str]":
     from ldm.data.buckets import BucketSettings, place
-    from ldm.data.sample import Facts
+    from ldm.data.sample import ImageInfo
 
     settings = BucketSettings(buckets=buckets, upscale=upscale)
     height, width = size
@@ -216,5 +220,5 @@ def _place(
             sample_id=sample_id,
         )
         for sample_id, found in facts.items()
-        if isinstance(found, Facts)
+        if isinstance(found, ImageInfo)
     }

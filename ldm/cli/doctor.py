@@ -135,10 +135,10 @@ def sdpa_kernels(device: "torch.device") -> list[str]:
         try:
             with warnings.catch_warnings(), sdpa_kernel([getattr(SDPBackend, name)]):
                 warnings.simplefilter("ignore")  # torch says at length why a kernel does not do
-                answer = scaled_dot_product_attention(value, value, value).cpu().double()
+                output = scaled_dot_product_attention(value, value, value).cpu().double()
         except (RuntimeError, AttributeError):
             continue
-        if torch.allclose(answer, expected, atol=1e-2):
+        if torch.allclose(output, expected, atol=1e-2):
             works.append(name.removesuffix("_ATTENTION").lower())
     return works
 

@@ -13,7 +13,7 @@ from ldm.errors import UserError
 from ldm.io.collector import collector_paused
 
 if TYPE_CHECKING:
-    from ldm.generation.job import Order
+    from ldm.generation.job import GenerationJob
     from ldm.generation.pictures import Picture
     from ldm.generation.reproduce import Recipe
 
@@ -60,8 +60,8 @@ def generate(
         return
     with collector_paused():
         from ldm.generation.batches import write_grid
-        from ldm.generation.job import Order
-        from ldm.generation.model_options import Means, read_batch_size
+        from ldm.generation.job import GenerationJob
+        from ldm.generation.model_options import ModelOptions, read_batch_size
         from ldm.generation.pictures import Target
 
     given = dict(
@@ -84,8 +84,8 @@ def generate(
     target = Target(output, overwrite=overwrite, grid=grid, resume=resume)
     target.check(pictures)
     at_once = read_batch_size(batch_size, low_memory=low_memory, device=device)
-    means = Means(model, tuple(lora or ()), engine, device, dtype, low_memory, at_once, compile)
-    order = Order(tuple(pictures), target, means, recipe)
+    means = ModelOptions(model, tuple(lora or ()), engine, device, dtype, low_memory, at_once, compile)
+    order = GenerationJob(tuple(pictures), target, means, recipe)
     num_processes = min(num_processes, len(order.batches))
     if num_processes > 1:
         make_in_processes(order, num_processes)
@@ -122,15 +122,15 @@ def _plan(
     return recipe, list_pictures([prompt.over(base) for prompt in prompts])
 
 
-def _make(order: "Order") -> None:
+def _make(order: "GenerationJob") -> None:
     """Make the pictures in this process."""
-    from ldm.generation.job import make_share
+    from ldm.generation.job import run_rank
     from ldm.io.progress import work_bar
 
     num_written = 0
     try:
         with work_bar("step") as bar, own_warnings():
-            for _ in make_share(order, say=bar.say, on_progress=bar.show):
+            for _ in run_rank(order, say=bar.say, on_progress=bar.show):
                 num_written += 1
     except KeyboardInterrupt:
         written = f"{num_written} of {count_of(order)} written to {order.target.folder}"

@@ -19,11 +19,11 @@ from ldm.errors import UserError
 
 if TYPE_CHECKING:
     from ldm.cli.processes import Failure
-    from ldm.generation.job import Order
+    from ldm.generation.job import GenerationJob
     from ldm.io.progress import WorkBar
 
 
-def make_in_processes(order: "Order", num_processes: int) -> None:
+def make_in_processes(order: "GenerationJob", num_processes: int) -> None:
     """Make the pictures of an order in several processes.
 
     Raises:
@@ -52,7 +52,7 @@ def make_in_processes(order: "Order", num_processes: int) -> None:
         )
 
 
-def count_of(order: "Order") -> str:
+def count_of(order: "GenerationJob") -> str:
     """Such as `12 pictures`."""
     return f"{len(order.pictures)} picture{'s' if len(order.pictures) > 1 else ''}"
 
@@ -149,11 +149,11 @@ def _report_name(rank: int) -> str:
 
 
 def _make(folder: Path, rank: int, num_processes: int, report: _Report) -> None:
-    from ldm.generation.job import Share, make_share, read_order
+    from ldm.generation.job import Share, read_job, run_rank
 
     share = Share(rank, num_processes, folder)
     with own_warnings(report.warn):
-        for _ in make_share(read_order(folder), share, say=report.say, on_progress=report.show):
+        for _ in run_rank(read_job(folder), share, say=report.say, on_progress=report.show):
             report.count()
 
 

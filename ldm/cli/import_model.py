@@ -86,4 +86,4 @@ def _load(file: Path, allow_pickle: bool, prediction_type: str | None) -> "Model
         try:
             return load_single_file(safetensors, prediction_type=prediction_type)
         except UserError as error:  # which names the file that the user never saw
-            raise UserError(error.what.replace(str(safetensors), str(file)), error.mend) from error
+            raise UserError(error.what.replace(str(safetensors), str(file)), error.hint) from error

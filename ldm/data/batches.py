@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from ldm import noise
 from ldm.data.captions import CaptionSettings, caption_for, flip_allowed
 from ldm.data.order import SampleKey
-from ldm.data.prepare import Placed
+from ldm.data.prepare import BucketedSample
 from ldm.data.sample import Sample
 from ldm.io.images import image_to_tensor, resize_and_crop
 
@@ -89,7 +89,7 @@ class ImageSamples(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        placed: Sequence[Placed],
+        placed: Sequence[BucketedSample],
         *,
         seed: int,
         flip: bool = False,
@@ -137,7 +137,7 @@ class LatentSamples(Dataset[dict[str, Any]]):
         extra_noise: draw the further noise that offset noise and input perturbation need.
     """
 
-    placed: Sequence[Placed]
+    placed: Sequence[BucketedSample]
     read: ReadImage
     kind: str
     seed: int
@@ -173,22 +173,22 @@ class LatentSamples(Dataset[dict[str, Any]]):
             item["offset"] = torch.randn(self.latent_channels, generator=noise.generator_for(*draw, "offset"))
         return item
 
-    def _normal(self, placed: Placed, draw: Draw, purpose: str) -> Tensor:
+    def _normal(self, placed: BucketedSample, draw: Draw, purpose: str) -> Tensor:
         shape = placed.latent_shape(self.latent_channels, self.downscale)
         return torch.randn(shape, generator=noise.generator_for(*draw, purpose))
 
 
-def read_pixels(placed: Sequence[Placed]) -> ReadImage:
+def read_pixels(placed: Sequence[BucketedSample]) -> ReadImage:
     """Reads a variant's pixel values from its image, for runs without a cache."""
     return partial(_pixels_of, placed)
 
 
-def _pixels_of(placed: Sequence[Placed], index: int, crop: int, flip: bool) -> Tensor:
+def _pixels_of(placed: Sequence[BucketedSample], index: int, crop: int, flip: bool) -> Tensor:
     """A function of the module and not a lambda, so that a dataset can travel to a loader process."""
     return placed[index].pixels(crop, flip)
 
 
-def pixel_batches(placed: Iterable[Placed], batch_size: int = 32) -> Iterator[Tensor]:
+def pixel_batches(placed: Iterable[BucketedSample], batch_size: int = 32) -> Iterator[Tensor]:
     """Every sample's pixel values in order, [B, 3, H, W]: B at most `batch_size`, one size a batch."""
     for _, run in groupby(placed, key=lambda p: p.size):
         same_size = list(run)

@@ -190,9 +190,9 @@ def _covers(image: Size, size: Size) -> bool:
 
 def _too_small(image: Size, size: Size, settings: BucketSettings) -> str:
     """Why an image is refused, sizes as width x height."""
-    run, mend = f"{size[1]} x {size[0]}", "use a larger image or a smaller size, or set data.upscale=true"
+    run, hint = f"{size[1]} x {size[0]}", "use a larger image or a smaller size, or set data.upscale=true"
     what = f"too few for a quarter of the budget {run}" if settings.buckets else f"smaller than {run}"
-    return f"{image[1]} x {image[0]} pixels, {what}: {mend}"
+    return f"{image[1]} x {image[0]} pixels, {what}: {hint}"
 
 
 def _crops(down: int, right: int, num_crops: int, seed: int, sample_id: str) -> tuple[tuple[int, int], ...]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ldm.data.sample import Facts
+from ldm.data.sample import ImageInfo
 
 _SIZE_PX = 32
 _NUM_WAVES = 7  # frequencies 0 to 6 in each direction: 49 coefficients, without the first and the last
@@ -49,7 +49,7 @@ def _cosines() -> NDArray[np.float64]:
     return np.asarray(rows / _SIZE_PX)
 
 
-def exact_duplicates(facts: Mapping[str, Facts]) -> list[list[str]]:
+def exact_duplicates(facts: Mapping[str, ImageInfo]) -> list[list[str]]:
     """The groups of sample ids whose images have the same bytes, sorted."""
     by_content: dict[str, list[str]] = {}
     for sample_id, found in facts.items():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ldm.data.masks import AlphaMask
-from ldm.data.prepare import Placed
+from ldm.data.prepare import BucketedSample
 from ldm.data.sample import ImageSource, Sample
 
 FINGERPRINT_VERSION = 1
@@ -67,7 +67,7 @@ def decode_fingerprint(data: bytes) -> Fingerprint | None:
         return None
 
 
-def fingerprint(placed: Sequence[Placed], mask_hashes: Mapping[ImageSource, str]) -> Fingerprint:
+def fingerprint(placed: Sequence[BucketedSample], mask_hashes: Mapping[ImageSource, str]) -> Fingerprint:
     """The fingerprint of the samples that a run uses, held out or not; where the data lies is no part of it.
 
     Args:
@@ -76,16 +76,16 @@ def fingerprint(placed: Sequence[Placed], mask_hashes: Mapping[ImageSource, str]
     return Fingerprint({one.sample.sample_id: _sample_hash(one, mask_hashes) for one in placed})
 
 
-def mask_files(placed: Sequence[Placed]) -> list[ImageSource]:
+def mask_files(placed: Sequence[BucketedSample]) -> list[ImageSource]:
     """The masks that are files of their own: transparency is in the bytes of the image."""
     return list(dict.fromkeys(mask for one in placed if (mask := _mask_file(one.sample)) is not None))
 
 
 def _mask_file(sample: Sample) -> ImageSource | None:
-    return None if isinstance(sample.mask, AlphaMask) else sample.mask
+    return None if isinstance(sample.loss_mask, AlphaMask) else sample.loss_mask
 
 
-def _sample_hash(one: Placed, mask_hashes: Mapping[ImageSource, str]) -> str:
+def _sample_hash(one: BucketedSample, mask_hashes: Mapping[ImageSource, str]) -> str:
     sample, mask = one.sample, _mask_file(one.sample)
     mask_hash = None if mask is None else mask_hashes[mask]
     return _sha256([one.facts.content_hash, sample.captions, sample.may_flip, mask_hash])[:32]

@@ -14,7 +14,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ldm.data.sample import Facts, Stamp, stamp_of
+from ldm.data.sample import ImageInfo, Stamp, stamp_of
 from ldm.io.files import sha256_file, write_bytes
 
 FACTS_VERSION = 2
@@ -26,10 +26,10 @@ MAX_FILES = 16
 FINE_TICK_NS, COARSE_TICK_NS = 50_000_000, 2_000_000_000
 """How far apart two writes must be to have different times, on a usual disk and on one that keeps whole seconds."""
 
-FACTS_FIELDS = {field.name for field in fields(Facts)}
+FACTS_FIELDS = {field.name for field in fields(ImageInfo)}
 
 
-class Memo:
+class ImageIndex:
     """Stamp -> Facts.
 
     Args:
@@ -40,17 +40,17 @@ class Memo:
     def __init__(self, folder: Path, *, rehash: bool = False) -> None:
         self.folder = Path(folder) / "facts"
         self._files: list[Path] = []
-        self._facts: dict[Stamp, Facts] = {}
-        self._new: dict[Stamp, Facts] = {}
+        self._facts: dict[Stamp, ImageInfo] = {}
+        self._new: dict[Stamp, ImageInfo] = {}
         self._young: set[Stamp] = set()
         if not rehash:
             self._load()
 
-    def get(self, stamp: Stamp | None) -> Facts | None:
+    def get(self, stamp: Stamp | None) -> ImageInfo | None:
         """What is known of the file with this stamp, or None."""
         return None if stamp is None else self._facts.get(stamp)
 
-    def put(self, stamp: Stamp | None, facts: Facts) -> None:
+    def put(self, stamp: Stamp | None, facts: ImageInfo) -> None:
         """Note the facts of a file whose bytes were read after its stamp was taken."""
         if stamp is None:
             return
@@ -93,12 +93,12 @@ class Memo:
             self._facts.update(entry for line in text.splitlines() for entry in _entries(line))
 
 
-def _line(stamp: Stamp, facts: Facts) -> str:
+def _line(stamp: Stamp, facts: ImageInfo) -> str:
     body = json.dumps([FACTS_VERSION, *stamp, asdict(facts)])
     return json.dumps([_checksum(body), body]) + "\n"
 
 
-def _entries(line: str) -> Iterator[tuple[Stamp, Facts]]:
+def _entries(line: str) -> Iterator[tuple[Stamp, ImageInfo]]:
     """The entry of a line; none where it is damaged or of another version, since a memo may forget."""
     try:
         total, body = json.loads(line)
@@ -111,8 +111,8 @@ def _entries(line: str) -> Iterator[tuple[Stamp, Facts]]:
         yield (path, size, mtime_ns, ctime_ns), _facts_of(facts)
 
 
-def _facts_of(values: dict[str, Any]) -> Facts:
-    return Facts(**{**values, "notes": tuple(values["notes"])})
+def _facts_of(values: dict[str, Any]) -> ImageInfo:
+    return ImageInfo(**{**values, "notes": tuple(values["notes"])})
 
 
 def _checksum(body: str) -> str:
@@ -126,7 +126,7 @@ def _settles_ns(stamp: Stamp) -> int:
     )
 
 
-def _settled(stamp: Stamp, facts: Facts) -> bool:
+def _settled(stamp: Stamp, facts: ImageInfo) -> bool:
     """Whether a file that was young when it was read has these facts now that another write would show."""
     wait_ns = max(0, _settles_ns(stamp) - time.time_ns())
     if wait_ns > FINE_TICK_NS:

@@ -52,7 +52,7 @@ def with_masks(samples: Sequence[Sample], folder: Path, refused: Collection[str]
     known = {_stem(sample_id) for sample_id in (*(sample.sample_id for sample in samples), *refused)}
     if alone := [name for stem, name in masks.items() if stem not in known]:
         raise UserError(f"{folder}: no sample for the masks {_some(alone)}", "rename or remove them")
-    return [replace(s, mask=FileImage(folder / masks[_stem(s.sample_id)])) for s in samples]
+    return [replace(s, loss_mask=FileImage(folder / masks[_stem(s.sample_id)])) for s in samples]
 
 
 def _masks_by_stem(folder: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldm.data.buckets import BucketSettings, Placement, draw_crop, place
 from ldm.data.cache.moments import read_unchanged
-from ldm.data.sample import Facts, Refusal, Sample
+from ldm.data.sample import ImageInfo, Refusal, Sample
 from ldm.data.sources.read import Reading, SourceSettings
 from ldm.data.survey import check_bad_fraction
 from ldm.data.transform import transform_image, transform_key, transform_mask
@@ -74,7 +74,7 @@ class DataSettings(BucketSettings):
 
 
 @dataclass(frozen=True)
-class Placed:
+class BucketedSample:
     """A sample, what is known of its image, and where it is cropped.
 
     Attributes:
@@ -83,7 +83,7 @@ class Placed:
     """
 
     sample: Sample
-    facts: Facts
+    facts: ImageInfo
     placement: Placement
 
     @property
@@ -110,7 +110,7 @@ class Placed:
 
     def mask(self, crop: int, flip: bool, downscale: int) -> Tensor:
         """The variant's loss mask [1, h, w] in [0, 1]; ones for a sample without one."""
-        source = self.sample.mask
+        source = self.sample.loss_mask
         if source is None:
             image = Image.new("L", (self.facts.width, self.facts.height), 255)
         else:
@@ -126,7 +126,7 @@ class Placed:
 class Prepared:
     """What a run trains on and what it leaves out: used + refused = found."""
 
-    placed: list[Placed]
+    placed: list[BucketedSample]
     refusals: list[Refusal]
 
     @property
@@ -139,7 +139,9 @@ class Prepared:
         return {**placed, **{refusal.sample_id: refusal.reason for refusal in self.refusals}}
 
 
-def holdout_split(placed: Sequence[Placed], fraction: float, seed: int) -> tuple[list[Placed], list[Placed]]:
+def holdout_split(
+    placed: Sequence[BucketedSample], fraction: float, seed: int
+) -> tuple[list[BucketedSample], list[BucketedSample]]:
     """Split into (train, held out), about `fraction` held out.
 
     Samples with the same image stay together, so that nothing held out was trained on. An image's side depends on
@@ -150,7 +152,7 @@ def holdout_split(placed: Sequence[Placed], fraction: float, seed: int) -> tuple
         known = first.get(one.facts.content_hash, one.sample.sample_id)
         first[one.facts.content_hash] = min(known, one.sample.sample_id)
 
-    def is_held_out(one: Placed) -> bool:
+    def is_held_out(one: BucketedSample) -> bool:
         return key_to_seed(seed, first[one.facts.content_hash], "holdout") / 2**63 < fraction
 
     return [p for p in placed if not is_held_out(p)], [p for p in placed if is_held_out(p)]
@@ -158,7 +160,7 @@ def holdout_split(placed: Sequence[Placed], fraction: float, seed: int) -> tuple
 
 def prepare(
     reading: Reading,
-    facts: Mapping[str, Facts | Refusal],
+    facts: Mapping[str, ImageInfo | Refusal],
     settings: DataSettings,
     *,
     multiple: int,
@@ -173,7 +175,7 @@ def prepare(
     Raises:
         UserError: more than `max_bad_fraction` of what was found is bad, or nothing is left.
     """
-    placed: list[Placed] = []
+    placed: list[BucketedSample] = []
     refusals = list(reading.refusals)
     for sample in reading.samples:
         where = _place(sample, facts[sample.sample_id], settings, multiple, seed)
@@ -187,8 +189,8 @@ def prepare(
 
 
 def _place(
-    sample: Sample, facts: Facts | Refusal, settings: DataSettings, multiple: int, seed: int
-) -> Placed | Refusal:
+    sample: Sample, facts: ImageInfo | Refusal, settings: DataSettings, multiple: int, seed: int
+) -> BucketedSample | Refusal:
     if isinstance(facts, Refusal):
         return facts
     where = place(
@@ -203,4 +205,4 @@ def _place(
     )
     if isinstance(where, str):
         return Refusal(sample.sample_id, f"{sample.image.name}: {where}")
-    return Placed(sample, facts, where)
+    return BucketedSample(sample, facts, where)

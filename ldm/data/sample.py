@@ -72,7 +72,7 @@ class Sample:
         captions: its captions, at least one; the first is `text`.
         may_flip: whether mirroring keeps the captions true, or None when the data does not say.
         loss_weight: what its loss is multiplied with.
-        mask: an image that is white where the loss counts and black where it does not.
+        loss_mask: an image that is white where the loss counts and black where it does not.
         extra: the row's other columns.
     """
 
@@ -81,7 +81,7 @@ class Sample:
     captions: tuple[str, ...]
     may_flip: bool | None = None
     loss_weight: float = 1.0
-    mask: ImageSource | None = None
+    loss_mask: ImageSource | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -106,7 +106,7 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Facts:
+class ImageInfo:
     """What decoding an image once found out; kept in the memo, so plain values only.
 
     Attributes:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.data.image_index import Memo
-from ldm.data.prepare import DataSettings, Placed, Prepared, prepare
-from ldm.data.sample import Facts, Refusal, Sample
+from ldm.data.image_index import ImageIndex
+from ldm.data.prepare import BucketedSample, DataSettings, Prepared, prepare
+from ldm.data.sample import ImageInfo, Refusal, Sample
 from ldm.data.sources.parquet import parquet_files, read_parquet
 from ldm.data.sources.read import Kind, Reading, SourceSettings, dressed, kind_of
 from ldm.data.sources.webdataset import read_tar, tar_files
@@ -57,12 +57,12 @@ class OpenShard:
 
     shard: Shard
     reading: Reading
-    facts: dict[str, Facts | Refusal]
+    facts: dict[str, ImageInfo | Refusal]
     prepared: Prepared
     contents: str
 
     @property
-    def placed(self) -> list[Placed]:
+    def placed(self) -> list[BucketedSample]:
         """The samples that can be used, in the order of the file."""
         return self.prepared.placed
 
@@ -118,7 +118,7 @@ def open_shard(
     *,
     multiple: int,
     seed: int,
-    memo: Path | None = None,
+    image_index: Path | None = None,
     rank: int = 0,
     num_processes: int = 1,
     gather: Gather = list,
@@ -134,11 +134,11 @@ def open_shard(
         UserError: the shard as a whole cannot be read.
     """
     reading = read_shard(shard)
-    known = Memo(memo / "streams" / _hash(str(shard.path.resolve()))) if memo else None
+    known = ImageIndex(image_index / "streams" / _hash(str(shard.path.resolve()))) if image_index else None
     mine = survey(reading.samples, known, rank=rank, num_processes=num_processes)
     if known is not None:
         known.save()
-    facts: dict[str, Facts | Refusal] = dict(gather(list(mine.items())))
+    facts: dict[str, ImageInfo | Refusal] = dict(gather(list(mine.items())))
     # how many may be bad is a question about all shards seen so far, not about one
     any_number = settings.model_copy(update={"max_bad_fraction": 1.0})
     prepared = prepare(reading, facts, any_number, multiple=multiple, seed=seed)

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from ldm import noise
 from ldm.data.batches import LatentSamples, read_pixels
 from ldm.data.order import SampleKey, epoch_batches, share_of
-from ldm.data.prepare import Placed
+from ldm.data.prepare import BucketedSample
 from ldm.data.stream_shards import OpenShard, Shard, shards_hash
 from ldm.errors import UserError
 
@@ -43,7 +43,7 @@ class Turn(NamedTuple):
     """A sample's turn, with the sample itself: there is no list of all to look it up in."""
 
     epoch: int
-    placed: Placed
+    placed: BucketedSample
     weight: float = 1.0
 
 
@@ -53,7 +53,7 @@ def shard_order(num_shards: int, *, seed: int, epoch: int) -> list[int]:
 
 
 def shard_batches(
-    placed: Sequence[Placed], shard_id: str, *, seed: int, epoch: int, global_batch_size: int
+    placed: Sequence[BucketedSample], shard_id: str, *, seed: int, epoch: int, global_batch_size: int
 ) -> list[list[SampleKey]]:
     """The global batches of a shard in an epoch, each of one bucket."""
     return epoch_batches(

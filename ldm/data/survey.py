@@ -6,7 +6,7 @@ from typing import Protocol
 
 from ldm.data.duplicates import perceptual_hash
 from ldm.data.masks import AlphaMask
-from ldm.data.sample import Facts, ImageSource, Refusal, Sample, Stamp
+from ldm.data.sample import ImageInfo, ImageSource, Refusal, Sample, Stamp
 from ldm.errors import UserError
 from ldm.io.images import open_image_noted
 
@@ -16,23 +16,23 @@ _NUM_NAMED = 10
 class FactsMemo(Protocol):
     """What was found out in earlier runs."""
 
-    def get(self, stamp: Stamp) -> Facts | None:
+    def get(self, stamp: Stamp) -> ImageInfo | None:
         """The facts of an image whose stamp has not changed, or None."""
         ...
 
-    def put(self, stamp: Stamp, facts: Facts) -> None:
+    def put(self, stamp: Stamp, facts: ImageInfo) -> None:
         """Keep the facts of an image under its stamp."""
         ...
 
 
 def survey(
     samples: Sequence[Sample],
-    memo: FactsMemo | None,
+    image_index: FactsMemo | None,
     *,
     rank: int = 0,
     num_processes: int = 1,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Facts | Refusal]:
+) -> dict[str, ImageInfo | Refusal]:
     """The facts of each sample's image by the sample's id, or why it cannot be used.
 
     An image is read and fully decoded, once however many samples show it, and not at all when the memo knows it.
@@ -43,38 +43,38 @@ def survey(
         rank: of this process; a process does every `num_processes`-th image, and the shares together are everything.
         on_progress: called with (done, total) after each image of this process.
     """
-    pairs = list(dict.fromkeys((sample.image, sample.mask) for sample in samples))[rank::num_processes]
-    surveyor = _Surveyor(memo)
-    found: dict[tuple[ImageSource, ImageSource | None], Facts | str] = {}
+    pairs = list(dict.fromkeys((sample.image, sample.loss_mask) for sample in samples))[rank::num_processes]
+    surveyor = _Surveyor(image_index)
+    found: dict[tuple[ImageSource, ImageSource | None], ImageInfo | str] = {}
     for done, (image, mask) in enumerate(pairs, start=1):
         found[image, mask] = surveyor.facts_or_fault(image, mask)
         on_progress(done, len(pairs))
-    fates = {s.sample_id: found.get((s.image, s.mask)) for s in samples}
+    fates = {s.sample_id: found.get((s.image, s.loss_mask)) for s in samples}
     return {
-        sample_id: fate if isinstance(fate, Facts) else Refusal(sample_id, fate)
+        sample_id: fate if isinstance(fate, ImageInfo) else Refusal(sample_id, fate)
         for sample_id, fate in fates.items()
         if fate is not None
     }
 
 
-def content_hashes(images: Iterable[ImageSource], memo: FactsMemo | None) -> dict[ImageSource, str]:
+def content_hashes(images: Iterable[ImageSource], image_index: FactsMemo | None) -> dict[ImageSource, str]:
     """SHA-256 of each image's encoded bytes, in hex. An image is read only where the memo does not know it.
 
     Raises:
         UserError: an image is gone or cannot be decoded.
     """
-    surveyor = _Surveyor(memo)
+    surveyor = _Surveyor(image_index)
     return {image: surveyor.facts(image).content_hash for image in images}
 
 
 class _Surveyor:
     """Looks at images, each content once."""
 
-    def __init__(self, memo: FactsMemo | None) -> None:
-        self.memo = memo
-        self.by_content: dict[str, Facts] = {}
+    def __init__(self, image_index: FactsMemo | None) -> None:
+        self.image_index = image_index
+        self.by_content: dict[str, ImageInfo] = {}
 
-    def facts_or_fault(self, image: ImageSource, mask: ImageSource | None) -> Facts | str:
+    def facts_or_fault(self, image: ImageSource, mask: ImageSource | None) -> ImageInfo | str:
         """An image's facts, or in one line what is wrong with it or with its mask."""
         try:
             facts = self.facts(image)
@@ -86,17 +86,17 @@ class _Surveyor:
             return f"{image.name}: too large for this machine's memory: shrink it"
         return facts
 
-    def facts(self, image: ImageSource) -> Facts:
+    def facts(self, image: ImageSource) -> ImageInfo:
         stamp = image.stamp()  # before reading: a file that changes meanwhile has another one afterwards
-        if self.memo is None or stamp is None:
+        if self.image_index is None or stamp is None:
             return self._look(image)
-        facts = self.memo.get(stamp)
+        facts = self.image_index.get(stamp)
         if facts is None:
             facts = self._look(image)
-            self.memo.put(stamp, facts)
+            self.image_index.put(stamp, facts)
         return facts
 
-    def _look(self, image: ImageSource) -> Facts:
+    def _look(self, image: ImageSource) -> ImageInfo:
         data = image.read()
         content_hash = hashlib.sha256(data).hexdigest()
         if content_hash not in self.by_content:
@@ -104,14 +104,14 @@ class _Surveyor:
         return self.by_content[content_hash]
 
 
-def _decode(data: bytes, name: str, content_hash: str) -> Facts:
+def _decode(data: bytes, name: str, content_hash: str) -> ImageInfo:
     picture, notes = open_image_noted(data, name=name)
     _, brightest = picture.convert("L").getextrema()  # grey, as the loss takes a mask
     size = picture.width, picture.height
-    return Facts(content_hash, *size, perceptual_hash(picture), tuple(notes), is_black=brightest == 0)
+    return ImageInfo(content_hash, *size, perceptual_hash(picture), tuple(notes), is_black=brightest == 0)
 
 
-def _check_mask(mask: ImageSource, mask_facts: Facts, facts: Facts) -> None:
+def _check_mask(mask: ImageSource, mask_facts: ImageInfo, facts: ImageInfo) -> None:
     if mask_facts.is_black:
         what = "transparent" if isinstance(mask, AlphaMask) else "black"
         raise UserError(

@@ -151,8 +151,8 @@ def _folder_in_the_making(dest: Path) -> Iterator[Path]:
             dest.rmdir()  # fails, rightly, if somebody has put something there meanwhile
         work.rename(dest)
     except OSError as error:
-        mend = "choose a folder that can be written, on a disk with room"
-        raise UserError(f"{dest} cannot be written ({error})", mend) from error
+        hint = "choose a folder that can be written, on a disk with room"
+        raise UserError(f"{dest} cannot be written ({error})", hint) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)  # after the rename there is nothing of this name
 

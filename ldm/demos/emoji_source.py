@@ -58,15 +58,15 @@ def npm_pack(folder: Path) -> None:
     Raises:
         UserError: npm is not installed, or it failed (no network, no such package).
     """
-    mend = "or download the two packages elsewhere and give their folder with --packages"
+    hint = "or download the two packages elsewhere and give their folder with --packages"
     npm = shutil.which("npm")
     if npm is None:
-        raise UserError("npm is not installed", f"install Node.js (Debian, Ubuntu: apt install npm), {mend}")
+        raise UserError("npm is not installed", f"install Node.js (Debian, Ubuntu: apt install npm), {hint}")
     command = [npm, "pack", "--silent", "--ignore-scripts", *NPM_PACKAGES]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if result.returncode:
         last = (result.stderr.strip() or result.stdout.strip() or "no message").splitlines()[-1]
-        raise UserError(f"npm pack failed ({last})", f"check the network, {mend}")
+        raise UserError(f"npm pack failed ({last})", f"check the network, {hint}")
 
 
 def find_package(folder: Path, name: str) -> Package:

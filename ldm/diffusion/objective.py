@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ldm.config import Settings
-from ldm.diffusion.path import NoiseSchedule, PredictionType
-from ldm.types import Denoiser, PromptEmbeds
+from ldm.diffusion.path import DDPMPath, PredictionType
+from ldm.types import Conditioning, Denoiser
 
 MIN_SNR, MAX_SNR = 1e-3, 1e4
 """Where a weight that grows without bound stops growing: Stable Diffusion's levels lie from 0.0047 to 1,175."""
@@ -104,7 +104,7 @@ def loss_weight(snr: Tensor, prediction_type: PredictionType, settings: Objectiv
     return {"sample": of_x_0, "epsilon": of_epsilon, "v_prediction": of_v}[prediction_type]
 
 
-def timestep_at(position: Tensor, schedule: NoiseSchedule, settings: ObjectiveSettings) -> Tensor:
+def timestep_at(position: Tensor, schedule: DDPMPath, settings: ObjectiveSettings) -> Tensor:
     """Integer timesteps [B] for even draws u [B] from [0, 1).
 
     logit_normal: u becomes sigmoid(mean + std q(u)), q the normal quantile, so that one draw stays one draw (Eq. 19 of
@@ -122,8 +122,8 @@ def diffusion_loss(
     latents: Tensor,
     noise: Tensor,
     timesteps: Tensor,
-    prompt_embeds: PromptEmbeds,
-    schedule: NoiseSchedule,
+    prompt_embeds: Conditioning,
+    schedule: DDPMPath,
     settings: ObjectiveSettings,
     *,
     mask: Tensor | None = None,
@@ -186,7 +186,7 @@ def masked_mean(error: Tensor, mask: Tensor | None) -> Tensor:
     return total / torch.where(area > 0, area, 1)
 
 
-def timestep_tenth(timesteps: Tensor, schedule: NoiseSchedule) -> Tensor:
+def timestep_tenth(timesteps: Tensor, schedule: DDPMPath) -> Tensor:
     """The tenth of the schedule, 0 (least noise) to 9, that each timestep lies in: integers [B] -> [B]."""
     return timesteps * NUM_TENTHS // schedule.settings.num_train_timesteps
 

@@ -40,7 +40,7 @@ class ScheduleSettings(Settings):
             )
 
 
-class NoiseSchedule:
+class DDPMPath:
     """alpha_t, sigma_t and the signal-to-noise ratio of each training timestep."""
 
     def __init__(self, settings: ScheduleSettings) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ldm.diffusion.scheduler_names import SCHEDULERS
 from ldm.diffusion.schedulers import make_scheduler, schedulers_for
 from ldm.errors import UserError
-from ldm.types import Denoiser, PromptEmbeds, Step, concat_prompt_embeds
+from ldm.types import Conditioning, Denoiser, Step, concat_conditioning
 
 __all__ = [
     "SCHEDULERS",
@@ -41,7 +41,7 @@ EVERYWHERE: Interval = (0.0, 1.0)
 
 def guide(
     denoiser: Denoiser,
-    negative_prompt_embeds: PromptEmbeds,
+    negative_prompt_embeds: Conditioning,
     guidance_scale: float,
     guidance_rescale: float = 0.0,
     interval: Interval = EVERYWHERE,
@@ -61,12 +61,12 @@ def guide(
         return denoiser
 
     def guided(
-        latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds, *, step: Step | None = None
+        latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
     ) -> Tensor:
         negatives = _as_rows(negative_prompt_embeds, len(prompt_embeds))
-        both = concat_prompt_embeds(negatives, prompt_embeds)
-        answer = denoiser(torch.cat([latents] * 2), torch.cat([timesteps] * 2), both, step=step)
-        negative, positive = answer.chunk(2)
+        both = concat_conditioning(negatives, prompt_embeds)
+        output = denoiser(torch.cat([latents] * 2), torch.cat([timesteps] * 2), both, step=step)
+        negative, positive = output.chunk(2)
         model_pred = negative + guidance_scale * (positive - negative)
         return rescale_guidance(model_pred, positive, guidance_rescale) if guidance_rescale else model_pred
 
@@ -79,7 +79,7 @@ def _inside(interval: Interval, guided: Denoiser, plain: Denoiser) -> Denoiser:
         return guided
 
     def either(
-        latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds, *, step: Step | None = None
+        latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
     ) -> Tensor:
         denoiser = guided if step is None or within(step, interval) else plain
         return denoiser(latents, timesteps, prompt_embeds, step=step)
@@ -121,7 +121,7 @@ def rescale_guidance(model_pred: Tensor, positive: Tensor, guidance_rescale: flo
     return guidance_rescale * (model_pred * ratio) + (1 - guidance_rescale) * model_pred
 
 
-def _as_rows(embeds: PromptEmbeds, num_rows: int) -> PromptEmbeds:
+def _as_rows(embeds: Conditioning, num_rows: int) -> Conditioning:
     return embeds.select([0] * num_rows) if len(embeds) == 1 and num_rows > 1 else embeds
 
 
@@ -172,7 +172,7 @@ def denoise(
     denoiser: Denoiser,
     scheduler: Any,
     noise: Tensor,
-    prompt_embeds: PromptEmbeds,
+    prompt_embeds: Conditioning,
     *,
     num_inference_steps: int,
     generators: Sequence[torch.Generator] = (),

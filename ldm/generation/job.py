@@ -17,7 +17,7 @@ from ldm.errors import UserError
 from ldm.generation.batches import OnProgress, PictureBatch, plan_batches, work_of, write_pictures
 from ldm.generation.compiling import compile_for
 from ldm.generation.finished import finished_pictures
-from ldm.generation.model_options import Means, load_means
+from ldm.generation.model_options import ModelOptions, load_model
 from ldm.generation.pictures import Picture, Target
 from ldm.generation.reproduce import Recipe
 from ldm.io.files import write_bytes
@@ -32,7 +32,7 @@ _ENGINE = "engine"
 
 
 @dataclass(frozen=True)
-class Order:
+class GenerationJob:
     """What is to be done, down to each picture.
 
     Attributes:
@@ -41,7 +41,7 @@ class Order:
 
     pictures: tuple[Picture, ...]
     target: Target
-    means: Means
+    means: ModelOptions
     recipe: Recipe | None = None
 
     @property
@@ -50,12 +50,12 @@ class Order:
 
     def write(self, folder: Path) -> None:
         """Put it down for other processes, which read neither the prompt file nor standard input again."""
-        write_bytes(folder / _ORDER, TypeAdapter(Order).dump_json(self))
+        write_bytes(folder / _ORDER, TypeAdapter(GenerationJob).dump_json(self))
 
 
-def read_order(folder: Path) -> Order:
-    """What `Order.write` put into a folder."""
-    return TypeAdapter(Order).validate_json((folder / _ORDER).read_bytes())
+def read_job(folder: Path) -> GenerationJob:
+    """What `GenerationJob.write` put into a folder."""
+    return TypeAdapter(GenerationJob).validate_json((folder / _ORDER).read_bytes())
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class Share:
         return f"cuda:{self.rank}"
 
 
-def make_share(
-    order: Order,
+def run_rank(
+    order: GenerationJob,
     share: Share = Share(),
     *,
     say: Callable[[str], None] = lambda text: None,
@@ -109,7 +109,7 @@ def make_share(
         UserError: a model, a setting or a device cannot be used, a file is in the way, or the disk is full.
     """
     say("loading the model")
-    pipeline = load_means(replace(order.means, device=share.device(order.means.device)), order.recipe)
+    pipeline = load_model(replace(order.means, device=share.device(order.means.device)), order.recipe)
     batches = share.of(order.batches)
     pipeline.engine = _choose_engine(order, pipeline, share)
     if order.means.compile:
@@ -130,7 +130,7 @@ def make_share(
     )
 
 
-def _choose_engine(order: Order, pipeline: "Pipeline", share: Share) -> "OpenVINODenoiser | None":
+def _choose_engine(order: GenerationJob, pipeline: "Pipeline", share: Share) -> "OpenVINODenoiser | None":
     """The engine; of several processes the first in turn converts the network, and decides for all what `auto` is.
 
     It follows from the work of all together: a share would make it depend on how many processes there are.

@@ -15,7 +15,7 @@ BATCH_SIZE, GPU_BATCH_SIZE = 8, 64
 
 
 @dataclass(frozen=True)
-class Means:
+class ModelOptions:
     """What the pictures are made with; None is left to the recipe, or to the defaults.
 
     Attributes:
@@ -51,7 +51,7 @@ def read_batch_size(given: str | None, *, low_memory: bool = False, device: str 
     return int(given)
 
 
-def load_means(means: Means, recipe: Recipe | None) -> "Pipeline":
+def load_model(means: ModelOptions, recipe: Recipe | None) -> "Pipeline":
     """The model, which must be the one that made the picture unless another was named. Its engine is torch.
 
     Raises:
@@ -76,7 +76,7 @@ def load_means(means: Means, recipe: Recipe | None) -> "Pipeline":
     return pipeline
 
 
-def _loras(means: Means, recipe: Recipe | None) -> list[tuple[Path, float]]:
+def _loras(means: ModelOptions, recipe: Recipe | None) -> list[tuple[Path, float]]:
     """The LoRAs that are given, which must be those of the recipe unless others are named."""
     named = [split_weight(text) for text in means.loras]
     given = [GivenLora(path, lora_hash(path), weight) for path, weight in named]

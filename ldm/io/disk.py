@@ -12,7 +12,7 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def check_free_space(folder: Path, num_bytes: int, *, mend: str = "free some space and run again") -> None:
+def check_free_space(folder: Path, num_bytes: int, *, hint: str = "free some space and run again") -> None:
     """Refuse to write `num_bytes` into a folder, there already or not, whose disk has no room for them.
 
     Raises:
@@ -22,5 +22,5 @@ def check_free_space(folder: Path, num_bytes: int, *, mend: str = "free some spa
     if free < num_bytes:
         raise UserError(
             f"{folder}: the disk is full, {num_bytes / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB free",
-            mend,
+            hint,
         )

@@ -20,13 +20,13 @@ def xformers_fault(device: torch.device, dtype: torch.dtype = torch.float32) -> 
     try:
         from xformers.ops import memory_efficient_attention
 
-        answer = memory_efficient_attention(query, query, query)
-        answer.float().sum().backward()
+        output = memory_efficient_attention(query, query, query)
+        output.float().sum().backward()
     except Exception as error:  # xformers fails in as many ways as it can be built
         return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
     heads_first = query.detach().transpose(1, 2)
     expected = torch.nn.functional.scaled_dot_product_attention(heads_first, heads_first, heads_first)
-    if not torch.allclose(answer.detach(), expected.transpose(1, 2), atol=1e-2):
+    if not torch.allclose(output.detach(), expected.transpose(1, 2), atol=1e-2):
         return "its answer is wrong"
     return None if query.grad is not None and query.grad.isfinite().all() else "its gradient is wrong"
 

@@ -1,4 +1,4 @@
-"""The text encoder: a transformers `CLIPTextModel` and its tokenizer, from prompts to `PromptEmbeds`.
+"""The text encoder: a transformers `CLIPTextModel` and its tokenizer, from prompts to `Conditioning`.
 
 A prompt longer than the context is cut into chunks, each embedded as a prompt of its own, with its own start and end
 token, and joined along L. The denoiser attends over all of them.
@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.types import MAX_PROMPT_CHUNKS, PromptEmbeds
+from ldm.types import MAX_PROMPT_CHUNKS, Conditioning
 
 
 class ClipTextEncoder(nn.Module):
-    """`text_encoder(B prompts, num_chunks=n) -> PromptEmbeds`: prompt_embeds [B, n L, D], pooled_prompt_embeds [B, D].
+    """`text_encoder(B prompts, num_chunks=n) -> Conditioning`: prompt_embeds [B, n L, D], pooled [B, D].
 
     A prompt is padded to n chunks of L tokens; what does not fit is cut off, and `truncated_words` names it. The pooled
     vector is the first chunk's. The same words in more chunks are another condition, as the denoiser attends to padding
@@ -41,7 +41,7 @@ class ClipTextEncoder(nn.Module):
         """D, the width of the prompt embeddings."""
         return int(self.model.config.hidden_size)
 
-    def forward(self, prompts: Sequence[str], num_chunks: int = 1) -> PromptEmbeds:
+    def forward(self, prompts: Sequence[str], num_chunks: int = 1) -> Conditioning:
         return self.embed(self.tokenize(prompts, num_chunks))
 
     def tokenize(self, prompts: Sequence[str], num_chunks: int = 1) -> Tensor:
@@ -55,17 +55,17 @@ class ClipTextEncoder(nn.Module):
             rows.append([token for chunk in chunks for token in self._complete(chunk)])
         return torch.tensor(rows, dtype=torch.long)
 
-    def embed(self, token_ids: Tensor) -> PromptEmbeds:
+    def embed(self, token_ids: Tensor) -> Conditioning:
         """The embeddings of token ids [B, n L]; padding is attended to as well, as Stable Diffusion does."""
         num_rows, length = token_ids.shape
         chunks = token_ids.reshape(-1, min(length, self.context_length))
         device = self.model.device
         if device.type == "cuda" and not chunks.is_cuda:
             chunks = chunks.pin_memory()  # from there nothing waits for the device
-        answer = self.model(input_ids=chunks.to(device, non_blocking=True))
-        prompt_embeds = answer.last_hidden_state.reshape(num_rows, length, -1)
-        pooled = answer.pooler_output.reshape(num_rows, -1, answer.pooler_output.shape[-1])[:, 0]
-        return PromptEmbeds(prompt_embeds, pooled_prompt_embeds=pooled)
+        output = self.model(input_ids=chunks.to(device, non_blocking=True))
+        prompt_embeds = output.last_hidden_state.reshape(num_rows, length, -1)
+        pooled = output.pooler_output.reshape(num_rows, -1, output.pooler_output.shape[-1])[:, 0]
+        return Conditioning(prompt_embeds, pooled=pooled)
 
     def tokens_read(self, num_chunks: int) -> int:
         """How many tokens of a prompt so many chunks hold, start and end counted once, as `count_tokens` does."""

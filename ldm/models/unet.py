@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.types import PromptEmbeds, Step
+from ldm.types import Conditioning, Step
 
 
 class UNetDenoiser(nn.Module):
@@ -39,10 +39,10 @@ class UNetDenoiser(nn.Module):
         return int(width if isinstance(width, int) else width[0])
 
     def forward(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds, *, step: Step | None = None
+        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
     ) -> Tensor:
         dtype = self.unet.conv_in.weight.dtype
-        answer: Tensor = self.unet(
+        output: Tensor = self.unet(
             latents.to(dtype),
             timesteps,
             encoder_hidden_states=prompt_embeds.prompt_embeds.to(dtype),
@@ -50,4 +50,4 @@ class UNetDenoiser(nn.Module):
             return_dict=False,
         )[0]
         # always a copy: with CUDA graphs the next call writes over the answer, which some samplers keep
-        return answer.to(latents.dtype, copy=True)
+        return output.to(latents.dtype, copy=True)

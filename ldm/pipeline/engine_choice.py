@@ -12,7 +12,7 @@ from ldm.errors import UserError, unknown_name, warn
 from ldm.models.engines.feature_reuse import NUM_FRESH_LAYERS
 from ldm.models.engines.openvino_denoiser import OpenVINODenoiser, is_converted, openvino_denoiser
 from ldm.models.unet import UNetDenoiser
-from ldm.types import PromptEmbeds
+from ldm.types import Conditioning
 
 ENGINES = ("torch", "openvino", "auto")
 """`auto` is openvino where that is installed, the model computes on the CPU in float32, and it pays, else torch."""
@@ -119,7 +119,7 @@ def repays(num_rows: int, row_sec: float, num_weights: int) -> bool:
 def _row_sec(denoiser: UNetDenoiser, work: Work) -> float:
     """Seconds that torch takes for a row, of two calls the shorter: in the first one it sets itself up."""
     latents = torch.zeros(1, denoiser.num_channels, work.height, work.width)
-    embeds = PromptEmbeds(torch.zeros(1, work.num_tokens, denoiser.text_width))
+    embeds = Conditioning(torch.zeros(1, work.num_tokens, denoiser.text_width))
     taken = []
     for _ in range(2):
         start = time.perf_counter()

@@ -42,7 +42,7 @@ from ldm.pipeline.settings import (
     program_settings,
     warn_unused,
 )
-from ldm.types import PromptEmbeds
+from ldm.types import Conditioning
 
 __all__ = ["DTYPES", "Generation", "LdmWarning", "OnStep", "Pipeline", "load_pipeline", "pick_device"]
 
@@ -260,9 +260,9 @@ class Pipeline:
         used = [prompt, request.negative_prompt] if request.guidance_scale > 1 else [prompt]
         return min(max(map(self.text_encoder.chunks_needed, used)), request.max_prompt_chunks)
 
-    def _embed(self, prompts: list[str], num_chunks: int) -> PromptEmbeds:
+    def _embed(self, prompts: list[str], num_chunks: int) -> Conditioning:
         with self._at_work(self.text_encoder):
-            embeds: PromptEmbeds = self.text_encoder(prompts, num_chunks)
+            embeds: Conditioning = self.text_encoder(prompts, num_chunks)
         return embeds
 
     def _decode(self, latents: Tensor) -> tuple[list[Image.Image], bool]:

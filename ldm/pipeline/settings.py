@@ -21,7 +21,7 @@ from ldm.models.engines.feature_reuse import Engine, reuse_deep_features
 from ldm.models.loading.folder import Defaults
 from ldm.models.unet import UNetDenoiser
 from ldm.pipeline.record import write_png
-from ldm.types import MAX_PROMPT_CHUNKS, Denoiser, PromptEmbeds, Step
+from ldm.types import MAX_PROMPT_CHUNKS, Conditioning, Denoiser, Step
 from ldm.version import __version__
 
 LARGEST_SEED = 2**63 - 1
@@ -69,7 +69,7 @@ class Request:
         drawn = {"step_noise_seed": seed} if SCHEDULERS[self.scheduler].stochastic else {}
         return {**settings, "seed": None, "latents_hash": latents_hash(latents), **drawn}
 
-    def denoiser_for(self, denoiser: UNetDenoiser | Engine, negative: PromptEmbeds) -> Denoiser:
+    def denoiser_for(self, denoiser: UNetDenoiser | Engine, negative: Conditioning) -> Denoiser:
         """What one sampling calls: a denoiser with what this request asks of it, made anew for each sampling.
 
         Raises:

@@ -18,7 +18,7 @@ from ldm import noise
 from ldm.data.batches import collate
 from ldm.data.cache.moments import CacheItem, MomentsCache, PromptCache, entry_key
 from ldm.models.vae import KLAutoencoder
-from ldm.types import PromptEmbeds
+from ldm.types import Conditioning
 
 from .rows import Row, result_of
 from .samples import Sample, Scale, Setting, machine, num_clean, ratio_of, recorded, timed
@@ -147,7 +147,7 @@ def fill(folder: Path, autoencoder: KLAutoencoder, unet: Any, size: Size) -> Par
     moments.fill([CacheItem(key, lambda: torch.randn(8, side, side)) for key in keys], lambda x: x)
     width = (size.num_tokens, size.text_width)
     prompts.fill(
-        texts, lambda batch: PromptEmbeds(torch.randn(len(batch), *width), torch.randn(len(batch), width[1]))
+        texts, lambda batch: Conditioning(torch.randn(len(batch), *width), torch.randn(len(batch), width[1]))
     )
     return Parts(autoencoder, unet, moments, prompts, keys, texts)
 
@@ -173,8 +173,8 @@ def train_step(parts: Parts, batch: dict[str, Any], optimizer: torch.optim.Optim
     """Noise, forward, backward, AdamW."""
     timesteps = torch.randint(0, 1000, (len(batch["latents"]),))
     target = torch.randn_like(batch["latents"])
-    answer = parts.unet(batch["latents"] + target, timesteps, batch["prompt_embeds"], return_dict=False)[0]
-    loss: Any = torch.nn.functional.mse_loss(answer, target)
+    output = parts.unet(batch["latents"] + target, timesteps, batch["prompt_embeds"], return_dict=False)[0]
+    loss: Any = torch.nn.functional.mse_loss(output, target)
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()

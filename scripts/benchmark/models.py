@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ldm.diffusion.path import NoiseSchedule, ScheduleSettings
+from ldm.diffusion.path import DDPMPath, ScheduleSettings
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.clip_vocabulary import learn_merges, write_tokenizer
 from ldm.models.loading.folder import Defaults
@@ -66,7 +66,7 @@ def make_model(folder: Path, shape: Shape, size_px: int) -> Path:
         UNetDenoiser(make_unet(shape, size_px)),
         KLAutoencoder(_vae(shape)),
         ClipTextEncoder(tokenizer, text_model),
-        NoiseSchedule(ScheduleSettings()).scheduler_config(),
+        DDPMPath(ScheduleSettings()).scheduler_config(),
         defaults,
     )
     Pipeline(parts).save(folder / "model", dtype=torch.float16)

@@ -56,8 +56,8 @@ class Model:
         timesteps = torch.randint(0, num_levels, (len(latents),), device=latents.device)
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         prompt_embeds = self.text_encoder(batch["input_ids"], return_dict=False)[0]
-        answer = self.unet(noisy, timesteps, prompt_embeds, return_dict=False)[0]
-        return torch.nn.functional.mse_loss(answer.float(), noise.float(), reduction="mean")
+        output = self.unet(noisy, timesteps, prompt_embeds, return_dict=False)[0]
+        return torch.nn.functional.mse_loss(output.float(), noise.float(), reduction="mean")
 
 
 def make_loader(options: argparse.Namespace, tokenizer: CLIPTokenizer) -> DataLoader[Any]:

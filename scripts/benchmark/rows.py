@@ -46,7 +46,7 @@ def row_of(case: str, taken: Mapping[str, Taken], side: str, against: str, goal:
         goal=goal,
         num_clean=(num_clean(ours.samples), num_clean(theirs.samples)),
         num_samples=len(ours.samples),
-        largest_difference=largest_difference(ours.answer, theirs.answer),
+        largest_difference=largest_difference(ours.output, theirs.output),
         peak_memory_mb=(ours.peak_memory_mb, theirs.peak_memory_mb),
     )
 

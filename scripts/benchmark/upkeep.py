@@ -51,8 +51,8 @@ def trained(shape: Shape, device: str) -> nn.Module:
 
 def answer_of(tensors: Any) -> Answer:
     """A number of each tensor, by which two ways are compared."""
-    answer: Answer = torch.stack([tensor.detach().float().mean() for tensor in tensors]).cpu().numpy()
-    return answer
+    output: Answer = torch.stack([tensor.detach().float().mean() for tensor in tensors]).cpu().numpy()
+    return output
 
 
 def make_our_step(shape: Shape, device: str) -> Work:

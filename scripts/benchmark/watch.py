@@ -15,9 +15,9 @@ class Calls:
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             start = clock.now()
-            answer = original(*args, **kwargs)
+            output = original(*args, **kwargs)
             self._marks.append((start, clock.now()))
-            return answer
+            return output
 
         setattr(owner, name, watched)
 

@@ -35,7 +35,7 @@ class Report:
     """What a process says at the end of a turn; before its first turn, the sample is how long it took to get ready."""
 
     sample: Sample
-    answer: Answer
+    output: Answer
     peak_memory_mb: float
 
 
@@ -53,14 +53,14 @@ class Turns:
         self.warming_up = False
         self.work = ""
 
-    def next(self, answer: Answer = None, details: dict[str, float] | None = None) -> None:
+    def next(self, output: Answer = None, details: dict[str, float] | None = None) -> None:
         """End the turn that is on, or the preparations; returns when the next one begins.
 
         Raises:
             SystemExit: there is none.
         """
         sample = self._watch.sample(details=details)
-        self._connection.send(Report(sample, answer, peak_memory_mb(self._device)))
+        self._connection.send(Report(sample, output, peak_memory_mb(self._device)))
         told, self.work = self._connection.recv()
         if told == "stop":
             raise SystemExit(0)
@@ -83,11 +83,11 @@ def repeat_several(make: Callable[[], Mapping[str, Work]], turns: Turns) -> None
 
 
 def _work_on(work_of: Callable[[str], Work], turns: Turns) -> None:
-    answer: Answer = None
+    output: Answer = None
     details: dict[str, float] = {}
     while True:
-        turns.next(answer, details)
-        answer, details = work_of(turns.work)(turns.warming_up)
+        turns.next(output, details)
+        output, details = work_of(turns.work)(turns.warming_up)
 
 
 def repeated(make: Callable[..., Work], *arguments: Any) -> Begin:
@@ -123,7 +123,7 @@ class Taken:
     ready_sec: float = 0.0
     warm_up_sec: float = 0.0
     samples: list[Sample] = field(default_factory=list)
-    answer: Answer = None
+    output: Answer = None
     peak_memory_mb: float = 0.0
 
 
@@ -252,8 +252,8 @@ def _take_turn(processes: list[Process], taken: Taken, work: str, *, counts: boo
         taken.warm_up_sec += sample.wall_sec
         return
     taken.samples.append(sample)
-    if taken.answer is None:
-        taken.answer = reports[0].answer
+    if taken.output is None:
+        taken.output = reports[0].output
 
 
 def _joined(samples: list[Sample]) -> Sample:

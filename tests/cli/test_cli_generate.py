@@ -161,8 +161,8 @@ def test_an_existing_picture_is_refused_before_the_model_is_looked_for() -> None
     before = path.read_bytes()
     result = generate("a", "--model", "absent")
     assert (result.exit_code, result.stdout) == (2, "")
-    mend = "add --overwrite, or --resume to keep it, or give another --output"
-    assert result.stderr == f"error: {path} exists already: {mend}\n"
+    hint = "add --overwrite, or --resume to keep it, or give another --output"
+    assert result.stderr == f"error: {path} exists already: {hint}\n"
     (again,) = made("a", "--overwrite", "--num-inference-steps", 2)
     assert again == path
     assert path.read_bytes() != before

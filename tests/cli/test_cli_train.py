@@ -74,11 +74,11 @@ def test_an_installed_package_has_its_programs_beside_it(tmp_path: Path) -> None
         (tmp_path / name).mkdir(parents=True)
     with pytest.raises(UserError, match="training programs are not in"):
         find_home(tmp_path / "ldm")
-    (tmp_path / "train" / "run.py").touch()
+    (tmp_path / "train" / "denoiser.py").touch()
     home = find_home(tmp_path / "ldm")
     assert (home.package, home.configs) == ("train", tmp_path / "configs")
     assert home.environment({"PYTHONPATH": "x"})["PYTHONPATH"] == f"{tmp_path}{os.pathsep}x"
-    (tmp_path / "ldm_train" / "run.py").touch()
+    (tmp_path / "ldm_train" / "denoiser.py").touch()
     home = find_home(tmp_path / "ldm")
     assert (home.package, home.configs) == ("ldm_train", tmp_path / "ldm_train" / "configs")
     assert home.environment({})["PYTHONSAFEPATH"] == "1"

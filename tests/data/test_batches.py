@@ -11,17 +11,17 @@ from torch import Tensor
 from ldm.data.batches import ImageSamples, LatentSamples, make_loader, pixel_batches, read_pixels
 from ldm.data.captions import CaptionSettings
 from ldm.data.order import BatchOrder, SampleKey
-from ldm.data.prepare import Placed, holdout_split
+from ldm.data.prepare import BucketedSample, holdout_split
 from tests.support.tiny_data import prepare_folder
 from tests.support.tiny_runs import write_squares
 
 
 @pytest.fixture
-def placed(tmp_path: Path) -> list[Placed]:
+def placed(tmp_path: Path) -> list[BucketedSample]:
     return prepare_folder(write_squares(tmp_path / "data")).placed
 
 
-def latents(placed: list[Placed], dropout: float = 0.0, **changes: object) -> LatentSamples:
+def latents(placed: list[BucketedSample], dropout: float = 0.0, **changes: object) -> LatentSamples:
     """Samples whose moments are filled with index, crop and flip."""
 
     def read(index: int, crop: int, flip: bool) -> Tensor:
@@ -32,7 +32,7 @@ def latents(placed: list[Placed], dropout: float = 0.0, **changes: object) -> La
     return LatentSamples(placed, read, "moments", **options)  # type: ignore[arg-type]
 
 
-def test_an_item_is_the_same_in_any_batch_worker_and_order(placed: list[Placed]) -> None:
+def test_an_item_is_the_same_in_any_batch_worker_and_order(placed: list[BucketedSample]) -> None:
     dataset = ImageSamples(placed, seed=3, latent_channels=3, downscale=4)
     alone = dataset[SampleKey(2, 5)]
     dataset[SampleKey(2, 1)]
@@ -45,7 +45,7 @@ def test_an_item_is_the_same_in_any_batch_worker_and_order(placed: list[Placed])
     assert alone["noise"].shape == (3, 4, 4)
 
 
-def test_the_draws_change_with_the_epoch_and_the_sample(placed: list[Placed]) -> None:
+def test_the_draws_change_with_the_epoch_and_the_sample(placed: list[BucketedSample]) -> None:
     dataset = latents(placed, dropout=0.5)
     items = [dataset[SampleKey(epoch, i)] for epoch in (0, 1) for i in (0, 1)]
     for name in ("noise", "posterior_noise"):
@@ -56,7 +56,7 @@ def test_the_draws_change_with_the_epoch_and_the_sample(placed: list[Placed]) ->
     assert set(captions) == {"", *placed[0].sample.captions}
 
 
-def test_the_draws_of_one_item_are_independent(placed: list[Placed]) -> None:
+def test_the_draws_of_one_item_are_independent(placed: list[BucketedSample]) -> None:
     item = latents(placed, extra_noise=True)[SampleKey(0, 0)]
     draws = [item[name].flatten() for name in ("noise", "posterior_noise", "perturbation", "offset")]
     firsts = [tuple(draw[:3].tolist()) for draw in draws]
@@ -114,7 +114,7 @@ def test_weights_masks_and_further_noise_come_along_where_they_are_asked_for(tmp
     assert not torch.equal(item["perturbation"], item["noise"])
 
 
-def prepare_source(source: dict[str, object], **settings: object) -> list[Placed]:
+def prepare_source(source: dict[str, object], **settings: object) -> list[BucketedSample]:
     from ldm.data.prepare import DataSettings, prepare
     from ldm.data.sources.read import read_sources
     from ldm.data.survey import survey
@@ -124,7 +124,7 @@ def prepare_source(source: dict[str, object], **settings: object) -> list[Placed
     return prepare(reading, survey(reading.samples, None), data, multiple=4, seed=0).placed
 
 
-def test_pixels_are_read_as_the_cache_reads_them(placed: list[Placed]) -> None:
+def test_pixels_are_read_as_the_cache_reads_them(placed: list[BucketedSample]) -> None:
     read = read_pixels(placed)
     assert torch.equal(read(2, 0, True), placed[2].pixels().flip(-1))
 

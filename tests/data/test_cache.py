@@ -173,9 +173,9 @@ def test_two_runs_that_fill_at_once_do_no_harm(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from ldm.data import cache_fill
-from tests.tiny_cache import MODEL, Encoder, items
-from ldm.data.cache import MomentsCache
+from ldm.data.cache import fill as cache_fill
+from tests.support.tiny_cache import MODEL, Encoder, items
+from ldm.data.cache.moments import MomentsCache
 
 cache_fill.MAX_SHARD_ENTRIES = 2
 encoder = Encoder()

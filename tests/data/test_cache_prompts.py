@@ -8,7 +8,7 @@ import torch
 
 from ldm.data.cache.moments import PromptCache, combined_hash
 from ldm.errors import UserError
-from ldm.types import PromptEmbeds
+from ldm.types import Conditioning
 from tests.support.tiny_models import make_sd1
 
 TEXTS = ["a red apple", "the large blue square", "a red apple", "a red square", "a\ud800"]
@@ -21,12 +21,12 @@ class TextEncoder:
     def __init__(self, optional: bool = True) -> None:
         self.optional, self.seen = optional, list[str]()
 
-    def __call__(self, texts: Sequence[str]) -> PromptEmbeds:
+    def __call__(self, texts: Sequence[str]) -> Conditioning:
         self.seen += texts
         number = torch.tensor([float(sum(map(ord, text))) for text in texts])
         embeds = (number[:, None, None] + torch.arange(6).reshape(2, 3)).to(torch.bfloat16)
         mask = (torch.arange(2) < number[:, None]).long()
-        return PromptEmbeds(embeds, number[:, None], mask) if self.optional else PromptEmbeds(embeds)
+        return Conditioning(embeds, number[:, None], mask) if self.optional else Conditioning(embeds)
 
 
 @pytest.mark.parametrize("optional", [True, False])
@@ -34,7 +34,7 @@ def test_rows_are_those_of_the_encoder_in_any_order(tmp_path: Path, optional: bo
     PromptCache(tmp_path, MODEL).fill(TEXTS, TextEncoder(optional), batch_size=2)
     wanted = ["", *reversed(TEXTS), ""]
     found, expected = PromptCache(tmp_path, MODEL).read(wanted), TextEncoder(optional)(wanted)
-    for name in ("prompt_embeds", "pooled_prompt_embeds", "attention_mask"):
+    for name in ("prompt_embeds", "pooled", "attention_mask"):
         ours, theirs = getattr(found, name), getattr(expected, name)
         assert (ours is None) == (theirs is None) == (not optional and name != "prompt_embeds")
         if ours is not None:
@@ -80,5 +80,5 @@ def test_a_clip_text_encoder_is_read_back_to_the_bit(tmp_path: Path) -> None:
     cache.fill(texts, text_encoder, batch_size=3)
     expected = text_encoder(["", *texts])
     assert torch.equal(cache.read(["", *texts]).prompt_embeds, expected.prompt_embeds)
-    found, pooled = cache.read(texts[::-1]).pooled_prompt_embeds, expected.pooled_prompt_embeds
+    found, pooled = cache.read(texts[::-1]).pooled, expected.pooled
     assert found is not None and pooled is not None and torch.equal(found, pooled[[2, 1]])

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ldm.data.cache.moments import MomentsCache, mark_used, prune
-from ldm.data.image_index import Memo
-from ldm.data.sample import Facts
+from ldm.data.image_index import ImageIndex
+from ldm.data.sample import ImageInfo
 from ldm.errors import UserError
 from tests.support.tiny_cache import MODEL, filled, key_of, shards
 
@@ -66,12 +66,12 @@ def test_reading_a_shard_keeps_it(tmp_path: Path) -> None:
 
 def left_by_killed_writers(folder: Path) -> list[Path]:
     """What is left where a shard of moments and a file of the memo were being written, under the writers' names."""
-    memo = Memo(folder)
-    memo.put(("/data/a.png", 1, 1_000_000_000), Facts("0" * 64, 3, 4, 5, ()))
+    image_index = ImageIndex(folder)
+    image_index.put(("/data/a.png", 1, 1_000_000_000), ImageInfo("0" * 64, 3, 4, 5, ()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ldm.io.files.os.fsync", lambda handle: 1 / 0)
         patch.setattr(Path, "unlink", lambda path, missing_ok: None)  # who is killed removes nothing
-        for write in (lambda: filled(folder, ["another image"]), memo.save):
+        for write in (lambda: filled(folder, ["another image"]), image_index.save):
             with pytest.raises(ZeroDivisionError):
                 write()
     left = sorted(folder.rglob(".tmp-*"))

@@ -14,7 +14,7 @@ from ldm.data.duplicates import perceptual_hash
 from ldm.data.report import page as report_page
 from ldm.data.report.parts import DataReport
 from ldm.data.report.report import make_report, write_report
-from ldm.data.sample import Facts, FileImage, Refusal, Sample
+from ldm.data.sample import FileImage, ImageInfo, Refusal, Sample
 from ldm.data.sources.read import Reading
 from ldm.errors import UserError
 from ldm.io.images import open_image_noted
@@ -36,8 +36,8 @@ def sample(path: Path, *captions: str, sample_id: str = "", **extra: object) -> 
     return Sample(sample_id or path.name, FileImage(path), captions or ("a thing",), extra=dict(extra))
 
 
-def facts_of(samples: list[Sample]) -> dict[str, Facts | Refusal]:
-    found: dict[str, Facts | Refusal] = {}
+def facts_of(samples: list[Sample]) -> dict[str, ImageInfo | Refusal]:
+    found: dict[str, ImageInfo | Refusal] = {}
     for one in samples:
         try:
             image, notes = open_image_noted(one.image.read(), name=one.image.name)
@@ -45,7 +45,7 @@ def facts_of(samples: list[Sample]) -> dict[str, Facts | Refusal]:
             found[one.sample_id] = Refusal(one.sample_id, str(error))
             continue
         content_hash = hashlib.sha256(one.image.read()).hexdigest()
-        found[one.sample_id] = Facts(content_hash, *image.size, perceptual_hash(image), tuple(notes))
+        found[one.sample_id] = ImageInfo(content_hash, *image.size, perceptual_hash(image), tuple(notes))
     return found
 
 
@@ -66,7 +66,7 @@ def placed(samples: list[Sample], settings: BucketSettings, size: int) -> dict[s
             sample_id=sample_id,
         )
         for sample_id, found in facts_of(samples).items()
-        if isinstance(found, Facts)
+        if isinstance(found, ImageInfo)
     }
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 
 from ldm.data.duplicates import _agreeing, exact_duplicates, near_duplicates, perceptual_hash
-from ldm.data.sample import Facts
+from ldm.data.sample import ImageInfo
 
 
 def hash_distance(first: int, second: int) -> int:
@@ -101,7 +101,7 @@ def test_a_hash_is_64_bits_for_any_size_and_mode() -> None:
 
 def test_equal_bytes_make_a_group() -> None:
     hashes = {"b": "1", "a": "1", "c": "2", "e": "3", "d": "3", "f": "4"}
-    facts = {sample_id: Facts(content, 1, 1, 0) for sample_id, content in hashes.items()}
+    facts = {sample_id: ImageInfo(content, 1, 1, 0) for sample_id, content in hashes.items()}
     assert exact_duplicates(facts) == [["a", "b"], ["d", "e"]]
     assert exact_duplicates({}) == []
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from ldm.data.buckets import Placement
-from ldm.data.prepare import DataSettings, Placed, holdout_split
-from ldm.data.sample import Facts, FileImage, Sample
+from ldm.data.prepare import BucketedSample, DataSettings, holdout_split
+from ldm.data.sample import FileImage, ImageInfo, Sample
 from ldm.data.sources.folder import read_folder
 from ldm.errors import UserError
 from tests.support.tiny_folders import image, jsonl, row
@@ -90,16 +90,18 @@ def test_the_folder_is_left_as_it_was(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def some(num_samples: int) -> list[Placed]:
+def some(num_samples: int) -> list[BucketedSample]:
     """Samples that share no image."""
     placement = Placement(8, 8, 8, 8, ((0, 0),))
     return [
-        Placed(Sample(f"{i}.png", Path(f"{i}.png"), ("x",)), Facts(f"{i:064x}", 8, 8, i), placement)
+        BucketedSample(
+            Sample(f"{i}.png", Path(f"{i}.png"), ("x",)), ImageInfo(f"{i:064x}", 8, 8, i), placement
+        )
         for i in range(num_samples)
     ]
 
 
-def ids(placed: list[Placed]) -> list[str]:
+def ids(placed: list[BucketedSample]) -> list[str]:
     return [one.sample.sample_id for one in placed]
 
 

@@ -266,4 +266,4 @@ def name_not_utf8(root: Path) -> None:
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_faulty_folder_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
     message, build = FAULTS[name]
-    assert fault_of(tmp_path / "data", build, message).mend
+    assert fault_of(tmp_path / "data", build, message).hint

@@ -127,7 +127,7 @@ def test_names_that_only_unicode_tells_apart_are_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has a row already"):
         read_folder(tmp_path / "rows")
     image(tmp_path / f"masks/{NFD}/{NFD}.png")
-    assert with_masks([sample], tmp_path / "masks")[0].mask
+    assert with_masks([sample], tmp_path / "masks")[0].loss_mask
 
 
 def test_a_column_called_image_holds_the_names_where_there_is_no_other(tmp_path: Path) -> None:

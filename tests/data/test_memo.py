@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from ldm.data.image_index import MAX_FILES, Memo
-from ldm.data.sample import Facts, FileImage, Stamp
+from ldm.data.image_index import MAX_FILES, ImageIndex
+from ldm.data.sample import FileImage, ImageInfo, Stamp
 
 OLD_NS = 1_000_000_000_123_456_789
 
 
-def facts_of(text: str = "x") -> Facts:
-    return Facts(
+def facts_of(text: str = "x") -> ImageInfo:
+    return ImageInfo(
         hashlib.sha256(text.encode()).hexdigest(), 3, 4, 2**64 - 1, ("first of 2 frames used", "é\ud800")
     )
 
@@ -25,13 +25,13 @@ def stamp(name: str = "a.png", size: int = 1, mtime_ns: int = OLD_NS, ctime_ns: 
 
 
 def test_facts_come_back_while_the_stamp_stays(tmp_path: Path) -> None:
-    memo = Memo(tmp_path)
-    memo.put(stamp(), facts_of())
-    memo.put(stamp("b\ud800.png"), facts_of("b"))
-    memo.put(None, facts_of())
-    memo.save()
-    again = Memo(tmp_path)
-    for reader in (memo, again):
+    image_index = ImageIndex(tmp_path)
+    image_index.put(stamp(), facts_of())
+    image_index.put(stamp("b\ud800.png"), facts_of("b"))
+    image_index.put(None, facts_of())
+    image_index.save()
+    again = ImageIndex(tmp_path)
+    for reader in (image_index, again):
         assert reader.get(stamp()) == facts_of()
         assert reader.get(stamp("b\ud800.png")) == facts_of("b")
         for other in (
@@ -42,52 +42,52 @@ def test_facts_come_back_while_the_stamp_stays(tmp_path: Path) -> None:
             None,
         ):
             assert reader.get(other) is None
-    assert Memo(tmp_path, rehash=True).get(stamp()) is None
+    assert ImageIndex(tmp_path, rehash=True).get(stamp()) is None
 
 
 def test_what_rehashing_finds_is_kept(tmp_path: Path) -> None:
-    first = Memo(tmp_path)
+    first = ImageIndex(tmp_path)
     first.put(stamp("b.png"), facts_of("b"))
     first.save()
-    memo = Memo(tmp_path, rehash=True)
-    memo.put(stamp(), facts_of())
-    memo.save()
-    assert Memo(tmp_path).get(stamp()) == facts_of() and Memo(tmp_path).get(stamp("b.png"))
+    image_index = ImageIndex(tmp_path, rehash=True)
+    image_index.put(stamp(), facts_of())
+    image_index.save()
+    assert ImageIndex(tmp_path).get(stamp()) == facts_of() and ImageIndex(tmp_path).get(stamp("b.png"))
 
 
 def test_of_two_answers_for_one_file_the_later_one_counts(tmp_path: Path) -> None:
     """What rehashing finds must not lose against what it distrusts, in whatever order a disk lists its files."""
     for turn in range(12):
-        memo = Memo(tmp_path, rehash=True)
-        memo.put(stamp(), facts_of(f"answer {turn}"))
-        memo.save()
-        assert Memo(tmp_path).get(stamp()) == facts_of(f"answer {turn}")
+        image_index = ImageIndex(tmp_path, rehash=True)
+        image_index.put(stamp(), facts_of(f"answer {turn}"))
+        image_index.save()
+        assert ImageIndex(tmp_path).get(stamp()) == facts_of(f"answer {turn}")
 
 
 def test_nothing_new_writes_nothing(tmp_path: Path) -> None:
-    memo = Memo(tmp_path)
-    memo.save()
-    memo.put(stamp(), facts_of())
-    memo.save()
-    memo.save()
-    Memo(tmp_path).save()
+    image_index = ImageIndex(tmp_path)
+    image_index.save()
+    image_index.put(stamp(), facts_of())
+    image_index.save()
+    image_index.save()
+    ImageIndex(tmp_path).save()
     assert len(list((tmp_path / "facts").iterdir())) == 1
 
 
 def test_many_write_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
     def write(writer: int) -> None:
-        memo = Memo(tmp_path)
+        image_index = ImageIndex(tmp_path)
         for turn in range(MAX_FILES):
-            memo.put(stamp(f"{writer} {turn}"), facts_of(f"{writer} {turn}"))
-            memo.save()
+            image_index.put(stamp(f"{writer} {turn}"), facts_of(f"{writer} {turn}"))
+            image_index.save()
 
     threads = [threading.Thread(target=write, args=(writer,)) for writer in range(3)]
     [thread.start() for thread in threads], [thread.join() for thread in threads]
-    memo = Memo(tmp_path)
-    memo.put(stamp(), facts_of())
-    memo.save()
+    image_index = ImageIndex(tmp_path)
+    image_index.put(stamp(), facts_of())
+    image_index.save()
     assert len(list((tmp_path / "facts").iterdir())) == 1  # more than enough to be merged
-    again = Memo(tmp_path)
+    again = ImageIndex(tmp_path)
     for writer in range(3):
         for turn in range(MAX_FILES):
             assert again.get(stamp(f"{writer} {turn}")) == facts_of(f"{writer} {turn}")
@@ -95,40 +95,40 @@ def test_many_write_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", range(0, 100, 4))
 def test_a_damaged_line_is_forgotten_and_the_others_are_not(tmp_path: Path, place: int) -> None:
-    memo = Memo(tmp_path)
+    image_index = ImageIndex(tmp_path)
     for name in ("a", "b", "c"):
-        memo.put(stamp(name), facts_of(name))
-    memo.save()
+        image_index.put(stamp(name), facts_of(name))
+    image_index.save()
     (path,) = (tmp_path / "facts").iterdir()
     lines = path.read_bytes().splitlines(keepends=True)
     at = place * (len(lines[1]) - 2) // 100
     lines[1] = lines[1][:at] + bytes([lines[1][at] ^ 0x1]) + lines[1][at + 1 :]
     path.write_bytes(b"".join(lines) + b'["half a li')
-    again = Memo(tmp_path)
+    again = ImageIndex(tmp_path)
     assert [again.get(stamp(name)) for name in "abc"] == [facts_of("a"), None, facts_of("c")]
 
 
-def read(path: Path, memo: Memo) -> Stamp:
+def read(path: Path, image_index: ImageIndex) -> Stamp:
     """Survey a file as a run does: its stamp, then its bytes."""
     found = FileImage(path).stamp()
     assert found is not None
-    memo.put(found, facts_of(path.read_text()))
+    image_index.put(found, facts_of(path.read_text()))
     return found
 
 
 def test_a_file_written_again_in_the_same_moment_is_not_remembered(tmp_path: Path) -> None:
     for name in ("same", "changed", "gone"):
         (tmp_path / name).write_text("one")
-    memo = Memo(tmp_path / "cache")
-    stamps = {name: read(tmp_path / name, memo) for name in ("same", "changed", "gone")}
+    image_index = ImageIndex(tmp_path / "cache")
+    stamps = {name: read(tmp_path / name, image_index) for name in ("same", "changed", "gone")}
     (tmp_path / "changed").write_text("two")
     os.utime(tmp_path / "changed", ns=(stamps["changed"][2],) * 2)  # a clock that ticks slowly
     (tmp_path / "gone").unlink()
     (tmp_path / "raced").write_text("two")
     raced = FileImage(tmp_path / "raced").stamp()
-    memo.put(raced, facts_of("one"))  # read before a change that no time shows
-    memo.save()
-    again = Memo(tmp_path / "cache")
+    image_index.put(raced, facts_of("one"))  # read before a change that no time shows
+    image_index.save()
+    again = ImageIndex(tmp_path / "cache")
     assert again.get(stamps["same"]) == facts_of("one")
     assert again.get(stamps["changed"]) is None and again.get(stamps["gone"]) is None
     assert again.get(raced) is None
@@ -141,10 +141,10 @@ def test_a_disk_that_keeps_whole_seconds_is_trusted_after_two(tmp_path: Path) ->
     known = {}
     for age_sec in (0, 10, -100):
         os.utime(path, ns=(now_ns - age_sec * 10**9,) * 2)
-        memo = Memo(tmp_path / f"cache {age_sec}")
-        found = read(path, memo)
-        memo.save()
-        known[age_sec] = Memo(tmp_path / f"cache {age_sec}").get(found) is not None
+        image_index = ImageIndex(tmp_path / f"cache {age_sec}")
+        found = read(path, image_index)
+        image_index.save()
+        known[age_sec] = ImageIndex(tmp_path / f"cache {age_sec}").get(found) is not None
     assert known == {0: False, 10: True, -100: False}
 
 
@@ -153,13 +153,13 @@ def test_another_file_with_the_old_size_and_time_is_read_again(tmp_path: Path) -
     path = tmp_path / "a"
     path.write_text("one")
     os.utime(path, ns=(OLD_NS, OLD_NS))
-    memo = Memo(tmp_path / "cache")
-    found = read(path, memo)
-    memo.save()
-    assert Memo(tmp_path / "cache").get(FileImage(path).stamp()) == facts_of("one")
+    image_index = ImageIndex(tmp_path / "cache")
+    found = read(path, image_index)
+    image_index.save()
+    assert ImageIndex(tmp_path / "cache").get(FileImage(path).stamp()) == facts_of("one")
     time.sleep(0.02)  # or the clock of the disk may not have ticked
     path.write_text("two")
     os.utime(path, ns=(OLD_NS, OLD_NS))
     again = FileImage(path).stamp()
     assert again and again[:3] == found[:3]
-    assert Memo(tmp_path / "cache").get(again) is None
+    assert ImageIndex(tmp_path / "cache").get(again) is None

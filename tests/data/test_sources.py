@@ -149,13 +149,13 @@ def test_a_folder_of_masks(tmp_path: Path) -> None:
     for name in ("a.png", "b/c.webp"):
         image(tmp_path / "masks" / name)
     samples = read(tmp_path / "data", masks=tmp_path / "masks").samples
-    paths = [sample.mask.path.relative_to(tmp_path).as_posix() for sample in samples]
+    paths = [sample.loss_mask.path.relative_to(tmp_path).as_posix() for sample in samples]
     assert paths == ["masks/a.png", "masks/b/c.webp"]
     rows = bad_second(tmp_path / "a.parquet")
     for row_number in range(3):
         image(tmp_path / "more" / "a.parquet" / f"{row_number}.png")
     repeated = read(rows, masks=tmp_path / "more", repeats=2).samples
-    assert [s.mask.path.name for s in repeated] == ["0.png", "2.png"] * 2
+    assert [s.loss_mask.path.name for s in repeated] == ["0.png", "2.png"] * 2
 
 
 def test_masks_and_samples_match_or_nothing_is_read(tmp_path: Path) -> None:
@@ -186,13 +186,13 @@ def test_transparency_as_a_mask(tmp_path: Path) -> None:
     folder(tmp_path, "a.png", "b.png")
     picture.save(tmp_path / "a.png", exif=exif)
     clear, opaque = read(tmp_path, alpha_mask=True).samples
-    assert pixels(clear.mask.read()) == [10, 255]
-    assert Image.open(io.BytesIO(clear.mask.read())).size == (1, 2) == clear.open().size
-    assert pixels(opaque.mask.read()) == [255] * 4
-    assert pickle.loads(pickle.dumps(clear.mask)) == AlphaMask(clear.image)
+    assert pixels(clear.loss_mask.read()) == [10, 255]
+    assert Image.open(io.BytesIO(clear.loss_mask.read())).size == (1, 2) == clear.open().size
+    assert pixels(opaque.loss_mask.read()) == [255] * 4
+    assert pickle.loads(pickle.dumps(clear.loss_mask)) == AlphaMask(clear.image)
     path, *rest = clear.image.stamp()
-    assert clear.mask.stamp() == (f"{path}#alpha", *rest)
-    assert clear.mask.name == f"transparency of {tmp_path / 'a.png'}"
+    assert clear.loss_mask.stamp() == (f"{path}#alpha", *rest)
+    assert clear.loss_mask.name == f"transparency of {tmp_path / 'a.png'}"
 
 
 @pytest.mark.parametrize(

@@ -232,6 +232,6 @@ def test_what_cannot_be_streamed_is_refused(tmp_path: Path) -> None:
 def test_a_memo_spares_decoding_a_shard_again(folder: Path, tmp_path: Path) -> None:
     settings = data_settings(folder)
     shard = list_shards(settings.all_sources())[0]
-    found = opener(settings, memo=tmp_path)(shard)
+    found = opener(settings, image_index=tmp_path)(shard)
     assert len(list((tmp_path / "streams").iterdir())) == 1
-    assert opener(settings, memo=tmp_path)(shard) == found == opener(settings)(shard)
+    assert opener(settings, image_index=tmp_path)(shard) == found == opener(settings)(shard)

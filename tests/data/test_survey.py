@@ -9,7 +9,7 @@ from PIL import Image
 
 from ldm.data.duplicates import perceptual_hash
 from ldm.data.masks import AlphaMask
-from ldm.data.sample import Facts, FileImage, Refusal, Sample, Stamp
+from ldm.data.sample import FileImage, ImageInfo, Refusal, Sample, Stamp
 from ldm.data.survey import check_bad_fraction, survey
 from ldm.errors import UserError
 from tests.support.tiny_sources import png
@@ -27,16 +27,16 @@ class Noted(FileImage):
 
 
 @dataclass
-class Memo:
-    kept: dict[Stamp, Facts] = field(default_factory=dict)
+class ImageIndex:
+    kept: dict[Stamp, ImageInfo] = field(default_factory=dict)
 
     def __len__(self) -> int:  # an empty one is false, and still a memo
         return len(self.kept)
 
-    def get(self, stamp: Stamp) -> Facts | None:
+    def get(self, stamp: Stamp) -> ImageInfo | None:
         return self.kept.get(stamp)
 
-    def put(self, stamp: Stamp, facts: Facts) -> None:
+    def put(self, stamp: Stamp, facts: ImageInfo) -> None:
         self.kept[stamp] = facts
 
 
@@ -84,12 +84,12 @@ def test_facts_of_good_images_and_reasons_of_bad_ones(tmp_path: Path) -> None:
     samples = samples_of(tmp_path)
     found = survey(samples, None)
     assert list(found) == [sample.sample_id for sample in samples]
-    assert found["a.png"] == Facts(
+    assert found["a.png"] == ImageInfo(
         hashlib.sha256(png(9)).hexdigest(), 4, 3, perceptual_hash(samples[0].open()), ()
     )
     assert found["a.png#2"] == found["same.png"] == found["a.png"]
     turned = found["turned.jpg"]
-    assert isinstance(turned, Facts)
+    assert isinstance(turned, ImageInfo)
     assert (turned.width, turned.height) == (2, 6)
     assert found["moving.gif"].notes == ("animated: first of 2 frames used",)
     reasons = {key: fate.reason for key, fate in found.items() if isinstance(fate, Refusal)}
@@ -104,16 +104,16 @@ def test_facts_of_good_images_and_reasons_of_bad_ones(tmp_path: Path) -> None:
 
 
 def test_an_image_is_read_once_and_not_again_with_a_memo(tmp_path: Path) -> None:
-    samples, memo = samples_of(tmp_path), Memo()
-    first = survey(samples, memo)
+    samples, image_index = samples_of(tmp_path), ImageIndex()
+    first = survey(samples, image_index)
     assert sorted(READS) == sorted({sample.image.path.name for sample in samples})
     READS.clear()
-    assert survey(samples, memo) == first
+    assert survey(samples, image_index) == first
     assert sorted(READS) == ["cut.jpg", "empty.png", "gone.png", "text.png"]
     READS.clear()
     sample(tmp_path / "a.png", png(10, size=(5, 5)))
-    again = survey(samples, memo)["a.png"]
-    assert isinstance(again, Facts)
+    again = survey(samples, image_index)["a.png"]
+    assert isinstance(again, ImageInfo)
     assert (again.width, again.content_hash) == (5, hashlib.sha256(png(10, size=(5, 5))).hexdigest())
     assert "a.png" in READS
     READS.clear()
@@ -123,9 +123,9 @@ def test_an_image_is_read_once_and_not_again_with_a_memo(tmp_path: Path) -> None
 
 def test_shares_of_processes_together_are_everything(tmp_path: Path) -> None:
     samples = samples_of(tmp_path)
-    whole, memo = survey(samples, None), Memo()
+    whole, image_index = survey(samples, None), ImageIndex()
     READS.clear()
-    shares = [survey(samples, memo, rank=rank, num_processes=3) for rank in range(3)]
+    shares = [survey(samples, image_index, rank=rank, num_processes=3) for rank in range(3)]
     assert len(READS) == len(set(READS)) == len(samples) - 1  # the repeat is read on one of them only
     assert sum(map(len, shares)) == len(samples)
     assert {key: fate for share in shares for key, fate in share.items()} == whole
@@ -136,7 +136,7 @@ def test_cut_off_exif_data_is_no_fault_and_worth_no_warning(tmp_path: Path) -> N
     exif = b"Exif\0\0II*\0\x08\0\0\0\x09\0\x12\x01"  # nine entries announced, not one of them whole
     Image.new("RGB", (6, 2)).save(tmp_path / "a.jpg", exif=exif, dpi=(72, 72))
     fate = survey([Sample("a.jpg", FileImage(tmp_path / "a.jpg"), ("x",))], None)["a.jpg"]
-    assert isinstance(fate, Facts)
+    assert isinstance(fate, ImageInfo)
     assert (fate.width, fate.height) == (6, 2)
 
 
@@ -150,10 +150,10 @@ def test_a_mask_is_decoded_and_has_the_size_of_its_image(tmp_path: Path) -> None
     whole = sample(tmp_path / "a.png", png())
     masks = {"good": png(1), "small": png(255, size=(2, 2)), "broken": png()[:-30], "black": png()}
     samples = [
-        replace(whole, sample_id=name, mask=sample(tmp_path / f"mask-{name}.png", data).image)
+        replace(whole, sample_id=name, loss_mask=sample(tmp_path / f"mask-{name}.png", data).image)
         for name, data in masks.items()
     ]
-    found = survey([*samples, replace(whole, sample_id="alpha", mask=AlphaMask(whole.image))], None)
+    found = survey([*samples, replace(whole, sample_id="alpha", loss_mask=AlphaMask(whole.image))], None)
     assert found["good"] == found["alpha"] == survey([whole], None)["a.png"]
     assert "mask-small.png: the mask is 2 x 2, its image 4 x 3" in found["small"].reason
     assert "mask-broken.png: not an image" in found["broken"].reason
@@ -161,13 +161,13 @@ def test_a_mask_is_decoded_and_has_the_size_of_its_image(tmp_path: Path) -> None
 
 
 def test_an_image_without_anything_opaque_has_no_use_for_its_transparency(tmp_path: Path) -> None:
-    clear, memo = tmp_path / "clear.png", Memo()
+    clear, image_index = tmp_path / "clear.png", ImageIndex()
     Image.new("RGBA", (4, 3), (255, 0, 0, 0)).save(clear)
     image = FileImage(clear)
-    samples = [Sample("plain", image, ("x",)), Sample("clear", image, ("x",), mask=AlphaMask(image))]
+    samples = [Sample("plain", image, ("x",)), Sample("clear", image, ("x",), loss_mask=AlphaMask(image))]
     for _ in range(2):  # the second time from the memo
-        found = survey(samples, memo)
-        assert isinstance(found["plain"], Facts)
+        found = survey(samples, image_index)
+        assert isinstance(found["plain"], ImageInfo)
         assert isinstance(found["clear"], Refusal)
         assert f"transparency of {clear}: transparent everywhere" in found["clear"].reason
 

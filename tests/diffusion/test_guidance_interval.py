@@ -21,7 +21,7 @@ from ldm.diffusion.sampling import (
 from ldm.errors import UserError
 from ldm.export.verify.trial import trial_answer, trial_for
 from ldm.pipeline.pipeline import Pipeline, load_pipeline
-from ldm.types import PromptEmbeds, Step
+from ldm.types import Conditioning, Step
 from tests.support.tiny_models import SD1_SCHEDULER, ZERO_SNR_SCHEDULER, make_sd1
 
 AVAILABLE = [name for name, entry in SCHEDULERS.items() if entry.available]
@@ -31,8 +31,8 @@ pytestmark = [
 ]
 
 
-def embeds(*values: float) -> PromptEmbeds:
-    return PromptEmbeds(torch.tensor(values).view(-1, 1, 1))
+def embeds(*values: float) -> Conditioning:
+    return Conditioning(torch.tensor(values).view(-1, 1, 1))
 
 
 class CountedDenoiser:
@@ -42,7 +42,7 @@ class CountedDenoiser:
         self.calls: list[tuple[int, Step]] = []
 
     def __call__(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds, *, step: Step | None = None
+        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
     ) -> Tensor:
         assert len(latents) == len(timesteps) == len(prompt_embeds)
         assert step is not None

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.objective import ObjectiveSettings, diffusion_loss, loss_weight, timestep_at
-from ldm.diffusion.path import NoiseSchedule, PredictionType, ScheduleSettings
-from ldm.types import PromptEmbeds, Step
+from ldm.diffusion.path import DDPMPath, PredictionType, ScheduleSettings
+from ldm.types import Conditioning, Step
 
 KINDS: list[PredictionType] = ["epsilon", "v_prediction", "sample"]
-PROMPTS = PromptEmbeds(torch.zeros(1, 1, 1))
+PROMPTS = Conditioning(torch.zeros(1, 1, 1))
 
 
 @pytest.mark.parametrize("prediction_type", KINDS)
@@ -37,7 +37,7 @@ def test_the_weight_is_finite_at_zero_snr(prediction_type: PredictionType, weigh
 
 
 def test_timesteps_cover_the_schedule_evenly_and_stay_inside() -> None:
-    schedule = NoiseSchedule(ScheduleSettings())
+    schedule = DDPMPath(ScheduleSettings())
     timesteps = timestep_at((torch.arange(4000) + 0.5) / 4000, schedule, ObjectiveSettings())
     assert torch.bincount(timesteps).tolist() == [4] * 1000
     assert timestep_at(torch.tensor([0.99999999]), schedule, ObjectiveSettings()).item() == 999
@@ -46,7 +46,7 @@ def test_timesteps_cover_the_schedule_evenly_and_stay_inside() -> None:
 def test_a_shift_draws_high_noise_more_often() -> None:
     """With s = 3 half of the draws lie above s/2 / (1 + (s - 1)/2) = 0.75 of the schedule."""
     settings = ObjectiveSettings(timestep_shift=3.0)
-    timesteps = timestep_at(torch.linspace(0, 1, 4001)[:-1], NoiseSchedule(ScheduleSettings()), settings)
+    timesteps = timestep_at(torch.linspace(0, 1, 4001)[:-1], DDPMPath(ScheduleSettings()), settings)
     assert timesteps.median().item() == pytest.approx(750, abs=1)
     assert timesteps.min() == 0 and timesteps.max() == 999
 
@@ -54,13 +54,13 @@ def test_a_shift_draws_high_noise_more_often() -> None:
 @pytest.mark.parametrize("prediction_type", KINDS)
 def test_the_ideal_denoisers_loss_is_the_conditional_variance(prediction_type: PredictionType) -> None:
     """Data N(0, s^2): E[x_0 | x_t] = alpha s^2 x_t/(alpha^2 s^2 + sigma^2) leaves variance s^2 sigma^2/(...)."""
-    schedule, deviation = NoiseSchedule(ScheduleSettings(prediction_type=prediction_type)), 0.5
+    schedule, deviation = DDPMPath(ScheduleSettings(prediction_type=prediction_type)), 0.5
     timesteps = torch.full((64,), 400)
     alpha, sigma = schedule.alpha(timesteps), schedule.sigma(timesteps)
     total = alpha**2 * deviation**2 + sigma**2
 
     def ideal(
-        latents: Tensor, timesteps: Tensor, prompts: PromptEmbeds, *, step: Step | None = None
+        latents: Tensor, timesteps: Tensor, prompts: Conditioning, *, step: Step | None = None
     ) -> Tensor:
         x_0 = alpha * deviation**2 * latents / total
         return schedule.target(x_0, (latents - alpha * x_0) / sigma, timesteps)

@@ -19,16 +19,16 @@ from ldm.diffusion.objective import (
     timestep_at,
     timestep_tenth,
 )
-from ldm.diffusion.path import NoiseSchedule, PredictionType, ScheduleSettings
-from ldm.types import PromptEmbeds, Step
+from ldm.diffusion.path import DDPMPath, PredictionType, ScheduleSettings
+from ldm.types import Conditioning, Step
 
-PROMPTS = PromptEmbeds(torch.zeros(1, 1, 1))
-SCHEDULE = NoiseSchedule(ScheduleSettings())
+PROMPTS = Conditioning(torch.zeros(1, 1, 1))
+SCHEDULE = DDPMPath(ScheduleSettings())
 TIMESTEPS = torch.tensor([0, 250, 999])
 
 
 def half(
-    latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds, *, step: Step | None = None
+    latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
 ) -> Tensor:
     """A denoiser that answers half of what it is shown."""
     return latents / 2
@@ -56,7 +56,7 @@ def test_the_loss_is_the_one_of_diffusers_training_script(prediction_type: Predi
     }[prediction_type]
     expected = functional.mse_loss(noisy / 2, target, reduction="none").mean(dim=(1, 2, 3))
     ours = diffusion_loss(
-        half, latents, noise, TIMESTEPS, PROMPTS, NoiseSchedule(path),
+        half, latents, noise, TIMESTEPS, PROMPTS, DDPMPath(path),
         ObjectiveSettings(offset_noise=0.1, input_perturbation=0.2),
         offset=offset, perturbation=perturbation,
     )  # fmt: skip
@@ -141,7 +141,7 @@ def test_logit_normal_keeps_inside_the_schedule_and_can_be_shifted() -> None:
 def test_the_tenths_divide_any_schedule() -> None:
     tenths = timestep_tenth(torch.arange(1000), SCHEDULE)
     assert torch.bincount(tenths).tolist() == [100] * 10 and (tenths.diff() >= 0).all()
-    short = NoiseSchedule(ScheduleSettings(num_train_timesteps=7))
+    short = DDPMPath(ScheduleSettings(num_train_timesteps=7))
     assert timestep_tenth(torch.arange(7), short).tolist() == [0, 1, 2, 4, 5, 7, 8]
 
 

@@ -9,12 +9,12 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor
 
 from ldm.diffusion.objective import MAX_SNR, MIN_SNR, ObjectiveSettings, diffusion_loss, loss_weight
-from ldm.diffusion.path import NoiseSchedule, PredictionType, ScheduleSettings
-from ldm.types import PromptEmbeds, Step
+from ldm.diffusion.path import DDPMPath, PredictionType, ScheduleSettings
+from ldm.types import Conditioning, Step
 
 KINDS: list[PredictionType] = ["epsilon", "v_prediction", "sample"]
 WEIGHTINGS = get_args(ObjectiveSettings.model_fields["weighting"].annotation)
-PROMPTS = PromptEmbeds(torch.zeros(1, 1, 1))
+PROMPTS = Conditioning(torch.zeros(1, 1, 1))
 SNR = torch.tensor([0.0047, 0.3, 1.0, 5.0, 80.0, 1175.0])
 
 
@@ -75,13 +75,13 @@ def test_loss_and_gradient_are_finite_at_zero_terminal_snr(
     scale = torch.ones((), requires_grad=True)
 
     def scaled(
-        latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds, *, step: Step | None = None
+        latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
     ) -> Tensor:
         return scale * latents
 
     settings = ObjectiveSettings.model_validate({"weighting": weighting})
     timesteps, x = torch.tensor([0, 998, 999]), torch.randn(2, 3, 4, 2, 2)
-    loss = diffusion_loss(scaled, x[0], x[1], timesteps, PROMPTS, NoiseSchedule(path), settings)
+    loss = diffusion_loss(scaled, x[0], x[1], timesteps, PROMPTS, DDPMPath(path), settings)
     (gradient,) = torch.autograd.grad(loss.sum(), scale)
     assert torch.isfinite(loss).all() and torch.isfinite(gradient)
 
@@ -95,7 +95,7 @@ def test_min_snr_is_what_diffusers_training_script_computes(
     if zero_snr and prediction_type == "epsilon":
         return  # refused by the settings: diffusers divides by 0 there
     path = ScheduleSettings(rescale_betas_zero_snr=zero_snr, prediction_type=prediction_type)
-    schedule, timesteps = NoiseSchedule(path), torch.arange(1000)
+    schedule, timesteps = DDPMPath(path), torch.arange(1000)
     theirs = compute_snr(DDPMScheduler.from_config(path.model_dump()), timesteps)
     torch.testing.assert_close(schedule.snr(timesteps), theirs, rtol=2e-4, atol=0)
     divisor = {"epsilon": theirs, "v_prediction": theirs + 1, "sample": 1}[prediction_type]
@@ -104,5 +104,5 @@ def test_min_snr_is_what_diffusers_training_script_computes(
 
 
 def test_stable_diffusions_levels_are_not_bounded() -> None:
-    snr = NoiseSchedule(ScheduleSettings()).snr(torch.arange(1000))
+    snr = DDPMPath(ScheduleSettings()).snr(torch.arange(1000))
     assert snr.min() > MIN_SNR and snr.max() < MAX_SNR

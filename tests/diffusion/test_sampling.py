@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldm.diffusion.sampling import SCHEDULERS, denoise, guide, make_scheduler, plan_steps, schedulers_for
 from ldm.errors import UserError
-from ldm.types import PromptEmbeds, Step
+from ldm.types import Conditioning, Step
 from tests.support.tiny_models import SD1_SCHEDULER, SD2_SCHEDULER, ZERO_SNR_SCHEDULER
 
 pytestmark = [
@@ -23,11 +23,11 @@ pytestmark = [
 
 AVAILABLE = [name for name, entry in SCHEDULERS.items() if entry.available]
 IGNORING_ZERO_SNR = ["deis", "dpmpp_2s", "heun", "kdpm2", "kdpm2_a", "lms", "pndm", "sa_solver"]
-NO_PROMPT = PromptEmbeds(torch.zeros(1, 1, 1))
+NO_PROMPT = Conditioning(torch.zeros(1, 1, 1))
 
 
 def tenth(
-    latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds, *, step: Step | None = None
+    latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
 ) -> Tensor:
     """A denoiser that treats each element by itself, so that a row cannot depend on the others."""
     return 0.1 * latents
@@ -160,7 +160,7 @@ def test_each_step_is_yielded_once(name: str, num_inference_steps: int) -> None:
     seen: list[Step] = []
 
     def denoiser(
-        latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds, *, step: Step | None = None
+        latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
     ) -> Tensor:
         assert step is not None and timesteps.tolist() == pytest.approx([step.timestep] * 2)
         seen.append(step)
@@ -229,8 +229,8 @@ def test_impossible_numbers_of_steps_are_refused(num_inference_steps: int, spaci
         plan_steps(scheduler, num_inference_steps)
 
 
-def embeds(*values: float) -> PromptEmbeds:
-    return PromptEmbeds(torch.tensor(values).view(-1, 1, 1))
+def embeds(*values: float) -> Conditioning:
+    return Conditioning(torch.tensor(values).view(-1, 1, 1))
 
 
 class TextDenoiser:
@@ -240,7 +240,7 @@ class TextDenoiser:
         self.rows: list[list[float]] = []
 
     def __call__(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds, *, step: Step | None = None
+        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
     ) -> Tensor:
         assert len(latents) == len(timesteps) == len(prompt_embeds)
         self.rows.append(prompt_embeds.prompt_embeds.flatten().tolist())
@@ -248,7 +248,7 @@ class TextDenoiser:
 
 
 @pytest.mark.parametrize("negative", [embeds(2.0), embeds(2.0, 2.0)])
-def test_guidance_is_one_call_with_the_negative_rows_first(negative: PromptEmbeds) -> None:
+def test_guidance_is_one_call_with_the_negative_rows_first(negative: Conditioning) -> None:
     denoiser = TextDenoiser()
     latents = noise_of([0, 1])
     model_pred = guide(denoiser, negative, 7.5)(latents, torch.tensor([5, 5]), embeds(3.0, 4.0))
@@ -265,7 +265,7 @@ def test_no_guidance_is_the_denoiser_itself(guidance_scale: float) -> None:
 
 def test_rescale_equals_diffusers_and_its_equation() -> None:
     def denoiser(
-        latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds, *, step: Step | None = None
+        latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
     ) -> Tensor:
         return torch.cat([negative, positive])
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.sampling import SCHEDULERS, denoise, make_scheduler
-from ldm.types import PromptEmbeds, Step
+from ldm.types import Conditioning, Step
 
 # Two of diffusers' schedulers hand tensors to numpy in a way that numpy 2 dislikes.
 pytestmark = [
@@ -34,7 +34,7 @@ CONFIG = {
     "set_alpha_to_one": False,
     "timestep_spacing": "trailing",
 }
-NO_PROMPT = PromptEmbeds(torch.zeros(1, 1, 1))
+NO_PROMPT = Conditioning(torch.zeros(1, 1, 1))
 
 
 @dataclass
@@ -46,7 +46,7 @@ class GaussianDenoiser:
     calls: list[tuple[float, Tensor]] = field(default_factory=list)
 
     def __call__(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds, *, step: Step | None = None
+        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
     ) -> Tensor:
         assert step is not None
         self.calls.append((step.timestep, latents))

@@ -6,7 +6,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
-from ldm.diffusion.path import NoiseSchedule, PredictionType, ScheduleSettings
+from ldm.diffusion.path import DDPMPath, PredictionType, ScheduleSettings
 
 SCHEDULES = ["linear", "scaled_linear", "squaredcos_cap_v2"]
 
@@ -22,7 +22,7 @@ def test_it_equals_diffusers_to_the_last_bit(beta_schedule: str, zero_snr: bool)
         }
     )
     theirs = DDPMScheduler.from_config(settings.model_dump())
-    ours = NoiseSchedule(settings)
+    ours = DDPMPath(settings)
     assert torch.equal(ours.alphas_cumprod, theirs.alphas_cumprod)
     x_0, noise, timesteps = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2), torch.tensor([0, 500, 999])
     assert torch.equal(ours.add_noise(x_0, noise, timesteps), theirs.add_noise(x_0, noise, timesteps))
@@ -31,7 +31,7 @@ def test_it_equals_diffusers_to_the_last_bit(beta_schedule: str, zero_snr: bool)
 
 
 def test_alpha_and_sigma_lie_on_the_unit_circle_and_snr_is_their_ratio() -> None:
-    schedule, timesteps = NoiseSchedule(ScheduleSettings()), torch.arange(1000)
+    schedule, timesteps = DDPMPath(ScheduleSettings()), torch.arange(1000)
     alpha, sigma = schedule.alpha(timesteps).flatten(), schedule.sigma(timesteps).flatten()
     assert torch.allclose(alpha**2 + sigma**2, torch.ones(1000))
     assert torch.allclose(schedule.snr(timesteps), (alpha / sigma) ** 2, rtol=1e-4)
@@ -39,7 +39,7 @@ def test_alpha_and_sigma_lie_on_the_unit_circle_and_snr_is_their_ratio() -> None
 
 def test_zero_terminal_snr_ends_in_pure_noise_and_refuses_epsilon() -> None:
     settings = ScheduleSettings(rescale_betas_zero_snr=True, prediction_type="v_prediction")
-    assert NoiseSchedule(settings).snr(torch.tensor([999])).item() == 0
+    assert DDPMPath(settings).snr(torch.tensor([999])).item() == 0
     with pytest.raises(ValueError, match="epsilon says nothing"):
         ScheduleSettings(rescale_betas_zero_snr=True)
 
@@ -56,7 +56,7 @@ def test_other_betas_and_numbers_of_levels_equal_diffusers_too(beta_schedule: st
             "beta_end": 0.02,
         }
     )
-    theirs, ours = DDPMScheduler.from_config(settings.model_dump()), NoiseSchedule(settings)
+    theirs, ours = DDPMScheduler.from_config(settings.model_dump()), DDPMPath(settings)
     assert torch.equal(ours.alphas_cumprod, theirs.alphas_cumprod)
     timesteps = torch.arange(num_levels)
     x_0, noise = torch.randn(2, num_levels, 1, 2, 2)
@@ -68,7 +68,7 @@ def test_other_betas_and_numbers_of_levels_equal_diffusers_too(beta_schedule: st
 def test_a_perfect_prediction_means_x_0_to_diffusers(prediction_type: PredictionType) -> None:
     """What a step of diffusers' scheduler reads from an answer that is the target."""
     settings = ScheduleSettings(prediction_type=prediction_type)
-    schedule = NoiseSchedule(settings)
+    schedule = DDPMPath(settings)
     scheduler = DDPMScheduler.from_config({**settings.model_dump(), "clip_sample": False})
     x_0, noise = torch.randn(2, 1, 4, 2, 2)
     for timestep in (1, 400, 700):
@@ -88,7 +88,7 @@ def test_a_sampler_made_from_our_config_follows_our_path(beta_schedule: str, zer
             "prediction_type": "v_prediction",
         }
     )
-    schedule = NoiseSchedule(settings)
+    schedule = DDPMPath(settings)
     sampler = DDIMScheduler.from_config(schedule.scheduler_config())
     assert torch.equal(sampler.alphas_cumprod, schedule.alphas_cumprod)
     assert sampler.config["prediction_type"] == "v_prediction"

@@ -60,7 +60,7 @@ def test_an_export_is_the_model(make: Callable[[Path], ModelParts], tmp_path: Pa
     trial = trial_for(parts)
     write_tensors(tmp_path / "given", trial_given(parts, trial))
     pipe = read_openvino({"folder": str(folder)})
-    theirs = readers.answer(pipe, {"trial": asdict(trial), "given": str(tmp_path / "given")})
+    theirs = readers.output(pipe, {"trial": asdict(trial), "given": str(tmp_path / "given")})
     assert largest_difference(trial_answer(parts, trial), theirs) < 0.1
 
     check_files(parts, folder)

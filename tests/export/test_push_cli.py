@@ -20,8 +20,8 @@ from tests.support.tiny_push import SENT, given_folder, given_hub, make_folder  
 ROOT = Path(__file__).parents[2]
 
 
-def push(*arguments: object, answer: str | None = None) -> Result:
-    result = CliRunner().invoke(app, ["push", *map(str, arguments)], input=answer)
+def push(*arguments: object, output: str | None = None) -> Result:
+    result = CliRunner().invoke(app, ["push", *map(str, arguments)], input=output)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert TOKEN not in result.output
@@ -63,9 +63,9 @@ def test_a_dry_run_names_all_that_must_not_leave(hub: HubServer, tmp_path: Path)
     [("n\n", 1, "nothing was sent"), ("", 2, "error: nothing was sent, for nobody answered: add --yes")],
 )
 def test_without_a_yes_nothing_is_sent(
-    hub: HubServer, folder: Path, answer: str, code: int, told: str
+    hub: HubServer, folder: Path, output: str, code: int, told: str
 ) -> None:
-    result = push(folder, "ann/model", answer=answer)
+    result = push(folder, "ann/model", output=output)
     assert result.exit_code == code
     assert "to ann/model (private)?" in result.stderr
     assert told in result.stderr
@@ -73,7 +73,7 @@ def test_without_a_yes_nothing_is_sent(
 
 
 def test_with_a_yes_it_is_sent(hub: HubServer, folder: Path) -> None:
-    result = push(folder, "ann/model", answer="y\n")
+    result = push(folder, "ann/model", output="y\n")
     assert result.exit_code == 0
     revision = hub.store.repositories["ann/model"].refs["main"]
     assert f"{hub.url}/ann/model/commit/{revision}: 7 files, " in result.stdout

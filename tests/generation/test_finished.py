@@ -194,8 +194,8 @@ def test_a_foreign_file_is_replaced_only_when_told_to(made: list[list[str]]) -> 
     refused = generate(*PROMPTS, "--resume")
     assert (refused.exit_code, refused.stdout, made) == (2, "", [])
     fault = f"{paths[2]}: holds no `ldm` settings"
-    mend = "add --overwrite to make such pictures again, or give another --output"
-    assert refused.stderr == f"error: {fault}: {mend}\n"
+    hint = "add --overwrite to make such pictures again, or give another --output"
+    assert refused.stderr == f"error: {fault}: {hint}\n"
     assert contents(paths) == spoilt
     told = generate(*PROMPTS, "--resume", "--overwrite")
     assert (told.exit_code, made) == (0, [["c", "d"]])

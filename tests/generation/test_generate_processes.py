@@ -11,8 +11,8 @@ from ldm.cli.generate_processes import main
 from ldm.errors import UserError
 from ldm.generation import job as shares
 from ldm.generation.batches import plan_batches
-from ldm.generation.job import Order, Share, make_share, read_order
-from ldm.generation.model_options import Means
+from ldm.generation.job import GenerationJob, Share, read_job, run_rank
+from ldm.generation.model_options import ModelOptions
 from ldm.generation.pictures import Target, list_pictures
 from ldm.generation.prompts import Prompt
 from ldm.generation.reproduce import Recipe, RecordedLora
@@ -108,10 +108,12 @@ def test_an_order_is_read_as_it_was_written(tmp_path: Path) -> None:
         None,
         loras=(RecordedLora(name="l", sha256="c", weight=0.1),),
     )
-    means = Means("m", ("l:0.3",), "auto", None, "bfloat16", True, 3)
-    order = Order(tuple(list_pictures(prompts)), Target(Path("ö u"), grid=True, resume=True), means, recipe)
+    means = ModelOptions("m", ("l:0.3",), "auto", None, "bfloat16", True, 3)
+    order = GenerationJob(
+        tuple(list_pictures(prompts)), Target(Path("ö u"), grid=True, resume=True), means, recipe
+    )
     order.write(tmp_path)
-    assert read_order(tmp_path) == order
+    assert read_job(tmp_path) == order
 
 
 # Devices and engines
@@ -136,15 +138,15 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_first_process_decides_on_the_engine_of_all(model: Path, tmp_path: Path) -> None:
     order = order_of(model, "a", "b", engine="auto")
-    list(make_share(order, Share(0, 2, tmp_path)))
+    list(run_rank(order, Share(0, 2, tmp_path)))
     assert (tmp_path / "engine").read_text() == "torch"  # a picture of four steps repays no conversion
-    (path,) = make_share(order_of(model, "a", "b", engine="openvino"), Share(1, 2, tmp_path))
+    (path,) = run_rank(order_of(model, "a", "b", engine="openvino"), Share(1, 2, tmp_path))
     assert read_settings(path)["engine"] == "torch"
 
 
 def test_a_third_process_reads_the_decision_that_two_have_read(model: Path, tmp_path: Path) -> None:
     order = order_of(model, "a", "b", "c", engine="auto")
-    made = [path for rank in range(3) for path in make_share(order, Share(rank, 3, tmp_path))]
+    made = [path for rank in range(3) for path in run_rank(order, Share(rank, 3, tmp_path))]
     assert [read_settings(path)["engine"] for path in made] == ["torch"] * 3
     assert (tmp_path / "engine").read_text() == "torch"
 
@@ -160,10 +162,10 @@ def test_the_engine_is_decided_by_the_work_of_all(
         Prompt(prompt=str(steps), num_inference_steps=steps, guidance_scale=1.0, deep_features_every=every)
         for steps, every in ((2, 1), (3, 1), (4, 2))
     ]
-    means = Means(str(model), engine="auto", batch_size=1)
-    order = Order(tuple(list_pictures(prompts)), Target(Path("outputs")), means)
+    means = ModelOptions(str(model), engine="auto", batch_size=1)
+    order = GenerationJob(tuple(list_pictures(prompts)), Target(Path("outputs")), means)
     alone = Share(0, num_processes, tmp_path if num_processes > 1 else None)
-    list(make_share(order, alone))
+    list(run_rank(order, alone))
     assert [(work.num_rows, work.reuses_features) for work in asked] == [(2 + 3 + 2, True)]
 
 

@@ -252,7 +252,7 @@ def test_bad_files_are_refused_by_name(tmp_path: Path) -> None:
     for name, reason in write_bad(tmp_path).items():
         with pytest.raises(UserError, match=f"{name}: .*{reason}") as error:
             open_image(tmp_path / name)
-        assert error.value.mend and "\n" not in str(error.value)
+        assert error.value.hint and "\n" not in str(error.value)
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from ldm.folder_lock import FolderLock
+from ldm.io.locks import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
 if not os.fork():  # as a loader's worker does, the child lives on for a while when its parent is killed
     sys.stdout.close()

@@ -87,8 +87,8 @@ def test_diffusers_reads_the_lora(use_dora: bool, runs: Path, tmp_path: Path) ->
         theirs, _ = pipe.encode_prompt(prompts, torch.device("cpu"), 1, False)
         ours = live.text_encoder(prompts)
         torch.testing.assert_close(theirs, ours.prompt_embeds, rtol=1e-5, atol=1e-5)
-        answer = pipe.unet(noise, torch.tensor([10, 700]), theirs).sample
-        torch.testing.assert_close(answer, live.denoiser(noise, torch.tensor([10, 700]), ours))
+        output = pipe.unet(noise, torch.tensor([10, 700]), theirs).sample
+        torch.testing.assert_close(output, live.denoiser(noise, torch.tensor([10, 700]), ours))
 
 
 def test_a_new_token_is_loaded_and_serves_as_base_of_a_lora(runs: Path) -> None:

@@ -20,7 +20,7 @@ from ldm.io.files import read_tensors
 from ldm.models.engines.compiled import compile_denoiser, compile_unet, is_compiled, uncompiled
 from ldm.models.unet import UNetDenoiser
 from ldm.pipeline.record import read_settings
-from ldm.types import PromptEmbeds
+from ldm.types import Conditioning
 from tests.support.tiny_runs import DENOISER, train_parts, write_config
 from train import denoiser
 from train.loop.steps import padded
@@ -61,8 +61,8 @@ def unet_denoiser() -> UNetDenoiser:
 def call(denoiser: UNetDenoiser, num_rows: int = 2) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     latents, text = (torch.randn(num_rows, *shape, generator=generator) for shape in ((4, 8, 8), (16, 32)))
-    answer: Tensor = denoiser(latents, torch.tensor([500] * num_rows), PromptEmbeds(text))
-    return answer
+    output: Tensor = denoiser(latents, torch.tensor([500] * num_rows), Conditioning(text))
+    return output
 
 
 def test_a_compiled_unet_is_one_graph_a_size_with_the_same_weights(

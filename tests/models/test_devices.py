@@ -10,7 +10,7 @@ MIB = 2**20
 PROGRAM = """
 import ctypes, sys
 import torch
-from ldm.devices import keep_freed_memory
+from ldm.models.devices import keep_freed_memory
 
 class Held(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in (

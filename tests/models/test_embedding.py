@@ -125,8 +125,8 @@ def test_what_cannot_be_a_new_token_is_refused(tmp_path: Path) -> None:
         apply_embedding(parts.text_encoder, "<dog>", torch.zeros(48))
     with pytest.raises(UserError, match="initial_word = '  ' is empty"):
         add_embedding(parts.text_encoder, EmbeddingSettings(token="<dog>", initial_word="  "))
-    for token, mend in (("my cat", "<mycat>"), ("sks", "<sks>"), ("<a|b>", "<ab>")):
+    for token, hint in (("my cat", "<mycat>"), ("sks", "<sks>"), ("<a|b>", "<ab>")):
         with pytest.raises(
-            UserError, match=f"token = .*write it in angle brackets and without spaces: {mend}"
+            UserError, match=f"token = .*write it in angle brackets and without spaces: {hint}"
         ):
             validate(EmbeddingSettings, {"token": token, "initial_word": "cat"})

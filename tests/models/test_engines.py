@@ -18,7 +18,7 @@ from ldm.models.engines.openvino_network import import_openvino
 from ldm.pipeline.engine_choice import Work, choose_engine, converted_folder
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.record import read_settings
-from ldm.types import Denoiser, PromptEmbeds
+from ldm.types import Conditioning, Denoiser
 from tests.support.tiny_models import make_sd1, make_sd2
 
 pytestmark = [
@@ -43,11 +43,11 @@ def engine(pipeline: Pipeline) -> OpenVINODenoiser:
     return chosen
 
 
-def answer(denoiser: Denoiser, num_rows: int, height: int, width: int, num_tokens: int) -> torch.Tensor:
+def output(denoiser: Denoiser, num_rows: int, height: int, width: int, num_tokens: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(num_rows, 4, height, width, generator=generator)
     embeds = torch.randn(num_rows, num_tokens, 32, generator=generator)
-    return denoiser(latents, torch.linspace(999, 0, num_rows), PromptEmbeds(embeds))
+    return denoiser(latents, torch.linspace(999, 0, num_rows), Conditioning(embeds))
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,8 @@ def answer(denoiser: Denoiser, num_rows: int, height: int, width: int, num_token
 def test_it_answers_as_torch_at_every_size(
     pipeline: Pipeline, engine: OpenVINODenoiser, sizes: tuple[int, int, int, int]
 ) -> None:
-    expected = answer(pipeline.denoiser, *sizes)
-    assert (answer(engine, *sizes) - expected).abs().max() < 1e-4 * expected.std()
+    expected = output(pipeline.denoiser, *sizes)
+    assert (output(engine, *sizes) - expected).abs().max() < 1e-4 * expected.std()
 
 
 def test_its_pictures_are_those_of_torch_and_say_what_made_them(
@@ -94,9 +94,9 @@ def test_changed_weights_are_converted_again(tmp_path: Path, engine: OpenVINODen
     denoiser.unet.conv_out.bias[0] += 1
     changed = choose_engine("openvino", denoiser, NO_WORK)
     assert changed is not None
-    expected = answer(denoiser, 2, 8, 8, 16)
-    assert (answer(changed, 2, 8, 8, 16) - expected).abs().max() < 1e-4
-    assert (answer(engine, 2, 8, 8, 16) - expected).abs().max() > 0.9
+    expected = output(denoiser, 2, 8, 8, 16)
+    assert (output(changed, 2, 8, 8, 16) - expected).abs().max() < 1e-4
+    assert (output(engine, 2, 8, 8, 16) - expected).abs().max() > 0.9
 
 
 def test_auto_takes_what_is_converted_or_pays(

@@ -17,7 +17,7 @@ from ldm.models.loading.model import ModelParts
 from ldm.pipeline.engine_choice import Work, choose_engine, converted_folder
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.record import read_settings
-from ldm.types import PromptEmbeds
+from ldm.types import Conditioning
 from tests.support.tiny_models import make_sd1, make_sd2
 
 pytestmark = [
@@ -61,11 +61,11 @@ def test_the_passes_answer_as_torch_at_every_size(parts: ModelParts, size: tuple
     assert engine.passes is not None
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(3, 4, *size, generator=generator)
-    embeds = PromptEmbeds(torch.randn(3, 16, parts.denoiser.text_width, generator=generator))
+    embeds = Conditioning(torch.randn(3, 16, parts.denoiser.text_width, generator=generator))
     given = latents, torch.tensor([900, 500, 1]), embeds
     expected, deep = SplitUNet(parts.denoiser.unet).full(*given)
-    answer, there = engine.passes.full(*given)
-    torch.testing.assert_close(answer, expected, rtol=0, atol=1e-4)
+    output, there = engine.passes.full(*given)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-4)
     torch.testing.assert_close(there, deep, rtol=0, atol=1e-4)
     torch.testing.assert_close(
         engine.passes.shallow(*given, 2 * there),

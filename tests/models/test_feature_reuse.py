@@ -15,7 +15,7 @@ from ldm.models.engines.feature_reuse import FeatureReuse, SplitUNet, reuse_deep
 from ldm.models.loading.model import ModelParts
 from ldm.models.unet import UNetDenoiser
 from ldm.pipeline.pipeline import Pipeline
-from ldm.types import Denoiser, PromptEmbeds, Step
+from ldm.types import Conditioning, Denoiser, Step
 from tests.support.tiny_models import SD1_SCHEDULER, make_sd1, make_sd2
 
 MODELS: dict[str, Callable[[Path], ModelParts]] = {"epsilon": make_sd1, "v": make_sd2}
@@ -50,8 +50,8 @@ def denoiser() -> UNetDenoiser:
     return UNetDenoiser(make_unet())
 
 
-def embeds(num_rows: int = 2, seed: int = 5) -> PromptEmbeds:
-    return PromptEmbeds(normal(num_rows, 6, 32, seed=seed))
+def embeds(num_rows: int = 2, seed: int = 5) -> Conditioning:
+    return Conditioning(normal(num_rows, 6, 32, seed=seed))
 
 
 def sample(
@@ -76,9 +76,9 @@ def sample(
 def test_the_full_pass_is_the_unet(denoiser: UNetDenoiser, num_fresh: int, size: tuple[int, int]) -> None:
     latents, timesteps = normal(2, 4, *size), torch.tensor([3, 800])
     split = SplitUNet(denoiser.unet, num_fresh)
-    answer, deep = split.full(latents, timesteps, embeds())
-    torch.testing.assert_close(answer, denoiser(latents, timesteps, embeds()), rtol=0, atol=1e-5)
-    assert torch.equal(split.shallow(latents, timesteps, embeds(), deep), answer)
+    output, deep = split.full(latents, timesteps, embeds())
+    torch.testing.assert_close(output, denoiser(latents, timesteps, embeds()), rtol=0, atol=1e-5)
+    assert torch.equal(split.shallow(latents, timesteps, embeds(), deep), output)
 
 
 @pytest.mark.parametrize(
@@ -93,25 +93,25 @@ def test_the_full_pass_is_the_unet(denoiser: UNetDenoiser, num_fresh: int, size:
 def test_the_full_pass_is_a_unet_of_another_kind(changes: dict[str, Any]) -> None:
     denoiser = UNetDenoiser(make_unet(**changes))
     latents, timesteps = normal(2, 4, 8, 8), torch.tensor([3, 800])
-    answer, _ = SplitUNet(denoiser.unet, 2).full(latents, timesteps, embeds())
-    torch.testing.assert_close(answer, denoiser(latents, timesteps, embeds()), rtol=0, atol=1e-5)
+    output, _ = SplitUNet(denoiser.unet, 2).full(latents, timesteps, embeds())
+    torch.testing.assert_close(output, denoiser(latents, timesteps, embeds()), rtol=0, atol=1e-5)
 
 
 def test_the_passes_attend_where_the_mask_allows_in_the_unets_dtype() -> None:
     denoiser = UNetDenoiser(make_unet().to(torch.bfloat16))
-    masked = PromptEmbeds(embeds().prompt_embeds, attention_mask=torch.tensor([[1] * 4 + [0] * 2] * 2))
+    masked = Conditioning(embeds().prompt_embeds, attention_mask=torch.tensor([[1] * 4 + [0] * 2] * 2))
     given = normal(2, 4, 8, 8), torch.tensor([3, 800])
-    answer, deep = SplitUNet(denoiser.unet).full(*given, masked)
-    assert (answer.dtype, deep.dtype) == (torch.float32, torch.bfloat16)
-    assert torch.equal(answer, denoiser(*given, masked))
-    assert not torch.equal(answer, denoiser(*given, embeds()))
+    output, deep = SplitUNet(denoiser.unet).full(*given, masked)
+    assert (output.dtype, deep.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.equal(output, denoiser(*given, masked))
+    assert not torch.equal(output, denoiser(*given, embeds()))
 
 
 def test_the_shallow_pass_sees_the_latents_and_the_timestep(denoiser: UNetDenoiser) -> None:
     split, latents, timesteps = SplitUNet(denoiser.unet), normal(2, 4, 8, 8), torch.tensor([800, 800])
-    answer, deep = split.full(latents, timesteps, embeds())
+    output, deep = split.full(latents, timesteps, embeds())
     for changed in ((latents + 0.1, timesteps), (latents, timesteps - 100)):
-        assert not torch.equal(split.shallow(*changed, embeds(), deep), answer)
+        assert not torch.equal(split.shallow(*changed, embeds(), deep), output)
 
 
 def test_with_every_step_it_is_the_denoiser_itself(denoiser: UNetDenoiser) -> None:
@@ -182,19 +182,19 @@ def test_features_of_another_call_are_not_taken(denoiser: UNetDenoiser, between:
     reusing = reuse_deep_features(denoiser, 100)
 
     def call(step: Step | None, rows: int = 2, size: int = 8) -> Tensor:
-        answer: Tensor = reusing(
+        output: Tensor = reusing(
             normal(rows, 4, size, size), torch.full((rows,), 500), embeds(rows, seed=1), step=step
         )
-        return answer
+        return output
 
     reusing(normal(2, 4, 8, 8, seed=3), torch.tensor([900, 900]), embeds(), step=Step(0, 0, 900.0, 5.0))
     counter = Counter(denoiser.unet.mid_block)
-    answer = between(call)
+    output = between(call)
     expected = SplitUNet(denoiser.unet).full(
-        normal(*answer.shape), torch.full((len(answer),), 500), embeds(len(answer), seed=1)
+        normal(*output.shape), torch.full((len(output),), 500), embeds(len(output), seed=1)
     )[0]
     assert len(counter.close()) == 2
-    assert torch.equal(answer, expected)
+    assert torch.equal(output, expected)
 
 
 def test_a_picture_is_the_same_alone_and_in_a_batch(parts: ModelParts) -> None:
@@ -238,7 +238,7 @@ class WholeEngine:
     passes = None
 
     def __call__(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds, *, step: Step | None = None
+        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
     ) -> Tensor:
         return latents
 

@@ -148,10 +148,10 @@ def test_a_samples_dropout_depends_on_nothing_but_the_sample() -> None:
 
     def mask(rows: list[int], layer: int = 0) -> Tensor:
         set_dropout_keys(layers, noise[rows])
-        answer: Tensor = layers[layer](
+        output: Tensor = layers[layer](
             torch.ones(2 * len(rows), 7, 30)
         )  # two chunks of a prompt for each sample
-        return answer
+        return output
 
     whole = mask([0, 1, 2, 3, 4])
     torch.rand(3)

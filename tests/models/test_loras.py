@@ -47,10 +47,10 @@ def stock_latents(pipe: StableDiffusionPipeline, noise: Tensor) -> Tensor:
 
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    answer: Tensor = pipe(
+    output: Tensor = pipe(
         PROMPT, latents=noise, num_inference_steps=2, guidance_scale=1, output_type="latent"
     ).images
-    return answer
+    return output
 
 
 def read_by_diffusers(base: Path, file: Path) -> StableDiffusionPipeline:

@@ -13,7 +13,7 @@ from ldm.models.loading.components import load_text_model, load_unet
 from ldm.models.loading.model import ModelParts
 from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder
-from ldm.types import PromptEmbeds, Step
+from ldm.types import Conditioning, Step
 from tests.support.tiny_models import CONTEXT_LENGTH, make_sd1
 
 
@@ -33,11 +33,11 @@ def again(network: Any, **changes: Any) -> Any:
 
 
 def test_denoiser_is_the_unet(parts: ModelParts) -> None:
-    embeds = PromptEmbeds(normal(2, 16, 32))
+    embeds = Conditioning(normal(2, 16, 32))
     timesteps = torch.tensor([3, 800])
-    answer = parts.denoiser(normal(2, 4, 8, 8), timesteps, embeds, step=Step(0, 0, 3.0, 0.1))
+    output = parts.denoiser(normal(2, 4, 8, 8), timesteps, embeds, step=Step(0, 0, 3.0, 0.1))
     expected = parts.denoiser.unet(normal(2, 4, 8, 8), timesteps, embeds.prompt_embeds).sample
-    assert torch.equal(answer, expected)
+    assert torch.equal(output, expected)
 
 
 def test_denoiser_attends_where_the_mask_allows(parts: ModelParts) -> None:
@@ -46,7 +46,7 @@ def test_denoiser_attends_where_the_mask_allows(parts: ModelParts) -> None:
     changed = normal(1, 16, 32)
     changed[0, 5:] = 9.0
     given = [
-        parts.denoiser(normal(1, 4, 8, 8), torch.tensor([3]), PromptEmbeds(embeds, attention_mask=mask))
+        parts.denoiser(normal(1, 4, 8, 8), torch.tensor([3]), Conditioning(embeds, attention_mask=mask))
         for embeds in (normal(1, 16, 32), changed)
     ]
     torch.testing.assert_close(given[0], given[1])
@@ -54,9 +54,9 @@ def test_denoiser_attends_where_the_mask_allows(parts: ModelParts) -> None:
 
 def test_denoiser_keeps_the_dtype_of_its_latents(parts: ModelParts) -> None:
     denoiser = UNetDenoiser(torch.nn.Module.to(again(parts.denoiser.unet), torch.bfloat16))
-    answer = denoiser(normal(1, 4, 8, 8), torch.tensor([3]), PromptEmbeds(normal(1, 16, 32)))
-    assert answer.dtype == torch.float32
-    assert torch.equal(answer, answer.bfloat16().float())
+    output = denoiser(normal(1, 4, 8, 8), torch.tensor([3]), Conditioning(normal(1, 16, 32)))
+    assert output.dtype == torch.float32
+    assert torch.equal(output, output.bfloat16().float())
 
 
 def test_unet_of_another_kind_is_refused(parts: ModelParts) -> None:
@@ -110,8 +110,8 @@ def test_text_encoder_pads_and_cuts(parts: ModelParts) -> None:
     embeds = encoder(["", "a red apple", long_prompt])
     expected = encoder.model(ids)
     assert torch.equal(embeds.prompt_embeds, expected.last_hidden_state)
-    assert embeds.pooled_prompt_embeds is not None
-    assert torch.equal(embeds.pooled_prompt_embeds, expected.pooler_output)
+    assert embeds.pooled is not None
+    assert torch.equal(embeds.pooled, expected.pooler_output)
 
 
 def test_words_left_out_are_named_as_written(parts: ModelParts) -> None:

@@ -95,8 +95,8 @@ def test_a_long_prompt_is_its_parts_one_after_another(encoder: ClipTextEncoder) 
         expected = torch.cat(list(alone.prompt_embeds[:count]))
         assert whole.prompt_embeds.shape == (2, count * CONTEXT_LENGTH, encoder.text_width)
         torch.testing.assert_close(whole.prompt_embeds[0], expected)
-        assert whole.pooled_prompt_embeds is not None and alone.pooled_prompt_embeds is not None
-        torch.testing.assert_close(whole.pooled_prompt_embeds[0], alone.pooled_prompt_embeds[0])
+        assert whole.pooled is not None and alone.pooled is not None
+        torch.testing.assert_close(whole.pooled[0], alone.pooled[0])
     short = torch.cat([encoder([text]).prompt_embeds[0] for text in (SHORT, "", "", "")])
     torch.testing.assert_close(whole.prompt_embeds[1], short)
 

@@ -18,7 +18,7 @@ from ldm import LdmWarning, UserError
 from ldm.noise import image_generators, normal_per_image
 from ldm.pipeline.pipeline import Generation, Pipeline, load_pipeline, pick_device
 from ldm.pipeline.record import read_settings
-from ldm.types import PromptEmbeds, Step
+from ldm.types import Conditioning, Step
 from tests.support.tiny_models import make_sd1, make_sd2
 
 PROMPTS = ["a red apple", "the blue square", ""]
@@ -43,7 +43,7 @@ class Recorder:
         monkeypatch.setattr(pipeline.denoiser, "forward", self)
 
     def __call__(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds, *, step: Step | None = None
+        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
     ) -> Tensor:
         assert step is not None
         self.num_calls += 1

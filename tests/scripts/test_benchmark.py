@@ -85,7 +85,7 @@ def test_calls_are_seen_from_outside() -> None:
 def test_sides_work_by_turns_in_processes_of_their_own() -> None:
     sides = {name: workers.repeated(make_counting, start) for name, start in (("a", 0), ("b", 1000))}
     taken = workers.take_turns(sides, rounds=2, num_warm_ups=1)
-    (a, a_process), (b, b_process) = taken["a"].answer, taken["b"].answer
+    (a, a_process), (b, b_process) = taken["a"].output, taken["b"].output
     assert (a, b) == (101, 1101)  # of the first turn that counts
     assert len({a_process, b_process, os.getpid()}) == 3
     for one in taken.values():
@@ -98,7 +98,7 @@ def test_one_process_may_do_several_things_by_turns() -> None:
     several = partial(workers.repeat_several, make_two)
     taken = workers.take_turns({"both": workers.Side(several, works=("once", "twice"))}, rounds=2)
     assert set(taken) == {"once", "twice"}
-    (once, process), (twice, same_process) = taken["once"].answer, taken["twice"].answer
+    (once, process), (twice, same_process) = taken["once"].output, taken["twice"].output
     assert (once, twice) == (101, 1101)
     assert process == same_process != os.getpid()
     assert [len(one.samples) for one in taken.values()] == [2, 2]
@@ -114,7 +114,7 @@ def test_processes_of_one_side_share_its_turn(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("RANK", raising=False)
     environments = tuple({"OMP_NUM_THREADS": "3", "RANK": str(rank)} for rank in (5, 6))
     taken = workers.take_turns({"two": workers.Side(say_threads, environments)}, rounds=1, num_warm_ups=0)
-    assert taken["two"].answer.tolist() == [3, 5]
+    assert taken["two"].output.tolist() == [3, 5]
     assert len(taken["two"].samples) == 1
     assert "RANK" not in os.environ
 
@@ -129,8 +129,8 @@ def test_what_a_side_s_own_processes_do_is_not_foreign() -> None:
 # Rows, table, chart
 
 
-def taken(walls: list[float], answer: Any = None, **more: Any) -> Any:
-    return workers.Taken(samples=made_up(*walls), answer=answer, **more)
+def taken(walls: list[float], output: Any = None, **more: Any) -> Any:
+    return workers.Taken(samples=made_up(*walls), output=output, **more)
 
 
 def test_a_row_holds_what_supports_its_ratio() -> None:

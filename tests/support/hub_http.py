@@ -54,10 +54,10 @@ class Handler(BaseHTTPRequestHandler):
         request = Request(self.command, url.path, query, self.headers, self._body())  # type: ignore[arg-type]
         if fault and isinstance(fault.what, int):
             return self._send(Answer(fault.what, {"error": fault.told}, fault.headers))
-        answer = hub.answer(request)
+        output = hub.output(request)
         if fault and fault.what == LOST:
             return self._hang_up()
-        self._send(answer)
+        self._send(output)
 
     do_HEAD = do_POST = do_PUT = do_GET
 
@@ -80,12 +80,12 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.read(read_bytes)
         self.close_connection = True
 
-    def _send(self, answer: Answer) -> None:
-        is_json = not isinstance(answer.body, bytes)
-        data = json.dumps(answer.body).encode() if is_json else answer.body
-        self.send_response(answer.status)
+    def _send(self, output: Answer) -> None:
+        is_json = not isinstance(output.body, bytes)
+        data = json.dumps(output.body).encode() if is_json else output.body
+        self.send_response(output.status)
         headers = {"Content-Type": "application/json"} if is_json else {}
-        for key, value in {**headers, **answer.headers, "Content-Length": str(len(data))}.items():
+        for key, value in {**headers, **output.headers, "Content-Length": str(len(data))}.items():
             self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":

@@ -81,7 +81,7 @@ class HubServer:
                     return fault
         return None
 
-    def answer(self, request: Request) -> Answer:
+    def output(self, request: Request) -> Answer:
         """What the Hub says; one request at a time."""
         with self._lock:
             self.requests.append(request)

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from ldm.data.image_index import Memo
+from ldm.data.image_index import ImageIndex
 from ldm.data.report.report import make_report, write_report
 from ldm.data.sources.read import SourceSettings, read_source
 from ldm.data.survey import survey
@@ -70,7 +70,7 @@ def write_record(run: Path, settings: dict[str, Any]) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (run / "best/step-000040/best.json").write_text('{"step": 40, "validation_loss": 0.125}')
     reading = read_source(SourceSettings(path=settings["data"]["path"]))
-    report = make_report(reading, survey(reading.samples, Memo(run)))
+    report = make_report(reading, survey(reading.samples, ImageIndex(run)))
     write_report(report, run, reading.samples)
     found = {**asdict(report), "fingerprint": FINGERPRINT}
     (run / "data_report.json").write_text(json.dumps(found))

@@ -5,8 +5,8 @@ from pathlib import Path
 from typer.testing import CliRunner, Result
 
 from ldm.cli.app import app
-from ldm.generation.job import Order
-from ldm.generation.model_options import Means
+from ldm.generation.job import GenerationJob
+from ldm.generation.model_options import ModelOptions
 from ldm.generation.pictures import Target, list_pictures
 from ldm.generation.prompts import Prompt
 from ldm.pipeline.pipeline import Pipeline
@@ -29,11 +29,11 @@ def generate(*arguments: object) -> Result:
 
 def order_of(
     model: Path, *prompts: str, output: str = "outputs", resume: bool = False, **means: object
-) -> Order:
+) -> GenerationJob:
     """A picture of each prompt, in batches of one unless `batch_size` is among the means."""
     pictures = list_pictures([Prompt(prompt=text) for text in prompts])
-    made_with = Means(str(model), **{"batch_size": 1, **means})  # type: ignore[arg-type]
-    return Order(tuple(pictures), Target(Path(output), resume=resume), made_with)
+    made_with = ModelOptions(str(model), **{"batch_size": 1, **means})  # type: ignore[arg-type]
+    return GenerationJob(tuple(pictures), Target(Path(output), resume=resume), made_with)
 
 
 def files(folder: str) -> dict[str, bytes]:

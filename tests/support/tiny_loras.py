@@ -25,8 +25,8 @@ def predict(parts: ModelParts) -> Tensor:
     """What the model says of two prompts: [2, 4, 8, 8], with gradients where there are any."""
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     prompts = parts.text_encoder(["a red apple", "a small green circle"])
-    answer: Tensor = parts.denoiser(noise, torch.tensor([10, 700]), prompts)
-    return answer
+    output: Tensor = parts.denoiser(noise, torch.tensor([10, 700]), prompts)
+    return output
 
 
 def disturb(networks: dict[str, Any]) -> None:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from ldm.config import validate
 from ldm.data.order import SampleKey
-from ldm.data.prepare import Placed
-from ldm.diffusion.path import NoiseSchedule, ScheduleSettings
+from ldm.data.prepare import BucketedSample
+from ldm.diffusion.path import DDPMPath, ScheduleSettings
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.clip_vocabulary import learn_merges, make_tokenizer
 from ldm.models.loading.model import ModelParts
@@ -61,7 +61,7 @@ def measured(
     """What the held-out loss is measured on."""
     seen: list[ValidationSamples] = []
     monkeypatch.setattr(denoiser, "held_out_loss", lambda task, samples, **_: seen.append(samples) or {})
-    task = DenoiserTask(parts, settings, NoiseSchedule(ScheduleSettings()), [])
+    task = DenoiserTask(parts, settings, DDPMPath(ScheduleSettings()), [])
     images = image_reader(run, [*data.train, *data.held_out], parts.autoencoder, settings.cache)
     validate_now = denoiser.held_out(run, settings, task, data, images)
     validate_now(run.start(torch.nn.Linear(1, 1)))
@@ -97,7 +97,10 @@ def test_many_tags_are_measured_and_drawn_as_they_are_trained(
 
 
 def drawn_prompts(
-    parts: ModelParts, settings: DenoiserSettings, placed: list[Placed], monkeypatch: pytest.MonkeyPatch
+    parts: ModelParts,
+    settings: DenoiserSettings,
+    placed: list[BucketedSample],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> set[str]:
     """The prompts of a preview for which none are set."""
     seen: list[str] = []

@@ -11,7 +11,7 @@ from torch import Tensor
 from ldm.config import validate
 from ldm.data.batches import collate
 from ldm.data.order import SampleKey
-from ldm.diffusion.path import NoiseSchedule, ScheduleSettings
+from ldm.diffusion.path import DDPMPath, ScheduleSettings
 from ldm.models.loading.model import ModelParts
 from tests.support.tiny_models import make_sd1
 from tests.support.tiny_runs import COMMON, write_squares
@@ -38,7 +38,7 @@ def make_settings(folder: Path, **changes: Any) -> DenoiserSettings:
 
 
 def make_task(parts: ModelParts, settings: DenoiserSettings) -> DenoiserTask:
-    return DenoiserTask(parts, settings, NoiseSchedule(ScheduleSettings()), [])
+    return DenoiserTask(parts, settings, DDPMPath(ScheduleSettings()), [])
 
 
 def test_a_frozen_encoder_says_under_autocast_what_the_cache_holds(tmp_path: Path, parts: ModelParts) -> None:

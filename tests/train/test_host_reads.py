@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm.config import validate
 from ldm.data.batches import collate
-from ldm.diffusion.path import NoiseSchedule
-from ldm.types import PromptEmbeds
+from ldm.diffusion.path import DDPMPath
+from ldm.types import Conditioning
 from tests.support.tiny_models import make_sd1
 from train.loop.averages import WeightAverages
 from train.loop.denoiser_task import DenoiserTask
@@ -73,9 +73,9 @@ def make_task(folder: Path, trainable: str) -> tuple[DenoiserTask, DenoiserSetti
     settings = validate(DenoiserSettings, tree)
     parts = make_sd1(folder)
     groups = choose_trained(parts, settings, seed=0, learning_rate=1e-3)
-    task = DenoiserTask(parts, settings, NoiseSchedule(settings.schedule), groups)
+    task = DenoiserTask(parts, settings, DDPMPath(settings.schedule), groups)
     if not settings.trains_text_encoder:
-        task.prompts = lambda captions: PromptEmbeds(torch.zeros(len(captions), 16, 32))
+        task.prompts = lambda captions: Conditioning(torch.zeros(len(captions), 16, 32))
     return task, settings
 
 

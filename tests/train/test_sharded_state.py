@@ -165,8 +165,8 @@ def test_one_process_goes_on_from_shards(folder: Path) -> None:
         ({"optim": {"optimizer": "adamw_8bit"}}, "use adamw"),
     ],
 )
-def test_what_does_not_go_with_shards_is_refused(tmp_path: Path, changes: dict[str, Any], mend: str) -> None:
-    with pytest.raises(UserError, match=mend):
+def test_what_does_not_go_with_shards_is_refused(tmp_path: Path, changes: dict[str, Any], hint: str) -> None:
+    with pytest.raises(UserError, match=hint):
         asked_to_shard(make_settings(tmp_path, sharding="full", **changes))
 
 

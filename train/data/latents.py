@@ -18,10 +18,10 @@ from ldm.data.cache.moments import (
     tensors_hash,
 )
 from ldm.data.captions import flip_allowed, plain_caption, possible_captions
-from ldm.data.prepare import Placed
+from ldm.data.prepare import BucketedSample
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.vae import KLAutoencoder
-from ldm.types import PromptEmbeds
+from ldm.types import Conditioning
 
 from ..run.run import Run
 
@@ -32,7 +32,7 @@ VariantKeys = list[dict[tuple[int, bool], str]]
 """For each sample the cache key of each (crop, flip) that it can be shown with."""
 
 
-def variant_keys(placed: Sequence[Placed], autoencoder_hash: str, flip: bool) -> VariantKeys:
+def variant_keys(placed: Sequence[BucketedSample], autoencoder_hash: str, flip: bool) -> VariantKeys:
     """The cache keys of all variants of all samples."""
     return [
         {
@@ -46,7 +46,7 @@ def variant_keys(placed: Sequence[Placed], autoencoder_hash: str, flip: bool) ->
     ]
 
 
-def cache_items(placed: Sequence[Placed], keys: VariantKeys) -> list[CacheItem]:
+def cache_items(placed: Sequence[BucketedSample], keys: VariantKeys) -> list[CacheItem]:
     """Every variant of every sample as the cache wants them: those of one size together."""
     return [
         CacheItem(key, partial(one.pixels, *variant))
@@ -56,7 +56,7 @@ def cache_items(placed: Sequence[Placed], keys: VariantKeys) -> list[CacheItem]:
 
 
 def image_reader(
-    run: Run, placed: Sequence[Placed], autoencoder: KLAutoencoder, settings: CacheSettings
+    run: Run, placed: Sequence[BucketedSample], autoencoder: KLAutoencoder, settings: CacheSettings
 ) -> tuple[str, ReadImage]:
     """What a batch holds of the images, "moments" or "pixel_values", and how to read it.
 
@@ -89,7 +89,7 @@ def encode_images(autoencoder: KLAutoencoder, pixel_values: Tensor) -> Tensor:
 def latent_samples(
     settings: "DenoiserSettings",
     autoencoder: KLAutoencoder,
-    placed: Sequence[Placed],
+    placed: Sequence[BucketedSample],
     images: tuple[str, ReadImage],
     first: int = 0,
 ) -> LatentSamples:
@@ -110,7 +110,7 @@ def latent_samples(
         latent_channels=autoencoder.num_channels,
         downscale=autoencoder.pixels_per_latent,
         flip=settings.data.flip,
-        masked=any(one.sample.mask is not None for one in placed),
+        masked=any(one.sample.loss_mask is not None for one in placed),
         extra_noise=bool(objective.offset_noise or objective.input_perturbation),
     )
 
@@ -119,12 +119,12 @@ def _read_from(read: ReadImage, first: int, index: int, crop: int, flip: bool) -
     return read(first + index, crop, flip)
 
 
-EmbedPrompts = Callable[[list[str]], PromptEmbeds]
+EmbedPrompts = Callable[[list[str]], Conditioning]
 
 
 def cached_prompts(
     run: Run,
-    placed: Sequence[Placed],
+    placed: Sequence[BucketedSample],
     text_encoder: ClipTextEncoder,
     settings: "DenoiserSettings",
 ) -> EmbedPrompts | None:
@@ -146,7 +146,7 @@ def cached_prompts(
     return cache.read
 
 
-def cached_texts(placed: Sequence[Placed], settings: "DenoiserSettings") -> set[str] | None:
+def cached_texts(placed: Sequence[BucketedSample], settings: "DenoiserSettings") -> set[str] | None:
     """Every caption that can come, in training or in validation; None where the text encoder is asked at each step."""
     lists = [possible_captions(one.sample, settings.captions) for one in placed]
     if settings.trains_text_encoder or not settings.cache.enabled or any(one is None for one in lists):
@@ -158,9 +158,9 @@ def cached_texts(placed: Sequence[Placed], settings: "DenoiserSettings") -> set[
 
 
 @torch.no_grad()
-def encode_captions(text_encoder: ClipTextEncoder, num_chunks: int, captions: list[str]) -> PromptEmbeds:
+def encode_captions(text_encoder: ClipTextEncoder, num_chunks: int, captions: list[str]) -> Conditioning:
     """What a frozen text encoder says of captions, each in so many chunks."""
-    embeds: PromptEmbeds = text_encoder(captions, num_chunks=num_chunks)
+    embeds: Conditioning = text_encoder(captions, num_chunks=num_chunks)
     return embeds
 
 

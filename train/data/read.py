@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ldm.data.fingerprint import Fingerprint, fingerprint, mask_files
-from ldm.data.image_index import Memo
-from ldm.data.prepare import Placed, Prepared, holdout_split, prepare
+from ldm.data.image_index import ImageIndex
+from ldm.data.prepare import BucketedSample, Prepared, holdout_split, prepare
 from ldm.data.report.report import make_report, write_report
-from ldm.data.sample import Facts, Refusal, Sample
+from ldm.data.sample import ImageInfo, Refusal, Sample
 from ldm.data.sources.read import Reading, read_sources
 from ldm.data.survey import content_hashes, survey
 from ldm.errors import UserError
@@ -28,10 +28,10 @@ class TrainingData:
         fingerprint: of the samples that can be used.
     """
 
-    train: list[Placed]
-    held_out: list[Placed]
+    train: list[BucketedSample]
+    held_out: list[BucketedSample]
     reading: Reading
-    facts: Mapping[str, Facts | Refusal]
+    facts: Mapping[str, ImageInfo | Refusal]
     prepared: Prepared
     fingerprint: Fingerprint
 
@@ -73,28 +73,28 @@ def read_data(run: Run, *, folder: Path, multiple: int = 8, rehash: bool = False
 def fingerprint_of(prepared: Prepared, folder: Path) -> Fingerprint:
     """The fingerprint of the samples that can be used; what is known of their masks is read from `folder`."""
     masks = mask_files(prepared.placed)
-    return fingerprint(prepared.placed, content_hashes(masks, Memo(folder)) if masks else {})
+    return fingerprint(prepared.placed, content_hashes(masks, ImageIndex(folder)) if masks else {})
 
 
 def survey_together(
     run: Run, samples: Sequence[Sample], folder: Path, rehash: bool
-) -> Mapping[str, Facts | Refusal]:
+) -> Mapping[str, ImageInfo | Refusal]:
     """Each process decodes its share and notes it in the memo; then all read the whole memo."""
-    memo = Memo(folder, rehash=rehash)
+    image_index = ImageIndex(folder, rehash=rehash)
     rank, num_processes = run.accelerator.process_index, run.accelerator.num_processes
     with run.progress("reading images", "image", len(samples)) as on_progress:
         known = survey(
             samples,
-            memo,
+            image_index,
             rank=rank,
             num_processes=num_processes,
             on_progress=lambda done, _: on_progress(done),
         )
-    memo.save()
+    image_index.save()
     if num_processes == 1:
         return known
     run.accelerator.wait_for_everyone()
-    return survey(samples, Memo(folder))
+    return survey(samples, ImageIndex(folder))
 
 
 def write_data_report(

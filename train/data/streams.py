@@ -63,7 +63,7 @@ def begin_stream(
         settings=data,
         multiple=multiple,
         seed=settings.seed,
-        memo=None if settings.cache.rehash else settings.cache.root(),
+        image_index=None if settings.cache.rehash else settings.cache.root(),
         gather=gather_object,
         **share,
     )

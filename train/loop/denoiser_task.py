@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from ldm.diffusion.objective import diffusion_loss, split_by_tenth, timestep_at, timestep_tenth
-from ldm.diffusion.path import NoiseSchedule
+from ldm.diffusion.path import DDPMPath
 from ldm.models.dropout import set_dropout_keys
 from ldm.models.loading.model import ModelParts
-from ldm.types import PromptEmbeds
+from ldm.types import Conditioning
 
 from ..data.latents import EmbedPrompts
 from ..settings.denoiser import DenoiserSettings
 from .optim import ParameterGroup
-from .steps import Batch, sent
+from .steps import Batch, to_device
 
 
 class DenoiserTask(nn.Module):
@@ -30,7 +30,7 @@ class DenoiserTask(nn.Module):
         self,
         parts: ModelParts,
         settings: DenoiserSettings,
-        schedule: NoiseSchedule,
+        schedule: DDPMPath,
         groups: Sequence[ParameterGroup],
     ) -> None:
         super().__init__()
@@ -77,12 +77,12 @@ class DenoiserTask(nn.Module):
                 moments = autoencoder.encode(pixel_values)
         return autoencoder.sample_posterior(moments, batch["posterior_noise"])
 
-    def embed(self, captions: list[str], device: torch.device) -> PromptEmbeds:
+    def embed(self, captions: list[str], device: torch.device) -> Conditioning:
         """The captions' embeddings, from the cache or from the text encoder."""
         if self.prompts is not None:
-            return self.prompts(captions).map(lambda tensor: sent(tensor, device))
+            return self.prompts(captions).map(lambda tensor: to_device(tensor, device))
         with nullcontext() if self.settings.trains_text_encoder else as_for_the_cache(device):
-            embeds: PromptEmbeds = self.parts.text_encoder(captions, num_chunks=self.settings.prompt_chunks)
+            embeds: Conditioning = self.parts.text_encoder(captions, num_chunks=self.settings.prompt_chunks)
             return embeds
 
 

@@ -93,7 +93,7 @@ def assign(tensor: Tensor, whole: Tensor) -> None:
     tensor.copy_(cut_like(tensor, whole) if isinstance(tensor, DTensor) else whole)
 
 
-def largest(number: int) -> int:
+def all_reduce_max(number: int) -> int:
     """The largest of all processes' numbers. Every process must call it.
 
     They talk from host to host, so that none waits for what its device still has to do.

@@ -18,7 +18,7 @@ from ..run.state import TrainState
 from ..settings.shared import TrainSettings
 from .gradient_step import apply_gradients
 from .optim import learning_rate_at, set_learning_rate
-from .sharding import is_sharded, largest
+from .sharding import all_reduce_max, is_sharded
 
 Batch = dict[str, Any]
 
@@ -136,9 +136,9 @@ def gradients_in_memory(
             if not is_out_of_memory(error):
                 raise
             size = min(size, len(batch["weight"]))
-            mend = _why_not_halved(size, accelerator.num_processes, may_split)
-            if mend:
-                raise UserError(f"out of memory with {size} samples at once", mend) from error
+            hint = _why_not_halved(size, accelerator.num_processes, may_split)
+            if hint:
+                raise UserError(f"out of memory with {size} samples at once", hint) from error
             size = -(-size // 2)
         clear()
         free_cached_memory()
@@ -165,13 +165,13 @@ def accumulate_gradients(
     micros = list(micro_batches(batch, max_micro_batch))
     if is_sharded(model):  # each forward pass gathers weights from all processes, so all need as many
         idle = {**micros[-1], "weight": torch.zeros_like(micros[-1]["weight"])}
-        micros += [idle] * (largest(len(micros)) - len(micros))
-    total = accelerator.reduce(sent(batch["weight"], accelerator.device).sum(), "sum")
+        micros += [idle] * (all_reduce_max(len(micros)) - len(micros))
+    total = accelerator.reduce(to_device(batch["weight"], accelerator.device).sum(), "sum")
     sums: Tensor | None = None
     sample_losses = []
     for number, micro in enumerate(micros, 1):
         last = number == len(micros)
-        micro = to_device(micro, accelerator.device)
+        micro = batch_to_device(micro, accelerator.device)
         weight = micro["weight"]
         with nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
             losses = model(micro)
@@ -220,12 +220,12 @@ def padded(batch: Batch, num_samples: int) -> Batch:
     return more | {"weight": torch.cat([weight, weight.new_zeros(len(rows) - count)])}
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
+def batch_to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on `device`."""
-    return {n: sent(value, device) if isinstance(value, Tensor) else value for n, value in batch.items()}
+    return {n: to_device(value, device) if isinstance(value, Tensor) else value for n, value in batch.items()}
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on `device`. Nothing waits: to CUDA it goes from page-locked memory, where it is put if need be."""
     if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
         tensor = tensor.pin_memory()

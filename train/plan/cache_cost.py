@@ -12,7 +12,7 @@ from torch import Tensor
 from ldm.data.batches import ReadImage, read_pixels
 from ldm.data.cache.moments import MomentsCache, PromptCache, prompt_key, tensors_hash
 from ldm.data.cache.shards import Shard, ShardFault, ShardStore
-from ldm.data.prepare import Placed
+from ldm.data.prepare import BucketedSample
 
 from ..data.latents import (
     EmbedPrompts,
@@ -56,7 +56,7 @@ def entries_there(store: ShardStore) -> set[str]:
 
 
 def plan_images(
-    run: Run, settings: DenoiserSettings, task: DenoiserTask, placed: Sequence[Placed]
+    run: Run, settings: DenoiserSettings, task: DenoiserTask, placed: Sequence[BucketedSample]
 ) -> tuple[CacheCost, tuple[str, ReadImage]]:
     """What the cache lacks of the images, and what stands for them in a batch: moments that are all zero.
 
@@ -91,7 +91,7 @@ def plan_images(
     return cost, ("moments", lambda index, crop, flip: torch.zeros(_moments_shape(placed[index], task)))
 
 
-def _moments_shape(one: Placed, task: DenoiserTask) -> tuple[int, int, int]:
+def _moments_shape(one: BucketedSample, task: DenoiserTask) -> tuple[int, int, int]:
     """[2C, h, w]."""
     autoencoder = task.parts.autoencoder
     channels, height, width = one.latent_shape(autoencoder.num_channels, autoencoder.pixels_per_latent)
@@ -99,7 +99,7 @@ def _moments_shape(one: Placed, task: DenoiserTask) -> tuple[int, int, int]:
 
 
 def plan_captions(
-    run: Run, settings: DenoiserSettings, task: DenoiserTask, placed: Sequence[Placed]
+    run: Run, settings: DenoiserSettings, task: DenoiserTask, placed: Sequence[BucketedSample]
 ) -> tuple[CacheCost, EmbedPrompts | None]:
     """What the cache lacks of the captions, and what stands for its answers: those for an empty caption.
 
@@ -119,7 +119,7 @@ def plan_captions(
     )
     empty = encode_captions(text_encoder, num_chunks, [""]).map(Tensor.cpu)
     text_encoder.to("cpu")
-    parts = (empty.prompt_embeds, empty.pooled_prompt_embeds, empty.attention_mask)
+    parts = (empty.prompt_embeds, empty.pooled, empty.attention_mask)
     num_bytes = len(lacking) * sum(part.nbytes for part in parts if part is not None)
     cost = CacheCost(len(texts), len(lacking), num_bytes, seconds)
     return cost, lambda captions: empty.select([0] * len(captions))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ldm.data.captions import plain_caption
-from ldm.data.prepare import Placed
+from ldm.data.prepare import BucketedSample
 from ldm.io.images import image_grid
 from ldm.models.loading.model import ModelParts
 from ldm.pipeline.pipeline import Pipeline
@@ -20,7 +20,7 @@ from ..settings.denoiser import DenoiserSettings
 def write_preview(
     parts: ModelParts,
     settings: DenoiserSettings,
-    placed: Sequence[Placed],
+    placed: Sequence[BucketedSample],
     path: Path,
     device: torch.device,
     *,

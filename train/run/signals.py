@@ -9,7 +9,7 @@ from types import FrameType
 
 from accelerate import Accelerator
 
-from ..loop.sharding import largest
+from ..loop.sharding import all_reduce_max
 
 
 class Interrupted(Exception):
@@ -45,4 +45,4 @@ class StopSignal:
         """The signal that any rank received, or 0: all ranks stop at the same step. No device is waited for."""
         if accelerator.num_processes == 1:
             return self.number
-        return largest(self.number)
+        return all_reduce_max(self.number)

@@ -146,7 +146,7 @@ def _naming_the_last_good(folder: Path) -> Iterator[None]:
         except UserError:
             good = None
         kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
-        raise UserError(error.what, f"{error.mend}; {kept}") from error
+        raise UserError(error.what, f"{error.hint}; {kept}") from error
 
 
 def load_checkpoint(state: TrainState, checkpoint: Path) -> None:

@@ -127,8 +127,8 @@ def put_in_lora(networks: dict[str, nn.Module], settings: LoraSettings, seed: in
         return add_lora(networks, settings, seed)
     weights = read_lora_file(settings.start, networks)
     if settings.text_encoder != ("text_encoder" in weights.configs):
-        does, mend = ("does not change", "false") if settings.text_encoder else ("changes", "true")
-        raise UserError(f"{settings.start} {does} the text encoder", f"set lora.text_encoder: {mend}")
+        does, hint = ("does not change", "false") if settings.text_encoder else ("changes", "true")
+        raise UserError(f"{settings.start} {does} the text encoder", f"set lora.text_encoder: {hint}")
     apply_lora(networks, weights, fuse=False, dropout=settings.dropout)
 
 

@@ -31,7 +31,7 @@ def settings_of(program: str) -> type[TrainSettings]:
     """
     if program not in SETTINGS:
         raise unknown_name("program", program, SETTINGS)
-    kind: type[TrainSettings] = getattr(import_module(f".{program}", __package__), SETTINGS[program])
+    kind: type[TrainSettings] = getattr(import_module(f"..{program}", __package__), SETTINGS[program])
     return kind
 
 

@@ -111,8 +111,8 @@ class ShardWriter:
         size = sum(part.nbytes for parts in entries.values() for part in parts.values())
         if not self.num_entries and entries:
             needed = self.num_lacking * size // len(entries) + SPARE_BYTES
-            mend = "free some space (`ldm data prune`), or set cache.folder to another disk"
-            check_free_space(self.store.root, needed, mend=mend)
+            hint = "free some space (`ldm data prune`), or set cache.folder to another disk"
+            check_free_space(self.store.root, needed, hint=hint)
         self._pending |= entries
         self._pending_bytes += size
         self.num_entries += len(entries)

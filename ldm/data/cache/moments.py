@@ -19,7 +19,7 @@ from torch import Tensor
 from ldm.config import Settings
 from ldm.data.cache.fill import Filled, Processes, fill_store
 from ldm.data.cache.keys import combined_hash, entry_key, prompt_key, tensors_hash
-from ldm.data.cache.prompts import MEND, PromptCache
+from ldm.data.cache.prompts import HINT, PromptCache
 from ldm.data.cache.prune import Pruned, mark_used, prune
 from ldm.data.cache.shards import Parts, ShardStore, report_damage
 from ldm.data.sample import ImageSource
@@ -160,7 +160,7 @@ class MomentsCache:
             self.store.refresh()
         parts = self.store.get(key)
         if parts is None:
-            raise UserError(f"the entry {key} is not in the cache {self.store.folder}", MEND)
+            raise UserError(f"the entry {key} is not in the cache {self.store.folder}", HINT)
         return parts["moments"]
 
 

@@ -11,10 +11,10 @@ from ldm.data.cache.fill import Filled, Processes, fill_store
 from ldm.data.cache.keys import prompt_key
 from ldm.data.cache.shards import Parts, ShardStore, report_damage
 from ldm.errors import UserError
-from ldm.types import PromptEmbeds
+from ldm.types import Conditioning
 
-EncodePrompts = Callable[[list[str]], PromptEmbeds]
-MEND = "run again: it is then encoded"
+EncodePrompts = Callable[[list[str]], Conditioning]
+HINT = "run again: it is then encoded"
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class PromptItem:
 
 
 class PromptCache:
-    """Captions -> PromptEmbeds, encoded once for each text encoder.
+    """Captions -> Conditioning, encoded once for each text encoder.
 
     Args:
         folder: the cache's folder, `ldm.data.cache.moments.cache_root()` unless the settings name another.
@@ -59,7 +59,7 @@ class PromptCache:
         """Encode the captions that are missing, and the empty one. Every process passes the same `texts`.
 
         Args:
-            encode_prompts: B texts -> PromptEmbeds with B rows; called only when something is missing.
+            encode_prompts: B texts -> Conditioning with B rows; called only when something is missing.
             on_progress: told how many captions of this process's share are there.
 
         Raises:
@@ -81,7 +81,7 @@ class PromptCache:
             on_progress=on_progress,
         )
 
-    def read(self, texts: Sequence[str]) -> PromptEmbeds:
+    def read(self, texts: Sequence[str]) -> Conditioning:
         """The embeddings of B captions, row i for text i: prompt_embeds [B, L, D], the others as they were encoded.
 
         Raises:
@@ -89,7 +89,7 @@ class PromptCache:
         """
         rows = [self._row(text) for text in texts]
         stacked: dict[str, Tensor] = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-        return PromptEmbeds(
+        return Conditioning(
             stacked["prompt_embeds"], stacked.get("pooled_prompt_embeds"), stacked.get("attention_mask")
         )
 
@@ -99,7 +99,7 @@ class PromptCache:
             self.store.refresh()
         parts = self.store.get(key)
         if parts is None:
-            raise UserError(f"the caption {text!r} is not in the cache {self.store.folder}", MEND)
+            raise UserError(f"the caption {text!r} is not in the cache {self.store.folder}", HINT)
         return parts
 
     def _items(self, texts: Iterable[str]) -> list[PromptItem]:
@@ -107,12 +107,12 @@ class PromptCache:
         return [PromptItem(prompt_key(text, self.text_encoder_hash), text) for text in sorted({"", *texts})]
 
 
-def _rows(embeds: PromptEmbeds, batch: Sequence[PromptItem]) -> list[Parts]:
+def _rows(embeds: Conditioning, batch: Sequence[PromptItem]) -> list[Parts]:
     assert len(embeds) == len(batch), "one row of embeddings a caption"
     embeds = embeds.map(lambda tensor: tensor.detach().cpu())
     fields: list[tuple[str, Tensor | None]] = [
         ("prompt_embeds", embeds.prompt_embeds),
-        ("pooled_prompt_embeds", embeds.pooled_prompt_embeds),
+        ("pooled_prompt_embeds", embeds.pooled),
         ("attention_mask", embeds.attention_mask),
     ]
     for row, item in enumerate(batch):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ldm.data.duplicates import exact_duplicates, near_duplicates
 from ldm.data.report.page import report_page
 from ldm.data.report.parts import CaptionReport, DataReport, LicenceReport, SampleFate, TruncatedCaption
-from ldm.data.sample import Facts, Refusal, Sample
+from ldm.data.sample import ImageInfo, Refusal, Sample
 from ldm.io.files import write_bytes
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _REPEAT = re.compile(r"(.+)#\d+", re.DOTALL)
 
 def make_report(
     reading: "Reading",
-    facts: Mapping[str, Facts | Refusal],
+    facts: Mapping[str, ImageInfo | Refusal],
     placements: "Mapping[str, Placement | str] | None" = None,
     count_tokens: Callable[[str], int] | None = None,
     context_length: int | None = None,
@@ -90,7 +90,7 @@ def write_report(report: DataReport, folder: Path, samples: Sequence[Sample]) ->
 
 def _fate(
     sample: Sample,
-    found: Facts | Refusal,
+    found: ImageInfo | Refusal,
     placements: "Mapping[str, Placement | str] | None",
     num_tokens: Mapping[str, int],
 ) -> SampleFate:
@@ -120,11 +120,11 @@ def _repeats(samples: Sequence[Sample]) -> set[str]:
     return repeats
 
 
-def _facts_of(ids: Iterable[str], facts: Mapping[str, Facts | Refusal]) -> dict[str, Facts]:
-    return {sample_id: found for sample_id in ids if isinstance(found := facts[sample_id], Facts)}
+def _facts_of(ids: Iterable[str], facts: Mapping[str, ImageInfo | Refusal]) -> dict[str, ImageInfo]:
+    return {sample_id: found for sample_id in ids if isinstance(found := facts[sample_id], ImageInfo)}
 
 
-def _near_duplicates(facts: Mapping[str, Facts], exact: Sequence[Sequence[str]]) -> list[list[str]]:
+def _near_duplicates(facts: Mapping[str, ImageInfo], exact: Sequence[Sequence[str]]) -> list[list[str]]:
     """Groups of different files that look alike; the first of the same ones stands for them."""
     further = {sample_id for group in exact for sample_id in group[1:]}
     return near_duplicates({id_: found.perceptual_hash for id_, found in facts.items() if id_ not in further})

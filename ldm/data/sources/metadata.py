@@ -67,8 +67,8 @@ def decode_utf8(path: Path, data: bytes | None = None) -> str:
             f"{path}, line {line}: not UTF-8 at byte {error.start}", "save it as UTF-8"
         ) from error
     except OSError as error:
-        mend = "name a file in it" if path.is_dir() else "make the file readable"
-        raise UserError(f"{path}: {error.strerror}", mend) from error
+        hint = "name a file in it" if path.is_dir() else "make the file readable"
+        raise UserError(f"{path}: {error.strerror}", hint) from error
     return text.removeprefix("\ufeff").replace("\r\n", "\n")
 
 

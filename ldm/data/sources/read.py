@@ -115,7 +115,7 @@ def dressed(reading: Reading, settings: SourceSettings, place: str, index: int |
     """
     samples = [replace(sample, loss_weight=settings.loss_weight) for sample in reading.samples]
     if settings.alpha_mask:
-        samples = [replace(sample, mask=AlphaMask(sample.image)) for sample in samples]
+        samples = [replace(sample, loss_mask=AlphaMask(sample.image)) for sample in samples]
     if settings.masks:
         samples = with_masks(samples, settings.masks, [refusal.sample_id for refusal in reading.refusals])
     prefix = "" if index is None else f"{index}/"

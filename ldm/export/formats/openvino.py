@@ -38,15 +38,15 @@ class TracedDecoder(nn.Module):
 
 
 class TracedText(nn.Module):
-    """Token ids [B, L] -> prompt_embeds [B, L, D] and pooled_prompt_embeds [B, D]."""
+    """Token ids [B, L] -> prompt_embeds [B, L, D] and pooled [B, D]."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        answer = self.model(input_ids=input_ids)
-        return answer.last_hidden_state, answer.pooler_output
+        output = self.model(input_ids=input_ids)
+        return output.last_hidden_state, output.pooler_output
 
 
 def traced_networks(parts: ModelParts) -> dict[str, TracedNetwork]:

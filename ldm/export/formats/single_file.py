@@ -45,7 +45,7 @@ SCHEDULE = {
 """The noise schedule: what diffusers has where a model is silent, and what readers of a single file have."""
 
 HASH = "modelspec.hash_sha256"
-MEND = "export it in the diffusers layout instead"
+HINT = "export it in the diffusers layout instead"
 
 
 def write_single_file(
@@ -135,7 +135,7 @@ def _check_unet(parts: ModelParts) -> None:
 def _check_levels(part: str, network: Any) -> None:
     levels = len(network.config.block_out_channels)
     if levels != NUM_LEVELS:
-        raise UserError(f"the {part} has {levels} levels, and a single file has {NUM_LEVELS}", MEND)
+        raise UserError(f"the {part} has {levels} levels, and a single file has {NUM_LEVELS}", HINT)
 
 
 def _is_open_clip(parts: ModelParts) -> bool:
@@ -146,7 +146,7 @@ def _is_open_clip(parts: ModelParts) -> bool:
 def _check_text(parts: ModelParts, text: Any, open_clip: bool) -> None:
     layers = text.config.num_hidden_layers
     if open_clip and layers >= LAYERS_OF_VIT_H:
-        raise UserError(f"the text encoder has {layers} layers, of which readers leave the last out", MEND)
+        raise UserError(f"the text encoder has {layers} layers, of which readers leave the last out", HINT)
     settings = text_settings(
         parts.text_encoder.text_width,
         inner_width=text.config.intermediate_size,
@@ -165,7 +165,7 @@ def _check_settings(part: str, network: Any, assumed: Mapping[str, Any]) -> None
         if key not in NO_PART_OF_THE_STRUCTURE and _plain(given.get(key, value)) != _plain(value):
             raise UserError(
                 f"the {part}'s {key} is {_plain(given[key])!r}, and readers of a single file assume {_plain(value)!r}",
-                MEND,
+                HINT,
             )
 
 
@@ -181,17 +181,17 @@ def _check_tokenizer(parts: ModelParts, open_clip: bool) -> None:
     if tokenizer.get_vocab() != clip_vocabulary():
         raise UserError(
             f"the tokenizer has {len(tokenizer)} tokens of its own, and readers of a single file have CLIP's",
-            MEND,
+            HINT,
         )
     if parts.text_encoder.context_length != CONTEXT_LENGTH:
         raise UserError(
             f"a prompt has {parts.text_encoder.context_length} tokens, and readers assume {CONTEXT_LENGTH}",
-            MEND,
+            HINT,
         )
     padding = 0 if open_clip else tokenizer.eos_token_id
     if tokenizer.pad_token_id != padding:
         raise UserError(
-            f"prompts are padded with token {tokenizer.pad_token_id}, and readers assume {padding}", MEND
+            f"prompts are padded with token {tokenizer.pad_token_id}, and readers assume {padding}", HINT
         )
 
 
@@ -200,10 +200,10 @@ def _check_schedule(config: Mapping[str, Any]) -> None:
         if config.get(key, silent) != assumed:
             raise UserError(
                 f"the noise schedule's {key} is {config.get(key, silent)!r}, and readers assume {assumed!r}",
-                MEND,
+                HINT,
             )
     if config.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
-        raise UserError(f"the model predicts {config['prediction_type']!r}, which no reader knows", MEND)
+        raise UserError(f"the model predicts {config['prediction_type']!r}, which no reader knows", HINT)
 
 
 def _tensors(parts: ModelParts, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -212,7 +212,7 @@ def _tensors(parts: ModelParts, dtype: torch.dtype) -> dict[str, Tensor]:
     try:
         named = to_original(*(network.state_dict() for network in networks), open_clip=_is_open_clip(parts))
     except KeyError as error:
-        raise UserError(f"the weight {error.args[0]} has no place in a single file", MEND) from None
+        raise UserError(f"the weight {error.args[0]} has no place in a single file", HINT) from None
     tensors = {name: tensor.to(dtype) for name, tensor in named.items()}
     if parts.scheduler_config.get("prediction_type") == "v_prediction":
         tensors["v_pred"] = torch.empty(0, dtype=dtype)

@@ -133,10 +133,10 @@ def told_in_one_line(repo_id: str, token: str, say: Say) -> Iterator[None]:
 def _explain(error: Exception, repo_id: str, token: str) -> UserError | None:
     failure = failure_of(error)
     if failure is None:
-        answer = redact(str(error), token).strip().split("\n")
+        output = redact(str(error), token).strip().split("\n")
         # the library's own refusals, such as front matter that is not valid
         return (
-            UserError(f"the Hub refuses: {' '.join(answer)[:300]}") if isinstance(error, ValueError) else None
+            UserError(f"the Hub refuses: {' '.join(output)[:300]}") if isinstance(error, ValueError) else None
         )
     if failure.status is None:
         return UserError(
@@ -144,9 +144,9 @@ def _explain(error: Exception, repo_id: str, token: str) -> UserError | None:
             "check the network; what has arrived is not sent twice",
         )
     unknown = BUSY if failure.status >= 500 else ("the Hub refuses", "mend what it names and push again")
-    what, mend = REFUSALS.get(failure.status, unknown)
+    what, hint = REFUSALS.get(failure.status, unknown)
     told = f": {redact(failure.told, token)}" if failure.told else ""
-    return UserError(f"{what.format(repo=repo_id)} ({failure.status}{told})", mend)
+    return UserError(f"{what.format(repo=repo_id)} ({failure.status}{told})", hint)
 
 
 def redact(text: str, token: str) -> str:

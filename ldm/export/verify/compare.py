@@ -76,12 +76,12 @@ def verify(
     """
     trial = trial_for(parts)
     with tempfile.TemporaryDirectory(prefix="ldm-verify-") as temporary:
-        given, answer, order = (Path(temporary) / name for name in ("given", "answer", "order.json"))
+        given, output, order = (Path(temporary) / name for name in ("given", "answer", "order.json"))
         write_tensors(given, trial_given(parts, trial))
         told = {"reader": reader, "folder": str(folder), "file": str(file), "variant": variant}
-        write_json(order, {**told, "given": str(given), "answer": str(answer), "trial": asdict(trial)})
+        write_json(order, {**told, "given": str(given), "answer": str(output), "trial": asdict(trial)})
         _run(order, reader)
-        theirs = read_tensors(answer)
+        theirs = read_tensors(output)
     library, ours = READERS[reader][0], trial_answer(parts, trial)
     effect = largest_difference(ours, trial_answer(without_lora, trial)) if without_lora else None
     return Verdict(f"{library} {version(library)}", largest_difference(ours, theirs), lora_effect=effect)

@@ -77,7 +77,7 @@ READERS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Any]]] = {
 """By name: the library that reads, and how."""
 
 
-def answer(pipe: Any, order: Mapping[str, Any]) -> dict[str, Any]:
+def output(pipe: Any, order: Mapping[str, Any]) -> dict[str, Any]:
     """By the stock pipeline: the trial's picture [1, 3, H, W] in 0 to 1, and its image encoded [1, C, h, w]."""
     import torch
     from diffusers import DDIMScheduler
@@ -100,7 +100,7 @@ def main(argv: list[str]) -> int:
 
     order = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
     _, read = READERS[order["reader"]]
-    tensors = answer(read(order), order)
+    tensors = output(read(order), order)
     save_file({name: tensor.float().contiguous() for name, tensor in tensors.items()}, order["answer"])
     return 0
 

@@ -172,7 +172,7 @@ def _base_folder(folder: Path, adapter: Adapter) -> Path:
         return find_model(adapter.base)[0]
     except UserError as error:
         raise UserError(
-            f"{folder} needs its base model {adapter.base!r}, and {error.what}", error.mend
+            f"{folder} needs its base model {adapter.base!r}, and {error.what}", error.hint
         ) from error
 
 

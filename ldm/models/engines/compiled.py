@@ -12,7 +12,7 @@ from torch import nn
 
 from ldm.errors import UserError
 from ldm.models.unet import UNetDenoiser
-from ldm.types import PromptEmbeds
+from ldm.types import Conditioning
 
 BACKEND = "inductor"
 """What torch compiles with. It needs Triton on CUDA, and a C++ compiler on the CPU."""
@@ -72,7 +72,7 @@ def compile_denoiser(denoiser: UNetDenoiser, num_rows: int, height: int, width: 
     compile_unet(denoiser.unet, cuda_graphs=device.type == "cuda")
     latents = torch.zeros(num_rows, denoiser.num_channels, height, width, device=device)
     timesteps = torch.full((num_rows,), 500, device=device)
-    embeds = PromptEmbeds(torch.zeros(num_rows, num_tokens, denoiser.text_width, device=device))
+    embeds = Conditioning(torch.zeros(num_rows, num_tokens, denoiser.text_width, device=device))
     try:
         denoiser(latents, timesteps, embeds)
     except torch.OutOfMemoryError:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.models.unet import UNetDenoiser
-from ldm.types import Denoiser, PromptEmbeds, Step
+from ldm.types import Conditioning, Denoiser, Step
 
 NUM_FRESH_LAYERS = 2
 """Layers of the last level up that every call computes."""
@@ -47,11 +47,11 @@ class Passes(Protocol):
     """A denoiser in two passes; `deep` is what the one hands to the other."""
 
     def full(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds
+        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning
     ) -> tuple[Tensor, Tensor]: ...
 
     def shallow(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds, deep: Tensor
+        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, deep: Tensor
     ) -> Tensor: ...
 
 
@@ -85,16 +85,16 @@ class FeatureReuse:
         self._kept: _Kept | None = None
 
     def __call__(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds, *, step: Step | None = None
+        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
     ) -> Tensor:
         kept, self._kept = self._kept, None
         if step is not None and kept is not None and self._fits(kept, latents, step):
             self._kept = _Kept(kept.deep, kept.shape, kept.computed, step.evaluation)
             return self._passes.shallow(latents, timesteps, prompt_embeds, kept.deep)
-        answer, deep = self._passes.full(latents, timesteps, prompt_embeds)
+        output, deep = self._passes.full(latents, timesteps, prompt_embeds)
         if step is not None:
             self._kept = _Kept(deep, latents.shape, step.evaluation, step.evaluation)
-        return answer
+        return output
 
     def _fits(self, kept: _Kept, latents: Tensor, step: Step) -> bool:
         follows = step.evaluation == kept.last + 1 and latents.shape == kept.shape
@@ -133,7 +133,7 @@ class SplitUNet:
         self._num_fresh = num_fresh
         self._cut = num_layers - num_fresh
 
-    def full(self, latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds) -> tuple[Tensor, Tensor]:
+    def full(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning) -> tuple[Tensor, Tensor]:
         """The prediction [B, C, h, w], and the features at the cut [B, channels, h, w] in the UNet's dtype."""
         given = self._given(timesteps, prompt_embeds)
         skips = self._enter(latents, given)
@@ -141,13 +141,13 @@ class SplitUNet:
         return self._leave(deep, skips, given).to(latents.dtype), deep
 
     def shallow(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds, deep: Tensor
+        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, deep: Tensor
     ) -> Tensor:
         """The prediction [B, C, h, w] from the features that `full` gave for as many latents of the same size."""
         given = self._given(timesteps, prompt_embeds)
         return self._leave(deep, self._enter(latents, given), given).to(latents.dtype)
 
-    def _given(self, timesteps: Tensor, prompt_embeds: PromptEmbeds) -> _Given:
+    def _given(self, timesteps: Tensor, prompt_embeds: Conditioning) -> _Given:
         unet, dtype = self._unet, self._unet.conv_in.weight.dtype
         time = unet.time_embedding(unet.time_proj(timesteps).to(dtype))
         mask = prompt_embeds.attention_mask
@@ -195,8 +195,8 @@ class SplitUNet:
             hidden = _layer(unet.up_blocks[-1], index, torch.cat([hidden, skip], dim=1), given)
         if unet.conv_norm_out is not None:
             hidden = unet.conv_act(unet.conv_norm_out(hidden))
-        answer: Tensor = unet.conv_out(hidden)
-        return answer
+        output: Tensor = unet.conv_out(hidden)
+        return output
 
 
 def _level(level: Any, hidden: Tensor, given: _Given, **more: Any) -> Any:

@@ -24,7 +24,7 @@ from ldm.models.engines.openvino_network import (
 )
 from ldm.models.engines.openvino_reuse import OpenVINOPasses, traced_passes
 from ldm.models.unet import UNetDenoiser
-from ldm.types import PromptEmbeds, Step
+from ldm.types import Conditioning, Step
 
 TOLERANCE = 1e-3
 """The largest difference from torch's answer that is let through, in standard deviations of that answer."""
@@ -41,10 +41,10 @@ class TracedUNet(nn.Module):
         self.unet = unet
 
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        answer: Tensor = self.unet(
+        output: Tensor = self.unet(
             sample, timestep, encoder_hidden_states=encoder_hidden_states, return_dict=False
         )[0]
-        return answer
+        return output
 
 
 def traced_unet(denoiser: UNetDenoiser) -> TracedNetwork:
@@ -89,7 +89,7 @@ class OpenVINODenoiser:
         self.passes = passes
 
     def __call__(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds, *, step: Step | None = None
+        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
     ) -> Tensor:
         assert prompt_embeds.attention_mask is None, "the converted UNet attends to all tokens"
         return self._network(latents, timesteps, prompt_embeds.prompt_embeds)["out_sample"].to(latents)

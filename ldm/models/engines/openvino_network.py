@@ -95,9 +95,9 @@ class TracedNetwork:
         Infinite where an answer is not finite.
         """
         expected = self.network(**self.trial)
-        answer = compile_network(model)({name: value.numpy() for name, value in self.trial.items()})
+        output = compile_network(model)({name: value.numpy() for name, value in self.trial.items()})
         pairs = zip([expected] if isinstance(expected, Tensor) else expected, self.outputs, strict=True)
-        found = [(torch.from_numpy(answer[name]) - one).abs().max() / one.std() for one, name in pairs]
+        found = [(torch.from_numpy(output[name]) - one).abs().max() / one.std() for one, name in pairs]
         return max(float(each) if each.isfinite() else float("inf") for each in found)
 
 
@@ -166,7 +166,7 @@ class SizedNetwork:
         arrays = [value.detach().to("cpu", torch.float32).contiguous().numpy() for value in inputs]
         request = self._request(tuple(array.shape for array in arrays))
         answers = request.infer(dict(zip(self._names, arrays, strict=True)), share_inputs=True)
-        return {port.get_any_name(): torch.from_numpy(answer) for port, answer in answers.items()}
+        return {port.get_any_name(): torch.from_numpy(output) for port, output in answers.items()}
 
     def _compile(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
         """A request to the network compiled for these shapes of its inputs."""

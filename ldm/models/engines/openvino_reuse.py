@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ldm.models.engines.feature_reuse import SplitUNet
 from ldm.models.engines.openvino_network import ANY, SizedNetwork, TracedNetwork
-from ldm.types import PromptEmbeds
+from ldm.types import Conditioning
 
 
 class _TracedPass(nn.Module):
@@ -29,7 +29,7 @@ class TracedFull(_TracedPass):
     def forward(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return self._split.full(sample, timestep, PromptEmbeds(encoder_hidden_states))
+        return self._split.full(sample, timestep, Conditioning(encoder_hidden_states))
 
 
 class TracedShallow(_TracedPass):
@@ -38,7 +38,7 @@ class TracedShallow(_TracedPass):
     def forward(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, deep: Tensor
     ) -> Tensor:
-        return self._split.shallow(sample, timestep, PromptEmbeds(encoder_hidden_states), deep)
+        return self._split.shallow(sample, timestep, Conditioning(encoder_hidden_states), deep)
 
 
 @torch.no_grad()
@@ -67,14 +67,14 @@ class OpenVINOPasses:
         self._full = full
         self._shallow = shallow
 
-    def full(self, latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds) -> tuple[Tensor, Tensor]:
+    def full(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning) -> tuple[Tensor, Tensor]:
         """The prediction [B, C, h, w], and the features at the cut [B, channels, h, w]."""
         assert prompt_embeds.attention_mask is None, "the converted UNet attends to all tokens"
         answers = self._full(latents, timesteps, prompt_embeds.prompt_embeds)
         return answers["out_sample"].to(latents), answers["deep"]
 
     def shallow(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: PromptEmbeds, deep: Tensor
+        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, deep: Tensor
     ) -> Tensor:
         """The prediction [B, C, h, w] from the features that `full` gave."""
         return self._shallow(latents, timesteps, prompt_embeds.prompt_embeds, deep)["out_sample"].to(latents)

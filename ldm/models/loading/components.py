@@ -14,7 +14,7 @@ from ldm.errors import UserError
 from ldm.io.files import read_json, write_json
 from ldm.io.safetensors_header import TensorEntry
 from ldm.models.loading.weights_check import (
-    MEND,
+    HINT,
     STEMS,
     check_amount,
     empty_network,
@@ -104,7 +104,7 @@ def _load(part: str, folder: Path, dtype: torch.dtype, variant: str | None) -> A
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = sorted(str(name) for name in info[kind] if not str(name).endswith("position_ids"))
         if names:
-            raise UserError(f"{folder}: {kind.replace('_', ' ')} in the weights: {names[0]}", MEND)
+            raise UserError(f"{folder}: {kind.replace('_', ' ')} in the weights: {names[0]}", HINT)
     return _cast(model, dtype)
 
 

@@ -255,7 +255,7 @@ def _interval(path: Path, value: Any) -> tuple[float, float]:
     try:
         check_interval((start, end))
     except UserError as error:
-        raise UserError(f"{path}: {error.what}", error.mend) from None
+        raise UserError(f"{path}: {error.what}", error.hint) from None
     return start, end
 
 

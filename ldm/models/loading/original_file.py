@@ -140,7 +140,7 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{path}: {error.what}", error.mend) from error
+        raise UserError(f"{path}: {error.what}", error.hint) from error
     except KeyError as error:
         raise UserError(
             f"{path}: the weight {error.args[0]} is missing, or not of this structure",

@@ -26,7 +26,7 @@ LEFT_OUT = (
 )
 """Classes that the original checkpoints name beside their weights, as keys of what their callbacks remembered."""
 
-MEND = "ask for its safetensors"
+HINT = "ask for its safetensors"
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def unpickled(path: Path) -> Iterator[Path]:
             command, env=environment(), cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True
         )
         if done.returncode or not dest.is_file():
-            raise UserError(f"{path} is not read ({_last_line(done.stderr)})", MEND)
+            raise UserError(f"{path} is not read ({_last_line(done.stderr)})", HINT)
         yield dest
 
 

@@ -24,7 +24,7 @@ SLACK = 2**20
 """Numbers that a configuration may ask for beyond those stored: buffers that are computed, and small mistakes,
 which have messages of their own."""
 
-MEND = "config.json and the safetensors do not belong together"
+HINT = "config.json and the safetensors do not belong together"
 
 FORMER_NAMES = {
     "text_model.": "",  # CLIPTextModel of transformers before 5
@@ -106,7 +106,7 @@ def _check_layers(folder: Path, config: Mapping[str, Any], num_stored: int) -> N
     if layers > max(num_stored, 1):
         raise UserError(
             f"{folder}: config.json asks for {layers:,} layers, and the safetensors hold {num_stored:,} weights",
-            MEND,
+            HINT,
         )
 
 
@@ -131,7 +131,7 @@ def check_amount(folder: Path, network: nn.Module, stored: Mapping[str, TensorEn
     held = sum(entry.num_numbers for entry in stored.values())
     if wanted > held + SLACK:
         raise UserError(
-            f"{folder}: config.json asks for {wanted:,} numbers, and the safetensors hold {held:,}", MEND
+            f"{folder}: config.json asks for {wanted:,} numbers, and the safetensors hold {held:,}", HINT
         )
 
 
