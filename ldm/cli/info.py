@@ -51,7 +51,7 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _model_rows(pipeline: "Pipeline") -> Iterator[tuple[str, Any]]:
-    from ldm.diffusion.sampling import schedulers_for
+    from ldm.diffusion.schedulers import schedulers_for
 
     yield "model", pipeline.model_id
     yield "weights hash", pipeline.weights_hash

@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ldm.config import Settings
-from ldm.diffusion.path import DDPMPath, PredictionType
+from ldm.diffusion.path import ProbabilityPath
+from ldm.errors import UserError
 from ldm.types import Conditioning, Denoiser
 
 MIN_SNR, MAX_SNR = 1e-3, 1e4
@@ -74,7 +75,7 @@ class ObjectiveSettings(Settings):
         return self
 
 
-def loss_weight(snr: Tensor, prediction_type: PredictionType, settings: ObjectiveSettings) -> Tensor:
+def loss_weight(snr: Tensor, prediction_type: str, settings: ObjectiveSettings) -> Tensor:
     """Weight of each sample's squared error, [B] -> [B]; finite from snr = 0 to infinity.
 
     A weighting counts the squared error of x_0 by some w(snr). That error is the one of epsilon over snr, or the one of
@@ -88,13 +89,22 @@ def loss_weight(snr: Tensor, prediction_type: PredictionType, settings: Objectiv
         x_0           1                  1/snr *           1/(snr + 1) = sigma^2
 
     and with `none` 1 for each. Those with a star have no bound: there snr is kept within MIN_SNR and MAX_SNR.
+
+    Raises:
+        UserError: the weighting is not known for this prediction type.
     """
+    if settings.weighting == "none":
+        return torch.ones_like(snr)
+    if prediction_type not in ("sample", "epsilon", "v_prediction"):
+        raise UserError(
+            f"objective.weighting = {settings.weighting!r} with prediction type {prediction_type!r}",
+            "use none",
+        )
     ones, bounded = torch.ones_like(snr), snr.clamp(MIN_SNR, MAX_SNR)
     gamma, k, power = settings.min_snr_gamma, settings.p2_k, -settings.p2_gamma
     # written so that both keep to [0, 1] at snr = 0 and infinity
     alpha_square, sigma_square = 1 / (1 + 1 / snr), 1 / (snr + 1)
     of_x_0, of_epsilon, of_v = {
-        "none": (ones, ones, ones),
         "min_snr": (snr.clamp(max=gamma), gamma / snr.clamp(min=gamma), snr.clamp(max=gamma) / (snr + 1)),
         "p2": (bounded * (k + bounded) ** power, (k + snr) ** power, alpha_square * (k + snr) ** power),
         "debiased": (bounded.sqrt(), bounded.rsqrt(), (alpha_square * sigma_square).sqrt()),
@@ -104,17 +114,16 @@ def loss_weight(snr: Tensor, prediction_type: PredictionType, settings: Objectiv
     return {"sample": of_x_0, "epsilon": of_epsilon, "v_prediction": of_v}[prediction_type]
 
 
-def timestep_at(position: Tensor, schedule: DDPMPath, settings: ObjectiveSettings) -> Tensor:
-    """Integer timesteps [B] for even draws u [B] from [0, 1).
+def timestep_at(position: Tensor, path: ProbabilityPath, settings: ObjectiveSettings) -> Tensor:
+    """Timesteps [B] for even draws u [B] from [0, 1).
 
     logit_normal: u becomes sigmoid(mean + std q(u)), q the normal quantile, so that one draw stays one draw (Eq. 19 of
     Esser et al. 2024). Then u is moved to s u / (1 + (s - 1) u), with s the shift: their Eq. 23.
     """
     if settings.timestep_distribution == "logit_normal":
         position = torch.sigmoid(settings.logit_mean + settings.logit_std * torch.special.ndtri(position))
-    count, shift = schedule.settings.num_train_timesteps, settings.timestep_shift
-    shifted = shift * position / (1 + (shift - 1) * position)
-    return (shifted * count).long().clamp(max=count - 1)
+    shift = settings.timestep_shift
+    return path.timesteps_at(shift * position / (1 + (shift - 1) * position))
 
 
 def diffusion_loss(
@@ -122,8 +131,8 @@ def diffusion_loss(
     latents: Tensor,
     noise: Tensor,
     timesteps: Tensor,
-    prompt_embeds: Conditioning,
-    schedule: DDPMPath,
+    conditioning: Conditioning,
+    path: ProbabilityPath,
     settings: ObjectiveSettings,
     *,
     mask: Tensor | None = None,
@@ -135,19 +144,19 @@ def diffusion_loss(
     Args:
         latents: clean, scaled latents [B, C, h, w].
         noise: standard normal [B, C, h, w].
-        timesteps: integers [B].
+        timesteps: [B], as the path has them.
         mask: what counts, [B, 1, h, w] from 0 to 1; by default everything.
         offset: standard normal [B, C], needed with `offset_noise`.
         perturbation: standard normal [B, C, h, w], needed with `input_perturbation`.
     """
     noise = _offset(noise, offset, settings.offset_noise)
-    noisy_latents = schedule.add_noise(
+    noisy_latents = path.add_noise(
         latents, _perturbed(noise, perturbation, settings.input_perturbation), timesteps
     )
-    target = schedule.target(latents, noise, timesteps)
-    model_pred = denoiser(noisy_latents, timesteps, prompt_embeds)
+    target = path.target(latents, noise, timesteps)
+    model_pred = denoiser(path.scale_model_input(noisy_latents, timesteps), timesteps, conditioning)
     error = pointwise_error(model_pred.float() - target.float(), settings)
-    weight = loss_weight(schedule.snr(timesteps), schedule.settings.prediction_type, settings)
+    weight = loss_weight(path.snr(timesteps), path.prediction_type, settings)
     return masked_mean(error, mask) * weight
 
 
@@ -186,17 +195,12 @@ def masked_mean(error: Tensor, mask: Tensor | None) -> Tensor:
     return total / torch.where(area > 0, area, 1)
 
 
-def timestep_tenth(timesteps: Tensor, schedule: DDPMPath) -> Tensor:
-    """The tenth of the schedule, 0 (least noise) to 9, that each timestep lies in: integers [B] -> [B]."""
-    return timesteps * NUM_TENTHS // schedule.settings.num_train_timesteps
-
-
 def split_by_tenth(losses: Tensor, tenths: Tensor) -> tuple[Tensor, Tensor]:
     """What each tenth has of the losses, 0 elsewhere, and 1 where it has one: both [10, B]; sums / counts are means.
 
     Args:
         losses: [B]; a NaN stays in its own tenth.
-        tenths: of `timestep_tenth`, [B].
+        tenths: of `ProbabilityPath.tenth`, [B].
     """
     inside = tenths == torch.arange(NUM_TENTHS, device=tenths.device)[:, None]
     return torch.where(inside, losses.detach().float(), 0.0), inside.float()

@@ -1,13 +1,21 @@
-"""The Gaussian path of DDPM (Ho et al. 2020) and what a prediction means on it.
+"""Paths from data to noise, and what a prediction means on them.
 
-    x_t = alpha_t x_0 + sigma_t noise,    alpha_t^2 + sigma_t^2 = 1,    alpha_t^2 = prod_s (1 - beta_s)
+    x_t = alpha_t x_0 + sigma_t noise
 
-The same numbers, to the last bit, as diffusers' `DDPMScheduler` with the same settings; a test holds them equal.
+A path is a class of a few equations. The objective trains along it and the sampler walks back along it; neither knows
+which one it is. DDPM's (Ho et al. 2020) is the first:
+
+    alpha_t^2 + sigma_t^2 = 1,    alpha_t^2 = prod_s (1 - beta_s)
+
+with the same numbers, to the last bit, as diffusers' `DDPMScheduler` with the same settings; a test compares them.
 """
 
 import math
-from typing import Any, Literal
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -40,23 +48,104 @@ class ScheduleSettings(Settings):
             )
 
 
-class DDPMPath:
-    """alpha_t, sigma_t and the signal-to-noise ratio of each training timestep."""
+class ProbabilityPath(ABC):
+    """How data is noised, and what a network on that path is asked and predicts.
 
-    def __init__(self, settings: ScheduleSettings) -> None:
+    The noise level of a sample is given by what the network is told of the time, its `timesteps` [B]: integers of
+    DDPM's table, or floats on a continuous path.
+
+    Attributes:
+        prediction_type: what the network predicts, under diffusers' name.
+    """
+
+    prediction_type: str
+
+    @abstractmethod
+    def timesteps_at(self, position: Tensor) -> Tensor:
+        """Timesteps [B] at positions [B] in [0, 1), from least noise to most; even draws are the uniform choice."""
+
+    @abstractmethod
+    def tenth(self, timesteps: Tensor) -> Tensor:
+        """The tenth of the path, 0 (least noise) to 9, that each timestep is in: [B] -> integers [B]."""
+
+    @abstractmethod
+    def alpha(self, timesteps: Tensor) -> Tensor:
+        """alpha_t as [B, 1, 1, 1] for timesteps [B]."""
+
+    @abstractmethod
+    def sigma(self, timesteps: Tensor) -> Tensor:
+        """sigma_t as [B, 1, 1, 1] for timesteps [B]."""
+
+    @abstractmethod
+    def target(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the network should predict, [B, C, h, w]."""
+
+    @abstractmethod
+    def to_x_0(self, model_pred: Tensor, noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
+        """The clean latents that a prediction stands for, all [B, C, h, w]."""
+
+    @abstractmethod
+    def scheduler_config(self) -> dict[str, Any]:
+        """The `scheduler_config.json` of a diffusers scheduler that samples along this path."""
+
+    @classmethod
+    @abstractmethod
+    def of_scheduler(cls, scheduler: Any) -> Self | None:
+        """The path that a diffusers scheduler samples along, or None if it is not of this kind."""
+
+    @abstractmethod
+    def noise_to_signal(self, timesteps: Sequence[float]) -> list[float]:
+        """sigma_t / alpha_t at any timesteps, in plain numbers.
+
+        Raises:
+            ValueError: a timestep is outside the path.
+        """
+
+    def snr(self, timesteps: Tensor) -> Tensor:
+        """alpha_t^2 / sigma_t^2 as [B]."""
+        return (self.alpha(timesteps) / self.sigma(timesteps)).square().view(-1)
+
+    def add_noise(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x_t = alpha_t x_0 + sigma_t noise, Eq. 4 of Ho et al. 2020. All [B, C, h, w]."""
+        return self.alpha(timesteps) * x_0 + self.sigma(timesteps) * noise
+
+    def scale_model_input(self, noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
+        """x_t as the network is given it; most are given it as it is."""
+        return noisy_latents
+
+
+class DDPMPath(ProbabilityPath):
+    """DDPM's path: a table of alpha_t and sigma_t, one row for each training timestep.
+
+    Between two timesteps log(sigma_t / alpha_t) is linear.
+
+    Attributes:
+        alphas_cumprod: alpha_t^2 of each timestep, [T].
+    """
+
+    def __init__(self, settings: ScheduleSettings, alphas_cumprod: Tensor | None = None) -> None:
+        """Takes a table computed elsewhere, such as a scheduler's, or computes it from the settings."""
         self.settings = settings
-        betas = _betas(settings)
-        if settings.rescale_betas_zero_snr:
-            betas = _zero_terminal_snr(betas)
-        self.alphas_cumprod = torch.cumprod(1.0 - betas, dim=0)
+        self.prediction_type = settings.prediction_type
+        self.alphas_cumprod = _alphas_cumprod(settings) if alphas_cumprod is None else alphas_cumprod
         self._levels: dict[torch.device, Tensor] = {}
 
+    @classmethod
+    def of_scheduler(cls, scheduler: Any) -> Self | None:
+        table = getattr(scheduler, "alphas_cumprod", None)
+        return None if table is None else cls(ScheduleSettings(num_train_timesteps=len(table)), table)
+
+    def timesteps_at(self, position: Tensor) -> Tensor:
+        count = self.settings.num_train_timesteps
+        return (position * count).long().clamp(max=count - 1)
+
+    def tenth(self, timesteps: Tensor) -> Tensor:
+        return timesteps * 10 // self.settings.num_train_timesteps
+
     def alpha(self, timesteps: Tensor) -> Tensor:
-        """alpha_t as [B, 1, 1, 1] for integer timesteps [B]."""
         return self._at(timesteps) ** 0.5
 
     def sigma(self, timesteps: Tensor) -> Tensor:
-        """sigma_t as [B, 1, 1, 1] for integer timesteps [B]."""
         return (1 - self._at(timesteps)) ** 0.5
 
     def snr(self, timesteps: Tensor) -> Tensor:
@@ -64,12 +153,8 @@ class DDPMPath:
         level = self._level(timesteps)
         return level / (1 - level)
 
-    def add_noise(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t = alpha_t x_0 + sigma_t noise, Eq. 4 of Ho et al. 2020. All [B, C, h, w]."""
-        return self.alpha(timesteps) * x_0 + self.sigma(timesteps) * noise
-
     def target(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the denoiser should answer: noise, x_0 or v = alpha noise - sigma x_0 (Salimans & Ho 2022)."""
+        """noise, x_0 or v = alpha noise - sigma x_0 (Salimans & Ho 2022)."""
         match self.settings.prediction_type:
             case "epsilon":
                 return noise
@@ -78,8 +163,25 @@ class DDPMPath:
             case "v_prediction":
                 return self.alpha(timesteps) * noise - self.sigma(timesteps) * x_0
 
+    def to_x_0(self, model_pred: Tensor, noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
+        """(x_t - sigma epsilon) / alpha, the prediction itself, or alpha x_t - sigma v."""
+        alpha, sigma = self.alpha(timesteps), self.sigma(timesteps)
+        match self.settings.prediction_type:
+            case "epsilon":
+                return (noisy_latents - sigma * model_pred) / alpha
+            case "sample":
+                return model_pred
+            case "v_prediction":
+                return alpha * noisy_latents - sigma * model_pred
+
+    def noise_to_signal(self, timesteps: Sequence[float]) -> list[float]:
+        """sigma_t / alpha_t; finite at zero SNR."""
+        if min(timesteps) < 0 or max(timesteps) > len(self.alphas_cumprod) - 1:
+            raise ValueError(f"timesteps must be 0 to {len(self.alphas_cumprod) - 1}")
+        return np.exp(np.interp(timesteps, *self._log_ratios())).tolist()  # type: ignore[no-any-return]
+
     def scheduler_config(self) -> dict[str, Any]:
-        """The `scheduler_config.json` of a diffusers scheduler that samples along this path."""
+        """Stable Diffusion's configuration of `DDIMScheduler`, with these settings."""
         settings = self.settings.model_dump()
         spacing = "trailing" if self.settings.rescale_betas_zero_snr else "leading"
         return {
@@ -96,10 +198,38 @@ class DDPMPath:
 
     def _level(self, timesteps: Tensor) -> Tensor:
         """alpha_t^2 as [B]. The table is copied to a device once: a copy at each call would wait for the device."""
+        if timesteps.is_floating_point():
+            ratios = torch.tensor(np.interp(timesteps.cpu().numpy(), *self._log_ratios()))
+            return torch.sigmoid(-2 * ratios).to(timesteps)
         device = timesteps.device
         if device not in self._levels:
             self._levels[device] = self.alphas_cumprod.to(device)
         return self._levels[device][timesteps]
+
+    def _log_ratios(self) -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]":
+        """All timesteps [T], and log(sigma_t / alpha_t) there."""
+        level = self.alphas_cumprod.double().clamp(min=1e-12).cpu().numpy()
+        return np.arange(len(level)), 0.5 * np.log((1 - level) / level)
+
+
+PATHS: list[type[ProbabilityPath]] = [DDPMPath]
+"""The kinds of paths. A new one is a class in a file of its own and an entry here."""
+
+
+def path_of_scheduler(scheduler: Any) -> ProbabilityPath:
+    """The path that a diffusers scheduler samples along."""
+    found = (kind.of_scheduler(scheduler) for kind in PATHS)
+    path = next((path for path in found if path is not None), None)
+    assert path is not None, f"no path is known for {type(scheduler).__name__}"
+    return path
+
+
+def _alphas_cumprod(settings: ScheduleSettings) -> Tensor:
+    """alpha_t^2 = prod_s (1 - beta_s), [T]."""
+    betas = _betas(settings)
+    if settings.rescale_betas_zero_snr:
+        betas = _zero_terminal_snr(betas)
+    return torch.cumprod(1.0 - betas, dim=0)
 
 
 def _betas(settings: ScheduleSettings) -> Tensor:

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ldm.config import Settings, checked_by, validate
 from ldm.data.sources.metadata import decode_utf8
-from ldm.diffusion.sampling import check_interval
+from ldm.diffusion.guidance import check_interval
 from ldm.diffusion.scheduler_names import SCHEDULERS
 from ldm.errors import UserError, unknown_name
 from ldm.pipeline.settings import LARGEST_SEED, PRESETS

@@ -2,35 +2,60 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.types import Conditioning, Step
 
+SUPPORTED = {
+    "addition_embed_type": (None, "text_time"),
+    "class_embed_type": (None, "timestep", "identity"),
+    "time_cond_proj_dim": (None,),
+    "encoder_hid_dim_type": (None, "ip_image_proj"),
+}
+"""Keys of a UNet's config that say what it needs besides latents, timesteps and text, and the values that are known."""
+
 
 class UNetDenoiser(nn.Module):
-    """`denoiser(latents [B,C,h,w], timesteps [B], prompt_embeds) -> model_pred [B,C,h,w]`.
+    """`denoiser(latents [B,C,h,w], timesteps [B], conditioning) -> model_pred [B,C,h,w]`.
 
     The latents keep their own dtype outside; the UNet computes in its own.
 
     Attributes:
         unet: the diffusers model, what is trained, saved and loaded.
+        latent_channels: C, of the latents and of the noise.
     """
 
-    def __init__(self, unet: Any) -> None:
-        """Raises UserError for a UNet that needs more than latents, timesteps and one text encoder."""
+    def __init__(self, unet: Any, *, latent_channels: int | None = None) -> None:
+        """Takes the latents' channels where the UNet's output has others, as with a learned variance.
+
+        Raises:
+            UserError: the UNet needs an input that is not known here.
+        """
         super().__init__()
-        for key in ("addition_embed_type", "class_embed_type", "time_cond_proj_dim", "encoder_hid_dim_type"):
-            if unet.config.get(key) is not None:
-                raise UserError(
-                    f"unet/config.json has {key} {unet.config[key]!r}", "such UNets are not supported"
-                )
+        for key, known in SUPPORTED.items():
+            if (value := unet.config.get(key)) not in known:
+                raise UserError(f"unet/config.json has {key} {value!r}", "such UNets are not supported")
         self.unet = unet
+        self.latent_channels = latent_channels or int(unet.config.out_channels)
 
     @property
-    def num_channels(self) -> int:
-        """C, the channels of the latents."""
+    def input_channels(self) -> int:
+        """Channels of the UNet's input: the latents', and those of `Conditioning.concat`."""
         return int(self.unet.config.in_channels)
+
+    @property
+    def concat_channels(self) -> int:
+        """K, the channels that `Conditioning.concat` must have; 0 for text-to-image."""
+        return self.input_channels - self.latent_channels
+
+    @property
+    def needs_more_than_text(self) -> bool:
+        """Whether it needs more than a prompt: further channels, class labels, SDXL's time ids, image prompts."""
+        config = self.unet.config
+        added = config.addition_embed_type is not None or config.encoder_hid_dim_type is not None
+        return bool(self.concat_channels) or self.unet.class_embedding is not None or added
 
     @property
     def text_width(self) -> int:
@@ -39,15 +64,48 @@ class UNetDenoiser(nn.Module):
         return int(width if isinstance(width, int) else width[0])
 
     def forward(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
+        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
     ) -> Tensor:
         dtype = self.unet.conv_in.weight.dtype
         output: Tensor = self.unet(
-            latents.to(dtype),
+            with_concat(latents.to(dtype), conditioning),
             timesteps,
-            encoder_hidden_states=prompt_embeds.prompt_embeds.to(dtype),
-            encoder_attention_mask=prompt_embeds.attention_mask,
+            encoder_hidden_states=conditioning.prompt_embeds.to(dtype),
+            encoder_attention_mask=conditioning.attention_mask,
+            class_labels=conditioning.class_labels,
+            added_cond_kwargs=added_conditions(conditioning, dtype),
+            **_residuals(conditioning, dtype),
             return_dict=False,
         )[0]
-        # always a copy: with CUDA graphs the next call writes over the answer, which some samplers keep
+        # always a copy: with CUDA graphs the next call writes over the output, which some samplers keep
         return output.to(latents.dtype, copy=True)
+
+
+def with_concat(latents: Tensor, conditioning: Conditioning) -> Tensor:
+    """The UNet's input [B, C + K, h, w]: the latents, and what is concatenated to them."""
+    if conditioning.concat is None:
+        return latents
+    return torch.cat([latents, conditioning.concat.to(latents.dtype)], dim=1)
+
+
+def added_conditions(conditioning: Conditioning, dtype: torch.dtype) -> dict[str, Any] | None:
+    """diffusers' `added_cond_kwargs`: SDXL's pooled text and time ids, and image prompts; None where there are none.
+
+    Time ids stay in float32 until the UNet has computed their sinusoids: half precision would round sizes.
+    """
+    found: dict[str, Any] = {}
+    if conditioning.time_ids is not None:
+        assert conditioning.pooled is not None, "time ids go with a pooled text embedding"
+        found = {"text_embeds": conditioning.pooled.to(dtype), "time_ids": conditioning.time_ids.float()}
+    if conditioning.image_embeds:
+        found["image_embeds"] = [each.to(dtype) for each in conditioning.image_embeds]
+    return found or None
+
+
+def _residuals(conditioning: Conditioning, dtype: torch.dtype) -> dict[str, Any]:
+    """Control signals under the names of the UNet's arguments: a ControlNet's, or without a middle one an adapter's."""
+    down = tuple(each.to(dtype) for each in conditioning.down_residuals)
+    if conditioning.mid_residual is not None:
+        middle = conditioning.mid_residual.to(dtype)
+        return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+    return {"down_intrablock_additional_residuals": down} if down else {}

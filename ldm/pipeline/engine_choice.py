@@ -118,7 +118,7 @@ def repays(num_rows: int, row_sec: float, num_weights: int) -> bool:
 @torch.no_grad()
 def _row_sec(denoiser: UNetDenoiser, work: Work) -> float:
     """Seconds that torch takes for a row, of two calls the shorter: in the first one it sets itself up."""
-    latents = torch.zeros(1, denoiser.num_channels, work.height, work.width)
+    latents = torch.zeros(1, denoiser.latent_channels, work.height, work.width)
     embeds = Conditioning(torch.zeros(1, work.num_tokens, denoiser.text_width))
     taken = []
     for _ in range(2):

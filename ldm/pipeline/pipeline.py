@@ -15,7 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.diffusion.sampling import Interval, denoise, make_scheduler, plan_steps
+from ldm.diffusion.guidance import Interval
+from ldm.diffusion.sampling import SamplingPlan, denoise, plan_sampling
+from ldm.diffusion.schedulers import make_scheduler
 from ldm.errors import LdmWarning
 from ldm.models.adapters.fuse import UsedLora, apply_loras
 from ldm.models.clip import ClipTextEncoder
@@ -36,6 +38,7 @@ from ldm.pipeline.settings import (
     batch_rows,
     check_finite,
     check_latents,
+    check_text_to_image,
     complete_request,
     count_on,
     list_rows,
@@ -185,6 +188,7 @@ class Pipeline:
         Warns:
             LdmWarning: a prompt is cut off, the negative prompt is not used, or a size is rounded.
         """
+        check_text_to_image(self.model_id, self.denoiser)
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         rows = list_rows(prompts, seed=seed, seeds=seeds, num_images=num_images, batch_size=batch_size)
         request = complete_request(
@@ -207,12 +211,13 @@ class Pipeline:
             check_latents(latents, (len(rows), *self._latent_shape(request)))
         warn_unused(prompts, request, self.text_encoder.truncated_words)
         batches = batch_rows([self._num_chunks(prompt, request) for prompt, _ in rows], batch_size)
-        sampler = make_scheduler(request.scheduler, self.scheduler_config, karras=karras)
+        scheduler = make_scheduler(request.scheduler, self.scheduler_config, karras=karras)
+        plan = plan_sampling(scheduler, request.num_inference_steps)
         made: dict[int, tuple[Image.Image, Tensor, dict[str, Any]]] = {}
         for index, batch in enumerate(batches):
             noise = None if latents is None else latents[batch]
             report = count_on(on_step, index, len(batches))
-            final = self._sample([rows[i] for i in batch], request, sampler, noise, report)
+            final = self._sample([rows[i] for i in batch], request, plan, noise, report)
             images, in_tiles = self._decode(final)
             for i, image, own in zip(batch, images, final.cpu(), strict=True):
                 given = None if latents is None else latents[i]
@@ -228,7 +233,7 @@ class Pipeline:
         self,
         rows: list[tuple[str, int]],
         request: Request,
-        scheduler: Any,
+        plan: SamplingPlan,
         noise: Tensor | None,
         on_step: OnStep | None,
     ) -> Tensor:
@@ -239,20 +244,18 @@ class Pipeline:
         generators = image_generators([seed for _, seed in rows])
         if noise is None:
             noise = normal_per_image(generators, self._latent_shape(request))
-        num_steps = plan_steps(scheduler, request.num_inference_steps)[-1].index + 1
         latents = noise = noise.to(self.device, torch.float32)
         with self._at_work(self.denoiser):
             for step, latents in denoise(
                 request.denoiser_for(self.engine or self.denoiser, negative),
-                scheduler,
+                plan,
                 noise,
                 prompt_embeds,
-                num_inference_steps=request.num_inference_steps,
                 generators=generators,
             ):
                 if on_step is not None:
-                    on_step(step.index + 1, num_steps, step, latents)
-        check_finite(latents, request.scheduler, num_steps)
+                    on_step(step.index + 1, plan.num_steps, step, latents)
+        check_finite(latents, request.scheduler, plan.num_steps)
         return latents
 
     def _num_chunks(self, prompt: str, request: Request) -> int:
@@ -279,7 +282,7 @@ class Pipeline:
 
     def _latent_shape(self, request: Request) -> tuple[int, int, int]:
         multiple = self.autoencoder.pixels_per_latent
-        return self.denoiser.num_channels, request.height // multiple, request.width // multiple
+        return self.autoencoder.num_channels, request.height // multiple, request.width // multiple
 
     def settings_of(self, prompts: Sequence[str], seeds: Sequence[int], **given: Any) -> list[dict[str, Any]]:
         """The settings that `generate` would give its pictures, none of which is made; arguments as there."""

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.diffusion.sampling import EVERYWHERE, Interval, check_interval, guide
+from ldm.diffusion.guidance import EVERYWHERE, Interval, check_interval, guide_with_negative
 from ldm.diffusion.scheduler_names import SCHEDULERS
 from ldm.errors import UserError, unknown_name, warn
 from ldm.models.engines.feature_reuse import Engine, reuse_deep_features
@@ -76,7 +76,9 @@ class Request:
             UserError: the denoiser cannot use its deep features again.
         """
         reusing = reuse_deep_features(denoiser, self.deep_features_every)
-        return guide(reusing, negative, self.guidance_scale, self.guidance_rescale, self.guidance_interval)
+        return guide_with_negative(
+            reusing, negative, self.guidance_scale, self.guidance_rescale, self.guidance_interval
+        )
 
 
 LEFT_OUT: Mapping[str, Any] = {
@@ -277,6 +279,20 @@ def check_latents(latents: Tensor, shape: tuple[int, int, int, int]) -> None:
     """
     if tuple(latents.shape) != shape:
         raise UserError(f"latents have shape {list(latents.shape)}", f"here it must be {list(shape)}")
+
+
+def check_text_to_image(model_id: str, denoiser: UNetDenoiser) -> None:
+    """Refuse a model that needs more than a prompt.
+
+    Raises:
+        UserError: its UNet takes images, class labels or SDXL's time ids.
+    """
+    if denoiser.needs_more_than_text:
+        raise UserError(
+            f"{model_id} is not a text-to-image model of Stable Diffusion 1 or 2: its UNet takes "
+            f"{denoiser.input_channels} channels for latents of {denoiser.latent_channels}, class labels or time ids",
+            "use another model",
+        )
 
 
 def check_finite(latents: Tensor, scheduler: str, num_steps: int) -> None:

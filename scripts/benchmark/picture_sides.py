@@ -23,7 +23,7 @@ def make_theirs(model: str, case: Case, device: str, *, tuned: bool = False) -> 
     import torch
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
-    from ldm.diffusion.sampling import make_scheduler
+    from ldm.diffusion.schedulers import make_scheduler
     from ldm.models.loading.source import find_model
 
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32

@@ -8,16 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.diffusion.sampling import (
-    SCHEDULERS,
-    Interval,
-    check_interval,
-    denoise,
-    guide,
-    make_scheduler,
-    plan_steps,
-    within,
-)
+from ldm.diffusion.guidance import Interval, check_interval, guide_with_negative, within
+from ldm.diffusion.sampling import denoise, plan_sampling
+from ldm.diffusion.scheduler_names import SCHEDULERS
+from ldm.diffusion.schedulers import make_scheduler
 from ldm.errors import UserError
 from ldm.export.verify.trial import trial_answer, trial_for
 from ldm.pipeline.pipeline import Pipeline, load_pipeline
@@ -42,12 +36,12 @@ class CountedDenoiser:
         self.calls: list[tuple[int, Step]] = []
 
     def __call__(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
+        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
     ) -> Tensor:
-        assert len(latents) == len(timesteps) == len(prompt_embeds)
+        assert len(latents) == len(timesteps) == len(conditioning)
         assert step is not None
         self.calls.append((len(latents), step))
-        return 0.1 * latents * prompt_embeds.prompt_embeds.view(-1, 1, 1, 1)
+        return 0.1 * latents * conditioning.prompt_embeds.view(-1, 1, 1, 1)
 
     @property
     def rows(self) -> list[int]:
@@ -64,11 +58,10 @@ def sample(
     """Two pictures' final latents, and what the denoiser was called with."""
     denoiser = CountedDenoiser()
     steps = denoise(
-        guide(denoiser, embeds(2.0), 4.0, interval=interval, **plain),
-        make_scheduler(name, config),
+        guide_with_negative(denoiser, embeds(2.0), 4.0, interval=interval, **plain),
+        plan_sampling(make_scheduler(name, config), num_inference_steps),
         torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0)),
         embeds(3.0, 1.0),
-        num_inference_steps=num_inference_steps,
         generators=[torch.Generator().manual_seed(seed) for seed in (1, 2)],
     )
     return list(steps)[-1][1], denoiser
@@ -80,11 +73,10 @@ def test_the_whole_interval_is_plain_guidance(everything: Interval, rescale: flo
     denoiser = CountedDenoiser()
     plain = list(
         denoise(
-            guide(denoiser, embeds(2.0), 4.0, rescale),
-            make_scheduler("ddim", SD1_SCHEDULER),
+            guide_with_negative(denoiser, embeds(2.0), 4.0, rescale),
+            plan_sampling(make_scheduler("ddim", SD1_SCHEDULER), 10),
             torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0)),
             embeds(3.0, 1.0),
-            num_inference_steps=10,
         )
     )[-1][1]
     latents, counted = sample(everything, guidance_rescale=rescale)
@@ -110,7 +102,7 @@ def test_outside_it_half_the_rows_are_computed(interval: Interval, guided: Any) 
 
 def test_outside_it_the_prediction_is_that_of_the_prompt() -> None:
     denoiser = CountedDenoiser()
-    guided = guide(denoiser, embeds(2.0), 4.0, interval=(0.0, 0.5))
+    guided = guide_with_negative(denoiser, embeds(2.0), 4.0, interval=(0.0, 0.5))
     latents, timesteps = torch.ones(2, 4, 4, 4), torch.tensor([500, 500])
     outside = guided(latents, timesteps, embeds(3.0, 1.0), step=Step(5, 5, 500.0, 1.0, 0.5))
     inside = guided(latents, timesteps, embeds(3.0, 1.0), step=Step(4, 4, 500.0, 1.0, 0.4))
@@ -150,7 +142,7 @@ def test_every_sampler_keeps_to_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["ddim", "heun", "pndm", "dpmpp_2s"])
 def test_fractions_are_of_the_steps(name: str) -> None:
-    steps = plan_steps(make_scheduler(name, SD1_SCHEDULER), 5)
+    steps = plan_sampling(make_scheduler(name, SD1_SCHEDULER), 5).steps
     count = steps[-1].index + 1
     assert [step.fraction for step in steps] == [step.index / count for step in steps]
     assert steps[0].fraction == 0

@@ -17,7 +17,6 @@ from ldm.diffusion.objective import (
     pointwise_error,
     split_by_tenth,
     timestep_at,
-    timestep_tenth,
 )
 from ldm.diffusion.path import DDPMPath, PredictionType, ScheduleSettings
 from ldm.types import Conditioning, Step
@@ -28,7 +27,7 @@ TIMESTEPS = torch.tensor([0, 250, 999])
 
 
 def half(
-    latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
+    latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
 ) -> Tensor:
     """A denoiser that answers half of what it is shown."""
     return latents / 2
@@ -139,10 +138,10 @@ def test_logit_normal_keeps_inside_the_schedule_and_can_be_shifted() -> None:
 
 
 def test_the_tenths_divide_any_schedule() -> None:
-    tenths = timestep_tenth(torch.arange(1000), SCHEDULE)
+    tenths = SCHEDULE.tenth(torch.arange(1000))
     assert torch.bincount(tenths).tolist() == [100] * 10 and (tenths.diff() >= 0).all()
     short = DDPMPath(ScheduleSettings(num_train_timesteps=7))
-    assert timestep_tenth(torch.arange(7), short).tolist() == [0, 1, 2, 4, 5, 7, 8]
+    assert short.tenth(torch.arange(7)).tolist() == [0, 1, 2, 4, 5, 7, 8]
 
 
 def test_losses_are_summed_by_tenth_without_place_holders() -> None:

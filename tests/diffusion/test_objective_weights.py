@@ -75,7 +75,7 @@ def test_loss_and_gradient_are_finite_at_zero_terminal_snr(
     scale = torch.ones((), requires_grad=True)
 
     def scaled(
-        latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
+        latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
     ) -> Tensor:
         return scale * latents
 

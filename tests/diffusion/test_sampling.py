@@ -9,7 +9,10 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor
 
-from ldm.diffusion.sampling import SCHEDULERS, denoise, guide, make_scheduler, plan_steps, schedulers_for
+from ldm.diffusion.guidance import guide_with_negative
+from ldm.diffusion.sampling import denoise, plan_sampling
+from ldm.diffusion.scheduler_names import SCHEDULERS
+from ldm.diffusion.schedulers import make_scheduler, schedulers_for
 from ldm.errors import UserError
 from ldm.types import Conditioning, Step
 from tests.support.tiny_models import SD1_SCHEDULER, SD2_SCHEDULER, ZERO_SNR_SCHEDULER
@@ -27,7 +30,7 @@ NO_PROMPT = Conditioning(torch.zeros(1, 1, 1))
 
 
 def tenth(
-    latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
+    latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
 ) -> Tensor:
     """A denoiser that treats each element by itself, so that a row cannot depend on the others."""
     return 0.1 * latents
@@ -42,10 +45,9 @@ def run(name: str, seeds: list[int], num_inference_steps: int = 3) -> Tensor:
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     steps = denoise(
         tenth,
-        scheduler,
+        plan_sampling(scheduler, num_inference_steps),
         noise_of(seeds),
         NO_PROMPT,
-        num_inference_steps=num_inference_steps,
         generators=generators,
     )
     return list(steps)[-1][1]
@@ -91,7 +93,7 @@ def test_predictions_are_clipped_only_when_the_model_says_so() -> None:
 
 def test_karras_spacing_follows_its_equation() -> None:
     scheduler = make_scheduler("euler", {**SD1_SCHEDULER, "timestep_spacing": "linspace"}, karras=True)
-    sigmas = [step.sigma for step in plan_steps(scheduler, 10)]
+    sigmas = [step.sigma for step in plan_sampling(scheduler, 10).steps]
     first, last = sigmas[0] ** (1 / 7), sigmas[-1] ** (1 / 7)
     expected = [
         (first + i / 9 * (last - first)) ** 7 for i in range(10)
@@ -132,7 +134,7 @@ def test_zero_snr_takes_all_the_others() -> None:
     assert sorted(schedulers_for(ZERO_SNR_SCHEDULER)) == names
     for name in names:
         scheduler = make_scheduler(name, ZERO_SNR_SCHEDULER)
-        assert plan_steps(scheduler, 5)[0].timestep == 999
+        assert plan_sampling(scheduler, 5).steps[0].timestep == 999
         assert scheduler.alphas_cumprod[-1] < 1e-7
 
 
@@ -160,7 +162,7 @@ def test_each_step_is_yielded_once(name: str, num_inference_steps: int) -> None:
     seen: list[Step] = []
 
     def denoiser(
-        latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
+        latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
     ) -> Tensor:
         assert step is not None and timesteps.tolist() == pytest.approx([step.timestep] * 2)
         seen.append(step)
@@ -171,27 +173,26 @@ def test_each_step_is_yielded_once(name: str, num_inference_steps: int) -> None:
     yielded = list(
         denoise(
             denoiser,
-            scheduler,
+            plan_sampling(scheduler, num_inference_steps),
             noise_of([0, 1]),
             NO_PROMPT,
-            num_inference_steps=num_inference_steps,
             generators=generators,
         )
     )
     assert [step.index for step, _ in yielded] == list(range(num_inference_steps))
     assert [step.evaluation for step in seen] == list(range(len(seen)))
-    assert seen == plan_steps(scheduler, num_inference_steps)
+    assert tuple(seen) == plan_sampling(scheduler, num_inference_steps).steps
     assert all(latents.isfinite().all() and latents.shape == (2, 4, 8, 8) for _, latents in yielded)
     assert all(type(value) in (int, float) for step in seen for value in dataclasses.astuple(step))
 
 
 @pytest.mark.parametrize(("name", "num_calls"), [("ddim", 5), ("heun", 9), ("kdpm2", 9), ("pndm", 6)])
 def test_denoiser_calls_of_five_steps(name: str, num_calls: int) -> None:
-    assert len(plan_steps(make_scheduler(name, SD1_SCHEDULER), 5)) == num_calls
+    assert len(plan_sampling(make_scheduler(name, SD1_SCHEDULER), 5).steps) == num_calls
 
 
 def test_step_tells_the_noise_level() -> None:
-    step = plan_steps(make_scheduler("ddim", SD1_SCHEDULER), 4)[0]
+    step = plan_sampling(make_scheduler("ddim", SD1_SCHEDULER), 4).steps[0]
     level = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, dim=0)[751]
     assert step.timestep == 751
     assert step.sigma == pytest.approx(math.sqrt((1 - level) / level), rel=1e-5)
@@ -211,9 +212,7 @@ def test_brownian_noise_has_the_images_seeds() -> None:
 
 
 def test_the_caller_can_stop() -> None:
-    steps = denoise(
-        tenth, make_scheduler("ddim", SD1_SCHEDULER), noise_of([0]), NO_PROMPT, num_inference_steps=50
-    )
+    steps = denoise(tenth, plan_sampling(make_scheduler("ddim", SD1_SCHEDULER), 50), noise_of([0]), NO_PROMPT)
     assert next(steps)[0].index == 0
     steps.close()
 
@@ -226,7 +225,7 @@ def test_impossible_numbers_of_steps_are_refused(num_inference_steps: int, spaci
     # 1000 leading steps begin at timestep 1000, and 61 trailing ones end at -1: diffusers' arithmetic.
     scheduler = make_scheduler("ddim", {**SD1_SCHEDULER, "timestep_spacing": spacing})
     with pytest.raises(UserError, match=f"num_inference_steps is {num_inference_steps}"):
-        plan_steps(scheduler, num_inference_steps)
+        plan_sampling(scheduler, num_inference_steps)
 
 
 def embeds(*values: float) -> Conditioning:
@@ -240,18 +239,18 @@ class TextDenoiser:
         self.rows: list[list[float]] = []
 
     def __call__(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
+        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
     ) -> Tensor:
-        assert len(latents) == len(timesteps) == len(prompt_embeds)
-        self.rows.append(prompt_embeds.prompt_embeds.flatten().tolist())
-        return latents * prompt_embeds.prompt_embeds.view(-1, 1, 1, 1)
+        assert len(latents) == len(timesteps) == len(conditioning)
+        self.rows.append(conditioning.prompt_embeds.flatten().tolist())
+        return latents * conditioning.prompt_embeds.view(-1, 1, 1, 1)
 
 
 @pytest.mark.parametrize("negative", [embeds(2.0), embeds(2.0, 2.0)])
 def test_guidance_is_one_call_with_the_negative_rows_first(negative: Conditioning) -> None:
     denoiser = TextDenoiser()
     latents = noise_of([0, 1])
-    model_pred = guide(denoiser, negative, 7.5)(latents, torch.tensor([5, 5]), embeds(3.0, 4.0))
+    model_pred = guide_with_negative(denoiser, negative, 7.5)(latents, torch.tensor([5, 5]), embeds(3.0, 4.0))
     assert denoiser.rows == [[2.0, 2.0, 3.0, 4.0]]
     torch.testing.assert_close(model_pred[0], latents[0] * (2 + 7.5 * (3 - 2)))
     torch.testing.assert_close(model_pred[1], latents[1] * (2 + 7.5 * (4 - 2)))
@@ -260,20 +259,20 @@ def test_guidance_is_one_call_with_the_negative_rows_first(negative: Conditionin
 @pytest.mark.parametrize("guidance_scale", [1.0, 0.5, 0.0])
 def test_no_guidance_is_the_denoiser_itself(guidance_scale: float) -> None:
     denoiser = TextDenoiser()
-    assert guide(denoiser, embeds(2.0), guidance_scale, 0.7) is denoiser
+    assert guide_with_negative(denoiser, embeds(2.0), guidance_scale, 0.7) is denoiser
 
 
 def test_rescale_equals_diffusers_and_its_equation() -> None:
     def denoiser(
-        latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
+        latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
     ) -> Tensor:
         return torch.cat([negative, positive])
 
     negative, positive = noise_of([2, 3]), noise_of([4, 5]) * 2
     arguments = noise_of([0, 1]), torch.tensor([5, 5]), embeds(3.0, 4.0)
-    plain = guide(denoiser, embeds(1.0), 5.0)(*arguments)
-    rescaled = guide(denoiser, embeds(1.0), 5.0, 0.7)(*arguments)
+    plain = guide_with_negative(denoiser, embeds(1.0), 5.0)(*arguments)
+    rescaled = guide_with_negative(denoiser, embeds(1.0), 5.0, 0.7)(*arguments)
     torch.testing.assert_close(rescaled, rescale_noise_cfg(plain, positive, 0.7), rtol=0, atol=0)
-    whole = guide(denoiser, embeds(1.0), 5.0, 1.0)(*arguments)
+    whole = guide_with_negative(denoiser, embeds(1.0), 5.0, 1.0)(*arguments)
     torch.testing.assert_close(whole.std(dim=(1, 2, 3)), positive.std(dim=(1, 2, 3)))
     torch.testing.assert_close(rescaled, 0.7 * whole + 0.3 * plain)

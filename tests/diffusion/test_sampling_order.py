@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.diffusion.sampling import SCHEDULERS, denoise, make_scheduler
+from ldm.diffusion.sampling import denoise, plan_sampling
+from ldm.diffusion.scheduler_names import SCHEDULERS
+from ldm.diffusion.schedulers import make_scheduler
 from ldm.types import Conditioning, Step
 
 # Two of diffusers' schedulers hand tensors to numpy in a way that numpy 2 dislikes.
@@ -46,7 +48,7 @@ class GaussianDenoiser:
     calls: list[tuple[float, Tensor]] = field(default_factory=list)
 
     def __call__(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
+        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
     ) -> Tensor:
         assert step is not None
         self.calls.append((step.timestep, latents))
@@ -90,12 +92,7 @@ def sample(
     generators = [torch.Generator().manual_seed(1)]
     latents = noise
     for _, latents in denoise(  # noqa: B007
-        denoiser,
-        scheduler,
-        noise,
-        NO_PROMPT,
-        num_inference_steps=num_inference_steps,
-        generators=generators,
+        denoiser, plan_sampling(scheduler, num_inference_steps), noise, NO_PROMPT, generators=generators
     ):
         pass
     return denoiser, latents

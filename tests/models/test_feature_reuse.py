@@ -9,7 +9,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from ldm.diffusion.sampling import denoise, guide, make_scheduler
+from ldm.diffusion.guidance import guide_with_negative
+from ldm.diffusion.sampling import denoise, plan_sampling
+from ldm.diffusion.schedulers import make_scheduler
 from ldm.errors import UserError
 from ldm.models.engines.feature_reuse import FeatureReuse, SplitUNet, reuse_deep_features
 from ldm.models.loading.model import ModelParts
@@ -60,10 +62,9 @@ def sample(
     """The final latents [2, 4, 8, 8]."""
     steps = denoise(
         denoiser,
-        make_scheduler(scheduler, SD1_SCHEDULER),
+        plan_sampling(make_scheduler(scheduler, SD1_SCHEDULER), num_inference_steps),
         normal(2, 4, 8, 8, seed=seed),
         embeds(seed=seed),
-        num_inference_steps=num_inference_steps,
     )
     return list(steps)[-1][1]
 
@@ -148,7 +149,7 @@ def test_the_deep_levels_work_at_every_nth_step(denoiser: UNetDenoiser, every: i
 def test_deep_features_are_computed_anew_where_guidance_ends(denoiser: UNetDenoiser) -> None:
     deep, fresh = Counter(denoiser.unet.mid_block), Counter(denoiser.unet.conv_out)
     reusing = reuse_deep_features(denoiser, 3)
-    sample(guide(reusing, embeds(1), 3.0, interval=(0.25, 0.75)), num_inference_steps=8)
+    sample(guide_with_negative(reusing, embeds(1), 3.0, interval=(0.25, 0.75)), num_inference_steps=8)
     assert fresh.close() == [2, 2, 4, 4, 4, 4, 2, 2]
     assert deep.close() == [2, 4, 4, 2]  # before steps 0, 2, 5 and 6
 
@@ -238,7 +239,7 @@ class WholeEngine:
     passes = None
 
     def __call__(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
+        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
     ) -> Tensor:
         return latents
 

@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from ldm.diffusion.sampling import SCHEDULERS
+from ldm.diffusion.scheduler_names import SCHEDULERS
 from ldm.noise import image_generators
 from ldm.pipeline.pipeline import Pipeline
 from tests.support.tiny_models import ZERO_SNR_SCHEDULER, make_sd1, make_sd2

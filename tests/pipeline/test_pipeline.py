@@ -43,13 +43,13 @@ class Recorder:
         monkeypatch.setattr(pipeline.denoiser, "forward", self)
 
     def __call__(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
+        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
     ) -> Tensor:
         assert step is not None
         self.num_calls += 1
         if step.evaluation == 0:
             self.first.append(latents)
-        return self.forward(latents, timesteps, prompt_embeds, step=step)
+        return self.forward(latents, timesteps, conditioning, step=step)
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_a"])

@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from ldm.diffusion.objective import diffusion_loss, split_by_tenth, timestep_at, timestep_tenth
+from ldm.diffusion.objective import diffusion_loss, split_by_tenth, timestep_at
 from ldm.diffusion.path import DDPMPath
 from ldm.models.dropout import set_dropout_keys
 from ldm.models.loading.model import ModelParts
@@ -64,7 +64,7 @@ class DenoiserTask(nn.Module):
         )
         return {
             "loss": loss * batch["loss_weight"],
-            **by_tenth(loss, timestep_tenth(timesteps, self.schedule)),
+            **by_tenth(loss, self.schedule.tenth(timesteps)),
         }
 
     def latents(self, batch: Batch) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm.diffusion.sampling import EVERYWHERE
+from ldm.diffusion.guidance import EVERYWHERE
 from ldm.models.loading.model import ModelParts
 from ldm.noise import image_generators, normal_per_image
 from ldm.pipeline.pipeline import Pipeline
@@ -55,7 +55,7 @@ def trial_image(trial: Trial) -> Tensor:
 def trial_given(parts: ModelParts, trial: Trial) -> dict[str, Tensor]:
     """What a reader is given: the initial standard normal noise [1, C, h, w], and the image to encode."""
     multiple = parts.autoencoder.pixels_per_latent
-    shape = (parts.denoiser.num_channels, trial.height // multiple, trial.width // multiple)
+    shape = (parts.autoencoder.num_channels, trial.height // multiple, trial.width // multiple)
     return {
         "noise": normal_per_image(image_generators([trial.seed]), shape),
         "image": trial_image(trial),

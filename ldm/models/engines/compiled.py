@@ -70,7 +70,7 @@ def compile_denoiser(denoiser: UNetDenoiser, num_rows: int, height: int, width: 
     if device.type == "cuda":
         denoiser.unet.to(memory_format=torch.channels_last)
     compile_unet(denoiser.unet, cuda_graphs=device.type == "cuda")
-    latents = torch.zeros(num_rows, denoiser.num_channels, height, width, device=device)
+    latents = torch.zeros(num_rows, denoiser.latent_channels, height, width, device=device)
     timesteps = torch.full((num_rows,), 500, device=device)
     embeds = Conditioning(torch.zeros(num_rows, num_tokens, denoiser.text_width, device=device))
     try:

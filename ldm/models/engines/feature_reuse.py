@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.models.unet import UNetDenoiser
+from ldm.models.unet import UNetDenoiser, added_conditions, with_concat
 from ldm.types import Conditioning, Denoiser, Step
 
 NUM_FRESH_LAYERS = 2
@@ -47,11 +47,11 @@ class Passes(Protocol):
     """A denoiser in two passes; `deep` is what the one hands to the other."""
 
     def full(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning
+        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
     ) -> tuple[Tensor, Tensor]: ...
 
     def shallow(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, deep: Tensor
+        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, deep: Tensor
     ) -> Tensor: ...
 
 
@@ -73,7 +73,7 @@ class _Kept:
 
 
 class FeatureReuse:
-    """`denoiser(latents [B,C,h,w], timesteps [B], prompt_embeds, *, step) -> model_pred [B,C,h,w]`.
+    """`denoiser(latents [B,C,h,w], timesteps [B], conditioning, *, step) -> model_pred [B,C,h,w]`.
 
     For one sampling: the features are of its pictures and prompts. It starts anew at a sampling's first call, where a
     call is left out, where the number of rows changes (guidance ends), and it keeps nothing of a call without a step.
@@ -85,13 +85,13 @@ class FeatureReuse:
         self._kept: _Kept | None = None
 
     def __call__(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
+        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
     ) -> Tensor:
         kept, self._kept = self._kept, None
         if step is not None and kept is not None and self._fits(kept, latents, step):
             self._kept = _Kept(kept.deep, kept.shape, kept.computed, step.evaluation)
-            return self._passes.shallow(latents, timesteps, prompt_embeds, kept.deep)
-        output, deep = self._passes.full(latents, timesteps, prompt_embeds)
+            return self._passes.shallow(latents, timesteps, conditioning, kept.deep)
+        output, deep = self._passes.full(latents, timesteps, conditioning)
         if step is not None:
             self._kept = _Kept(deep, latents.shape, step.evaluation, step.evaluation)
         return output
@@ -121,6 +121,9 @@ class SplitUNet:
 
     def __init__(self, unet: Any, num_fresh: int = NUM_FRESH_LAYERS) -> None:
         """Raises UserError for a UNet whose first or last level is none of `FIRST_LEVELS` and `LAST_LEVELS`."""
+        assert not unet.config.class_embeddings_concat, (
+            "class labels are added to the time, not appended to it"
+        )
         for level, known in ((unet.down_blocks[0], FIRST_LEVELS), (unet.up_blocks[-1], LAST_LEVELS)):
             if type(level).__name__ not in known:
                 raise UserError(
@@ -133,32 +136,43 @@ class SplitUNet:
         self._num_fresh = num_fresh
         self._cut = num_layers - num_fresh
 
-    def full(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning) -> tuple[Tensor, Tensor]:
+    def full(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
         """The prediction [B, C, h, w], and the features at the cut [B, channels, h, w] in the UNet's dtype."""
-        given = self._given(timesteps, prompt_embeds)
-        skips = self._enter(latents, given)
+        given = self._given(timesteps, conditioning)
+        skips = self._enter(latents, conditioning, given)
         deep = self._go_deep(skips, given)
         return self._leave(deep, skips, given).to(latents.dtype), deep
 
-    def shallow(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, deep: Tensor
-    ) -> Tensor:
+    def shallow(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, deep: Tensor) -> Tensor:
         """The prediction [B, C, h, w] from the features that `full` gave for as many latents of the same size."""
-        given = self._given(timesteps, prompt_embeds)
-        return self._leave(deep, self._enter(latents, given), given).to(latents.dtype)
+        given = self._given(timesteps, conditioning)
+        return self._leave(deep, self._enter(latents, conditioning, given), given).to(latents.dtype)
 
-    def _given(self, timesteps: Tensor, prompt_embeds: Conditioning) -> _Given:
-        unet, dtype = self._unet, self._unet.conv_in.weight.dtype
-        time = unet.time_embedding(unet.time_proj(timesteps).to(dtype))
-        mask = prompt_embeds.attention_mask
-        bias = None if mask is None else (1 - mask.to(dtype)).unsqueeze(1) * -10_000.0
+    def _given(self, timesteps: Tensor, conditioning: Conditioning) -> _Given:
+        if conditioning.down_residuals or conditioning.mid_residual is not None or conditioning.image_embeds:
+            raise UserError(
+                "deep features cannot be used again with control signals or image prompts", NO_REUSE
+            )
+        text = conditioning.prompt_embeds.to(self._unet.conv_in.weight.dtype)
+        mask = conditioning.attention_mask
+        bias = None if mask is None else (1 - mask.to(text.dtype)).unsqueeze(1) * -10_000.0
+        return _Given(self._embed_time(timesteps, conditioning, text), text, bias)
+
+    def _embed_time(self, timesteps: Tensor, conditioning: Conditioning, text: Tensor) -> Tensor:
+        """What the UNet adds to every layer: the timesteps, class labels, and SDXL's text and time ids."""
+        unet = self._unet
+        time: Tensor = unet.time_embedding(unet.time_proj(timesteps).to(text.dtype))
+        labels = unet.get_class_embed(text, conditioning.class_labels)
+        added = unet.get_aug_embed(time, text, added_conditions(conditioning, text.dtype) or {})
+        for more in (labels, added):
+            time = time if more is None else time + more
         if unet.time_embed_act is not None:
             time = unet.time_embed_act(time)
-        return _Given(time, prompt_embeds.prompt_embeds.to(dtype), bias)
+        return time
 
-    def _enter(self, latents: Tensor, given: _Given) -> list[Tensor]:
+    def _enter(self, latents: Tensor, conditioning: Conditioning, given: _Given) -> list[Tensor]:
         """What the fresh layers take from the way down, the outermost first."""
-        latents = latents.to(self._unet.conv_in.weight.dtype)
+        latents = with_concat(latents.to(self._unet.conv_in.weight.dtype), conditioning)
         centred = 2 * latents - 1 if self._unet.config.center_input_sample else latents
         skips = [self._unet.conv_in(centred)]
         for index in range(self._num_fresh - 1):

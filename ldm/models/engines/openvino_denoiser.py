@@ -22,7 +22,7 @@ from ldm.models.engines.openvino_network import (
     read_network,
     write_network,
 )
-from ldm.models.engines.openvino_reuse import OpenVINOPasses, traced_passes
+from ldm.models.engines.openvino_reuse import OpenVINOPasses, check_text_only, traced_passes
 from ldm.models.unet import UNetDenoiser
 from ldm.types import Conditioning, Step
 
@@ -53,7 +53,7 @@ def traced_unet(denoiser: UNetDenoiser) -> TracedNetwork:
     It is traced at a height and width that the UNet cannot halve without a remainder. Only then does it ask each level
     for its size when it scales up, which is right for all sizes; else it doubles, which fits even sizes alone.
     """
-    channels, width = denoiser.num_channels, denoiser.text_width
+    channels, width = denoiser.latent_channels, denoiser.text_width
     smallest = 2 ** (len(denoiser.unet.config.block_out_channels) - 1)
     shapes = {
         "sample": (ANY, channels, ANY, ANY),
@@ -74,7 +74,7 @@ def traced_unet(denoiser: UNetDenoiser) -> TracedNetwork:
 
 
 class OpenVINODenoiser:
-    """`denoiser(latents [B,C,h,w], timesteps [B], prompt_embeds) -> model_pred [B,C,h,w]`, on the CPU in float32.
+    """`denoiser(latents [B,C,h,w], timesteps [B], conditioning) -> model_pred [B,C,h,w]`, on the CPU in float32.
 
     Attributes:
         name: what a picture's settings say of the engine.
@@ -89,10 +89,10 @@ class OpenVINODenoiser:
         self.passes = passes
 
     def __call__(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, *, step: Step | None = None
+        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
     ) -> Tensor:
-        assert prompt_embeds.attention_mask is None, "the converted UNet attends to all tokens"
-        return self._network(latents, timesteps, prompt_embeds.prompt_embeds)["out_sample"].to(latents)
+        check_text_only(conditioning)
+        return self._network(latents, timesteps, conditioning.prompt_embeds)["out_sample"].to(latents)
 
 
 def openvino_denoiser(denoiser: UNetDenoiser, folder: Path, *, in_passes: bool = False) -> OpenVINODenoiser:
@@ -108,6 +108,8 @@ def openvino_denoiser(denoiser: UNetDenoiser, folder: Path, *, in_passes: bool =
         UserError: OpenVINO is not installed, the denoiser is not in float32 or cannot be cut in passes, the disk is
             full or not writable, or OpenVINO answers otherwise than torch on this computer.
     """
+    if denoiser.needs_more_than_text:
+        raise UserError("the engine openvino runs text-to-image models alone", "use the engine torch")
     dtype = denoiser.unet.dtype
     if dtype != torch.float32:
         raise UserError(f"the engine openvino computes in float32, not in {dtype}", "leave dtype out")

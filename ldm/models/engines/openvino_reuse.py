@@ -14,6 +14,12 @@ from ldm.models.engines.openvino_network import ANY, SizedNetwork, TracedNetwork
 from ldm.types import Conditioning
 
 
+def check_text_only(conditioning: Conditioning) -> None:
+    """Make sure that the converted UNet has an input for all that it is told: the text alone, without a mask."""
+    given = [name for name, value in vars(conditioning).items() if isinstance(value, Tensor) or value]
+    assert {*given} <= {"prompt_embeds", "pooled"}, f"the converted UNet has no input for {given}"
+
+
 class _TracedPass(nn.Module):
     """A pass with its inputs by position; the UNet is a part of it, so that its weights are found."""
 
@@ -67,14 +73,12 @@ class OpenVINOPasses:
         self._full = full
         self._shallow = shallow
 
-    def full(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning) -> tuple[Tensor, Tensor]:
+    def full(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
         """The prediction [B, C, h, w], and the features at the cut [B, channels, h, w]."""
-        assert prompt_embeds.attention_mask is None, "the converted UNet attends to all tokens"
-        answers = self._full(latents, timesteps, prompt_embeds.prompt_embeds)
+        check_text_only(conditioning)
+        answers = self._full(latents, timesteps, conditioning.prompt_embeds)
         return answers["out_sample"].to(latents), answers["deep"]
 
-    def shallow(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Conditioning, deep: Tensor
-    ) -> Tensor:
+    def shallow(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, deep: Tensor) -> Tensor:
         """The prediction [B, C, h, w] from the features that `full` gave."""
-        return self._shallow(latents, timesteps, prompt_embeds.prompt_embeds, deep)["out_sample"].to(latents)
+        return self._shallow(latents, timesteps, conditioning.prompt_embeds, deep)["out_sample"].to(latents)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ldm.diffusion.sampling import EVERYWHERE, check_interval
+from ldm.diffusion.guidance import EVERYWHERE, check_interval
 from ldm.diffusion.scheduler_names import SCHEDULERS
 from ldm.errors import UserError, unknown_name
 from ldm.io.files import MAX_MODEL_JSON_BYTES, read_json, sha256_file

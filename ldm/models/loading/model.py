@@ -74,7 +74,7 @@ def _check_widths(
 ) -> None:
     """Parts that do not fit each other, found now and not in the middle of the first picture."""
     pairs = {
-        "latent channels": (denoiser.num_channels, autoencoder.num_channels, "vae"),
+        "latent channels": (denoiser.latent_channels, autoencoder.num_channels, "vae"),
         "text width": (denoiser.text_width, text_encoder.text_width, "text_encoder"),
     }
     for what, (wanted, given, part) in pairs.items():
