@@ -191,7 +191,12 @@ def test_the_objective_is_lowest_at_the_exact_denoiser(path: Any) -> None:
     assert tenths.min() == 0 and tenths.max() == 9
 
 
-@pytest.mark.parametrize("path", [*PATHS, DDPMPath(ScheduleSettings())], ids=["flow", "edm", "ddpm"])
+DDPM: list[ProbabilityPath] = [
+    DDPMPath(ScheduleSettings(prediction_type=each)) for each in ("epsilon", "v_prediction", "sample")
+]
+
+
+@pytest.mark.parametrize("path", [*PATHS, *DDPM], ids=["flow", "edm", "epsilon", "v_prediction", "sample"])
 def test_a_target_stands_for_its_clean_latents(path: ProbabilityPath) -> None:
     x_0, noise = torch.randn(2, 5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     timesteps = path.timesteps_at(torch.linspace(0.05, 0.95, 5))
