@@ -71,7 +71,9 @@ class EDMPath(ProbabilityPath):
     """Karras et al. 2022, Eq. 7 and 8: x = x_0 + sigma noise; the network is told log(sigma) / 4 and predicts F."""
 
     prediction_type = "edm"
-    sigma_data = 0.5
+
+    def __init__(self, sigma_data: float = 0.5) -> None:
+        self.sigma_data = sigma_data
 
     def timesteps_at(self, position: Tensor) -> Tensor:
         return (-1.2 + 1.2 * torch.special.ndtri(position)) / 4  # their log-normal choice
@@ -173,7 +175,16 @@ def test_a_sampler_converges_with_its_order(scheduler: Any, order: int) -> None:
     assert math.log2(coarse / fine) == pytest.approx(order, abs=0.35)
 
 
-@pytest.mark.parametrize("path", PATHS, ids=["flow", "edm"])
+def least_loss(path: Any, timesteps: Tensor) -> Tensor:
+    """The variance of the target given x_t: that of x_0, times how much the target changes with x_0."""
+    alpha, sigma = path.alpha(timesteps), path.sigma(timesteps)
+    one, none = torch.ones_like(alpha), torch.zeros_like(alpha)
+    change = path.target(one, -alpha / sigma, timesteps) - path.target(none, none, timesteps)
+    return change**2 * SPREAD**2 * sigma**2 / (alpha**2 * SPREAD**2 + sigma**2)
+
+
+# EDM's target depends on the input only where the deviation that it assumes is not the data's
+@pytest.mark.parametrize("path", [FlowPath(), EDMPath(sigma_data=2.0)], ids=["flow", "edm"])
 def test_the_objective_is_lowest_at_the_exact_denoiser(path: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     shape = (512, 1, 4, 4)
@@ -187,6 +198,7 @@ def test_the_objective_is_lowest_at_the_exact_denoiser(path: Any) -> None:
     ]
     low, exact, high = (float(each.mean()) for each in losses)
     assert exact < low and exact < high
+    assert exact == pytest.approx(float(least_loss(path, timesteps).mean()), rel=0.05)
     tenths = path.tenth(timesteps)
     assert tenths.min() == 0 and tenths.max() == 9
 
