@@ -11,7 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm.config import Settings
 from ldm.errors import UserError
-from ldm.models.loading.original_text import from_open_clip
+from ldm.models.families.open_clip_names import from_open_clip
 
 
 class ClipShape(Settings):

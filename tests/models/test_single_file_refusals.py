@@ -14,8 +14,8 @@ from ldm.errors import UserError
 from ldm.export.formats.single_file import check_structure, write_single_file
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.clip_tokenizer import clip_tokenizer
+from ldm.models.families.original_names import UNET_NAMES, VAE_NAMES, from_original, to_original
 from ldm.models.loading.model import load_parts
-from ldm.models.loading.original_names import UNET_NAMES, VAE_NAMES, from_original, to_original
 from ldm.models.parts import ModelParts
 from ldm.models.unet import UNetDenoiser
 from tests.support.tiny_models import SD1_SCHEDULER, make_sd1, make_tokenizer

@@ -18,15 +18,15 @@ from ldm.errors import UserError
 from ldm.export.formats.modelspec import ORIGINAL_LAYOUT, modelspec_fields
 from ldm.io.files import disk_errors, write_tensors
 from ldm.models.clip_tokenizer import clip_vocabulary
-from ldm.models.loading.original_file import LAYERS_OF_VIT_H
-from ldm.models.loading.original_names import NUM_LEVELS, to_original
-from ldm.models.loading.original_shapes import (
+from ldm.models.families.original_names import NUM_LEVELS, to_original
+from ldm.models.families.original_shapes import (
     CLASSES,
     CONTEXT_LENGTH,
     text_settings,
     unet_settings,
     vae_settings,
 )
+from ldm.models.loading.original_file import LAYERS_OF_VIT_H
 from ldm.models.parts import ModelParts, default_size
 
 NO_PART_OF_THE_STRUCTURE = {

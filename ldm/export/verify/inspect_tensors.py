@@ -14,14 +14,14 @@ from ldm.export.verify.inspect_files import tree
 from ldm.io.files import open_tensors, sha256_file
 from ldm.io.safetensors_header import Header, TensorEntry, read_header
 from ldm.models.adapters.lora_names import foreign_kind, split_name
-from ldm.models.loading.original_file import LAYERS_OF_VIT_H
-from ldm.models.loading.original_names import CLIP, UNET, from_original, is_passed_over, left_over
-from ldm.models.loading.original_shapes import (
+from ldm.models.families.original_names import CLIP, UNET, from_original, is_passed_over, left_over
+from ldm.models.families.original_shapes import (
     build_network,
     read_text_settings,
     read_unet_settings,
     read_vae_settings,
 )
+from ldm.models.loading.original_file import LAYERS_OF_VIT_H
 
 USUAL = ("F32", "F16", "BF16")
 CHUNK = 2**22

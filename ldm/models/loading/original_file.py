@@ -19,9 +19,8 @@ from ldm.io.files import open_tensors
 from ldm.io.safetensors_header import read_header
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.clip_tokenizer import clip_tokenizer
-from ldm.models.loading.folder import Defaults
-from ldm.models.loading.original_names import OPEN_CLIP, UNET, from_original, is_passed_over, left_over
-from ldm.models.loading.original_shapes import (
+from ldm.models.families.original_names import OPEN_CLIP, UNET, from_original, is_passed_over, left_over
+from ldm.models.families.original_shapes import (
     LATENT_CHANNELS,
     SCALING_FACTOR,
     build_network,
@@ -29,6 +28,7 @@ from ldm.models.loading.original_shapes import (
     read_unet_settings,
     read_vae_settings,
 )
+from ldm.models.loading.folder import Defaults
 from ldm.models.parts import ModelParts, default_size
 from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder

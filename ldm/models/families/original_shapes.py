@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm.errors import UserError
-from ldm.models.loading.original_names import NUM_LEVELS, NUM_RESNETS
+from ldm.models.families.original_names import NUM_LEVELS, NUM_RESNETS
 
 HEAD_CHANNELS, NUM_HEADS, NUM_GROUPS = 64, 8, 32
 SCALING_FACTOR = 0.18215

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor
 
-from ldm.models.loading.original_text import from_open_clip, to_open_clip
+from ldm.models.families.open_clip_names import from_open_clip, to_open_clip
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
