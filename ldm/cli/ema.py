@@ -135,8 +135,8 @@ def _write_adapter(
         token = {adapter.settings["token"]: vectors.float()}
         return save_adapter(output, adapter, token, defaults, provenance=provenance)
     for folder, each in inner:
-        apply_adapter(folder, each, parts.denoiser, parts.text_encoder)
-    networks = {"unet": parts.denoiser.unet, "text_encoder": parts.text_encoder.model}
+        apply_adapter(folder, each, parts)
+    networks = parts.lora_networks()
     apply_lora(networks, read_lora(pipeline / LORA_FILE), fuse=False)
     _replace(parts, average, pipeline)
     save_adapter(output, adapter, lora_weights(networks), defaults, provenance=provenance)

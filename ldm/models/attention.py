@@ -1,4 +1,4 @@
-"""The kernels that attention runs on: torch's own, or xformers' where a real call of it succeeds."""
+"""The kernels for attention: torch's own, or xformers' where a real call succeeds."""
 
 from typing import Any, Literal
 
@@ -11,9 +11,9 @@ AttentionBackend = Literal["sdpa", "xformers"]
 
 
 def xformers_fault(device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
-    """Why xformers cannot be used, or None: a forward and a backward on this device were right.
+    """Why xformers cannot be used; None if a forward and a backward pass on this device give the right numbers.
 
-    An installed xformers says little: built for another torch or GPU, it fails only when called.
+    That xformers is installed is not enough: built for another torch or GPU, it fails only when called.
     """
     query = torch.linspace(-1, 1, 2 * 16 * 2 * 32, device=device).reshape(2, 16, 2, 32).to(dtype)
     query.requires_grad_()
@@ -22,24 +22,24 @@ def xformers_fault(device: torch.device, dtype: torch.dtype = torch.float32) -> 
 
         output = memory_efficient_attention(query, query, query)
         output.float().sum().backward()
-    except Exception as error:  # xformers fails in as many ways as it can be built
+    except Exception as error:  # the kind of error depends on how xformers was built
         return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
     heads_first = query.detach().transpose(1, 2)
     expected = torch.nn.functional.scaled_dot_product_attention(heads_first, heads_first, heads_first)
     if not torch.allclose(output.detach(), expected.transpose(1, 2), atol=1e-2):
-        return "its answer is wrong"
+        return "its output is wrong"
     return None if query.grad is not None and query.grad.isfinite().all() else "its gradient is wrong"
 
 
 def choose_attention(unet: Any, backend: AttentionBackend, device: torch.device) -> None:
-    """Let a UNet's attention run on a backend.
+    """Set the backend of a UNet's attention.
 
     Raises:
-        UserError: xformers was asked for and its probe fails.
+        UserError: xformers was requested and does not work here.
     """
     if backend == "sdpa":
         return
     fault = xformers_fault(device)
     if fault:
-        raise UserError(f"attention = 'xformers' does not run here ({fault})", "set attention=sdpa")
+        raise UserError(f"attention = 'xformers' does not work here ({fault})", "set attention=sdpa")
     unet.enable_xformers_memory_efficient_attention()

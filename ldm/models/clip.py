@@ -1,7 +1,7 @@
 """The text encoder: a transformers `CLIPTextModel` and its tokenizer, from prompts to `Conditioning`.
 
-A prompt longer than the context is cut into chunks, each embedded as a prompt of its own, with its own start and end
-token, and joined along L. The denoiser attends over all of them.
+A prompt longer than the context is split into chunks. Each chunk is embedded separately, with its own start and end
+token; the embeddings are joined along L, and the denoiser attends to all of them.
 """
 
 from bisect import bisect_left
@@ -17,13 +17,13 @@ from ldm.types import MAX_PROMPT_CHUNKS, Conditioning
 class ClipTextEncoder(nn.Module):
     """`text_encoder(B prompts, num_chunks=n) -> Conditioning`: prompt_embeds [B, n L, D], pooled [B, D].
 
-    A prompt is padded to n chunks of L tokens; what does not fit is cut off, and `truncated_words` names it. The pooled
-    vector is the first chunk's. The same words in more chunks are another condition, as the denoiser attends to padding
-    too: the count is fixed for a training run, and in generation follows from a picture's own prompts alone.
+    A prompt is padded to n chunks of L tokens; the rest is cut off, and `truncated_words` returns it. The pooled vector
+    is the first chunk's. The same words in more chunks are a different condition, as the denoiser also attends to
+    padding: the count is fixed for a training run, and in generation depends only on the image's own prompts.
 
     Attributes:
         tokenizer: the CLIPTokenizer.
-        model: the CLIPTextModel, what is trained, saved and loaded.
+        model: the CLIPTextModel, which is trained, saved and loaded.
     """
 
     def __init__(self, tokenizer: Any, model: Any) -> None:
@@ -31,9 +31,13 @@ class ClipTextEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.model = model
 
+    def components(self) -> dict[str, Any]:
+        """The networks and tokenizers inside, by their names in the diffusers layout."""
+        return {"text_encoder": self.model, "tokenizer": self.tokenizer}
+
     @property
     def context_length(self) -> int:
-        """L, the tokens of a chunk, start and end included."""
+        """L, the tokens per chunk, start and end included."""
         return min(int(self.tokenizer.model_max_length), int(self.model.config.max_position_embeddings))
 
     @property
@@ -45,7 +49,7 @@ class ClipTextEncoder(nn.Module):
         return self.embed(self.tokenize(prompts, num_chunks))
 
     def tokenize(self, prompts: Sequence[str], num_chunks: int = 1) -> Tensor:
-        """Token ids [B, num_chunks L] on the CPU, each chunk padded to the context; what is over is cut off."""
+        """Token ids [B, num_chunks L] on the CPU, each chunk padded to the context; the rest is cut off."""
         encoded = self.tokenizer(list(prompts), add_special_tokens=False, verbose=False)
         rows = []
         for index, ids in enumerate(encoded["input_ids"]):
@@ -56,32 +60,32 @@ class ClipTextEncoder(nn.Module):
         return torch.tensor(rows, dtype=torch.long)
 
     def embed(self, token_ids: Tensor) -> Conditioning:
-        """The embeddings of token ids [B, n L]; padding is attended to as well, as Stable Diffusion does."""
+        """The embeddings of token ids [B, n L]; padding is attended to as well, as in Stable Diffusion."""
         num_rows, length = token_ids.shape
         chunks = token_ids.reshape(-1, min(length, self.context_length))
         device = self.model.device
         if device.type == "cuda" and not chunks.is_cuda:
-            chunks = chunks.pin_memory()  # from there nothing waits for the device
+            chunks = chunks.pin_memory()  # the copy then does not wait for the device
         output = self.model(input_ids=chunks.to(device, non_blocking=True))
         prompt_embeds = output.last_hidden_state.reshape(num_rows, length, -1)
         pooled = output.pooler_output.reshape(num_rows, -1, output.pooler_output.shape[-1])[:, 0]
         return Conditioning(prompt_embeds, pooled=pooled)
 
     def tokens_read(self, num_chunks: int) -> int:
-        """How many tokens of a prompt so many chunks hold, start and end counted once, as `count_tokens` does."""
+        """How many tokens of a prompt fit into `num_chunks`, with start and end counted once, as in `count_tokens`."""
         return num_chunks * self._room + 2
 
     def count_tokens(self, prompt: str) -> int:
-        """How many tokens the whole prompt has as one chunk, start and end included."""
+        """How many tokens the whole prompt has in one chunk, start and end included."""
         return len(self._encode(prompt)["input_ids"]) + 2
 
     def chunks_needed(self, prompt: str) -> int:
-        """How many chunks hold the whole prompt, 1 to `MAX_PROMPT_CHUNKS`; a longer one is cut off in the last."""
+        """How many chunks the whole prompt needs, 1 to `MAX_PROMPT_CHUNKS`; a longer one is cut off in the last."""
         ends = split_chunks(self._encode(prompt).word_ids(), self._room)
         return max(1, min(len(ends), MAX_PROMPT_CHUNKS))
 
     def truncated_words(self, prompt: str, num_chunks: int = 1) -> str:
-        """The end of the prompt that `num_chunks` do not hold, as it was written; empty when all fits."""
+        """The end of the prompt that does not fit into `num_chunks`, as it was written; empty if everything fits."""
         encoded = self._encode(prompt)
         end = self._chunk_ends(encoded.word_ids(), num_chunks)[-1]
         if end == len(encoded["input_ids"]):
@@ -91,11 +95,11 @@ class ClipTextEncoder(nn.Module):
 
     @property
     def _room(self) -> int:
-        """A chunk's tokens without start and end."""
+        """Tokens per chunk without start and end."""
         return self.context_length - 2
 
     def _chunk_ends(self, word_ids: Sequence[int | None], num_chunks: int) -> list[int]:
-        """Where each of `num_chunks` chunks ends; the last is filled to the brim when more would be needed."""
+        """Where each of `num_chunks` chunks ends; the last one is filled completely if the prompt is longer."""
         ends = split_chunks(word_ids, self._room)
         if len(ends) > num_chunks:
             start = ends[num_chunks - 2] if num_chunks > 1 else 0
@@ -112,14 +116,13 @@ class ClipTextEncoder(nn.Module):
 
 
 def split_chunks(word_ids: Sequence[int | None], room: int) -> list[int]:
-    """Where the chunks of a prompt end, counted in tokens; none for an empty prompt.
+    """Where the chunks of a prompt end, counted in tokens; empty for an empty prompt.
 
-    A word of several tokens is moved whole to the next chunk, so a long prompt is the same as its parts one after
-    another; only a word that is longer than a chunk is cut.
+    A word of several tokens is not split but moved to the next chunk, unless it is longer than a chunk.
 
     Args:
-        word_ids: [num_tokens] the word that each token is of.
-        room: tokens of a chunk.
+        word_ids: [num_tokens] the index of the word that each token belongs to.
+        room: tokens per chunk.
     """
     num_tokens = len(word_ids)
     starts = [i for i in range(num_tokens) if i == 0 or word_ids[i] is None or word_ids[i] != word_ids[i - 1]]
@@ -127,7 +130,7 @@ def split_chunks(word_ids: Sequence[int | None], room: int) -> list[int]:
     begin = 0
     while begin < num_tokens:
         end = min(begin + room, num_tokens)
-        following = bisect_left(starts, end)  # the first word that starts behind the chunk
+        following = bisect_left(starts, end)  # the first word that starts after the chunk
         word_end = starts[following] if following < len(starts) else num_tokens
         word_start = starts[following - 1]
         if word_end > end and word_start > begin and word_end - word_start <= room:

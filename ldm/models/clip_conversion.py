@@ -1,4 +1,4 @@
-"""An open_clip model from settings, and its text tower as a transformers CLIPTextModel with equal outputs."""
+"""An open_clip model from settings, and its text tower as a transformers CLIPTextModel with the same outputs."""
 
 from typing import Self
 
@@ -15,17 +15,19 @@ from ldm.models.families.open_clip_names import from_open_clip
 
 
 class ClipShape(Settings):
-    """The shape of a CLIP model: an image tower and a text tower that meet in one space."""
+    """The shape of a CLIP model: an image tower and a text tower with a shared embedding space."""
 
-    embed_dim: int = Field(default=256, ge=1, description="width of the space that images and texts share")
-    patch_size_px: int = Field(default=8, ge=1, description="side of a patch; must divide the image's sides")
+    embed_dim: int = Field(default=256, ge=1, description="width of the shared embedding space")
+    patch_size_px: int = Field(
+        default=8, ge=1, description="side of a patch; must divide both sides of the image"
+    )
     vision_width: int = Field(default=256, ge=1, description="width of the image tower")
     vision_layers: int = Field(default=4, ge=1)
     vision_heads: int = Field(default=4, ge=1, description="must divide vision_width")
     text_width: int = Field(default=256, ge=1, description="width of the prompt embeddings")
     text_layers: int = Field(default=4, ge=1)
     text_heads: int = Field(default=4, ge=1, description="must divide text_width")
-    context_length: int = Field(default=32, ge=3, description="tokens of a prompt, start and end included")
+    context_length: int = Field(default=32, ge=3, description="tokens per prompt, start and end included")
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
@@ -43,11 +45,11 @@ def make_open_clip(
 
     Args:
         shape: the widths and depths.
-        vocab_size: of the tokenizer; the end token must have the highest id: so open_clip finds it.
+        vocab_size: of the tokenizer; the end token must have the highest id, as open_clip looks for it there.
         image_size_px: height and width of the images.
 
     Raises:
-        UserError: the patches do not tile the images.
+        UserError: the images are not a whole number of patches.
     """
     if any(side % shape.patch_size_px for side in image_size_px):
         size = " x ".join(str(side) for side in image_size_px)
@@ -81,7 +83,7 @@ def to_transformers(model: open_clip.model.CLIP) -> CLIPTextModel:
     projection. The start and end tokens must be the two highest ids.
 
     Raises:
-        ValueError: the tower has parts that a CLIPTextModel lacks, for instance layer scales.
+        ValueError: the tower has parts that a CLIPTextModel does not have, for instance layer scales.
     """
     text_model = CLIPTextModel(_text_config(model))
     weights = _text_weights(model)
@@ -96,7 +98,7 @@ def to_transformers(model: open_clip.model.CLIP) -> CLIPTextModel:
 
 
 def _text_config(model: open_clip.model.CLIP) -> CLIPTextConfig:
-    """The tower's settings, read from its modules, so that they cannot disagree with the weights."""
+    """The tower's settings, read from its modules so that they match the weights."""
     block = model.transformer.resblocks[0]
     vocab_size, width = model.token_embedding.weight.shape
     return CLIPTextConfig(
@@ -109,7 +111,7 @@ def _text_config(model: open_clip.model.CLIP) -> CLIPTextConfig:
         max_position_embeddings=model.context_length,
         hidden_act=_activation_name(block.mlp.gelu),
         layer_norm_eps=model.ln_final.eps,
-        # Never 2: transformers takes that id for a sign of old files and would pool at the highest id.
+        # Never 2: transformers takes that id as the mark of old files and would pool at the highest id.
         eos_token_id=vocab_size - 1,
         bos_token_id=vocab_size - 2,
         pad_token_id=vocab_size - 1,
@@ -117,7 +119,7 @@ def _text_config(model: open_clip.model.CLIP) -> CLIPTextConfig:
 
 
 def _activation_name(activation: nn.Module) -> str:
-    """What transformers calls the activation."""
+    """transformers' name of the activation."""
     if isinstance(activation, QuickGELU):
         return "quick_gelu"
     if isinstance(activation, nn.GELU) and activation.approximate == "none":
@@ -126,11 +128,11 @@ def _activation_name(activation: nn.Module) -> str:
 
 
 TEXT_TOWER = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.")
-"""What the names of a text tower's weights begin with in open_clip."""
+"""How the names of a text tower's weights begin in open_clip."""
 
 
 def _text_weights(model: open_clip.model.CLIP) -> dict[str, Tensor]:
-    """The text tower's weights under the names of CLIPTextModel."""
+    """The text tower's weights by the names of CLIPTextModel."""
     own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(TEXT_TOWER)}
     try:
         return from_open_clip(own)

@@ -1,4 +1,4 @@
-"""CLIP's own tokenizer, as Stable Diffusion has it: a single file holds no words, so they come with open_clip."""
+"""CLIP's original tokenizer. A single file has no vocabulary, so it is taken from the open_clip package."""
 
 import gzip
 from functools import cache
@@ -14,13 +14,13 @@ CONTEXT_LENGTH = 77
 
 
 def clip_tokenizer(pad_token: str = END) -> CLIPTokenizer:
-    """CLIP's tokenizer of 49,408 tokens, 77 a prompt.
+    """CLIP's tokenizer with 49,408 tokens, 77 per prompt.
 
     Args:
         pad_token: the end token in Stable Diffusion 1, "!" (id 0) in 2.
 
     Raises:
-        UserError: open_clip is not installed whole.
+        UserError: open_clip is not installed completely.
     """
     return CLIPTokenizer(
         vocab=dict(clip_vocabulary()),
@@ -41,12 +41,13 @@ def clip_vocabulary() -> dict[str, int]:
 
 @cache
 def _clip_merges() -> tuple[Pair, ...]:
-    """The merges that CLIP uses of the file, which goes on after them; found without importing open_clip."""
+    """The merges that CLIP uses, the first part of the file; it is found without importing open_clip."""
     spec = find_spec("open_clip")
     path = Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz" if spec and spec.origin else None
     if path is None or not path.is_file():
         raise UserError(
-            "open_clip, which has CLIP's words, is not installed whole", "pip install open_clip_torch"
+            "open_clip, which has CLIP's vocabulary, is not installed completely",
+            "pip install open_clip_torch",
         )
     lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")[1 : MAX_MERGES + 1]
     pairs = [line.split() for line in lines]

@@ -1,13 +1,15 @@
-"""A vocabulary of CLIP's kind, learned from captions: byte pairs, lower case, `</w>` at the end of a word.
+"""A vocabulary like CLIP's, learned from captions: byte pairs, lower case, `</w>` at the end of a word.
 
-The words are cut by the normaliser and pre-tokeniser of transformers' CLIPTokenizer itself, so what is
-learned here is what is applied there. The ids are CLIP's: 256 bytes, 256 bytes that end a word, one a merge,
-start, end.
+Words are split by the normalizer and pre-tokenizer of transformers' CLIPTokenizer itself, so that learning and
+tokenizing agree. The ids are in CLIP's order: 256 bytes, 256 bytes that end a word, one per merge, start, end.
 
-Padding is `<|endoftext|>`, as in Stable Diffusion 1. (open_clip pads with 0. The text tower is causal: a
-token never sees what follows it. So up to the end token, and in the pooled output, both paddings give equal
-numbers.) open_clip's own tokenizer also mends text before it cuts it: HTML entities, typographic quotes,
-mojibake, ligatures. On text that needs no mending the ids of both are equal.
+Padding is `<|endoftext|>`, as in Stable Diffusion 1. (open_clip pads with 0. The text tower is causal: a token never
+sees what follows it. Up to the end token, and in the pooled output, both paddings give the same numbers.) open_clip's
+own tokenizer also repairs text first: HTML entities, typographic quotes, mojibake, ligatures. On text that needs no
+repair, the ids are the same.
+
+`tokenizers.trainers.BpeTrainer` is not used: it merges equally frequent pairs in the order of their ids, so that other
+merges follow and the tokens of existing models would change.
 """
 
 import gzip
@@ -29,19 +31,19 @@ WORD_END = "</w>"
 START = "<|startoftext|>"
 END = "<|endoftext|>"
 MAX_MERGES = 49152 - 256 - 2
-"""open_clip reads this many merges of a file and drops the rest in silence."""
+"""open_clip reads this many merges of a file and silently drops the rest."""
 OPEN_CLIP_MERGES = "open_clip_merges.txt.gz"
 _HEADER = "#version: 0.2"
 
 
 def learn_merges(captions: Iterable[str], num_merges: int) -> list[Pair]:
-    """The byte-pair merges of the captions: the most frequent pair first, among equals the first by its text.
+    """The byte-pair merges of the captions: the most frequent pair first, ties broken by the pair's text.
 
-    Byte pair encoding (Sennrich et al. 2016, algorithm 1). A caption counts as often as it is given.
+    Byte pair encoding (Sennrich et al. 2016, algorithm 1). Repeated captions count repeatedly.
 
     Args:
         captions: any text.
-        num_merges: 0 ... 48894. Fewer come back when every word is one token before.
+        num_merges: 0 to 48894. Fewer are returned once every word is one token.
 
     Raises:
         UserError: `num_merges` is outside the range.
@@ -57,7 +59,7 @@ def learn_merges(captions: Iterable[str], num_merges: int) -> list[Pair]:
 
 
 def vocabulary(merges: Sequence[Pair]) -> dict[str, int]:
-    """Token -> id in CLIP's order; the size is 514 + len(merges) and the end token has the highest id."""
+    """Token -> id in CLIP's order; the size is 514 + len(merges), and the end token has the highest id."""
     symbols = _byte_symbols()
     joined = [first + second for first, second in merges]
     tokens = [*symbols, *(symbol + WORD_END for symbol in symbols), *joined, START, END]
@@ -67,12 +69,12 @@ def vocabulary(merges: Sequence[Pair]) -> dict[str, int]:
 
 
 def make_tokenizer(merges: Sequence[Pair], context_length: int) -> CLIPTokenizer:
-    """The tokenizer that `write_tokenizer` writes, without the way through files."""
+    """The tokenizer that `write_tokenizer` writes, made in memory."""
     return CLIPTokenizer(vocab=vocabulary(merges), merges=list(merges), model_max_length=context_length)
 
 
 def token_ids(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
-    """Texts as ids [B, L] of the tokenizer's full length: cut where too long, padded with the end token."""
+    """Texts as ids [B, L] of the tokenizer's full length: truncated, or padded with the end token."""
     encoded = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
     ids: Tensor = encoded["input_ids"]
     return ids
@@ -85,9 +87,9 @@ def write_tokenizer(folder: str | Path, merges: Sequence[Pair], context_length: 
     which is the `bpe_path` of `open_clip.tokenizer.SimpleTokenizer`.
 
     Args:
-        folder: is made if it is missing.
+        folder: created if it does not exist.
         merges: from `learn_merges`.
-        context_length: tokens of a prompt, start and end included.
+        context_length: tokens per prompt, start and end included.
 
     Raises:
         UserError: the disk is full or not writable.
@@ -101,12 +103,12 @@ def write_tokenizer(folder: str | Path, merges: Sequence[Pair], context_length: 
     write_json(folder / "tokenizer_config.json", settings)
     write_json(folder / "special_tokens_map.json", special)
     write_bytes(folder / "merges.txt", ("\n".join(lines) + "\n").encode())
-    # No line end after the last merge: open_clip would count an empty line as one more token.
+    # No newline after the last merge: open_clip would count an empty line as another token.
     write_bytes(folder / OPEN_CLIP_MERGES, gzip.compress("\n".join(lines).encode(), mtime=0))
 
 
 class _Words:
-    """The distinct words of the captions, merged so far, and how often each pair stands in them."""
+    """The distinct words of the captions with the merges so far, and how often each pair occurs in them."""
 
     def __init__(self, counts: Counter[str]) -> None:
         self.symbols = [[*word[:-1], word[-1] + WORD_END] for word in counts]
@@ -119,7 +121,7 @@ class _Words:
         heapify(self.queue)
 
     def most_frequent_pair(self) -> Pair | None:
-        """The next pair to merge; entries of the queue whose count has changed since are passed over."""
+        """The next pair to merge; queue entries whose count has changed since are skipped."""
         while self.queue:
             count, pair = heappop(self.queue)
             if -count == self.pair_counts[pair]:
@@ -127,7 +129,7 @@ class _Words:
         return None
 
     def merge(self, pair: Pair) -> None:
-        """Join the pair wherever it stands, and count anew the words that it changed."""
+        """Join the pair wherever it occurs, and recount the words that this changes."""
         changed: set[Pair] = set()
         for index in self.words_with.pop(pair):
             changed |= self._count_pairs(index, -1)
@@ -138,7 +140,7 @@ class _Words:
                 heappush(self.queue, (-self.pair_counts[other], other))
 
     def _count_pairs(self, index: int, sign: int) -> set[Pair]:
-        """Add (+1) or take away (-1) the pairs of one word; returns them."""
+        """Add (+1) or subtract (-1) the pairs of one word; returns them."""
         pairs = list(pairwise(self.symbols[index]))
         for pair in pairs:
             self.pair_counts[pair] += sign * self.counts[index]
@@ -147,7 +149,7 @@ class _Words:
 
 
 def _join(symbols: list[str], pair: Pair) -> list[str]:
-    """The word with each occurrence of the pair joined, from the left."""
+    """The word with each occurrence of the pair joined, from left to right."""
     joined: list[str] = []
     index = 0
     while index < len(symbols):
@@ -161,7 +163,7 @@ def _join(symbols: list[str], pair: Pair) -> list[str]:
 
 
 def _count_words(captions: Iterable[str]) -> Counter[str]:
-    """How often each word stands in the captions, a word being written in the byte symbols."""
+    """How often each word occurs in the captions; words are written in byte symbols."""
     backend = CLIPTokenizer(vocab=vocabulary([]), merges=[]).backend_tokenizer
     counts: Counter[str] = Counter()
     for caption in captions:
@@ -171,6 +173,6 @@ def _count_words(captions: Iterable[str]) -> Counter[str]:
 
 
 def _byte_symbols() -> list[str]:
-    """One printable character a byte, in CLIP's order: printable bytes themselves, then U+0100 onwards."""
+    """One printable character per byte, in CLIP's order: printable bytes themselves, then U+0100 onwards."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return [chr(code) for code in [*printable, *range(0x100, 0x200 - len(printable))]]

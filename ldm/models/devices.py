@@ -1,4 +1,4 @@
-"""Where a model computes, and in what."""
+"""Devices, number formats and memory."""
 
 import ctypes
 
@@ -7,16 +7,16 @@ import torch
 from ldm.errors import UserError, unknown_name
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""What glibc's `mallopt` calls them."""
+"""Parameters of glibc's `mallopt`."""
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def pick_device(device: str | None = None) -> torch.device:
-    """The device named, or a GPU where there is one.
+    """The device with this name; by default a GPU if there is one.
 
     Raises:
-        UserError: torch does not know the device, or it is not there.
+        UserError: torch does not know the device, or it does not exist here.
     """
     if device is None:
         device = (
@@ -30,10 +30,10 @@ def pick_device(device: str | None = None) -> torch.device:
 
 
 def pick_dtype(dtype: str | None = None) -> torch.dtype:
-    """The number format named, a key of `DTYPES`; float32 by default.
+    """The dtype with this name, a key of `DTYPES`; float32 by default.
 
     Raises:
-        UserError: there is no such format.
+        UserError: the name is unknown.
     """
     if dtype is not None and dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
@@ -41,21 +41,21 @@ def pick_dtype(dtype: str | None = None) -> torch.dtype:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch says that a device, or the machine, has no room for what it was to allocate."""
+    """Whether an allocation failed because a device, or the machine, is out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def free_cached_memory() -> None:
-    """Give back what torch keeps of a GPU's memory without using it."""
+    """Release the GPU memory that torch caches but does not use."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library of this process keep the memory of freed tensors for the next ones; whether it does.
+    """Make the C library keep the memory of freed tensors for later ones; returns whether that worked.
 
-    By default glibc gives large pieces back to the system at once and fetches them anew, page by page: a seventh of a
-    training step on a CPU. For programs, which have a process to themselves; the peak of their memory stays.
+    By default glibc returns large blocks to the system at once and requests them again, page by page: a seventh of a
+    training step on a CPU. It affects the whole process, so only programs call it; peak memory is unchanged.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""Dropout whose masks depend on the sample alone, so that a run can be resumed, shared and cut up without a trace."""
+"""Dropout whose masks depend only on the sample: resuming, several processes and micro-batches change nothing."""
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +9,10 @@ BITS = 53
 
 
 class KeyedDropout(nn.Module):
-    """Dropout of [R, ...] with R a multiple of the B samples: a row's mask follows from its sample's key and the layer.
+    """Dropout of [R, ...], R a multiple of the B samples: a row's mask is a function of its sample's key and the layer.
 
-    `torch.nn.Dropout` draws from one stream for all, so its masks depend on rank, micro-batch and history. In
-    evaluation it does nothing.
+    `torch.nn.Dropout` draws from one shared stream, so its masks depend on rank, micro-batch and history. In evaluation
+    mode, this module does nothing.
 
     Attributes:
         keys: [B] integers, set by `set_dropout_keys` before each forward in training.
@@ -34,7 +34,7 @@ class KeyedDropout(nn.Module):
 
 
 def set_dropout_keys(module: nn.Module, noise: Tensor) -> None:
-    """Tell every KeyedDropout below `module` which samples come next.
+    """Give every KeyedDropout in `module` the keys of the next samples.
 
     Args:
         noise: [B, C, h, w] in float32, drawn from (seed, epoch, sample id): its first 64 bits are the samples' keys.
@@ -46,7 +46,7 @@ def set_dropout_keys(module: nn.Module, noise: Tensor) -> None:
 
 
 def _row_keys(keys: Tensor, num_rows: int) -> Tensor:
-    """[B] -> [R], where a sample has R / B rows after one another, each with a key of its own."""
+    """[B] -> [R], where a sample has R / B consecutive rows, each with a different key."""
     assert num_rows % len(keys) == 0, f"{num_rows} rows of {len(keys)} samples"
     rows_a_sample = num_rows // len(keys)
     number = torch.arange(num_rows, device=keys.device) % rows_a_sample
@@ -66,5 +66,5 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
-    """An unsigned shift to the right of 64-bit integers, which torch only has signed."""
+    """Logical right shift of 64-bit integers; torch has only the arithmetic one."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,4 +1,4 @@
-"""Networks with fresh weights, built from settings; the classes are diffusers' own, so every reader knows them."""
+"""Networks with random weights, built from settings; the classes are diffusers', so every program reads them."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
@@ -16,7 +16,7 @@ class AutoencoderShape(Settings):
     """The shape of an AutoencoderKL."""
 
     block_out_channels: tuple[Channels, ...] = Field(
-        (24, 48, 96), min_length=1, description="a level each, halving H, W"
+        (24, 48, 96), min_length=1, description="one per level; each level halves H and W"
     )
     layers_per_block: int = Field(1, ge=1)
     latent_channels: int = Field(4, ge=1)
@@ -30,7 +30,7 @@ class AutoencoderShape(Settings):
 
     @property
     def downscale(self) -> int:
-        """Pixels a latent is wide."""
+        """Pixels per latent along an axis."""
         return int(2 ** (len(self.block_out_channels) - 1))
 
 
@@ -38,8 +38,8 @@ def _check_groups(channels: Sequence[int], num_groups: int) -> None:
     undivided = [each for each in channels if each % num_groups]
     if undivided:
         raise ValueError(
-            f"norm_num_groups = {num_groups} does not divide {undivided[0]} of block_out_channels: choose channels "
-            "that are multiples of it"
+            f"norm_num_groups = {num_groups} does not divide {undivided[0]} of block_out_channels: choose multiples "
+            "of it"
         )
 
 
@@ -47,11 +47,11 @@ class DenoiserShape(Settings):
     """The shape of a UNet2DConditionModel."""
 
     block_out_channels: tuple[Channels, ...] = Field(
-        (64, 128, 256), min_length=1, description="a level each, halving h, w"
+        (64, 128, 256), min_length=1, description="one per level; each level halves h and w"
     )
     attention: tuple[bool, ...] = Field((False, True, True), description="which levels attend to the prompt")
     layers_per_block: int = Field(1, ge=1)
-    attention_head_dim: int = Field(64, ge=1, description="channels of an attention head")
+    attention_head_dim: int = Field(64, ge=1, description="channels per attention head")
     norm_num_groups: int = Field(16, ge=1, description="must divide every level's channels")
 
     @model_validator(mode="after")
@@ -60,13 +60,13 @@ class DenoiserShape(Settings):
         given, levels = len(self.attention), len(self.block_out_channels)
         if given != levels:
             raise ValueError(
-                f"attention has {given} levels, block_out_channels {levels}: give attention one true or false a level"
+                f"attention has {given} levels, block_out_channels {levels}: give attention one true or false per level"
             )
         return self
 
 
 def make_autoencoder(shape: AutoencoderShape, sample_size_px: int) -> AutoencoderKL:
-    """An AutoencoderKL whose scaling factor is still 1: it is measured after training."""
+    """An AutoencoderKL with scaling factor 1; the real one is measured after training."""
     levels = len(shape.block_out_channels)
     return AutoencoderKL(
         in_channels=3,
@@ -97,7 +97,7 @@ def make_unet(
         block_out_channels=shape.block_out_channels,
         layers_per_block=shape.layers_per_block,
         cross_attention_dim=text_width,
-        # diffusers reads this argument as the number of heads a level (its issue 2011)
+        # diffusers reads this argument as the number of heads per level (its issue 2011)
         attention_head_dim=heads,
         norm_num_groups=shape.norm_num_groups,
     )

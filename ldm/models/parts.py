@@ -1,11 +1,16 @@
-"""The parts of a model, wherever they come from."""
+"""The parts of a model, by name, wherever they come from."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from ldm.errors import UserError
 from ldm.models.clip import ClipTextEncoder
+from ldm.models.families.family import Family, Width
+from ldm.models.families.registry import family_of
 from ldm.models.loading.folder import Defaults
 from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder
@@ -17,6 +22,7 @@ class ModelParts:
 
     Attributes:
         scheduler_config: the noise schedule and prediction type, a diffusers scheduler's configuration.
+        others: components of the family that belong to none of the three modules, by name.
     """
 
     denoiser: UNetDenoiser
@@ -24,10 +30,48 @@ class ModelParts:
     text_encoder: ClipTextEncoder
     scheduler_config: dict[str, Any]
     defaults: Defaults
+    others: dict[str, Any] = field(default_factory=dict)
 
-    def modules(self) -> tuple[nn.Module, nn.Module, nn.Module]:
-        """The three networks."""
-        return self.denoiser, self.autoencoder, self.text_encoder
+    @property
+    def family(self) -> Family:
+        """The family that the configurations of these components belong to."""
+        return family_of(self.configs())
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules that generate, by name."""
+        return {
+            "denoiser": self.denoiser,
+            "autoencoder": self.autoencoder,
+            "text_encoder": self.text_encoder,
+            **{name: other for name, other in self.others.items() if isinstance(other, nn.Module)},
+        }
+
+    def components(self) -> dict[str, Any]:
+        """The networks and tokenizers of diffusers and transformers, by their names in the diffusers layout."""
+        return {
+            "unet": self.denoiser.unet,
+            "vae": self.autoencoder.vae,
+            **self.text_encoder.components(),
+            **self.others,
+        }
+
+    def networks(self) -> dict[str, Any]:
+        """The components that have weights."""
+        return {name: one for name, one in self.components().items() if isinstance(one, nn.Module)}
+
+    def lora_networks(self) -> dict[str, Any]:
+        """The networks that a LoRA may change."""
+        networks = self.networks()
+        return {name: networks[name] for name in self.family.lora}
+
+    def configs(self) -> dict[str, dict[str, Any]]:
+        """The configuration of each network, by component."""
+        return {name: _config(network) for name, network in self.networks().items()}
+
+
+def _config(network: Any) -> dict[str, Any]:
+    config = network.config
+    return dict(config.to_dict() if hasattr(config, "to_dict") else config)
 
 
 def default_size(denoiser: UNetDenoiser, autoencoder: KLAutoencoder) -> tuple[int, int]:
@@ -35,3 +79,45 @@ def default_size(denoiser: UNetDenoiser, autoencoder: KLAutoencoder) -> tuple[in
     size = denoiser.unet.config.sample_size or 64
     height, width = (size, size) if isinstance(size, int) else size
     return height * autoencoder.pixels_per_latent, width * autoencoder.pixels_per_latent
+
+
+def assemble(
+    place: Path, family: Family, components: Mapping[str, Any], scheduler_config: dict[str, Any]
+) -> ModelParts:
+    """A model of these components, in evaluation mode, without gradients, with the size of its UNet as default.
+
+    Args:
+        place: where they come from, for messages.
+        components: all of the family's but the scheduler, by name.
+
+    Raises:
+        UserError: the components do not fit each other.
+    """
+    denoiser, autoencoder = UNetDenoiser(components["unet"]), KLAutoencoder(components["vae"])
+    text_encoder = family.text_encoder(components)
+    parts = ModelParts(
+        denoiser,
+        autoencoder,
+        text_encoder,
+        scheduler_config,
+        Defaults(*default_size(denoiser, autoencoder)),
+    )
+    parts.others = {name: one for name, one in components.items() if name not in parts.components()}
+    check_widths(place, family.widths(parts.configs()))
+    for module in parts.modules().values():
+        module.eval().requires_grad_(False)
+    return parts
+
+
+def check_widths(place: Path, widths: Iterable[Width]) -> None:
+    """Refuse components that do not fit each other, before the first image is half done.
+
+    Raises:
+        UserError: naming the number that differs.
+    """
+    for width in widths:
+        if width.wanted != width.given:
+            raise UserError(
+                f"{place}: the unet has {width.what} {width.wanted}, the {width.component} {width.given}",
+                "these parts are not of one text-to-image model",
+            )

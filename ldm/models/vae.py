@@ -6,16 +6,16 @@ import torch
 from torch import Tensor, nn
 
 TILE_LATENTS = 64
-"""The side of a tile in decoding: 512 pixels where one latent stands for 8 x 8, the size that most were trained at."""
+"""The side of a tile in decoding: 512 pixels with 8 x 8 pixels per latent, the size of most models' training."""
 
 
 class KLAutoencoder(nn.Module):
     """`encode(pixel_values [B,3,H,W]) -> moments [B,2C,h,w]`, `decode(latents [B,C,h,w]) -> pixel_values`.
 
-    Pixels lie in [-1, 1]. Latents are what the denoiser sees: `(z - shift_factor) * scaling_factor`.
+    Pixels are in [-1, 1]. Latents are scaled for the denoiser: `(z - shift_factor) * scaling_factor`.
 
     Attributes:
-        vae: the diffusers model, what is trained, saved and loaded.
+        vae: the diffusers model, which is trained, saved and loaded.
     """
 
     def __init__(self, vae: Any) -> None:
@@ -29,17 +29,17 @@ class KLAutoencoder(nn.Module):
 
     @property
     def pixels_per_latent(self) -> int:
-        """H / h: how many pixels one latent stands for along an axis."""
+        """H / h: pixels per latent along an axis."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     @property
     def scaling_factor(self) -> float:
-        """What the latents are multiplied by so that the denoiser sees about unit variance."""
+        """The factor that gives latents about unit variance."""
         return float(self.vae.config.scaling_factor)
 
     @property
     def shift_factor(self) -> float:
-        """What is subtracted before scaling; 0 where the model names none."""
+        """Subtracted before scaling; 0 for a model without one."""
         return float(self.vae.config.get("shift_factor") or 0.0)
 
     def encode(self, pixel_values: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class KLAutoencoder(nn.Module):
         """Scaled latents [B, C, h, w] -> pixel_values [B, 3, H, W] in about [-1, 1], float32.
 
         Args:
-            in_tiles: of `TILE_LATENTS` on a side, which overlap by a quarter and are blended.
+            in_tiles: decode in tiles of `TILE_LATENTS` a side, which overlap by a quarter and are blended.
         """
         unscaled = latents / self.scaling_factor + self.shift_factor
         decode = self.vae.decode
@@ -64,23 +64,23 @@ class KLAutoencoder(nn.Module):
         return pixel_values.float()
 
     def decoding_bytes(self, height: int, width: int) -> int:
-        """Roughly what decoding one picture holds at its peak, from latents of h x w.
+        """Roughly the peak memory for decoding one image from latents of h x w.
 
-        That is in the last level: four maps of the size of the picture, with the channels of the level before it.
+        The peak is in the last level: four maps of the size of the image, with the channels of the level before it.
         """
         channels = self.vae.config.block_out_channels[:2][-1]
         pixels = height * width * self.pixels_per_latent**2
         return int(4 * channels * pixels * self.vae.dtype.itemsize)
 
     def has_tiles(self, height: int, width: int) -> bool:
-        """Whether latents of h x w are larger than one tile."""
+        """Whether latents of h x w are larger than a tile."""
         return max(height, width) > TILE_LATENTS
 
     def sample_posterior(self, moments: Tensor, noise: Tensor) -> Tensor:
         """One draw from the posterior, scaled: mean + exp(log_variance / 2) noise.
 
         Args:
-            moments: of `encode`, [B, 2C, h, w].
+            moments: from `encode`, [B, 2C, h, w].
             noise: standard normal [B, C, h, w].
         """
         mean, log_variance = moments.chunk(2, dim=1)
@@ -88,5 +88,5 @@ class KLAutoencoder(nn.Module):
         return self.scale(mean + deviation * noise)
 
     def scale(self, unscaled: Tensor) -> Tensor:
-        """What the encoder says -> what the denoiser sees; `decode` undoes it."""
+        """The encoder's latents -> the denoiser's; `decode` undoes it."""
         return (unscaled - self.shift_factor) * self.scaling_factor

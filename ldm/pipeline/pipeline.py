@@ -19,14 +19,13 @@ from ldm.diffusion.guidance import Interval
 from ldm.diffusion.sampling import SamplingPlan, denoise, plan_sampling
 from ldm.diffusion.schedulers import make_scheduler
 from ldm.errors import LdmWarning
-from ldm.models.adapters.fuse import UsedLora, apply_loras
+from ldm.models.adapters.fuse import UsedLora
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.devices import DTYPES, pick_device, pick_dtype
 from ldm.models.engines.compiled import is_compiled
 from ldm.models.engines.openvino_denoiser import OpenVINODenoiser
 from ldm.models.loading.folder import Defaults, weights_hash
-from ldm.models.loading.model import ModelParts, load_parts, save_parts
-from ldm.models.loading.source import find_model
+from ldm.models.loading.model import ModelParts, load_model, save_parts
 from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder
 from ldm.noise import image_generators, normal_per_image
@@ -70,10 +69,10 @@ def load_pipeline(
         UserError: no such model or LoRA, or it is incomplete, damaged, or not allowed.
     """
     torch_dtype, torch_device = pick_dtype(dtype), pick_device(device)
-    folder, model_id = find_model(model)
-    parts = load_parts(folder, dtype=torch.float32 if loras else torch_dtype)
-    used = apply_loras(parts, loras, dtype=torch_dtype)
-    return Pipeline(parts, model_id=model_id, folder=folder, loras=used).to(torch_device)
+    loaded = load_model(model, loras=loras, dtype=torch_dtype)
+    return Pipeline(loaded.parts, model_id=loaded.model_id, folder=loaded.place, loras=loaded.loras).to(
+        torch_device
+    )
 
 
 class Pipeline:
@@ -131,7 +130,7 @@ class Pipeline:
 
     def to(self, device: torch.device | str) -> "Pipeline":
         """Move to a device; returns itself."""
-        for module in self.parts.modules():
+        for module in self.parts.modules().values():
             module.to(device)
         self.device = torch.device(device)
         return self
@@ -276,7 +275,7 @@ class Pipeline:
     def _at_work(self, module: nn.Module) -> Iterator[None]:
         """With low memory, a part is on the device only while it works."""
         if self.low_memory:
-            for other in self.parts.modules():
+            for other in self.parts.modules().values():
                 other.to(self.device if other is module else "cpu")
         yield
 

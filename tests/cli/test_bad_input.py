@@ -148,7 +148,7 @@ def test_a_configuration_where_no_file_can_be(tmp_path: Path) -> None:
 def test_a_run_that_is_not_at_its_end(command: list[str]) -> None:
     Path("run/checkpoints/step-000003").mkdir(parents=True)
     for name in ("run", "run/checkpoints/step-000003"):
-        assert_words(refused(*command, name), f"{name} is a run that is not at its end", f"ldm export {name}")
+        assert_words(refused(*command, name), f"{name} is a run that has not finished", f"ldm export {name}")
 
 
 def test_a_lora_as_a_model() -> None:

@@ -72,7 +72,7 @@ def test_a_file_becomes_a_folder(name: str, options: list[str], parts: ModelPart
     result = import_model(files / name, "dest", *options)
     assert (result.exit_code, result.stderr, result.stdout) == (0, "", "dest\n")
     folder = load_parts(Path("dest"))
-    for ours, theirs in zip(parts.modules(), folder.modules(), strict=True):
+    for ours, theirs in zip(parts.modules().values(), folder.modules().values(), strict=True):
         expected, found = ours.state_dict(), theirs.state_dict()
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[key], found[key]) for key in expected)
@@ -104,9 +104,9 @@ def test_a_hostile_pickle_runs_nothing(tmp_path: Path) -> None:
     torch.save({"state_dict": {"a": torch.zeros(1), "b": Hostile(tmp_path)}}, path)
     assert "evil.ckpt is a pickle, which can hold programs: --allow-pickle" in refused(path, "dest")
     line = refused(path, "dest", "--allow-pickle")
-    wanted = "evil.ckpt is not read (it asks for posix.system, and only tensors are taken): ask for its safetensors"
+    wanted = "evil.ckpt cannot be read (it asks for posix.system, and only tensors are read): ask for its safetensors"
     assert line.endswith(wanted)
-    for protocol, message in ((2, "it asks for posix.system"), (4, "it holds more than tensors")):
+    for protocol, message in ((2, "it asks for posix.system"), (4, "it contains more than tensors")):
         path.write_bytes(pickle.dumps(Hostile(tmp_path), protocol))  # as before there were archives
         with pytest.raises(ValueError, match=message):
             convert(path, tmp_path / "evil.safetensors")
@@ -120,7 +120,7 @@ def test_only_plain_tensors_by_name_come_through(tmp_path: Path) -> None:
     convert(Path("x.ckpt"), Path("x.safetensors"))
     assert list(load_file("x.safetensors")) == ["a"]
     torch.save([torch.ones(2)], "x.ckpt")
-    with pytest.raises(ValueError, match="it holds no tensors by name"):
+    with pytest.raises(ValueError, match="it has no named tensors"):
         convert(Path("x.ckpt"), Path("y.safetensors"))
 
 

@@ -12,7 +12,6 @@ import ldm.export.verify.compare
 from ldm.cli.app import app
 from ldm.errors import UserError
 from ldm.export.artefact import ExportReport, export
-from ldm.export.formats.diffusers_folder import networks
 from ldm.export.options import ExportOptions
 from ldm.export.source import load_source
 from ldm.export.verify import readers
@@ -97,7 +96,7 @@ def test_stored_in_any_format_it_draws_what_the_rounded_weights_draw(
     assert list((tmp_path / "out/unet").glob(f"diffusion_pytorch_model{middle}*-00001-of-*.safetensors"))
     original, stored = load_parts(models[name]), load_parts(tmp_path / "out")
     kind = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[dtype]
-    for one, other in zip(networks(original), networks(stored), strict=True):
+    for one, other in zip(original.networks().values(), stored.networks().values(), strict=True):
         for ours, theirs in zip(one.parameters(), other.parameters(), strict=True):
             assert torch.equal(ours.to(kind).float(), theirs)
     assert stored.scheduler_config == original.scheduler_config

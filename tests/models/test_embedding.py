@@ -103,7 +103,7 @@ def test_a_model_with_a_new_word_is_saved_whole_if_its_tokenizer_can_hold_it(tmp
     save_parts(parts, tmp_path / "model")
     assert torch.equal(embed(load_parts(tmp_path / "model").text_encoder), embed(parts.text_encoder))
     apply_embedding(three.text_encoder, "<cat>", vector.repeat(2, 1))
-    with pytest.raises(UserError, match="<cat> has several vectors, which no tokenizer's files can hold"):
+    with pytest.raises(UserError, match="<cat> has several vectors, which a tokenizer's files cannot hold"):
         save_parts(three, tmp_path / "other")
     trained = make_sd1(tmp_path)
     add_embedding(trained.text_encoder, ONE)

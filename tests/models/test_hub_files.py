@@ -97,7 +97,7 @@ def test_a_revision_is_named_after_an_at(hub: HubServer, saved: Path, tmp_path: 
     assert load_parts(find_model("ann/model")[0]).defaults.height == 16
     commit = hub.store.repositories["ann/model"].refs["v1.0"]
     assert find_model(f"ann/model@{commit}")[0] == folder
-    with pytest.raises(UserError, match="the Hub gives no model of that id at 'v2'") as caught:
+    with pytest.raises(UserError, match="the Hub has no model with that id at 'v2'") as caught:
         find_model("ann/model@v2")
     assert "\n" not in str(caught.value)
 

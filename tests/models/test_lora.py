@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     networks = networks_of(make_sd1(tmp_path))
     with pytest.raises(UserError, match=r"unknown layer in lora.target_modules 'to_qq'.*did you mean 'to_q'"):
         add_lora(networks, LoraSettings(target_modules=("to_k", "to_qq")), seed=0)
-    with pytest.raises(UserError, match="names no layer of the text_encoder"):
+    with pytest.raises(UserError, match="matches no layer of the text_encoder"):
         add_lora(networks, LoraSettings(target_modules=("to_q",), text_encoder=True), seed=0)
     with pytest.raises(UserError, match="target_modules = 'atention': choose attention, "):
         validate(LoraSettings, {"target_modules": "atention"})

@@ -16,6 +16,7 @@ from ldm.models.adapters.lora import LoraSettings, LoraWeights, apply_lora
 from ldm.models.adapters.lora_files import lora_files, read_lora, read_lora_file
 from ldm.models.adapters.lora_layers import to_layers
 from ldm.models.adapters.lora_names import kohya_name
+from ldm.models.families.stable_diffusion import SD1
 from ldm.models.loading.model import ModelParts
 from tests.support.tiny_loras import (
     EVERYWHERE,
@@ -99,7 +100,7 @@ def test_a_dora_in_kohyas_file_means_what_lycoris_says(tmp_path: Path) -> None:
     apply_lora(networks_of(fused), weights)
     for part, layers in to_layers(weights).items():
         for name in layers:
-            stem = kohya_name(part, name)
+            stem = kohya_name(name, SD1.lora[part])
             weight = networks_of(base)[part].get_submodule(name).weight
             down, up, length = (
                 stored[f"{stem}.{k}"] for k in ("lora_down.weight", "lora_up.weight", "dora_scale")
@@ -200,11 +201,11 @@ SCALE = DOWN.replace("lora_down.weight", "dora_scale")
         (lambda t: t.pop(UP), "unet.mid_block.attentions.0.proj_in has no up weights: the file is incomplete"),
         (lambda t: t.update({UP: torch.zeros(32, 9, 1, 1)}), r"has \[32, 9, 1, 1\], the model \[32, 3, 1, 1\]"),
         (lambda t: t.update({DOWN: torch.zeros(())}), "has no down weights"),
-        (lambda t: t.update({DOWN.replace("mid", "my"): t.pop(DOWN)}), "is of no layer of this model: is it of an"),
-        (lambda t: t.update({"unet.conv_in.weight": torch.zeros(1)}), "unet.conv_in.weight is of no LoRA"),
-        (lambda t: t.update({"unet.mid_block.attentions.0.proj_in.lora_A.weight": t[DOWN]}), "under another name too"),
-        (lambda t: t.update({SCALE: torch.ones(32, 1, 1, 1)}), "lengths .DoRA. for some layers of the unet only"),
-        (lambda t: t.update({SCALE: torch.ones(1, 32, 1, 1)}), r"lengths \[1, 32, 1, 1\]: only those of the 32 out"),
+        (lambda t: t.update({DOWN.replace("mid", "my"): t.pop(DOWN)}), "does not match a layer of this model: is it"),
+        (lambda t: t.update({"unet.conv_in.weight": torch.zeros(1)}), "unet.conv_in.weight does not belong to a LoRA"),
+        (lambda t: t.update({"unet.mid_block.attentions.0.proj_in.lora_A.weight": t[DOWN]}), "is also stored under"),
+        (lambda t: t.update({SCALE: torch.ones(32, 1, 1, 1)}), "magnitudes .DoRA. for some layers of the unet only"),
+        (lambda t: t.update({SCALE: torch.ones(1, 32, 1, 1)}), r"magnitudes \[1, 32, 1, 1\]: only those of the 32 out"),
         (lambda t: t.update({"lora_te2_text_projection.alpha": t[DOWN]}), "is a LoRA of Stable Diffusion XL"),
         (lambda t: t.update({DOWN.replace("lora_down.weight", "hada_w1_a"): t[DOWN]}), "is a LoHa: LoRA and DoRA of"),
         (lambda t: t.clear(), "has no tensors"),

@@ -162,7 +162,9 @@ def test_file_and_weight(tmp_path: Path) -> None:
     assert split_weight(str(tmp_path / "take:2")) == (tmp_path / "take:2", None)
     assert split_weight(f"{tmp_path / 'take:2'}:3") == (tmp_path / "take:2", 3)
     for text in ("x.safetensors:much", "x.safetensors:nan"):
-        with pytest.raises(UserError, match=r"the weight '\w+' in 'x.safetensors:\w+' is no finite number"):
+        with pytest.raises(
+            UserError, match=r"the weight '\w+' in 'x.safetensors:\w+' is not a finite number"
+        ):
             split_weight(text)
 
 
@@ -226,7 +228,7 @@ def test_what_is_no_lora_is_one_line(base: Path, tmp_path: Path) -> None:
         ([(tmp_path / "gone.safetensors", 1.0)], "no LoRA '.*gone.safetensors': name a"),
         ([(sd2, 1.0)], "is it of another model"),
         ([(sd2, float("inf"))], "the weight of .* is inf: it must be a finite number"),
-        ([(base / "unet", 1.0)], "is of no LoRA"),
+        ([(base / "unet", 1.0)], "does not belong to a LoRA"),
     ):
         with pytest.raises(UserError, match=message):
             load_pipeline(base, loras=loras)

@@ -109,9 +109,9 @@ def test_half_precision_is_cast_up_and_fp16_files_are_found(pipeline: Pipeline, 
     for path in [*folder.rglob("diffusion_pytorch_model.safetensors"), *folder.rglob("model.safetensors")]:
         path.rename(path.with_suffix("").with_suffix(".fp16.safetensors"))
     parts = load_parts(folder)
-    assert {p.dtype for module in parts.modules() for p in module.parameters()} == {torch.float32}
-    assert not any(p.requires_grad for module in parts.modules() for p in module.parameters())
-    assert not any(module.training for module in parts.modules())
+    assert {p.dtype for module in parts.modules().values() for p in module.parameters()} == {torch.float32}
+    assert not any(p.requires_grad for module in parts.modules().values() for p in module.parameters())
+    assert not any(module.training for module in parts.modules().values())
 
 
 def test_defaults_come_from_ldm_json(saved: Path, model: Path) -> None:
@@ -153,12 +153,12 @@ def drop_part(model: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no index": (lambda m: (m / "model_index.json").unlink(), "is no model folder"),
+    "no index": (lambda m: (m / "model_index.json").unlink(), "is not a model folder"),
     "index no JSON": (
         lambda m: (m / "model_index.json").write_text("{"),
         "model_index.json is no readable JSON",
     ),
-    "index no object": (lambda m: (m / "model_index.json").write_text("[]"), "holds no JSON object"),
+    "index no object": (lambda m: (m / "model_index.json").write_text("[]"), "does not hold a JSON object"),
     "part not listed": (drop_part, "model_index.json has no vae"),
     "part is null": (lambda m: edit(m / "model_index.json", vae=[None, None]), "has no vae"),
     "part not there": (lambda m: shutil.rmtree(m / "vae"), "vae does not exist"),
@@ -187,7 +187,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda m: edit(
             m / "model_index.json", text_encoder_2=["transformers", "CLIPTextModelWithProjection"]
         ),
-        "text_encoder_2 is a part that is not supported",
+        "text_encoder_2 is a component that is not supported",
     ),
     "foreign scheduler": (
         lambda m: edit(m / "model_index.json", scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"]),
@@ -267,7 +267,7 @@ def test_embedded_name_wins_and_says_when_it_is_not_there(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no-such-user/no-such-model", "the Hub gives no model of that id .*check the name and the network"),
+        ("no-such-user/no-such-model", "the Hub has no model with that id .*check the name and the network"),
         ("no_such_folder", "no model 'no_such_folder'"),
         ("/no/such/folder", "no model '/no/such/folder'"),
     ],

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm.errors import UserError
+from ldm.models.families.stable_diffusion import CLIP_COMPONENT, VAE_COMPONENT
 from ldm.models.loading.components import weights_faults
 from ldm.models.loading.folder import check_folder, check_keys, weights_variant
 from ldm.models.loading.model import load_parts, save_parts
@@ -118,10 +119,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "division by zero": (config("unet", norm_num_groups=0), "unet cannot be loaded"),
     "no list": (config("unet", block_out_channels={"a": 1}), "unet cannot be loaded"),
     "long schedule": (config("scheduler", num_train_timesteps=10**12), "num_train_timesteps is 1,000,000"),
-    "large pictures": (large_pictures, "asks for pictures of"),
+    "large pictures": (large_pictures, "asks for images of"),
     "large default": (
         lambda m: edit_json(m / "ldm.json", defaults={"height": 10**6}),
-        "asks for pictures of 1000000 x 16",
+        "asks for images of 1000000 x 16",
     ),
     "deep JSON": (
         lambda m: (m / "unet" / "config.json").write_text('{"a": ' + "[" * 100_000),
@@ -139,7 +140,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "header lies": (lie_in_a_shard("shape beyond the bytes"), "no whole safetensors file"),
     "header is huge": (lie_in_a_shard("too many brackets"), "no whole safetensors file"),
-    "adapter": (adapter_beside, "adapter_config.json makes another model"),
+    "adapter": (adapter_beside, "adapter_config.json changes the model"),
     "class from a module": (config("unet", _class_name=["evil", "UNet"]), "is of the class \"['evil'"),
     "another class": (config("vae", _class_name="VQModel"), "is of the class 'VQModel'"),
     "experts": (config("text_encoder", _experts_implementation="user/kernel"), "'_experts_implementation'"),
@@ -201,9 +202,13 @@ def test_older_names_of_weights_are_read(model: Path, saved: Path) -> None:
     text = gather(model / "text_encoder") | {"text_model.embeddings.position_ids": torch.arange(16)[None]}
     save_file(text, model / "text_encoder" / "model.safetensors")
     assert (
-        weights_faults("vae", model / "vae") == weights_faults("text_encoder", model / "text_encoder") == []
+        weights_faults(VAE_COMPONENT, model / "vae")
+        == weights_faults(CLIP_COMPONENT, model / "text_encoder")
+        == []
     )
-    for ours, theirs in zip(load_parts(model).modules(), load_parts(saved).modules(), strict=True):
+    for ours, theirs in zip(
+        load_parts(model).modules().values(), load_parts(saved).modules().values(), strict=True
+    ):
         found = ours.state_dict()
         assert all(torch.equal(found[name], tensor) for name, tensor in theirs.state_dict().items())
 

@@ -95,7 +95,9 @@ def test_a_model_comes_back_whole(kind: str, request: pytest.FixtureRequest) -> 
     )
     pad = back.text_encoder.tokenizer.pad_token_id
     assert pad == parts.text_encoder.tokenizer.pad_token_id == {"sd1": 49407, "sd2": 0}[kind]
-    assert not any(p.requires_grad or p.is_meta for module in back.modules() for p in module.parameters())
+    assert not any(
+        p.requires_grad or p.is_meta for module in back.modules().values() for p in module.parameters()
+    )
 
 
 def test_the_names_are_those_of_the_original_programs(sd1: tuple[Any, Path], sd2: tuple[Any, Path]) -> None:

@@ -14,7 +14,14 @@ from ldm.errors import UserError
 from ldm.export.formats.single_file import check_structure, write_single_file
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.clip_tokenizer import clip_tokenizer
-from ldm.models.families.original_names import UNET_NAMES, VAE_NAMES, from_original, to_original
+from ldm.models.families.original_names import (
+    UNET_NAMES,
+    VAE_NAMES,
+    from_original,
+    to_original,
+    unet_to_original,
+)
+from ldm.models.families.stable_diffusion import SD1, SD2
 from ldm.models.loading.model import load_parts
 from ldm.models.parts import ModelParts
 from ldm.models.unet import UNetDenoiser
@@ -107,17 +114,17 @@ def test_the_tables_name_everything_once(sd1: ModelParts) -> None:
     for table in (UNET_NAMES, VAE_NAMES):
         assert len(set(table.values())) == len(table)
     sd2 = make_narrow_sd2()
-    for parts, open_clip in ((sd1, False), (sd2, True)):
-        networks = (parts.denoiser.unet, parts.autoencoder.vae, parts.text_encoder.model)
-        weights = [network.state_dict() for network in networks]
-        back = from_original(to_original(*weights, open_clip=open_clip))
-        for given, found in zip(weights, back, strict=True):
-            assert found.keys() == given.keys()
-            assert all(torch.equal(found[name], given[name]) for name in given)
+    for parts, family in ((sd1, SD1), (sd2, SD2)):
+        assert parts.family is family and family.single_file is not None
+        layout = family.single_file.networks
+        weights = {name: network.state_dict() for name, network in parts.networks().items()}
+        back = from_original(to_original(weights, layout), layout)
+        assert list(back) == list(weights) == ["unet", "vae", "text_encoder"]
+        for part, given in weights.items():
+            assert back[part].keys() == given.keys()
+            assert all(torch.equal(back[part][name], given[name]) for name in given)
     with pytest.raises(KeyError, match="lora"):
-        to_original(
-            {"conv_in.lora_A.weight": torch.zeros(1), "lora.x": torch.zeros(1)}, {}, {}, open_clip=False
-        )
+        unet_to_original({"conv_in.lora_A.weight": torch.zeros(1), "lora.x": torch.zeros(1)})
 
 
 def without(name: str) -> tuple[str, None]:
@@ -156,7 +163,7 @@ def having(name: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
         (having("control_model.x", (1,)), r"the weight control_model\.x belongs to no part of the model"),
         (having("conditioner.embedders.0.x", (1,)), "is a model of Stable Diffusion XL"),
         (having(f"{UNET}input_blocks.0.0.weight", (32, 9, 3, 3)), "takes 9 channels, where latents have 4"),
-        (having("scale_factor", (2,)), "scale_factor is no positive number"),
+        (having("scale_factor", (2,)), "scale_factor is not a positive number"),
         (having(f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", ()), "impossible shapes"),
         (having(f"{UNET}down_blocks.0.resnets.0.conv1.bias", (3,)), "is missing, or not of this structure"),
         (having(f"{UNET}input_blocks.1.0.in_layers.2.bias", (33,)), "the unet cannot be built"),
@@ -177,7 +184,7 @@ def test_a_file_that_is_no_such_model_is_refused_by_name(
 def test_a_file_that_is_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     save_file({"lora_unet_x.lora_down.weight": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match="is no single-file model of Stable Diffusion 1 or 2"):
+    with pytest.raises(UserError, match="is not a single-file model of Stable Diffusion 1 or 2"):
         load_parts(path)
     path.write_bytes(b"\xff" * 100)
     with pytest.raises(UserError, match="is no whole safetensors file"):

@@ -18,7 +18,7 @@ MADE_BY: list[Callable[[Path], ModelParts]] = [make_sd1, make_sd2]
 
 
 def networks_of(parts: ModelParts) -> dict[str, Any]:
-    return {"unet": parts.denoiser.unet, "text_encoder": parts.text_encoder.model}
+    return parts.lora_networks()
 
 
 def predict(parts: ModelParts) -> Tensor:

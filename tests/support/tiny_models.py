@@ -112,6 +112,6 @@ def _make(
         scheduler_config,
         Defaults(height=16, width=16, num_inference_steps=4),
     )
-    for module in parts.modules():
+    for module in parts.modules().values():
         module.eval().requires_grad_(False)
     return parts

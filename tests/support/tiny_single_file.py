@@ -81,7 +81,7 @@ def _make(
 
 def _with_random_norms(parts: ModelParts) -> ModelParts:
     """Norms and biases random too, so that no two weights can be confused unseen."""
-    for module in parts.modules():
+    for module in parts.modules().values():
         for parameter in module.parameters():
             if parameter.ndim == 1:
                 parameter.data += 0.05 * torch.randn(parameter.shape)

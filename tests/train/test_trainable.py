@@ -58,7 +58,7 @@ def moved(parts: ModelParts, settings: TrainableSettings) -> dict[str, float]:
 @pytest.mark.parametrize("trainable", KINDS)
 def test_what_is_named_is_trained_and_nothing_else(trainable: str, tmp_path: Path) -> None:
     parts, settings = make_sd1(tmp_path), settings_of(trainable)
-    for module in parts.modules():
+    for module in parts.modules().values():
         module.requires_grad_(True)  # as networks begin
     names = set(moved(parts, settings))
     trained = {f"{part}.{name}" for part, module in (("unet", parts.denoiser), ("text_encoder", parts.text_encoder))
@@ -170,7 +170,7 @@ def test_xformers_is_used_only_where_it_runs(tmp_path: Path) -> None:
     fault = xformers_fault(cpu)
     assert fault  # not installed, or no kernel for the CPU
     with pytest.raises(
-        UserError, match=r"attention = 'xformers' does not run here \(.+\): set attention=sdpa"
+        UserError, match=r"attention = 'xformers' does not work here \(.+\): set attention=sdpa"
     ):
         choose_attention(unet, "xformers", cpu)
     before = {type(processor) for processor in unet.attn_processors.values()}

@@ -123,7 +123,7 @@ def make_plan(
         samples_of: makes the dataset of `data.train` from what a batch holds of the images and how it is read.
     """
     everything = [*data.train, *data.held_out]
-    parameters = {p for module in task.parts.modules() for p in module.parameters()}
+    parameters = {p for module in task.parts.modules().values() for p in module.parameters()}
     bucket_of = [one.size for one in data.train]
     images, reader = plan_images(run, settings, task, everything)
     captions, task.prompts = plan_captions(run, settings, task, everything)

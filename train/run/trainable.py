@@ -1,5 +1,6 @@
 """What of a model is trained, with which learning rates, and how the result is saved."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,8 @@ from ldm.models.adapters.lora import (
 from ldm.models.adapters.lora_files import read_lora_file
 from ldm.models.attention import AttentionBackend, choose_attention
 from ldm.models.engines.compiled import compile_unet
+from ldm.models.families.family import LoraNames
+from ldm.models.families.stable_diffusion import SD1
 from ldm.models.loading.model import ModelParts, save_parts
 
 from ..loop.optim import ParameterGroup
@@ -90,12 +93,12 @@ def choose_trained(
     Raises:
         UserError: the LoRA's layers, the LoRA to go on from or the new token do not suit the model.
     """
-    for module in parts.modules():
+    for module in parts.modules().values():
         module.requires_grad_(False)
     unet, text_model = parts.denoiser.unet, parts.text_encoder.model
     scale = (settings.text_encoder_learning_rate or learning_rate) / learning_rate
     if settings.trainable == "lora":
-        put_in_lora({"unet": unet, "text_encoder": text_model}, settings.lora, seed)
+        put_in_lora(parts.lora_networks(), settings.lora, seed, parts.family.lora)
         groups = [
             _group("unet", lora_parameters(unet)),
             _group("text_encoder", lora_parameters(text_model), scale),
@@ -117,7 +120,12 @@ def choose_trained(
     return groups
 
 
-def put_in_lora(networks: dict[str, nn.Module], settings: LoraSettings, seed: int) -> None:
+def put_in_lora(
+    networks: dict[str, nn.Module],
+    settings: LoraSettings,
+    seed: int,
+    names: Mapping[str, LoraNames] = SD1.lora,
+) -> None:
     """A LoRA to train: a new one, or the one to go on from.
 
     Raises:
@@ -125,7 +133,7 @@ def put_in_lora(networks: dict[str, nn.Module], settings: LoraSettings, seed: in
     """
     if settings.start is None:
         return add_lora(networks, settings, seed)
-    weights = read_lora_file(settings.start, networks)
+    weights = read_lora_file(settings.start, networks, names)
     if settings.text_encoder != ("text_encoder" in weights.configs):
         does, hint = ("does not change", "false") if settings.text_encoder else ("changes", "true")
         raise UserError(f"{settings.start} {does} the text encoder", f"set lora.text_encoder: {hint}")
@@ -205,7 +213,7 @@ def save_trained(
         return
     assert base is not None
     if settings.trainable == "lora":
-        weights: Any = lora_weights({"unet": parts.denoiser.unet, "text_encoder": parts.text_encoder.model})
+        weights: Any = lora_weights(parts.lora_networks())
         own: Settings = _as_trained(settings.lora, weights)
     else:
         assert settings.embedding is not None

@@ -61,15 +61,10 @@ def rounded(parts: ModelParts, dtype: torch.dtype) -> ModelParts:
     if dtype == torch.float32:
         return parts
     copied = copy.deepcopy(parts)
-    for network in networks(copied):
+    for network in copied.networks().values():
         nn.Module.to(network, dtype)  # diffusers' own `to` warns
         nn.Module.to(network, torch.float32)
     return copied
-
-
-def networks(parts: ModelParts) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """The diffusers and transformers networks inside."""
-    return parts.denoiser.unet, parts.autoencoder.vae, parts.text_encoder.model
 
 
 def _base_parts(source: ExportSource) -> ModelParts:
@@ -81,13 +76,15 @@ def _base_parts(source: ExportSource) -> ModelParts:
 def with_lora(parts: ModelParts, weights: LoraWeights) -> ModelParts:
     """A copy of a model with a LoRA fused in."""
     copied = copy.deepcopy(parts)
-    apply_lora({"unet": copied.denoiser.unet, "text_encoder": copied.text_encoder.model}, weights)
+    apply_lora(copied.lora_networks(), weights)
     return copied
 
 
 def write_configs(parts: ModelParts, folder: Path) -> None:
     """Write a stock folder without weights: what a reader of a single file needs beside it."""
-    parts.denoiser.unet.save_config(folder / "unet")
-    parts.autoencoder.vae.save_config(folder / "vae")
-    parts.text_encoder.model.config.save_pretrained(folder / "text_encoder")
+    for name, network in parts.networks().items():
+        if hasattr(network, "save_config"):
+            network.save_config(folder / name)
+        else:  # transformers
+            network.config.save_pretrained(folder / name)
     save_small_files(parts, folder)

@@ -17,16 +17,8 @@ from torch import Tensor
 from ldm.errors import UserError
 from ldm.export.formats.modelspec import ORIGINAL_LAYOUT, modelspec_fields
 from ldm.io.files import disk_errors, write_tensors
-from ldm.models.clip_tokenizer import clip_vocabulary
+from ldm.models.families.family import Component, SingleFile
 from ldm.models.families.original_names import NUM_LEVELS, to_original
-from ldm.models.families.original_shapes import (
-    CLASSES,
-    CONTEXT_LENGTH,
-    text_settings,
-    unet_settings,
-    vae_settings,
-)
-from ldm.models.loading.original_file import LAYERS_OF_VIT_H
 from ldm.models.parts import ModelParts, default_size
 
 NO_PART_OF_THE_STRUCTURE = {
@@ -84,7 +76,7 @@ def modelspec_metadata(
     height, width = default_size(parts.denoiser, parts.autoencoder)
     predicts = str(parts.scheduler_config.get("prediction_type", "epsilon"))
     return modelspec_fields(
-        architecture=_architecture(parts, predicts, height),
+        architecture=_architecture(parts, predicts),
         implementation=ORIGINAL_LAYOUT,
         title=title,
         resolution=(width, height),
@@ -94,17 +86,25 @@ def modelspec_metadata(
     )
 
 
-def _architecture(parts: ModelParts, prediction_type: str, height: int) -> str:
-    """ModelSpec's name of it; Stable Diffusion 2 comes as 512 pixels, and as 768 predicting v."""
-    if not _is_open_clip(parts):
-        return "stable-diffusion-v1"
-    return "stable-diffusion-v2-768-v" if prediction_type == "v_prediction" else "stable-diffusion-v2-512"
+def _architecture(parts: ModelParts, prediction_type: str) -> str:
+    """ModelSpec's name of the model's architecture."""
+    layout = parts.family.single_file
+    if layout is None:
+        return parts.family.name
+    return layout.architecture.get(prediction_type, layout.architecture["epsilon"])
+
+
+def _layout(parts: ModelParts) -> SingleFile:
+    family = parts.family
+    if family.single_file is None:
+        raise UserError(f"models of {family.title} are not stored in a single file", HINT)
+    return family.single_file
 
 
 def has_known_unet(parts: ModelParts) -> bool:
-    """Whether the denoiser is built as that of Stable Diffusion 1 or 2, as other programs assume of a LoRA's model."""
+    """Whether the denoiser is built as other programs assume of the family that a LoRA's model is of."""
     try:
-        _check_unet(parts)
+        _check_network("unet", parts, _layout(parts))
     except UserError:
         return False
     return True
@@ -116,55 +116,35 @@ def check_structure(parts: ModelParts) -> None:
     Raises:
         UserError: naming the first setting that differs, and what readers assume.
     """
-    vae, open_clip = parts.autoencoder.vae, _is_open_clip(parts)
-    _check_unet(parts)
-    _check_levels("autoencoder", vae)
-    _check_settings("vae", vae, vae_settings(vae.config.block_out_channels))
-    _check_text(parts, parts.text_encoder.model, open_clip)
-    _check_tokenizer(parts, open_clip)
+    layout = _layout(parts)
+    for name in layout.networks:
+        _check_network(name, parts, layout)
+    _check_tokenizers(parts, layout)
     _check_schedule(parts.scheduler_config)
 
 
-def _check_unet(parts: ModelParts) -> None:
-    unet, text_width = parts.denoiser.unet, parts.text_encoder.text_width
-    _check_levels("unet", unet)
-    widths, linear = unet.config.block_out_channels, _is_open_clip(parts)
-    _check_settings("unet", unet, unet_settings(widths, text_width=text_width, linear=linear))
-
-
-def _check_levels(part: str, network: Any) -> None:
-    levels = len(network.config.block_out_channels)
-    if levels != NUM_LEVELS:
-        raise UserError(f"the {part} has {levels} levels, and a single file has {NUM_LEVELS}", HINT)
-
-
-def _is_open_clip(parts: ModelParts) -> bool:
-    """Stable Diffusion 2's text encoder is told from 1's by its activation alone."""
-    return str(parts.text_encoder.model.config.hidden_act) == "gelu"
-
-
-def _check_text(parts: ModelParts, text: Any, open_clip: bool) -> None:
-    layers = text.config.num_hidden_layers
-    if open_clip and layers >= LAYERS_OF_VIT_H:
+def _check_network(name: str, parts: ModelParts, layout: SingleFile) -> None:
+    configs, original = parts.configs(), layout.networks[name]
+    given = configs[name]
+    levels, layers = given.get("block_out_channels"), given.get("num_hidden_layers")
+    if levels is not None and len(levels) != NUM_LEVELS:
+        called = "autoencoder" if name == "vae" else name
+        raise UserError(f"the {called} has {len(levels)} levels, and a single file has {NUM_LEVELS}", HINT)
+    if original.max_layers is not None and layers is not None and layers > original.max_layers:
         raise UserError(f"the text encoder has {layers} layers, of which readers leave the last out", HINT)
-    settings = text_settings(
-        parts.text_encoder.text_width,
-        inner_width=text.config.intermediate_size,
-        num_layers=layers,
-        open_clip=open_clip,
-    )
-    _check_settings("text_encoder", text, settings)
+    _check_settings(name, parts.family.components[name], given, original.assumed_settings(configs))
 
 
-def _check_settings(part: str, network: Any, assumed: Mapping[str, Any]) -> None:
+def _check_settings(
+    name: str, component: Component, given: Mapping[str, Any], assumed: Mapping[str, Any]
+) -> None:
     """Hold a network's settings against those of a reader: the assumed ones, and the class's own for the rest."""
-    parameters = inspect.signature(CLASSES[part].__init__).parameters.values()
+    parameters = inspect.signature(component.load_class().__init__).parameters.values()
     silent = {p.name: p.default for p in parameters if p.default is not p.empty}
-    given = dict(network.config.to_dict() if part == "text_encoder" else network.config)
     for key, value in {**silent, **assumed}.items():
         if key not in NO_PART_OF_THE_STRUCTURE and _plain(given.get(key, value)) != _plain(value):
             raise UserError(
-                f"the {part}'s {key} is {_plain(given[key])!r}, and readers of a single file assume {_plain(value)!r}",
+                f"the {name}'s {key} is {_plain(given[key])!r}, and readers of a single file assume {_plain(value)!r}",
                 HINT,
             )
 
@@ -176,23 +156,24 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _check_tokenizer(parts: ModelParts, open_clip: bool) -> None:
-    tokenizer = parts.text_encoder.tokenizer
-    if tokenizer.get_vocab() != clip_vocabulary():
-        raise UserError(
-            f"the tokenizer has {len(tokenizer)} tokens of its own, and readers of a single file have CLIP's",
-            HINT,
-        )
-    if parts.text_encoder.context_length != CONTEXT_LENGTH:
-        raise UserError(
-            f"a prompt has {parts.text_encoder.context_length} tokens, and readers assume {CONTEXT_LENGTH}",
-            HINT,
-        )
-    padding = 0 if open_clip else tokenizer.eos_token_id
-    if tokenizer.pad_token_id != padding:
-        raise UserError(
-            f"prompts are padded with token {tokenizer.pad_token_id}, and readers assume {padding}", HINT
-        )
+def _check_tokenizers(parts: ModelParts, layout: SingleFile) -> None:
+    """Hold the tokenizers against those that readers take."""
+    components = parts.components()
+    for name, assumed in layout.tokenizers().items():
+        tokenizer = components[name]
+        if tokenizer.get_vocab() != assumed.get_vocab():
+            raise UserError(
+                f"the tokenizer has {len(tokenizer)} tokens of its own, and readers of a single file have CLIP's",
+                HINT,
+            )
+        if (length := parts.text_encoder.context_length) != assumed.model_max_length:
+            raise UserError(
+                f"a prompt has {length} tokens, and readers assume {assumed.model_max_length}", HINT
+            )
+        if (padding := tokenizer.pad_token_id) != assumed.pad_token_id:
+            raise UserError(
+                f"prompts are padded with token {padding}, and readers assume {assumed.pad_token_id}", HINT
+            )
 
 
 def _check_schedule(config: Mapping[str, Any]) -> None:
@@ -208,9 +189,9 @@ def _check_schedule(config: Mapping[str, Any]) -> None:
 
 def _tensors(parts: ModelParts, dtype: torch.dtype) -> dict[str, Tensor]:
     """Everything by its original name; empty tensors mark what the model predicts, and on which schedule."""
-    networks = (parts.denoiser.unet, parts.autoencoder.vae, parts.text_encoder.model)
+    weights = {name: network.state_dict() for name, network in parts.networks().items()}
     try:
-        named = to_original(*(network.state_dict() for network in networks), open_clip=_is_open_clip(parts))
+        named = to_original(weights, _layout(parts).networks)
     except KeyError as error:
         raise UserError(f"the weight {error.args[0]} has no place in a single file", HINT) from None
     tensors = {name: tensor.to(dtype) for name, tensor in named.items()}

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.errors import UserError
-from ldm.models.loading.folder import ADAPTER, ADAPTER_WEIGHTS, COMPONENTS, NOT_LOADED, read_object
+from ldm.models.families.registry import component_names, optional_names
+from ldm.models.loading.folder import ADAPTER, ADAPTER_WEIGHTS, read_object
 
 REPORT = "export.json"
 CARD = "README.md"
@@ -18,7 +19,7 @@ TOP_FILES = frozenset(
     {CARD, REPORT, "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "ldm.json", "model_index.json"}
     | {ADAPTER, *ADAPTER_WEIGHTS}
 )
-PARTS = (*COMPONENTS, *NOT_LOADED, "vae_encoder", "vae_decoder")
+PARTS = (*component_names(), *optional_names(), "vae_encoder", "vae_decoder")
 PART_FILES = frozenset(
     {"config.json", "scheduler_config.json", "generation_config.json", "preprocessor_config.json"}
     | {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"}

@@ -74,8 +74,7 @@ def _folder(path: Path) -> Reading:
         raise UserError(f"{path} holds networks of OpenVINO", "it is compared with its source by ldm export")
     parts, variant = load_parts(path), weights_variant(path, "unet")
     if (path / LORA_FILE).is_file():
-        networks = {"unet": parts.denoiser.unet, "text_encoder": parts.text_encoder.model}
-        weights = read_lora_file(path / LORA_FILE, networks)
+        weights = read_lora_file(path / LORA_FILE, parts.lora_networks(), parts.family.lora)
         return Reading(with_lora(parts, weights), "lora", path, path / LORA_FILE, variant, parts)
     return Reading(parts, "diffusers", path, variant=variant)
 
@@ -88,8 +87,7 @@ def _lora(file: Path, base: str | None, temporary: Path, recorded: str | None) -
     if recorded is not None and weights_hash(found) != recorded:
         raise UserError(f"{base} has other weights than the base of {file}", "name the base of its training")
     parts = load_parts(found)
-    networks = {"unet": parts.denoiser.unet, "text_encoder": parts.text_encoder.model}
-    weights = read_lora_file(file, networks)
+    weights = read_lora_file(file, parts.lora_networks(), parts.family.lora)
     if found.is_file() or is_adapter(found):
         save_parts(parts, temporary)
         found = temporary

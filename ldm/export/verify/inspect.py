@@ -14,6 +14,8 @@ from ldm.export.verify.inspect_files import inspect_files
 from ldm.export.verify.inspect_tensors import inspect_tensors
 from ldm.io.files import sha256_file
 from ldm.models.adapters.folder import read_adapter
+from ldm.models.families.family import Component, Family
+from ldm.models.families.registry import family_of_folder
 from ldm.models.loading.components import weights_faults
 from ldm.models.loading.folder import (
     ADAPTER,
@@ -25,17 +27,10 @@ from ldm.models.loading.folder import (
     read_object,
     weights_variant,
 )
-from ldm.models.loading.weights_check import STEMS
 
 OPENVINO = "unet/openvino_model.xml"
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LIBRARIES = ("diffusers", "transformers")
-
-WIDTHS = (
-    ("cross_attention_dim", "text_encoder", "hidden_size", "text width"),
-    ("in_channels", "vae", "latent_channels", "latent channels"),
-)
-"""A setting of the unet, and the part and setting that it must be equal to."""
 
 
 def inspect_folder(folder: Path) -> list[Finding]:
@@ -84,12 +79,13 @@ def _model(folder: Path) -> Iterator[Finding]:
     """A folder in the diffusers layout: its configurations, and whether the weights are those they describe."""
     faults = list(folder_faults(folder))
     yield from (refused(folder, ".", fault) for fault in faults)
-    for name in STEMS:
+    family = family_of_folder(folder)
+    for name, component in family.networks.items():
         if (folder / name).is_dir():
-            yield from _part(folder, name)
+            yield from _part(folder, name, component)
     if faults:
         return
-    yield from _widths(folder)
+    yield from _widths(folder, family)
     yield from caught(folder, "ldm.json", lambda: read_defaults(folder, 512, 512))
     index = read_object(folder / "model_index.json")
     predicts = read_object(folder / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon")
@@ -98,20 +94,19 @@ def _model(folder: Path) -> Iterator[Finding]:
     )
 
 
-def _part(folder: Path, name: str) -> Iterator[Finding]:
+def _part(folder: Path, name: str, component: Component) -> Iterator[Finding]:
     try:
-        faults = weights_faults(name, folder / name, weights_variant(folder, name))
+        faults = weights_faults(component, folder / name, weights_variant(folder, name))
     except UserError as error:
         yield refused(folder, name, error)
         return
     yield from (Finding("error", name, fault) for fault in faults)
 
 
-def _widths(folder: Path) -> Iterator[Finding]:
-    """Parts that do not fit each other, each of which is whole."""
-    unet = read_object(folder / "unet" / "config.json")
-    for key, part, other, what in WIDTHS:
-        wanted, given = unet.get(key), read_object(folder / part / "config.json").get(other)
+def _widths(folder: Path, family: Family) -> Iterator[Finding]:
+    """Components that do not fit each other, each of which is complete."""
+    configs = {name: read_object(folder / name / "config.json") for name in family.networks}
+    for what, wanted, given, part in family.widths(configs):
         if isinstance(wanted, int) and isinstance(given, int) and wanted != given:
             yield Finding("error", ".", f"the unet has {what} {wanted}, the {part} {given}")
 

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,14 +13,11 @@ from ldm.export.verify.inspect_files import tree
 from ldm.io.files import open_tensors, sha256_file
 from ldm.io.safetensors_header import Header, TensorEntry, read_header
 from ldm.models.adapters.lora_names import foreign_kind, split_name
-from ldm.models.families.original_names import CLIP, UNET, from_original, is_passed_over, left_over
-from ldm.models.families.original_shapes import (
-    build_network,
-    read_text_settings,
-    read_unet_settings,
-    read_vae_settings,
-)
-from ldm.models.loading.original_file import LAYERS_OF_VIT_H
+from ldm.models.families.family import Component, OriginalNetwork
+from ldm.models.families.original_names import from_original, is_passed_over, left_over
+from ldm.models.families.registry import family_of_file
+from ldm.models.families.stable_diffusion import SD1
+from ldm.models.loading.components import build_network
 
 USUAL = ("F32", "F16", "BF16")
 CHUNK = 2**22
@@ -93,10 +89,10 @@ def _is_finite(tensor: Tensor) -> bool:
 def _model(name: str, header: Header) -> Iterator[Finding]:
     """A file that is a model by itself, told by the names of its tensors."""
     tensors = header.tensors
-    if any(key.startswith(UNET) for key in tensors):
+    if family_of_file(tensors.keys()) is not None:
         yield Finding("note", name, "a model in the original layout of Stable Diffusion")
         yield from (Finding("error", name, fault) for fault in _single_file_faults(tensors))
-    elif kind := foreign_kind(tensors):
+    elif kind := foreign_kind(tensors, SD1.lora):
         yield Finding("warning", name, f"{kind}, which is not read here")
     elif any(split_name(key) for key in tensors):
         yield Finding("note", name, "a LoRA")
@@ -127,25 +123,25 @@ def _single_file_faults(tensors: Mapping[str, TensorEntry]) -> Iterator[str]:
     weights = {
         n: torch.empty(entry.shape, device="meta") for n, entry in tensors.items() if not is_passed_over(n)
     }
-    yield from (f"the weight {name!r} belongs to no part of the model" for name in left_over(weights))
+    family = family_of_file(tensors.keys())
+    assert family is not None and family.single_file is not None
+    layout = family.single_file.networks
+    yield from (f"the weight {name!r} belongs to no part of the model" for name in left_over(weights, layout))
     try:
-        unet, vae, text = from_original(weights)
+        found = from_original(weights, layout)
     except (KeyError, ValueError, IndexError) as error:
         yield f"the weight {error.args[0]!r} is not of a structure that is known here"
         return
-    open_clip = not any(name.startswith(CLIP) for name in weights)
-    if open_clip:
-        last = f"encoder.layers.{LAYERS_OF_VIT_H - 1}."  # Stable Diffusion 2 reads the text before it
-        text = {name: tensor for name, tensor in text.items() if not name.startswith(last)}
-    yield from _network_fault("unet", unet, lambda: read_unet_settings(unet))
-    yield from _network_fault("vae", vae, lambda: read_vae_settings(vae))
-    yield from _network_fault("text_encoder", text, lambda: read_text_settings(text, open_clip=open_clip))
+    for name, network in layout.items():
+        yield from _network_fault(name, family.components[name], network, found[name])
 
 
-def _network_fault(part: str, weights: Mapping[str, Tensor], settings: Any) -> Iterator[str]:
+def _network_fault(
+    name: str, component: Component, original: OriginalNetwork, weights: Mapping[str, Tensor]
+) -> Iterator[str]:
     try:
-        build_network(part, settings(), weights, torch.float32)
+        build_network(name, component, original.read_settings(weights), weights, torch.float32)
     except UserError as error:
         yield str(error)
     except (KeyError, ValueError, IndexError, TypeError) as error:
-        yield f"the {part} is incomplete, or of another structure ({error})"
+        yield f"the {name} is incomplete, or of another structure ({error})"

@@ -1,6 +1,6 @@
-"""Textual inversion (Gal et al. 2022): a new token whose vectors are trained while every other weight stays.
+"""Textual inversion (Gal et al. 2022): a new token whose vectors are trained while every other weight is frozen.
 
-A token of n vectors stands for n places in the prompt. It is written `<name>`, so that it is part of no word.
+A token with n vectors takes n places in the prompt. It is written `<name>`, so that it is never part of a word.
 """
 
 import re
@@ -22,8 +22,8 @@ VECTOR = re.compile(r"<\|(.+):\d+\|>")
 class EmbeddingSettings(Settings):
     """The new token of a textual inversion."""
 
-    token: str = Field(description="what stands for the subject in captions and prompts, such as <my-cat>")
-    initial_word: str = Field(min_length=1, description="a known word that comes near it, such as cat")
+    token: str = Field(description="the word for the subject in captions and prompts, such as <my-cat>")
+    initial_word: str = Field(min_length=1, description="a known word with a similar meaning, such as cat")
     num_vectors: int = Field(1, ge=1, description="places in the prompt that the token takes")
 
     @field_validator("token")
@@ -59,12 +59,12 @@ class TokenEmbedding(nn.Module):
         """One plain embedding [max(V, first_id + n), D] with the same rows."""
         frozen, end = self.base.weight.detach(), self.first_id + len(self.vectors)
         rows = torch.cat([frozen[: self.first_id], self.vectors.detach().to(frozen), frozen[end:]])
-        joined = nn.Embedding(len(rows), rows.shape[1], _weight=rows)
-        return joined.requires_grad_(False)
+        joined: nn.Embedding = nn.Embedding.from_pretrained(rows, freeze=True)  # type: ignore[no-untyped-call]
+        return joined
 
 
 def add_embedding(text_encoder: ClipTextEncoder, settings: EmbeddingSettings) -> None:
-    """Give the text encoder the new token, its vectors all starting as the mean of the initial word's.
+    """Add the new token to the text encoder; all its vectors start as the mean of the initial word's.
 
     Raises:
         UserError: the tokenizer knows the token, or the model has a new token already.
@@ -84,7 +84,7 @@ def embedding_vectors(text_encoder: ClipTextEncoder) -> nn.Parameter:
 
 
 def apply_embedding(text_encoder: ClipTextEncoder, token: str, vectors: Tensor) -> None:
-    """Give the text encoder a trained token of vectors [n, D] (or [D]), in a plain embedding matrix.
+    """Add a trained token with vectors [n, D] (or [D]) to the text encoder, in a plain embedding matrix.
 
     Raises:
         UserError: the tokenizer knows the token, or the vectors have another width.
@@ -96,7 +96,7 @@ def apply_embedding(text_encoder: ClipTextEncoder, token: str, vectors: Tensor) 
 
 
 def expanded_tokens(tokenizer: Any) -> list[str]:
-    """The tokens of several vectors that a tokenizer knows: its files cannot hold them."""
+    """The tokens with several vectors that a tokenizer knows: its files cannot hold them."""
     found = (VECTOR.fullmatch(name) for name in tokenizer.get_added_vocab())
     return list(dict.fromkeys(f"<{match[1]}>" for match in found if match))
 
@@ -120,10 +120,10 @@ def _matrix(text_encoder: ClipTextEncoder) -> nn.Embedding:
 
 
 def add_token(tokenizer: Any, token: str, num_vectors: int) -> int:
-    """Teach a tokenizer one word that becomes `num_vectors` ids after one another; returns the first.
+    """Add one word to a tokenizer that becomes `num_vectors` consecutive ids; returns the first.
 
-    Several ids: the tokenizer's normalizer writes the token as that many private tokens, so that whoever asks it, for
-    ids, counts or offsets, gets the same.
+    With several ids, the tokenizer's normalizer replaces the token by that many private tokens, so that ids, counts and
+    offsets agree.
 
     Raises:
         UserError: it knows the token already.

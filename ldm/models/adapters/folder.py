@@ -1,9 +1,9 @@
-"""An adapter's folder: a LoRA or a new token, kept apart from the base model that it changes.
+"""An adapter's folder: a LoRA or a new token, stored apart from the base model that it changes.
 
-adapter.json                        what it is, of which base and with which weights, and how it was trained
-pytorch_lora_weights.safetensors    a LoRA as diffusers has it: peft's names, the configuration in the header
-learned_embeds.safetensors          a textual inversion as diffusers has it: {token: [n, D]}
-ldm.json                            the defaults for sampling and the provenance, as a whole model has them
+adapter.json                        its kind, its base with the hash of the base's weights, and how it was trained
+pytorch_lora_weights.safetensors    a LoRA in diffusers' format: peft's names, the configuration in the header
+learned_embeds.safetensors          a textual inversion in diffusers' format: {token: [n, D]}
+ldm.json                            the defaults for sampling and the provenance, as in a complete model
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,6 @@ from ldm.io.files import new_folder, read_tensors, write_json, write_tensors
 from ldm.models.adapters.embedding import apply_embedding
 from ldm.models.adapters.lora import LoraWeights, apply_lora
 from ldm.models.adapters.lora_files import read_lora, write_lora_diffusers
-from ldm.models.clip import ClipTextEncoder
 from ldm.models.loading.folder import (
     ADAPTER,
     ADAPTER_WEIGHTS,
@@ -29,7 +28,7 @@ from ldm.models.loading.folder import (
     weights_hash,
 )  # fmt: skip
 from ldm.models.loading.source import EMBEDDED, find_model
-from ldm.models.unet import UNetDenoiser
+from ldm.models.parts import ModelParts
 
 LORA_FILE, EMBEDDING_FILE = ADAPTER_WEIGHTS
 
@@ -40,8 +39,8 @@ class Base:
 
     Attributes:
         given: the name, folder or Hub id as the user wrote it.
-        folder: where it lies now.
-        weights_hash: `ldm.models.loading.folder.weights_hash` of it.
+        folder: where it is now.
+        weights_hash: its `ldm.models.loading.folder.weights_hash`.
     """
 
     given: str
@@ -56,7 +55,7 @@ class Adapter:
     Attributes:
         kind: "lora" or "embedding".
         base: the base model as the user wrote it.
-        scheduler_config: noise schedule and prediction type that it was trained with.
+        scheduler_config: the noise schedule and prediction type of its training.
         settings: of the LoRA or of the token.
     """
 
@@ -68,7 +67,7 @@ class Adapter:
 
 
 def find_base(model: str | Path) -> Base:
-    """The model to train an adapter on, and the hash by which the adapter will know it again.
+    """The model to train an adapter on, with the hash by which the adapter will recognise it.
 
     Raises:
         UserError: there is no such model.
@@ -86,12 +85,12 @@ def save_adapter(
     provenance: dict[str, Any] | None = None,
     replace: bool = False,
 ) -> None:
-    """Write an adapter's folder, whole or not at all.
+    """Write an adapter's folder, complete or not at all.
 
     Args:
         weights: the LoRA, or {token: vectors [n, D]}.
         provenance: written into `ldm.json`: where the adapter comes from.
-        replace: take the place of a folder that exists.
+        replace: overwrite an existing folder.
 
     Raises:
         UserError: the folder exists, or the disk is full or not writable.
@@ -106,10 +105,10 @@ def save_adapter(
 
 
 def adapter_chain(folder: Path) -> tuple[Path, list[tuple[Path, Adapter]]]:
-    """The whole model below an adapter's folder, and the adapters to put on it, innermost first.
+    """The complete model below an adapter's folder, and the adapters to apply to it in this order.
 
     Raises:
-        UserError: a base is not to be found or has other weights than in training, or a folder is its own base.
+        UserError: a base is not found or has other weights than in training, or a folder is its own base.
     """
     chain: list[tuple[Path, Adapter]] = []
     while is_adapter(folder):
@@ -127,7 +126,7 @@ def read_adapter(folder: Path) -> Adapter:
     """An adapter's `adapter.json`.
 
     Raises:
-        UserError: it is missing or damaged, or of a kind that is not known here.
+        UserError: it is missing or damaged, or of an unknown kind.
     """
     path = folder / ADAPTER
     found = read_object(path)
@@ -146,24 +145,22 @@ def read_adapter(folder: Path) -> Adapter:
     return Adapter(**found)
 
 
-def apply_adapter(
-    folder: Path, adapter: Adapter, denoiser: UNetDenoiser, text_encoder: ClipTextEncoder
-) -> None:
-    """Change a base's networks as the adapter in `folder` says; they are plain networks again after it.
+def apply_adapter(folder: Path, adapter: Adapter, parts: ModelParts) -> None:
+    """Change a model as the adapter in `folder` says; its networks are plain networks afterwards.
 
     Raises:
         UserError: the adapter's files are missing, damaged or of another model.
     """
+    parts.scheduler_config = adapter.scheduler_config
     if adapter.kind == "lora":
-        networks = {"unet": denoiser.unet, "text_encoder": text_encoder.model}
-        apply_lora(networks, read_lora(folder / LORA_FILE))
+        apply_lora(parts.lora_networks(), read_lora(folder / LORA_FILE))
         return
     for token, vectors in read_tensors(folder / EMBEDDING_FILE).items():
-        apply_embedding(text_encoder, token, vectors)
+        apply_embedding(parts.text_encoder, token, vectors)
 
 
 def _base_folder(folder: Path, adapter: Adapter) -> Path:
-    """Where the base lies. A relative path is looked for beside the adapter and above it first: trees are moved."""
+    """Where the base is. A relative path is first looked up from every folder above the adapter: trees get moved."""
     try:
         if adapter.base not in EMBEDDED and not Path(adapter.base).is_absolute():
             for above in folder.resolve().parents:

@@ -1,4 +1,4 @@
-"""LoRA files on top of a model: added in at loading, and named in the settings of every picture."""
+"""LoRA files on top of a model: added to its weights at loading, and named in the record of every image."""
 
 import hashlib
 import math
@@ -13,21 +13,22 @@ from torch import Tensor, nn
 from ldm.errors import UserError
 from ldm.io.files import sha256_file
 from ldm.models.adapters.lora import LoraWeights, apply_lora
-from ldm.models.adapters.lora_files import PEFT_CONFIG, lora_files, read_lora_file
+from ldm.models.adapters.lora_files import PEFT_CONFIG, PEFT_FILE, lora_files, read_lora_file
+from ldm.models.families.registry import lora_parts
 from ldm.models.loading.folder import ADAPTER_WEIGHTS
 from ldm.models.parts import ModelParts
 
-FIXED_NAMES = (Path(ADAPTER_WEIGHTS[0]).stem, "adapter_model", "pipeline", "unet", "text_encoder")
-"""Files and folders whose names say nothing of the LoRA: the folder above them is its name."""
+FIXED_NAMES = (Path(ADAPTER_WEIGHTS[0]).stem, Path(PEFT_FILE).stem, "pipeline")
+"""Files and folders with the same name for every LoRA, which is named after the folder above; so are `lora_parts`."""
 
 
 @dataclass(frozen=True)
 class UsedLora:
-    """A LoRA in a model, as a picture's settings name it.
+    """A LoRA in a model, as an image's record names it.
 
     Attributes:
         name: of the file or of its folder, without a path.
-        sha256: of the file; of several, over theirs.
+        sha256: of the file; of several files, over their hashes.
         weight: of the change; 1 is as trained.
     """
 
@@ -36,30 +37,26 @@ class UsedLora:
     weight: float
 
 
-def apply_loras(
-    parts: ModelParts, loras: Sequence[tuple[str | Path, float]], *, dtype: torch.dtype = torch.float32
-) -> tuple[UsedLora, ...]:
-    """Add LoRAs into a model's weights, which stay plain weights. Their order makes no difference.
+def apply_loras(parts: ModelParts, loras: Sequence[tuple[str | Path, float]]) -> tuple[UsedLora, ...]:
+    """Add LoRAs to a model's weights, which stay plain weights. Their order makes no difference.
 
     Args:
         parts: in float32 where there is anything to add.
         loras: each a path as of `ldm.models.adapters.lora_files.read_lora_file`, and its weight.
-        dtype: that the denoiser and the text encoder are rounded to, once, after all is added.
 
     Raises:
-        UserError: a file is no LoRA, is of another model, or a weight is not finite.
+        UserError: a file is not a LoRA or is of another model, or a weight is not finite.
     """
-    networks: dict[str, nn.Module] = {"unet": parts.denoiser.unet, "text_encoder": parts.text_encoder.model}
+    networks, names = parts.lora_networks(), parts.family.lora
     used = [use_lora(path, weight) for path, weight in loras]
     order = sorted(range(len(used)), key=lambda i: (used[i].sha256, used[i].weight))
-    fuse_loras(networks, [(read_lora_file(Path(loras[i][0]), networks), used[i].weight) for i in order])
-    for module in (parts.denoiser, parts.text_encoder) if loras else ():
-        module.to(dtype)
+    read = [(read_lora_file(Path(loras[i][0]), networks, names), used[i].weight) for i in order]
+    fuse_loras(networks, read)
     return tuple(used)
 
 
 def use_lora(path: str | Path, weight: float = 1.0) -> UsedLora:
-    """How a LoRA is named in the settings of a picture.
+    """How a LoRA is named in the record of an image.
 
     Raises:
         UserError: there is none, or the weight is not finite.
@@ -70,10 +67,10 @@ def use_lora(path: str | Path, weight: float = 1.0) -> UsedLora:
 
 
 def split_weight(text: str) -> tuple[Path, float | None]:
-    """`FILE` or `FILE:WEIGHT`, as a command is given it. A colon in the name of a file that is there is its own.
+    """`FILE` or `FILE:WEIGHT`, as given to a command. In the name of an existing file, a colon is part of the name.
 
     Raises:
-        UserError: the weight is no finite number.
+        UserError: the weight is not a finite number.
     """
     whole = Path(text).expanduser()
     path, colon, weight = text.rpartition(":")
@@ -84,20 +81,20 @@ def split_weight(text: str) -> tuple[Path, float | None]:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UserError(f"the weight {weight!r} in {text!r} is no finite number", "write FILE:0.8")
+        raise UserError(f"the weight {weight!r} in {text!r} is not a finite number", "write FILE:0.8")
     return Path(path).expanduser(), value
 
 
 def lora_name(path: Path) -> str:
-    """What a LoRA is called: its file's name, or its folder's where all files have the same name."""
-    named = path.resolve()
-    while named.stem in FIXED_NAMES and named.parent != named:
+    """A LoRA's name: that of its file, or of its folder where the file's is the same for every LoRA."""
+    named, fixed = path.resolve(), (*FIXED_NAMES, *lora_parts())
+    while named.stem in fixed and named.parent != named:
         named = named.parent
     return named.stem if named.suffix == ".safetensors" else named.name
 
 
 def lora_hash(path: Path) -> str:
-    """The SHA-256 of a LoRA's file; of a LoRA of several files, and of peft's with its configuration, over theirs."""
+    """The SHA-256 of a LoRA's file; over the hashes of all files where there are several, configurations included."""
     found = lora_files(path)
     files = [*found, *(file.parent / PEFT_CONFIG for file in found if (file.parent / PEFT_CONFIG).is_file())]
     hashes = [sha256_file(file) for file in files]
@@ -106,10 +103,10 @@ def lora_hash(path: Path) -> str:
 
 @torch.no_grad()
 def fuse_loras(networks: Mapping[str, nn.Module], loras: Sequence[tuple[LoraWeights, float]]) -> None:
-    """Add several LoRAs into networks, each with its weight: the sum of what each alone would change.
+    """Add several LoRAs to networks, each with its weight: the sum of what each alone would change.
 
-    That sum is what plain LoRAs come to anyhow. A DoRA sets the length of the weights that it finds, so each is put
-    into the networks as they were.
+    For plain LoRAs, adding one after the other gives that sum. A DoRA sets the length of the weights that it finds, so
+    each is applied to the original networks.
 
     Raises:
         UserError: a LoRA is of another network.

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021) by peft: low-rank changes beside frozen weights; added, taken out, put in and fused.
+"""LoRA (Hu et al. 2021) with peft: low-rank changes beside frozen weights; added, copied out, applied and fused.
 
 A changed layer computes W x + alpha/rank B A x, or with DoRA (Liu et al. 2024) that direction times a trained length.
 B starts at zero, so an untrained LoRA changes nothing.
@@ -19,7 +19,7 @@ from ldm.models.dropout import KeyedDropout
 from ldm.noise import generator_for
 
 NAME = "default"
-"""What peft calls the adapter inside a network."""
+"""peft's name of the adapter inside a network."""
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj")
 FEEDFORWARD = ("ff.net.0.proj", "ff.net.2", "fc1", "fc2")
@@ -30,33 +30,32 @@ TARGETS = {
     "attention+feedforward": ATTENTION + FEEDFORWARD,
     "all": ATTENTION + FEEDFORWARD + REST,
 }
-"""Layers by the ends of their names, in the UNet and in the text encoder; "all" is every layer of the UNet's blocks."""
+"""Layers by the ends of their names, in all networks; "all" means every layer of the UNet's blocks."""
 
 CONFIG_KEYS = ("r", "lora_alpha", "target_modules", "use_dora", "rank_pattern", "alpha_pattern")
-"""What of peft's configuration a LoRA's meaning depends on."""
-
+"""The keys of peft's configuration that a LoRA's meaning depends on."""
 
 START_HAS_ITS_OWN = ("rank", "alpha", "target_modules", "use_dora")
-"""Settings of a LoRA that begins anew."""
+"""Settings that a LoRA to continue from already has."""
 
 
 class LoraSettings(Settings):
-    """The size and the place of a LoRA."""
+    """The size of a LoRA and the layers that it changes."""
 
-    rank: int = Field(16, ge=1, description="of each change; more can learn more")
+    rank: int = Field(16, ge=1, description="of each change; a higher rank can learn more")
     alpha: float | None = Field(
         None, gt=0, description="a change is scaled by alpha / rank; default: the rank"
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of a change's inputs left out in training")
+    dropout: float = Field(0.0, ge=0, lt=1, description="fraction of a change's inputs dropped in training")
     target_modules: str | tuple[str, ...] = Field(
         "attention",
         description="attention, attention+feedforward, all (with convolutions), or names of layers",
     )
-    use_dora: bool = Field(False, description="train each layer's length apart from its direction (DoRA)")
+    use_dora: bool = Field(False, description="train each layer's magnitude apart from its direction (DoRA)")
     text_encoder: bool = Field(False, description="change the text encoder as well")
     start: Path | None = Field(
         None,
-        description="a LoRA to go on from, a file of any naming or a folder; rank, alpha and layers are its own",
+        description="a LoRA to continue from, a file with any names or a folder; rank, alpha and layers are its own",
     )
 
     @field_validator("target_modules")
@@ -83,13 +82,13 @@ class LoraSettings(Settings):
 
 @dataclass(frozen=True)
 class LoraWeights:
-    """A LoRA outside of any network: what every file format is written from and read into.
+    """A LoRA outside of any network: every file format is written from it and read into it.
 
     Attributes:
-        tensors: by peft's names with the network's before them: `unet.mid_block.attentions.0.proj_in.lora_A.weight`,
+        tensors: by peft's names after the network's: `unet.mid_block.attentions.0.proj_in.lora_A.weight`,
             `text_encoder.encoder.layers.0.mlp.fc1.lora_B.weight`.
         configs: for each network `r`, `lora_alpha`, `target_modules`, `use_dora` and, where layers differ,
-            `rank_pattern` and `alpha_pattern`, as `peft.LoraConfig` has them.
+            `rank_pattern` and `alpha_pattern`, as in `peft.LoraConfig`.
     """
 
     tensors: dict[str, Tensor]
@@ -97,18 +96,20 @@ class LoraWeights:
 
 
 def add_lora(networks: Mapping[str, nn.Module], settings: LoraSettings, seed: int) -> None:
-    """Put an untrained LoRA into `networks["unet"]`, and into `networks["text_encoder"]` if the settings say so.
+    """Add an untrained LoRA to `networks["unet"]`, and to the text encoders if the settings say so.
 
-    Its weights are float32 whatever the network's are, and each A is a pure function of (seed, network, layer). What
-    the networks answer stays the same to the last bit.
+    Its weights are float32 whatever the network's are, and each A is a pure function of (seed, network, layer). The
+    networks' outputs stay the same to the last bit.
 
     Raises:
-        UserError: a name in `target_modules` is no linear or convolution layer of these networks, or DoRA is asked
-            of half-precision weights, whose lengths are too coarse to start from.
+        UserError: a name in `target_modules` is not a linear or convolution layer of these networks, or DoRA is asked
+            for with half-precision weights, whose magnitudes are too coarse to start from.
     """
-    changed = {part: networks[part] for part in ("unet", "text_encoder")[: 1 + settings.text_encoder]}
+    changed = {part: one for part, one in networks.items() if part == "unet" or settings.text_encoder}
     if not isinstance(settings.target_modules, str):
-        _check_targets(settings.target_modules, [n for network in changed.values() for n in _layers(network)])
+        _check_targets(
+            settings.target_modules, [n for network in changed.values() for n in changeable_layers(network)]
+        )
     configs = {part: _new_config(part, network, settings) for part, network in changed.items()}
     for part, network in changed.items():
         _inject(network, configs[part], settings.dropout)
@@ -116,7 +117,7 @@ def add_lora(networks: Mapping[str, nn.Module], settings: LoraSettings, seed: in
 
 
 def lora_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """The weights of the LoRA in a network; none where there is no LoRA."""
+    """The weights of the LoRA in a network; empty without a LoRA."""
     return [parameter for name, parameter in network.named_parameters() if _is_lora(name)]
 
 
@@ -140,11 +141,11 @@ def apply_lora(
     fuse: bool = True,
     dropout: float = 0.0,
 ) -> None:
-    """Put a trained LoRA into networks that have none.
+    """Apply a trained LoRA to networks that have none.
 
     Args:
-        scale: of the change; 1 is as trained, 0 leaves the networks as they are (but for a DoRA's lengths).
-        fuse: add the change to the weights, which leaves the networks as they were made; else it stays apart, to be
+        scale: of the change; 1 is as trained, 0 leaves the networks unchanged (except for a DoRA's magnitudes).
+        fuse: add the change to the weights, so that the networks are plain again; otherwise it stays apart, to be
             trained further.
         dropout: of a LoRA that is trained further.
 
@@ -167,7 +168,7 @@ def apply_lora(
 
 @torch.no_grad()
 def fuse_lora(network: nn.Module, scale: float = 1.0) -> None:
-    """Add a network's LoRA to its weights, in their dtype; nothing of peft stays in it.
+    """Add a network's LoRA to its weights, in their dtype, and remove peft's layers.
 
     Raises:
         UserError: the sum is not finite.
@@ -183,11 +184,9 @@ def fuse_lora(network: nn.Module, scale: float = 1.0) -> None:
         del network.peft_config
 
 
-def _layers(network: nn.Module) -> Iterator[str]:
+def changeable_layers(network: nn.Module) -> list[str]:
     """The names of the layers that a LoRA can change."""
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            yield name
+    return [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
 
 
 def _is_named(name: str, target: str) -> bool:
@@ -217,10 +216,12 @@ def _new_config(part: str, network: nn.Module, settings: LoraSettings) -> dict[s
     dtype = next(network.parameters()).dtype
     if settings.use_dora and dtype != torch.float32:
         raise UserError(f"lora.use_dora on a model in {dtype}", "load the model in float32")
-    layers = list(_layers(network))
+    layers = changeable_layers(network)
     names = [target for target in settings.names if any(_is_named(name, target) for name in layers)]
     if not names:
-        raise UserError(f"lora.target_modules names no layer of the {part}", "name one, or choose attention")
+        raise UserError(
+            f"lora.target_modules matches no layer of the {part}", "name one, or choose attention"
+        )
     return {
         "r": settings.rank,
         "lora_alpha": settings.alpha or settings.rank,
@@ -230,7 +231,7 @@ def _new_config(part: str, network: nn.Module, settings: LoraSettings) -> dict[s
 
 
 def _inject(network: nn.Module, config: Mapping[str, Any], dropout: float = 0.0) -> None:
-    """Put peft's layers in; what they draw from the global generator is put back, and replaced by the caller."""
+    """Insert peft's layers. The global generator is restored; the caller overwrites what they drew from it."""
     from peft import LoraConfig, inject_adapter_in_model
 
     assert not lora_parameters(network), "this network has a LoRA already: fuse it first"
@@ -250,7 +251,7 @@ def _inject(network: nn.Module, config: Mapping[str, Any], dropout: float = 0.0)
 
 @torch.no_grad()
 def _draw_start(network: nn.Module, part: str, seed: int) -> None:
-    """A uniform as `nn.Linear` starts, B zero."""
+    """Initialise A as `nn.Linear` is, and B with zeros."""
     for name, layer in _lora_layers(network):
         weight = layer.lora_A[NAME].weight
         start = torch.empty(weight.shape)
@@ -267,7 +268,7 @@ def _config(network: nn.Module) -> dict[str, Any]:
 
 
 def _live_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """The LoRA's tensors by peft's names for files; they share the network's memory."""
+    """The LoRA's tensors by peft's names in files; they share the network's memory."""
     from peft import get_peft_model_state_dict
 
     found: dict[str, Tensor] = get_peft_model_state_dict(

@@ -1,16 +1,16 @@
-"""LoRA files: written for diffusers, for peft and for kohya's programs, and read in any of their namings.
+"""LoRA files: written for diffusers, for peft and for kohya's programs, and read with the names of any of them.
 
-diffusers   one file; the networks' configurations as JSON in the header. Our own adapters are kept so.
+diffusers   one file; the networks' configurations as JSON in the header. Our own adapters are stored this way.
 peft        a folder a network, `adapter_config.json` beside `adapter_model.safetensors`
 kohya       one file; each layer has its `.alpha`, which is lora_alpha and never the rank
 
-Names alone tell the namings apart, so a file may mix them. Where nothing says alpha, it is the rank.
+The formats are told apart by names alone, so a file may mix them. Where no alpha is given, it is the rank.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.io.files import open_tensors, read_tensors, write_bytes, write_json
-from ldm.models.adapters.lora import LoraWeights
+from ldm.models.adapters.lora import LoraWeights, changeable_layers
 from ldm.models.adapters.lora_layers import (
     LoraLayer,
-    changeable_layers,
     fit_layer,
     from_layers,
     one_alpha,
@@ -37,10 +36,13 @@ from ldm.models.adapters.lora_names import (
     peft_name,
     split_name,
 )
+from ldm.models.families.family import LoraNames
+from ldm.models.families.registry import lora_parts
+from ldm.models.families.stable_diffusion import SD1
 from ldm.models.loading.folder import ADAPTER_WEIGHTS, PICKLES, read_object
 
 METADATA_KEY = "lora_adapter_metadata"
-"""Where in the header diffusers keeps the configurations, as JSON with the network's name before each key."""
+"""Where diffusers keeps the configurations in the header: as JSON, with the network's name before each key."""
 
 PEFT_CONFIG, PEFT_FILE = "adapter_config.json", "adapter_model.safetensors"
 NOTHING: Mapping[str, str] = {}
@@ -52,17 +54,19 @@ def write_lora_diffusers(
     metadata: Mapping[str, str] = NOTHING,
     *,
     dtype: torch.dtype = torch.float32,
+    lora: Mapping[str, LoraNames] = SD1.lora,
 ) -> None:
     """Write a LoRA as `pipe.load_lora_weights` of diffusers reads it.
 
     Args:
         metadata: further text for the header.
         dtype: that the weights are stored in.
+        lora: the names of the model's family.
 
     Raises:
         UserError: the disk is full or not writable.
     """
-    tensors = _named(weights, diffusers_name)
+    tensors = _named(weights, lambda part, layer, kind: diffusers_name(part, layer, kind, lora[part]))
     configs = {f"{part}.{k}": v for part, config in weights.configs.items() for k, v in config.items()}
     own = {METADATA_KEY: json.dumps(configs, sort_keys=True)}
     write_bytes(path, _to_bytes(tensors, {**metadata, **own}, dtype))
@@ -71,8 +75,8 @@ def write_lora_diffusers(
 def write_lora_peft(weights: LoraWeights, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write a LoRA as `PeftModel.from_pretrained(pipe.unet, folder / "unet")` of peft reads it.
 
-    The text encoder's is in `text_encoder/`, with its layers' names as the transformers at hand has them: peft knows
-    no others.
+    The text encoder's files are in `text_encoder/`, with the layers' names of the installed transformers: peft knows no
+    others.
 
     Raises:
         UserError: the disk is full or not writable.
@@ -90,16 +94,18 @@ def write_lora_kohya(
     metadata: Mapping[str, str] = NOTHING,
     *,
     dtype: torch.dtype = torch.float32,
+    lora: Mapping[str, LoraNames] = SD1.lora,
 ) -> None:
-    """Write a LoRA in kohya's naming, which most programs for Stable Diffusion read.
+    """Write a LoRA with kohya's names, which most programs for Stable Diffusion read.
 
-    Layers of different alpha are written with the commonest and scaled to it: diffusers reads one alpha a network.
-    The lengths of a DoRA are written as LyCORIS means them, `m (W + dW) / |W + dW|` for each output; programs differ
-    in how they read those.
+    Layers with another alpha than the most common one are rescaled to it: diffusers reads one alpha per network.
+    The magnitudes of a DoRA are written as LyCORIS defines them, `m (W + dW) / |W + dW|` for each output; programs
+    differ in how they read those.
 
     Args:
         metadata: text for the header.
         dtype: that the weights are stored in.
+        lora: the names of the model's family.
 
     Raises:
         UserError: the disk is full or not writable.
@@ -107,7 +113,7 @@ def write_lora_kohya(
     tensors: dict[str, Tensor] = {}
     for part, layers in to_layers(weights).items():
         for name, layer in one_alpha(layers).items():
-            stem = kohya_name(part, name)
+            stem = kohya_name(name, lora[part])
             tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = layer.down, layer.up
             tensors[f"{stem}.alpha"] = torch.tensor(layer.alpha)
             if layer.magnitude is not None:
@@ -116,7 +122,7 @@ def write_lora_kohya(
 
 
 def read_lora(path: Path) -> LoraWeights:
-    """A LoRA that `write_lora_diffusers` wrote, without a look at any network.
+    """A LoRA that `write_lora_diffusers` wrote; no network is needed to read it.
 
     Raises:
         UserError: the file is missing or damaged, or its header has no configuration.
@@ -130,26 +136,29 @@ def read_lora(path: Path) -> LoraWeights:
         stem, kind = split_name(name) or ("", "")
         part, _, layer = stem.partition(".")
         if kind not in ("down", "up", "magnitude"):
-            raise UserError(f"{path}: {name} is of no LoRA", "restore the file")
+            raise UserError(f"{path}: {name} does not belong to a LoRA", "restore the file")
         found[f"{part}.{peft_name(layer.removeprefix('text_model.'), kind)}"] = tensor
     return LoraWeights(found, configs)
 
 
-def read_lora_file(path: Path, networks: Mapping[str, nn.Module]) -> LoraWeights:
-    """A LoRA of any naming, for these networks: float32, with a configuration made from its tensors.
+def read_lora_file(
+    path: Path, networks: Mapping[str, nn.Module], lora: Mapping[str, LoraNames] = SD1.lora
+) -> LoraWeights:
+    """A LoRA with any names, for these networks: float32, with a configuration made from its tensors.
 
     Args:
         path: a file, or the folder of a LoRA for peft or diffusers, of an adapter or of a run.
-        networks: "unet" and "text_encoder", without a LoRA in them.
+        networks: `ModelParts.lora_networks()`, without a LoRA in them.
+        lora: the names of the model's family.
 
     Raises:
         UserError: there is no LoRA, it is damaged, or it is of another kind or another model.
     """
-    known = layer_names({part: changeable_layers(network) for part, network in networks.items()})
+    changeable = {part: changeable_layers(network) for part, network in networks.items()}
     layers: dict[str, dict[str, LoraLayer]] = {}
     for file in lora_files(path):
         configs = _configs(file)
-        for (part, name), tensors in _by_layer(file, known).items():
+        for (part, name), tensors in _by_layer(file, changeable, lora).items():
             if name in layers.setdefault(part, {}):
                 raise UserError(f"{path} has {part}.{name} twice", "use another file")
             weight: Tensor = networks[part].get_submodule(name).weight  # type: ignore[assignment]
@@ -160,13 +169,13 @@ def read_lora_file(path: Path, networks: Mapping[str, nn.Module]) -> LoraWeights
 
 
 def lora_files(path: Path) -> list[Path]:
-    """The safetensors that a LoRA lies in.
+    """The safetensors files of a LoRA.
 
     Args:
         path: as of `read_lora_file`.
 
     Raises:
-        UserError: there are none, or it is not clear which.
+        UserError: there are none, or it is unclear which.
     """
     if path.suffix in PICKLES:
         raise UserError(f"{path} is a pickle", "only safetensors are read")
@@ -176,7 +185,7 @@ def lora_files(path: Path) -> list[Path]:
         raise UserError(f"no LoRA {str(path)!r}", "name a .safetensors file, or the folder of one")
     if (path / "pipeline").is_dir():
         return lora_files(path / "pipeline")
-    inside = (PEFT_FILE, f"unet/{PEFT_FILE}", f"text_encoder/{PEFT_FILE}", ADAPTER_WEIGHTS[0])
+    inside = (PEFT_FILE, *(f"{part}/{PEFT_FILE}" for part in lora_parts()), ADAPTER_WEIGHTS[0])
     found = [path / name for name in inside if (path / name).is_file()] or sorted(path.glob("*.safetensors"))
     if not found:
         raise UserError(f"{path} holds no LoRA", "name a .safetensors file, or the folder of one")
@@ -196,7 +205,7 @@ def _named(weights: LoraWeights, name: Callable[[str, str, str], str]) -> dict[s
 
 
 def _to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype) -> bytes:
-    """A safetensors file; where the header says more than it must, the hash of all that follows is part of it."""
+    """A safetensors file; a ModelSpec header also gets the hash of everything after the header."""
     from safetensors.torch import save
 
     stored = {name: tensor.detach().cpu().to(dtype).contiguous().clone() for name, tensor in tensors.items()}
@@ -208,13 +217,13 @@ def _to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype:
 
 
 def _peft_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What peft of any age needs; what it does not find has peft's own defaults."""
+    """The keys that every version of peft needs; the others have peft's defaults."""
     fixed = {"peft_type": "LORA", "task_type": None, "base_model_name_or_path": None, "inference_mode": True}
     return {**fixed, "bias": "none", "fan_in_fan_out": False, "lora_dropout": 0.0, **config}
 
 
 def _header_configs(path: Path) -> dict[str, dict[str, Any]]:
-    """The networks' configurations in a file's header; none where diffusers put none there."""
+    """The networks' configurations in a file's header; empty where diffusers stored none."""
     with open_tensors(path) as file:
         text = (file.metadata() or {}).get(METADATA_KEY)
     try:
@@ -231,13 +240,13 @@ def _header_configs(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _configs(file: Path) -> dict[str, dict[str, Any]]:
-    """What is said of the networks beside the tensors.
+    """The networks' configurations, from the header or the file beside the tensors.
 
     Raises:
-        UserError: it is broken, of no LoRA, or has names that only a regular expression would find.
+        UserError: they are broken, not of a LoRA, or name layers by a regular expression.
     """
     if file.name == PEFT_FILE:
-        configs = dict.fromkeys(("unet", "text_encoder"), read_object(file.parent / PEFT_CONFIG))
+        configs = dict.fromkeys(lora_parts(), read_object(file.parent / PEFT_CONFIG))
     else:
         configs = _header_configs(file)
     for config in configs.values():
@@ -249,21 +258,28 @@ def _configs(file: Path) -> dict[str, dict[str, Any]]:
     return configs
 
 
-def _by_layer(file: Path, known: Mapping[str, tuple[str, str]]) -> dict[tuple[str, str], dict[str, Tensor]]:
+def _by_layer(
+    file: Path, changeable: Mapping[str, Iterable[str]], lora: Mapping[str, LoraNames]
+) -> dict[tuple[str, str], dict[str, Tensor]]:
     """The file's tensors in float32: {(network, layer): {kind: tensor}}."""
     tensors = read_tensors(file)
-    if kind := foreign_kind(tensors):
+    if (
+        file.name == PEFT_FILE and (own := file.parent.name) in changeable
+    ):  # peft's names have no network in them
+        changeable = {own: changeable[own]}
+    known = layer_names(changeable, lora)
+    if kind := foreign_kind(tensors, lora):
         raise UserError(f"{file} is {kind}", "LoRA and DoRA of Stable Diffusion 1 and 2 are read")
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         stem, kind = split_name(name) or ("", "")
         if not kind:
-            raise UserError(f"{file}: {name} is of no LoRA", "name another file")
+            raise UserError(f"{file}: {name} does not belong to a LoRA", "name another file")
         if stem not in known:
-            raise UserError(f"{file}: {name} is of no layer of this model", "is it of another model?")
+            raise UserError(f"{file}: {name} does not match a layer of this model", "is it of another model?")
         layer = found.setdefault(known[stem], {})
         if kind in layer:
-            raise UserError(f"{file}: {name} is there under another name too", "use another file")
+            raise UserError(f"{file}: {name} is also stored under another name", "use another file")
         layer[kind] = tensor.float()
     if not found:
         raise UserError(f"{file} has no tensors", "name another file")

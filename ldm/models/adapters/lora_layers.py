@@ -1,4 +1,4 @@
-"""A LoRA layer by layer, as file formats have it, and as one configuration a network, as peft has it."""
+"""A LoRA layer by layer, as in files, and with one configuration per network, as in peft."""
 
 import math
 from collections import Counter
@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.models.adapters.lora import TARGETS, LoraWeights
+from ldm.models.adapters.lora import TARGETS, LoraWeights, changeable_layers
 from ldm.models.adapters.lora_names import peft_name
 
 Number = TypeVar("Number", int, float)
 Layers = Mapping[str, Mapping[str, "LoraLayer"]]
-"""{network: {layer: its change}}."""
+"""{network: {layer: change}}."""
 
 
 @dataclass(frozen=True)
 class LoraLayer:
-    """The change of one layer: `alpha / rank` times up times down, and with DoRA a length for each output.
+    """The change of one layer: `alpha / rank` times up times down, and with DoRA a magnitude for each output.
 
     Attributes:
         down: A, [rank, in] or [rank, in, k, k].
@@ -38,7 +38,7 @@ class LoraLayer:
         return int(self.down.shape[0])
 
     def tensors(self) -> dict[str, Tensor]:
-        """By the words of `ldm.models.adapters.lora_names.ENDS`, without alpha."""
+        """The tensors by the kinds of `ldm.models.adapters.lora_names.ENDS`, without alpha."""
         found = {"down": self.down, "up": self.up}
         return found if self.magnitude is None else {**found, "magnitude": self.magnitude}
 
@@ -70,16 +70,18 @@ def layer_alpha(config: Mapping[str, Any], layer: str) -> float:
 
 
 def from_layers(layers: Layers, networks: Mapping[str, nn.Module]) -> LoraWeights:
-    """The LoRA of these layers; what most of them have is the configuration's, the others are its patterns.
+    """The LoRA of these layers; the most common rank and alpha are the configuration's, others go into its patterns.
 
     Raises:
-        UserError: some layers of a network are of DoRA and some are not, which peft does not know.
+        UserError: some layers of a network have DoRA and some do not, which peft does not support.
     """
     tensors: dict[str, Tensor] = {}
     configs: dict[str, dict[str, Any]] = {}
     for part, own in layers.items():
         if len({layer.magnitude is None for layer in own.values()}) > 1:
-            raise UserError(f"the LoRA has lengths (DoRA) for some layers of the {part} only", "use another")
+            raise UserError(
+                f"the LoRA has magnitudes (DoRA) for some layers of the {part} only", "use another"
+            )
         configs[part] = _config(networks[part], own)
         for name, layer in own.items():
             tensors |= {f"{part}.{peft_name(name, kind)}": t for kind, t in layer.tensors().items()}
@@ -87,7 +89,7 @@ def from_layers(layers: Layers, networks: Mapping[str, nn.Module]) -> LoraWeight
 
 
 def one_alpha(layers: Mapping[str, LoraLayer]) -> dict[str, LoraLayer]:
-    """The same changes, all with the commonest alpha: what another alpha did, `up` does instead."""
+    """The same changes, all with the most common alpha; the `up` of other layers is scaled to make up for it."""
     alpha = _most_common(layer.alpha for layer in layers.values())
     return {
         name: layer
@@ -112,17 +114,12 @@ def _config(network: nn.Module, layers: Mapping[str, LoraLayer]) -> dict[str, An
 
 
 def _most_common(values: Iterable[Number]) -> Number:
-    """The value that stands there most often; of several, the first."""
+    """The most frequent value; among equals, the first."""
     return Counter(values).most_common(1)[0][0]
 
 
-def changeable_layers(network: nn.Module) -> list[str]:
-    """The names of the layers that a LoRA can change."""
-    return [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-
-
 def short_targets(known: Iterable[str], changed: Iterable[str]) -> list[str]:
-    """The changed layers as the ends of their names, where every layer with that end is changed; else in full."""
+    """The changed layers: a suffix where every layer with that suffix is changed, otherwise the full name."""
     changed, known = set(changed), list(known)
     short = []
     for end in TARGETS["all"]:
@@ -136,17 +133,17 @@ def short_targets(known: Iterable[str], changed: Iterable[str]) -> list[str]:
 def fit_layer(
     where: str, tensors: Mapping[str, Tensor], name: str, config: Mapping[str, Any] | None, shape: torch.Size
 ) -> LoraLayer:
-    """One layer's change as a file has it, in the shapes that peft has.
+    """One layer's change from a file, in peft's shapes.
 
     Args:
-        where: what to call it in an error.
-        tensors: by the words of `ldm.models.adapters.lora_names.ENDS`.
+        where: the name in an error.
+        tensors: by the kinds of `ldm.models.adapters.lora_names.ENDS`.
         name: of the layer.
-        config: peft's configuration of the network, where the file has one.
+        config: peft's configuration of the network, if the file has one.
         shape: of the layer's weight, [out, in] or [out, in, k, k].
 
     Raises:
-        UserError: something is missing, does not fit the layer or cannot be read.
+        UserError: a tensor is missing, does not fit the layer or cannot be read.
     """
     for kind in ("down", "up"):
         if kind not in tensors or tensors[kind].ndim < 2:
@@ -158,14 +155,14 @@ def fit_layer(
 
 
 def _shaped(where: str, tensor: Tensor, shape: list[int]) -> Tensor:
-    """A tensor in its shape here: some programs write linear layers as convolutions of one pixel, or the reverse."""
+    """A tensor in the model's shape: some programs write linear layers as 1x1 convolutions, or the reverse."""
     if len(tensor) != shape[0] or tensor.numel() != math.prod(shape):
         raise UserError(f"{where} has {list(tensor.shape)}, the model {shape}", "is it of another model?")
     return tensor.reshape(shape)
 
 
 def _alpha(where: str, tensors: Mapping[str, Tensor], name: str, config: Mapping[str, Any] | None) -> float:
-    """What the file says of a layer's alpha: kohya beside the layer, peft and diffusers in the configuration."""
+    """A layer's alpha: kohya stores it beside the layer, peft and diffusers in the configuration."""
     rank = len(tensors["down"])
     try:
         if "alpha" in tensors:
@@ -182,12 +179,13 @@ def _alpha(where: str, tensors: Mapping[str, Tensor], name: str, config: Mapping
 
 
 def _magnitude(where: str, tensors: Mapping[str, Tensor], shape: torch.Size) -> Tensor | None:
-    """A DoRA's lengths of the outputs; kohya's programs may also write them of the inputs, which is another thing."""
+    """A DoRA's magnitudes of the outputs; those of the inputs, as kohya's programs may write, are refused."""
     found = tensors.get("magnitude", tensors.get("dora_scale"))
     if found is None:
         return None
     if found.numel() != shape[0] or ("dora_scale" in tensors and len(found) != shape[0]):
         raise UserError(
-            f"{where} has DoRA lengths {list(found.shape)}", f"only those of the {shape[0]} outputs are read"
+            f"{where} has DoRA magnitudes {list(found.shape)}",
+            f"only those of the {shape[0]} outputs are read",
         )
     return found.reshape(-1) if len(shape) == 2 else found.reshape(1, -1, 1, 1)

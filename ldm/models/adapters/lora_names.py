@@ -1,6 +1,6 @@
-"""What the tensors of a LoRA are called: by peft, by diffusers in three ages, and by kohya's programs.
+"""The names of a LoRA's tensors: in peft, in three generations of diffusers, and in kohya's programs.
 
-A name is that of a layer and an end that says what the tensor is:
+A name is a layer's name and a suffix that says what the tensor is:
 
 peft        base_model.model.mid_block.attentions.0.proj_in  .lora_A.weight  .lora_B.weight  .lora_magnitude_vector
 diffusers   unet.mid_block.attentions.0.proj_in              as peft, or .lora.down.weight  .lora.up.weight
@@ -9,11 +9,14 @@ diffusers   unet.mid_block.attentions.0.proj_in              as peft, or .lora.d
 kohya       lora_unet_mid_block_attentions_0_proj_in         .lora_down.weight  .lora_up.weight  .alpha  .dora_scale
             lora_te_text_model_encoder_layers_0_mlp_fc1
 
-`text_model.` stands in the names of the text encoder's layers in transformers before 5, and in files of all ages.
+Names of the text encoder's layers contain `text_model.` in transformers before 5, and in files of all generations.
+kohya's prefixes differ between families: see `ldm.models.families.family.LoraNames`.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+
+from ldm.models.families.family import LoraNames
 
 ENDS = {
     ".lora_A.weight": "down",
@@ -31,7 +34,7 @@ ENDS = {
     ".dora_scale": "dora_scale",
     ".alpha": "alpha",
 }
-"""Ends of names, and which tensor of a layer each marks."""
+"""Suffixes of names, and which tensor of a layer each marks."""
 
 FOREIGN = {
     "lora_te1_": "a LoRA of Stable Diffusion XL",
@@ -43,10 +46,7 @@ FOREIGN = {
     "lokr_": "a LoKr",
     "oft_": "an OFT adapter",
 }
-"""Parts of names that are read nowhere here, and what they tell of a file."""
-
-PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
-"""What kohya's names begin with."""
+"""Parts of names that are not supported, and the kind of file that has them."""
 
 PEFT_PREFIX = "base_model.model."
 TEXT_MODEL = "text_model."
@@ -55,52 +55,61 @@ SELF_ATTENTION = re.compile(r"(.*\.self_attn)\.(q|k|v|out)_proj")
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """The layer in the file's naming, and a value of ENDS; None for a name that is of no LoRA."""
+    """The layer as the file names it, and a value of ENDS; None for a name that does not belong to a LoRA."""
     for end, kind in ENDS.items():
         if name.endswith(end):
             return name.removesuffix(end), kind
     return None
 
 
-def foreign_kind(names: Iterable[str]) -> str | None:
-    """What a file holds that is read nowhere here, or None where no name tells."""
+def foreign_kind(names: Iterable[str], lora: Mapping[str, LoraNames]) -> str | None:
+    """The kind of a file that is not supported, or None where no name tells.
+
+    Args:
+        lora: the names of the model's own family, which are not foreign.
+    """
+    own = {network.kohya_prefix for network in lora.values()} | {f"{part}." for part in lora}
+    foreign = {part: kind for part, kind in FOREIGN.items() if part not in own}
     for name in names:
-        for part, kind in FOREIGN.items():
+        for part, kind in foreign.items():
             if name.startswith(part) or f".{part}" in name:
                 return kind
     return None
 
 
-def layer_names(layers: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, str]]:
+def layer_names(
+    layers: Mapping[str, Iterable[str]], lora: Mapping[str, LoraNames]
+) -> dict[str, tuple[str, str]]:
     """Every name that a file may have for a layer, and the (network, layer) that it means.
 
-    kohya's underscores can be undone in no other way.
+    There is no other way to undo kohya's underscores.
 
     Args:
-        layers: for each of "unet" and "text_encoder", the names of its layers.
+        layers: for each network, the names of its layers.
+        lora: the names of the model's family.
     """
     found: dict[str, tuple[str, str]] = {}
-    for layer in layers.get("unet", ()):
-        found |= {name: ("unet", layer) for name in _unet_names(layer)}
-    for layer in layers.get("text_encoder", ()):
-        found |= {name: ("text_encoder", layer) for name in _text_names(layer)}
+    for part, own in layers.items():
+        names_of = _text_names if lora[part].is_text else _unet_names
+        for layer in own:
+            found |= {name: (part, layer) for name in names_of(part, layer, lora[part])}
     return found
 
 
-def kohya_name(part: str, layer: str) -> str:
+def kohya_name(layer: str, lora: LoraNames) -> str:
     """kohya's name of a layer: `lora_unet_mid_block_attentions_0_proj_in`."""
-    if part == "text_encoder":
+    if lora.is_text:
         layer = TEXT_MODEL + layer.removeprefix(TEXT_MODEL)
-    return PREFIXES[part] + layer.replace(".", "_")
+    return lora.kohya_prefix + layer.replace(".", "_")
 
 
-def diffusers_name(part: str, layer: str, kind: str) -> str:
-    """A tensor's name as diffusers reads it today.
+def diffusers_name(part: str, layer: str, kind: str, lora: LoraNames) -> str:
+    """A tensor's name as current diffusers reads it.
 
-    The UNet's keep peft's ends, the text encoder's get diffusers' own: under peft's it refuses a LoRA that leaves the
-    attention as it is.
+    The UNet's names keep peft's suffixes, a text encoder's get diffusers' own: under peft's suffixes, diffusers refuses
+    a LoRA that does not change the attention.
     """
-    if part != "text_encoder":
+    if not lora.is_text:
         return f"{part}.{peft_name(layer, kind)}"
     ends = {
         "down": "lora_linear_layer.down.weight",
@@ -111,22 +120,22 @@ def diffusers_name(part: str, layer: str, kind: str) -> str:
 
 
 def peft_name(layer: str, kind: str) -> str:
-    """A tensor's name as peft has it in files, without what stands before the layer."""
+    """A tensor's name as peft writes it to files, without the prefix of the layer."""
     ends = {"down": "lora_A.weight", "up": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
     return f"{layer}.{ends[kind]}"
 
 
-def _unet_names(layer: str) -> Iterator[str]:
-    yield from (f"unet.{layer}", layer, PEFT_PREFIX + layer, kohya_name("unet", layer))
+def _unet_names(part: str, layer: str, lora: LoraNames) -> Iterator[str]:
+    yield from (f"{part}.{layer}", layer, PEFT_PREFIX + layer, kohya_name(layer, lora))
     if match := ATTENTION.fullmatch(layer):
         old = f"{match[1]}.processor.{match[2]}"
-        yield from (old, f"unet.{old}")
+        yield from (old, f"{part}.{old}")
 
 
-def _text_names(layer: str) -> Iterator[str]:
-    yield kohya_name("text_encoder", layer)
+def _text_names(part: str, layer: str, lora: LoraNames) -> Iterator[str]:
+    yield kohya_name(layer, lora)
     plain = layer.removeprefix(TEXT_MODEL)
     for name in (plain, TEXT_MODEL + plain):
-        yield from (f"text_encoder.{name}", PEFT_PREFIX + name)
+        yield from (f"{part}.{name}", PEFT_PREFIX + name)
         if match := SELF_ATTENTION.fullmatch(name):
-            yield f"text_encoder.{match[1]}.to_{match[2]}"
+            yield f"{part}.{match[1]}.to_{match[2]}"

@@ -1,4 +1,4 @@
-"""A CLIP text tower's weights under two names: transformers' CLIPTextModel, and open_clip as in Stable Diffusion 2."""
+"""Names of a CLIP text tower's weights in transformers' CLIPTextModel and in open_clip."""
 
 from collections.abc import Mapping
 
@@ -24,7 +24,7 @@ _LAYERS, _BLOCKS = "encoder.layers.", "transformer.resblocks."
 
 
 def to_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A CLIPTextModel's weights as open_clip has them; query, key and value of a layer become one.
+    """A CLIPTextModel's weights by open_clip's names; query, key and value of a layer become one tensor.
 
     Raises:
         KeyError: a name that CLIPTextModel does not have.
@@ -43,7 +43,7 @@ def to_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `to_open_clip` made, as CLIPTextModel has it.
+    """The inverse of `to_open_clip`.
 
     Raises:
         KeyError: a name that an open_clip text tower does not have.

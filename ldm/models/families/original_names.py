@@ -1,59 +1,96 @@
-"""The weights of Stable Diffusion 1 and 2 under two names: as diffusers and transformers have them, and as the original
-programs wrote them into one file.
+"""Names of weights in diffusers and transformers, and in the single files of the original programs.
 
-Both ways are one table a network, from the names of modules in diffusers to those in the file. The tables hold for four
-levels of two resnets each, of any width.
+One table per network maps the names of modules in diffusers to those in the file; it is used in both directions. The
+tables are for four levels of two resnets each, of any width.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor
 
+from ldm.models.families.family import OriginalNetwork, Weights
 from ldm.models.families.open_clip_names import from_open_clip, to_open_clip
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
-"""What the names in the file begin with; the text encoder's tell whose layout it has."""
+"""How the names in the file begin; text encoders have different layouts in Stable Diffusion 1 and 2."""
 
 NUM_LEVELS, NUM_RESNETS = 4, 2
 
-Weights = dict[str, Tensor]
+LAYERS_OF_VIT_H = 24
+"""Layers of open_clip's text encoder; Stable Diffusion 2 reads the output of the last but one."""
+
+
+def unet_to_original(weights: Mapping[str, Tensor]) -> Weights:
+    """A `UNet2DConditionModel`'s weights by the original names; KeyError for a name without one."""
+    return {_renamed(name, UNET_NAMES): tensor for name, tensor in weights.items()}
+
+
+def unet_from_original(weights: Mapping[str, Tensor]) -> Weights:
+    """The inverse of `unet_to_original`; errors as there."""
+    return {_renamed(name, _UNET_BACK): tensor for name, tensor in weights.items()}
+
+
+def vae_to_original(weights: Mapping[str, Tensor]) -> Weights:
+    """An `AutoencoderKL`'s weights by the original names; KeyError for a name without one."""
+    return {_renamed(name, VAE_NAMES): _as_convolution(name, tensor) for name, tensor in weights.items()}
+
+
+def vae_from_original(weights: Mapping[str, Tensor]) -> Weights:
+    """The inverse of `vae_to_original`; errors as there."""
+    named = {_renamed(name, _VAE_BACK): tensor for name, tensor in weights.items()}
+    return {name: _as_linear(name, tensor) for name, tensor in named.items()}
+
+
+def clip_to_original(weights: Mapping[str, Tensor]) -> Weights:
+    """A `CLIPTextModel`'s weights, with or without `text_model.` before their names, as in Stable Diffusion 1."""
+    return {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in weights.items()}
+
+
+def clip_from_original(weights: Mapping[str, Tensor]) -> Weights:
+    """The same weights by the names of transformers 5, without `text_model.`."""
+    return {name.removeprefix("text_model."): tensor for name, tensor in weights.items()}
+
+
+def open_clip_to_original(weights: Mapping[str, Tensor]) -> Weights:
+    """A `CLIPTextModel`'s weights as in Stable Diffusion 2; KeyError for an unknown name."""
+    return to_open_clip(clip_from_original(weights))
+
+
+def open_clip_from_original(weights: Mapping[str, Tensor]) -> Weights:
+    """The inverse, without the last layer of ViT-H, which Stable Diffusion 2 does not use; errors as there."""
+    last = f"encoder.layers.{LAYERS_OF_VIT_H - 1}."
+    return {name: t for name, t in from_open_clip(weights).items() if not name.startswith(last)}
 
 
 def to_original(
-    unet: Mapping[str, Tensor], vae: Mapping[str, Tensor], text: Mapping[str, Tensor], *, open_clip: bool
+    networks: Mapping[str, Mapping[str, Tensor]], layout: Mapping[str, OriginalNetwork]
 ) -> Weights:
-    """The weights of three networks as those of one file.
+    """The weights of all networks by their names in one file.
 
     Args:
-        unet: of a `UNet2DConditionModel`, by diffusers' names; `vae` of an `AutoencoderKL`.
-        text: of a `CLIPTextModel`, with or without `text_model.` before its names.
-        open_clip: write the text encoder as Stable Diffusion 2 does, and not as 1 does.
+        networks: by component, the weights by the names of diffusers or transformers.
+        layout: by component.
 
     Raises:
-        KeyError: a name that the tables do not have.
+        KeyError: a name that the layout does not have.
     """
-    text = {name.removeprefix("text_model."): tensor for name, tensor in text.items()}
-    named = {UNET + _renamed(name, UNET_NAMES): tensor for name, tensor in unet.items()}
-    named |= {VAE + _renamed(name, VAE_NAMES): _as_convolution(name, t) for name, t in vae.items()}
-    if open_clip:
-        return named | {OPEN_CLIP + name: tensor for name, tensor in to_open_clip(text).items()}
-    return named | {f"{CLIP}text_model.{name}": tensor for name, tensor in text.items()}
+    found: Weights = {}
+    for part, original in layout.items():
+        named = original.to_original(networks[part])
+        found |= {original.prefix + name: tensor for name, tensor in named.items()}
+    return found
 
 
-def from_original(weights: Mapping[str, Tensor]) -> tuple[Weights, Weights, Weights]:
-    """The weights of a file as those of UNet, autoencoder and text encoder, by the names of diffusers and transformers.
+def from_original(weights: Mapping[str, Tensor], layout: Mapping[str, OriginalNetwork]) -> dict[str, Weights]:
+    """The weights of a file by component, by the names of diffusers or transformers.
 
-    What none of the three has (schedules, averages, the loss of the autoencoder) is passed over: see `left_over`.
+    What no network has (schedules, averages, the autoencoder's loss) is skipped; see `left_over`.
 
     Raises:
-        KeyError: a weight of one of the three with a name that the tables do not have.
+        KeyError: a network's weight with a name that the layout does not have.
     """
-    unet = {_renamed(name, _UNET_BACK): tensor for name, tensor in _below(UNET, weights)}
-    named_vae = ((_renamed(name, _VAE_BACK), tensor) for name, tensor in _below(VAE, weights))
-    vae = {name: _as_linear(name, tensor) for name, tensor in named_vae}
-    text = {name.removeprefix("text_model."): tensor for name, tensor in _below(CLIP, weights)}
-    return unet, vae, text or from_open_clip(dict(_below(OPEN_CLIP, weights)))
+    return {part: one.from_original(_below(one.prefix, weights)) for part, one in layout.items()}
 
 
 _PASSED_OVER = (
@@ -67,27 +104,28 @@ _PASSED_OVER = (
     "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef", "lvlb_weights", "logvar",
     "scale_factor", "global_step", "v_pred", "ztsnr",
 )  # fmt: skip
-"""Beginnings of what files hold besides the three networks: averages, schedules, the half of CLIP that is not used."""
+"""How names of other contents begin: averages, schedules, the unused half of CLIP."""
 
 
 def is_passed_over(name: str) -> bool:
-    """Whether a name in a file is known not to be a weight of the three networks."""
+    """Whether a name in a file is known not to be a weight of a network."""
     return name.startswith(_PASSED_OVER) or name.endswith(".position_ids")
 
 
-def left_over(names: Iterable[str]) -> list[str]:
-    """The names in a file that belong to none of the three networks and are not known to be dispensable."""
-    return [n for n in names if not n.startswith((UNET, VAE, CLIP, OPEN_CLIP)) and not is_passed_over(n)]
+def left_over(names: Iterable[str], layout: Mapping[str, OriginalNetwork]) -> list[str]:
+    """The names in a file that belong to no network and are not known to be unimportant."""
+    prefixes = tuple(network.prefix for network in layout.values())
+    return [name for name in names if not name.startswith(prefixes) and not is_passed_over(name)]
 
 
-def _below(prefix: str, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in weights.items():
-        if name.startswith(prefix) and not is_passed_over(name):
-            yield name.removeprefix(prefix), tensor
+def _below(prefix: str, weights: Mapping[str, Tensor]) -> Weights:
+    """The weights whose names begin with the prefix, by the rest of their names."""
+    own = {name: tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): tensor for name, tensor in own.items() if not is_passed_over(name)}
 
 
 def _renamed(name: str, table: Mapping[str, str]) -> str:
-    """A name whose longest beginning in the table, counted in whole words, is replaced."""
+    """The name with its longest beginning that is in the table replaced; only whole words between dots count."""
     words = name.split(".")
     for end in range(len(words), 0, -1):
         new = table.get(".".join(words[:end]))
@@ -97,7 +135,7 @@ def _renamed(name: str, table: Mapping[str, str]) -> str:
 
 
 def _unet_names() -> Iterator[tuple[str, str]]:
-    """UNet2DConditionModel's modules. A level's blocks are numbered on from the one before."""
+    """UNet2DConditionModel's modules. The numbers of a level's blocks continue those of the level before."""
     yield from {
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
@@ -134,7 +172,7 @@ def _resnet(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
 
 
 def _vae_names() -> Iterator[tuple[str, str]]:
-    """AutoencoderKL's modules. The file numbers the decoder's levels from the picture down."""
+    """AutoencoderKL's modules. The file numbers the decoder's levels from the image down."""
     yield from (("quant_conv", "quant_conv"), ("post_quant_conv", "post_quant_conv"))
     for side in ("encoder", "decoder"):
         yield from ((f"{side}.conv_in", f"{side}.conv_in"), (f"{side}.conv_out", f"{side}.conv_out"))

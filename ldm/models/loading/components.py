@@ -8,14 +8,20 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.io.files import read_json, write_json
 from ldm.io.safetensors_header import TensorEntry
+from ldm.models.families.family import Component
+from ldm.models.families.stable_diffusion import (
+    CLIP_COMPONENT,
+    TOKENIZER_COMPONENT,
+    UNET_COMPONENT,
+    VAE_COMPONENT,
+)
 from ldm.models.loading.weights_check import (
     HINT,
-    STEMS,
     check_amount,
     empty_network,
     name_faults,
@@ -24,83 +30,35 @@ from ldm.models.loading.weights_check import (
 
 
 def load_unet(folder: Path, dtype: torch.dtype, variant: str | None = None) -> Any:
-    """The `UNet2DConditionModel` of a folder, on the CPU.
+    """The `UNet2DConditionModel` in a folder; arguments and errors as `load_network`."""
+    return load_network(UNET_COMPONENT, folder, dtype, variant)
+
+
+def load_vae(folder: Path, dtype: torch.dtype, variant: str | None = None) -> Any:
+    """The `AutoencoderKL` in a folder; arguments and errors as `load_network`."""
+    return load_network(VAE_COMPONENT, folder, dtype, variant)
+
+
+def load_text_model(folder: Path, dtype: torch.dtype, variant: str | None = None) -> Any:
+    """The `CLIPTextModel` in a folder; arguments and errors as `load_network`."""
+    return load_network(CLIP_COMPONENT, folder, dtype, variant)
+
+
+def load_network(component: Component, folder: Path, dtype: torch.dtype, variant: str | None = None) -> Any:
+    """The network in a folder, on the CPU.
 
     Args:
-        variant: `fp16` reads the files with that in their names.
+        variant: read the files with this in their names, such as "fp16".
 
     Raises:
         UserError: a file is damaged, or a weight is missing, left over or of the wrong shape.
     """
-    return _load("unet", folder, dtype, variant)
-
-
-def load_vae(folder: Path, dtype: torch.dtype, variant: str | None = None) -> Any:
-    """The `AutoencoderKL` of a folder, on the CPU; arguments and errors as `load_unet`."""
-    return _load("vae", folder, dtype, variant)
-
-
-def load_text_model(folder: Path, dtype: torch.dtype, variant: str | None = None) -> Any:
-    """The `CLIPTextModel` of a folder, on the CPU; arguments and errors as `load_unet`."""
-    return _load("text_encoder", folder, dtype, variant)
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The `CLIPTokenizer` of a folder.
-
-    Raises:
-        UserError: its files are missing or damaged.
-    """
-    from transformers.models.clip.tokenization_clip import CLIPTokenizer
-
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise UserError(f"{folder} has neither tokenizer.json nor vocab.json", "the model is incomplete")
-    with _load_errors(folder):
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-def weights_faults(part: str, folder: Path, variant: str | None = None) -> list[str]:
-    """Weights of a component that are missing, left over or of another shape than config.json says; none is read.
-
-    Args:
-        part: "unet", "vae" or "text_encoder".
-
-    Raises:
-        UserError: a header or the configuration is faulty, or asks for far more than the files hold.
-    """
     with _load_errors(folder), _no_progress_bars():
-        return list(name_faults(*_described(part, folder, variant)))
-
-
-def _described(part: str, folder: Path, variant: str | None) -> tuple[nn.Module, Mapping[str, TensorEntry]]:
-    """What config.json says and what the headers say, when the one does not ask for more than the other has."""
-    stored = stored_tensors(folder, STEMS[part], variant)
-    network = empty_network(_network_class(part), folder, len(stored))
-    check_amount(folder, network, stored)
-    return network, stored
-
-
-def _network_class(part: str) -> Any:
-    if part == "unet":
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-        return UNet2DConditionModel
-    if part == "vae":
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-        return AutoencoderKL
-    from transformers.models.clip.modeling_clip import CLIPTextModel
-
-    return CLIPTextModel
-
-
-def _load(part: str, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
-    with _load_errors(folder), _no_progress_bars():
-        _described(part, folder, variant)
-        model, info = _network_class(part).from_pretrained(
+        _described(component, folder, variant)
+        model, info = component.load_class().from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True, variant=variant
         )
-    # A fresh random weight in place of a missing one would only show in the pictures.
+    # The libraries fill in random numbers for a missing weight, which would only show in the images.
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = sorted(str(name) for name in info[kind] if not str(name).endswith("position_ids"))
         if names:
@@ -108,16 +66,108 @@ def _load(part: str, folder: Path, dtype: torch.dtype, variant: str | None) -> A
     return _cast(model, dtype)
 
 
+def load_tokenizer(folder: Path, component: Component = TOKENIZER_COMPONENT) -> Any:
+    """The tokenizer in a folder.
+
+    Raises:
+        UserError: its files are missing or damaged.
+    """
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise UserError(f"{folder} has neither tokenizer.json nor vocab.json", "the model is incomplete")
+    with _load_errors(folder):
+        return component.load_class().from_pretrained(folder, local_files_only=True)
+
+
+def weights_faults(component: Component, folder: Path, variant: str | None = None) -> list[str]:
+    """Weights that are missing, left over or of another shape than config.json says; only headers are read.
+
+    Raises:
+        UserError: a header or the configuration is faulty, or asks for far more than the files hold.
+    """
+    with _load_errors(folder), _no_progress_bars():
+        return list(name_faults(*_described(component, folder, variant)))
+
+
+def _described(
+    component: Component, folder: Path, variant: str | None
+) -> tuple[nn.Module, Mapping[str, TensorEntry]]:
+    """The network that config.json describes, without memory, and the headers of its weights.
+
+    Raises:
+        UserError: config.json asks for more than the files hold.
+    """
+    assert component.stem is not None
+    stored = stored_tensors(folder, component.stem, variant)
+    network = empty_network(component.load_class(), folder, len(stored))
+    check_amount(folder, network, stored)
+    return network, stored
+
+
+def build_network(
+    name: str,
+    component: Component,
+    settings: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype,
+) -> Any:
+    """A network with these weights, on the CPU, in evaluation mode; no weight is drawn at random.
+
+    Args:
+        name: of the component, for messages.
+        settings: of the network's configuration.
+        weights: by the names of diffusers or transformers, all of them and no other.
+
+    Raises:
+        UserError: naming a weight that is missing, left over or of another shape than the settings say.
+    """
+    with torch.device("meta"):
+        network = _make(name, component, settings)
+    wanted = network.state_dict()
+    for key in sorted(wanted.keys() ^ weights.keys()):
+        kind = "is missing" if key in wanted else "is left over"
+        raise UserError(f"the {name}'s weight {key} {kind}", "the file is incomplete or of another structure")
+    for key, tensor in wanted.items():
+        if weights[key].shape != tensor.shape:
+            shapes = f"{list(weights[key].shape)}, here it must be {list(tensor.shape)}"
+            raise UserError(
+                f"the {name}'s weight {key} has shape {shapes}", "the file is of another structure"
+            )
+    network.load_state_dict({key: weights[key].to(dtype) for key in wanted}, assign=True)
+    _fill_position_ids(network)
+    return network.eval().requires_grad_(False)
+
+
+def _make(name: str, component: Component, settings: Mapping[str, Any]) -> nn.Module:
+    cls = component.load_class()
+    try:
+        network: nn.Module = (
+            cls(cls.config_class(**settings)) if component.library == "transformers" else cls(**settings)
+        )
+    except (ValueError, ZeroDivisionError, RuntimeError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"the {name} cannot be built ({reason})", "its widths fit no such network") from error
+    return network
+
+
+def _fill_position_ids(network: nn.Module) -> None:
+    """Give the one buffer that is not a weight its values 0, 1, 2, ..."""
+    for module in network.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                assert name == "position_ids"
+                module.register_buffer(name, torch.arange(buffer.shape[-1])[None], persistent=False)
+
+
 LIBRARY_ERRORS = (
     OSError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, AttributeError,
     AssertionError,
 )  # fmt: skip
-"""What diffusers, transformers and torch raise for files and configurations that are not what they should be."""
+"""What diffusers, transformers and torch raise for damaged files and configurations."""
 
 
 @contextmanager
 def _load_errors(folder: Path) -> Iterator[None]:
-    """What the libraries raise for damaged files, as one line that names the folder."""
+    """Turn what the libraries raise for damaged files into one line that names the folder."""
     try:
         yield
     except LIBRARY_ERRORS as error:
@@ -142,12 +192,12 @@ def save_network(
 
 
 def _cast(network: Any, dtype: torch.dtype) -> Any:
-    """`network.to(dtype)`, without the warning that diffusers has for it."""
+    """`network.to(dtype)` without the warning that diffusers issues."""
     return nn.Module.to(network, dtype)
 
 
 def _clean_config(config_file: Path) -> None:
-    """Leave out where a network was loaded from, which is a path of this machine; and name one dtype for all parts.
+    """Remove the path that the network was loaded from, and write the same dtype for all components.
 
     transformers computes in the dtype of its config, diffusers in float32: a stock pipeline needs one for both.
     """
@@ -166,7 +216,7 @@ def _names_for_old_readers(network: nn.Module) -> dict[str, Any]:
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Keep the libraries' own progress bars off the terminal, which is the caller's."""
+    """Hide the libraries' own progress bars: the terminal belongs to the caller."""
     import diffusers.utils.logging
     import transformers.utils.logging
 

@@ -1,6 +1,6 @@
-"""A model's folder in the diffusers layout, checked before anything of it is loaded.
+"""Check a model folder in the diffusers layout before anything is loaded from it.
 
-Only component classes on a list, only safetensors, and no key by which a configuration brings code with it.
+Only component classes on a list, only safetensors, and no configuration key that brings code with it.
 """
 
 import hashlib
@@ -11,26 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from ldm.diffusion.guidance import EVERYWHERE, check_interval
-from ldm.diffusion.scheduler_names import SCHEDULERS
 from ldm.errors import UserError, unknown_name
 from ldm.io.files import MAX_MODEL_JSON_BYTES, read_json, sha256_file
-from ldm.models.loading.weights_check import STEMS, weights_files
+from ldm.models.families.family import Family
+from ldm.models.families.registry import family_of_folder, network_components
+from ldm.models.loading.weights_check import weights_files
 from ldm.types import MAX_PROMPT_CHUNKS
 
-COMPONENTS: dict[str, tuple[str, ...]] = {
-    "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
-    "text_encoder": ("CLIPTextModel",),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    "scheduler": tuple(sorted({entry.class_name for entry in SCHEDULERS.values()})),
-}
-"""The parts that are loaded, and the classes that may stand for them in `model_index.json`."""
-
-NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
-"""Parts of Stable Diffusion that may be there and are left alone."""
-
 ADAPTER = "adapter.json"
-"""What an adapter's folder has in place of `model_index.json`: see `ldm.models.adapters.folder`."""
+"""What an adapter's folder has instead of `model_index.json`: see `ldm.models.adapters.folder`."""
 
 ADAPTER_WEIGHTS = ("pytorch_lora_weights.safetensors", "learned_embeds.safetensors")
 """The files of a LoRA and of a textual inversion, by the names that diffusers looks for."""
@@ -39,13 +28,13 @@ CODE_KEYS = (
     "auto_map", "trust_remote_code", "custom_pipeline", "custom_pipelines", "custom_generate", "quantization_config",
     "compression_config", "kernel_config", "kernel_mapping", "use_kernels", "use_local_kernel", "allow_all_kernels",
 )  # fmt: skip
-"""Keys by which the libraries load code from elsewhere, or other engines; and every `..._implementation`, see below."""
+"""Keys that make the libraries load code or another engine; so does every `..._implementation`, see below."""
 
 VARIANTS = ("fp16", "bf16")
-"""Of the weights: read, in this order, where there are no plain ones."""
+"""Weights to read, in this order, where there are no plain ones."""
 
 MAX_TRAIN_TIMESTEPS = 100_000
-"""Of a noise schedule, a hundred times the usual: tables of this length are computed."""
+"""The longest noise schedule, a hundred times the usual: tables of this length are computed."""
 
 MAX_SIZE_PX = 2**14
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -53,10 +42,10 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a model is best sampled with: `defaults` in its `ldm.json`. Height and width are in pixels.
+    """The settings that a model is best sampled with: `defaults` in its `ldm.json`. Height and width are in pixels.
 
-    A prompt beyond `max_prompt_chunks` contexts of the text encoder is cut off. A folder of ours that does not say is
-    given one: a small network that was trained on one context draws worse with a second, even an empty one.
+    A prompt longer than `max_prompt_chunks` contexts of the text encoder is cut off. The default is one: a small
+    network trained on one context draws worse with a second, even an empty one.
     """
 
     height: int
@@ -70,7 +59,7 @@ class Defaults:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that is no model, is incomplete, or asks for more than data.
+    """Refuse a folder that is not a model, is incomplete, or contains more than data.
 
     Raises:
         UserError: naming the file, the key and what is allowed.
@@ -80,7 +69,7 @@ def check_folder(folder: Path) -> None:
 
 
 def folder_faults(folder: Path) -> Iterator[UserError]:
-    """Everything for which `check_folder` refuses a folder. No weights are read."""
+    """Everything that `check_folder` refuses a folder for. No weights are read."""
     index_file = folder / "model_index.json"
     if not index_file.is_file():
         yield _no_model(folder)
@@ -90,22 +79,23 @@ def folder_faults(folder: Path) -> Iterator[UserError]:
     except UserError as error:
         yield error
         return
+    family = family_of_folder(folder)
     listed = {key: value for key, value in index.items() if isinstance(value, list)}
     for name, value in listed.items():
-        yield from _fault(partial(_check_component, f"{index_file}: {name}", name, value))
-    for name in COMPONENTS:
+        yield from _fault(partial(_check_component, f"{index_file}: {name}", family, name, value))
+    for name in family.components:
         yield from _fault(partial(_check_present, folder, name, listed.get(name)))
     yield from _fault(partial(check_keys, index_file, index))
-    for name in COMPONENTS:
+    for name in family.components:
         if (folder / name).is_dir():
-            yield from _part_faults(folder, name)
+            yield from _component_faults(folder, family, name)
 
 
 def _no_model(folder: Path) -> UserError:
     """What a folder without model_index.json is instead, where that can be told."""
     if (folder / "checkpoints").is_dir() or folder.parent.name == "checkpoints":
         export = f"`ldm export {folder} DEST` makes a model of its newest weights"
-        return UserError(f"{folder} is a run that is not at its end", export)
+        return UserError(f"{folder} is a run that has not finished", export)
     if any(
         (folder / name).is_file()
         for name in ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
@@ -113,14 +103,14 @@ def _no_model(folder: Path) -> UserError:
         return UserError(
             f"{folder} holds a LoRA", f"give it with --lora {folder}, and the model it is for as --model"
         )
-    return UserError(f"{folder} is no model folder", "it has no model_index.json (the diffusers layout)")
+    return UserError(f"{folder} is not a model folder", "it has no model_index.json (the diffusers layout)")
 
 
-def _part_faults(folder: Path, name: str) -> Iterator[UserError]:
-    """What is wrong with the files of one part."""
+def _component_faults(folder: Path, family: Family, name: str) -> Iterator[UserError]:
+    """What is wrong with the files of one component."""
     for path in sorted((folder / name).glob("*.json")):
-        yield from _fault(partial(_check_config, path, name))
-    if name in STEMS:
+        yield from _fault(partial(_check_config, path, family.components[name].classes))
+    if name in family.networks:
         yield from _fault(partial(weights_variant, folder, name))
 
 
@@ -138,38 +128,41 @@ def _check_present(folder: Path, name: str, value: list[Any] | None) -> None:
         raise UserError(f"{folder / name} does not exist", "the model is incomplete")
 
 
-def _check_component(where: str, name: str, value: list[Any]) -> None:
+def _check_component(where: str, family: Family, name: str, value: list[Any]) -> None:
     """One `"name": [library, class]` of model_index.json."""
     library, class_name = value if len(value) == 2 else (None, str(value))
-    if class_name is None or (name in NOT_LOADED and library in ("transformers", "stable_diffusion")):
+    if class_name is None or (name in family.optional and library in ("transformers", "stable_diffusion")):
         return
-    if name not in COMPONENTS:
-        raise UserError(f"{where} is a part that is not supported", f"supported: {', '.join(COMPONENTS)}")
+    if name not in family.components:
+        raise UserError(
+            f"{where} is a component that is not supported", f"supported: {', '.join(family.components)}"
+        )
     if library not in ("diffusers", "transformers"):
         raise UserError(f"{where} comes from {library!r}", "only diffusers and transformers are used")
-    if class_name not in COMPONENTS[name]:
-        raise UserError(f"{where} is a {class_name}", f"supported: {', '.join(COMPONENTS[name])}")
+    classes = family.components[name].classes
+    if class_name not in classes:
+        raise UserError(f"{where} is a {class_name}", f"supported: {', '.join(classes)}")
 
 
-def _check_config(path: Path, name: str) -> None:
-    """One JSON file of a part: its size, and of a configuration the class and the keys."""
-    if path.name == "adapter_config.json":  # transformers would put the adapter beside it into the network
-        raise UserError(f"{path} makes another model of the weights beside it", "remove the file")
+def _check_config(path: Path, classes: tuple[str, ...]) -> None:
+    """One JSON file of a component: its size, and of a configuration the class and the keys."""
+    if path.name == "adapter_config.json":  # transformers would load the adapter beside it into the network
+        raise UserError(f"{path} changes the model that the weights beside it mean", "remove the file")
     if path.stat().st_size > MAX_MODEL_JSON_BYTES:
         raise UserError(f"{path} has more than {MAX_MODEL_JSON_BYTES:,} bytes", "restore the file")
     if not path.name.endswith("config.json"):
         return
     config = read_object(path)
     check_keys(path, config)
-    if (class_name := config.get("_class_name")) is not None and class_name not in COMPONENTS[name]:
+    if (class_name := config.get("_class_name")) is not None and class_name not in classes:
         said = f"{path} is of the class {str(class_name)[:100]!r}"
-        raise UserError(said, f"supported: {', '.join(COMPONENTS[name])}")
+        raise UserError(said, f"supported: {', '.join(classes)}")
 
 
 def check_keys(path: Path, value: Any) -> None:
-    """Refuse the keys by which a configuration brings code or an engine with it, at any depth.
+    """Refuse the keys that bring code or an engine with a configuration, at any depth.
 
-    Also a noise schedule of more steps than there is any use for.
+    Also a noise schedule with more steps than there is any use for.
 
     Raises:
         UserError: naming the file and the key.
@@ -194,37 +187,38 @@ def _check_key(path: Path, key: str, value: Any) -> None:
 
 
 def weights_variant(folder: Path, name: str) -> str | None:
-    """Which safetensors of a component to read: None for the plain ones, "fp16" or "bf16" where only those are there.
+    """Which safetensors of a component to read: None for the plain ones, "fp16" or "bf16" if only those exist.
 
     Raises:
         UserError: there are none, or the only weights are pickled.
     """
-    files = sorted(path.name for path in (folder / name).iterdir())
+    stem = network_components()[name].stem
+    assert stem is not None
     for variant in (None, *VARIANTS):
-        if weights_files(folder / name, STEMS[name], variant):
+        if weights_files(folder / name, stem, variant):
             return variant
-    pickles = [file for file in files if file.endswith(PICKLES)]
+    pickles = sorted(path.name for path in (folder / name).iterdir() if path.name.endswith(PICKLES))
     if pickles:
         raise UserError(f"{folder / name / pickles[0]} is a pickle", "only safetensors are read")
-    raise UserError(f"{folder / name} has no {STEMS[name]}.safetensors", "the model is incomplete")
+    raise UserError(f"{folder / name} has no {stem}.safetensors", "the model is incomplete")
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object.
 
     Raises:
-        UserError: it is missing, no JSON, or something else.
+        UserError: it is missing, not JSON, or something else.
     """
     value = read_json(path, max_bytes=MAX_MODEL_JSON_BYTES)
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object", "restore the file")
+        raise UserError(f"{path} does not hold a JSON object", "restore the file")
     return value
 
 
 def read_defaults(folder: Path, height: int, width: int) -> Defaults:
-    """The model's defaults from `ldm.json`; where it is silent, this size, DPM-Solver++ 2M and 25 steps.
+    """The model's defaults from `ldm.json`; what it leaves out is this size, DPM-Solver++ 2M and 25 steps.
 
-    Without that file the folder is a stock one, of a large model: long prompts then have `MAX_PROMPT_CHUNKS`.
+    A folder without that file is a stock one of a large model: long prompts then have `MAX_PROMPT_CHUNKS`.
 
     Raises:
         UserError: an unknown key, or a value of the wrong type.
@@ -242,13 +236,13 @@ def read_defaults(folder: Path, height: int, width: int) -> Defaults:
             raise UserError(f"{path}: {key} is {value!r}", f"it must be of type {kinds[key].__name__}")
     defaults = Defaults(**{"height": height, "width": width, **given})
     if max(defaults.height, defaults.width) > MAX_SIZE_PX:
-        said = f"{folder} asks for pictures of {defaults.height} x {defaults.width} pixels"
+        said = f"{folder} asks for images of {defaults.height} x {defaults.width} pixels"
         raise UserError(said, f"at most {MAX_SIZE_PX} on a side: see ldm.json, and sample_size of the unet")
     return defaults
 
 
 def _interval(path: Path, value: Any) -> tuple[float, float]:
-    """A guidance interval as JSON has it: a list of two numbers."""
+    """A guidance interval in JSON: a list of two numbers."""
     if not isinstance(value, list) or [type(each) in (int, float) for each in value] != [True, True]:
         raise UserError(f"{path}: guidance_interval is {value!r}", "it must be a list of two numbers")
     start, end = map(float, value)
@@ -260,14 +254,14 @@ def _interval(path: Path, value: Any) -> tuple[float, float]:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter, which needs its base, and no whole model."""
+    """Whether a folder holds an adapter, which needs its base, and not a complete model."""
     return (folder / ADAPTER).is_file() and not (folder / "model_index.json").exists()
 
 
 def weights_hash(folder: Path) -> str:
-    """One SHA-256 over the names and SHA-256 of all the safetensors that are loaded.
+    """One SHA-256 over the names and SHA-256 of all safetensors that are loaded.
 
-    An adapter's is over its own and the hash of its base; a single file's is the file's own.
+    An adapter's covers its own files and the hash of its base; a single file's is the file's own.
     """
     if folder.is_file():
         return sha256_file(folder)
@@ -279,10 +273,11 @@ def weights_hash(folder: Path) -> str:
 
 
 def _loaded_weights(folder: Path) -> list[Path]:
-    """An adapter's safetensors, or those of a model's parts in the variant that is loaded; others may lie beside."""
+    """An adapter's safetensors, or those of a model's components in the variant that is loaded."""
     if is_adapter(folder):
         return [folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()]
     found = []
-    for name, stem in STEMS.items():
-        found += weights_files(folder / name, stem, weights_variant(folder, name))
+    for name, component in family_of_folder(folder).networks.items():
+        assert component.stem is not None
+        found += weights_files(folder / name, component.stem, weights_variant(folder, name))
     return found

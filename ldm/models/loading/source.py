@@ -1,34 +1,28 @@
-"""Where a model lies: the embedded one, a folder, a run, a single file, or the Hub."""
+"""Find a model: the embedded one, a folder, a run, a single file, or one on the Hub."""
 
 import re
 from pathlib import Path
 
 from ldm.errors import UserError
+from ldm.models.families.family import Component
+from ldm.models.families.registry import FAMILIES, network_components
 from ldm.models.loading.folder import ADAPTER, ADAPTER_WEIGHTS, PICKLES, VARIANTS
-from ldm.models.loading.weights_check import STEMS, weights_files
+from ldm.models.loading.weights_check import weights_files
 
 EMBEDDED = {"emoji": Path(__file__).parents[2] / "assets" / "emoji"}
 """Models inside the package, by name."""
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@(?!.*\.\.)\w[\w./-]*)?")
-"""A repository, and after an @ the branch, tag or commit, which is no path to elsewhere."""
+"""A repository, and after an @ the branch, tag or commit; a path to another folder does not match."""
 
-HUB_FILES = (
-    "model_index.json",
-    "ldm.json",
-    ADAPTER,
-    *ADAPTER_WEIGHTS,
-    *(f"{name}/config.json" for name in STEMS),
-    "scheduler/scheduler_config.json",
-    *(f"tokenizer/{name}.json" for name in ("tokenizer", "tokenizer_config", "vocab", "special_tokens_map")),
-    "tokenizer/added_tokens.json",
-    "tokenizer/merges.txt",
-)
-"""All that is fetched of a repository beside the weights: no code, no pickle and no picture comes here."""
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "special_tokens_map.json", "added_tokens.json",
+    "merges.txt",
+)  # fmt: skip
 
 
 def find_model(model: str | Path) -> tuple[Path, str]:
-    """The folder or the single file of a model, and its id: a name without a path.
+    """The folder or the single file of a model, and its id, a name without a path.
 
     Args:
         model: "emoji", a folder in the diffusers layout or of an adapter, a run folder (with `pipeline/`), a
@@ -37,7 +31,7 @@ def find_model(model: str | Path) -> tuple[Path, str]:
     Raises:
         UserError: there is no such model, or the Hub cannot be reached.
     """
-    if not str(model):  # else it would be the current folder
+    if not str(model):  # otherwise it would be the current folder
         raise UserError("no model ''", f"name a folder, a Hub id, or {' or '.join(EMBEDDED)}")
     if isinstance(model, str) and model in EMBEDDED:
         return _embedded(model), model
@@ -58,7 +52,7 @@ def _embedded(name: str) -> Path:
 
 
 def _single_file(path: Path) -> Path:
-    """A safetensors file; what is inside is looked at when it is loaded."""
+    """A safetensors file; its contents are checked when it is loaded."""
     if path.suffix in PICKLES:
         raise UserError(
             f"{path} is a pickle", "only safetensors are read; `ldm import --allow-pickle` converts it"
@@ -69,7 +63,7 @@ def _single_file(path: Path) -> Path:
 
 
 def _in_folder(path: Path) -> tuple[Path, str]:
-    """A model's own folder or a run's. A run names its model, for the folder is always called pipeline."""
+    """A model's own folder or a run's. A model in a run is named after the run: its folder is always `pipeline`."""
     is_run = not (path / "model_index.json").exists() and (path / "pipeline").is_dir()
     folder = path / "pipeline" if is_run else path
     full = folder.resolve()
@@ -77,24 +71,43 @@ def _in_folder(path: Path) -> tuple[Path, str]:
 
 
 def _from_hub(model: str) -> Path:
-    """Download what is loaded of a Hub model, or find it in the local cache."""
+    """Download the files of a Hub model that are loaded, or find them in the local cache."""
     repo_id, _, revision = model.partition("@")
-    folder = _download(repo_id, revision or None, [*HUB_FILES, *_hub_weights("")])
+    small, networks = _hub_files(), network_components()
+    folder = _download(repo_id, revision or None, [*small, *_hub_weights("")])
     for variant in VARIANTS:
-        if any((folder / name).is_dir() and not _has_weights(folder, name) for name in STEMS):
-            folder = _download(repo_id, revision or None, [*HUB_FILES, *_hub_weights(variant)])
+        if any(
+            (folder / name).is_dir() and not _has_weights(folder / name, networks[name]) for name in networks
+        ):
+            folder = _download(repo_id, revision or None, [*small, *_hub_weights(variant)])
     return folder
 
 
+def _hub_files() -> list[str]:
+    """Everything that is downloaded besides the weights: no code, no pickles and no images."""
+    tokenizers = dict.fromkeys(name for family in FAMILIES for name in family.tokenizers)
+    return [
+        "model_index.json",
+        "ldm.json",
+        ADAPTER,
+        *ADAPTER_WEIGHTS,
+        *(f"{name}/config.json" for name in network_components()),
+        "scheduler/scheduler_config.json",
+        *(f"{tokenizer}/{name}" for tokenizer in tokenizers for name in TOKENIZER_FILES),
+    ]
+
+
 def _hub_weights(variant: str) -> list[str]:
-    """Patterns of the weights of one variant, whole and in shards, with the shards' index."""
+    """Patterns of the weights of one variant, in one file and in shards, with the shards' index."""
     dotted = f".{variant}" if variant else ""
     names = ["{0}{1}.safetensors", "{0}{1}-*-of-*.safetensors", "{0}.safetensors.index{1}.json"]
-    return [f"{part}/{name.format(stem, dotted)}" for part, stem in STEMS.items() for name in names]
+    networks = network_components().items()
+    return [f"{part}/{name.format(one.stem, dotted)}" for part, one in networks for name in names]
 
 
-def _has_weights(folder: Path, name: str) -> bool:
-    return any(weights_files(folder / name, STEMS[name], variant) for variant in (None, *VARIANTS))
+def _has_weights(folder: Path, component: Component) -> bool:
+    assert component.stem is not None
+    return any(weights_files(folder, component.stem, variant) for variant in (None, *VARIANTS))
 
 
 def _download(repo_id: str, revision: str | None, patterns: list[str]) -> Path:
@@ -107,6 +120,6 @@ def _download(repo_id: str, revision: str | None, patterns: list[str]) -> Path:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         at = f" at {revision!r}" if revision else ""
         raise UserError(
-            f"no folder {repo_id!r} here, and the Hub gives no model of that id{at} ({reason})",
+            f"no folder {repo_id!r} here, and the Hub has no model with that id{at} ({reason})",
             "check the name and the network, or name a folder",
         ) from error

@@ -1,7 +1,7 @@
-"""A component's weights held against its configuration before any of them is loaded: shapes only, no memory.
+"""Compare a component's weights with its configuration before any of them is loaded: shapes only, no memory.
 
-A configuration may ask for more than the files hold, and what is missing would be set aside all the same; an index may
-name files that lie elsewhere. Both are refused here.
+A configuration may describe a larger network than the files hold, and the libraries would allocate all of it; an index
+may name files in other folders. Both are refused here.
 """
 
 import inspect
@@ -17,14 +17,11 @@ from ldm.errors import UserError
 from ldm.io.files import MAX_MODEL_JSON_BYTES, read_json
 from ldm.io.safetensors_header import TensorEntry, read_header
 
-STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-"""What the weights' files of each component are called."""
-
 SLACK = 2**20
-"""Numbers that a configuration may ask for beyond those stored: buffers that are computed, and small mistakes,
-which have messages of their own."""
+"""How many numbers a configuration may ask for beyond those stored: computed buffers, and small mistakes, which have
+their own messages."""
 
-HINT = "config.json and the safetensors do not belong together"
+HINT = "config.json and the safetensors do not match"
 
 FORMER_NAMES = {
     "text_model.": "",  # CLIPTextModel of transformers before 5
@@ -33,21 +30,21 @@ FORMER_NAMES = {
     ".value.": ".to_v.",
     ".proj_attn.": ".to_out.0.",
 }
-"""Parts of names that the libraries still read, and what they have become."""
+"""Old parts of names that the libraries still read, and the current ones."""
 
 
 def weights_files(folder: Path, stem: str, variant: str | None = None) -> list[Path]:
-    """The safetensors of one variant in a component's folder, by name; other variants may lie beside them."""
+    """The safetensors of one variant in a component's folder, sorted by name; there may be other variants."""
     begin = re.escape(stem + (f".{variant}" if variant else ""))
     pattern = re.compile(begin + r"(-\d+-of-\d+)?\.safetensors")
     return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
 
 
 def stored_tensors(folder: Path, stem: str, variant: str | None = None) -> dict[str, TensorEntry]:
-    """What the weights' files of a component hold, by name; of each file only the header is read.
+    """The tensors in a component's weights' files, by name; only the headers are read.
 
     Raises:
-        UserError: a header is faulty, or the index of the shards names other files than those beside it.
+        UserError: a header is damaged, or the index of the shards names other files than those beside it.
     """
     headers = {path.name: read_header(path).tensors for path in weights_files(folder, stem, variant)}
     index = folder / f"{stem}.safetensors.index{f'.{variant}' if variant else ''}.json"
@@ -64,7 +61,7 @@ def _check_index(index: Path, headers: Mapping[str, Mapping[str, TensorEntry]]) 
     for name, file in shards.items():
         if not isinstance(file, str) or file not in headers:
             raise UserError(
-                f"{index} names {str(file)[:100]!r}", "a shard must lie beside it under its usual name"
+                f"{index} names {str(file)[:100]!r}", "a shard must be beside it under its usual name"
             )
         if name not in headers[file]:
             raise UserError(f"{index}: {name!r} is not in {file}", "restore the files")
@@ -75,15 +72,15 @@ def empty_network(cls: Any, folder: Path, num_stored: int) -> nn.Module:
 
     Args:
         cls: a network of diffusers or transformers.
-        num_stored: tensors in its files; a configuration of more layers than that is refused before it is built.
+        num_stored: tensors in its files; a configuration with more layers is refused before it is built.
 
     Raises:
         UserError: config.json is missing or damaged, or asks for more layers.
-        Exception: whatever the library makes of a configuration that is wrong in another way.
+        Exception: whatever the library raises for a configuration that is wrong in another way.
     """
     config = read_json(folder / "config.json", max_bytes=MAX_MODEL_JSON_BYTES)
     if not isinstance(config, dict):
-        raise UserError(f"{folder / 'config.json'} holds no JSON object", "restore the file")
+        raise UserError(f"{folder / 'config.json'} does not hold a JSON object", "restore the file")
     _check_layers(folder, config, num_stored)
     with torch.device("meta"):
         if hasattr(cls, "config_class"):  # transformers: one object with all settings
@@ -95,7 +92,7 @@ def empty_network(cls: Any, folder: Path, num_stored: int) -> nn.Module:
 
 
 def _check_layers(folder: Path, config: Mapping[str, Any], num_stored: int) -> None:
-    """Every layer has a tensor, so no more can be meant; the counts of one configuration multiply."""
+    """Every layer has a tensor, so there cannot be more layers; the counts in a configuration multiply."""
     layers = 1
     for key, value in config.items():
         if key.endswith("block_types") and isinstance(value, list):
@@ -111,7 +108,7 @@ def _check_layers(folder: Path, config: Mapping[str, Any], num_stored: int) -> N
 
 
 def _counts(value: Any) -> Iterator[int]:
-    """The whole numbers in a setting that may be one, a list, or a list of lists."""
+    """The integers in a setting that may be a number, a list, or a list of lists."""
     waiting = [value]
     while waiting:
         item = waiting.pop()
@@ -122,7 +119,7 @@ def _counts(value: Any) -> Iterator[int]:
 
 
 def check_amount(folder: Path, network: nn.Module, stored: Mapping[str, TensorEntry]) -> None:
-    """Refuse a network that would take far more memory than its files hold.
+    """Refuse a network that would need far more memory than its files hold.
 
     Raises:
         UserError: naming the folder and both numbers.
@@ -136,12 +133,12 @@ def check_amount(folder: Path, network: nn.Module, stored: Mapping[str, TensorEn
 
 
 def name_faults(network: nn.Module, stored: Mapping[str, TensorEntry]) -> Iterator[str]:
-    """Weights that are missing, left over or of another shape than the network's, in words, by name."""
+    """Weights that are missing, left over or of another shape than the network's, as messages, by name."""
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    found = {name: name if name in wanted else _name_today(name) for name in stored}
+    found = {name: name if name in wanted else _current_name(name) for name in stored}
     held = {today: stored[name] for name, today in found.items()}
     for name in sorted(wanted.keys() | held.keys()):
-        if name.endswith("position_ids"):  # a count, which older versions stored
+        if name.endswith("position_ids"):  # the numbers 0, 1, 2 ..., which older versions stored
             continue
         if name not in held:
             yield f"the weight {name!r} is missing"
@@ -151,7 +148,7 @@ def name_faults(network: nn.Module, stored: Mapping[str, TensorEntry]) -> Iterat
             yield f"the weight {name!r} is {list(held[name].shape)}, and config.json says {list(wanted[name])}"
 
 
-def _name_today(name: str) -> str:
+def _current_name(name: str) -> str:
     for former, today in FORMER_NAMES.items():
         name = name.replace(former, today)
     return name
