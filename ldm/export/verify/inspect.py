@@ -20,6 +20,8 @@ from ldm.models.loading.components import weights_faults
 from ldm.models.loading.folder import (
     ADAPTER,
     ADAPTER_WEIGHTS,
+    PEFT_CONFIG,
+    PEFT_FILE,
     check_keys,
     folder_faults,
     is_adapter,
@@ -29,7 +31,6 @@ from ldm.models.loading.folder import (
 )
 
 OPENVINO = "unet/openvino_model.xml"
-PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LIBRARIES = ("diffusers", "transformers")
 
 
@@ -145,8 +146,8 @@ def _peft(folder: Path, part: str) -> Iterator[Finding]:
     library = mapping.get("parent_library") if isinstance(mapping, dict) else None
     if library is not None and str(library).partition(".")[0] not in LIBRARIES:
         yield Finding("error", name, f"its base would be imported from {str(library)[:100]!r}")
-    if not (folder / part / PEFT_WEIGHTS).is_file():
-        yield Finding("error", part, f"there is no {PEFT_WEIGHTS}")
+    if not (folder / part / PEFT_FILE).is_file():
+        yield Finding("error", part, f"there is no {PEFT_FILE}")
 
 
 def _record(folder: Path) -> Iterator[Finding]:

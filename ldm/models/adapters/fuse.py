@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ldm.errors import UserError
 from ldm.io.files import sha256_file
 from ldm.models.adapters.lora import LoraWeights, apply_lora
-from ldm.models.adapters.lora_files import PEFT_CONFIG, PEFT_FILE, lora_files, read_lora_file
+from ldm.models.adapters.lora_files import lora_files, read_lora_file
 from ldm.models.families.registry import lora_parts
-from ldm.models.loading.folder import ADAPTER_WEIGHTS
+from ldm.models.loading.folder import ADAPTER_WEIGHTS, PEFT_CONFIG, PEFT_FILE
 from ldm.models.parts import ModelParts
 
 FIXED_NAMES = (Path(ADAPTER_WEIGHTS[0]).stem, Path(PEFT_FILE).stem, "pipeline")

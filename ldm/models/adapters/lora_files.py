@@ -39,12 +39,11 @@ from ldm.models.adapters.lora_names import (
 from ldm.models.families.family import LoraNames
 from ldm.models.families.registry import lora_parts
 from ldm.models.families.stable_diffusion import SD1
-from ldm.models.loading.folder import ADAPTER_WEIGHTS, PICKLES, read_object
+from ldm.models.loading.folder import ADAPTER_WEIGHTS, PEFT_CONFIG, PEFT_FILE, PICKLES, read_object
 
 METADATA_KEY = "lora_adapter_metadata"
 """Where diffusers keeps the configurations in the header: as JSON, with the network's name before each key."""
 
-PEFT_CONFIG, PEFT_FILE = "adapter_config.json", "adapter_model.safetensors"
 NOTHING: Mapping[str, str] = {}
 
 
@@ -66,7 +65,10 @@ def write_lora_diffusers(
     Raises:
         UserError: the disk is full or not writable.
     """
-    tensors = _named(weights, lambda part, layer, kind: diffusers_name(part, layer, kind, lora[part]))
+    text = [part for part, names in lora.items() if names.is_text]
+    tensors = _named(
+        weights, lambda part, layer, kind: diffusers_name(part, layer, kind, is_text=part in text)
+    )
     configs = {f"{part}.{k}": v for part, config in weights.configs.items() for k, v in config.items()}
     own = {METADATA_KEY: json.dumps(configs, sort_keys=True)}
     write_bytes(path, _to_bytes(tensors, {**metadata, **own}, dtype))

@@ -103,13 +103,13 @@ def kohya_name(layer: str, lora: LoraNames) -> str:
     return lora.kohya_prefix + layer.replace(".", "_")
 
 
-def diffusers_name(part: str, layer: str, kind: str, lora: LoraNames) -> str:
+def diffusers_name(part: str, layer: str, kind: str, *, is_text: bool) -> str:
     """A tensor's name as current diffusers reads it.
 
     The UNet's names keep peft's suffixes, a text encoder's get diffusers' own: under peft's suffixes, diffusers refuses
     a LoRA that does not change the attention.
     """
-    if not lora.is_text:
+    if not is_text:
         return f"{part}.{peft_name(layer, kind)}"
     ends = {
         "down": "lora_linear_layer.down.weight",

@@ -24,6 +24,9 @@ ADAPTER = "adapter.json"
 ADAPTER_WEIGHTS = ("pytorch_lora_weights.safetensors", "learned_embeds.safetensors")
 """The files of a LoRA and of a textual inversion, by the names that diffusers looks for."""
 
+PEFT_CONFIG, PEFT_FILE = "adapter_config.json", "adapter_model.safetensors"
+"""The files of an adapter in peft's format."""
+
 CODE_KEYS = (
     "auto_map", "trust_remote_code", "custom_pipeline", "custom_pipelines", "custom_generate", "quantization_config",
     "compression_config", "kernel_config", "kernel_mapping", "use_kernels", "use_local_kernel", "allow_all_kernels",
@@ -96,10 +99,7 @@ def _no_model(folder: Path) -> UserError:
     if (folder / "checkpoints").is_dir() or folder.parent.name == "checkpoints":
         export = f"`ldm export {folder} DEST` makes a model of its newest weights"
         return UserError(f"{folder} is a run that has not finished", export)
-    if any(
-        (folder / name).is_file()
-        for name in ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
-    ):
+    if any((folder / name).is_file() for name in (ADAPTER_WEIGHTS[0], PEFT_FILE)):
         return UserError(
             f"{folder} holds a LoRA", f"give it with --lora {folder}, and the model it is for as --model"
         )
@@ -146,7 +146,7 @@ def _check_component(where: str, family: Family, name: str, value: list[Any]) ->
 
 def _check_config(path: Path, classes: tuple[str, ...]) -> None:
     """One JSON file of a component: its size, and of a configuration the class and the keys."""
-    if path.name == "adapter_config.json":  # transformers would load the adapter beside it into the network
+    if path.name == PEFT_CONFIG:  # transformers would load the adapter beside it into the network
         raise UserError(f"{path} changes the model that the weights beside it mean", "remove the file")
     if path.stat().st_size > MAX_MODEL_JSON_BYTES:
         raise UserError(f"{path} has more than {MAX_MODEL_JSON_BYTES:,} bytes", "restore the file")
