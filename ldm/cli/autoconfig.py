@@ -79,13 +79,14 @@ def look_at_base(base: str) -> BaseLook:
     from ldm.models.loading.components import load_tokenizer
     from ldm.models.loading.folder import check_folder, read_defaults, read_object
     from ldm.models.loading.source import find_model
+    from ldm.models.vae import downscale
 
     own, _ = find_model(base)
     folder, _ = adapter_chain(own)
     check_folder(folder)
     unet, vae, text = (read_object(folder / n / "config.json") for n in ("unet", "vae", "text_encoder"))
     scheduler = read_object(folder / "scheduler" / "scheduler_config.json")
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    factor = downscale(vae["block_out_channels"])
     size = unet.get("sample_size") or 64
     height, width = (size, size) if isinstance(size, int) else size
     defaults = read_defaults(own, height * factor, width * factor)
@@ -103,7 +104,7 @@ def look_at_base(base: str) -> BaseLook:
         base,
         defaults.height,
         defaults.width,
-        factor * 2 ** (len(unet["block_out_channels"]) - 1),
+        factor * downscale(unet["block_out_channels"]),
         scheduler.get("prediction_type", "epsilon"),
         int(text["hidden_size"]),
         context_length,

@@ -8,6 +8,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from pydantic import Field, model_validator
 
 from ldm.config import Settings
+from ldm.models.vae import downscale
 
 Channels = Annotated[int, Field(ge=1)]
 
@@ -31,7 +32,7 @@ class AutoencoderShape(Settings):
     @property
     def downscale(self) -> int:
         """Pixels per latent along an axis."""
-        return int(2 ** (len(self.block_out_channels) - 1))
+        return downscale(self.block_out_channels)
 
 
 def _check_groups(channels: Sequence[int], num_groups: int) -> None:
@@ -84,13 +85,18 @@ def make_autoencoder(shape: AutoencoderShape, sample_size_px: int) -> Autoencode
 
 
 def make_unet(
-    shape: DenoiserShape, *, latent_channels: int, latent_size: int, text_width: int
+    shape: DenoiserShape, *, latent_channels: int, latent_size: int, text_width: int, concat_channels: int = 0
 ) -> UNet2DConditionModel:
-    """A cross-attention UNet for latents [B, latent_channels, h, w] and prompts [B, L, text_width]."""
+    """A cross-attention UNet for latents [B, latent_channels, h, w] and prompts [B, L, text_width].
+
+    Args:
+        latent_size: h and w by default.
+        concat_channels: further input channels, see `ldm.types.Conditioning.concat`.
+    """
     heads = tuple(max(1, channels // shape.attention_head_dim) for channels in shape.block_out_channels)
     return UNet2DConditionModel(
         sample_size=latent_size,
-        in_channels=latent_channels,
+        in_channels=latent_channels + concat_channels,
         out_channels=latent_channels,
         down_block_types=tuple(_down(attends) for attends in shape.attention),
         up_block_types=tuple(_up(attends) for attends in reversed(shape.attention)),

@@ -1,19 +1,21 @@
 """The parts of a model, by name, wherever they come from."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ldm.errors import UserError
 from ldm.models.clip import ClipTextEncoder
-from ldm.models.families.family import Family, Width
+from ldm.models.families.family import Family, Size, Width
 from ldm.models.families.registry import family_of
 from ldm.models.loading.folder import Defaults
 from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder
+from ldm.types import Conditioning
 
 
 @dataclass
@@ -36,6 +38,29 @@ class ModelParts:
     def family(self) -> Family:
         """The family that the configurations of these components belong to."""
         return family_of(self.configs())
+
+    def encode(
+        self,
+        prompts: Sequence[str],
+        num_chunks: int = 1,
+        *,
+        size: Size,
+        original: Size | None = None,
+        crop: Size = (0, 0),
+    ) -> Conditioning:
+        """What the denoiser is told of B prompts, and of the size where the family's UNet takes time ids.
+
+        Args:
+            size: of the images, height and width in pixels.
+            original: before cropping; by default `size`.
+            crop: top left corner of the crop.
+        """
+        said: Conditioning = self.text_encoder(prompts, num_chunks)
+        time_ids = self.family.time_ids
+        if time_ids is None:
+            return said
+        numbers = torch.tensor([time_ids(original or size, crop, size)], dtype=torch.float32)
+        return replace(said, time_ids=numbers.expand(len(said), -1).to(said.prompt_embeds.device))
 
     def modules(self) -> dict[str, nn.Module]:
         """The modules that generate, by name."""

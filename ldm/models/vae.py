@@ -1,5 +1,6 @@
 """The autoencoder: a diffusers `AutoencoderKL` between pixels and scaled, shifted latents."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,6 +8,11 @@ from torch import Tensor, nn
 
 TILE_LATENTS = 64
 """The side of a tile in decoding: 512 pixels with 8 x 8 pixels per latent, the size of most models' training."""
+
+
+def downscale(block_out_channels: Sequence[int]) -> int:
+    """How many times smaller the last level of a network is along an axis: each level but the last halves H and W."""
+    return int(2 ** (len(block_out_channels) - 1))
 
 
 class KLAutoencoder(nn.Module):
@@ -30,7 +36,7 @@ class KLAutoencoder(nn.Module):
     @property
     def pixels_per_latent(self) -> int:
         """H / h: pixels per latent along an axis."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        return downscale(self.vae.config.block_out_channels)
 
     @property
     def scaling_factor(self) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -86,6 +87,7 @@ TWO = replace(
         "text_encoder_2": LoraNames("lora_te2_", is_text=True),
     },
     pipeline_settings={"force_zeros_for_empty_prompt": True},
+    time_ids=lambda original, crop, size: (*original, *crop, *size),
     single_file=replace(
         SD1.single_file,
         matches=lambda names: any(name.startswith("conditioner.embedders.1.") for name in names),
@@ -179,10 +181,55 @@ def test_a_family_with_a_second_text_encoder_is_saved_loaded_and_encodes_text(
     assert torch.equal(*images)
 
 
+def test_a_unet_with_time_ids_is_told_the_size(two: Family, tmp_path: Path) -> None:
+    """The whole path, from prompts to the prediction, against a call of the UNet by hand."""
+    parts = make_two(tmp_path)
+    torch.manual_seed(3)
+    unet = UNet2DConditionModel.from_config(
+        parts.denoiser.unet.config,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24 + 6 * 8,
+    )
+    save_parts(replace(parts, denoiser=UNetDenoiser(unet.eval())), tmp_path / "m")
+    loaded, latents, timesteps = load_parts(tmp_path / "m"), torch.randn(2, 4, 8, 8), torch.tensor([10, 700])
+    conditioning = loaded.encode(PROMPTS, size=(16, 24), original=(40, 48), crop=(2, 3))
+    with torch.no_grad():
+        said = loaded.denoiser(latents, timesteps, conditioning)
+        text = parts.text_encoder(PROMPTS)
+        added = {"text_embeds": text.pooled, "time_ids": torch.tensor([[40.0, 48, 2, 3, 16, 24]] * 2)}
+        theirs = unet(latents, timesteps, text.prompt_embeds, added_cond_kwargs=added).sample
+        other = loaded.denoiser(latents, timesteps, loaded.encode(PROMPTS, size=(16, 16)))
+    assert torch.equal(said, theirs) and not torch.equal(said, other)
+    assert make_sd1(tmp_path).encode(PROMPTS, size=(16, 24)).time_ids is None
+
+
+def test_a_unet_with_more_input_channels_is_loaded_and_called(tmp_path: Path) -> None:
+    """As for inpainting: latents, a mask and masked latents, against a call of the UNet by hand."""
+    shape = DenoiserShape(
+        block_out_channels=(16, 32), attention=(True, False), attention_head_dim=8, norm_num_groups=8
+    )
+    unet = make_unet(shape, latent_channels=4, concat_channels=5, latent_size=8, text_width=32).eval()
+    parts = replace(make_sd1(tmp_path), denoiser=UNetDenoiser(unet))
+    save_parts(parts, tmp_path / "m")
+    loaded = load_parts(tmp_path / "m")
+    assert (loaded.denoiser.latent_channels, loaded.denoiser.concat_channels) == (4, 5)
+    latents, concat, timesteps = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 8, 8), torch.tensor([10, 700])
+    text = loaded.encode(PROMPTS, size=(16, 16))
+    with torch.no_grad():
+        said = loaded.denoiser(latents, timesteps, replace(text, concat=concat))
+        theirs = unet(torch.cat([latents, concat], dim=1), timesteps, text.prompt_embeds).sample
+    assert torch.equal(said, theirs)
+    odd = make_unet(shape, latent_channels=3, concat_channels=5, latent_size=8, text_width=32)
+    save_parts(replace(parts, denoiser=UNetDenoiser(odd)), tmp_path / "odd")
+    with pytest.raises(UserError, match="the unet has latent channels 3, the vae 4"):
+        load_parts(tmp_path / "odd")
+
+
 def test_every_component_of_a_family_is_checked(two: Family, tmp_path: Path) -> None:
     folder = tmp_path / "m"
     save_parts(make_two(tmp_path), folder)
-    assert not [finding for finding in inspect_folder(folder) if finding.level == "error"]
+    assert not [finding for finding in inspect_folder(folder) if finding.severity == "error"]
     weights = folder / "text_encoder_2" / "model.safetensors"
     before, data = weights_hash(folder), bytearray(weights.read_bytes())
     data[-1] ^= 1

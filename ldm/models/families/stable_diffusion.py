@@ -84,7 +84,7 @@ def _widths(configs: Configs) -> Iterator[Width]:
     unet, vae, text = configs["unet"], configs["vae"], configs["text_encoder"]
     text_width = unet.get("cross_attention_dim")
     text_width = text_width[0] if isinstance(text_width, list | tuple) and text_width else text_width
-    yield Width("latent channels", unet.get("in_channels"), vae.get("latent_channels"), "vae")
+    yield Width("latent channels", unet.get("out_channels"), vae.get("latent_channels"), "vae")
     yield Width("text width", text_width, text.get("hidden_size"), "text_encoder")
 
 
