@@ -127,7 +127,7 @@ def test_a_changed_base_is_refused_by_name(runs: Path) -> None:
         load_pipeline(runs / "lora")
 
 
-def test_the_base_is_found_from_anywhere(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_is_found_after_moving_the_runs(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(runs.parent)
     trained_lora(runs / "base", runs / "lora", given="runs/base")
     runs.rename(runs.parent / "kept")  # above the run, nothing is called runs now
@@ -171,7 +171,7 @@ def test_a_damaged_adapter_is_refused(runs: Path) -> None:
         load(runs / "lora")
 
 
-def test_it_is_sampled_as_it_was_trained(runs: Path) -> None:
+def test_the_noise_schedule_is_that_of_its_training(runs: Path) -> None:
     live = trained_lora(runs / "base", runs / "lora")
     edit(runs / "base" / "pipeline" / "scheduler" / "scheduler_config.json", prediction_type="epsilon")
     edit(runs / "lora" / "ldm.json", defaults={"height": 32, "width": 16, "num_inference_steps": 7})
@@ -184,7 +184,7 @@ def test_it_is_sampled_as_it_was_trained(runs: Path) -> None:
     assert (parts.defaults.height, parts.defaults.num_inference_steps) == (32, 7)
 
 
-def test_info_says_what_is_added_to_which_base(runs: Path) -> None:
+def test_info_names_the_adapter_and_its_base(runs: Path) -> None:
     trained_lora(runs / "base", runs / "lora" / "pipeline")
     result = CliRunner().invoke(app, ["info", str(runs / "lora")])
     assert result.exit_code == 0, result.output

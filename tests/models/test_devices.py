@@ -1,4 +1,4 @@
-"""What a process does with the memory of freed tensors."""
+"""Whether the memory of freed tensors is kept for later ones."""
 
 import ctypes
 import subprocess
@@ -34,7 +34,7 @@ print(bytes_held() - before)
 
 
 def bytes_kept(how: str) -> int:
-    """What the C library still has of the system after 30 MiB of a tensor were freed, by its own account."""
+    """The memory that the C library reports as kept after a tensor of 30 MiB was freed."""
     done = subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True)
     return int(done.stdout)
 

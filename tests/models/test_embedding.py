@@ -24,7 +24,7 @@ def embed(text_encoder: ClipTextEncoder, prompts: list[str] = PROMPTS) -> Tensor
 
 
 def train(parts: ModelParts, settings: EmbeddingSettings) -> None:
-    """A few steps with a large weight decay, which moves every weight that it can reach."""
+    """A few steps with a large weight decay, which changes every weight that is trained."""
     parts.text_encoder.requires_grad_(False)
     add_embedding(parts.text_encoder, settings)
     trained = [p for p in parts.text_encoder.parameters() if p.requires_grad]
@@ -77,7 +77,7 @@ def test_a_token_of_several_vectors_takes_several_places(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("settings", [ONE, THREE])
-def test_applied_is_what_was_trained_and_what_diffusers_makes_of_it(
+def test_an_applied_token_equals_the_trained_one_and_that_of_diffusers(
     settings: EmbeddingSettings, tmp_path: Path
 ) -> None:
     parts, applied, stock = make_sd1(tmp_path), make_sd1(tmp_path), make_sd1(tmp_path)
@@ -96,7 +96,7 @@ def test_applied_is_what_was_trained_and_what_diffusers_makes_of_it(
     assert torch.equal(embed(applied.text_encoder, [*PROMPTS[:2], "<cat>, a <cat>"]), theirs)
 
 
-def test_a_model_with_a_new_word_is_saved_whole_if_its_tokenizer_can_hold_it(tmp_path: Path) -> None:
+def test_a_model_with_a_new_word_is_saved_if_its_tokenizer_can_hold_it(tmp_path: Path) -> None:
     parts, three = make_sd1(tmp_path), make_sd1(tmp_path)
     vector = torch.randn(32, generator=torch.Generator().manual_seed(0))
     apply_embedding(parts.text_encoder, "<cat>", vector)

@@ -1,4 +1,4 @@
-"""Shapes of fresh networks that cannot be built are refused where they are set; the others are built."""
+"""Shapes that cannot be built are refused in the settings; all others are built."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def test_a_shape_that_cannot_be_built_is_one_line(
 
 
 @pytest.mark.parametrize("attention_head_dim", [1, 7, 64])
-def test_what_is_accepted_is_built(attention_head_dim: int) -> None:
+def test_an_accepted_shape_is_built(attention_head_dim: int) -> None:
     shape = {"block_out_channels": [8, 24], "attention": [True, False], "norm_num_groups": 4}
     unet = make_unet(
         validate(DenoiserShape, {**shape, "attention_head_dim": attention_head_dim}),

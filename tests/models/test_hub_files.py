@@ -1,4 +1,4 @@
-"""What is fetched of a Hub repository, and in which revision; from a real server, with a cache of its own."""
+"""Which files of a Hub repository are downloaded, and of which revision; with a real server and a separate cache."""
 
 import hashlib
 import shutil
@@ -42,7 +42,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cache(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of this test's own, filled from that Hub."""
+    """A separate cache for the test, filled from that Hub."""
     files = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", files)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -50,7 +50,7 @@ def cache(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def publish(hub: HubServer, folder: Path, revision: str = "main") -> None:
-    """Put a folder's files into ann/model as they are, as a commit of a branch."""
+    """Commit a folder's files unchanged to a branch of ann/model."""
     repository = hub.store.repositories.setdefault("ann/model", Repository(private=False))
     files = {}
     for path in (path for path in folder.rglob("*") if path.is_file()):
@@ -128,5 +128,5 @@ def test_a_variant_is_fetched_where_there_is_nothing_else(
         ("user/name/more", False),
     ],
 )
-def test_what_is_a_hub_id(name: str, is_id: bool) -> None:
+def test_hub_ids(name: str, is_id: bool) -> None:
     assert bool(HUB_ID.fullmatch(name)) == is_id

@@ -105,7 +105,7 @@ def test_the_scale_of_a_lora(tmp_path: Path) -> None:
     torch.testing.assert_close(fused(0.25, 0.5), 0.75 * fused(1.0), rtol=1e-3, atol=1e-6)
 
 
-def test_a_lora_can_be_put_in_live_and_trained_further(tmp_path: Path) -> None:
+def test_a_lora_can_be_applied_without_fusing_and_trained_further(tmp_path: Path) -> None:
     parts, other = make_sd1(tmp_path), make_sd1(tmp_path)
     add_lora(networks_of(parts), LoraSettings(rank=2, target_modules=("to_q", "conv1")), seed=3)
     disturb(networks_of(parts))
@@ -163,7 +163,7 @@ def test_a_samples_dropout_depends_on_nothing_but_the_sample() -> None:
     assert torch.equal(mask([0]), torch.ones(2, 7, 30))
 
 
-def test_the_bits_of_dropout_are_even() -> None:
+def test_the_bits_of_dropout_are_uniform() -> None:
     bits = random_bits(torch.tensor([1, 2, -3]), 40_000)
     assert bits.min() >= 0 and bits.max() < 2**53
     share = bits.double() / 2**53

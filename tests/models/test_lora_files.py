@@ -44,7 +44,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Tensor]], Any], metadata: An
 
 @pytest.fixture(scope="module")
 def sd1(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The plain networks of a model; nothing here changes them."""
+    """The plain networks of a model; no test changes them."""
     return networks_of(make_sd1(tmp_path_factory.mktemp("sd1")))
 
 
@@ -66,7 +66,7 @@ def test_every_format_reads_back_equal(
     assert_same(read_lora(tmp_path / "diffusers" / "pytorch_lora_weights.safetensors"), weights)
 
 
-def test_alpha_is_not_the_rank_and_is_a_layers_own(tmp_path: Path) -> None:
+def test_alpha_is_not_the_rank_and_may_differ_between_layers(tmp_path: Path) -> None:
     plain = make_sd1(tmp_path)
     weights = uneven(trained(make_sd1(tmp_path)), plain)
     config = weights.configs["unet"]
@@ -85,7 +85,7 @@ def test_alpha_is_not_the_rank_and_is_a_layers_own(tmp_path: Path) -> None:
             )
 
 
-def test_what_stands_in_kohyas_file(weights: LoraWeights, tmp_path: Path) -> None:
+def test_the_contents_of_a_kohya_file(weights: LoraWeights, tmp_path: Path) -> None:
     stored = load_file(as_kohya(weights, tmp_path))
     stem = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_k"
     assert stored[f"{stem}.lora_down.weight"].shape == (2, 16) and float(stored[f"{stem}.alpha"]) == 5
@@ -93,8 +93,8 @@ def test_what_stands_in_kohyas_file(weights: LoraWeights, tmp_path: Path) -> Non
     assert "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight" in stored
 
 
-def test_a_dora_in_kohyas_file_means_what_lycoris_says(tmp_path: Path) -> None:
-    """W' = m (W + alpha/rank B A) / |W + alpha/rank B A|, the length taken over all that an output sees."""
+def test_a_dora_in_a_kohya_file_is_as_lycoris_defines_it(tmp_path: Path) -> None:
+    """W' = m (W + alpha/rank B A) / |W + alpha/rank B A|, with the norm over all inputs of an output."""
     weights = trained(make_sd1(tmp_path), EVERYWHERE.model_copy(update={"use_dora": True}))
     stored, base, fused = load_file(as_kohya(weights, tmp_path)), make_sd1(tmp_path), make_sd1(tmp_path)
     apply_lora(networks_of(fused), weights)
@@ -113,7 +113,7 @@ def test_a_dora_in_kohyas_file_means_what_lycoris_says(tmp_path: Path) -> None:
 
 
 def old_name(name: str) -> str:
-    """A name as diffusers wrote it until 2023."""
+    """A name in the form that diffusers wrote until 2023."""
     for new, old in (
         ("attn1.", "attn1.processor."), ("attn2.", "attn2.processor."), ("to_out.0", "to_out"), ("q_proj", "to_q"),
         ("k_proj", "to_k"), ("v_proj", "to_v"), ("out_proj", "to_out"), ("unet.", ""), (".lora_A.", "_lora.down."),
@@ -124,7 +124,7 @@ def old_name(name: str) -> str:
 
 
 def newer_name(name: str) -> str:
-    """A name as diffusers wrote it after that, for a year."""
+    """A name in the form that diffusers wrote for a year after that."""
     return name.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up.")
 
 
@@ -135,13 +135,15 @@ def test_the_names_of_older_diffusers_are_read_too(tmp_path: Path) -> None:
     names = load_file(file).keys()
     assert any("attn2.processor.to_out_lora.down.weight" in name for name in names)
     assert "text_encoder.text_model.encoder.layers.0.self_attn.to_q_lora.up.weight" in names
-    assert_same(read_lora_file(file, plain), weights)  # without a word of alpha, it is the rank
+    assert_same(read_lora_file(file, plain), weights)  # alpha is the rank if none is given
     as_diffusers(weights, tmp_path)
     rewrite(file, lambda tensors: {newer_name(name): t for name, t in tensors.items()})
     assert_same(read_lora_file(file, plain), weights)
 
 
-def test_what_peft_says_of_alpha(weights: LoraWeights, sd1: dict[str, Any], tmp_path: Path) -> None:
+def test_alpha_is_read_from_the_configuration_of_peft(
+    weights: LoraWeights, sd1: dict[str, Any], tmp_path: Path
+) -> None:
     folder = as_peft(weights, tmp_path / "peft")
     config = folder / "unet" / "adapter_config.json"
 
@@ -164,7 +166,7 @@ def test_what_peft_says_of_alpha(weights: LoraWeights, sd1: dict[str, Any], tmp_
         read_lora_file(folder, sd1)
 
 
-def test_linear_layers_may_be_written_as_convolutions_of_one_pixel(tmp_path: Path) -> None:
+def test_linear_layers_may_be_stored_as_1x1_convolutions(tmp_path: Path) -> None:
     weights = trained(make_sd2(tmp_path), LoraSettings(rank=2, target_modules=("proj_in",)))
     file = as_kohya(weights, tmp_path)
     rewrite(file, lambda tensors: {n: t[:, :, None, None] if t.ndim == 2 else t for n, t in tensors.items()})
@@ -211,7 +213,7 @@ SCALE = DOWN.replace("lora_down.weight", "dora_scale")
         (lambda t: t.clear(), "has no tensors"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_named(
+def test_an_unreadable_file_is_refused_by_name(
     change: Callable[[dict[str, Tensor]], Any],
     message: str,
     proj_in: LoraWeights,
@@ -226,7 +228,7 @@ def test_what_cannot_be_read_is_named(
         read_lora_file(file, sd1)
 
 
-def test_where_a_lora_is_looked_for(weights: LoraWeights, tmp_path: Path) -> None:
+def test_where_a_lora_is_found(weights: LoraWeights, tmp_path: Path) -> None:
     run = as_diffusers(weights, tmp_path / "run" / "pipeline")
     assert lora_files(tmp_path / "run") == [run]
     peft = as_peft(weights, tmp_path / "peft")
@@ -251,7 +253,7 @@ def test_a_lora_of_another_model_is_refused_by_name(weights: LoraWeights, tmp_pa
         read_lora_file(file, networks_of(make_sd2(tmp_path)))
 
 
-def test_our_own_adapter_must_say_its_alpha(
+def test_an_adapter_of_ours_must_have_its_alpha(
     weights: LoraWeights, sd1: dict[str, Any], tmp_path: Path
 ) -> None:
     file = rewrite(as_diffusers(weights, tmp_path), lambda tensors: None)

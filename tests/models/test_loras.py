@@ -1,4 +1,4 @@
-"""LoRAs on top of a model: in generation, in the settings of a picture, and read by the programs of others."""
+"""LoRAs on top of a model: in generation, in an image's record, and read by other programs."""
 
 import copy
 from pathlib import Path
@@ -32,7 +32,7 @@ def base(tmp_path: Path) -> Path:
 
 
 def noise_and_ours(pipeline: Pipeline) -> tuple[Tensor, Tensor]:
-    """Noise [1, 4, 8, 8], and the latents that two steps of DDIM make of it."""
+    """Noise [1, 4, 8, 8], and the latents after two steps of DDIM."""
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     made = pipeline.generate(PROMPT, latents=noise, num_inference_steps=2, scheduler="ddim", guidance_scale=1)
     return noise, made.latents
@@ -82,10 +82,10 @@ def read_by_peft(base: Path, folder: Path) -> StableDiffusionPipeline:
         ),
     ],
 )
-def test_other_programs_make_of_it_what_we_do(
+def test_other_programs_generate_the_same_image(
     make: Any, format: str, settings: LoraSettings, changes: bool, tmp_path: Path
 ) -> None:
-    """alpha is not the rank, and where `changes`, rank and alpha differ from layer to layer."""
+    """alpha is not the rank; with `changes`, rank and alpha differ between layers."""
     save_parts(make(tmp_path), tmp_path / "base")
     weights = trained(make(tmp_path), settings)
     weights = uneven(weights, make(tmp_path)) if changes else weights
@@ -141,7 +141,7 @@ def test_their_order_changes_no_bit(base: Path, tmp_path: Path) -> None:
         assert torch.equal(tensor, pipelines[0].denoiser.state_dict()[name].bfloat16()), name
 
 
-def test_a_lora_is_called_by_its_file_or_folder(tmp_path: Path) -> None:
+def test_a_lora_is_named_after_its_file_or_folder(tmp_path: Path) -> None:
     weights = trained(make_sd1(tmp_path), ATTENTION)
     run = as_diffusers(weights, tmp_path / "my-run" / "pipeline")
     assert {lora_name(path) for path in (run, run.parent, run.parent.parent)} == {"my-run"}
@@ -172,7 +172,7 @@ def generate(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["generate", *map(str, arguments), "--num-inference-steps", "2"])
 
 
-def test_a_picture_names_its_loras_and_is_made_again(base: Path, tmp_path: Path) -> None:
+def test_an_image_names_its_loras_and_is_reproduced(base: Path, tmp_path: Path) -> None:
     weights = two_loras(tmp_path, EVERYWHERE)
     film, other = as_kohya(weights[0], tmp_path), as_diffusers(weights[1], tmp_path / "run" / "pipeline")
     made = generate(
@@ -203,7 +203,7 @@ def test_a_picture_names_its_loras_and_is_made_again(base: Path, tmp_path: Path)
 
     moved = film.rename(
         tmp_path / "renamed.safetensors"
-    )  # known by its hash, and used at the recorded weight
+    )  # recognised by its hash, and used with the recorded weight
     result, same = again("--lora", other, "--lora", moved)
     assert result.exit_code == 0 and "warning" not in result.stderr
     assert read_settings(tmp_path / "2" / picture.name)["loras"][1]["weight"] == 0.5
@@ -222,7 +222,7 @@ def test_a_picture_names_its_loras_and_is_made_again(base: Path, tmp_path: Path)
     assert f"warning: {picture} was made with the LoRA 'film' at weight 0.5" in result.stderr
 
 
-def test_what_is_no_lora_is_one_line(base: Path, tmp_path: Path) -> None:
+def test_a_bad_lora_is_an_error_of_one_line(base: Path, tmp_path: Path) -> None:
     sd2 = as_diffusers(trained(make_sd2(tmp_path), ATTENTION), tmp_path / "sd2")
     for loras, message in (
         ([(tmp_path / "gone.safetensors", 1.0)], "no LoRA '.*gone.safetensors': name a"),

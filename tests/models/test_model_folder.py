@@ -1,4 +1,4 @@
-"""Model folders: what is written is stock, and what is not data is refused before anything is loaded."""
+"""Model folders: saved folders are stock diffusers folders, and anything but data is refused before loading."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def saved(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(saved: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
+    """A copy that a test may damage."""
     return Path(shutil.copytree(saved, tmp_path / "model"))
 
 
@@ -44,7 +44,7 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_saved_model_makes_the_same_pictures(pipeline: Pipeline, saved: Path) -> None:
+def test_a_saved_model_generates_the_same_images(pipeline: Pipeline, saved: Path) -> None:
     expected = pipeline.generate("a red apple", seed=3)
     made = load_pipeline(saved, device="cpu").generate("a red apple", seed=3)
     assert torch.equal(made.latents, expected.latents)
@@ -78,7 +78,7 @@ def test_weights_are_split_and_older_readers_find_theirs(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("left_out", ["tokenizer.json", "vocab.json"])
-def test_either_form_of_the_tokenizer_will_do(pipeline: Pipeline, model: Path, left_out: str) -> None:
+def test_either_form_of_the_tokenizer_is_enough(pipeline: Pipeline, model: Path, left_out: str) -> None:
     prompts = ["a red apple", "Größe 7"]
     (model / "tokenizer" / left_out).unlink()
     tokens = load_parts(model).text_encoder.tokenize(prompts)
@@ -209,7 +209,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_what_is_no_plain_model_is_refused(model: Path, kind: str) -> None:
+def test_a_damaged_or_unsafe_folder_is_refused(model: Path, kind: str) -> None:
     damage, message = DAMAGE[kind]
     damage(model)
     for name in ("my_unet.py", "x.py"):
@@ -221,13 +221,13 @@ def test_what_is_no_plain_model_is_refused(model: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["no weights", "bin", "ckpt"])
-def test_weights_are_looked_at_before_anything_is_loaded(model: Path, kind: str) -> None:
+def test_weights_are_checked_before_anything_is_loaded(model: Path, kind: str) -> None:
     DAMAGE[kind][0](model)
     with pytest.raises(UserError, match="unet"):
         check_folder(model)
 
 
-def test_safety_checker_is_left_alone(model: Path) -> None:
+def test_the_safety_checker_is_ignored(model: Path) -> None:
     edit(
         model / "model_index.json",
         safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
@@ -236,7 +236,7 @@ def test_safety_checker_is_left_alone(model: Path) -> None:
     check_folder(model)
 
 
-def test_parts_that_do_not_fit_are_refused(model: Path, tmp_path: Path) -> None:
+def test_components_that_do_not_fit_are_refused(model: Path, tmp_path: Path) -> None:
     Pipeline(make_sd1(tmp_path / "tokenizer")).save(tmp_path / "other")
     shutil.rmtree(model / "text_encoder")
     shutil.copytree(tmp_path / "other" / "text_encoder", model / "text_encoder")
@@ -272,7 +272,7 @@ def test_embedded_name_wins_and_says_when_it_is_not_there(
         ("/no/such/folder", "no model '/no/such/folder'"),
     ],
 )
-def test_a_model_that_is_nowhere(name: str, message: str) -> None:
+def test_a_model_that_does_not_exist(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         find_model(name)
 

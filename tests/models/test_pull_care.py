@@ -1,5 +1,5 @@
-"""Anybody's model folder: a configuration that lies, names other files or brings code is refused before anything is set
-aside, and nothing in the folder is ever run.
+"""Untrusted model folders: a configuration that lies, names other files or brings code is refused before memory is
+allocated, and no code in the folder is ever run.
 """
 
 import json
@@ -30,11 +30,11 @@ from tests.support.hostile_files import (
 from tests.support.tiny_models import make_sd2
 
 LARGEST = 100_000
-"""Numbers in the largest tensor that any of these models may need; what is asked for is beyond 10^8."""
+"""An upper bound for the largest tensor that these models need; the lies ask for more than 10^8 numbers."""
 
 
 class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Keeps the size of the largest tensor that is made with memory of its own, in numbers."""
+    """Records the size of the largest tensor that is allocated, in numbers."""
 
     largest = 0
 
@@ -55,7 +55,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(saved: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
+    """A copy that a test may damage."""
     return Path(shutil.copytree(saved, tmp_path / "model"))
 
 
@@ -65,7 +65,7 @@ def config(part: str, **changes: Any) -> Callable[[Path], object]:
 
 
 def index_names(file: str) -> Callable[[Path], object]:
-    """The index of the unet's shards names another file for its first weight, which is there and whole."""
+    """The index of the unet's shards names another, valid file for its first weight."""
 
     def damage(model: Path) -> None:
         index = model / "unet" / "diffusion_pytorch_model.safetensors.index.json"
@@ -91,13 +91,13 @@ def large_file(name: str) -> Callable[[Path], object]:
 
 
 def large_pictures(model: Path) -> None:
-    """A stock folder, whose unet says what size it was made for."""
+    """A stock folder, whose default size comes from the unet's configuration."""
     (model / "ldm.json").unlink()
     edit_json(model / "unet" / "config.json", sample_size=10**9)
 
 
 def adapter_beside(model: Path) -> None:
-    """What transformers puts into a network without being asked."""
+    """An adapter that transformers would load into the network by itself."""
     (model / "text_encoder" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}')
     write_safetensors(model / "text_encoder" / "adapter_model.safetensors", {"a": TWO_NUMBERS})
 
@@ -155,7 +155,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_nothing_is_run_and_no_memory_is_taken(model: Path, tmp_path: Path, kind: str) -> None:
+def test_no_code_is_run_and_no_memory_is_allocated(model: Path, tmp_path: Path, kind: str) -> None:
     marker = tmp_path / "it-ran"
     for name in ("evil.py", "pipeline.py", "unet/evil.py", "text_encoder/modeling_evil.py"):
         (model / name).write_text(code_that_makes(marker))
@@ -171,8 +171,8 @@ def test_nothing_is_run_and_no_memory_is_taken(model: Path, tmp_path: Path, kind
     assert not marker.exists()
 
 
-def test_the_traps_would_spring(tmp_path: Path) -> None:
-    """The pickle and the module of these tests do what they are said to do."""
+def test_the_hostile_files_would_run(tmp_path: Path) -> None:
+    """The pickle and the module of these tests really run code."""
     import pickle
 
     pickle.loads(pickle_that_makes(tmp_path / "a"))
@@ -180,7 +180,7 @@ def test_the_traps_would_spring(tmp_path: Path) -> None:
     assert (tmp_path / "a").is_dir() and (tmp_path / "b").is_dir()
 
 
-def test_what_asks_for_nothing_is_allowed(model: Path) -> None:
+def test_keys_that_are_off_are_allowed(model: Path) -> None:
     config("text_encoder", _attn_implementation_autoset=True, auto_map=None, trust_remote_code=False)(model)
     edit_json(model / "tokenizer" / "tokenizer_config.json", trust_remote_code=False)
     check_folder(model)
@@ -188,7 +188,7 @@ def test_what_asks_for_nothing_is_allowed(model: Path) -> None:
 
 
 def test_older_names_of_weights_are_read(model: Path, saved: Path) -> None:
-    """The attention of an autoencoder before 2023, and the counts that CLIP used to be stored with."""
+    """The names of an autoencoder's attention before 2023, and the position ids that CLIP was stored with."""
     modern = (
         (".to_q.", ".query."),
         (".to_k.", ".key."),
@@ -214,7 +214,7 @@ def test_older_names_of_weights_are_read(model: Path, saved: Path) -> None:
 
 
 def gather(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights of a component, which lie nowhere after it."""
+    """The weights of a component, whose files are removed."""
     tensors: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(path)
@@ -225,7 +225,7 @@ def gather(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_shards_of_a_variant_are_found(saved: Path, tmp_path: Path) -> None:
-    """Their index begins as that of the plain weights does."""
+    """The name of their index begins like that of the plain weights."""
     save_parts(
         load_parts(saved), tmp_path / "half", dtype=torch.float16, variant="fp16", max_shard_size="50KB"
     )
@@ -253,7 +253,7 @@ def test_every_key_that_brings_code_is_refused_at_any_depth(key: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"])
-def test_every_kind_of_pickle_is_told_and_not_read(tmp_path: Path, suffix: str) -> None:
+def test_every_kind_of_pickle_is_named_and_not_read(tmp_path: Path, suffix: str) -> None:
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / f"weights{suffix}").write_bytes(b"")
     with pytest.raises(UserError, match=rf"weights\{suffix} is a pickle: only safetensors are read"):

@@ -1,4 +1,4 @@
-"""A model as one file in the original layout: written, read by us and by diffusers, and drawn with."""
+"""A model in one file in the original layout: written, read by us and by diffusers, and used for generation."""
 
 import base64
 import hashlib
@@ -74,14 +74,14 @@ def header(path: Path) -> dict[str, str]:
 def rewritten(
     path: Path, dest: Path, metadata: dict[str, str] | None = None, **changes: Tensor | None
 ) -> Path:
-    """A copy of a file with other text in its header, and with some tensors added, or taken out by None."""
+    """A copy of a file with another header and with some tensors added, or removed where None."""
     tensors = {**load_file(path), **changes}
     save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, dest, metadata)
     return dest
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sd2"])
-def test_a_model_comes_back_whole(kind: str, request: pytest.FixtureRequest) -> None:
+def test_a_model_is_read_back_completely(kind: str, request: pytest.FixtureRequest) -> None:
     parts, path = request.getfixturevalue(kind)
     back = load_parts(path)
     assert_same_weights(parts, back)
@@ -127,7 +127,7 @@ def test_the_header_says_what_the_file_is(sd2: tuple[ModelParts, Path]) -> None:
     assert said["modelspec.hash_sha256"] == f"0x{hashlib.sha256(tensors).hexdigest()}"
 
 
-def test_the_thumbnail_is_a_small_picture_without_metadata(sd1: tuple[ModelParts, Path]) -> None:
+def test_the_thumbnail_is_a_small_image_without_metadata(sd1: tuple[ModelParts, Path]) -> None:
     picture = Image.new("RGB", (512, 256), "red")
     exif = picture.getexif()
     exif[0x010E] = "secret"
@@ -147,7 +147,7 @@ def test_zero_terminal_snr_is_kept(folder: Path) -> None:
     assert [config[key] for key in wanted] == [ZERO_SNR_SCHEDULER[key] for key in wanted]
 
 
-def test_what_no_weight_tells_is_said_by_key_or_header_or_is_as_in_stable_diffusion(
+def test_settings_without_weights_come_from_a_key_the_header_or_stable_diffusion(
     sd1: tuple[Any, Path], sd2: tuple[Any, Path], tmp_path: Path
 ) -> None:
     dest = tmp_path / "m.safetensors"
@@ -168,7 +168,7 @@ def test_what_no_weight_tells_is_said_by_key_or_header_or_is_as_in_stable_diffus
 
 
 @pytest.mark.parametrize(("deviation", "guess"), [(0.01, "epsilon"), (0.2, "v_prediction")])
-def test_a_silent_stable_diffusion_2_is_told_by_its_weights(
+def test_the_prediction_type_of_stable_diffusion_2_is_guessed_from_its_weights(
     deviation: float, guess: str, sd2: tuple[Any, Path], tmp_path: Path
 ) -> None:
     telling = f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias"
@@ -178,7 +178,7 @@ def test_a_silent_stable_diffusion_2_is_told_by_its_weights(
         assert load_single_file(path).scheduler_config["prediction_type"] == guess
 
 
-def test_what_else_such_files_hold_is_passed_over(sd2: tuple[ModelParts, Path], tmp_path: Path) -> None:
+def test_other_contents_of_such_files_are_ignored(sd2: tuple[ModelParts, Path], tmp_path: Path) -> None:
     open_clip, last = "cond_stage_model.model.", "cond_stage_model.model.transformer.resblocks.23."
     tensors = load_file(sd2[1])
     first = f"{open_clip}transformer.resblocks.0."
@@ -215,7 +215,7 @@ def generate(*arguments: object) -> Any:
     return result
 
 
-def test_pictures_from_a_file_say_so_and_can_be_made_again(
+def test_images_from_a_file_say_so_and_can_be_reproduced(
     sd2: tuple[ModelParts, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -237,10 +237,10 @@ def test_pictures_from_a_file_say_so_and_can_be_made_again(
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sd2"])
-def test_diffusers_draws_the_same_from_the_file(
+def test_diffusers_generates_the_same_image_from_the_file(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """`from_single_file`, with the sizes and words of a folder, as there is no model of this width on the Hub."""
+    """`from_single_file`, with a folder for sizes and vocabulary: the Hub has no model of this width."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     parts, path = request.getfixturevalue(kind)
@@ -263,7 +263,7 @@ def test_diffusers_draws_the_same_from_the_file(
     ).images[0]
     meant = ours.generate("a red apple!", seed=3, num_inference_steps=2, scheduler="ddim").images[0]
     assert np.abs(np.asarray(made).astype(int) - np.asarray(meant)).max() <= 1
-    assert np.asarray(meant).std() > 5  # not a plain picture
+    assert np.asarray(meant).std() > 5  # not a uniform image
 
 
 def test_a_file_that_cannot_be_written_is_an_error_of_one_line(

@@ -1,4 +1,4 @@
-"""What no single file can hold, and files that are no model: refused in one line that names what differs."""
+"""Models that a single file cannot hold, and files that are not models: refused in one line that names the reason."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -110,7 +110,7 @@ def test_another_autoencoder_or_vocabulary_is_refused(sd1: ModelParts, tmp_path:
         sd1.autoencoder.vae.register_to_config(scaling_factor=factor)
 
 
-def test_the_tables_name_everything_once(sd1: ModelParts) -> None:
+def test_the_key_maps_are_complete_and_unique(sd1: ModelParts) -> None:
     for table in (UNET_NAMES, VAE_NAMES):
         assert len(set(table.values())) == len(table)
     sd2 = make_narrow_sd2()
@@ -169,7 +169,7 @@ def having(name: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
         (having(f"{UNET}input_blocks.1.0.in_layers.2.bias", (33,)), "the unet cannot be built"),
     ],
 )
-def test_a_file_that_is_no_such_model_is_refused_by_name(
+def test_a_file_of_another_structure_is_refused_by_name(
     tensors: dict[str, Tensor], change: tuple[str, tuple[int, ...] | None], message: str, tmp_path: Path
 ) -> None:
     path, (name, shape) = tmp_path / "m.safetensors", change

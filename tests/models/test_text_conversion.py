@@ -1,4 +1,4 @@
-"""An open_clip model from its shape, and the equality of its text tower with the CLIPTextModel made of it."""
+"""An open_clip model from its shape, and the equality of its text tower and the CLIPTextModel made from it."""
 
 from collections.abc import Callable
 from functools import partial
@@ -30,7 +30,7 @@ SHAPE = ClipShape(
 
 
 def randomized(model: open_clip.model.CLIP) -> open_clip.model.CLIP:
-    """Every weight random, norms and biases too, so that no two of them can be confused unseen."""
+    """Make every weight random, norms and biases too, so that a test notices when two are confused."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -43,7 +43,7 @@ def make_model() -> open_clip.model.CLIP:
 
 
 def make_other_model(*, quick_gelu: bool = False, ls_init_value: float | None = None) -> open_clip.model.CLIP:
-    """A model as open_clip can also make it."""
+    """Another model that open_clip can make."""
     vision = open_clip.model.CLIPVisionCfg(layers=1, width=24, head_width=8, patch_size=8, image_size=16)
     text = open_clip.model.CLIPTextCfg(9, VOCAB_SIZE, width=48, heads=2, layers=2)
     text.ls_init_value = ls_init_value
@@ -51,13 +51,13 @@ def make_other_model(*, quick_gelu: bool = False, ls_init_value: float | None = 
 
 
 def token_ids(pad: int = END) -> Tensor:
-    """Captions of no, some and as many tokens as fit, padded after their end token."""
+    """Captions with no, some and as many tokens as fit, padded after their end token."""
     rows = [[START, END], [START, 7, 300, 529 - 16, END], [START, *range(100, 107), END], [START, 5, 5, END]]
     return torch.tensor([row + [pad] * (9 - len(row)) for row in rows])
 
 
 def tower_output(model: open_clip.model.CLIP, ids: Tensor) -> Tensor:
-    """What the tower gives at every token, after its last norm: [B, L, D]."""
+    """The tower's output for every token, after its last norm: [B, L, D]."""
     hidden = model.token_embedding(ids) + model.positional_embedding
     output: Tensor = model.ln_final(model.transformer(hidden, attn_mask=model.attn_mask))
     return output
@@ -92,7 +92,7 @@ def test_padding_is_not_seen_before_the_end_token() -> None:
 
 
 @torch.no_grad()
-def test_it_stays_equal_when_saved_and_loaded(tmp_path: Path) -> None:
+def test_outputs_stay_equal_after_saving_and_loading(tmp_path: Path) -> None:
     text_model = to_transformers(make_model())
     text_model.save_pretrained(tmp_path)
     loaded = CLIPTextModel.from_pretrained(tmp_path).eval()

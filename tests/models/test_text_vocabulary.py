@@ -1,4 +1,4 @@
-"""The learned vocabulary: its merges, CLIP's order of ids, and equal ids from open_clip and transformers."""
+"""The learned vocabulary: its merges, CLIP's order of ids, and the same ids from open_clip and transformers."""
 
 import random
 from collections import Counter
@@ -58,7 +58,7 @@ def open_clip_tokenizer(folder: Path) -> SimpleTokenizer:
 
 
 def naive_merges(words: Counter[str], num_merges: int) -> list[tuple[str, str]]:
-    """Byte pair encoding as the textbook has it: count all pairs anew for every merge."""
+    """Textbook byte pair encoding: recount all pairs for every merge."""
     texts = {tuple([*word[:-1], word[-1] + "</w>"]): count for word, count in words.items()}
     merges: list[tuple[str, str]] = []
     while len(merges) < num_merges:
@@ -138,7 +138,7 @@ def test_ids_equal_those_of_open_clip(tokenizer: CLIPTokenizer, open_clip_tokeni
     assert 2 in lengths, "an empty caption must be among them"
 
 
-def test_a_caption_is_cut_so_that_the_end_token_stays(tokenizer: CLIPTokenizer) -> None:
+def test_a_long_caption_keeps_its_end_token(tokenizer: CLIPTokenizer) -> None:
     ids = token_ids(tokenizer, ["a " * 100])[0].tolist()
     assert len(ids) == CONTEXT_LENGTH
     assert ids[0] == tokenizer.bos_token_id
@@ -157,19 +157,19 @@ def test_every_text_can_be_written_in_bytes(tokenizer: CLIPTokenizer) -> None:
     assert tokenizer.eos_token_id not in tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def test_decoding_gives_the_caption_back(tokenizer: CLIPTokenizer) -> None:
+def test_decoding_returns_the_caption(tokenizer: CLIPTokenizer) -> None:
     ids = tokenizer("A small RED  café 😀")["input_ids"]
     assert tokenizer.decode(ids, skip_special_tokens=True) == "a small red café 😀"
 
 
-def test_only_open_clip_mends_typographic_quotes(
+def test_only_open_clip_repairs_typographic_quotes(
     tokenizer: CLIPTokenizer, open_clip_tokenizer: SimpleTokenizer
 ) -> None:
     assert open_clip_tokenizer.encode("the cat’s") == open_clip_tokenizer.encode("the cat's")
     assert tokenizer("the cat’s")["input_ids"] != tokenizer("the cat's")["input_ids"]
 
 
-def test_no_merges_and_the_most_merges_are_read_whole(tmp_path: Path) -> None:
+def test_no_merges_and_the_largest_number_of_merges_are_read(tmp_path: Path) -> None:
     symbols = list(vocabulary([]))[:512]
     plain, ending = symbols[:256], symbols[256:]
     most = list(islice(product(plain, plain + ending), MAX_MERGES))

@@ -116,6 +116,7 @@ class SingleFile:
         matches: whether a file with tensors of these names is of this family.
         networks: by the names of their components.
         tokenizers: the tokenizers that readers of such a file assume, by the names of their components.
+        scaling_factor: of the latents, for a file that has no `scale_factor`.
         scheduler_class: in the configuration of a loaded file.
         guess_prediction_type: "epsilon" or "v_prediction", where the file does not say.
         sample_size: the default side of the latents, by prediction type.
@@ -125,6 +126,7 @@ class SingleFile:
     matches: Callable[[Collection[str]], bool]
     networks: Mapping[str, OriginalNetwork]
     tokenizers: Callable[[], dict[str, Any]]
+    scaling_factor: float
     scheduler_class: str
     guess_prediction_type: Callable[[FileContent], str]
     sample_size: Mapping[str, int]

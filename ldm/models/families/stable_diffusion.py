@@ -40,6 +40,7 @@ from ldm.models.families.original_names import (
     vae_to_original,
 )
 from ldm.models.families.original_shapes import (
+    SCALING_FACTOR,
     VOCABULARY,
     read_text_settings,
     read_unet_settings,
@@ -168,6 +169,7 @@ SD1 = Family(
             ),
         },
         tokenizers=_tokenizer,
+        scaling_factor=SCALING_FACTOR,
         scheduler_class="PNDMScheduler",
         guess_prediction_type=lambda _: "epsilon",
         sample_size={"epsilon": 64, "v_prediction": 64},

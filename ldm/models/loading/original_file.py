@@ -19,7 +19,7 @@ from ldm.io.files import open_tensors
 from ldm.io.safetensors_header import TensorEntry, read_header
 from ldm.models.families.family import Family, FileContent, SingleFile
 from ldm.models.families.original_names import UNET, from_original, is_passed_over, left_over
-from ldm.models.families.original_shapes import LATENT_CHANNELS, SCALING_FACTOR
+from ldm.models.families.original_shapes import LATENT_CHANNELS
 from ldm.models.families.registry import family_of_file
 from ldm.models.loading.components import build_network
 from ldm.models.parts import ModelParts, assemble
@@ -50,7 +50,7 @@ def load_single_file(
     if prediction_type is not None and prediction_type not in PREDICTION_TYPES:
         raise unknown_name("prediction type", prediction_type, PREDICTION_TYPES)
     family, layout = find_layout(path, read_header(path).tensors)
-    content = _read(path)
+    content = _read(path, layout.scaling_factor)
     scheduler_config = _scheduler_config(layout, content, prediction_type)
     components: dict[str, Any] = {}
     with _naming(path):
@@ -93,16 +93,16 @@ def find_layout(path: Path, tensors: Mapping[str, TensorEntry]) -> tuple[Family,
     return family, family.single_file
 
 
-def _read(path: Path) -> FileContent:
+def _read(path: Path, usual_factor: float) -> FileContent:
     """The weights that count; those that are skipped may be as large again and are not read."""
     header = read_header(path)
     names = frozenset(header.tensors)
     with open_tensors(path) as file:
         weights = {name: file.get_tensor(name) for name in names if not is_passed_over(name)}
-        factor = file.get_tensor("scale_factor") if "scale_factor" in names else torch.tensor(SCALING_FACTOR)
+        factor = file.get_tensor("scale_factor") if "scale_factor" in names else torch.tensor(usual_factor)
     if factor.numel() != 1 or not (torch.isfinite(factor) & (factor > 0)).all():
         raise UserError(f"{path}: scale_factor is not a positive number", "restore the file")
-    scaling_factor = SCALING_FACTOR if abs(factor.item() - SCALING_FACTOR) < 1e-6 else factor.item()
+    scaling_factor = usual_factor if abs(factor.item() - usual_factor) < 1e-6 else factor.item()
     return FileContent(path, weights, names, header.metadata, scaling_factor)
 
 
