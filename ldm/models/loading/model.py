@@ -19,6 +19,7 @@ from ldm.models.adapters.lora import lora_parameters
 from ldm.models.families.registry import family_of_folder
 from ldm.models.loading.components import load_network, load_tokenizer, save_network
 from ldm.models.loading.folder import check_folder, read_defaults, read_object, weights_variant
+from ldm.models.loading.original_file import load_single_file
 from ldm.models.loading.source import find_model
 from ldm.models.parts import ModelParts, assemble, default_size
 
@@ -71,7 +72,8 @@ def load_model(
     place, model_id = find_model(model)
     base, adapters = adapter_chain(place)
     is_changed = bool(adapters or loras)
-    parts = _load_base(base, torch.float32 if is_changed else dtype)
+    load = load_single_file if base.is_file() else _load_folder
+    parts = load(base, torch.float32 if is_changed else dtype)
     for folder, adapter in adapters:
         apply_adapter(folder, adapter, parts)
     used = apply_loras(parts, loras)
@@ -87,17 +89,8 @@ def load_parts(model: str | Path, *, dtype: torch.dtype = torch.float32) -> Mode
     return load_model(model, dtype=dtype).parts
 
 
-def _load_base(place: Path, dtype: torch.dtype) -> ModelParts:
-    """A complete model, without what adapters change."""
-    if place.is_file():
-        from ldm.models.loading.original_file import load_single_file  # slow to import, and rarely needed
-
-        return load_single_file(place, dtype)
-    return _load_folder(place, dtype)
-
-
 def _load_folder(folder: Path, dtype: torch.dtype) -> ModelParts:
-    """A folder in the diffusers layout: which family, is it safe, its components, their settings."""
+    """A folder in the diffusers layout: recognise the family, check, load each component, read the defaults."""
     family = family_of_folder(folder)
     check_folder(folder)
     components: dict[str, Any] = {}
