@@ -56,9 +56,7 @@ def test_the_second_run_refuses_until_the_first_has_ended(
     config.write_text(to_yaml(make_settings(tmp_path, num_steps=1)))
     for _ in range(2):  # having refused once leaves the lock as it was
         assert run_program(TrainSettings, lambda settings: print(Run(settings)), [str(config)]) == 2
-        error = (
-            f"error: {tmp_path} is in use by process {holder.pid} on {os.uname().nodename}: wait for its end"
-        )
+        error = f"error: {tmp_path} is in use by process {holder.pid} on {os.uname().nodename}: wait until it"
         assert capsys.readouterr().err.startswith(error)
     assert {path.name for path in tmp_path.iterdir()} == {"c.yaml", LOCK}
     holder.kill()
@@ -91,3 +89,16 @@ def test_a_folder_that_is_not_there_cannot_be_held(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         FolderLock(tmp_path / "file")
+
+
+def test_a_process_that_locks_a_folder_twice_holds_it_until_both_are_released(tmp_path: Path) -> None:
+    first, second = FolderLock(tmp_path), FolderLock(tmp_path)
+    attempt = "import sys; from pathlib import Path; from ldm.io.locks import FolderLock; FolderLock(Path(sys.argv[1]))"
+    command = [sys.executable, "-c", attempt, str(tmp_path)]
+    del second
+    assert (
+        f"in use by process {os.getpid()} on"
+        in subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stderr
+    )
+    del first
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
