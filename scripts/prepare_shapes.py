@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ldm.demos.shapes_folder import write_shapes
+from ldm.demos.shapes_drawing import write_shapes
 from ldm.errors import UserError
 
 

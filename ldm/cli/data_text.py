@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from ldm.io.escaping import shown
+from ldm.cli.messages import shown
 
 if TYPE_CHECKING:
     from ldm.data.report.parts import DataReport

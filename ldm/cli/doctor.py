@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ldm.errors import UserError
-from ldm.io.disk import free_bytes
+from ldm.io.files import free_bytes
 from ldm.version import __version__
 
 if TYPE_CHECKING:

@@ -4,14 +4,18 @@ Every shape fills a square box; lengths are fractions of the picture's side, x t
 keep `MARGIN` to the picture's edge and `GAP` to each other. All positions follow from the scene and a key.
 """
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from ldm.demos.shapes import BACKGROUNDS, COLOURS, Scene
+from ldm.demos.shapes import BACKGROUNDS, COLOURS, Scene, held_out_scene, training_scene
+from ldm.errors import UserError
+from ldm.io.files import new_folder
 from ldm.noise import permutation, uniform
 
 EXTENTS = {"small": 0.24, "large": 0.40}
@@ -21,6 +25,7 @@ GAP = 0.08
 ACROSS = 0.06
 """Two related things lie within this distance of a common centre line."""
 SUPERSAMPLING = 8
+SMALLEST_SIZE_PX = 32
 
 Point = tuple[float, float]
 Roll = Callable[[str], float]
@@ -159,3 +164,35 @@ def _on_circle(turn: float, radius: float, centre: float) -> Point:
     """The point `turn` of a turn clockwise from the top."""
     angle = 2 * math.pi * turn
     return centre + radius * math.sin(angle), centre - radius * math.cos(angle)
+
+
+def write_shapes(
+    dest: Path,
+    *,
+    num_images: int,
+    size_px: int = 64,
+    seed: int = 0,
+    held_out: bool = False,
+    plain: bool = False,
+) -> None:
+    """Draw the first `num_images` training scenes of `seed`, or with `held_out` its held-out scenes.
+
+    `plain`: only large things on white, one or two in a relation.
+
+    The folder appears whole or not at all; row i depends on (seed, i, held_out, plain) alone.
+
+    Raises:
+        UserError: `dest` holds something already or cannot be written, or a number is too small.
+    """
+    if num_images < 1:
+        raise UserError(f"num_images is {num_images}", "draw at least 1")
+    if size_px < SMALLEST_SIZE_PX:
+        raise UserError(f"size_px is {size_px}", f"small things are legible from {SMALLEST_SIZE_PX} on")
+    scene_of = held_out_scene if held_out else training_scene
+    with new_folder(dest) as folder, (folder / "metadata.jsonl").open("w", encoding="utf-8") as rows:
+        (folder / "images").mkdir()
+        for index in range(num_images):
+            scene = scene_of(seed, index, plain=plain)
+            name = f"images/{index:06d}.png"
+            draw(scene, size_px, seed, index).save(folder / name)
+            rows.write(json.dumps({"file_name": name, "text": scene.caption, "flip": False}) + "\n")

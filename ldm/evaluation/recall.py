@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ldm.data.batches import ImageTransform
 from ldm.data.sample import Sample
-from ldm.evaluation.share import Share
+from ldm.evaluation.metrics import Share
 from ldm.io.images import image_to_tensor
 from ldm.noise import permutation
 from ldm.pipeline.pipeline import Pipeline

@@ -10,12 +10,13 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ldm.errors import UserError
 from ldm.io.safetensors_header import read_header
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MANIFEST = "manifest.json"
 MAX_MODEL_JSON_BYTES = 64 * 2**20
@@ -164,7 +165,7 @@ def read_json(path: Path, *, max_bytes: int | None = None) -> Any:
         raise UserError(f"{path} is no readable JSON ({error})", "restore the file") from None
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> "dict[str, Tensor]":
     """The tensors of a safetensors file, on the CPU.
 
     Raises:
@@ -193,7 +194,7 @@ def open_tensors(path: Path) -> Iterator[Any]:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write tensors as safetensors; shared or strided ones are stored as copies of their own.
 
@@ -263,3 +264,23 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def free_bytes(folder: Path) -> int:
+    """The room on the disk where a folder lies, or will lie once it is made."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
+def check_free_space(folder: Path, num_bytes: int, *, hint: str = "free some space and run again") -> None:
+    """Refuse to write `num_bytes` into a folder, there already or not, whose disk has no room for them.
+
+    Raises:
+        UserError: it has not.
+    """
+    free = free_bytes(folder)
+    if free < num_bytes:
+        raise UserError(
+            f"{folder}: the disk is full, {num_bytes / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB free",
+            hint,
+        )

@@ -14,9 +14,9 @@ import yaml
 
 from .dataset import make_dataset
 from .models import MEDIUM, SD15, SMALLEST, Shape, call_flops, make_model, num_weights
-from .programs import train_ours, train_script
 from .rows import Row, result_of, row_of, taken_of
 from .samples import MIN_CLEAN, Scale, Setting, clean_median, machine, matmul_gflops
+from .training_sides import train_ours, train_script
 from .workers import Begin, Side, Taken, take_turns
 
 LOOP = Path(__file__).with_name("reference_loop.py")

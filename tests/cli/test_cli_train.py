@@ -16,6 +16,7 @@ from ldm.cli.processes import run_processes
 from ldm.cli.programs import find_config, find_home, shipped_configs
 from ldm.errors import UserError
 from tests.support.tiny_runs import AUTOENCODER, write_config, write_squares
+from train.settings.schema import SETTINGS
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -58,6 +59,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 def test_a_shipped_configuration_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = find_home()
     assert (home.root, home.package) == (ROOT, "train")
+    assert home.programs == sorted(SETTINGS)
     names = shipped_configs(home)
     assert "emoji/autoencoder" in names
     for name in names:

@@ -26,8 +26,7 @@ from ldm.demos.shapes import (
     scene_for,
     training_scene,
 )
-from ldm.demos.shapes_drawing import GAP, MARGIN, Box, draw, place
-from ldm.demos.shapes_folder import write_shapes
+from ldm.demos.shapes_drawing import GAP, MARGIN, Box, draw, place, write_shapes
 from ldm.errors import UserError
 
 SCENES = [scene_for(1, i) for i in range(400)]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm.demos.shapes_folder import write_shapes
+from ldm.demos.shapes_drawing import write_shapes
 from ldm.demos.shapes_score import score_shapes
 from ldm.pipeline.pipeline import load_pipeline
 from train import autoencoder, denoiser, text_encoder

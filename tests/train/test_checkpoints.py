@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from ldm.errors import UserError
-from ldm.io.disk import check_free_space
-from ldm.io.files import manifest_fault, read_tensors, remove_leftovers
+from ldm.io.files import check_free_space, manifest_fault, read_tensors, remove_leftovers
 from tests.support.tiny_training import PointTask, assert_same_run, make_settings, outcome, train
 from train.run.checkpoints import checkpoints, newest_whole, remove_old, step_of
 from train.run.state import save_checkpoint
