@@ -42,11 +42,11 @@ def test_resolved_settings_load_back_equal(tmp_path: Path) -> None:
     [
         ("inner.rat=1", "unknown setting 'inner.rat': did you mean 'rate'?"),
         ("maybe.sises=1", "unknown setting 'maybe.sises': did you mean 'sizes'?"),
-        ("zzz=1", "unknown setting 'zzz': known here: name, inner, maybe"),
+        ("zzz=1", "unknown setting 'zzz': valid keys here: name, inner, maybe"),
         ("inner.rate=fast", "inner.rate = 'fast'"),
         ("inner.rate=.nan", "inner.rate = nan"),
         ("name.first=x", "'name' is a value, not a group"),
-        ("name", "'name' is no setting: write key=value"),
+        ("name", "'name' is not a setting: write key=value"),
         ("inner.sizes=[1", "inner.sizes=[1 cannot be read"),
     ],
 )
@@ -64,7 +64,7 @@ def test_a_wrong_setting_is_named_with_its_mend(tmp_path: Path, override: str, s
     [
         (None, "does not exist"),
         (b"name: [1\n", "line 2 is not valid YAML"),
-        (b"- 1\n", "holds no settings"),
+        (b"- 1\n", "contains no settings"),
         (b"\xff\xfe", "cannot be read"),
         (b"inner: {}\n", "setting 'name' is missing"),
     ],

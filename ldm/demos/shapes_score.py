@@ -1,4 +1,8 @@
-"""Prompt following of a model trained on drawn scenes: seen combinations, and those held out of training."""
+"""How well a model of drawn scenes follows prompts: the share of images with each attribute right, with intervals.
+
+The prompt is its own ground truth and the judge reads the image, so no pretrained network is needed. Scores are given
+for combinations seen in training and for those held out.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +20,14 @@ from ldm.io.images import image_grid
 from ldm.pipeline.pipeline import Pipeline
 
 SCORING_SEED = 1_000_003
-"""Scenes are drawn from this seed, which no training set uses."""
+"""The scenes for scoring have this seed, which no training set uses."""
 
 
 @dataclass(frozen=True)
 class PromptFollowing:
-    """The shares by attribute, and under "all" the share of pictures with every attribute right.
+    """The shares by attribute, and under "all" the share of images with every attribute right.
 
-    An attribute that no prompt has (a relation, where every prompt names one thing) is left out.
+    An attribute that no prompt has is left out (such as the relation, if every prompt names one thing).
     """
 
     shares: dict[str, Share]
@@ -37,11 +41,11 @@ class PromptFollowing:
 
 
 def score_prompts(prompts: Sequence[str | Scene], images: Sequence[Image.Image]) -> PromptFollowing:
-    """Judge image i against prompt i, a caption of `ldm.demos.shapes` or a scene.
+    """Judge image i by prompt i, which is a caption of `ldm.demos.shapes` or a scene.
 
     Raises:
-        ValueError: there are no prompts, or not as many images as prompts.
-        UserError: a prompt is no caption of a drawn scene.
+        ValueError: there are no prompts, or the number of images differs from the number of prompts.
+        UserError: a prompt is not a caption of a drawn scene.
     """
     if not prompts:
         raise ValueError("no prompts to score")
@@ -62,14 +66,14 @@ def score_shapes(
     settings: Mapping[str, Any] = MappingProxyType({}),
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Write `report.json` and a grid for each of the two kinds of scenes into `dest`, a new folder.
+    """Write `report.json` and a grid for each kind of scene into `dest`, a new folder.
 
     Args:
         plain: only scenes with one or two large things on white.
         settings: further arguments of `Pipeline.generate`.
 
     Returns:
-        By kind, `seen` and `held_out`: the share right of each attribute with its 95 % interval.
+        For each kind, `seen` and `held_out`: the share of images with each attribute right, with its 95 % interval.
 
     Raises:
         UserError: `dest` exists, or the disk is full.

@@ -1,4 +1,4 @@
-"""Commands run by turns, each from its start to its end."""
+"""Run commands alternately, each from start to finish."""
 
 import os
 import resource
@@ -20,7 +20,7 @@ class Side:
 
 
 def run_once(command: Sequence[str]) -> Sample:
-    """Run a command to its end, and see how much other programs worked meanwhile.
+    """Run a command and measure its time and how much other programs worked.
 
     Raises:
         RuntimeError: the command failed.
@@ -35,7 +35,7 @@ def run_once(command: Sequence[str]) -> Sample:
 
 
 def _as_installed() -> dict[str, str]:
-    """The environment, such that Python keeps what it has compiled, as an installation has it for every package."""
+    """The environment, but with Python's bytecode cache enabled, as for installed packages."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
@@ -45,7 +45,7 @@ def _children_cpu_sec() -> float:
 
 
 def run_by_turns(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, Side]:
-    """Each command once a round, after one round that only warms the disk's cache."""
+    """Run each command once per round, after a first round that only warms the disk cache."""
     sides = {name: Side(command) for name, command in commands.items()}
     for number in range(rounds + 1):
         for side in sides.values():
@@ -56,5 +56,5 @@ def run_by_turns(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str
 
 
 def samples_of(sides: Mapping[str, Side]) -> dict[str, list[dict[str, Any]]]:
-    """Every sample, clean or not, for the record."""
+    """All samples, clean or not, ready for JSON."""
     return {name: recorded(side.samples) for name, side in sides.items()}

@@ -1,4 +1,4 @@
-"""Cold start: from the command to the PNG, against a minimal diffusers script on the same folder."""
+"""Cold start: from the command to the PNG, against a minimal diffusers script with the same model folder."""
 
 import sys
 import tempfile
@@ -19,7 +19,7 @@ pipe("red apple", num_inference_steps=int(sys.argv[3]), guidance_scale=2.0).imag
 
 
 def startup(setting: Setting) -> dict[str, Any]:
-    """Time `ldm generate`, the diffusers script, `ldm --help` and bare Python, by turns."""
+    """Time `ldm generate`, the diffusers script, `ldm --help` and bare Python alternately."""
     import ldm
 
     model = str(Path(ldm.__file__).parent / "assets" / "emoji")

@@ -273,7 +273,7 @@ def test_train_refuses(content: str, arguments: list[str], words: list[str]) -> 
         ("optim.learning_rat=0.1", ["'optim.learning_rat'", "did you mean 'learning_rate'"]),
         ("optim.learning_rate=fast", ["optim.learning_rate = 'fast'"]),
         ("data.path=absent", ["absent: no such folder"]),
-        ("num_steps", ["'num_steps' is no setting", "key=value"]),
+        ("num_steps", ["'num_steps' is not a setting", "key=value"]),
     ],
 )
 def test_a_training_program_refuses(

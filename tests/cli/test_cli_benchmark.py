@@ -1,4 +1,4 @@
-"""`ldm benchmark`: what it calls, in a checkout and installed, and what it refuses."""
+"""`ldm benchmark`: what it runs, in a checkout and installed, and what it refuses."""
 
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,8 @@ def test_the_code_of_the_program_is_its_own(given: list[str], capfd: pytest.Capt
     assert "no-such-thing" in capfd.readouterr().err.splitlines()[-1]
 
 
-def test_installed_it_is_a_module_of_its_own() -> None:
+def test_an_installed_package_has_its_own_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     module, environment = _benchmarks(Home(Path("site"), "ldm_train", Path("site/ldm_train/configs")))
     assert module == "ldm_benchmark"
     assert str(ROOT) not in environment["PYTHONPATH"].split(":")

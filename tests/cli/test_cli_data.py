@@ -1,4 +1,4 @@
-"""`ldm data check` with its options and on every kind of source on the disk, and `ldm data prune`."""
+"""`ldm data check` with its options and on every kind of local source, and `ldm data prune`."""
 
 import json
 import os
@@ -49,13 +49,15 @@ def test_the_report_is_written_beside_not_into_the_data(tmp_path: Path) -> None:
     before = state_of(folder)
     result = ldm_data("check", folder, "--report", tmp_path / "report")
     assert result.exit_code == 2
-    assert result.stderr.splitlines()[-1] == "error: 1 of 8 images cannot be used: mend or remove them"
+    assert result.stderr.splitlines()[-1] == "error: 1 of 8 images cannot be used: fix or remove them"
     assert "exact duplicates: 1 groups, such as again.png, blue.png" in result.stdout
     assert f"report: {tmp_path / 'report' / 'data_report.html'}" in result.stdout
     report = json.loads((tmp_path / "report" / "data_report.json").read_text())
     assert (report["num_found"], report["num_used"], report["num_refused"]) == (8, 7, 1)
     assert [fate["sample_id"] for fate in report["samples"] if not fate["used"]] == ["red.png"]
     assert report["licences"] == {"fields": {"license": {"CC0": 1}}, "num_without": 6}
+    printed = ldm_data("check", folder, "--json")
+    assert json.loads(printed.stdout) == report and printed.exit_code == 2
     assert "data:image/jpeg;base64," in (tmp_path / "report" / "data_report.html").read_text()
     long = ldm_data("check", folder, "--report", tmp_path / ("report" * 60))
     assert long.exit_code == 2 and "too long for the name of a file: shorten it" in long.stderr
@@ -160,8 +162,8 @@ def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
         (folder / name).write_text("x")
     said = ldm_data("check", folder)
     assert said.exit_code == 0
-    assert "note: files passed over: 2 .mp4, 1 without a suffix, 1 .txt\n" in said.stdout
-    assert "passed over" not in ldm_data("check", write_squares(tmp_path / "clean")).stdout
+    assert "note: files skipped: 2 .mp4, 1 without a suffix, 1 .txt\n" in said.stdout
+    assert "skipped" not in ldm_data("check", write_squares(tmp_path / "clean")).stdout
 
 
 def test_each_fact_is_one_line_and_no_terminal_obeys_it(tmp_path: Path) -> None:
@@ -182,7 +184,7 @@ def test_each_fact_is_one_line_and_no_terminal_obeys_it(tmp_path: Path) -> None:
     assert max(map(len, said.stdout.splitlines())) < 300
     errors = said.stderr.splitlines()
     assert len(errors) == 22 and errors[0].startswith(f"error: {folder}/bad-0 \\x1b.png: not an image")
-    assert errors[-2] == "error: 5 more cannot be used; --report FOLDER names all"
+    assert errors[-2] == "error: 5 more cannot be used; --report FOLDER lists them all"
     fates = json.loads((tmp_path / "report/data_report.json").read_text())["samples"]
     assert sum(not fate["used"] for fate in fates) == 25
 
@@ -234,8 +236,15 @@ def test_prune_says_what_goes_and_removes_it(cache: Path) -> None:
     dry = ldm_data("prune", "--older-than-days", 30, "--dry-run")
     assert dry.exit_code == 0
     assert dry.stdout.splitlines()[0] == f"{old}: {old.stat().st_size / 1e6:.1f} MB, unused for 40 days"
-    assert dry.stdout.splitlines()[1].startswith(f"{cache}: 1 files, 0.000 GB would go, ")
+    assert dry.stdout.splitlines()[1].startswith(f"{cache}: 1 files, 0.000 GB would be removed, ")
     assert old.exists() and new.exists()
+    facts = json.loads(ldm_data("prune", "--older-than-days", 30, "--dry-run", "--json").stdout)
+    assert (facts["cache"], facts["dry_run"], facts["removed_bytes"]) == (
+        str(cache),
+        True,
+        old.stat().st_size,
+    )
+    assert [Path(file["path"]) for file in facts["removed"]] == [old] and old.exists()
     done = ldm_data("prune", "--older-than-days", 30)
     assert done.stdout.splitlines()[0] == dry.stdout.splitlines()[0]
     assert "GB removed, " in done.stdout

@@ -1,5 +1,6 @@
-"""`ldm ema`: a model of any width from a run's snapshots, whole or LoRA or a new token, and what it refuses."""
+"""`ldm ema`: averages of any width from a run's snapshots, for whole models, LoRAs and new tokens; refusals."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -85,7 +86,14 @@ def test_the_snapshots_own_width_comes_back_as_it_was(
     run: tuple[Path, dict[str, Tensor]], tmp_path: Path
 ) -> None:
     folder, expected = run
-    assert ldm_ema(folder, "--width", 0.1, "--output", tmp_path / "model").exit_code == 0
+    done = ldm_ema(folder, "--width", 0.1, "--output", tmp_path / "model", "--json")
+    assert done.exit_code == 0
+    facts = json.loads(done.stdout)
+    assert abs(facts.pop("residual")) < 1e-6
+    num_averages = len(SETTINGS.widths) * NUM_STEPS // EVERY
+    assert facts == {
+        "output": str(tmp_path / "model"), "width": 0.1, "step": NUM_STEPS, "num_averages": num_averages
+    }  # fmt: skip
     made = dict(task_of(load_parts(tmp_path / "model")).named_parameters())
     stored = read_tensors(folder / "averages" / "step-000060" / "averages.safetensors")
     for name in expected:
@@ -182,7 +190,7 @@ def test_a_damaged_snapshot_is_named_and_left_out(
     damaged.write_bytes(content[:-1])
     done = ldm_ema(folder, "--width", 0.08, "--output", tmp_path / "model")
     assert done.exit_code == 0 and "at step 55" in done.stdout
-    assert "step-000060" in done.stderr and "left out" in done.stderr
+    assert "step-000060" in done.stderr and "skipped" in done.stderr
 
 
 @pytest.mark.parametrize("width", ["0", "-0.1", "0.5", "nan"])
@@ -212,7 +220,7 @@ def test_snapshots_of_another_model_are_refused(run: tuple[Path, dict[str, Tenso
     other = WeightAverages(nn.ModuleDict({"denoiser": nn.Linear(2, 2, bias=False)}), 0.0, SETTINGS)
     folder = copy_of(run[0], tmp_path / "run")
     save_snapshot(other, 70, folder / "averages")
-    assert "of other weights" in ldm_ema(folder, "--width", 0.1).stderr
+    assert "contains other weights" in ldm_ema(folder, "--width", 0.1).stderr
     shutil.rmtree(folder / "averages")
     save_snapshot(other, 70, folder / "averages")
     done = ldm_ema(folder, "--width", 0.1)

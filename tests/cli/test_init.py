@@ -113,7 +113,7 @@ def test_captions_that_need_more_than_the_model_reads_are_counted(here: Path) ->
     write_images(here / "a", [(16, 16)] * 3, "a red apple on a table " * 9)
     init("a", "--base", "base")
     text = Path("a.yaml").read_text()
-    assert settings_in("a.yaml").prompt_chunks == 1 and "14 tokens; 3 are longer, and cut" in text
+    assert settings_in("a.yaml").prompt_chunks == 1 and "14 tokens; 3 are longer and are cut" in text
 
 
 @pytest.mark.parametrize("trainable", ["lora", "unet", "text_encoder", "unet+text_encoder", "embedding"])

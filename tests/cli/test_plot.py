@@ -156,13 +156,13 @@ def test_several_runs_are_drawn_over_each_other(tmp_path: Path) -> None:
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     run, empty = write_run(tmp_path / "run", rows_of()), write_run(tmp_path / "empty", [])
     for arguments, message in {
-        (tmp_path,): f"error: {tmp_path} holds no metrics.jsonl: name the run_dir of a training run\n",
+        (tmp_path,): f"error: {tmp_path} has no metrics.jsonl: name the run_dir of a training run\n",
         (
             run,
             empty,
-        ): "error: several runs and no --output: name the PNG to write, such as --output curves.png\n",
-        (run, run, "--output", "x.png"): "error: a run is named twice: name each once\n",
-        (run, "--output", "x.jpg"): "error: --output x.jpg is no PNG: name a file that ends in .png\n",
+        ): "error: several runs but no --output: name the PNG to write, such as --output curves.png\n",
+        (run, run, "--output", "x.png"): "error: a run is given twice: name each run once\n",
+        (run, "--output", "x.jpg"): "error: --output x.jpg is not a PNG: name a file that ends in .png\n",
         (empty,): "error: no logged steps in empty: train for at least log_every steps\n",
     }.items():
         assert plot(*arguments) == (2, "", message)

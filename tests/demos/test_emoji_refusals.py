@@ -79,7 +79,7 @@ def test_an_unwritable_dest_is_refused(packages: Path, tmp_path: Path) -> None:
 def test_json_that_is_none_is_refused(packages: Path, tmp_path: Path) -> None:
     files = {"package/package.json": about(NAMES_PACKAGE, "17.0.0"), "package/en/data.json": b"[{"}
     write_tgz(packages / "emojibase-data-17.0.0.tgz", files)
-    assert "package/en/data.json is no JSON" in refused(tmp_path / "emoji", packages=packages)
+    assert "package/en/data.json is not JSON" in refused(tmp_path / "emoji", packages=packages)
 
 
 def test_names_of_another_layout_are_refused(packages: Path, tmp_path: Path) -> None:

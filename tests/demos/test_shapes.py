@@ -84,7 +84,7 @@ def test_a_white_background_may_be_named() -> None:
     ],
 )
 def test_other_texts_are_refused(text: str) -> None:
-    with pytest.raises(UserError, match="is no caption of a drawn scene: write it like"):
+    with pytest.raises(UserError, match="is not a caption of a drawn scene: write it like"):
         parse_caption(text)
 
 

@@ -67,5 +67,5 @@ def test_prompts_and_images_must_pair_up() -> None:
         score_prompts([], [])
     with pytest.raises(ValueError, match="shorter"):
         score_prompts([lone, lone], [draw(lone, 32)])
-    with pytest.raises(UserError, match="no caption of a drawn scene"):
+    with pytest.raises(UserError, match="not a caption of a drawn scene"):
         score_prompts(["a red apple"], [draw(lone, 32)])

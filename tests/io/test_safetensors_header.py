@@ -44,7 +44,7 @@ def test_a_lie_is_refused(tmp_path: Path, kind: str) -> None:
     header, message = LIES[kind]
     path = write_safetensors(tmp_path / "a.safetensors", header)
     for read in (read_header, read_tensors):
-        with pytest.raises(UserError, match=r"a\.safetensors is no whole safetensors file") as caught:
+        with pytest.raises(UserError, match=r"a\.safetensors is not a valid safetensors file") as caught:
             read(path)
         assert message in str(caught.value)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 2000 + len(str(path))
@@ -54,7 +54,7 @@ def test_a_lie_is_refused(tmp_path: Path, kind: str) -> None:
 def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, size_bytes: int) -> None:
     path = write_safetensors(tmp_path / "a", tensor())
     os.truncate(path, size_bytes)
-    with pytest.raises(UserError, match="no whole safetensors file"):
+    with pytest.raises(UserError, match="not a valid safetensors file"):
         read_header(path)
 
 
@@ -86,7 +86,7 @@ def test_brackets_are_counted_before_they_become_objects(tmp_path: Path) -> None
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
-        with pytest.raises(UserError, match="is no regular file"):
+        with pytest.raises(UserError, match="is not a regular file"):
             read_header(path)
     with pytest.raises(UserError, match="does not exist"):
         read_header(tmp_path / "gone")
