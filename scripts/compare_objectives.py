@@ -13,7 +13,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train and score each objective with several seeds.")
     parser.add_argument("--config", default="shapes/compare", help="the recipe (shapes/compare)")
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs/objectives"), help="folder for the runs (runs/objectives)"
+        "--runs", type=Path, default=Path("runs/objectives"), help="their folder (runs/objectives)"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for objectives.json and .md")
     parser.add_argument("--num-seeds", type=int, default=3, help="runs per objective (3)")

@@ -162,9 +162,10 @@ def prune(
     folder: CacheFolder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove files from the cache of encoded images and captions and of networks converted for OpenVINO.
+    """Remove files from the cache.
 
-    Removed files are created again when they are needed. Damaged files and leftovers of killed runs are removed too.
+    The cache contains encoded images and captions, and networks converted for OpenVINO. Removed files are created
+    again when they are needed. Damaged files and leftovers of killed runs are removed too.
     """
     from ldm.data.cache.moments import cache_root
     from ldm.data.cache.moments import prune as prune_cache

@@ -36,7 +36,7 @@ def ema(
         bool, typer.Option("--json", help="Print JSON, with numbers as numbers, instead of text.")
     ] = False,
 ) -> None:
-    """Rebuild the average of a run's weights for any width, and write it as a model.
+    """Write a model with the average of a run's weights, for any width.
 
     The run needs optim.average.snapshot_every, ideally with two widths such as [0.05, 0.1] (Karras et al. 2024). The
     model is the one in RUN/pipeline with the trained weights replaced. The residual says how much of the requested

@@ -43,10 +43,10 @@ def init(
         ),
     ] = "auto",
 ) -> None:
-    """Write a commented configuration for your images and a model, ready for `ldm train`.
+    """Write a commented configuration for your images and model.
 
-    Image size, buckets, held-out images, batch size and number of steps are chosen to suit them. Nothing else is
-    written.
+    `ldm train` can use it as it is. Image size, buckets, held-out images, batch size and number of steps are chosen to
+    suit the images and the model. Nothing else is written.
     """
     from ldm.cli.autoconfig import describe_base, describe_data
     from ldm.cli.init_text import config_text

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .image_cases import ENGINE, THEIRS, TORCH, TUNED, Case, cases_of
+from .image_sides import MAKERS, make_several
 from .models import call_flops, make_model
-from .picture_cases import ENGINE, THEIRS, TORCH, TUNED, Case, cases_of
-from .picture_sides import MAKERS, make_several
 from .rows import Row, result_of, row_of, taken_of
 from .samples import Setting, clean_median, machine, matmul_gflops
 from .workers import Side, Taken, repeat_several, repeated, take_turns

@@ -1,4 +1,4 @@
-"""Two processes against one: `ldm train` with the same global batch, each process on its share of the cores or a GPU."""
+"""Two processes against one: `ldm train` with the same global batch, each on its share of the cores or its own GPU."""
 
 import os
 import socket

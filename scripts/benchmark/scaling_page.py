@@ -28,8 +28,8 @@ MEASURED_ON = {
 gloo over its loopback interface. No part of the exchange counts as hidden, because the same cores would do both. A GPU
 computes a step a hundred times faster and has a different link, so its numbers differ: run the same two commands there
 with `--device cuda` to write its page.""",
-    "cuda": """A worker is one {gpu}, and the link is NCCL between two of them in one machine; links between machines are
-assumed to be the same. No part of the exchange counts as hidden.""",
+    "cuda": """A worker is one {gpu}, and the link is NCCL between two of them in one machine; links between machines
+are assumed to be the same. No part of the exchange counts as hidden.""",
 }
 
 
@@ -61,7 +61,7 @@ def _cost_table(costs: Costs) -> str:
 
 def _reach_table(reached: list[Reach]) -> str:
     head = [
-        "| workers | step | not hidden | samples a second | efficiency | limit |",
+        "| workers | step | not hidden | samples per second | efficiency | limit |",
         "|---|---|---|---|---|---|",
     ]
     rows = [

@@ -176,7 +176,7 @@ def test_data_check_refuses_a_folder_that_training_would_refuse(tmp_path: Path) 
 # Progress
 
 
-def test_the_bar_lives_on_a_terminal() -> None:
+def test_a_terminal_gets_a_live_bar() -> None:
     code = (
         "import time; from ldm.io.progress import work_bar\n"
         "with work_bar('image') as bar: [(bar.show(done, 3), time.sleep(.1)) for done in range(3)]"
@@ -192,7 +192,7 @@ def test_the_bar_lives_on_a_terminal() -> None:
     assert "images/s" in shown
 
 
-def test_without_a_terminal_there_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_there_are_occasional_lines(capsys: pytest.CaptureFixture[str]) -> None:
     from ldm.io.progress import WorkBar
 
     for pause_sec, expected in ((60.0, ""), (0.0, "step 1 of 2\nstep 2 of 2\n")):

@@ -21,7 +21,7 @@ from tests.support.tiny_runs import write_squares
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache of one test."""
+    """A cache for each test."""
     monkeypatch.setenv("LDM_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -67,7 +67,7 @@ def test_the_report_is_written_beside_not_into_the_data(tmp_path: Path) -> None:
     assert state_of(folder) == before
 
 
-def test_a_size_refuses_what_is_smaller(tmp_path: Path) -> None:
+def test_images_smaller_than_the_size_are_refused(tmp_path: Path) -> None:
     folder = write_squares(tmp_path / "data")
     Image.new("RGB", (64, 24), "red").save(folder / "red.png")
     result = ldm_data("check", folder, "--height", 20)
@@ -111,7 +111,7 @@ def test_captions_are_counted_as_the_model_does(tmp_path: Path) -> None:
         "--buckets",
         "--height",
         16,
-    )  # too small for multiples of 64, not for this model's
+    )  # too small for multiples of 64, but not for this model's multiple
     assert ldm_data(*small).exit_code == 2
     assert "buckets: 16 x 16 (8)" in ldm_data(*small, "--model", tmp_path / "model").stdout
     captions = json.loads((tmp_path / "report" / "data_report.json").read_text())["captions"]
@@ -137,7 +137,7 @@ def test_parquet_and_tars_are_checked_too(tmp_path: Path) -> None:
     assert wrong.stderr.startswith("error: ldm data check: kind = 'zip'")
 
 
-def test_an_image_once_read_is_trusted_unless_asked(
+def test_known_images_are_reread_only_with_rehash(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_squares(tmp_path / "data")
@@ -146,7 +146,7 @@ def test_an_image_once_read_is_trusted_unless_asked(
     assert any(cache.rglob("*"))
     status_of = os.stat(path)
     path.write_bytes(bytes(path.stat().st_size))
-    stat = os.stat  # a change that left no trace, as on a disk whose clock is wrong
+    stat = os.stat  # a change without a trace, as on a disk whose clock is wrong
     monkeypatch.setattr(
         "ldm.data.sample.os.stat", lambda p, **o: status_of if Path(p) == path else stat(p, **o)
     )
@@ -156,7 +156,7 @@ def test_an_image_once_read_is_trusted_unless_asked(
     assert str(path) in result.stderr
 
 
-def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
+def test_skipped_files_are_counted(tmp_path: Path) -> None:
     folder = write_squares(tmp_path / "data")
     for name in ("a.mp4", "b.mp4", "c.txt", "Makefile", ".hidden.mp4"):
         (folder / name).write_text("x")
@@ -166,7 +166,7 @@ def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
     assert "skipped" not in ldm_data("check", write_squares(tmp_path / "clean")).stdout
 
 
-def test_each_fact_is_one_line_and_no_terminal_obeys_it(tmp_path: Path) -> None:
+def test_output_is_one_line_per_fact_with_control_characters_escaped(tmp_path: Path) -> None:
     folder = write_squares(tmp_path / "data")
     name = "a\x1b[31m\nred\u202e.png"
     (folder / name).write_bytes((folder / "red.png").read_bytes())
@@ -189,7 +189,7 @@ def test_each_fact_is_one_line_and_no_terminal_obeys_it(tmp_path: Path) -> None:
     assert sum(not fate["used"] for fate in fates) == 25
 
 
-def test_an_error_shows_what_is_in_a_name(tmp_path: Path) -> None:
+def test_errors_escape_control_characters_in_names(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/a\x1b[31m.png").write_text("")
     said = ldm_data("check", tmp_path / "data").stderr
@@ -202,12 +202,10 @@ def test_a_size_that_a_run_of_the_model_refuses(tmp_path: Path) -> None:
     said = ldm_data("check", folder, "--model", tmp_path / "model", "--width", 15, "--height", 16)
     assert (said.exit_code, said.stdout) == (2, "")
     assert said.stderr.startswith("error: --width 15: choose a multiple of ")
-    assert ldm_data("check", folder, "--width", 15).exit_code == 0  # nobody said for which model
+    assert ldm_data("check", folder, "--width", 15).exit_code == 0  # allowed, because no model was named
 
 
-def test_a_check_is_told_though_it_cannot_be_remembered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_check_works_without_a_writable_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LDM_CACHE_DIR", str(tmp_path / "file/cache"))
     said = ldm_data("check", write_squares(tmp_path / "data"))
@@ -220,7 +218,7 @@ def test_a_check_is_told_though_it_cannot_be_remembered(
 
 
 def fill(folder: Path, autoencoder_hash: str, num_entries: int) -> list[Path]:
-    """A cache of some moments; its shards."""
+    """Fill a cache with some moments; returns its shards."""
     items = [
         CacheItem(entry_key(f"{index:064x}", "t", autoencoder_hash), lambda: torch.zeros(3, 16, 16))
         for index in range(num_entries)
@@ -229,7 +227,7 @@ def fill(folder: Path, autoencoder_hash: str, num_entries: int) -> list[Path]:
     return sorted((folder / "moments" / autoencoder_hash).glob("*.safetensors"))
 
 
-def test_prune_says_what_goes_and_removes_it(cache: Path) -> None:
+def test_prune_lists_and_removes_files(cache: Path) -> None:
     (old,), (new,) = fill(cache, "a" * 64, 3), fill(cache, "b" * 64, 3)
     days_ago = old.stat().st_mtime - 40 * 86_400
     os.utime(old, (days_ago, days_ago))

@@ -34,12 +34,12 @@ def ldm_ema(*arguments: object) -> Result:
 
 
 def task_of(parts: ModelParts) -> nn.Module:
-    """A module with the names that the program `denoiser` gives its weights."""
+    """A module whose weights have the same names as in the program `denoiser`."""
     return nn.ModuleDict({"denoiser": parts.denoiser, "text_encoder": parts.text_encoder})
 
 
 def walk(parts: ModelParts, run: Path, width: float) -> dict[str, Tensor]:
-    """Move the trained weights by chance, keep snapshots, and return the average of `width`, from the closed form."""
+    """Move the trained weights at random, keep snapshots, and return the average of `width` in closed form."""
     averages = WeightAverages(task_of(parts), 0.0, SETTINGS)
     share = shares(NUM_STEPS, gamma_of(width), np.arange(1.0, NUM_STEPS + 1))
     expected = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in averages.live.items()}
@@ -82,9 +82,7 @@ def test_the_average_of_a_new_width_is_written_as_a_model(run: tuple[Path, dict[
     assert provenance == {"data": "squares", "average_width": 0.12, "average_step": 60}
 
 
-def test_the_snapshots_own_width_comes_back_as_it_was(
-    run: tuple[Path, dict[str, Tensor]], tmp_path: Path
-) -> None:
+def test_a_stored_width_is_reproduced_exactly(run: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
     folder, expected = run
     done = ldm_ema(folder, "--width", 0.1, "--output", tmp_path / "model", "--json")
     assert done.exit_code == 0
@@ -103,7 +101,7 @@ def test_the_snapshots_own_width_comes_back_as_it_was(
 def adapter_run(
     folder: Path, prepare: Callable[[ModelParts], object], save: Callable[[ModelParts, Path], None]
 ) -> dict[str, Tensor]:
-    """A finished run of an adapter on a base beside it, and its average of width 0.07."""
+    """A finished run of an adapter with its base beside it; returns its average of width 0.07."""
     parts = make_sd1(folder)
     save_parts(parts, folder / "base")
     prepare(parts)
@@ -171,7 +169,7 @@ def test_a_new_token_is_averaged_as_a_new_token(tmp_path: Path) -> None:
 
 
 def copy_of(folder: Path, dest: Path) -> Path:
-    """The run's snapshots and model under another name, as links."""
+    """The run's snapshots and model under another name, as symbolic links."""
     for path in folder.rglob("*"):
         if path.is_file() and {"averages", "pipeline"} & set(path.parts):
             target = dest / path.relative_to(folder)
@@ -180,9 +178,7 @@ def copy_of(folder: Path, dest: Path) -> Path:
     return dest
 
 
-def test_a_damaged_snapshot_is_named_and_left_out(
-    run: tuple[Path, dict[str, Tensor]], tmp_path: Path
-) -> None:
+def test_a_damaged_snapshot_is_named_and_skipped(run: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
     folder = copy_of(run[0], tmp_path / "run")
     damaged = folder / "averages" / "step-000060" / "averages.safetensors"
     content = damaged.read_bytes()

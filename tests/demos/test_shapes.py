@@ -1,4 +1,4 @@
-"""The drawn scenes: captions read back, combinations held out, drawings true to them, the folder written."""
+"""Drawn scenes: parsing captions, held-out combinations, correct drawings, and the data set."""
 
 import json
 import runpy
@@ -88,7 +88,7 @@ def test_other_texts_are_refused(text: str) -> None:
         parse_caption(text)
 
 
-def test_a_wrong_name_is_answered_with_the_nearest() -> None:
+def test_for_a_wrong_name_the_nearest_is_suggested() -> None:
     with pytest.raises(UserError, match="unknown colour 'bleu': did you mean 'blue'"):
         parse_caption("a small bleu circle")
     with pytest.raises(UserError, match="unknown shape 'circel'"):

@@ -1,4 +1,4 @@
-"""The shapes recipe in small: its own configurations with a few steps, scored by the judge."""
+"""The shapes recipe on a small scale: its configurations with few steps, scored by the judge."""
 
 import json
 from pathlib import Path

@@ -23,13 +23,13 @@ def test_ssim_is_one_for_equal_images_and_its_luminance_term_for_flat_ones() -> 
     assert ssim(image, image.flip(-1)).item() < 0.5
 
 
-def test_the_kl_term_is_that_of_torch() -> None:
+def test_the_kl_term_equals_torchs() -> None:
     mean, log_variance = torch.randn(4, 2, 3, 3), torch.randn(4, 2, 3, 3)
     theirs = kl_divergence(Normal(mean, (0.5 * log_variance).exp()), Normal(0.0, 1.0)).mean(dim=(1, 2, 3))
     assert torch.allclose(kl_to_normal(mean, log_variance), theirs, atol=1e-6)
 
 
-def test_the_pyramid_sees_edges_and_no_flat_colour() -> None:
+def test_the_pyramid_detects_edges_but_not_flat_colour() -> None:
     flat, edge = torch.full((1, 3, 16, 16), 0.7), torch.zeros(1, 3, 16, 16)
     edge[..., 5:] = 1
     assert all(band.abs().max() < 1e-6 for band in laplacian_pyramid(flat, 3))
@@ -56,7 +56,7 @@ def test_recall_of_both_directions() -> None:
     assert recall_at(SIMILARITY, texts, 3) == {"image_to_text": 1.0, "text_to_image": 1.0}
 
 
-def test_the_same_text_elsewhere_is_no_wrong_answer() -> None:
+def test_an_equal_text_is_not_a_wrong_answer() -> None:
     assert recall_at(SIMILARITY, ["a", "a", "c"], 1) == {"image_to_text": 2 / 3, "text_to_image": 2 / 3}
 
 

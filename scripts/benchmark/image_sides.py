@@ -10,7 +10,7 @@ from typing import Any
 
 from ldm.pipeline.settings import PRESETS
 
-from .picture_cases import COMPILED, ENGINE, FAST, HALF, THEIRS, TORCH, TUNED, Case
+from .image_cases import COMPILED, ENGINE, FAST, HALF, THEIRS, TORCH, TUNED, Case
 from .watch import Calls
 from .workers import Answer, Work
 
@@ -88,14 +88,14 @@ def make_ours(
     calls = None if compiled else unet_calls(device)
     if engine and find_spec("openvino") and not device.startswith("cuda"):
         calls = use_openvino(pipeline, case, given.get("deep_features_every", 1) > 1)
-    return pictures(pipeline, case, calls, given)
+    return image_work(pipeline, case, calls, given)
 
 
 def make_several(model: str, case: Case, device: str) -> Mapping[str, Work]:
     """All our OpenVINO sides with one shared pipeline, whose network is split into passes."""
     pipeline = load_ours(model, device)
     calls = use_openvino(pipeline, case, True) if find_spec("openvino") else unet_calls(device)
-    return {name: pictures(pipeline, case, calls, ARGUMENTS[name]) for name in case.sides}
+    return {name: image_work(pipeline, case, calls, ARGUMENTS[name]) for name in case.sides}
 
 
 def load_ours(model: str, device: str) -> Any:
@@ -122,7 +122,7 @@ def use_openvino(pipeline: Any, case: Case, in_passes: bool) -> Calls:
     return Calls(OpenVINODenoiser, "__call__", "cpu")
 
 
-def pictures(pipeline: Any, case: Case, calls: Calls | None, arguments: Mapping[str, Any]) -> Work:
+def image_work(pipeline: Any, case: Case, calls: Calls | None, arguments: Mapping[str, Any]) -> Work:
     """The work of generating one image."""
 
     def work(warming_up: bool) -> tuple[Answer, dict[str, float]]:
@@ -143,7 +143,7 @@ def pictures(pipeline: Any, case: Case, calls: Calls | None, arguments: Mapping[
 
 
 def details_of(calls: Calls | None) -> dict[str, float]:
-    """Durations of one image's UNet calls, which are then cleared; empty if the UNet is compiled or split into passes."""
+    """The times of one image's UNet calls, which are then cleared; empty if it is compiled or split into passes."""
     if calls is None:
         return {}
     inside, between = calls.inside_sec(), calls.between_sec()
