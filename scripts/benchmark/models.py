@@ -1,10 +1,13 @@
-"""Models of known shapes with random weights for the benchmarks."""
+"""Models of known shapes with random weights, and random data, for the benchmarks."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -127,3 +130,17 @@ def _text_config(shape: Shape, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
+
+
+def make_dataset(folder: Path, num_images: int, size_px: int) -> Path:
+    """Write a folder of random images with captions, the same each time, which diffusers' script and ours read."""
+    folder.mkdir(parents=True)
+    drawn = np.random.default_rng(0)
+    lines = []
+    for number in range(num_images):
+        coarse = drawn.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        name = f"{number:03d}.png"
+        Image.fromarray(coarse).resize((size_px, size_px), Image.Resampling.BICUBIC).save(folder / name)
+        lines.append(json.dumps({"file_name": name, "text": CAPTIONS[number % len(CAPTIONS)]}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return folder

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .costs import measure_costs
-from .dataset import make_dataset
-from .models import MEDIUM, NARROW_VAE, SMALLEST, make_model
+from .models import MEDIUM, NARROW_VAE, SMALLEST, make_dataset, make_model
 from .rows import result_of, row_of, taken_of
 from .samples import Scale, Setting, machine
 from .train import Case, ours, write_config

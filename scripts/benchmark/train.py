@@ -12,8 +12,7 @@ from typing import Any
 
 import yaml
 
-from .dataset import make_dataset
-from .models import MEDIUM, SD15, SMALLEST, Shape, call_flops, make_model, num_weights
+from .models import MEDIUM, SD15, SMALLEST, Shape, call_flops, make_dataset, make_model, num_weights
 from .rows import Row, result_of, row_of, taken_of
 from .samples import MIN_CLEAN, Scale, Setting, clean_median, machine, matmul_gflops
 from .training_sides import train_ours, train_script

@@ -14,7 +14,7 @@ from tests.support.benchmark_folder import benchmark
 from tests.support.benchmark_sides import fail, make_counting, make_two, say_threads
 
 samples, workers, rows, watch = map(benchmark, ("samples", "workers", "rows", "watch"))
-suite, chart, dataset = map(benchmark, ("suite", "chart", "dataset"))
+suite, chart, models = map(benchmark, ("suite", "chart", "models"))
 
 
 def made_up(*walls: float, foreign: float = 0.0) -> list[Any]:
@@ -188,13 +188,13 @@ def test_nothing_to_draw_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_same_images_are_made_each_time(tmp_path: Path) -> None:
-    one, two = (dataset.make_dataset(tmp_path / name, 2, 16) for name in "ab")
+    one, two = (models.make_dataset(tmp_path / name, 2, 16) for name in "ab")
     assert sorted(path.name for path in one.iterdir()) == ["000.png", "001.png", "metadata.jsonl"]
     assert all((one / path.name).read_bytes() == path.read_bytes() for path in two.iterdir())
 
 
 def test_a_larger_model_s_step_is_computed_from_its_parts() -> None:
-    train, models = benchmark("train"), benchmark("models")
+    train = benchmark("train")
     case = train.Case("case", models.MEDIUM, 256, batch_size=4, num_images=8)
     operations = models.call_flops(models.SD15, 256) / models.call_flops(models.MEDIUM, 256)
     weights = models.num_weights(models.SD15, 256) / models.num_weights(models.MEDIUM, 256)

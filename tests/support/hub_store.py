@@ -1,4 +1,4 @@
-"""The storage of the fake Hub: repositories, their commits and branches, and files by hash. It knows nothing of HTTP."""
+"""The storage of the fake Hub: repositories, their commits and branches, and files by hash. No HTTP here."""
 
 import hashlib
 import json

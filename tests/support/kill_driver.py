@@ -46,7 +46,7 @@ def in_a_fork(program: Callable[[], object], watch: Callable[[int], None] = lamb
 
 
 def train_until_killed(run_dir: Path, boundary: int) -> None:
-    """Resume, and die before the file operation with that number of the next checkpoint, or exit after the checkpoint."""
+    """Resume, and die before the next checkpoint's file operation with that number, or exit after the checkpoint."""
     left = -1
 
     def count(event: str, arguments: object) -> None:

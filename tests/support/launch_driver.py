@@ -36,7 +36,7 @@ Job = dict[str, Any]
 
 
 class BlockTask(nn.Module):
-    """A network with the features of a denoiser that matter to sharding: blocks in a list, a frozen weight, channels_last."""
+    """What matters to sharding in a denoiser: blocks in a list, a frozen weight, channels_last."""
 
     def __init__(self) -> None:
         super().__init__()

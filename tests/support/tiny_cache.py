@@ -33,7 +33,7 @@ def items(names: Sequence[str]) -> list[CacheItem]:
 
 
 class Encoder:
-    """pixel_values [B, 3, 8, 8] -> moments [B, 4, 4, 4]. Like GPU kernels, the result varies slightly with the batch."""
+    """pixel_values [B, 3, 8, 8] -> moments [B, 4, 4, 4]. Like on a GPU, the result varies slightly with the batch."""
 
     def __init__(self) -> None:
         self.num_images = 0

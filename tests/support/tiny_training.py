@@ -94,7 +94,7 @@ def train(
 
 
 def train_with_stops(settings: TrainSettings, stops: list[int], dataset: Points | None = None) -> TrainState:
-    """Train to the end in several runs, each but the last interrupted by a signal in the forward pass with that number."""
+    """Train to the end, but interrupt the run in each of these forward passes and start it again."""
     for stop in stops:
 
         def interrupt(number: int, stop: int = stop) -> None:
