@@ -28,14 +28,19 @@ NEEDED = {
     "open_clip_torch": "open_clip",
     "accelerate": "accelerate",
     "datasets": "datasets",
+    "pyarrow": "pyarrow",
     "peft": "peft",
     "safetensors": "safetensors",
+    "tokenizers": "tokenizers",
     "huggingface_hub": "huggingface_hub",
+    "filelock": "filelock",
     "numpy": "numpy",
     "Pillow": "PIL",
     "matplotlib": "matplotlib",
     "pydantic": "pydantic",
     "PyYAML": "yaml",
+    "typer": "typer",
+    "rich": "rich",
 }
 """Required packages: the name on PyPI, and the name to import."""
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tomllib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ from ldm.cli.app import app
 from ldm.cli.doctor import examine, sdpa_kernels
 
 CPU = torch.device("cpu")
+NEEDED = doctor.NEEDED
+
+
+def test_every_dependency_is_checked() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert {line.partition(">=")[0] for line in project["dependencies"]} == NEEDED.keys()
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -17,6 +18,7 @@ from ldm.errors import UserError
 from ldm.models.loading.model import save_parts
 from tests.support.tiny_models import make_sd1
 from train import denoiser
+from train.run.trainable import TrainableSettings
 from train.settings.denoiser import DenoiserSettings
 
 AWKWARD = "a red: \"apple\" # on 'a' table, 5 % {x} é \U0001f34e"
@@ -116,7 +118,7 @@ def test_captions_that_need_more_than_the_model_reads_are_counted(here: Path) ->
     assert settings_in("a.yaml").prompt_chunks == 1 and "14 tokens; 3 are longer and are cut" in text
 
 
-@pytest.mark.parametrize("trainable", ["lora", "unet", "text_encoder", "unet+text_encoder", "embedding"])
+@pytest.mark.parametrize("trainable", get_args(TrainableSettings.model_fields["trainable"].annotation))
 def test_each_kind_of_training_loads(here: Path, trainable: str) -> None:
     write_images(here / "a", [(64, 64)] * 8)
     init("a", "--trainable", trainable)
