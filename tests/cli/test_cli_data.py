@@ -163,7 +163,7 @@ def test_skipped_files_are_counted(tmp_path: Path) -> None:
     said = ldm_data("check", folder)
     assert said.exit_code == 0
     assert "note: files skipped: 2 .mp4, 1 without a suffix, 1 .txt\n" in said.stdout
-    assert "skipped" not in ldm_data("check", write_squares(tmp_path / "clean")).stdout
+    assert "files skipped" not in ldm_data("check", write_squares(tmp_path / "clean")).stdout
 
 
 def test_output_is_one_line_per_fact_with_control_characters_escaped(tmp_path: Path) -> None:
