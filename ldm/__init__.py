@@ -3,7 +3,7 @@
     from ldm import load_pipeline
     load_pipeline("emoji").generate("a red apple", seed=7).save("outputs")
 
-The names below are imported on first use, so that `import ldm` costs nothing.
+The names below are imported on first use, so that `import ldm` is fast.
 """
 
 from typing import TYPE_CHECKING, Any

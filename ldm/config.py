@@ -1,6 +1,6 @@
 """Settings: defaults, then a YAML file, then `a.b=c` overrides.
 
-The kinds of settings are pydantic models that stand beside their owner.
+Each kind of settings is a pydantic model, defined beside the code that uses it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,20 +14,20 @@ from ldm.errors import UserError, nearest
 
 
 class Settings(BaseModel):
-    """A group of settings. An unknown key is an error, and a value once validated does not change."""
+    """A group of settings. Unknown keys are errors, and values cannot be changed after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def checked_by(check: Callable[[Any], None]) -> AfterValidator:
-    """For `Annotated`: a setting that `check` refuses with a UserError is a faulty one; None is left unchecked."""
+    """For `Annotated`: validate a setting with `check`, which raises UserError if it is wrong; None is not checked."""
 
     def checked(value: Any) -> Any:
         try:
             if value is not None:
                 check(value)
         except UserError as error:
-            raise ValueError(str(error)) from None  # what pydantic takes for a fault of this setting
+            raise ValueError(str(error)) from None  # pydantic reports it for this setting
         return value
 
     return AfterValidator(checked)
@@ -37,11 +37,11 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 def load_settings(kind: type[AnySettings], path: Path | None, overrides: Sequence[str] = ()) -> AnySettings:
-    """Settings of one kind from a file and overrides, the later winning.
+    """Settings from a file and overrides; the last value given for a key counts.
 
     Raises:
-        UserError: the file is missing or no YAML mapping, an override is no `key=value`, or a key or value is
-            wrong; the message names the key, the value and the nearest right key.
+        UserError: the file is missing or is not a YAML mapping, an override is not `key=value`, or a key or value is
+            wrong; the message names the key, the value and the nearest valid key.
     """
     tree = read_yaml(path) if path else {}
     for override in overrides:
@@ -50,10 +50,10 @@ def load_settings(kind: type[AnySettings], path: Path | None, overrides: Sequenc
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping.
+    """A YAML file that contains a mapping.
 
     Raises:
-        UserError: the file is missing, is no UTF-8 or no YAML, or holds something else than a mapping.
+        UserError: the file is missing, is not UTF-8 or not YAML, or contains something other than a mapping.
     """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -64,14 +64,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
-        raise UserError(f"{path}{line} is not valid YAML", "mend that line") from None
+        raise UserError(f"{path}{line} is not valid YAML", "fix that line") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{path} holds no settings", "write `key: value` lines")
+        raise UserError(f"{path} contains no settings", "write `key: value` lines")
     return tree
 
 
 def validate(kind: type[AnySettings], tree: Mapping[str, Any], where: str = "settings") -> AnySettings:
-    """A plain tree as validated settings; the first thing wrong is raised as a UserError."""
+    """Validate a plain tree; the first mistake is raised as a UserError."""
     try:
         return kind.model_validate(dict(tree))
     except ValidationError as error:
@@ -79,14 +79,14 @@ def validate(kind: type[AnySettings], tree: Mapping[str, Any], where: str = "set
 
 
 def to_yaml(settings: Settings) -> str:
-    """The resolved settings as YAML text, which loads back equal."""
+    """The resolved settings as YAML; loading it gives equal settings."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
-        raise UserError(f"{override!r} is no setting", "write key=value, for instance data.size_px=64")
+        raise UserError(f"{override!r} is not a setting", "write key=value, for example data.size_px=64")
     *parents, leaf = key.strip().split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
@@ -104,28 +104,28 @@ def _parse(key: str, text: str) -> Any:
 
 def _explain(kind: type[Settings], error: ValidationError, where: str) -> UserError:
     errors = error.errors()
-    # a mistyped key is often why another is missing
+    # report a mistyped key first: it is often the reason why another is missing
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
         choices = _keys_beside(kind, path)
         guess = nearest(path[-1], choices)
-        hint = f"did you mean {guess!r}?" if guess else f"known here: {', '.join(choices)}"
+        hint = f"did you mean {guess!r}?" if guess else f"valid keys here: {', '.join(choices)}"
         return UserError(f"{where}: unknown setting {key!r}", hint)
     if first["type"] == "missing":
         return UserError(f"{where}: setting {key!r} is missing", f"write {key}: VALUE")
     wrong = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error" and isinstance(first["input"], Mapping | Settings):
-        # settings that do not go together: the message names them, and the whole group says nothing more
+        # settings that contradict each other: the message names them, so the whole group is not printed
         return UserError(f"{where}: {key}" if key else where, wrong)
     return UserError(f"{where}: {key} = {first['input']!r}", wrong)
 
 
 def _keys_beside(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """The right keys of the group that holds the last part of `path`."""
+    """The valid keys of the group that contains the last part of `path`."""
     for part in path[:-1]:
-        if part.isdigit():  # a place in a list of groups
+        if part.isdigit():  # an index into a list of groups
             continue
         field = kind.model_fields.get(part)
         inner = _settings_inside(field.annotation) if field else None

@@ -8,15 +8,15 @@ from types import FrameType
 
 OURS = ("ldm", "train", "ldm_train")
 WRAPPERS = ("contextlib", "torch")
-"""Packages whose frames lie between a function of ours and its caller: decorators such as `torch.no_grad`."""
+"""Packages whose decorators, such as `torch.no_grad`, add frames between our functions and their callers."""
 
 
 class UserError(Exception):
-    """Something the user can mend; the command line prints it as one line and exits with code 2.
+    """A mistake that the user can fix; the command line prints it as one line and exits with code 2.
 
     Args:
-        what: the thing at fault, named: a file, a key, a value.
-        mend: what to do about it.
+        what: what is wrong, naming the file, key or value.
+        hint: what to do about it.
     """
 
     def __init__(self, what: str, hint: str = "") -> None:
@@ -26,13 +26,13 @@ class UserError(Exception):
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
-    """The choice that `name` was most likely meant to be, or None when nothing is close."""
+    """The choice that `name` was most likely meant to be, or None if nothing is close."""
     matches = get_close_matches(name, list(choices), n=1, cutoff=0.5)
     return matches[0] if matches else None
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> UserError:
-    """The error for a name outside a fixed list, with the nearest right one."""
+    """The error for a name that is not in a fixed list; it suggests the nearest one that is."""
     choices = list(choices)
     guess = nearest(name, choices)
     hint = f"did you mean {guess!r}? " if guess else ""
@@ -40,11 +40,11 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> UserError:
 
 
 class LdmWarning(UserWarning):
-    """Something the user should know about a result that is made all the same."""
+    """Something the user should know about a result that is produced all the same."""
 
 
 def warn(message: str) -> None:
-    """Issue an `LdmWarning` that names the line outside this package from which it was called."""
+    """Issue an `LdmWarning` that points to the first calling line outside this package."""
     frame = inspect.currentframe()
     level = 1
     while frame is not None and _top_package(frame) in (*OURS, *WRAPPERS):

@@ -1,4 +1,4 @@
-"""Compare objectives on drawn scenes at equal steps: python scripts/compare_objectives.py --output docs/benchmarks"""
+"""Compare training objectives on drawn scenes: python scripts/compare_objectives.py --output docs/benchmarks"""
 
 import argparse
 import subprocess
@@ -10,12 +10,14 @@ from ldm.io.files import read_json, write_bytes, write_json
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train and judge each objective with several seeds.")
+    parser = argparse.ArgumentParser(description="Train and score each objective with several seeds.")
     parser.add_argument("--config", default="shapes/compare", help="the recipe (shapes/compare)")
-    parser.add_argument("--runs", type=Path, default=Path("runs/objectives"), help="where the runs go")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/objectives"), help="their folder (runs/objectives)"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder for objectives.json and .md")
-    parser.add_argument("--num-seeds", type=int, default=3, help="runs of each objective (3)")
-    parser.add_argument("--num-scenes", type=int, default=500, help="scenes judged of each kind (500)")
+    parser.add_argument("--num-seeds", type=int, default=3, help="runs per objective (3)")
+    parser.add_argument("--num-scenes", type=int, default=500, help="scenes of each kind to judge (500)")
     return parser.parse_args()
 
 
@@ -28,7 +30,7 @@ def main() -> int:
             if subprocess.run([sys.executable, "-m", "ldm", *command]).returncode:
                 return 1
             score = ["--model", str(run_dir), "--output", str(run_dir / "score")]
-            scenes = ["--num-scenes", str(options.num_scenes), "--plain"]  # as the recipe's data
+            scenes = ["--num-scenes", str(options.num_scenes), "--plain"]  # like the recipe's data
             if not (run_dir / "score").exists():
                 subprocess.run([sys.executable, "scripts/score_shapes.py", *score, *scenes], check=True)
     reports = {p.parent.name: read_json(p / "report.json") for p in sorted(options.runs.glob("*/score"))}

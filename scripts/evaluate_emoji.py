@@ -1,4 +1,4 @@
-"""Measure the emoji model: python scripts/evaluate_emoji.py --model emoji --data data/emoji-64 --output DIR"""
+"""Evaluate the emoji model: python scripts/evaluate_emoji.py --model emoji --data data/emoji-64 --output DIR"""
 
 import argparse
 import sys
@@ -13,17 +13,17 @@ from ldm.pipeline.settings import PRESETS
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Recall of the training pictures, and two grids to look at.")
+    parser = argparse.ArgumentParser(description="Recall of the training images, and two grids to look at.")
     parser.add_argument("--model", default="emoji", help="the embedded model, a folder or a run")
-    parser.add_argument("--data", type=Path, required=True, help="the folder it was trained on")
+    parser.add_argument("--data", type=Path, required=True, help="the data it was trained on")
     parser.add_argument(
         "--unseen", type=Path, default=Path("configs/emoji/unseen.txt"), help="prompts for a grid"
     )
     parser.add_argument(
         "--output", type=Path, required=True, help="a new folder for report.json and the grids"
     )
-    parser.add_argument("--num-captions", type=int, default=256, help="captions to measure recall on")
-    parser.add_argument("--preset", choices=PRESETS, help="of `ldm generate`")
+    parser.add_argument("--num-captions", type=int, default=256, help="captions to measure recall on (256)")
+    parser.add_argument("--preset", choices=PRESETS, help="a preset of `ldm generate`")
     options = parser.parse_args()
     try:
         unseen = [line.prompt for line in read_prompts(options.unseen)]

@@ -1,4 +1,4 @@
-"""A training run to the Hub: python scripts/export_to_hub.py runs/NAME exports/NAME USER/NAME --licence mit"""
+"""Send a run to the Hub: python scripts/export_to_hub.py runs/NAME exports/NAME USER/NAME --licence mit"""
 
 import argparse
 import sys
@@ -12,13 +12,15 @@ from ldm.export.source import load_source
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Export a run, have it read back, and send it to the Hub.")
-    parser.add_argument("run", type=Path, help="a run's folder, or a model's")
-    parser.add_argument("dest", type=Path, help="where the export goes; it must not be there")
-    parser.add_argument("repo_id", metavar="USER/NAME", help="the repository; it is private if it is made")
-    parser.add_argument("--format", default="diffusers", help="as of `ldm export` (diffusers)")
-    parser.add_argument("--dtype", default="float16", help="of the stored weights (float16)")
-    parser.add_argument("--licence", help="of the weights, such as mit; it goes into the card")
+    parser = argparse.ArgumentParser(description="Export a run, verify the export, and send it to the Hub.")
+    parser.add_argument("run", type=Path, help="the folder of a run or a model")
+    parser.add_argument("dest", type=Path, help="folder for the export; it must not exist")
+    parser.add_argument(
+        "repo_id", metavar="USER/NAME", help="the repository; a new one is created as private"
+    )
+    parser.add_argument("--format", default="diffusers", help="a format of `ldm export` (diffusers)")
+    parser.add_argument("--dtype", default="float16", help="dtype of the stored weights (float16)")
+    parser.add_argument("--licence", help="licence of the weights, such as mit, for the model card")
     parser.add_argument("--public", action="store_true", help="publish it")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request")
     return parser.parse_args()
@@ -34,7 +36,7 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{report.url}: {len(report.files)} files, arrived whole")
+    print(f"{report.url}: {len(report.files)} files, verified")
     return 0
 
 

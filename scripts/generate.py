@@ -1,4 +1,4 @@
-"""Pictures through the Python API: python scripts/generate.py "a red apple" --seed 7"""
+"""Generate images with the Python API: python scripts/generate.py "a red apple" --seed 7"""
 
 import argparse
 from pathlib import Path
@@ -8,12 +8,16 @@ from ldm.pipeline.record import write_png
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Make pictures of a prompt.")
+    parser = argparse.ArgumentParser(description="Generate images from a prompt.")
     parser.add_argument("prompt")
     parser.add_argument("--model", default="emoji", help="emoji, a model folder or a Hub id (emoji)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first picture (0)")
-    parser.add_argument("--num-images", type=int, default=1, help="with seeds N, N+1, ... (1)")
-    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder (outputs)")
+    parser.add_argument("--seed", type=int, default=0, help="seed N of the first image (0)")
+    parser.add_argument(
+        "--num-images", type=int, default=1, help="number of images, with seeds N, N+1, ... (1)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("outputs"), help="folder for the images (outputs)"
+    )
     return parser.parse_args()
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A model of drawn scenes, trained in about two hours on one core and scored by the judge on combinations it has never seen.
-# Run it again after an interruption and it goes on. Needs an installed package: `make demo` or `pip install -e .`
+# Train a model of drawn scenes (about two hours on one core) and score it on combinations it has never seen.
+# Run it again after an interruption and it resumes. Needs an installed package: `make demo` or `pip install -e .`
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"

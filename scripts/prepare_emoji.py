@@ -10,19 +10,19 @@ from ldm.errors import UserError
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Make the emoji dataset: pictures, captions, attribution.")
-    parser.add_argument("dest", type=Path, help="the folder to make; absent or empty")
-    parser.add_argument("--size-px", type=int, default=64, help="side of the square pictures (64)")
+    parser = argparse.ArgumentParser(description="Make the emoji dataset: images, captions, attribution.")
+    parser.add_argument("dest", type=Path, help="the folder to create; absent or empty")
+    parser.add_argument("--size-px", type=int, default=64, help="side of the square images (64)")
     parser.add_argument("--subset", default="clear", help=f"{', '.join(SUBSETS)} (clear)")
     parser.add_argument(
-        "--skin-tones", action="store_true", help="skin-tone variants too; with --subset all or hands"
+        "--skin-tones", action="store_true", help="include skin-tone variants; with --subset all or hands"
     )
     parser.add_argument("--packages", type=Path, help="folder with the two .tgz files, instead of npm pack")
     return parser.parse_args()
 
 
 class Progress:
-    """A line on stderr, from the third second on."""
+    """A line on stderr, after the first two seconds."""
 
     def __init__(self) -> None:
         self.start_sec = time.monotonic()
@@ -49,7 +49,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     left_out = ", ".join(f"{count} {reason}" for reason, count in summary["left_out"].items())
-    print(f"{options.dest}: {summary['used']} of {summary['found']} pictures; left out: {left_out or 'none'}")
+    print(f"{options.dest}: {summary['used']} of {summary['found']} images; left out: {left_out or 'none'}")
     return 0
 
 

@@ -4,18 +4,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from ldm.demos.shapes_folder import write_shapes
+from ldm.demos.shapes_drawing import write_shapes
 from ldm.errors import UserError
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Draw scenes of shapes with exact captions.")
-    parser.add_argument("dest", type=Path, help="the folder to make; absent or empty")
-    parser.add_argument("--num-images", type=int, default=10_000, help="how many (10000)")
-    parser.add_argument("--size-px", type=int, default=64, help="side of the square pictures (64)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another set (0)")
-    parser.add_argument("--held-out", action="store_true", help="the combinations that training never shows")
-    parser.add_argument("--plain", action="store_true", help="one or two large things on white only")
+    parser.add_argument("dest", type=Path, help="the folder to create; absent or empty")
+    parser.add_argument("--num-images", type=int, default=10_000, help="number of images (10000)")
+    parser.add_argument("--size-px", type=int, default=64, help="side of the square images (64)")
+    parser.add_argument("--seed", type=int, default=0, help="each seed gives another set (0)")
+    parser.add_argument("--held-out", action="store_true", help="only combinations held out of training")
+    parser.add_argument("--plain", action="store_true", help="only one or two large things on white")
     return parser.parse_args()
 
 
@@ -33,7 +33,7 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{options.dest}: {options.num_images} pictures of {options.size_px} px")
+    print(f"{options.dest}: {options.num_images} images of {options.size_px} px")
     return 0
 
 

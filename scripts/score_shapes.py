@@ -12,17 +12,17 @@ from ldm.pipeline.settings import PRESETS
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description="The share of pictures with each attribute of the prompt right."
+        description="The share of images that have each attribute of the prompt right."
     )
     parser.add_argument("--model", required=True, help="a run or a model folder trained on drawn shapes")
     parser.add_argument(
         "--output", type=Path, required=True, help="a new folder for report.json and the grids"
     )
     parser.add_argument("--num-scenes", type=int, default=500, help="scenes of each kind, seen and held out")
-    parser.add_argument("--plain", action="store_true", help="one or two large things on white only")
-    parser.add_argument("--preset", choices=PRESETS, help="of `ldm generate`")
-    parser.add_argument("--guidance-scale", type=float, help="in place of the model's own")
-    parser.add_argument("--guidance-interval", type=float, nargs=2, help="START END, of `ldm generate`")
+    parser.add_argument("--plain", action="store_true", help="only one or two large things on white")
+    parser.add_argument("--preset", choices=PRESETS, help="a preset of `ldm generate`")
+    parser.add_argument("--guidance-scale", type=float, help="instead of the model's default")
+    parser.add_argument("--guidance-interval", type=float, nargs=2, help="START END, as in `ldm generate`")
     options = parser.parse_args()
     named = ("guidance_scale", "guidance_interval")
     given = {name: value for name in named if (value := getattr(options, name)) is not None}

@@ -1,4 +1,4 @@
-"""Settings: files, overrides, round trip, and errors that name the key and the mend."""
+"""Settings: files, overrides, round trip, and errors that name the key and a hint."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) 
     assert settings == Outer(name="line", inner=Inner(rate=0.0001, sizes=(3,)))
 
 
-def test_resolved_settings_load_back_equal(tmp_path: Path) -> None:
+def test_resolved_settings_survive_a_round_trip(tmp_path: Path) -> None:
     settings = validate(
         AutoencoderSettings,
         {"program": "autoencoder", "run_dir": "runs/é", "num_steps": 300, "data": {"path": "d"}},
@@ -42,15 +42,15 @@ def test_resolved_settings_load_back_equal(tmp_path: Path) -> None:
     [
         ("inner.rat=1", "unknown setting 'inner.rat': did you mean 'rate'?"),
         ("maybe.sises=1", "unknown setting 'maybe.sises': did you mean 'sizes'?"),
-        ("zzz=1", "unknown setting 'zzz': known here: name, inner, maybe"),
+        ("zzz=1", "unknown setting 'zzz': valid keys here: name, inner, maybe"),
         ("inner.rate=fast", "inner.rate = 'fast'"),
         ("inner.rate=.nan", "inner.rate = nan"),
         ("name.first=x", "'name' is a value, not a group"),
-        ("name", "'name' is no setting: write key=value"),
+        ("name", "'name' is not a setting: write key=value"),
         ("inner.sizes=[1", "inner.sizes=[1 cannot be read"),
     ],
 )
-def test_a_wrong_setting_is_named_with_its_mend(tmp_path: Path, override: str, said: str) -> None:
+def test_a_wrong_setting_is_named_with_a_hint(tmp_path: Path, override: str, said: str) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("name: file\n")
     with pytest.raises(UserError) as error:
@@ -64,7 +64,7 @@ def test_a_wrong_setting_is_named_with_its_mend(tmp_path: Path, override: str, s
     [
         (None, "does not exist"),
         (b"name: [1\n", "line 2 is not valid YAML"),
-        (b"- 1\n", "holds no settings"),
+        (b"- 1\n", "contains no settings"),
         (b"\xff\xfe", "cannot be read"),
         (b"inner: {}\n", "setting 'name' is missing"),
     ],

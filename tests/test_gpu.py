@@ -1,6 +1,6 @@
-"""What only a CUDA device can show. `pytest -m gpu` on a machine with one; all of these are skipped elsewhere.
+"""Tests that need a CUDA device: run `pytest -m gpu` on a machine with one. They are skipped elsewhere.
 
-They compare what the device computes with the same on the CPU, and make it wait, run full and refuse for real.
+They compare results with the CPU's, and provoke real waits, out-of-memory errors and refusals.
 """
 
 import math
@@ -59,7 +59,7 @@ def trained(
 
 
 @pytest.mark.parametrize(("mixed_precision", "tolerance"), [("no", 1e-3), ("bf16", 0.05), ("fp16", 0.05)])
-def test_training_gives_the_losses_of_the_cpu_and_float32_weights(
+def test_training_matches_the_cpus_losses_with_float32_weights(
     parts: tuple[Path, dict[str, str]], tmp_path: Path, mixed_precision: str, tolerance: float
 ) -> None:
     _, expected = trained(parts, tmp_path / "cpu", device="cpu")
@@ -79,7 +79,7 @@ def test_trained_with_the_cache_and_without_it_the_losses_are_the_same(
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_run_on_the_gpu_resumes(parts: tuple[Path, dict[str, str]], tmp_path: Path, compiled: bool) -> None:
-    """Equal to rounding: some of CUDA's kernels add up in no fixed order."""
+    """Equal up to rounding: some CUDA kernels sum in no fixed order."""
     changes = {"save_every": 3, "mixed_precision": "bf16", "compile": compiled}
     expected, _ = trained(parts, tmp_path / "run", **changes)
     shutil.rmtree(tmp_path / "run/checkpoints/step-000006")
@@ -95,7 +95,7 @@ def test_a_compiled_run_is_about_the_same(parts: tuple[Path, dict[str, str]], tm
     assert losses == pytest.approx(expected, rel=1e-2)
 
 
-def test_the_optimizer_of_eight_bits_learns(parts: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+def test_the_eight_bit_optimizer_learns(parts: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     _, losses = trained(parts, tmp_path / "run", optim={"optimizer": "adamw_8bit", "num_warmup_steps": 2})
     assert all(math.isfinite(loss) for loss in losses)
@@ -105,11 +105,11 @@ def test_the_optimizer_of_eight_bits_learns(parts: tuple[Path, dict[str, str]], 
 
 
 def test_no_step_waits_for_the_gpu(tmp_path: Path) -> None:
-    """CUDA itself raises an error wherever the host would wait for it."""
+    """CUDA raises an error wherever the host would wait for the device."""
     accelerator, task, state, settings = begun(tmp_path)
     batches = [points(4)] * 4
     records = train_steps(state, task, iter(batches), accelerator, settings)
-    next(records)  # sets up what stays on the device
+    next(records)  # allocates what stays on the device
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -139,7 +139,7 @@ def points(count: int) -> Batch:
 
 
 class Hungry(PointTask):
-    """Asks for more than the GPU has for more than one sample."""
+    """Needs more memory than the GPU has if there is more than one sample."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         if len(batch["weight"]) > 1:
@@ -148,7 +148,7 @@ class Hungry(PointTask):
         return super().forward(batch)
 
 
-def test_a_real_lack_of_memory_halves_the_micro_batch(tmp_path: Path) -> None:
+def test_a_real_out_of_memory_error_halves_the_micro_batch(tmp_path: Path) -> None:
     accelerator, task, state, settings = begun(tmp_path, Hungry(dropout=0))
     record = next(train_steps(state, task, iter([points(4)]), accelerator, settings))
     assert record.micro_batch == 1
@@ -161,8 +161,8 @@ def test_a_real_lack_of_memory_halves_the_micro_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "levels"), [("float32", 2), ("bfloat16", 40), ("float16", 12)])
-def test_pictures_are_those_of_the_cpu(dtype: str, levels: int) -> None:
-    """Of 255 levels, on average over the pixels; the noise is the same to the bit."""
+def test_images_match_the_cpus(dtype: str, levels: int) -> None:
+    """The mean difference in levels of 255; the initial noise is bit-identical."""
     on_cpu, on_gpu = (
         load_pipeline(device=device, dtype=kind) for device, kind in (("cpu", None), ("cuda", dtype))
     )
@@ -173,14 +173,14 @@ def test_pictures_are_those_of_the_cpu(dtype: str, levels: int) -> None:
     assert np.abs(images[0] - images[1]).mean() <= levels / 4
 
 
-def test_a_compiled_denoiser_answers_as_before(tmp_path: Path) -> None:
-    """Also at a second size, and its former answer is not written over."""
+def test_a_compiled_denoiser_gives_the_same_output(tmp_path: Path) -> None:
+    """Also at a second size; its previous output is not overwritten."""
     unet_denoiser = make_sd1(tmp_path).denoiser.to(CUDA)
     inputs = {rows: _inputs(rows) for rows in (2, 4)}
     with torch.no_grad():
         expected = {rows: unet_denoiser(*values) for rows, values in inputs.items()}
         compile_denoiser(unet_denoiser, num_rows=2, height=8, width=8, num_tokens=16)
-        for _ in range(4):  # the third call is the first from a recorded graph
+        for _ in range(4):  # the third call is the first that replays a recorded graph
             answers = {rows: unet_denoiser(*values) for rows, values in inputs.items()}
             other = unet_denoiser(inputs[2][0] + 1, *inputs[2][1:])
     for rows, output in answers.items():

@@ -1,4 +1,4 @@
-"""Draws that depend on their key and on nothing else."""
+"""Random draws depend on their key and on nothing else."""
 
 import torch
 

@@ -1,7 +1,7 @@
-"""Runs, caches, pictures and LoRA files that version 0.1 wrote before the code was moved still work.
+"""Runs, caches, images and LoRA files that version 0.1 wrote before the code was moved still work.
 
-`tests/fixtures/version_1` was written by it: tiny models of coloured squares. The denoiser's run stands at step 3 of 6,
-and its `pipeline/` is what it ended with.
+That version wrote `tests/fixtures/version_1`: tiny models of coloured squares. The denoiser's run is at step 3 of 6,
+and its `pipeline/` is the result after step 6.
 """
 
 import os
@@ -24,7 +24,7 @@ LORAS = ["lora-diffusers", "lora-peft", "lora-kohya/lora-kohya.safetensors"]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy to work in, which paths in the configurations are relative to."""
+    """A copy to work in; paths in the configurations are relative to it."""
     folder = tmp_path / "old"
     shutil.copytree(OLD, folder)
     monkeypatch.chdir(folder)
@@ -50,7 +50,7 @@ def test_an_old_run_is_resumed_with_the_old_cache(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("lora", LORAS)
-def test_an_old_lora_changes_the_picture_as_the_old_adapter_does(folder: Path, lora: str) -> None:
+def test_an_old_lora_has_the_same_effect_as_the_old_adapter(folder: Path, lora: str) -> None:
     run = load_pipeline("lora").generate("red", num_inference_steps=2)
     base = load_pipeline("denoiser").generate("red", num_inference_steps=2)
     file = load_pipeline("denoiser", loras=[(folder / "exports" / lora, 1.0)])
@@ -71,7 +71,7 @@ def pixels(path: Path) -> np.ndarray:
         ("pictures-emoji/0001-a-red-apple-s7.png", []),
     ],
 )
-def test_an_old_picture_is_made_again(folder: Path, old: str, more: list[str]) -> None:
+def test_an_old_image_is_reproduced(folder: Path, old: str, more: list[str]) -> None:
     assert app(["generate", "--from-image", old, *more, "--output", "again"], standalone_mode=False) == 0
     (made,) = Path("again").iterdir()
     assert made.name == os.path.basename(old)

@@ -20,7 +20,7 @@ from ldm.data.batches import ImageSamples, pixel_batches
 from ldm.data.cache.moments import cache_root
 from ldm.data.prepare import BucketedSample
 from ldm.errors import UserError
-from ldm.evaluation.reconstruction import WINDOW_PX, psnr, ssim
+from ldm.evaluation.metrics import WINDOW_PX, psnr, ssim
 from ldm.io.files import new_folder, write_json
 from ldm.io.images import image_grid, tensor_to_images
 from ldm.models.fresh import AutoencoderShape, make_autoencoder

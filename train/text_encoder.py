@@ -19,7 +19,7 @@ from ldm.data.batches import ImageSamples, pixel_batches
 from ldm.data.cache.moments import cache_root
 from ldm.data.prepare import BucketedSample
 from ldm.errors import UserError
-from ldm.evaluation.retrieval import recall_at
+from ldm.evaluation.metrics import recall_at
 from ldm.io.files import new_folder, write_json
 from ldm.io.images import image_grid, tensor_to_images
 from ldm.models.clip_conversion import ClipShape, make_open_clip, to_transformers

@@ -1,6 +1,6 @@
-"""The command `ldm`: its commands, and how a mistake ends: one line on stderr, exit code 2.
+"""The command `ldm` and its subcommands. A user's mistake ends with one line on stderr and exit code 2.
 
-Nothing heavy is imported here, so that `ldm --help` answers at once; the commands import what they need.
+Nothing heavy is imported here, so that `ldm --help` is fast; commands import what they need when they run.
 """
 
 import atexit
@@ -21,21 +21,21 @@ from ldm.cli.generate import generate
 from ldm.cli.import_model import import_model
 from ldm.cli.info import info
 from ldm.cli.init import init
+from ldm.cli.messages import say_error
 from ldm.cli.plot import plot
 from ldm.cli.push import push
 from ldm.cli.schema import schema
 from ldm.cli.train import train
 from ldm.cli.verify import verify
 from ldm.errors import UserError
-from ldm.io.escaping import visible
 from ldm.version import __version__
 
 
 class Commands(TyperGroup):
-    """Commands whose mistakes are told in one line."""
+    """A group of commands that reports errors in one line."""
 
     def main(self, *args: Any, **options: Any) -> Any:
-        """Run a command line; exits with 0, 2 for what the user can mend, or 130 after Ctrl-C."""
+        """Run a command line; exits with 0, with 2 for a user's mistake, or with 130 after Ctrl-C."""
         standalone = options.pop("standalone_mode", True)
         code = self._run(*args, **options)
         if standalone:
@@ -43,18 +43,19 @@ class Commands(TyperGroup):
         return code
 
     def _run(self, *args: Any, **options: Any) -> int:
-        options["standalone_mode"] = False  # typer would show errors itself, over several lines
+        options["standalone_mode"] = False  # otherwise typer prints errors itself, over several lines
         try:
             return int(super().main(*args, **options) or 0)
         except UserError as error:
-            return _say_error(str(error))
+            say_error(str(error))
         except Exception as error:
             if not hasattr(error, "format_message"):
                 raise
-            return _say_error(_usage_message(error))
+            say_error(_usage_message(error))
+        return 2
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was named; Ctrl-C ends it without a traceback."""
+        """Run a subcommand; Ctrl-C ends it without a traceback."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
@@ -62,20 +63,15 @@ class Commands(TyperGroup):
             raise typer.Exit(130) from None
 
 
-def _say_error(message: str) -> int:
-    typer.echo("error: " + visible(" ".join(message.split("\n"))), err=True)
-    return 2
-
-
 def _usage_message(error: Any) -> str:
-    """What is wrong with the command line, and where its help is."""
+    """What is wrong with the command line, and which command shows its help."""
     ctx = getattr(error, "ctx", None)
     hint = f" (see {ctx.command_path} --help)" if ctx else ""
     return str(error.format_message()).rstrip(".") + hint
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"ldm {__version__}")
         raise typer.Exit
 
@@ -107,7 +103,7 @@ def ldm(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Latent diffusion: pictures from words, and models trained on your own captioned images.
+    """Latent diffusion: generate images from text, and train models on your own captioned images.
 
     Try:  ldm generate "a red apple"
     """
@@ -116,25 +112,30 @@ def ldm(
 
 
 def main() -> None:
-    """Run the command line of this process, and end it."""
+    """Run the command line of this process, and exit."""
     try:
         app(prog_name="ldm")
     except SystemExit as end:
-        _leave(end)
+        _exit_quickly(end)
 
 
-def _leave(end: SystemExit) -> None:
-    """End the process once all that was registered for its end has run, but with the libraries as they are.
+def _exit_quickly(end: SystemExit) -> None:
+    """Exit after the registered exit handlers, but without tearing down the loaded libraries.
 
-    To take torch, diffusers and transformers apart object by object is a fifth of the time of `ldm generate`.
+    Deallocating torch, diffusers and transformers object by object takes a fifth of the time of `ldm generate`.
     """
-    at_work = [thread for thread in threading.enumerate() if not thread.daemon]
-    if at_work != [threading.main_thread()] or not isinstance(end.code, int):
+    running = [thread for thread in threading.enumerate() if not thread.daemon]
+    if running != [threading.main_thread()] or not isinstance(end.code, int):
         raise end
-    atexit._run_exitfuncs()
+    _run_exit_handlers()
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    except OSError:  # whoever was to read it is gone: Python has its own way with that
+    except OSError:  # the reader has gone, such as `head`: Python handles that itself
         raise end from None
     os._exit(end.code)
+
+
+def _run_exit_handlers() -> None:
+    """Run what was registered with `atexit`. Python has no public call for it; tests/io/test_collector.py checks it."""
+    atexit._run_exitfuncs()

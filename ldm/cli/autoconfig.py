@@ -1,12 +1,11 @@
-"""What commands look at before a run: the model's configuration files, and every image as the run will read it."""
+"""What commands read before a run: the model's configuration files, and every image as the run will use it."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import typer
-
+from ldm.cli.messages import say_warning
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,24 +14,24 @@ if TYPE_CHECKING:
     from ldm.data.sources.read import Reading
 
 MAX_OTHER_FRACTION, OTHER_ASPECT = 0.05, 1.1
-"""Buckets are turned on when more than this share of the images has an aspect ratio so far from the model's."""
+"""Buckets are turned on if more than this share of the images differs from the model's aspect ratio by this factor."""
 MIN_HELD_OUT, MAX_HELD_OUT, HOLDOUT_FROM = 0.02, 0.1, 50
-"""The share of images held out, and how many there must be: of fewer, none can be spared."""
+"""The share of images held out, and how many images are needed before any are held out."""
 
 
 @dataclass(frozen=True)
-class BaseLook:
-    """What a model is, without its weights.
+class BaseFacts:
+    """What a model's configuration files say about it.
 
     Attributes:
         name: as the user wrote it.
-        height: that it was made for, in pixels; so is `width`.
-        multiple: what image sides must be multiples of.
+        height: its native image height in pixels; `width` likewise.
+        multiple: image sides must be multiples of this.
         text_width: D of its prompt embeddings.
-        context_length: tokens of a chunk of a caption, start and end included.
-        max_chunks: that it was made for.
-        chunks_needed: caption -> how many chunks hold it.
-        count_tokens: caption -> how many tokens it has, start and end included.
+        context_length: tokens in a chunk of a caption, including start and end.
+        max_chunks: the number of chunks it was made for.
+        chunks_needed: caption -> the number of chunks it takes.
+        count_tokens: caption -> the number of its tokens, including start and end.
     """
 
     name: str
@@ -48,15 +47,15 @@ class BaseLook:
 
 
 @dataclass(frozen=True)
-class DataLook:
-    """What the images are, placed as the run will place them.
+class DataFacts:
+    """The images of a data set, with the settings chosen for them.
 
     Attributes:
-        num_found: samples found, used or refused.
-        num_held_out: of the usable ones.
-        num_other_shapes: images whose aspect ratio is another than the model's.
-        captions: of the usable ones, one each.
-        chunks: how many chunks each needs.
+        num_found: samples found, usable or not.
+        num_held_out: how many of the usable samples are held out.
+        num_other_shapes: images whose aspect ratio differs from the model's.
+        captions: one caption of each usable sample.
+        chunks: how many chunks each caption needs.
     """
 
     settings: "DataSettings"
@@ -68,8 +67,8 @@ class DataLook:
     chunks: tuple[int, ...]
 
 
-def look_at_base(base: str) -> BaseLook:
-    """What a model's configuration files say.
+def describe_base(base: str) -> BaseFacts:
+    """Read a model's configuration files.
 
     Raises:
         UserError: there is no such model, or it is incomplete.
@@ -100,7 +99,7 @@ def look_at_base(base: str) -> BaseLook:
     def count_tokens(caption: str) -> int:
         return len(tokenizer(caption, verbose=False)["input_ids"])
 
-    return BaseLook(
+    return BaseFacts(
         base,
         defaults.height,
         defaults.width,
@@ -115,7 +114,7 @@ def look_at_base(base: str) -> BaseLook:
 
 
 def survey_reading(reading: "Reading", *, rehash: bool = False) -> "dict[str, ImageInfo | Refusal]":
-    """Decode every image that is not in the memo, with a bar; the answers are kept in the memo."""
+    """Decode every image that is not in the index, with a progress bar; the results are added to the index."""
     from ldm.data.cache.moments import cache_root
     from ldm.data.image_index import ImageIndex
     from ldm.data.survey import survey
@@ -126,17 +125,16 @@ def survey_reading(reading: "Reading", *, rehash: bool = False) -> "dict[str, Im
         facts = survey(reading.samples, image_index, on_progress=bar.show)
     try:
         image_index.save()
-    except UserError as error:  # what was found out holds without it
-        said = f"warning: {error.what}: the images will be read again; set LDM_CACHE_DIR to a writable folder"
-        typer.echo(said, err=True)
+    except UserError as error:  # the results are valid even if they cannot be saved
+        say_warning(f"{error.what}: the images will be read again; set LDM_CACHE_DIR to a writable folder")
     return facts
 
 
-def look_at_data(source: Mapping[str, object], model: BaseLook) -> DataLook:
-    """Read every image, choose a size for them, and place and split them as the run will.
+def describe_data(source: Mapping[str, object], model: BaseFacts) -> DataFacts:
+    """Read every image, choose a size, and place and split the images as the run will.
 
     Args:
-        source: of the data's settings, those that say what is read: `path`, `kind` and the columns.
+        source: the settings that say what is read: `path`, `kind` and the columns.
 
     Raises:
         UserError: the data is missing or faulty, or too many images cannot be used.
@@ -155,7 +153,7 @@ def look_at_data(source: Mapping[str, object], model: BaseLook) -> DataLook:
     prepared = prepare(reading, facts, settings, multiple=model.multiple, seed=0)
     fraction, num_held_out = choose_holdout(prepared)
     captions = tuple(one.sample.text for one in prepared.placed)
-    return DataLook(
+    return DataFacts(
         settings.model_copy(update={"holdout_fraction": fraction}),
         prepared.num_found,
         len(prepared.placed),
@@ -166,15 +164,15 @@ def look_at_data(source: Mapping[str, object], model: BaseLook) -> DataLook:
     )
 
 
-def _has_other_shape(facts: "ImageInfo", model: BaseLook) -> bool:
+def _has_other_shape(facts: "ImageInfo", model: BaseFacts) -> bool:
     return abs(math.log(facts.width * model.height / (facts.height * model.width))) > math.log(OTHER_ASPECT)
 
 
-def choose_size(images: Sequence["ImageInfo"], num_others: int, model: BaseLook) -> dict[str, object]:
-    """`height`, `width`, `buckets` and `upscale` of the data.
+def choose_size(images: Sequence["ImageInfo"], num_others: int, model: BaseFacts) -> dict[str, object]:
+    """Choose `height`, `width`, `buckets` and `upscale`.
 
-    The model's own size, or where images are smaller the largest below it, down to half its side, that nineteen of
-    twenty images fill. Where not even that: its own size, and images are enlarged.
+    The model's native size; or, if images are smaller, the largest size down to half of it that 95 % of the images
+    fill. If none fits, the native size, and images are enlarged.
     """
     from ldm.data.buckets import BucketSettings, place
 
@@ -192,7 +190,7 @@ def choose_size(images: Sequence["ImageInfo"], num_others: int, model: BaseLook)
 
 
 def choose_holdout(prepared: "Prepared") -> tuple[float, int]:
-    """The share held out, and how many images that are: a tenth, of many images fewer, of few none."""
+    """The share of images held out, and their number: a tenth, less of large data sets, none of small ones."""
     from ldm.data.prepare import holdout_split
 
     if len(prepared.placed) < HOLDOUT_FROM:

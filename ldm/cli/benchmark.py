@@ -1,4 +1,4 @@
-"""`ldm benchmark`: how fast this machine is with `ldm`, beside plain diffusers, in a process of its own."""
+"""`ldm benchmark`: measure how fast `ldm` is on this machine, compared with plain diffusers, in a separate process."""
 
 import os
 import sys
@@ -18,37 +18,39 @@ def benchmark(
         str,
         typer.Argument(
             metavar="WORK",
-            help="generate, train, startup, decode, upkeep (what follows the gradient), cache, scaling, or all.",
+            help="generate, train, startup, decode, upkeep (optimizer and weight average), cache, scaling, or all.",
         ),
     ],
     model: Annotated[
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="For generate: measure this model alone, on each engine and preset: a folder, a run or a Hub id.",
+            help="For generate: measure only this model (a folder, a run or a Hub id), on each engine and preset.",
         ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer steps and samples: all of it in a quarter of an hour.")
+        bool, typer.Option("--quick", help="Fewer steps and samples; `all` takes a quarter of an hour.")
     ] = False,
     rounds: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Samples a side.  [default: 9, or 5 with --quick]")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Samples per side.  [default: 9, or 5 with --quick]"),
     ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="What to measure: cpu or cuda.")] = "cpu",
     script: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="For train: diffusers' published train_text_to_image.py, in place of a loop of the same calls.",
+            help="For train: diffusers' published train_text_to_image.py, instead of our loop with the same calls.",
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Keep the result, with every sample.")
+        Path | None, typer.Option(metavar="FILE.json", help="Save the result with every sample.")
     ] = None,
 ) -> None:
-    """Measure on this machine, as ratios: the two sides take turns, and what other programs disturb does not count.
+    """Measure speed on this machine, against plain diffusers.
 
-    Close other programs first: with fewer than five clean samples a side there is no verdict.
+    Results are ratios of two sides that take turns; samples disturbed by other programs are discarded. Close other
+    programs first: with fewer than five clean samples per side there is no verdict.
     """
     from ldm.cli.processes import run_processes
     from ldm.cli.programs import find_home
@@ -66,7 +68,7 @@ def benchmark(
 
 
 def _benchmarks(home: "Home") -> tuple[str, dict[str, str]]:
-    """The module of the benchmarks, and the environment in which it is found: that of a checkout, or installed."""
+    """The benchmarks' module and the environment in which it is found, in a checkout or installed."""
     environment = home.environment(os.environ)
     if home.package == "ldm_train":
         return "ldm_benchmark", environment

@@ -1,4 +1,4 @@
-"""A checkpoint named where a model is expected: its model is made by the training program that wrote it."""
+"""Use a training checkpoint where a model is expected: the training program that wrote it converts it."""
 
 import os
 import re
@@ -17,20 +17,20 @@ FOLDER = re.compile(r"step-\d+")
 
 @contextmanager
 def model_of(source: str, weights: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What `ldm.export.source.load_source` is to be called with for a model, a run or a checkpoint.
+    """The arguments of `ldm.export.source.load_source` for a model, a run or a checkpoint.
 
-    A checkpoint's model is written for the moment. A run that is not finished gives its newest checkpoint.
+    A checkpoint is written as a temporary model. An unfinished run stands for its newest checkpoint.
 
     Args:
-        weights: of a checkpoint: "average", "trained" or a width.
+        weights: which weights of a checkpoint: "average", "trained" or a width.
 
     Raises:
-        UserError: the checkpoint cannot be read, or `weights` is given for what has only one kind.
+        UserError: the checkpoint cannot be read, or `weights` is given for a model that has only one kind.
     """
     checkpoint = find_checkpoint(Path(source).expanduser(), always=weights is not None)
     if checkpoint is None:
         if weights is not None:
-            raise UserError(f"{source} has no checkpoint", "leave --weights out, or name a run or checkpoint")
+            raise UserError(f"{source} has no checkpoint", "omit --weights, or name a run or checkpoint")
         yield source, {}
         return
     run = checkpoint.absolute().parents[1]
@@ -41,10 +41,10 @@ def model_of(source: str, weights: str | None = None) -> Iterator[tuple[str, dic
 
 
 def find_checkpoint(path: Path, *, always: bool) -> Path | None:
-    """The checkpoint that a path is, or of a run without a result its newest; None where there is none.
+    """The checkpoint at a path, or the newest one of an unfinished run; None if there is none.
 
     Args:
-        always: of a finished run, too.
+        always: take the newest checkpoint of a finished run, too.
     """
     if FOLDER.fullmatch(path.name) and (path / "state.json").is_file():
         return path
@@ -68,5 +68,5 @@ def _write_model(checkpoint: Path, folder: Path, weights: str) -> None:
     ]
     done = subprocess.run(command, env=home.environment(os.environ), capture_output=True, text=True)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1].removeprefix("error: ")
+        said = (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
         raise UserError(f"{checkpoint}: {said}")

@@ -1,6 +1,8 @@
-"""`ldm data`: look at captioned images before they are trained on, and keep the cache small."""
+"""`ldm data`: check captioned images before training, and prune the cache."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from ldm.data.sample import ImageInfo, Refusal
 
 BUCKET_MULTIPLE = 64
-"""What the sides of buckets are multiples of where no model is named: what Stable Diffusion needs."""
+"""The sides of buckets are multiples of this if no model is named. Stable Diffusion needs it."""
 
 data_app = typer.Typer(help="Check captioned images before training; prune the cache.", rich_markup_mode=None)
 
@@ -21,69 +23,73 @@ DataPath = Annotated[
     str,
     typer.Argument(
         metavar="PATH",
-        help="A folder of images with metadata.jsonl, .csv or .parquet (file_name, text), or .txt files beside "
-        "them; parquet files or WebDataset tars, one or a folder of them; or a name known to `datasets`.",
+        help="A folder of images with metadata.jsonl, .csv or .parquet (file_name, text) or with .txt files beside "
+        "them; a parquet file or WebDataset tar, or a folder of these; or a dataset's name on the Hub.",
     ),
 ]
 Report = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Write data_report.json, with the fate of every sample, and data_report.html, a page with pictures.",
+        help="Write data_report.json, which lists what happened to each sample, and data_report.html, a page with "
+        "images.",
     ),
 ]
 Height = Annotated[
     int | None,
-    typer.Option(min=1, metavar="PIXELS", help="Check how images fit this size.  [default: the width]"),
+    typer.Option(min=1, metavar="PIXELS", help="Check whether images fit this size.  [default: the width]"),
 ]
 Width = Annotated[
     int | None,
-    typer.Option(min=1, metavar="PIXELS", help="Check how images fit this size.  [default: the height]"),
+    typer.Option(min=1, metavar="PIXELS", help="Check whether images fit this size.  [default: the height]"),
 ]
 Buckets = Annotated[
     bool,
-    typer.Option("--buckets", help="Keep the images' shapes: height times width is then a budget of pixels."),
+    typer.Option("--buckets", help="Keep aspect ratios: height times width is then a pixel budget."),
 ]
 Upscale = Annotated[
-    bool, typer.Option("--upscale", help="Enlarge images that are too small; else they cannot be used.")
+    bool, typer.Option("--upscale", help="Enlarge images that are too small; otherwise they cannot be used.")
 ]
 Kind = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="What PATH is: folder, parquet, webdataset, or datasets for a name on the Hub; auto looks.",
+        help="What PATH is: folder, parquet, webdataset, or datasets for a name on the Hub; auto detects it.",
     ),
 ]
-CaptionColumn = Annotated[str, typer.Option(metavar="NAME", help="Which column holds the captions.")]
-ImageColumn = Annotated[str, typer.Option(metavar="NAME", help="Which column holds the images.")]
+CaptionColumn = Annotated[str, typer.Option(metavar="NAME", help="The column with the captions.")]
+ImageColumn = Annotated[str, typer.Option(metavar="NAME", help="The column with the images.")]
 Split = Annotated[
-    str, typer.Option(metavar="NAME", help="Which split, where datasets or parquet files have several.")
+    str, typer.Option(metavar="NAME", help="The split, if a dataset or parquet files have several.")
 ]
 Model = Annotated[
     str | None,
     typer.Option(
         metavar="NAME|FOLDER|HUB_ID",
-        help="Count the captions' tokens as this model does, and name those longer than its text encoder's context.",
+        help="Count caption tokens with this model's tokenizer, and list captions longer than its context.",
     ),
 ]
 Rehash = Annotated[
     bool,
-    typer.Option("--rehash", help="Read every image again, even one that an earlier check or run has read."),
+    typer.Option(
+        "--rehash", help="Reread every image, including those that an earlier check or run has read."
+    ),
 ]
 OlderThanDays = Annotated[
-    float | None, typer.Option(min=0, metavar="N", help="Remove what was not used for so many days.")
+    float | None, typer.Option(min=0, metavar="N", help="Remove files not used for N days.")
 ]
 MaxGb = Annotated[
     float | None,
-    typer.Option(min=0, metavar="X", help="Remove what was not used for longest, down to so many gigabytes."),
+    typer.Option(min=0, metavar="X", help="Remove the least recently used files until X gigabytes are left."),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be removed, and remove nothing.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with numbers as numbers, instead of text.")]
 CacheFolder = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="The cache of runs that set cache.folder.  [default: $LDM_CACHE_DIR, else open-ldm in the user's "
-        "cache folder]",
+        help="The cache to prune, for runs that set cache.folder.  [default: $LDM_CACHE_DIR, else open-ldm in the "
+        "user's cache folder]",
     ),
 ]
 
@@ -107,12 +113,14 @@ def check(
     split: Split = "train",
     model: Model = None,
     rehash: Rehash = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Read images and captions as training would and say what is in them.
+    """Read images and captions as training would, and summarise them.
 
-    Every image is decoded. Exit code 2 when an image or a caption cannot be used. Nothing is written to PATH.
+    Every image is decoded. The exit code is 2 if an image or caption cannot be used. Nothing is written to PATH. With
+    --json the output has the format of data_report.json.
     """
-    from ldm.cli.autoconfig import look_at_base, survey_reading
+    from ldm.cli.autoconfig import describe_base, survey_reading
     from ldm.cli.data_text import refusal_lines, summary_lines
     from ldm.config import validate
     from ldm.data.report.report import make_report, write_report
@@ -121,7 +129,7 @@ def check(
     size = _size(height, width, buckets)
     if report is not None:
         _refuse_inside(report, path)
-    base = look_at_base(model) if model else None
+    base = describe_base(model) if model else None
     columns = {"caption_column": caption_column, "image_column": image_column, "split": split}
     source = validate(SourceSettings, {"path": path, "kind": kind, **columns}, "ldm data check")
     if base and size:
@@ -134,13 +142,16 @@ def check(
     found = make_report(reading, facts, placements, *tokens)
     for line in refusal_lines(found, reading):
         typer.echo(line, err=True)
-    typer.echo("\n".join(summary_lines(path, found, reading, passed_over(source))))
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+    else:
+        typer.echo("\n".join(summary_lines(path, found, reading, passed_over(source))))
     if report is not None:
         _, page = write_report(found, report, reading.samples)
-        typer.echo(f"report: {page}")
+        typer.echo(f"report: {page}", err=as_json)
     if found.num_refused:
         what = f"{found.num_refused} of {found.num_found} images cannot be used"
-        raise UserError(what, "mend or remove them")
+        raise UserError(what, "fix or remove them")
 
 
 @data_app.command()
@@ -149,25 +160,33 @@ def prune(
     max_gb: MaxGb = None,
     dry_run: DryRun = False,
     folder: CacheFolder = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Make the cache of encoded images and captions, and of networks converted for OpenVINO, smaller.
+    """Remove files from the cache.
 
-    What goes is made again when something needs it. Damaged files and what a killed run left behind go as well.
+    The cache contains encoded images and captions, and networks converted for OpenVINO. Removed files are created
+    again when they are needed. Damaged files and leftovers of killed runs are removed too.
     """
     from ldm.data.cache.moments import cache_root
     from ldm.data.cache.moments import prune as prune_cache
 
     root = folder or cache_root()
     if folder is not None and not folder.is_dir():
-        raise UserError(f"--folder {folder} is no folder", "name a cache, or leave it out for the usual one")
+        raise UserError(
+            f"--folder {folder} is not a folder", "name a cache, or leave the option out for the default one"
+        )
     if older_than_days is None and max_gb is None:
-        said = "note: without --older-than-days or --max-gb only damaged files and what killed runs left go"
-        typer.echo(said, err=True)
+        limit = "damaged files and leftovers of killed runs"
+        typer.echo(f"note: without --older-than-days or --max-gb only {limit} are removed", err=True)
     max_bytes = None if max_gb is None else int(max_gb * 1e9)
     gone = prune_cache(root, older_than_days=older_than_days, max_bytes=max_bytes, dry_run=dry_run)
+    if as_json:
+        facts = {"cache": str(root), "dry_run": dry_run, **asdict(gone), "removed_bytes": gone.removed_bytes}
+        typer.echo(json.dumps(facts, indent=2, default=str))
+        return
     for file in gone.removed:
         typer.echo(f"{file.path}: {file.size_bytes / 1e6:.1f} MB, unused for {file.unused_days:.0f} days")
-    verb = "would go" if dry_run else "removed"
+    verb = "would be removed" if dry_run else "removed"
     kept = f"{gone.kept_bytes / 1e9:.3f} GB {'would stay' if dry_run else 'left'}"
     typer.echo(f"{root}: {len(gone.removed)} files, {gone.removed_bytes / 1e9:.3f} GB {verb}, {kept}")
 
@@ -181,16 +200,16 @@ def _refuse_inside(report: Path, path: str) -> None:
 
 
 def _size(height: int | None, width: int | None, buckets: bool) -> tuple[int, int] | None:
-    """(height, width) in pixels, or None when no size was asked for."""
+    """(height, width) in pixels, or None if no size was given."""
     if height is None and width is None:
         if buckets:
-            raise UserError("--buckets without a size", "give --height or --width, for instance --height 512")
+            raise UserError("--buckets without a size", "give --height or --width, for example --height 512")
         return None
     return height or width or 0, width or height or 0
 
 
 def _refuse_multiple(size: tuple[int, int], multiple: int, model: str) -> None:
-    """A size that a run of the model would refuse."""
+    """Refuse a size that a run of the model would refuse."""
     for name, value in zip(("height", "width"), size, strict=True):
         if value % multiple:
             raise UserError(f"--{name} {value}", f"choose a multiple of {multiple} for {model}")

@@ -1,24 +1,24 @@
-"""What `ldm data check` says: what is in the data and what cannot be used, each on a line of its own."""
+"""The text of `ldm data check`: a summary of the data, and why samples cannot be used."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from ldm.io.escaping import shown
+from ldm.cli.messages import shown
 
 if TYPE_CHECKING:
     from ldm.data.report.parts import DataReport
     from ldm.data.sources.read import Reading
 
 NUM_SHOWN = 3
-"""How many of the longest captions, and of each kind of note, are shown."""
+"""How many of the longest captions, and of the images with each note, are shown."""
 MAX_REFUSALS = 20
-"""How many are shown; a report has all."""
+"""How many refused samples are shown; a report lists them all."""
 MAX_REASON_LETTERS = 600
-"""Of a reason with its mend, before it is cut."""
+"""Longer reasons, including the hint, are cut."""
 
 
 def refusal_lines(report: "DataReport", reading: "Reading") -> Iterator[str]:
-    """Why the first refused samples are refused, beginning with what is refused, and how many more there are."""
+    """The first refused samples, each with the reason, and how many more there are."""
     names = {sample.sample_id: sample.image.name for sample in reading.samples}
     refused = [fate for fate in report.samples if not fate.used]
     for fate in refused[:MAX_REFUSALS]:
@@ -27,16 +27,16 @@ def refusal_lines(report: "DataReport", reading: "Reading") -> Iterator[str]:
         reason = fate.reason if named else f"{name}: {fate.reason}"
         yield f"error: {shown(reason, MAX_REASON_LETTERS)}"
     if len(refused) > MAX_REFUSALS:
-        yield f"error: {len(refused) - MAX_REFUSALS} more cannot be used; --report FOLDER names all"
+        yield f"error: {len(refused) - MAX_REFUSALS} more cannot be used; --report FOLDER lists them all"
 
 
 def summary_lines(
     path: str, report: "DataReport", reading: "Reading", passed_over: Mapping[str, int]
 ) -> Iterator[str]:
-    """What is in the data.
+    """A summary of the data.
 
     Args:
-        passed_over: number of files that are no samples, by suffix.
+        passed_over: number of files that are not samples, by suffix.
     """
     captions = report.captions
     counted = f"{captions.num_captions} captions ({captions.num_different} different)"
@@ -59,7 +59,7 @@ def summary_lines(
         yield f"note: {shown(note)}: {len(names)} images ({_first(names)})"
     if passed_over:
         counted = ", ".join(f"{count} {shown(kind)}" for kind, count in passed_over.items())
-        yield f"note: files passed over: {counted}"
+        yield f"note: files skipped: {counted}"
 
 
 def _token_lines(report: "DataReport") -> Iterator[str]:

@@ -1,19 +1,20 @@
-"""`ldm doctor`: whether everything that this program needs is here and loads."""
+"""`ldm doctor`: whether the packages that this program needs are installed and load."""
 
+import json
 import os
 import platform
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ldm.errors import UserError
-from ldm.io.disk import free_bytes
+from ldm.io.files import free_bytes
 from ldm.version import __version__
 
 if TYPE_CHECKING:
@@ -27,16 +28,21 @@ NEEDED = {
     "open_clip_torch": "open_clip",
     "accelerate": "accelerate",
     "datasets": "datasets",
+    "pyarrow": "pyarrow",
     "peft": "peft",
     "safetensors": "safetensors",
+    "tokenizers": "tokenizers",
     "huggingface_hub": "huggingface_hub",
+    "filelock": "filelock",
     "numpy": "numpy",
     "Pillow": "PIL",
     "matplotlib": "matplotlib",
     "pydantic": "pydantic",
     "PyYAML": "yaml",
+    "typer": "typer",
+    "rich": "rich",
 }
-"""Packages by the name they are installed under, and the name they are imported by."""
+"""Required packages: the name on PyPI, and the name to import."""
 
 OPTIONAL = {
     "xformers": ("xformers", "memory-efficient attention on CUDA"),
@@ -47,41 +53,85 @@ OPTIONAL = {
     "torchsde": ("torchsde", "the scheduler dpmpp_sde"),
     "scipy": ("scipy", "the scheduler lms"),
 }
-"""Packages that only some options need."""
+"""Optional packages: the name to import, and what they are for."""
 
 
-def doctor() -> None:
-    """Say what is installed and loads, and what the computer has.
+def doctor(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, with numbers as numbers, instead of text.")
+    ] = False,
+) -> None:
+    """Check the installed packages, and describe this computer.
 
-    On each device a small attention is computed with each kernel, so that those named are those that work.
+    On each device a small attention is computed with each kernel, so the kernels listed are those that work.
 
-    Exit code 2 when something that is needed does not load.
+    Exit code 2 if a required package does not load.
     """
-    typer.echo(f"ldm {__version__}, Python {platform.python_version()}, {platform.platform()}")
-    broken = []
-    for package, module in NEEDED.items():
-        fault = _fault(module)
-        typer.echo(f"{package:18}{_version(package):18}{fault or 'loads'}")
-        if fault:
-            broken.append(package)
-    for package, (module, purpose) in OPTIONAL.items():
-        typer.echo(f"{package:18}{_version(package):18}{_fault(module) or 'loads'} (optional: {purpose})")
-    for line in [*_devices(broken), *_computer(broken), _embedded_model()]:
-        typer.echo(line)
-    if broken:
+    facts = examine()
+    typer.echo(json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts)))
+    if broken := _broken(facts["packages"]):
         raise UserError(f"{', '.join(broken)} cannot be loaded", "install the versions in constraints.txt")
 
 
-def _version(package: str) -> str:
+def examine() -> dict[str, Any]:
+    """What `ldm doctor` says, ready for JSON."""
+    packages = {package: _package(package, module) for package, module in NEEDED.items()}
+    packages |= {
+        package: _package(package, module, purpose) for package, (module, purpose) in OPTIONAL.items()
+    }
+    broken = _broken(packages)
+    return {
+        "ldm": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": packages,
+        "devices": [] if "torch" in broken else list(_devices()),
+        "num_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": _memory_bytes(),
+        "free_disk": _free_disk(cache=not broken),
+        "embedded_model_bytes": _embedded_model_bytes(),
+    }
+
+
+def _package(package: str, module: str, purpose: str | None = None) -> dict[str, str | None]:
+    """Version, fault (None if it loads), and for optional packages what they are for."""
+    return {"version": _version(package), "fault": _fault(module) or None, "optional_for": purpose}
+
+
+def _broken(packages: Mapping[str, Mapping[str, str | None]]) -> list[str]:
+    return [name for name, one in packages.items() if one["fault"] and one["optional_for"] is None]
+
+
+def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    """`examine` as text."""
+    yield f"ldm {facts['ldm']}, Python {facts['python']}, {facts['platform']}"
+    for name, package in facts["packages"].items():
+        purpose = package["optional_for"]
+        optional = f" (optional: {purpose})" if purpose else ""
+        yield f"{name:18}{package['version'] or '-':18}{package['fault'] or 'loads'}{optional}"
+    for device in facts["devices"]:
+        yield f"{device['name']}: {device['description']}"
+        yield f"attention on {device['name']}: {', '.join(device['attention']) or 'nothing works'}"
+    yield f"cores: {facts['num_cores']}"
+    if facts["memory_bytes"]:
+        yield f"memory: {facts['memory_bytes'] / 2**30:.1f} GiB"
+    for name, disk in facts["free_disk"].items():
+        yield f"free disk space for {name}: {disk['free_bytes'] / 1e9:.1f} GB ({disk['folder']})"
+    size_bytes = facts["embedded_model_bytes"]
+    size = "not in this installation" if size_bytes is None else f"{size_bytes / 1e6:.1f} MB"
+    yield f"embedded model emoji: {size}"
+
+
+def _version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "-"
+        return None
 
 
 def _fault(module: str) -> str:
-    """Why a module cannot be imported, or an empty string; a wrong pair of packages can raise anything."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # openvino reports its import by it
+    """Why a module cannot be imported, or an empty string. Incompatible packages can raise any exception."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it would report that openvino was imported
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -93,39 +143,35 @@ def _fault(module: str) -> str:
     return ""
 
 
-def _devices(broken: list[str]) -> Iterator[str]:
-    """Each device, and under it the attention kernels that work there."""
-    if "torch" in broken:
-        return
+def _devices() -> Iterator[dict[str, Any]]:
+    """Each device, with the attention kernels that work on it."""
     import torch
 
-    yield f"cpu: {platform.machine()}, {torch.get_num_threads()} threads"
-    yield _attention_line(torch.device("cpu"))
+    yield _device(torch.device("cpu"), f"{platform.machine()}, {torch.get_num_threads()} threads")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        yield f"cuda:{index}: {properties.name}, {properties.total_memory / 2**30:.1f} GiB"
-        yield _attention_line(torch.device("cuda", index))
+        description = f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB"
+        yield _device(torch.device("cuda", index), description)
     if torch.backends.mps.is_available():
-        yield "mps: Apple GPU"
-        yield _attention_line(torch.device("mps"))
+        yield _device(torch.device("mps"), "Apple GPU")
 
 
-def _attention_line(device: "torch.device") -> str:
+def _device(device: "torch.device", description: str) -> dict[str, Any]:
     from ldm.models.attention import xformers_fault
 
-    works = sdpa_kernels(device)
+    kernels = sdpa_kernels(device)
     if device.type == "cuda" and xformers_fault(device) is None:
-        works.append("xformers")
-    return f"attention on {device}: {', '.join(works) or 'nothing works'}"
+        kernels.append("xformers")
+    return {"name": str(device), "description": description, "attention": kernels}
 
 
 def sdpa_kernels(device: "torch.device") -> list[str]:
-    """The kernels of torch's scaled_dot_product_attention that run on a device and give what its definition gives."""
+    """The kernels of torch's scaled_dot_product_attention that run on a device and give the correct result."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
 
-    # the fused ones of CUDA take halves only
+    # the fused CUDA kernels need half precision
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     query = torch.linspace(-1, 1, 2 * 2 * 16 * 32, dtype=torch.float64).view(2, 2, 16, 32)
     expected = (query @ query.mT / 32**0.5).softmax(-1) @ query
@@ -134,7 +180,7 @@ def sdpa_kernels(device: "torch.device") -> list[str]:
         value = query.to(device=device, dtype=dtype)
         try:
             with warnings.catch_warnings(), sdpa_kernel([getattr(SDPBackend, name)]):
-                warnings.simplefilter("ignore")  # torch says at length why a kernel does not do
+                warnings.simplefilter("ignore")  # torch explains at length why a kernel cannot be used
                 output = scaled_dot_product_attention(value, value, value).cpu().double()
         except (RuntimeError, AttributeError):
             continue
@@ -143,24 +189,20 @@ def sdpa_kernels(device: "torch.device") -> list[str]:
     return works
 
 
-def _computer(broken: list[str]) -> Iterator[str]:
-    """Cores, memory and free disk."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield f"cores: {cores}"
-    memory = _memory_bytes()
-    if memory:
-        yield f"memory: {memory / 2**30:.1f} GiB"
+def _free_disk(*, cache: bool) -> dict[str, dict[str, Any]]:
+    """Free space for this folder and, if the packages load that know where it is, for the cache."""
     folders = {"this folder": Path.cwd()}
-    if not broken:
+    if cache:
         from ldm.data.cache.moments import cache_root
 
         folders["the cache"] = cache_root()
-    for name, folder in folders.items():
-        yield f"free disk of {name}: {free_bytes(folder) / 1e9:.1f} GB ({folder})"
+    return {
+        name: {"folder": str(folder), "free_bytes": free_bytes(folder)} for name, folder in folders.items()
+    }
 
 
 def _memory_bytes() -> int:
-    """The memory that this process may have: the computer's, or the smaller limit of its container; 0 if unknown."""
+    """The memory available to this process: the computer's, or its container's limit if smaller; 0 if unknown."""
     names = getattr(os, "sysconf_names", {})
     known = {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= names.keys()
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else 0
@@ -169,9 +211,8 @@ def _memory_bytes() -> int:
     return min(total, int(text)) if text.isdigit() else total
 
 
-def _embedded_model() -> str:
+def _embedded_model_bytes() -> int | None:
     folder = Path(__file__).parent.parent / "assets" / "emoji"
     if not (folder / "model_index.json").is_file():
-        return "embedded model emoji: not in this installation"
-    size_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return f"embedded model emoji: {size_bytes / 1e6:.1f} MB"
+        return None
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

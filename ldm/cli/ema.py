@@ -1,11 +1,13 @@
-"""`ldm ema`: the weights' average of any width, rebuilt from the snapshots of a training run."""
+"""`ldm ema`: the average of the weights with any width, rebuilt from the snapshots of a training run."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ldm.cli.messages import say_warning
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,26 +22,29 @@ FILE = "averages.safetensors"
 def ema(
     run: Annotated[
         Path,
-        typer.Argument(metavar="RUN", help="Folder of a finished training run that kept snapshots."),
+        typer.Argument(metavar="RUN", help="The folder of a finished training run that kept snapshots."),
     ],
     width: Annotated[
         float,
-        typer.Option("--width", help="Of the average, relative to the run: above 0 and at most 0.28."),
+        typer.Option("--width", help="Width of the average, relative to the run: above 0 and at most 0.28."),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="Where the model goes. Default: RUN/pipeline-width-WIDTH."),
+        typer.Option("--output", help="Where to write the model. Default: RUN/pipeline-width-WIDTH."),
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, with numbers as numbers, instead of text.")
+    ] = False,
 ) -> None:
-    """Rebuild the average of a run's weights for any width, and write it as a model.
+    """Write a model with the average of a run's weights, for any width.
 
-    The run needs optim.average.snapshot_every, best with two widths such as [0.05, 0.1] (Karras et al. 2024). Of the
-    model in RUN/pipeline the trained weights are replaced; the rest stays. The residual says how much of the wanted
-    average the snapshots miss; it is large for widths far from theirs.
+    The run needs optim.average.snapshot_every, ideally with two widths such as [0.05, 0.1] (Karras et al. 2024). The
+    model is the one in RUN/pipeline with the trained weights replaced. The residual says how much of the requested
+    average the snapshots cannot express; it is large for widths far from theirs.
     """
     from ldm.diffusion.ema import Snapshot, gamma_of, rebuild
 
-    gamma_of(width)  # refuses what is no width before anything is read
+    gamma_of(width)  # raises for an invalid width before anything is read
     output = output or run / f"pipeline-width-{width:g}"
     snapshots = _find_snapshots(run / "averages")
     _check_folders(run / "pipeline", output)
@@ -47,24 +52,32 @@ def ema(
     rebuilding = rebuild(list(snapshots), wanted)
     made = {"average_width": width, "average_step": wanted.step}
     _write_model(run / "pipeline", output, _combine(snapshots, rebuilding), made)
-    typer.echo(
+    text = (
         f"{output}: width {width:g} at step {wanted.step}, from {len(snapshots)} averages, "
         f"residual {100 * rebuilding.residual:.2g} %"
     )
+    facts = {
+        "output": str(output),
+        "width": width,
+        "step": wanted.step,
+        "num_averages": len(snapshots),
+        "residual": float(rebuilding.residual),
+    }
+    typer.echo(json.dumps(facts, indent=2) if as_json else text)
 
 
 def _check_folders(pipeline: Path, output: Path) -> None:
     if not pipeline.is_dir():
-        raise UserError(f"{pipeline} does not exist", "finish the run first; it must be one of a denoiser")
+        raise UserError(f"{pipeline} does not exist", "finish the run first; it must be a denoiser's")
     if output.exists():
         raise UserError(f"{output} exists already", "choose another --output or move it away")
 
 
 def _find_snapshots(folder: Path) -> "dict[Snapshot, Path]":
-    """The file of each stored average, oldest first; damaged snapshots are named and left out.
+    """The file of each stored average, oldest first; damaged snapshots are skipped with a warning.
 
     Raises:
-        UserError: there is none.
+        UserError: there are none.
     """
     from ldm.diffusion.ema import Snapshot, split_name
     from ldm.io.files import manifest_fault, open_tensors
@@ -72,10 +85,10 @@ def _find_snapshots(folder: Path) -> "dict[Snapshot, Path]":
     found: dict[Snapshot, Path] = {}
     for path in sorted(folder.glob("step-*")):
         if fault := manifest_fault(path):
-            typer.echo(f"warning: {fault}; this snapshot is left out", err=True)
+            say_warning(f"{fault}; this snapshot is skipped")
             continue
         with open_tensors(path / FILE) as file:
-            widths = {split_name(stored)[0] for stored in file.keys()}  # noqa: SIM118  # it is no dict
+            widths = {split_name(stored)[0] for stored in file.keys()}  # noqa: SIM118  # it is not a dict
         found |= {Snapshot(int(path.name.removeprefix("step-")), w): path / FILE for w in sorted(widths)}
     if not found:
         raise UserError(
@@ -85,10 +98,10 @@ def _find_snapshots(folder: Path) -> "dict[Snapshot, Path]":
 
 
 def _combine(snapshots: "Mapping[Snapshot, Path]", rebuilding: "Rebuilding") -> "dict[str, Tensor]":
-    """The wanted average by the weights' names, in float64; no more than one snapshot's tensor is read at once.
+    """The requested average of each weight by name, in float64. Only one snapshot's tensor is in memory at a time.
 
     Raises:
-        UserError: the snapshots are not all of the same weights.
+        UserError: the snapshots do not all contain the same weights.
     """
     from ldm.diffusion.ema import split_name, stored_name
     from ldm.io.files import open_tensors
@@ -98,7 +111,9 @@ def _combine(snapshots: "Mapping[Snapshot, Path]", rebuilding: "Rebuilding") -> 
         with open_tensors(path) as file:
             names = {name for width, name in map(split_name, file.keys()) if width == snapshot.width}
             if total and names != total.keys():
-                raise UserError(f"{path} is of other weights than the rest", "remove what is of another run")
+                raise UserError(
+                    f"{path} contains other weights than the rest", "remove snapshots of another run"
+                )
             for name in names:
                 part = float(share) * file.get_tensor(stored_name(snapshot.width, name)).double()
                 total[name] = total[name] + part if name in total else part
@@ -106,7 +121,7 @@ def _combine(snapshots: "Mapping[Snapshot, Path]", rebuilding: "Rebuilding") -> 
 
 
 def _write_model(pipeline: Path, output: Path, average: "Mapping[str, Tensor]", made: dict[str, Any]) -> None:
-    """Write what stands in `pipeline` with the averaged weights in it: a whole model, or an adapter."""
+    """Write a copy of `pipeline`, a whole model or an adapter, with the averaged weights."""
     from ldm.models.loading.folder import is_adapter
     from ldm.models.loading.model import load_parts, save_parts
 
@@ -143,7 +158,7 @@ def _write_adapter(
 
 
 def _replace(parts: "ModelParts", average: "Mapping[str, Tensor]", pipeline: Path) -> None:
-    """Give a model the averaged weights; in training they are called `denoiser.NAME` and `text_encoder.NAME`."""
+    """Copy the averaged weights into a model; training names them `denoiser.NAME` and `text_encoder.NAME`."""
     import torch
 
     networks = {"denoiser": parts.denoiser, "text_encoder": parts.text_encoder}
@@ -152,7 +167,7 @@ def _replace(parts: "ModelParts", average: "Mapping[str, Tensor]", pipeline: Pat
     }
     for name, tensor in average.items():
         if name not in weights or weights[name].shape != tensor.shape:
-            raise UserError(f"{pipeline} has no {name} of shape {list(tensor.shape)}", "is it of this run?")
+            raise UserError(f"{pipeline} has no {name} of shape {list(tensor.shape)}", "is it from this run?")
         with torch.no_grad():
             weights[name].copy_(tensor)
 

@@ -8,7 +8,7 @@ import typer
 
 from ldm.cli import options
 from ldm.cli.generate_processes import count_of, make_in_processes
-from ldm.cli.own_warnings import own_warnings
+from ldm.cli.messages import own_warnings
 from ldm.errors import UserError
 from ldm.io.collector import collector_paused
 

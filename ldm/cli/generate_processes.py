@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import typer
 
-from ldm.cli.own_warnings import own_warnings, say_warning
+from ldm.cli.messages import own_warnings, say_warning
 from ldm.errors import UserError
 
 if TYPE_CHECKING:

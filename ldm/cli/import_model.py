@@ -64,7 +64,7 @@ def _load(file: Path, allow_pickle: bool, prediction_type: str | None) -> "Model
     Raises:
         UserError: there is no such file, it is of another kind, or no model is in it.
     """
-    from ldm.cli.own_warnings import own_warnings
+    from ldm.cli.messages import own_warnings
     from ldm.models.loading.folder import PICKLES
     from ldm.models.loading.original_file import load_single_file
     from ldm.models.loading.pickled_file import unpickled

@@ -1,5 +1,6 @@
-"""`ldm info`: what a model is, or how a picture was made."""
+"""`ldm info`: what a model is, or how an image was made."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,71 +21,79 @@ def info(
             "`ldm generate`.",
         ),
     ] = "emoji",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, with numbers as numbers, instead of text.")
+    ] = False,
 ) -> None:
-    """Say what a model consists of, or how a picture was made.
+    """Describe a model, or say how an image was made.
 
-    Of a model: its parts and their sizes, prediction type, noise schedule, defaults, the schedulers that fit.
-    Of a PNG made by `ldm generate`: the settings inside it.
+    For a model: its networks and their sizes, prediction type, noise schedule, defaults and compatible schedulers. For
+    a PNG made by `ldm generate`: the settings stored in it.
     """
     is_file = Path(model).is_file() and not model.endswith(".safetensors")
     if model.lower().endswith(".png") or is_file:
         from ldm.pipeline.record import read_settings
 
-        rows = _flat(read_settings(model))
+        facts: Mapping[str, Any] = read_settings(model)
+        rows = _flat(facts)
     else:
         from ldm.pipeline.pipeline import load_pipeline
 
-        rows = dict(_model_rows(load_pipeline(model, device="cpu")))
+        facts = describe_model(load_pipeline(model, device="cpu"))
+        rows = dict(_model_rows(facts))
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
     width = max(map(len, rows), default=0) + 2
     typer.echo("\n".join(f"{key + ':':{width}}{value}" for key, value in rows.items()))
 
 
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"versions": {"torch": "2"}}` as `{"versions.torch": "2"}`, a row a value."""
-    rows: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            rows |= {f"{key}.{inner}": inner_value for inner, inner_value in _flat(value).items()}
-        else:
-            rows[key] = value
-    return rows
-
-
-def _model_rows(pipeline: "Pipeline") -> Iterator[tuple[str, Any]]:
+def describe_model(pipeline: "Pipeline") -> dict[str, Any]:
+    """What `ldm info` says about a model, ready for JSON."""
     from ldm.diffusion.schedulers import schedulers_for
 
-    yield "model", pipeline.model_id
-    yield "weights hash", pipeline.weights_hash
-    if pipeline.folder:
-        yield from _adapter(pipeline.folder)
-        yield "size on disk", _megabytes(pipeline.folder)
-    for name, network in _networks(pipeline).items():
-        count = sum(parameter.numel() for parameter in network.parameters())
-        yield name, f"{type(network).__name__}, {count:,} parameters"
-    factor = pipeline.autoencoder.pixels_per_latent
-    yield "latents", f"{pipeline.autoencoder.num_channels} channels, one for {factor} x {factor} pixels"
-    yield "prompt", f"{pipeline.text_encoder.context_length} tokens, start and end included"
-    config = pipeline.scheduler_config
-    yield "prediction type", config.get("prediction_type", "epsilon")
-    yield "noise schedule", _schedule(config)
-    for key, value in asdict(pipeline.defaults).items():
-        yield f"default {key}", value
-    yield "schedulers", ", ".join(schedulers_for(config))
+    folder, config = pipeline.folder, pipeline.scheduler_config
+    return {
+        "model": pipeline.model_id,
+        "weights_hash": pipeline.weights_hash,
+        "adapter": _adapter(folder) if folder else None,
+        "size_bytes": _size_bytes(folder) if folder else None,
+        "networks": {
+            name: {
+                "class": type(network).__name__,
+                "num_parameters": sum(parameter.numel() for parameter in network.parameters()),
+            }
+            for name, network in _networks(pipeline).items()
+        },
+        "num_latent_channels": pipeline.autoencoder.num_channels,
+        "pixels_per_latent": pipeline.autoencoder.pixels_per_latent,
+        "context_length": pipeline.text_encoder.context_length,
+        "prediction_type": config.get("prediction_type", "epsilon"),
+        "noise_schedule": {
+            "beta_schedule": config.get("beta_schedule", "linear"),
+            "beta_start": config.get("beta_start", 0.0001),
+            "beta_end": config.get("beta_end", 0.02),
+            "num_train_timesteps": config.get("num_train_timesteps", 1000),
+            "rescale_betas_zero_snr": bool(config.get("rescale_betas_zero_snr")),
+        },
+        "defaults": asdict(pipeline.defaults),
+        "schedulers": list(schedulers_for(config)),
+    }
 
 
-def _adapter(folder: Path) -> Iterator[tuple[str, Any]]:
-    """What is added to which base, where the folder holds an adapter alone."""
+def _adapter(folder: Path) -> dict[str, Any] | None:
+    """The kind, base and settings of an adapter, or None if the folder contains a whole model."""
     from ldm.models.adapters.folder import read_adapter
     from ldm.models.loading.folder import is_adapter
 
-    if is_adapter(folder):
-        adapter = read_adapter(folder)
-        settings = ", ".join(f"{key} {value}" for key, value in adapter.settings.items() if value)
-        yield adapter.kind, f"on {adapter.base} ({settings})"
+    if not is_adapter(folder):
+        return None
+    adapter = read_adapter(folder)
+    return {"kind": adapter.kind, "base": str(adapter.base), "settings": dict(adapter.settings)}
 
 
 def _networks(pipeline: "Pipeline") -> dict[str, Any]:
-    """The diffusers and transformers networks inside."""
+    """The model's diffusers and transformers networks."""
     return {
         "denoiser": pipeline.denoiser.unet,
         "autoencoder": pipeline.autoencoder.vae,
@@ -92,15 +101,46 @@ def _networks(pipeline: "Pipeline") -> dict[str, Any]:
     }
 
 
-def _megabytes(folder: Path) -> str:
+def _size_bytes(folder: Path) -> int:
     paths = [folder] if folder.is_file() else folder.rglob("*")
-    size_bytes = sum(path.stat().st_size for path in paths if path.is_file())
-    return f"{size_bytes / 1e6:.1f} MB"
+    return sum(path.stat().st_size for path in paths if path.is_file())
 
 
-def _schedule(config: Mapping[str, Any]) -> str:
-    """The betas of training in words."""
-    zero_snr = ", rescaled to zero terminal SNR" if config.get("rescale_betas_zero_snr") else ""
-    betas = f"betas {config.get('beta_start', 0.0001)} to {config.get('beta_end', 0.02)}"
-    steps = config.get("num_train_timesteps", 1000)
-    return f"{config.get('beta_schedule', 'linear')}, {betas}, {steps} training steps{zero_snr}"
+def _model_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The rows of text for `describe_model`."""
+    yield "model", facts["model"]
+    yield "weights hash", facts["weights_hash"]
+    if adapter := facts["adapter"]:
+        settings = ", ".join(f"{key} {value}" for key, value in adapter["settings"].items() if value)
+        yield adapter["kind"], f"on {adapter['base']} ({settings})"
+    if facts["size_bytes"] is not None:
+        yield "size on disk", f"{facts['size_bytes'] / 1e6:.1f} MB"
+    for name, network in facts["networks"].items():
+        yield name, f"{network['class']}, {network['num_parameters']:,} parameters"
+    side = facts["pixels_per_latent"]
+    yield "latents", f"{facts['num_latent_channels']} channels, each latent covers {side} x {side} pixels"
+    yield "prompt", f"{facts['context_length']} tokens, including start and end"
+    yield "prediction type", facts["prediction_type"]
+    yield "noise schedule", _schedule(facts["noise_schedule"])
+    for key, value in facts["defaults"].items():
+        yield f"default {key}", value
+    yield "schedulers", ", ".join(facts["schedulers"])
+
+
+def _schedule(schedule: Mapping[str, Any]) -> str:
+    """The noise schedule of training in words."""
+    zero_snr = ", rescaled to zero terminal SNR" if schedule["rescale_betas_zero_snr"] else ""
+    betas = f"betas {schedule['beta_start']} to {schedule['beta_end']}"
+    steps = schedule["num_train_timesteps"]
+    return f"{schedule['beta_schedule']}, {betas}, {steps} training steps{zero_snr}"
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"versions": {"torch": "2"}}` as `{"versions.torch": "2"}`."""
+    rows: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            rows |= {f"{key}.{inner}": inner_value for inner, inner_value in _flat(value).items()}
+        else:
+            rows[key] = value
+    return rows

@@ -1,4 +1,4 @@
-"""`ldm init`: a configuration for one's own images and model, each line with what it is."""
+"""`ldm init`: write a configuration for your images and model, with a comment on each line."""
 
 import re
 import shlex
@@ -16,7 +16,7 @@ def init(
     data: Annotated[
         str,
         typer.Argument(
-            metavar="DATA", help="Captioned images, as `ldm data check` and `ldm train` read them."
+            metavar="DATA", help="Captioned images, in any form that `ldm data check` and `ldm train` read."
         ),
     ],
     base: Annotated[str, typer.Option(metavar="emoji|DIR|HUB_ID", help="The model to fine-tune.")] = "emoji",
@@ -27,27 +27,28 @@ def init(
     trainable: Annotated[
         str | None,
         typer.Option(
-            metavar="|".join(TRAINABLE), help="What is trained.  [default: lora, from 2,000 images on unet]"
+            metavar="|".join(TRAINABLE), help="What to train.  [default: lora; unet for 2,000 images or more]"
         ),
     ] = None,
     caption_column: Annotated[
         str, typer.Option(metavar="NAME", help="The column with the captions.")
     ] = "text",
     image_column: Annotated[
-        str, typer.Option(metavar="NAME", help="The column with the images, or with their names.")
+        str, typer.Option(metavar="NAME", help="The column with the images or their file names.")
     ] = "image",
     kind: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="What DATA is: folder, parquet, webdataset or datasets; auto looks."
+            metavar="NAME", help="What DATA is: folder, parquet, webdataset or datasets; auto detects it."
         ),
     ] = "auto",
 ) -> None:
-    """Write a commented configuration for your images and a model; `ldm train` takes it as it is.
+    """Write a commented configuration for your images and model.
 
-    Sizes, buckets, held-out images, batch and number of steps follow from what is there. Nothing else is written.
+    `ldm train` can use it as it is. Image size, buckets, held-out images, batch size and number of steps are chosen to
+    suit the images and the model. Nothing else is written.
     """
-    from ldm.cli.autoconfig import look_at_base, look_at_data
+    from ldm.cli.autoconfig import describe_base, describe_data
     from ldm.cli.init_text import config_text
     from ldm.io.files import write_bytes
 
@@ -56,9 +57,9 @@ def init(
     name = re.sub(r"[^\w-]+", "-", Path(data).resolve().stem).strip("-") or "data"
     dest = output or Path(f"{name}.yaml")
     refuse_dest(dest, data)
-    model = look_at_base(base)
+    model = describe_base(base)
     columns = {"caption_column": caption_column, "image_column": image_column}
-    found = look_at_data({"path": data, "kind": kind, **columns}, model)
+    found = describe_data({"path": data, "kind": kind, **columns}, model)
     chosen = trainable or ("lora" if found.num_used < 2000 else "unet")
     text = config_text(model, found, chosen, dest, name, free_run_dir(name))
     write_bytes(dest, text.encode())
@@ -68,10 +69,10 @@ def init(
 
 
 def refuse_dest(dest: Path, data: str) -> None:
-    """Refuse to write over a file or into the data.
+    """Refuse a destination that would overwrite a file or is inside the data.
 
     Raises:
-        UserError: it would.
+        UserError: it is one of these.
     """
     from ldm.data.sources.scan import refuse_inside, status_of
 
@@ -81,7 +82,7 @@ def refuse_dest(dest: Path, data: str) -> None:
 
 
 def free_run_dir(name: str) -> str:
-    """A run's directory that is not there yet."""
+    """A run directory that does not exist yet."""
     number = 1
     while (path := Path("runs") / (name if number == 1 else f"{name}-{number}")).exists():
         number += 1

@@ -1,4 +1,4 @@
-"""The text that `ldm init` writes: how much is trained, by which rule, and a comment on each line."""
+"""The file that `ldm init` writes: the rule for the amount of training, and a comment on each line."""
 
 import shlex
 from collections.abc import Iterator
@@ -8,19 +8,19 @@ from typing import Any
 
 import yaml
 
-from ldm.cli.autoconfig import BaseLook, DataLook
+from ldm.cli.autoconfig import BaseFacts, DataFacts
 
 ADAPTERS = ("lora", "embedding")
 LARGE_TEXT_WIDTH = 512
-"""Models with wider prompts are of Stable Diffusion's kind; the smaller ones take larger learning rates."""
+"""Models with wider prompt embeddings are of Stable Diffusion's size; smaller ones take larger learning rates."""
 COLUMN = 36
 Line = tuple[int, str, Any, str]
-"""Depth, key, value (None opens a group), comment."""
+"""Depth, key, value (None starts a group), comment."""
 
 
 @dataclass(frozen=True)
 class Amount:
-    """How much is trained."""
+    """The amount of training."""
 
     num_passes: int
     global_batch_size: int
@@ -28,9 +28,10 @@ class Amount:
 
 
 def choose_amount(num_images: int, trainable: str) -> Amount:
-    """100 passes over the images for an adapter, 20 for whole networks, at least 500 and at most 20,000 steps.
+    """100 passes over the images for an adapter, 20 for whole networks, but at least 500 and at most 20,000 steps.
 
-    A step has an eighth of the images, as a power of two from 4 to 16 (whole networks: 32), and no more than there are.
+    The batch is an eighth of the images, rounded down to a power of two from 4 to 16 (whole networks: 32), and not
+    larger than the data set.
     """
     adapter = trainable in ADAPTERS
     num_passes, most = (100, 16) if adapter else (20, 32)
@@ -40,8 +41,10 @@ def choose_amount(num_images: int, trainable: str) -> Amount:
     return Amount(num_passes, batch, min(20_000, max(500, wanted)))
 
 
-def config_text(model: BaseLook, data: DataLook, trainable: str, dest: Path, name: str, run_dir: str) -> str:
-    """The file."""
+def config_text(
+    model: BaseFacts, data: DataFacts, trainable: str, dest: Path, name: str, run_dir: str
+) -> str:
+    """The text of the file."""
     amount = choose_amount(data.num_used - data.num_held_out, trainable)
     lines = [
         *_run_lines(model, trainable, name, run_dir),
@@ -56,19 +59,19 @@ def config_text(model: BaseLook, data: DataLook, trainable: str, dest: Path, nam
     return "\n".join(body) + "\n"
 
 
-def _header(model: BaseLook, data: DataLook, dest: Path) -> Iterator[str]:
-    yield f"# {_one_line(data.settings.path)} trained into {model.name}; written by `ldm init`, to be changed by you."
-    yield f"# command: ldm train {shlex.quote(str(dest))}    (before it, with --plan: what the run would be and cost)"
+def _header(model: BaseFacts, data: DataFacts, dest: Path) -> Iterator[str]:
+    yield f"# {_one_line(data.settings.path)} trained into {model.name}; written by `ldm init` for you to edit."
+    yield f"# command: ldm train {shlex.quote(str(dest))}    (add --plan first to see what the run would do and cost)"
     yield (
         f"# model: {model.width} x {model.height} pixels, {model.prediction_type}, "
         f"{model.context_length} tokens a caption; data: {data.num_found} images found, {data.num_used} usable"
     )
-    yield "# Settings that are left out have their defaults: `ldm schema denoiser` lists them all."
+    yield "# Other settings have their defaults: `ldm schema denoiser` lists them all."
 
 
-def _run_lines(model: BaseLook, trainable: str, name: str, run_dir: str) -> Iterator[Line]:
+def _run_lines(model: BaseFacts, trainable: str, name: str, run_dir: str) -> Iterator[Line]:
     yield 0, "program", "denoiser", ""
-    yield 0, "run_dir", run_dir, "checkpoints, previews and the result; the same command goes on from there"
+    yield 0, "run_dir", run_dir, "checkpoints, previews and the result; the same command resumes from there"
     yield 0, "base", model.name, "the model to start from: emoji, a folder, a run or a Hub id"
     yield (
         0,
@@ -79,95 +82,105 @@ def _run_lines(model: BaseLook, trainable: str, name: str, run_dir: str) -> Iter
     large = model.text_width > LARGE_TEXT_WIDTH
     if trainable == "lora":
         yield 0, "lora", None, ""
-        yield 1, "rank", 16, "size of the change; more can learn more, and learns small sets by heart"
-        yield 1, "alpha", 16.0, "the change counts alpha / rank"
+        yield 1, "rank", 16, "size of the change; higher learns more, but memorises small sets"
+        yield 1, "alpha", 16.0, "the change is scaled by alpha / rank"
         layers = "attention" if large else "all"
-        yield 1, "target_modules", layers, "attention, attention+feedforward or all: what is changed"
-        yield 1, "text_encoder", not large, "true: words get another meaning too"
+        yield 1, "target_modules", layers, "which layers change: attention, attention+feedforward or all"
+        yield 1, "text_encoder", not large, "true: the meaning of words is trained too"
     if trainable == "embedding":
         yield 0, "embedding", None, ""
-        yield 1, "token", f"<{name}>", "the new word, to be used in prompts"
-        yield 1, "initial_word", "picture", "a known word that comes near it: name a better one"
+        yield 1, "token", f"<{name}>", "the new word, for use in prompts"
+        yield 1, "initial_word", "picture", "a known word with a similar meaning: choose a better one"
 
 
-def _amount_lines(model: BaseLook, data: DataLook, trainable: str, amount: Amount) -> Iterator[Line]:
+def _amount_lines(model: BaseFacts, data: DataFacts, trainable: str, amount: Amount) -> Iterator[Line]:
     num_images = data.num_used - data.num_held_out
     rule = f"{num_images} images x {amount.num_passes} passes / {amount.global_batch_size}"
-    yield 0, "num_steps", amount.num_steps, f"{rule}, kept from 500 to 20000"
-    yield 0, "global_batch_size", amount.global_batch_size, "images a step: an eighth of them, 4 to 32"
+    yield 0, "num_steps", amount.num_steps, f"{rule}, between 500 and 20000"
+    yield 0, "global_batch_size", amount.global_batch_size, "images per step: an eighth of all, 4 to 32"
     big = data.settings.height * data.settings.width >= 256 * 256
     micro = min(4, amount.global_batch_size) if big else amount.global_batch_size
-    yield 0, "max_micro_batch", micro, "of these at once: fewer need less memory, the result is the same"
+    yield (
+        0,
+        "max_micro_batch",
+        micro,
+        "images at once: a lower number needs less memory and gives the same result",
+    )
     yield 0, "save_every", amount.num_steps // 5, "steps between checkpoints"
-    yield 0, "preview_every", amount.num_steps // 5, "steps between preview pictures"
+    yield 0, "preview_every", amount.num_steps // 5, "steps between preview images"
     yield 0, "mixed_precision", "no", "bf16 on a recent CUDA device: half the memory, faster"
     whole = big and trainable not in ADAPTERS
     yield 0, "gradient_checkpointing", whole, "true: less memory, about a third slower"
 
 
-def _data_lines(model: BaseLook, data: DataLook) -> Iterator[Line]:
+def _data_lines(model: BaseFacts, data: DataFacts) -> Iterator[Line]:
     chosen = data.settings
     yield 0, "data", None, ""
     yield 1, "path", chosen.path, "captioned images; nothing is written there"
     if chosen.kind != "auto":
-        yield 1, "kind", chosen.kind, "what stands there"
+        yield 1, "kind", chosen.kind, "what the path contains"
     if chosen.caption_column != "text":
         yield 1, "caption_column", chosen.caption_column, "the column with the captions"
     if chosen.image_column != "image":
         yield 1, "image_column", chosen.image_column, "the column with the images or their names"
     own = (chosen.height, chosen.width) == (model.height, model.width)
-    size = "the model's own size" if own else "smaller than the model's own size, as the images are"
+    size = "the model's native size" if own else "below the model's native size, as the images are small"
     yield 1, "height", chosen.height, f"pixels: {size}; multiples of {model.multiple}"
     yield 1, "width", chosen.width, "pixels"
     shapes = f"{data.num_other_shapes} images have another shape"
-    yield 1, "buckets", chosen.buckets, f"true: keep shapes, at height x width pixels; {shapes}"
-    yield 1, "upscale", chosen.upscale, "true: enlarge images that are too small, else they are refused"
-    yield 1, "flip", False, "true: mirror at random, where left and right say nothing; twice the cache"
+    yield (
+        1,
+        "buckets",
+        chosen.buckets,
+        f"true: keep aspect ratios, with about height x width pixels; {shapes}",
+    )
+    yield 1, "upscale", chosen.upscale, "true: enlarge images that are too small; false: refuse them"
+    yield 1, "flip", False, "true: mirror at random, if left and right do not matter; doubles the cache"
     yield (
         1,
         "holdout_fraction",
         chosen.holdout_fraction,
-        f"{data.num_held_out} images kept out, to measure on",
+        f"{data.num_held_out} images held out for validation",
     )
 
 
-def _caption_lines(model: BaseLook, data: DataLook, trainable: str, name: str) -> Iterator[Line]:
+def _caption_lines(model: BaseFacts, data: DataFacts, trainable: str, name: str) -> Iterator[Line]:
     tagged = sum(text.count(",") >= 4 for text in data.captions)
     yield 0, "captions", None, ""
-    yield 1, "dropout", 0.1, "share of turns without a caption, which guidance needs"
-    shuffled = f"true: tags in another order each time; {tagged} captions look like tags"
+    yield 1, "dropout", 0.1, "share of samples trained without caption, which guidance needs"
+    shuffled = f"true: shuffle tags each time; {tagged} captions look like tags"
     yield 1, "shuffle_tags", False, shuffled
     yield (
         1,
         "prefix",
         _prefix(trainable, name).strip(),
-        "put before every caption, such as a word for the style",
+        "text before every caption, such as a word for the style",
     )
     chunks = max(1, min(model.max_chunks, max(data.chunks)))
     cut = sum(needed > chunks for needed in data.chunks)
-    tokens = f"captions of {chunks} x {model.context_length - 2} tokens; {cut} are longer, and cut"
+    tokens = f"captions of {chunks} x {model.context_length - 2} tokens; {cut} are longer and are cut"
     yield 0, "prompt_chunks", chunks, tokens
 
 
-def _training_lines(model: BaseLook, data: DataLook, trainable: str, amount: Amount) -> Iterator[Line]:
+def _training_lines(model: BaseFacts, data: DataFacts, trainable: str, amount: Amount) -> Iterator[Line]:
     large = model.text_width > LARGE_TEXT_WIDTH
     rate = {"lora": (1e-3, 1e-4), "embedding": (5e-3, 5e-3)}.get(trainable, (1e-4, 1e-5))[large]
     yield 0, "objective", None, ""
     yield 1, "weighting", "min_snr", "none: the plain loss; min_snr learns faster"
     yield 0, "optim", None, ""
-    yield 1, "learning_rate", rate, "halve it when pictures fall apart, double it when nothing changes"
-    yield 1, "num_warmup_steps", min(100, amount.num_steps // 20), "steps in which it rises"
+    yield 1, "learning_rate", rate, "halve it if images fall apart, double it if nothing changes"
+    yield 1, "num_warmup_steps", min(100, amount.num_steps // 20), "steps over which it rises"
     decay = 0.98 if amount.num_steps <= 1000 else 0.99 if amount.num_steps <= 4000 else 0.999
-    yield 1, "ema_decay", decay, "of the averaged weights, which are the result"
+    yield 1, "ema_decay", decay, "decay of the averaged weights, which are the result"
     if data.num_held_out:
         yield 0, "validation", None, ""
-        yield 1, "every", amount.num_steps // 10, "steps between measurements on the images held out"
+        yield 1, "every", amount.num_steps // 10, "steps between validations on the held-out images"
     yield 0, "preview", None, ""
-    yield 1, "prompts", None, "drawn every preview_every steps; yours are better"
+    yield 1, "prompts", None, "generated every preview_every steps; replace them with your own"
 
 
 def _prefix(trainable: str, name: str) -> str:
-    """What makes captions speak of a new token."""
+    """The text that puts a new token into captions."""
     return f"<{name}> " if trainable == "embedding" else ""
 
 
@@ -180,7 +193,7 @@ def _line(line: Line) -> str:
 def _plain(value: Any) -> str:
     """A value as YAML on one line."""
     if isinstance(value, float):
-        return f"{value:.1e}" if 0 < value < 0.01 else repr(value)  # YAML reads no 1e-04
+        return f"{value:.1e}" if 0 < value < 0.01 else repr(value)  # YAML does not read 1e-04 as a number
     if isinstance(value, str):
         text: str = yaml.safe_dump([value], allow_unicode=True, width=10**9, default_flow_style=True)
         return text.strip()[1:-1]

@@ -1,4 +1,4 @@
-"""`ldm plot`: the curves of training runs as a picture."""
+"""`ldm plot`: draw the curves of training runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,48 +11,46 @@ from ldm.errors import UserError
 def plot(
     runs: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="RUN...", help="Directories of training runs; several are drawn over each other."
-        ),
+        typer.Argument(metavar="RUN...", help="Directories of training runs; several are overlaid."),
     ],
     output: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The PNG to write; for one run it may be left out: RUN/curves.png.",
+            help="The PNG to write.  [default for one run: RUN/curves.png]",
             show_default=False,
         ),
     ] = None,
 ) -> None:
     """Draw the curves of training runs into a PNG.
 
-    Loss, validation loss, learning rate and loss per tenth of the timesteps, as far as the runs logged them. Prints
-    the path of the picture.
+    Loss, validation loss, learning rate, and loss by tenth of the timesteps, as far as the runs logged them. Prints
+    the path of the PNG.
     """
     from ldm.evaluation.curves import METRICS, draw_curves, read_metrics
 
     for run in runs:
         if not (run / METRICS).is_file():
-            raise UserError(f"{run} holds no {METRICS}", "name the run_dir of a training run")
+            raise UserError(f"{run} has no {METRICS}", "name the run_dir of a training run")
     if output is None and len(runs) > 1:
-        raise UserError("several runs and no --output", "name the PNG to write, such as --output curves.png")
+        raise UserError("several runs but no --output", "name the PNG to write, such as --output curves.png")
     output = output or runs[0] / "curves.png"
     if output.suffix.lower() != ".png":
-        raise UserError(f"--output {output} is no PNG", "name a file that ends in .png")
+        raise UserError(f"--output {output} is not a PNG", "name a file that ends in .png")
     names = run_names(runs)
     draw_curves({name: read_metrics(run) for name, run in zip(names, runs, strict=True)}, output)
     typer.echo(output)
 
 
 def run_names(runs: list[Path]) -> list[str]:
-    """What the picture calls each run: its folder's name, with as many folders above it as tell all apart.
+    """The name of each run in the legend: its folder's name, preceded by as many parent folders as tell all apart.
 
     Raises:
-        UserError: a run is named twice.
+        UserError: a run is given twice.
     """
     parts = [run.resolve().parts for run in runs]
     if len(set(parts)) < len(parts):
-        raise UserError("a run is named twice", "name each once")
+        raise UserError("a run is given twice", "name each run once")
     length = 1
     while len({each[-length:] for each in parts}) < len(parts):
         length += 1

@@ -1,7 +1,7 @@
-"""Run a program as one process or several that know of each other: signals go in, one exit code comes out.
+"""Run a program in one or several processes: signals are passed on, and one exit code is returned.
 
-The several are told of each other in the variables that torch.distributed reads, as torchrun does. Unlike
-torchrun, a signal reaches each process once, and the program's own exit code and words are all that is seen.
+Several processes find each other through the environment variables of torch.distributed, as with torchrun. Unlike
+torchrun, each process receives a signal once, and the user sees only the program's own output and exit code.
 """
 
 import os
@@ -20,14 +20,14 @@ from typing import IO
 
 POLL_SEC = 0.1
 GRACE_SEC = 15.0
-"""How long the other processes may go on after one has failed before they are told, and then made, to end."""
+"""Time before the other processes get SIGTERM after one has failed, and again before they get SIGKILL."""
 APART_GRACE_SEC = 5.0
-"""The same for processes that have no part in each other's work, and so have nothing to say of the failure."""
+"""The same for independent processes, which have nothing to report about each other's failure."""
 
 
 @dataclass(frozen=True)
 class Child:
-    """One process, and what it says on stderr where that is kept aside."""
+    """A process, and the file that captures its stderr, if it is captured."""
 
     process: "subprocess.Popen[bytes]"
     errors: IO[bytes] | None
@@ -35,12 +35,12 @@ class Child:
 
 @dataclass(frozen=True)
 class Failure:
-    """The process of several that failed first.
+    """The first process that failed.
 
     Attributes:
-        rank: which it is, from 0.
-        code: its exit code as a shell has it: 128 + n where signal n ended it.
-        words: what it said on stderr.
+        rank: its number, from 0.
+        code: its exit code, as a shell reports it: 128 + n if signal n ended it.
+        words: what it wrote to stderr.
     """
 
     rank: int
@@ -49,10 +49,10 @@ class Failure:
 
 
 def run_processes(command: Sequence[str], environment: Mapping[str, str], num_processes: int = 1) -> int:
-    """Run `command` in `num_processes` processes to the end; returns the code of the first that failed, or 0.
+    """Run `command` in `num_processes` processes and wait; returns the exit code of the first that failed, or 0.
 
-    SIGINT and SIGTERM are passed on, once each; a closed terminal is passed on as SIGTERM. The errors of all but the
-    first process are kept aside, for they mostly say the same.
+    SIGINT and SIGTERM are passed on, once each; SIGHUP (a closed terminal) is passed on as SIGTERM. Only the first
+    process writes to stderr, because the errors of the others are mostly the same.
     """
     with _running(command, environment, num_processes, num_heard=1) as children:
         failed = _wait(children, GRACE_SEC)
@@ -69,10 +69,10 @@ def run_apart(
     *,
     on_poll: Callable[[], None] = lambda: None,
 ) -> Failure | None:
-    """Run `command` in processes that have no part in each other's work; None when all came to a good end.
+    """Run `command` in independent processes; returns None if all succeeded.
 
-    What they say on stderr is for the caller to show. Once one has failed the others are soon told to end. Signals are
-    passed on as `run_processes` does.
+    Their stderr is captured for the caller. Once one has failed, the others are stopped soon. Signals are passed on as
+    in `run_processes`.
 
     Args:
         on_poll: called every `POLL_SEC` while they run.
@@ -91,7 +91,7 @@ def run_apart(
 def _running(
     command: Sequence[str], environment: Mapping[str, str], num_processes: int, *, num_heard: int
 ) -> Iterator[list[Child]]:
-    """The children, of which the first `num_heard` speak for themselves on stderr; none outlives the block."""
+    """The child processes; the first `num_heard` write to our stderr. None outlives the block."""
     with ExitStack() as stack:
         environments = _environments(environment, num_processes)
         children = [
@@ -103,7 +103,7 @@ def _running(
 
 
 def _environments(environment: Mapping[str, str], num_processes: int) -> list[dict[str, str]]:
-    """What each process is told: its rank, and where to meet the others."""
+    """The environment of each process: its rank, and where to find the others."""
     if num_processes == 1:
         return [dict(environment)]
     shared = {
@@ -125,9 +125,9 @@ def _free_port() -> int:
 
 @contextmanager
 def _started(command: Sequence[str], environment: Mapping[str, str], *, kept: bool) -> Iterator[Child]:
-    """A running child, which does not outlive the block.
+    """A running child process, which does not outlive the block.
 
-    It has a session of its own: Ctrl-C in a terminal reaches the whole session, and would come twice.
+    It gets its own session: Ctrl-C in a terminal reaches the whole session, so the child would receive it twice.
     """
     with tempfile.TemporaryFile() as errors:
         aside = errors if kept else None
@@ -144,7 +144,7 @@ def _started(command: Sequence[str], environment: Mapping[str, str], *, kept: bo
 
 @contextmanager
 def _passing_signals(children: Sequence[Child]) -> Iterator[None]:
-    """Pass SIGINT, SIGTERM and SIGHUP on instead of ending; an ignored signal stays ignored (nohup)."""
+    """Pass SIGINT, SIGTERM and SIGHUP on instead of stopping; an ignored signal stays ignored (nohup)."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for child in children:
@@ -162,9 +162,9 @@ def _passing_signals(children: Sequence[Child]) -> Iterator[None]:
 def _wait(
     children: Sequence[Child], grace_sec: float, on_poll: Callable[[], None] = lambda: None
 ) -> int | None:
-    """Wait for the end of all; returns the rank that failed first, or None.
+    """Wait until all have finished; returns the rank that failed first, or None.
 
-    Once one has failed, the others may wait for it for ever: they get time to end, SIGTERM, then SIGKILL.
+    Once one has failed, the others could wait for it forever: they get some time to finish, then SIGTERM, then SIGKILL.
     """
     failed: int | None = None
     failed_at = 0.0
@@ -186,7 +186,7 @@ def _first_failed(children: Sequence[Child]) -> int | None:
 
 
 def _show_errors(children: Sequence[Child], failed: int) -> None:
-    """What a process other than the first said of its failure, where the first did not fail alike."""
+    """Print the stderr of a failed process other than the first, unless the first failed with the same code."""
     errors = children[failed].errors
     if errors is not None and children[failed].process.returncode != children[0].process.returncode:
         print(f"process {failed} of {len(children)} failed:", file=sys.stderr, flush=True)
@@ -196,6 +196,6 @@ def _show_errors(children: Sequence[Child], failed: int) -> None:
 
 
 def _exit_code(child: Child) -> int:
-    """As a shell has it: 128 + n for a process that signal n ended."""
+    """The exit code as a shell reports it: 128 + n for a process that signal n ended."""
     code = child.process.returncode
     return 128 - code if code < 0 else code

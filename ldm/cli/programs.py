@@ -1,7 +1,7 @@
-"""The training programs: which one a configuration names, where it lies, and the configurations shipped.
+"""The training programs: where they are, which one a configuration names, and the bundled configurations.
 
-In a checkout the programs are `train/` beside `ldm/`, the configurations `configs/`; an installed package
-calls them `ldm_train` and `ldm_train/configs`.
+In a checkout the programs are in `train/` beside `ldm/` and the configurations in `configs/`; an installed package
+has them in `ldm_train` and `ldm_train/configs`.
 """
 
 import os
@@ -12,8 +12,6 @@ from pathlib import Path
 import ldm
 from ldm.errors import UserError, nearest, unknown_name
 
-PROGRAMS = ("autoencoder", "text_encoder", "denoiser")
-
 
 @dataclass(frozen=True)
 class Home:
@@ -22,39 +20,42 @@ class Home:
     Attributes:
         root: the folder that holds the package.
         package: "train" or "ldm_train".
-        configs: the folder of the configurations that come along.
+        configs: the folder of the bundled configurations.
     """
 
     root: Path
     package: str
     configs: Path
 
+    @property
+    def programs(self) -> list[str]:
+        """The names of the programs: the modules at the top of the package."""
+        return sorted(path.stem for path in (self.root / self.package).glob("[a-z]*.py"))
+
     def environment(self, current: Mapping[str, str]) -> dict[str, str]:
-        """The environment that a program needs: its package is found, the user's own `train.py` is not."""
+        """The environment for a program, in which its package is found and a `train.py` of the user's is not."""
         search = [current["PYTHONPATH"]] if current.get("PYTHONPATH") else []
-        if self.package == "train":  # an installed one is found anyway
+        if self.package == "train":  # an installed package is found anyway
             search.insert(0, str(self.root))
         return {**current, "PYTHONPATH": os.pathsep.join(search), "PYTHONSAFEPATH": "1"}
 
 
 def find_home(package_dir: Path = Path(ldm.__file__).parent) -> Home:
-    """Where the training programs are that belong to this `ldm`.
+    """Where the training programs of this `ldm` are.
 
     Raises:
-        UserError: they are not there.
+        UserError: they are missing.
     """
     root = package_dir.resolve().parent
     if (root / "ldm_train" / "denoiser.py").is_file():
         return Home(root, "ldm_train", root / "ldm_train" / "configs")
     if (root / "train" / "denoiser.py").is_file():
         return Home(root, "train", root / "configs")
-    raise UserError(
-        f"the training programs are not in {root}", "install the package again, or use a checkout"
-    )
+    raise UserError(f"the training programs are not in {root}", "reinstall the package, or use a checkout")
 
 
 def find_config(name: str, home: Home) -> Path:
-    """A configuration: a file, or the name of one that comes along, such as `emoji/denoiser`.
+    """A configuration: a file, or the name of a bundled one, such as `emoji/denoiser`.
 
     Raises:
         UserError: there is neither; the message gives the nearest name.
@@ -70,7 +71,7 @@ def find_config(name: str, home: Home) -> Path:
 
 
 def shipped_configs(home: Home) -> list[str]:
-    """The names of the configurations that come along; those of Accelerate's launcher are none."""
+    """The names of the bundled configurations, without those for Accelerate's launcher."""
     return sorted(
         path.relative_to(home.configs).with_suffix("").as_posix()
         for path in home.configs.rglob("*.yaml")
@@ -78,11 +79,11 @@ def shipped_configs(home: Home) -> list[str]:
     )
 
 
-def program_of(config: Path, overrides: Sequence[str]) -> str:
+def program_of(config: Path, overrides: Sequence[str], programs: Sequence[str]) -> str:
     """The program that a configuration names under `program:`.
 
     Raises:
-        UserError: it names none, or one that there is not.
+        UserError: it names none, or one that is not among `programs`.
     """
     from ldm.config import read_yaml
 
@@ -91,7 +92,7 @@ def program_of(config: Path, overrides: Sequence[str]) -> str:
     ]
     program = given[-1] if given else read_yaml(config).get("program")
     if program is None:
-        raise UserError(f"{config} has no `program:`", f"write program: {' or '.join(PROGRAMS)}")
-    if program not in PROGRAMS:
-        raise unknown_name(f"program in {config}:", str(program), PROGRAMS)
+        raise UserError(f"{config} has no `program:`", f"write program: {' or '.join(programs)}")
+    if program not in programs:
+        raise unknown_name(f"program in {config}:", str(program), programs)
     return str(program)

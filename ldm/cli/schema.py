@@ -1,4 +1,4 @@
-"""`ldm schema`: what may stand in a configuration, for editors and programs."""
+"""`ldm schema`: the JSON schema of configurations, for editors and other programs."""
 
 import os
 import sys
@@ -12,22 +12,22 @@ def schema(
         str | None,
         typer.Argument(
             metavar="[PROGRAM]",
-            help="autoencoder, text_encoder or denoiser; left out: any, by its `program:`.",
+            help="autoencoder, text_encoder or denoiser.  [default: all of them, told apart by `program:`]",
         ),
     ] = None,
 ) -> None:
     """Print the JSON schema of a configuration.
 
-    Editors that know a YAML file's schema complete its keys and mark its mistakes: save it with
+    With it, editors complete the keys of a YAML file and mark mistakes. Save it with
     `ldm schema > ldm.schema.json`.
     """
     from ldm.cli.processes import run_processes
-    from ldm.cli.programs import PROGRAMS, find_home
+    from ldm.cli.programs import find_home
     from ldm.errors import unknown_name
 
-    if program is not None and program not in PROGRAMS:
-        raise unknown_name("program", program, PROGRAMS)
     home = find_home()
+    if program is not None and program not in home.programs:
+        raise unknown_name("program", program, home.programs)
     command = [sys.executable, "-m", f"{home.package}.settings.schema", *([program] if program else [])]
     code = run_processes(command, home.environment(os.environ))
     if code:

@@ -1,4 +1,4 @@
-"""`ldm train`: start a training program as a process of its own, so that nothing here imports it."""
+"""`ldm train`: start a training program in its own process, so that nothing here imports it."""
 
 import json
 import os
@@ -15,15 +15,15 @@ def train(
         str,
         typer.Argument(
             metavar="CONFIG",
-            help="A YAML file whose `program:` is autoencoder, text_encoder or denoiser; or the name of "
-            "one that comes with this program, such as emoji/denoiser.",
+            help="A YAML file whose `program:` is autoencoder, text_encoder or denoiser, or the name of a bundled "
+            "one, such as emoji/denoiser.",
         ),
     ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE...",
-            help="Settings in place of the file's, such as optim.learning_rate=2e-4 data.path=photos.",
+            help="Settings that override the file's, such as optim.learning_rate=2e-4 data.path=photos.",
         ),
     ] = None,
     num_processes: Annotated[
@@ -31,28 +31,29 @@ def train(
         typer.Option(
             min=1,
             metavar="N",
-            help="Processes that share each step's samples, one a GPU; the result is that of one process.",
+            help="Split each step's samples over this many processes, one per GPU. The result is the same as with "
+            "one process.",
         ),
     ] = 1,
     fork: Annotated[
         Path | None,
         typer.Option(
             metavar="NEW_DIR",
-            help="A new run in NEW_DIR from the weights of the configuration's run: its settings may differ.",
+            help="Start a new run in NEW_DIR from the weights of the configuration's run. Its settings may differ.",
         ),
     ] = None,
     plan: Annotated[
         bool,
         typer.Option(
             "--plan",
-            help="Say what the run would be, and train nothing: samples, steps, parameters, and memory, time and "
-            "disk as a few real steps show them. For the program denoiser.",
+            help="Train nothing; print what the run would do and cost: samples, steps and parameters, and memory, "
+            "time and disk measured on a few real steps. Only for the program denoiser.",
         ),
     ] = False,
 ) -> None:
-    """Train a model, or go on where the same command stopped.
+    """Train a model, or resume where the same command stopped.
 
-    Ctrl-C saves the state and stops; a second one stops at once.
+    Ctrl-C saves a checkpoint and stops; a second Ctrl-C stops at once.
     """
     from ldm.cli.processes import run_processes
     from ldm.cli.programs import find_config, find_home, program_of
@@ -61,7 +62,7 @@ def train(
     path = find_config(config, home)
     if fork is not None:
         settings = [*settings, *fork_overrides(path, settings, fork)]
-    module = f"{home.package}.{program_of(path, settings)}"
+    module = f"{home.package}.{program_of(path, settings, home.programs)}"
     command = [sys.executable, "-m", module, str(path), *settings, *(["--plan"] if plan else [])]
     code = run_processes(command, home.environment(os.environ), num_processes)
     if code:
@@ -69,7 +70,7 @@ def train(
 
 
 def fork_overrides(config: Path, overrides: Sequence[str], new_dir: Path) -> list[str]:
-    """The settings that make a run in `new_dir` start from the weights of the run that a configuration names.
+    """The settings with which a run in `new_dir` starts from the weights of the run that a configuration names.
 
     Raises:
         UserError: it names none.

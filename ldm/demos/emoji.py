@@ -1,8 +1,8 @@
 """The emoji dataset: Microsoft's Fluent 3D emoji with their English names, as an ImageFolder dataset.
 
 DEST/images/red-apple.png   RGB on white, size_px square
-DEST/metadata.jsonl         a row an image: file_name, text, captions, flip, group, subgroup, hexcode
-DEST/dataset.json           versions, settings, the fate of every picture found
+DEST/metadata.jsonl         one row per image: file_name, text, captions, flip, group, subgroup, hexcode
+DEST/dataset.json           versions, settings, and what happened to each image found
 DEST/ATTRIBUTION.md         sources and licences
 """
 
@@ -67,15 +67,15 @@ def prepare_emoji(
     """Write the dataset to `dest` and return what `dataset.json` says.
 
     Args:
-        dest: the folder to make; it must be absent or empty. It appears only when complete.
-        size_px: side of the square pictures.
+        dest: the folder to create; it must be absent or empty. It appears only when complete.
+        size_px: side of the square images.
         subset: "clear" (a few hundred objects, see emoji_choice), "hands" or "all".
-        skin_tones: take the skin-tone variants as well; not with "clear", which holds no people.
-        packages: folder with the two `.tgz` files; without it `npm pack` downloads them.
-        on_progress: called with (what, done, total) along the way.
+        skin_tones: include skin-tone variants; not with "clear", which contains no people.
+        packages: folder with the two `.tgz` files; by default `npm pack` downloads them.
+        on_progress: called with (what, done, total) now and then.
 
     Raises:
-        UserError: an unknown subset, a wrong size, `dest` in use, no npm, or packages that cannot be read.
+        UserError: the subset is unknown, the size is wrong, `dest` is in use, npm is missing, or a package is broken.
     """
     _check_settings(dest, size_px, subset, skin_tones)
     with _packages_folder(packages, on_progress) as folder, _folder_in_the_making(dest) as work:
@@ -100,19 +100,19 @@ def prepare_emoji(
 
 
 def slug_of(name: str) -> str:
-    """A name as a file name: ASCII, lower case, words joined by `-` ("piñata" -> "pinata"); may be empty."""
+    """A name as a file name: ASCII, lower case, words joined by `-` ("piñata" -> "pinata"). It can be empty."""
     ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "-", ascii_name.replace("'", "").lower()).strip("-")
 
 
 def draw_on_white(encoded: bytes, size_px: int) -> Image.Image:
-    """Decode a picture, put it on white and scale it to `size_px` square (RGB).
+    """Decode an image, composite it onto white and scale it to `size_px` square (RGB).
 
-    Compositing comes before scaling: both are linear, so this equals scaling with premultiplied alpha, and
-    the colour hidden under transparent pixels cannot darken the edges.
+    Compositing comes before scaling. Both are linear, so this equals scaling with premultiplied alpha, and the colour
+    of transparent pixels cannot darken the edges.
     """
-    with Image.open(io.BytesIO(encoded)) as picture:
-        rgba = picture.convert("RGBA")
+    with Image.open(io.BytesIO(encoded)) as image:
+        rgba = image.convert("RGBA")
     white = Image.new("RGBA", rgba.size, "white")
     flat = Image.alpha_composite(white, rgba).convert("RGB")
     return ImageOps.pad(flat, (size_px, size_px), Image.Resampling.LANCZOS, color="white")
@@ -122,9 +122,9 @@ def _check_settings(dest: Path, size_px: int, subset: str, skin_tones: bool) -> 
     if subset not in SUBSETS:
         raise unknown_name("subset", subset, SUBSETS)
     if not 8 <= size_px <= SOURCE_PX:
-        raise UserError(f"--size-px {size_px}", f"choose 8 to {SOURCE_PX}, the size of the pictures")
+        raise UserError(f"--size-px {size_px}", f"choose 8 to {SOURCE_PX}, the size of the source images")
     if skin_tones and subset == "clear":
-        raise UserError(f"--skin-tones: subset {subset!r} holds no people", "add --subset all or hands")
+        raise UserError(f"--skin-tones: subset {subset!r} contains no people", "add --subset all or hands")
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise UserError(f"{dest} already exists", "give a new or empty folder; nothing is overwritten")
 
@@ -142,25 +142,25 @@ def _packages_folder(packages: Path | None, on_progress: OnProgress) -> Iterator
 
 @contextmanager
 def _folder_in_the_making(dest: Path) -> Iterator[Path]:
-    """A temporary sibling of `dest` that takes its place at the end, or vanishes on an error."""
+    """A temporary sibling of `dest` that is renamed to it at the end, or removed on an error."""
     work = dest.parent / f".{dest.name}.{os.getpid()}.tmp"
     try:
         work.mkdir(parents=True)
         yield work
         if dest.exists():
-            dest.rmdir()  # fails, rightly, if somebody has put something there meanwhile
+            dest.rmdir()  # fails, rightly, if something has been put there in the meantime
         work.rename(dest)
     except OSError as error:
         hint = "choose a folder that can be written, on a disk with room"
         raise UserError(f"{dest} cannot be written ({error})", hint) from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)  # after the rename there is nothing of this name
+        shutil.rmtree(work, ignore_errors=True)  # after the rename nothing has this name
 
 
 def _choose(
     stems: Sequence[str], names: Sequence[Emoji], subset: str, skin_tones: bool
 ) -> tuple[dict[str, Emoji], dict[str, str]]:
-    """(stem -> emoji of the pictures to use, in emoji order; stem -> why it is left out)."""
+    """(stem -> emoji of the images to use, in emoji order; stem -> why it is left out)."""
     matched, left_out = match_images(stems, names)
     chosen: dict[str, Emoji] = {}
     for stem, emoji in sorted(matched.items(), key=lambda item: item[1].order):
@@ -171,7 +171,7 @@ def _choose(
         else:
             chosen[stem] = emoji
     if not chosen:
-        raise UserError("no picture matches the names", "check that the two packages are the expected ones")
+        raise UserError("no image matches the names", "check that the two packages are the expected ones")
     return chosen, left_out
 
 
@@ -180,7 +180,7 @@ def _in_subset(emoji: Emoji, subset: str) -> bool:
 
 
 def _slugs(chosen: dict[str, Emoji]) -> dict[str, str]:
-    """stem -> slug, each once; a later comer gets its code points added ("keycap-2a-20e3")."""
+    """stem -> slug, all different; a slug that is taken gets the code points appended ("keycap-2a-20e3")."""
     slugs: dict[str, str] = {}
     taken: set[str] = set()
     for stem, emoji in chosen.items():
@@ -198,12 +198,12 @@ def _write_images(
     folder.mkdir()
     for done, (stem, encoded) in enumerate(read_images(package, slugs.keys()), start=1):
         try:
-            picture = draw_on_white(encoded, size_px)
+            image = draw_on_white(encoded, size_px)
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(
                 f"{package.path}: {stem}.webp is broken ({error})", "download it again"
             ) from error
-        picture.save(folder / f"{slugs[stem]}.png")
+        image.save(folder / f"{slugs[stem]}.png")
         on_progress("drawing", done, len(slugs))
 
 
@@ -224,7 +224,7 @@ def _write_rows(path: Path, chosen: dict[str, Emoji], slugs: dict[str, str], nam
 
 
 def _count(chosen: dict[str, Emoji], left_out: dict[str, str], names: Sequence[Emoji]) -> dict[str, Any]:
-    """used + left out = found; and the names for which no picture was found."""
+    """The counts, where used + left out = found, and the names for which there is no image."""
     by_reason: dict[str, list[str]] = {}
     for stem, reason in sorted(left_out.items()):
         by_reason.setdefault(reason, []).append(stem)

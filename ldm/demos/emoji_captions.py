@@ -10,7 +10,7 @@ from ldm.demos.emoji_source import Emoji
 NUM_TAGS = (2, 5)
 
 _NO_ARTICLE_GROUPS = frozenset({"symbols", "flags", "component"})
-# Last words of things one does not count, and of names that are no noun.
+# Last words of uncountable nouns, and of names that are not nouns.
 _NO_ARTICLE_HEADS = split_names("""
 bacon, badminton, bowling, bread, broccoli, butter, camping, clothes, cooking, coral, dizzy, dna, fire,
 fish, fog, foggy, fondue, food, garlic, gesturing, ginger, green, handball, hockey, ice, jeans, lacrosse,
@@ -24,7 +24,7 @@ chart decreasing, chart increasing, chart increasing with yen, construction, das
 face savoring food, head shaking horizontally, head shaking vertically, index pointing up, kaaba, link,
 milky way, mount fuji, rolling on the floor laughing
 """)
-# Tags that say what a sender feels, not what the picture shows, or that nobody wants in a caption.
+# Tags that express the sender's mood rather than what the image shows, or that nobody wants in a caption.
 _CHAT_TAGS = split_names("""
 ass, bae, bet, bff, bro, bruh, fml, g2g, gtg, haha, hehe, hmm, idk, ily, jew, lmao, lol, lust, meh, oh, omg,
 omw, oops, rofl, sexy, shh, smh, swag, tbt, thx, tmi, ttyl, ugh, whoa, woah, wow, xoxo, yolo
@@ -35,16 +35,16 @@ _SINGULAR_IN_S = ("ss", "us", "is", "ros")
 
 
 def count_tags(names: Iterable[Emoji]) -> Counter[str]:
-    """How many emoji have each tag; skin-tone variants, which repeat their base, are not counted."""
+    """How many emoji have each tag, without skin-tone variants, which repeat their base's tags."""
     return Counter(tag for emoji in names if not emoji.tone for tag in emoji.tags)
 
 
 def captions_of(emoji: Emoji, tag_counts: Counter[str]) -> list[str]:
-    """The captions of one picture, the plain name first, without repetition.
+    """The captions of one image, the plain name first, without duplicates.
 
-    The name; "a name" where that reads naturally; the name with two tags; with up to five. Tags that only
-    repeat words of the name are left out, and so is chat ("lol", "143"). Those that many emoji share come
-    first: they name the kind.
+    The name; "a name" if that reads naturally; the name with two tags; the name with up to five tags. Tags that only
+    repeat words of the name are left out, and so is chat ("lol", "143"). Tags that many emoji share come first, because
+    they name the category.
     """
     name_words = words_of(emoji.name)
     new_tags = [tag for tag in emoji.tags if _is_word(tag) and not words_of(tag) <= name_words]
@@ -61,7 +61,7 @@ def _is_word(tag: str) -> bool:
 
 
 def takes_article(emoji: Emoji) -> bool:
-    """Whether "a name" reads naturally: one countable thing, not a symbol, a plural or a substance."""
+    """Whether "a name" reads naturally: the name is one countable thing, not a symbol, plural or substance."""
     name = emoji.name
     if emoji.group in _NO_ARTICLE_GROUPS or name in _NO_ARTICLE_NAMES:
         return False
@@ -73,7 +73,7 @@ def takes_article(emoji: Emoji) -> bool:
 
 
 def with_article(name: str) -> str:
-    """The name behind "a" or "an", by sound: "an apple", "an hourglass", "a unicorn"."""
+    """The name with "a" or "an", by sound: "an apple", "an hourglass", "a unicorn"."""
     lower = name.lower()
     if lower.startswith(("hour", "x-ray")):
         return f"an {name}"

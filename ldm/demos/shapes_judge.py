@@ -1,8 +1,8 @@
-"""Reads a picture of drawn shapes back into words: background, each thing's shape, colour, size and place.
+"""Recognise what an image of drawn shapes shows: the background, and each thing's shape, colour, size and place.
 
-No pretrained network: connected ink is one thing, and its shape is the one whose drawing, laid over it with
-its centre and area, leaves the least error (least squares). What is too far from every name is "unclear",
-which agrees with nothing.
+No pretrained network is involved. Each connected region of ink is a thing, and its shape is the one whose drawing, with
+the same centre and area, has the least squared error. Anything too far from every name is "unclear", which agrees with
+nothing.
 """
 
 from dataclasses import dataclass
@@ -31,25 +31,25 @@ from ldm.demos.shapes_regions import (
 ATTRIBUTES = ("shape", "colour", "size", "count", "relation", "background")
 UNCLEAR = "unclear"
 SMALLEST_FRACTION = 0.008
-"""Ink that covers less of the picture than this is a speck, not a thing (a small star covers 0.02)."""
+"""Ink that covers less of the image than this is a speck, not a thing (a small star covers 0.02)."""
 LARGEST_COLOUR_ERROR = 90.0
-"""A colour farther than this from every name is unclear (Euclidean, RGB; names lie 98 or more apart)."""
+"""A colour farther than this from every named one is unclear (Euclidean, RGB; named ones are at least 98 apart)."""
 LARGEST_SHAPE_ERROR = 0.12
-"""A thing whose best fitting shape leaves more than this share of its ink unexplained is unclear."""
+"""A thing is unclear if its best fitting shape leaves more than this share of its ink unexplained."""
 LIMIT_OF_SMALL = (EXTENTS["small"] * EXTENTS["large"]) ** 0.5
 SOFTNESS_FRACTION = 1 / 32
-"""How soft an edge may be, of the picture's side. Softer drawings would make a large circle of a small star."""
+"""How soft an edge may be, relative to the image's side. With more, a small star could pass as a large circle."""
 
 
 @dataclass(frozen=True)
 class ObservedThing:
-    """One thing seen in a picture.
+    """One thing seen in an image.
 
     Attributes:
-        shape, colour, size: names of `ldm.demos.shapes` (a colour may be a background's), or "unclear".
-        centre: (x, y) of its ink, as fractions of the picture's width and height.
-        box: (left, top, right, bottom), as fractions too.
-        shape_error: share of the ink that the shape leaves unexplained: 0 is a perfect drawing.
+        shape, colour, size: names of `ldm.demos.shapes` (the colour may be a background's), or "unclear".
+        centre: (x, y) of its ink, as fractions of the image's width and height.
+        box: (left, top, right, bottom), also as fractions.
+        shape_error: share of the ink that the shape leaves unexplained; 0 is a perfect drawing.
     """
 
     shape: str
@@ -62,14 +62,14 @@ class ObservedThing:
 
 @dataclass(frozen=True)
 class Observed:
-    """What the judge sees: a background (a name or "unclear") and the things, the largest first."""
+    """What the judge sees: a background (a name or "unclear") and the things, largest first."""
 
     background: str
     things: tuple[ObservedThing, ...]
 
 
 def judge(image: Image.Image) -> Observed:
-    """What a picture of any size and mode shows (drawings are legible from 32 pixels on)."""
+    """What an image of any size and mode shows (drawings are recognised from 32 pixels up)."""
     pixels = read_pixels(image)
     background = rim_colour(pixels)
     ink = ink_of(smooth(pixels), background)
@@ -81,7 +81,7 @@ def judge(image: Image.Image) -> Observed:
 
 
 def _observe(pixels: Array, background: Array, ink: Array, labels: Labels, label: int) -> ObservedThing:
-    """One region, read on the unsmoothed pixels in and around it."""
+    """One region, measured on the unsmoothed pixels in and around it."""
     height, width = labels.shape
     region, others = labels == label, (labels > 0) & (labels != label)
     solid = region & (ink >= min(0.9, float(np.quantile(ink[region], 0.7))))
@@ -89,7 +89,7 @@ def _observe(pixels: Array, background: Array, ink: Array, labels: Labels, label
     softness_px = max(1, round(min(height, width) * SOFTNESS_FRACTION))
     near = grow(region, 2 * softness_px) & ~grow(others, softness_px)
     amount = amount_of(pixels, background, colour) * near
-    if amount.sum() < region.sum() / 2:  # no thing on a plain ground: what lies around it cancels it
+    if amount.sum() < region.sum() / 2:  # not on a plain background: its surroundings cancel it
         amount = region.astype(np.float32)
     left, top, right, bottom = bounds(region | (amount > 0.5))
     x_0, y_0 = max(left - 2 * softness_px, 0), max(top - 2 * softness_px, 0)
@@ -108,16 +108,16 @@ def _observe(pixels: Array, background: Array, ink: Array, labels: Labels, label
 
 
 def _shape(amount: Array, softness_px: int) -> tuple[str, float]:
-    """The shape whose drawing leaves the least of the ink unexplained, and the share it leaves."""
+    """The shape whose drawing leaves the least ink unexplained, and that share."""
     errors = {shape: _shape_error(amount, shape, softness_px) for shape in SHAPES}
     best = min(errors, key=lambda shape: errors[shape])
     return best, errors[best]
 
 
 def _shape_error(amount: Array, shape: str, softness_px: int) -> float:
-    """sum (amount - drawing)^2 / sum amount^2, the drawing at the same centre and of the same area.
+    """sum (amount - drawing)^2 / sum amount^2, for a drawing with the same centre and area.
 
-    The amount is smoothed once, against noise; the drawing as often as fits best: the picture may be blurred.
+    The amount is smoothed once against noise; the drawing as often as fits best, because the image may be blurred.
     """
     area, (x, y) = _area_and_centre(shape)
     extent = max(float(amount.sum()) / area, 1.0) ** 0.5
@@ -154,13 +154,13 @@ def _colour_name(rgb: Array) -> str:
 
 
 def agrees(scene: Scene, observed: Observed) -> dict[str, bool]:
-    """Which attributes of the scene the picture has, each judged for itself as far as it can be.
+    """Which attributes of the scene the image has, each judged as independently as possible.
 
-    shape, colour, size: of two related things, those of both in any order; of one or several equal things,
-        that every thing has it, however many there are.
-    count: as many things. background: its colour.
-    relation: only where the scene has one; the things most like its first and its second stand so. Where the
-        picture does not tell which is which, it is wrong.
+    shape, colour, size: for two related things, both have the right ones in any order; for one or several equal
+        things, every thing has the right one, however many there are.
+    count: the number of things is right. background: its colour is right.
+    relation: only if the scene has one: it holds for the things most like the scene's first and second. It is wrong if
+        the image does not show which is which.
     """
     seen = observed.things
     right = {name: _same(scene, seen, name) for name in ("shape", "colour", "size")}
@@ -172,27 +172,27 @@ def agrees(scene: Scene, observed: Observed) -> dict[str, bool]:
 
 
 def _same(scene: Scene, seen: tuple[ObservedThing, ...], name: str) -> bool:
-    """Whether the things seen have the scene's shapes, colours or sizes, in any order."""
+    """Whether the observed things have the scene's shapes, colours or sizes, in any order."""
     wanted, found = ([getattr(thing, name) for thing in things] for things in (scene.things, seen))
     return sorted(wanted) == sorted(found) if scene.relation else set(wanted) == set(found)
 
 
 def _relation_holds(scene: Scene, seen: tuple[ObservedThing, ...]) -> bool:
-    """Whether the relation is true of the ordered pair most like the scene's two; if tied, of all such."""
+    """Whether the relation holds for the ordered pair most like the scene's two things; if tied, for all such pairs."""
     first, second = scene.things
     likeness = {pair: _alike(first, pair[0]) + _alike(second, pair[1]) for pair in permutations(seen, 2)}
     likeliest = [pair for pair in likeness if likeness[pair] == max(likeness.values())]
-    verdicts = [_stands(scene.relation, *pair) for pair in likeliest]
+    verdicts = [_holds(scene.relation, *pair) for pair in likeliest]
     return any(verdicts) if first == second else bool(verdicts) and all(verdicts)
 
 
 def _alike(thing: Thing, seen: ObservedThing) -> int:
-    """How many of the three attributes are the same."""
+    """How many of the three attributes agree."""
     return sum(getattr(thing, name) == getattr(seen, name) for name in ("shape", "colour", "size"))
 
 
-def _stands(relation: str | None, first: ObservedThing, second: ObservedThing) -> bool:
-    """Whether the first stands so to the second: the greater of the distances along the two axes decides."""
+def _holds(relation: str | None, first: ObservedThing, second: ObservedThing) -> bool:
+    """Whether the relation holds between the two; the axis with the greater distance decides."""
     x, y = (a - b for a, b in zip(first.centre, second.centre, strict=True))
     if abs(x) > abs(y):
         return relation == ("to the left of" if x < 0 else "to the right of")

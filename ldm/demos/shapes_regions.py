@@ -1,6 +1,6 @@
-"""From the pixels of a picture of drawn shapes to its regions of ink, one a thing.
+"""From the pixels of an image of drawn shapes to its regions of ink, one per thing.
 
-Axis letters: H W pixels. Pictures are [H, W, 3] in float32, 0 to 255.
+Axis letters: H W pixels. Pixels are [H, W, 3] in float32, 0 to 255.
 """
 
 import numpy as np
@@ -10,9 +10,9 @@ from PIL import Image
 from ldm.demos.shapes import COLOURS
 
 READING_SIZE_PX = 64
-"""Larger pictures are reduced to this side before reading."""
+"""Larger images are reduced to this side first."""
 FAINTEST = 45.0
-"""A colour nearer than this to the background (Euclidean, RGB) is no ink."""
+"""A colour closer than this to the background (Euclidean, RGB) does not count as ink."""
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -21,7 +21,7 @@ Point = tuple[float, float]
 
 
 def read_pixels(image: Image.Image) -> Array:
-    """[H, W, 3] of a picture of any mode, at most READING_SIZE_PX high and wide."""
+    """The pixels [H, W, 3] of an image of any mode, reduced to at most READING_SIZE_PX high and wide."""
     image = image.convert("RGB")
     if max(image.size) > READING_SIZE_PX:
         image.thumbnail((READING_SIZE_PX, READING_SIZE_PX), Image.Resampling.BOX)
@@ -29,13 +29,13 @@ def read_pixels(image: Image.Image) -> Array:
 
 
 def rim_colour(pixels: Array) -> Array:
-    """The median colour [3] of the picture's rim, which things keep away from: its background."""
+    """The background colour [3]: the median along the image's border, where no things are."""
     rim = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
     return np.asarray(np.median(rim, axis=0), np.float32)
 
 
 def smooth(values: Array) -> Array:
-    """[H, W, ...] under a 3x3 binomial filter, the rim repeated."""
+    """Apply a 3x3 binomial filter to [H, W, ...], repeating the border."""
     for axis in (0, 1):
         size = values.shape[axis]
         before = values.take(np.maximum(np.arange(size) - 1, 0), axis)
@@ -45,10 +45,10 @@ def smooth(values: Array) -> Array:
 
 
 def ink_of(pixels: Array, background: Array) -> Array:
-    """How much of each pixel is ink, [H, W] in 0 to 1: its place on the way from the background to a colour.
+    """How much of each pixel is ink, [H, W] from 0 to 1: its position between the background and a colour.
 
-    Of the eight ways the nearest counts. They meet only near the background, so a soft edge of red on white
-    is not taken for pink. What is paler than half a colour stays below 1/2.
+    The nearest of the eight lines from background to colour counts. The lines meet only near the background, so a soft
+    edge of red on white is not mistaken for pink. Pixels paler than half a colour stay below 1/2.
     """
     ways = np.array(list(COLOURS.values()), np.float32) - background
     ways = ways[np.linalg.norm(ways, axis=1) > FAINTEST]
@@ -61,13 +61,13 @@ def ink_of(pixels: Array, background: Array) -> Array:
 
 
 def amount_of(pixels: Array, background: Array, colour: Array) -> Array:
-    """How much of `colour` each pixel holds over the background: [H, W], by noise also below 0 or above 1."""
+    """How much of `colour` each pixel has over the background, [H, W]; noise can push it below 0 or above 1."""
     way = colour - background
     return np.asarray((pixels - background) @ way / max(float(way @ way), 1.0), np.float32)
 
 
 def label_regions(mask: Mask) -> Labels:
-    """Regions connected by edges, numbered 1, 2, ...; 0 elsewhere. The least label spreads until all rest."""
+    """Regions connected by pixel edges, numbered 1, 2, ...; 0 elsewhere. The smallest label spreads until stable."""
     far = mask.size
     labels = np.where(mask, np.arange(far).reshape(mask.shape), far)
     while True:
@@ -83,7 +83,7 @@ def label_regions(mask: Mask) -> Labels:
 
 
 def grow(mask: Mask, rim_px: int) -> Mask:
-    """The mask and a rim around it, corners included."""
+    """The mask, dilated by `rim_px` pixels, including corners."""
     for _ in range(rim_px):
         mask = smooth(mask.astype(np.float32)) > 0
     return mask
@@ -96,7 +96,7 @@ def bounds(mask: Mask) -> tuple[int, int, int, int]:
 
 
 def centroid(amount: Array) -> Point:
-    """(x, y) in pixels from the left upper corner."""
+    """(x, y) in pixels from the upper left corner."""
     total = float(amount.sum())
     y, x = (np.arange(size, dtype=np.float32) + 0.5 for size in amount.shape)
     return float(amount.sum(0) @ x) / total, float(amount.sum(1) @ y) / total

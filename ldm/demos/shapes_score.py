@@ -1,18 +1,60 @@
-"""Prompt following of a model trained on drawn scenes: seen combinations, and those held out of training."""
+"""How well a model of drawn scenes follows prompts: the share of images with each attribute right, with intervals.
 
-from collections.abc import Callable, Mapping
+The prompt is its own ground truth and the judge reads the image, so no pretrained network is needed. Scores are given
+for combinations seen in training and for those held out.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ldm.demos.prompt_following import PromptFollowing, score_prompts
-from ldm.demos.shapes import held_out_scene, training_scene
+from PIL import Image
+
+from ldm.demos.shapes import Scene, held_out_scene, parse_caption, training_scene
+from ldm.demos.shapes_judge import ATTRIBUTES, agrees, judge
+from ldm.evaluation.metrics import Share
 from ldm.io.files import new_folder, write_json
 from ldm.io.images import image_grid
 from ldm.pipeline.pipeline import Pipeline
 
 SCORING_SEED = 1_000_003
-"""Scenes are drawn from this seed, which no training set uses."""
+"""The scenes for scoring have this seed, which no training set uses."""
+
+
+@dataclass(frozen=True)
+class PromptFollowing:
+    """The shares by attribute, and under "all" the share of images with every attribute right.
+
+    An attribute that no prompt has is left out (such as the relation, if every prompt names one thing).
+    """
+
+    shares: dict[str, Share]
+
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        """By attribute: share, low and high (the 95 % Wilson interval), num_right, num_judged; for JSON."""
+        return {name: share.to_dict() for name, share in self.shares.items()}
+
+    def __str__(self) -> str:
+        return "; ".join(f"{name} {share}" for name, share in self.shares.items())
+
+
+def score_prompts(prompts: Sequence[str | Scene], images: Sequence[Image.Image]) -> PromptFollowing:
+    """Judge image i by prompt i, which is a caption of `ldm.demos.shapes` or a scene.
+
+    Raises:
+        ValueError: there are no prompts, or the number of images differs from the number of prompts.
+        UserError: a prompt is not a caption of a drawn scene.
+    """
+    if not prompts:
+        raise ValueError("no prompts to score")
+    scenes = [prompt if isinstance(prompt, Scene) else parse_caption(prompt) for prompt in prompts]
+    verdicts = [agrees(scene, judge(image)) for scene, image in zip(scenes, images, strict=True)]
+    for verdict in verdicts:
+        verdict["all"] = all(verdict.values())
+    judged = {name: [v[name] for v in verdicts if name in v] for name in (*ATTRIBUTES, "all")}
+    return PromptFollowing({name: Share(sum(right), len(right)) for name, right in judged.items() if right})
 
 
 def score_shapes(
@@ -24,14 +66,14 @@ def score_shapes(
     settings: Mapping[str, Any] = MappingProxyType({}),
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Write `report.json` and a grid for each of the two kinds of scenes into `dest`, a new folder.
+    """Write `report.json` and a grid for each kind of scene into `dest`, a new folder.
 
     Args:
         plain: only scenes with one or two large things on white.
         settings: further arguments of `Pipeline.generate`.
 
     Returns:
-        By kind, `seen` and `held_out`: the share right of each attribute with its 95 % interval.
+        For each kind, `seen` and `held_out`: the share of images with each attribute right, with its 95 % interval.
 
     Raises:
         UserError: `dest` exists, or the disk is full.

@@ -1,4 +1,4 @@
-"""The curves of training runs, from the rows of their `metrics.jsonl`: loss, validation loss, learning rate."""
+"""Plots of training runs from their `metrics.jsonl`: loss, validation loss, learning rate, loss by timestep."""
 
 import io
 import json
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 METRICS = "metrics.jsonl"
-"""The file of a run directory that holds a JSON object a logged step."""
+"""The file in a run directory that has one JSON object per logged step."""
 
 Row = Mapping[str, Any]
 Runs = Mapping[str, Sequence[Row]]
@@ -25,18 +25,18 @@ Numbers = npt.NDArray[np.float64]
 
 TENTHS = [f"loss_t{tenth}" for tenth in range(10)]
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-"""Okabe and Ito's colours, which the colour-blind tell apart; without the yellow, which is faint on white."""
+"""Okabe and Ito's palette, safe for colour-blind readers, without its yellow, which is faint on white."""
 SMOOTH_FRACTION = 0.05
-"""Share of a curve's points that each point of its smoothed line is the mean of."""
+"""The smoothed line is a moving mean over this share of a curve's points."""
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The rows of a run's `metrics.jsonl`, of its directory or the file itself; none where there is no file.
+    """The rows of a run's `metrics.jsonl`, given its directory or the file; empty if there is no file.
 
-    A last line that was cut off, as a kill leaves it, is passed over.
+    A truncated last line, as a killed run leaves it, is ignored.
 
     Raises:
-        UserError: a line before the last is no JSON object with a `step`.
+        UserError: another line is not a JSON object with a `step`.
     """
     path = run / METRICS if run.is_dir() else run
     if not path.is_file():
@@ -50,19 +50,19 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, KeyError):
             if number == len(lines) and not line.endswith("\n"):
                 break
-            raise UserError(f"{path}, line {number} is no logged step", "remove that line") from None
+            raise UserError(f"{path}, line {number} is not a logged step", "remove that line") from None
     return rows
 
 
 def draw_curves(runs: Runs, output: Path) -> None:
-    """Draw the curves of one run, or of several over each other, into a PNG.
+    """Draw the curves of one run, or of several overlaid, into a PNG.
 
-    A panel each, where there is something to draw: the loss (as logged light, smoothed dark), the validation loss with
-    its standard error, the learning rate, and the loss of each tenth of the timesteps: for one run over the steps, for
-    several as it was in the last tenth of the rows.
+    There is a panel for each of these that was logged: the loss (light as logged, dark smoothed), the validation loss
+    with its standard error, the learning rate, and the loss by tenth of the timesteps (for one run over the steps, for
+    several averaged over the last tenth of the rows).
 
     Args:
-        runs: the rows of each run by its name.
+        runs: the rows of each run, by name.
 
     Raises:
         UserError: there is nothing to draw, or the disk is full or not writable.
@@ -86,13 +86,13 @@ def draw_curves(runs: Runs, output: Path) -> None:
         figure.legend(
             handles=_run_lines(runs), loc="outside upper center", ncols=min(4, len(runs)), frameon=False
         )
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", metadata={"Software": None})
-    write_bytes(output, picture.getvalue())
+    png = io.BytesIO()
+    figure.savefig(png, format="png", metadata={"Software": None})
+    write_bytes(output, png.getvalue())
 
 
 def panels_of(runs: Runs) -> "list[Callable[[Axes, Runs], None]]":
-    """What there is to draw, in the order of the panels."""
+    """The functions that draw the panels, in order."""
     names = {name for rows in runs.values() for row in rows for name in row}
     tenths = draw_tenths_over_steps if len(runs) == 1 else draw_last_tenths
     panels: list[tuple[set[str], Callable[[Axes, Runs], None]]] = [
@@ -105,7 +105,7 @@ def panels_of(runs: Runs) -> "list[Callable[[Axes, Runs], None]]":
 
 
 def draw_loss(axes: "Axes", runs: Runs) -> None:
-    """The training loss of each run: as logged light, smoothed dark."""
+    """The training loss of each run: light as logged, dark smoothed."""
     drawn = []
     for color, rows in zip(_colors(runs), runs.values(), strict=True):
         steps, losses = series(rows, "loss")
@@ -118,7 +118,7 @@ def draw_loss(axes: "Axes", runs: Runs) -> None:
 
 
 def draw_validation(axes: "Axes", runs: Runs) -> None:
-    """The validation loss of each run with a band of one standard error to each side, its lowest marked."""
+    """The validation loss of each run, with a band of one standard error on each side and its minimum marked."""
     drawn = []
     for color, rows in zip(_colors(runs), runs.values(), strict=True):
         steps, losses = series(rows, "validation_loss")
@@ -137,7 +137,7 @@ def draw_validation(axes: "Axes", runs: Runs) -> None:
 
 
 def draw_learning_rate(axes: "Axes", runs: Runs) -> None:
-    """The learning rate of each run, in units of the power of ten below the highest."""
+    """The learning rate of each run, in units of the largest power of ten not above the maximum."""
     drawn = [series(rows, "learning_rate") for rows in runs.values()]
     highest = max(float(rates.max(initial=0)) for _, rates in drawn)
     power = math.floor(math.log10(highest)) if highest > 0 else 0
@@ -148,13 +148,15 @@ def draw_learning_rate(axes: "Axes", runs: Runs) -> None:
 
 
 def draw_tenths_over_steps(axes: "Axes", runs: Runs) -> None:
-    """One run's smoothed loss of each tenth of the timesteps, dark for little noise, light for much."""
+    """One run's smoothed loss for each tenth of the timesteps, dark for low noise, light for high."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
     (rows,) = runs.values()
-    palette = ListedColormap([colormaps["viridis"](tenth / 10) for tenth in range(10)])  # not its pale end
+    palette = ListedColormap(
+        [colormaps["viridis"](tenth / 10) for tenth in range(10)]
+    )  # without its pale end
     colors = ScalarMappable(BoundaryNorm(np.arange(-0.5, 10), 10), palette)
     drawn = []
     for tenth, name in enumerate(TENTHS):
@@ -171,7 +173,7 @@ def draw_tenths_over_steps(axes: "Axes", runs: Runs) -> None:
 
 
 def draw_last_tenths(axes: "Axes", runs: Runs) -> None:
-    """Each run's loss by tenth of the timesteps, the mean over the last tenth of its rows."""
+    """Each run's loss by tenth of the timesteps, averaged over the last tenth of its rows."""
     drawn = []
     for color, rows in zip(_colors(runs), runs.values(), strict=True):
         losses = [series(rows, name)[1] for name in TENTHS]
@@ -185,7 +187,7 @@ def draw_last_tenths(axes: "Axes", runs: Runs) -> None:
 
 
 def series(rows: Sequence[Row], name: str) -> tuple[Numbers, Numbers]:
-    """The steps [N] at which a number was logged, and the number [N]; a step logged twice counts with its last."""
+    """The steps [N] at which a value was logged, and the values [N]; for a step logged twice the last value counts."""
     found = {row["step"]: float(row[name]) for row in rows if name in row}
     steps = sorted(found)
     return np.array(steps, dtype=np.float64), np.array([found[step] for step in steps], dtype=np.float64)
@@ -194,7 +196,7 @@ def series(rows: Sequence[Row], name: str) -> tuple[Numbers, Numbers]:
 def smoothed(values: Numbers) -> Numbers:
     """A moving mean [N] of the finite values, over SMOOTH_FRACTION of the points.
 
-    It is centred; at the beginning, where losses fall fast, it reaches no further ahead than back.
+    It is centred. At the start, where losses fall fast, the window shrinks so that it stays symmetric.
     """
     half = int(len(values) * SMOOTH_FRACTION / 2)
     good = np.isfinite(values)
@@ -209,7 +211,7 @@ def smoothed(values: Numbers) -> Numbers:
 
 
 def _scale(axes: "Axes", drawn: Sequence[Numbers]) -> None:
-    """A logarithmic axis where the curves span more than a factor of eight: the beginning would flatten the rest."""
+    """Use a logarithmic axis if the curves span more than a factor of eight: the start would flatten the rest."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     values = np.concatenate([*drawn, np.array([])])
@@ -232,7 +234,7 @@ def _name(axes: "Axes", title: str, unit: str, note: str = "") -> None:
 
 
 def _dots(steps: Numbers) -> dict[str, Any]:
-    """A line of few points has them marked; a single one would not be seen."""
+    """Markers for lines with few points; a single point would be invisible."""
     return {"marker": "o", "markersize": 3} if len(steps) < 10 else {}
 
 

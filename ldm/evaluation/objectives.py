@@ -1,4 +1,4 @@
-"""Training objectives compared on drawn scenes: several runs of each, judged, as a table with intervals."""
+"""Compare training objectives on drawn scenes: several runs of each, scored, as a table with intervals."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,24 +10,24 @@ OBJECTIVES: dict[str, list[str]] = {
     "v": ["schedule.prediction_type=v_prediction"],
     "v-min-snr": ["schedule.prediction_type=v_prediction", "objective.weighting=min_snr"],
 }
-"""What is compared, and the settings that make it."""
+"""The objectives that are compared, and their settings."""
 
 COLUMNS = ("shape", "colour", "size", "count", "relation", "all")
 
 
 def training_command(config: str, objective: str, seed: int, run_dir: Path) -> list[str]:
-    """The arguments of `ldm` that train one run."""
+    """The arguments of `ldm` for one training run."""
     return ["train", config, *OBJECTIVES[objective], f"seed={seed}", f"run_dir={run_dir}"]
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """(mean, low, high): Student's t interval of the mean of a few runs (Gosset 1908), cut to [0, 1].
+    """(mean, low, high): Student's t interval of the mean of a few runs (Gosset 1908), clipped to [0, 1].
 
     Raises:
         ValueError: there are fewer than two values.
     """
     if len(values) < 2:
-        raise ValueError(f"{len(values)} value has no interval")
+        raise ValueError(f"{len(values)} value gives no interval")
     from scipy.stats import t  # type: ignore[import-untyped]
 
     middle = mean(values)
@@ -36,10 +36,10 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
 
 
 def collect(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """By objective, kind and attribute: the runs' shares and the interval of their mean.
+    """By objective, kind and attribute: each run's share and the interval of their mean.
 
     Args:
-        reports: by `OBJECTIVE-SEED` the report of `score_shapes`.
+        reports: the reports of `score_shapes`, by `OBJECTIVE-SEED`.
     """
     table: dict[str, Any] = {}
     for objective in OBJECTIVES:
@@ -59,7 +59,7 @@ def _columns(runs: Sequence[Mapping[str, Any]], kind: str) -> dict[str, Any]:
 
 
 def markdown_table(table: Mapping[str, Any]) -> str:
-    """The table as Markdown, a row an objective and kind."""
+    """The table as Markdown, with one row per objective and kind."""
     lines = [
         "| objective | scenes | " + " | ".join(COLUMNS) + " |",
         "|---" * (2 + len(COLUMNS)) + "|",

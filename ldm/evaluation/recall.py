@@ -1,6 +1,6 @@
-"""Of training captions, in how many is the generated picture's nearest training image the right one.
+"""The share of training captions for which the generated image's nearest training image is the caption's own.
 
-A measure of recall, and of nothing else: a model that copies its training images scores 1. It tells whether a small
+This measures recall and nothing else: a model that copies its training images scores 1. It shows whether a small
 model has learned to draw what a caption names.
 """
 
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ldm.data.batches import ImageTransform
 from ldm.data.sample import Sample
-from ldm.evaluation.share import Share
+from ldm.evaluation.metrics import Share
 from ldm.io.images import image_to_tensor
 from ldm.noise import permutation
 from ldm.pipeline.pipeline import Pipeline
@@ -35,7 +35,7 @@ class Recall:
 
 
 def rms_distances(first: Tensor, second: Tensor, size_px: int = 32) -> Tensor:
-    """RMS pixel distance, [N, 3, H, W] and [M, 3, H, W] in [-1, 1] -> [N, M], both scaled to `size_px` first."""
+    """RMS pixel distances, [N, 3, H, W] and [M, 3, H, W] in [-1, 1] -> [N, M], after scaling both to `size_px`."""
     a, b = (_shrink(images, size_px).flatten(1) for images in (first, second))
     distances: Tensor = torch.cdist(a, b) / a.shape[1] ** 0.5
     return distances
@@ -50,9 +50,9 @@ def recall(generated: Tensor, training: Tensor, own: Sequence[int]) -> Recall:
     """Recall of the training images by their captions.
 
     Args:
-        generated: [N, 3, H, W] in [-1, 1], one a caption.
+        generated: [N, 3, H, W] in [-1, 1], one per caption.
         training: [M, 3, H, W] in [-1, 1].
-        own: for each generated picture the row of `training` that its caption belongs to.
+        own: for each generated image, the row of `training` that its caption belongs to.
     """
     distances = rms_distances(generated, training)
     own_distance = distances[torch.arange(len(own)), torch.tensor(own)]
@@ -69,20 +69,20 @@ def measure_recall(
     settings: Mapping[str, Any] = MappingProxyType({}),
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> tuple[Recall, list[Image.Image]]:
-    """Generate one picture for each of `num_captions` training captions, drawn by `seed`, and look up its neighbour.
+    """Generate one image for each of `num_captions` random training captions, and find its nearest neighbours.
 
     Args:
         samples: the training images with their captions; the first caption of each is used.
-        seed: of the draw; caption number i is drawn with image seed i.
+        seed: selects the captions; the image for caption number i has seed i.
         settings: further arguments of `Pipeline.generate`.
-        on_progress: called with the number of pictures made.
+        on_progress: called with the number of images generated so far.
 
     Returns:
-        The recall, and the pictures.
+        The recall, and the generated images.
     """
     chosen = permutation(len(samples), seed, "recall")[:num_captions]
     images: list[Image.Image] = []
-    for number, index in enumerate(chosen):  # one by one: each picture has the seed of its number
+    for number, index in enumerate(chosen):  # one by one: each image's seed is its number
         images += pipeline.generate(samples[index].text, seed=number, **settings).images
         on_progress(len(images))
     transform = ImageTransform(pipeline.defaults.height, pipeline.defaults.width)

@@ -1,7 +1,7 @@
-"""What many GPUs would reach, computed from what one step, one exchange of gradients and one batch's reading cost.
+"""Predict the throughput of many GPUs from the measured costs of one step, one gradient exchange and one batch.
 
-A model of data parallel training with a ring all-reduce (Patarasuk & Yuan 2009): every GPU computes on its own samples,
-the gradients are summed over all, partly while the backward pass still runs, and the next batch is read meanwhile.
+A model of data-parallel training with a ring all-reduce (Patarasuk & Yuan 2009): every GPU computes on its own samples,
+the gradients are summed over all GPUs, partly during the backward pass, and the next batch is loaded in parallel.
 """
 
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from ldm.errors import UserError
 
 @dataclass(frozen=True)
 class Costs:
-    """What was measured on one GPU and on its links.
+    """Measured costs of one GPU and its links.
 
     Attributes:
-        compute_sec: of one step of one GPU: forward, backward and optimizer.
-        gradient_bytes: that each GPU exchanges a step.
-        node_bytes_per_sec: a GPU's link to the others in its machine, one way.
-        network_bytes_per_sec: a GPU's share of its machine's link to other machines, one way.
-        latency_sec: of one message between neighbours in the ring.
-        gpus_per_node: GPUs in a machine.
-        overlap_fraction: share of compute_sec under which the exchange can hide, 0 to 1.
-        loading_sec: in which a GPU's own workers make one batch of it.
-        samples_per_gpu: in a step.
-        sample_bytes: read from the storage for a sample.
-        storage_bytes_per_sec: of the storage that all machines share.
+        compute_sec: time of one step on one GPU: forward, backward and optimizer.
+        gradient_bytes: bytes that each GPU exchanges per step.
+        node_bytes_per_sec: bandwidth of a GPU's link to the others in its machine, one way.
+        network_bytes_per_sec: a GPU's share of its machine's bandwidth to other machines, one way.
+        latency_sec: latency of one message between neighbours in the ring.
+        gpus_per_node: GPUs per machine.
+        overlap_fraction: share of compute_sec that can hide the exchange, 0 to 1.
+        loading_sec: time in which a GPU's data loader workers produce one batch for it.
+        samples_per_gpu: samples per GPU and step.
+        sample_bytes: bytes read from storage per sample.
+        storage_bytes_per_sec: bandwidth of the storage that all machines share.
     """
 
     compute_sec: float
@@ -40,24 +40,23 @@ class Costs:
     storage_bytes_per_sec: float
 
     def __post_init__(self) -> None:
-        """Raises UserError for a cost that cannot be."""
+        """Raises UserError for an impossible cost."""
         for name, value in vars(self).items():
             may_be_zero = name in ("latency_sec", "loading_sec", "overlap_fraction", "sample_bytes")
             if not (value >= 0 if may_be_zero else value > 0):
-                raise UserError(f"{name} is {value}", "write what was measured")
+                raise UserError(f"{name} is {value}", "give the measured value")
         if self.overlap_fraction > 1:
             raise UserError(f"overlap_fraction is {self.overlap_fraction}", "it must be 0 to 1")
 
 
 @dataclass(frozen=True)
 class Reach:
-    """What a number of GPUs would reach, as `Costs` have it.
+    """The predicted throughput of a number of GPUs.
 
     Attributes:
-        exposed_sec: of a step, the part of the exchange that no computing hides.
-        efficiency: samples a second over those of as many single GPUs that wait for nothing.
-        limit: what takes the longest of a step: compute, communication (computing and what it does not hide), or
-            loading.
+        exposed_sec: the part of the exchange per step that computing does not hide.
+        efficiency: samples per second, relative to the same number of independent GPUs that never wait.
+        limit: what limits a step: compute, communication (computing plus the exposed exchange), or loading.
     """
 
     num_gpus: int
@@ -69,10 +68,10 @@ class Reach:
 
 
 def reach(costs: Costs, num_gpus: int) -> Reach:
-    """What `num_gpus` would reach: a step takes as long as the longer of computing with its exchange, and loading.
+    """The throughput of `num_gpus`: a step takes the longer of computing plus exposed exchange, and loading.
 
     Raises:
-        UserError: there is not at least one GPU.
+        UserError: num_gpus is below 1.
     """
     if num_gpus < 1:
         raise UserError(f"num_gpus is {num_gpus}", "it must be at least 1")
@@ -85,7 +84,7 @@ def reach(costs: Costs, num_gpus: int) -> Reach:
 
 
 def exchange_sec(costs: Costs, num_gpus: int) -> float:
-    """Of one ring all-reduce: 2 (N - 1) messages of a share 1/N of the gradients, over the slowest link in the ring."""
+    """Time of one ring all-reduce: 2 (N - 1) messages, each 1/N of the gradients, over the slowest link in the ring."""
     link = costs.node_bytes_per_sec
     if num_gpus > costs.gpus_per_node:
         link = min(link, costs.network_bytes_per_sec)
@@ -94,6 +93,6 @@ def exchange_sec(costs: Costs, num_gpus: int) -> float:
 
 
 def loading_sec(costs: Costs, num_gpus: int) -> float:
-    """Until every GPU has its next batch: its own workers' time, or the shared storage's if that is longer."""
+    """Time until every GPU has its next batch: its own workers' time, or the shared storage's if that is longer."""
     read = num_gpus * costs.samples_per_gpu * costs.sample_bytes / costs.storage_bytes_per_sec
     return max(costs.loading_sec, read)

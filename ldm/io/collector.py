@@ -1,4 +1,4 @@
-"""Python's collector of cyclic garbage, which is in the way while libraries are imported."""
+"""Python's cyclic garbage collector, which slows down imports."""
 
 import gc
 from collections.abc import Iterator
@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """No search for cyclic garbage meanwhile; for imports and loading, also as a decorator.
+    """Pause the garbage collector during imports and loading; also usable as a decorator.
 
-    An import makes objects that stay, and each search goes through all that there are: a quarter of the time in which
-    torch, diffusers and transformers are imported.
+    Imports create objects that stay alive, and each collection visits all of them. That takes a quarter of the time of
+    importing torch, diffusers and transformers.
     """
     was_on = gc.isenabled()
     gc.disable()

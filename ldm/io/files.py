@@ -1,4 +1,7 @@
-"""Files that are whole or absent: written beside, flushed, renamed, and checked by a manifest of hashes."""
+"""Files that are complete or absent: written to a temporary name, flushed, renamed, and checked against a manifest.
+
+Also the free space on the disk. torch is not imported here, because `ldm doctor` must work where it is broken.
+"""
 
 import errno
 import hashlib
@@ -10,16 +13,17 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ldm.errors import UserError
 from ldm.io.safetensors_header import read_header
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 MANIFEST = "manifest.json"
 MAX_MODEL_JSON_BYTES = 64 * 2**20
-"""Of one JSON file in anybody's model; the largest vocabularies take a third of it."""
+"""Maximum size of a JSON file in a model; the largest vocabularies take a third of it."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNWRITABLE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO,
@@ -34,12 +38,12 @@ def sha256_file(path: Path) -> str:
 
 @contextmanager
 def new_folder(dest: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A folder to fill, which appears at `dest` whole or not at all.
+    """A folder to fill. It appears at `dest` when complete, or not at all.
 
-    What stands at `dest` is replaced only with `replace`, and only once the new folder is on the disk.
+    An existing `dest` is replaced only with `replace`, and only after the new folder has been flushed to the disk.
 
     Raises:
-        UserError: `dest` holds something already, or the disk is full or not writable.
+        UserError: `dest` already exists and is not empty, or the disk is full or not writable.
     """
     if not replace and is_taken(dest):
         raise UserError(f"{dest} exists already", "choose another place or move it away")
@@ -59,17 +63,17 @@ def _make(temporary: Path, dest: Path) -> None:
     try:
         temporary.mkdir(parents=True)
     except FileNotFoundError as error:
-        # the parents were made or are there: /proc and its like take no folders
+        # the parents exist by now, so it is a file system such as /proc, where no folders can be created
         raise _unwritable(dest, error) from error
 
 
 def is_taken(dest: Path) -> bool:
-    """Whether something stands where a new folder is to appear; an empty folder is nothing."""
+    """Whether `dest` exists and is not an empty folder."""
     return dest.exists() and (not dest.is_dir() or any(dest.iterdir()))
 
 
 def _open_to_readers(folder: Path) -> None:
-    """Give every file the mode that this user's new files have: safetensors writes its own for the owner alone."""
+    """Give every file the user's default mode: safetensors creates files that only the owner can read."""
     mask = os.umask(0)
     os.umask(mask)
     for path in folder.rglob("*"):
@@ -78,7 +82,7 @@ def _open_to_readers(folder: Path) -> None:
 
 
 def _swap(temporary: Path, dest: Path) -> None:
-    """Put the finished folder in place; an older one steps aside first and is removed last."""
+    """Move the finished folder into place; an existing one is moved aside first and deleted last."""
     old = dest.parent / f".old-{dest.name}-{uuid.uuid4().hex[:8]}"
     if dest.exists():
         dest.rename(old)
@@ -89,7 +93,7 @@ def _swap(temporary: Path, dest: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or unwritable disk into a UserError that names `path`."""
+    """Turn the errors of a full or unwritable disk into a UserError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -105,9 +109,9 @@ def _unwritable(path: Path, error: OSError) -> UserError:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Clear away what a killed writer left in a folder: its temporaries, and what had stepped aside for them.
+    """Remove what a killed writer left in a folder: temporary files, and old folders that it had moved aside.
 
-    A folder that had stepped aside for one that then never came is put back. Nothing else may be writing there.
+    An old folder is put back if its replacement never arrived. No other process may be writing there.
     """
     for old in _named_as_ours(folder, "old"):
         dest = folder / old.name.removeprefix(".old-").rpartition("-")[0]
@@ -118,12 +122,12 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _named_as_ours(folder: Path, kind: str) -> list[Path]:
-    """What `new_folder` and `write_bytes` name so: a user may have an `.old-photos` of his own."""
+    """Paths with the names that `new_folder` and `write_bytes` give; a user's `.old-photos` is not one of them."""
     return [path for path in folder.glob(f".{kind}-*") if re.search(r"-[0-9a-f]{8}$", path.name)]
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: a temporary sibling, flushed, then renamed over `path`.
+    """Write a file completely or not at all: to a temporary sibling, flushed, then renamed to `path`.
 
     Raises:
         UserError: the disk is full or the folder is not writable.
@@ -137,22 +141,22 @@ def write_bytes(path: Path, data: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-        except FileNotFoundError as error:  # the parents were made: /proc and its like take no files
+        except FileNotFoundError as error:  # the parents exist by now: it is a file system such as /proc
             raise _unwritable(path, error) from error
         finally:
             temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all."""
+    """Write `value` as indented JSON, completely or not at all."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_json(path: Path, *, max_bytes: int | None = None) -> Any:
-    """A JSON file's value.
+    """The value in a JSON file.
 
     Raises:
-        UserError: the file is missing, unreadable, no JSON, or larger than `max_bytes`.
+        UserError: the file is missing, unreadable, not JSON, or larger than `max_bytes`.
     """
     try:
         if max_bytes is not None and path.stat().st_size > max_bytes:
@@ -161,25 +165,25 @@ def read_json(path: Path, *, max_bytes: int | None = None) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist", "the folder is incomplete") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no readable JSON ({error})", "restore the file") from None
+        raise UserError(f"{path} is not valid JSON ({error})", "restore the file") from None
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> "dict[str, Tensor]":
     """The tensors of a safetensors file, on the CPU.
 
     Raises:
-        UserError: the file is missing, truncated or no safetensors file.
+        UserError: the file is missing, truncated or not a safetensors file.
     """
     with open_tensors(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is not a dict
 
 
 @contextmanager
 def open_tensors(path: Path) -> Iterator[Any]:
-    """A safetensors file to take tensors from one by one, as `safe_open` gives it, after a look at its header.
+    """Open a safetensors file with `safe_open`, to read its tensors one by one; its header is checked first.
 
     Raises:
-        UserError: the file is missing, truncated or no safetensors file.
+        UserError: the file is missing, truncated or not a safetensors file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -187,18 +191,18 @@ def open_tensors(path: Path) -> Iterator[Any]:
     try:
         handle = safe_open(path, "pt")
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is no whole safetensors file ({error})", "restore the file") from None
+        raise UserError(f"{path} is not a valid safetensors file ({error})", "restore the file") from None
     with handle as file:
         yield file
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors as safetensors; shared or strided ones are stored as copies of their own.
+    """Write tensors as safetensors; tensors that share memory or are strided are stored as separate copies.
 
     Args:
-        metadata: text for the file's header.
+        metadata: strings for the file's header.
 
     Raises:
         UserError: the disk is full or not writable.
@@ -213,7 +217,7 @@ def write_tensors(
                 path,
                 None if metadata is None else dict(metadata),
             )
-        except SafetensorError as error:  # it gives the system's error as text only
+        except SafetensorError as error:  # the error number is only in its text
             number = re.search(r"\(os error (\d+)\)", str(error))
             if number is None:
                 raise
@@ -221,12 +225,12 @@ def write_tensors(
 
 
 def write_manifest(folder: Path) -> None:
-    """Record the SHA-256 and size in bytes of every file in `folder`; written last, it marks the folder whole."""
+    """Record the SHA-256 and size in bytes of every file in `folder`. Written last, it marks the folder as complete."""
     write_json(folder / MANIFEST, {str(p.relative_to(folder)): _entry(p) for p in _files(folder)})
 
 
 def manifest_fault(folder: Path) -> str | None:
-    """What differs between a folder and its manifest, in one line, or None when the folder is whole."""
+    """What differs between a folder and its manifest, in one line, or None if they agree."""
     path = folder / MANIFEST
     if not path.is_file():
         return f"{path} is missing"
@@ -252,7 +256,7 @@ def _entry(path: Path) -> dict[str, Any]:
 
 
 def flush_folder(folder: Path) -> None:
-    """Force every file below `folder`, and the folders themselves, to the disk."""
+    """Flush every file below `folder`, and the folders themselves, to the disk."""
     for path in [*folder.rglob("*"), folder]:
         _flush(path)
 
@@ -263,3 +267,23 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def free_bytes(folder: Path) -> int:
+    """The free space on the disk that holds a folder, or will hold it once it is created."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
+def check_free_space(folder: Path, num_bytes: int, *, hint: str = "free some space and run again") -> None:
+    """Check that the disk has room for `num_bytes` in a folder, which may not exist yet.
+
+    Raises:
+        UserError: it has not.
+    """
+    free = free_bytes(folder)
+    if free < num_bytes:
+        raise UserError(
+            f"{folder}: the disk is full: {num_bytes / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free",
+            hint,
+        )

@@ -1,6 +1,6 @@
-"""Pictures in and out: open any image file safely, fit it to a size, turn it into a tensor and back.
+"""Images: open any image file safely, resize and crop, convert to a tensor and back, arrange in a grid.
 
-Axis letters: B batch, H W pixels. A tensor of pixels holds RGB in [-1, 1].
+Axis letters: B batch, H W pixels. Pixel tensors are RGB in [-1, 1].
 """
 
 import io
@@ -20,7 +20,7 @@ Color = tuple[int, int, int]
 WHITE: Color = (255, 255, 255)
 
 MAX_PIXELS = 89_478_485
-"""The largest picture that is opened, in pixels (256 MiB as RGB)."""
+"""The largest image that is opened, in pixels (256 MiB as RGB)."""
 
 IMAGE_SUFFIXES = frozenset({
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm",
@@ -29,9 +29,9 @@ UNREADABLE_SUFFIXES = frozenset({
     ".heic", ".heif", ".jxl", ".svg", ".psd", ".tga", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".rw2", ".orf", ".raf",
 })  # fmt: skip
 
-# Pillow knows more formats, some of which start other programs (EPS runs Ghostscript).
+# Pillow supports more formats, some of which start other programs (EPS runs Ghostscript).
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
-_SAVE_AGAIN = "save it again as PNG or JPEG, or take it out"
+_SAVE_AGAIN = "save it again as PNG or JPEG, or remove it"
 _LETTER_PX = 9
 _LONGEST_CAPTION = 120
 _CAPTION_PX = 2 * (_LETTER_PX + 1) + 2
@@ -45,14 +45,14 @@ def open_image(
     background: Color = WHITE,
     max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
-    """The picture in a file as an RGB image, fully decoded, upright, transparency laid on `background`.
+    """The image in a file as RGB, fully decoded, upright, with transparency composited onto `background`.
 
     Args:
         file: its path, or its bytes.
-        name: what messages call it; by default the path.
+        name: its name in messages; by default the path.
 
     Raises:
-        UserError: the file is missing, unreadable, no image, broken, truncated or above `max_pixels`.
+        UserError: the file is missing, unreadable, not an image, broken, truncated or above `max_pixels`.
     """
     return open_image_noted(file, name=name, background=background, max_pixels=max_pixels)[0]
 
@@ -64,7 +64,7 @@ def open_image_noted(
     background: Color = WHITE,
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[Image.Image, list[str]]:
-    """As `open_image`, with notes on what of the file was left out, such as "first of 12 frames used"."""
+    """Like `open_image`, with notes on what was ignored in the file, such as "first of 12 frames used"."""
     name = name or ("the image" if isinstance(file, bytes) else os.fspath(file))
     image, notes = _decode(file, name, max_pixels)
     if image.mode == "F" or image.mode == "LAB":
@@ -81,7 +81,7 @@ def open_image_noted(
 def open_alpha(
     file: str | os.PathLike[str] | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """The transparency of a picture as a grey image, 255 where it is opaque, upright as `open_image` has it.
+    """The transparency of an image as a grey image, 255 where it is opaque, upright as from `open_image`.
 
     Raises:
         UserError: as `open_image`.
@@ -96,7 +96,7 @@ def open_alpha(
 def _decode(
     file: str | os.PathLike[str] | bytes, name: str, max_pixels: int
 ) -> tuple[Image.Image, list[str]]:
-    """The first frame in the file's own mode, loaded and upright, with notes."""
+    """The first frame in the file's mode, loaded and upright, with notes."""
     try:
         with _open_quietly(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             num_pixels = image.width * image.height
@@ -111,12 +111,12 @@ def _decode(
         raise _too_large(name, str(error), max_pixels) from error
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UserError(f"{name}: {error.strerror}", "name a readable image file") from error
-    except Exception as error:  # decoders of foreign bytes raise nearly anything
+    except Exception as error:  # decoders raise nearly anything on bad data
         raise UserError(f"{name}: {_reason(file, error)}", _SAVE_AGAIN) from error
 
 
 def _open_quietly(file: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
-    """Read the header only, without Pillow's warnings: what is too large or odd is refused here."""
+    """Read the header only, without Pillow's warnings: images that are too large or odd are refused here."""
     formats = set(Image.registered_extensions().values())
     with _warning_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -124,7 +124,7 @@ def _open_quietly(file: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
 
 
 def _parse_exif_quietly(image: Image.Image) -> None:
-    """Cut-off EXIF data is worth no warning; what was read of it counts."""
+    """Parse truncated EXIF data without a warning; the part that could be read is used."""
     if "exif" in image.info:
         with _warning_lock, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -144,7 +144,7 @@ def _reason(file: str | os.PathLike[str] | bytes, error: Exception) -> str:
 
 
 def _frame_notes(image: Image.Image) -> list[str]:
-    """What is said of a file with several pictures; the second one of a phone's MPO is no frame."""
+    """Notes on a file with several images; the second image in a phone's MPO file does not count as a frame."""
     num_frames = getattr(image, "n_frames", 1)
     if num_frames == 1 or image.format == "MPO":
         return []
@@ -154,7 +154,7 @@ def _frame_notes(image: Image.Image) -> list[str]:
 
 
 def _to_8_bit(image: Image.Image, name: str) -> Image.Image:
-    """16-bit grey values v as round(v / 257); Pillow's own conversion clips them at 255."""
+    """Convert 16-bit grey values v to round(v / 257); Pillow's own conversion clips them at 255."""
     if not image.mode.startswith("I"):
         return image
     values = np.asarray(image).astype(np.int64)
@@ -169,7 +169,7 @@ def _to_8_bit(image: Image.Image, name: str) -> Image.Image:
 
 
 def _to_srgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """Apply an embedded ICC profile; one that does not fit the pixels is left out, and the notes say so."""
+    """Apply an embedded ICC profile; one that does not fit the pixels is ignored, with a note."""
     data = image.info.get("icc_profile")
     if not data:
         return image, []
@@ -193,10 +193,10 @@ def _flatten(image: Image.Image, background: Color) -> Image.Image:
 def resize_and_crop(
     image: Image.Image, height: int, width: int, *, crop: tuple[float, float] = (0.5, 0.5)
 ) -> Image.Image:
-    """Scale so that the image covers height x width (Lanczos, antialiased), then cut what is over.
+    """Scale the image to cover height x width (Lanczos, antialiased), then crop the rest.
 
     Args:
-        crop: where to cut, as fractions (vertical, horizontal): 0 keeps top or left, 1 bottom or right.
+        crop: position of the crop as fractions (vertical, horizontal): 0 keeps the top or left, 1 the bottom or right.
     """
     box_width = min(float(image.width), image.height * width / height)
     box_height = min(float(image.height), image.width * height / width)
@@ -215,13 +215,13 @@ def tensor_to_images(pixel_values: Tensor) -> list[Image.Image]:
     """pixel_values [B, 3, H, W] in [-1, 1] -> B RGB images; values outside are clamped, halves round to even.
 
     Raises:
-        UserError: a value is NaN or infinite, which would come out as a black picture.
+        UserError: a value is NaN or infinite; it would become black.
     """
     if not torch.isfinite(pixel_values).all():
-        raise UserError("the decoded picture holds NaN or infinite values", "use dtype float32")
+        raise UserError("the decoded image contains NaN or infinite values", "use dtype float32")
     unit = (pixel_values.detach() * 0.5 + 0.5).clamp(0, 1)
     array = unit.float().permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(picture) for picture in (array * 255).round().astype(np.uint8)]
+    return [Image.fromarray(image) for image in (array * 255).round().astype(np.uint8)]
 
 
 def image_grid(
@@ -232,13 +232,13 @@ def image_grid(
     background: Color = WHITE,
     captions: Sequence[str] | None = None,
 ) -> Image.Image:
-    """The images in rows of `num_columns`, each caption in small letters (two lines at most) below its image.
+    """The images in rows of `num_columns`, each with its caption below in small letters (at most two lines).
 
     Raises:
-        ValueError: no images, or not as many captions as images.
+        ValueError: there are no images, or the number of captions differs from the number of images.
     """
     if not images or (captions is not None and len(captions) != len(images)):
-        raise ValueError(f"{len(images)} images with {len(captions or images)} captions make no grid")
+        raise ValueError(f"{len(images)} images with {len(captions or images)} captions cannot form a grid")
     width = max(image.width for image in images)
     image_height = max(image.height for image in images)
     height = image_height + (_CAPTION_PX if captions else 0)
@@ -255,7 +255,7 @@ def image_grid(
 
 
 def _draw_caption(grid: Image.Image, caption: str, left: int, top: int, width: int) -> None:
-    """Two lines of text, each cut at `width` pixels; black or white, whichever shows on the background."""
+    """Draw two lines of text, each cut at `width` pixels, in black or white to contrast with the background."""
     caption = " ".join(caption.split())[:_LONGEST_CAPTION]
     draw, font = ImageDraw.Draw(grid), ImageFont.load_default(size=_LETTER_PX)
     ink: Color = (0, 0, 0) if sum(_pixel(grid, left, top)) > 382 else WHITE
@@ -272,7 +272,7 @@ def _pixel(image: Image.Image, left: int, top: int) -> Color:
 
 
 def _fitting_words(text: str, fits: Callable[[str], bool]) -> str:
-    """The longest beginning that fits, ending between words where it can."""
+    """The longest beginning that fits, ending between words if possible."""
     length = next((n for n in range(len(text), 0, -1) if fits(text[:n])), 0)
     if length == len(text):
         return text

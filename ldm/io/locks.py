@@ -1,9 +1,11 @@
-"""The right to write into a folder, which one process has at a time."""
+"""The right to write into a folder, which one process holds at a time."""
 
 import json
 import os
 import weakref
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from ldm.errors import UserError
 from ldm.io.files import disk_errors
@@ -12,37 +14,42 @@ LOCK = "run.lock"
 
 
 class FolderLock:
-    """The right to write into a folder, which one process has at a time.
+    """The right to write into a folder, which one process holds at a time.
 
-    A record lock on `folder/run.lock`: the system takes it back when the process ends, however it ends, and processes
-    forked from it (loader workers, which may outlive it) do not have it. It is given back with the object, too. A
-    process may take its own lock once more.
+    A lock on `folder/run.lock`, which stays there. The operating system releases it when the process ends, however it
+    ends; forked processes (data loader workers, which may outlive it) do not inherit it. It is also released when this
+    object is garbage collected. A process can lock a folder that it holds already.
 
     Raises:
-        UserError: another process has it, and which; or the folder is not writable.
+        UserError: another process holds it (the message says which), or the folder is not writable.
+        FileNotFoundError: the folder does not exist.
     """
 
     def __init__(self, folder: Path) -> None:
-        import fcntl
-
         path = folder / LOCK
-        with disk_errors(path):
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        self.release = weakref.finalize(self, os.close, handle)
+        lock = FileLock(
+            path, is_singleton=True, thread_local=False, fallback_to_soft=False, on_acquired=_write_holder
+        )
         try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
+            with disk_errors(path):
+                folder.stat()  # filelock would create a missing folder
+                lock.acquire(blocking=False)
+        except Timeout:
             raise UserError(
-                f"{folder} is in use by {_holder(path)}", "wait for its end, or choose another folder"
+                f"{folder} is in use by {_holder(path)}",
+                "wait until it has finished, or choose another folder",
             ) from None
-        holder = {"pid": os.getpid(), "host": os.uname().nodename}
-        with disk_errors(path):
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, json.dumps(holder).encode(), 0)
+        self.release = weakref.finalize(self, lock.release)
+
+
+def _write_holder(handle: int) -> None:
+    """Write into a lock file, opened as `handle`, that this process holds it."""
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": os.uname().nodename}).encode(), 0)
 
 
 def _holder(path: Path) -> str:
-    """The process that wrote itself into a lock file."""
+    """The process named in a lock file."""
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
         return f"process {holder['pid']} on {holder['host']}"

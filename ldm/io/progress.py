@@ -1,4 +1,4 @@
-"""How far a command is: a live bar on a terminal, now and then a line anywhere else, always on stderr."""
+"""Progress on stderr: a live bar on a terminal, an occasional line elsewhere."""
 
 import time
 from collections.abc import Iterator
@@ -11,24 +11,24 @@ from rich.text import Text
 
 
 class RateColumn(ProgressColumn):
-    """Units a second, over the last few of them."""
+    """Units per second, averaged over the last few."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
         self.unit = unit
 
     def render(self, task: Task) -> Text:
-        """The rate as text, or nothing before the first unit is done."""
+        """The rate as text, or an empty string before the first unit is done."""
         speed = task.finished_speed or task.speed
         return Text(f"{speed:.1f} {self.unit}s/s" if speed else "")
 
 
 class WorkBar:
-    """Says what is going on and shows how far it is.
+    """A progress bar with a description of the current work.
 
     Args:
         unit: what is counted, in the singular.
-        line_every_sec: how often to print a line where there is no terminal.
+        line_every_sec: seconds between lines if stderr is not a terminal.
     """
 
     def __init__(self, unit: str, *, line_every_sec: float = 30.0) -> None:
@@ -46,11 +46,11 @@ class WorkBar:
         self.last_line: float | None = None
 
     def say(self, text: str) -> None:
-        """What is being done now; shown beside the bar."""
+        """Show a description of the current work beside the bar."""
         self.progress.update(self.task, description=text)
 
     def show(self, done: int, total: int) -> None:
-        """How much of it is done."""
+        """Show how much is done."""
         self.progress.update(self.task, completed=done, total=total)
         now = time.monotonic()
         self.last_line = now if self.last_line is None else self.last_line
@@ -61,7 +61,7 @@ class WorkBar:
 
 @contextmanager
 def work_bar(unit: str) -> Iterator[WorkBar]:
-    """A bar for as long as the block runs; it leaves nothing behind on the terminal."""
+    """A bar that is shown while the block runs and then disappears."""
     bar = WorkBar(unit)
     with bar.progress:
         yield bar

@@ -1,4 +1,4 @@
-"""Settings and texts without what is private: paths, tokens, and the names of this user and this computer."""
+"""Remove private information from settings and texts: paths, tokens, and the names of this user and this computer."""
 
 import getpass
 import os
@@ -10,10 +10,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 PATH_KEYS = re.compile(r"(^|_)(path|dir|folder|file|base|masks|autoencoder|text_encoder)$")
-"""Settings whose text is a path, however it looks."""
+"""Names of settings that are always treated as paths."""
 SECRET_KEYS = re.compile(r"(^|_)(token|secret|password|api_key|key)$", re.IGNORECASE)
 TOKENS = re.compile(
-    r"\bhf_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,}|\bhf_[A-Za-z0-9]{20,}"  # and not hf_transformers
+    r"\bhf_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,}|\bhf_[A-Za-z0-9]{20,}"  # but not hf_transformers
     r"|\bapi_org_[A-Za-z0-9]{8,}"
     r"|\bgh[pousr]_[A-Za-z0-9]{10,}|\bgithub_pat_\w{16,}|\bglpat-[\w-]{20,}"
     r"|\bwandb_v\d_\w{10,}|\bsk-[\w-]{16,}|\bxox[abprs]-[\w-]{10,}|\bAIza[\w-]{35}"
@@ -22,17 +22,17 @@ TOKENS = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?:[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----|[\s\S]*)"
     r"|(?<=://)[^\s/:@\"'<>]*:[^\s/@\"'<>]+(?=@)"
 )
-"""Keys of services, private keys, and passwords in addresses, by their look."""
+"""Patterns of service tokens, private keys, and passwords in URLs."""
 SECRET_VARIABLES = re.compile(
     r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|(^|_)KEY|API_?KEY|ACCESS_?KEY", re.IGNORECASE
 )
 _MAYBE = re.compile(r"\b[0-9a-f]{40}\b|\w+://[^\s/@]+@\S*")
-"""An older key of Weights & Biases, which looks as the hash of a commit does, and whoever an address names."""
+"""Older Weights & Biases keys, which look like commit hashes, and user names in URLs."""
 WHOLE_PATH = re.compile(r"\s*(~|\.{0,2}[/\\]|[A-Za-z]:[/\\])|\S*[/\\]\S*$")
-"""Text that is a path as a whole: it begins like one, or has a separator and no space."""
+"""Text that is a path as a whole: it starts like one, or has a separator and no space."""
 PATHS = re.compile(r"(?<![\w.~/\\<])(?:~|\.{1,2}|[A-Za-z]:)?[/\\]+[^\s\"',;]+|\w+://\S+")
 ORDINARY_NAMES = {"root", "user", "admin", "localhost"}
-"""Names of users and hosts that say nothing about whose they are."""
+"""User and host names that do not identify anyone."""
 
 _SEPARATORS = re.compile(r"[/\\]+")
 _HOMES = ("home", "users")
@@ -41,15 +41,15 @@ _HOMES = ("home", "users")
 def redacted(
     value: Any, key: str = "", names: Sequence[str] | None = None, *, name_paths: bool = False
 ) -> Any:
-    """A tree of settings with `<path>`, `<secret>` and `<name>` in place of what is private.
+    """A tree of settings with private parts replaced by `<path>`, `<secret>` and `<name>`.
 
-    Private are: paths, as a Path, by the setting's name or by their look; tokens, by their look or because an
-    environment variable with such a name holds them; addresses; the names of this user and this computer.
+    Private are: paths (Path objects, settings named like paths, and text that looks like a path); tokens (text that
+    looks like one, and values of environment variables named like one); URLs; the names of this user and this computer.
 
     Args:
         key: the setting that `value` belongs to.
-        names: of users and computers; by default this machine's.
-        name_paths: the last part of a path stays, as the name of what lies there.
+        names: names of users and computers; by default this machine's.
+        name_paths: keep the last part of each path, as the name of the file or folder.
     """
     names = own_names() if names is None else names
     if isinstance(value, Mapping):
@@ -62,7 +62,7 @@ def redacted(
 
 
 def redacted_prose(text: str, names: Sequence[str] | None = None) -> str:
-    """A text for people without tokens, absolute paths (their last part stays) and names; addresses stay."""
+    """A text without tokens and names, with absolute paths reduced to their last part; URLs stay."""
 
     def shortened(found: re.Match[str]) -> str:
         return found[0] if "://" in found[0] else path_name(found[0])
@@ -72,7 +72,7 @@ def redacted_prose(text: str, names: Sequence[str] | None = None) -> str:
 
 
 def path_name(path: str) -> str:
-    """The last part of a path; `<path>` for a home, which names a user, for an address, and where there is none."""
+    """The last part of a path; `<path>` for a home folder (it names a user), a URL, or a path without a name."""
     parts = [part for part in _SEPARATORS.split(path.strip()) if part not in ("", ".", "..")]
     is_home = len(parts) > 1 and parts[-2].lower() in _HOMES
     if not parts or is_home or "://" in path or parts[-1].startswith("~") or parts[-1].endswith(":"):
@@ -91,7 +91,7 @@ def _redacted_text(text: str, key: str, names: Sequence[str], name_paths: bool) 
 
 
 def without_secrets(text: str, more: Iterable[str] = (), *, mark: str = "<secret>") -> str:
-    """A text with `mark` in place of `TOKENS`, of what the environment holds as a secret, and of `more`."""
+    """A text with `mark` in place of `TOKENS`, of secrets in environment variables, and of `more`."""
     for secret in sorted([*more, *environment_secrets()], key=len, reverse=True):
         text = text.replace(secret, mark) if secret else text
     return TOKENS.sub(mark, text)
@@ -110,7 +110,7 @@ def _without_names(text: str, names: Sequence[str]) -> str:
 
 
 def environment_secrets() -> list[str]:
-    """What the environment holds under names such as HF_TOKEN."""
+    """The values of environment variables with names such as HF_TOKEN."""
     return [v for name, v in os.environ.items() if SECRET_VARIABLES.search(name) and len(v) >= 8]
 
 
@@ -118,6 +118,6 @@ def own_names() -> list[str]:
     """The names of this user and this computer, without ordinary ones such as `root`."""
     host = socket.gethostname()
     found = {host, host.partition(".")[0], Path.home().name}
-    with suppress(OSError, KeyError):  # a user without a name has none to hide
+    with suppress(OSError, KeyError):  # the user may have no name
         found.add(getpass.getuser())
     return sorted((n for n in found if len(n) > 1 and n.lower() not in ORDINARY_NAMES), key=len, reverse=True)

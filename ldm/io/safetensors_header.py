@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read and checked before any library sets memory aside by it.
+"""The header of a safetensors file, read and checked before any library allocates memory based on it.
 
 8 bytes     N, the length of the header, little-endian
 N bytes     JSON: {name: {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__": {text: text}}
@@ -16,20 +16,20 @@ from typing import Any, BinaryIO
 from ldm.errors import UserError
 
 MAX_HEADER_BYTES = 16 * 2**20
-"""Names and shapes of 100,000 tensors, or a thousand tensors with a picture and long tag lists beside them."""
+"""Enough for the names and shapes of 100,000 tensors, or for a thousand plus an image and tag lists as metadata."""
 
 MAX_TENSORS = 100_000
-MAX_BRACKETS = 5 * MAX_TENSORS  # three for each tensor, and those inside the metadata
+MAX_BRACKETS = 5 * MAX_TENSORS  # three for each tensor, plus those in the metadata
 MAX_NAME_LENGTH = 1000
 MAX_DIMENSIONS = 32
 MAX_NUMBERS = 2**48
-"""In one tensor, where a dimension of 0 counts as 1: no product of sizes comes near to overflowing."""
+"""Maximum numbers in one tensor, counting a dimension of 0 as 1, so that no product of sizes can overflow."""
 
 BYTES_OF = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E4M3FNUZ": 1, "F8_E5M2": 1, "F8_E5M2FNUZ": 1,
     "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
-"""Bytes of one number of each dtype, by its name in the header."""
+"""Bytes per number of each dtype, by its name in the header."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class TensorEntry:
 
     Attributes:
         dtype: a key of `BYTES_OF`.
-        begin: of its bytes, counted from the end of the header.
-        end: the byte after its last.
+        begin: offset of its first byte, counted from the end of the header.
+        end: offset of the byte after its last.
     """
 
     dtype: str
@@ -49,51 +49,51 @@ class TensorEntry:
 
     @property
     def num_numbers(self) -> int:
-        """How many numbers it holds."""
+        """The number of elements."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class Header:
-    """A whole header: the tensors by name, and the text beside them."""
+    """A complete header: the tensors by name, and the metadata."""
 
     tensors: Mapping[str, TensorEntry]
     metadata: Mapping[str, str]
 
 
 def read_header(path: Path) -> Header:
-    """The header of a safetensors file, of which nothing else is read.
+    """Read and check the header of a safetensors file; nothing else is read.
 
-    Its length, counts, dtypes and shapes are held against the size of the file: a tensor that is accepted here lies
-    in the file with all its numbers.
+    Its length, counts, dtypes and shapes are checked against the size of the file, so each tensor that is accepted
+    here is completely in the file.
 
     Raises:
-        UserError: the file is missing, is no file, or its header is not what it should be.
+        UserError: the file is missing, is not a regular file, or its header is invalid.
     """
-    if path.exists() and not path.is_file():  # a pipe would wait forever, a device give without end
-        raise UserError(f"{path} is no regular file", "restore the file")
+    if path.exists() and not path.is_file():  # reading a pipe could block forever, reading a device never end
+        raise UserError(f"{path} is not a regular file", "restore the file")
     try:
         with path.open("rb") as file:
             return _read(file, os.fstat(file.fileno()).st_size)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist", "the folder is incomplete") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no whole safetensors file ({error})", "restore the file") from None
+        raise UserError(f"{path} is not a valid safetensors file ({error})", "restore the file") from None
 
 
 def _read(file: BinaryIO, size_bytes: int) -> Header:
-    """Raises ValueError with what is wrong."""
+    """Raises ValueError that says what is wrong."""
     if size_bytes < 8:
         raise ValueError(f"it has {size_bytes} bytes")
     length = int.from_bytes(file.read(8), "little")
     if length > size_bytes - 8:
-        raise ValueError(f"its header of {length:,} bytes goes beyond its end")
+        raise ValueError(f"its header of {length:,} bytes extends beyond its end")
     if length > MAX_HEADER_BYTES:
         raise ValueError(f"its header has {length:,} bytes, more than {MAX_HEADER_BYTES:,}")
     fields = _parse(file.read(length))
     metadata = fields.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError("its __metadata__ is not text by name")
+        raise ValueError("its __metadata__ does not map names to strings")
     if len(fields) > MAX_TENSORS:
         raise ValueError(f"it names {len(fields):,} tensors, more than {MAX_TENSORS:,}")
     tensors = {name: _entry(name, value) for name, value in fields.items()}
@@ -103,44 +103,48 @@ def _read(file: BinaryIO, size_bytes: int) -> Header:
 
 def _parse(raw: bytes) -> dict[str, Any]:
     if not raw.startswith(b"{"):
-        raise ValueError("its header is no JSON object")
-    if raw.count(b"{") + raw.count(b"[") > MAX_BRACKETS:  # each would become an object many times its size
+        raise ValueError("its header is not a JSON object")
+    if raw.count(b"{") + raw.count(b"[") > MAX_BRACKETS:  # each would become an object many times larger
         raise ValueError(f"its header has more than {MAX_BRACKETS:,} brackets")
     try:
         fields = json.loads(raw.decode("utf-8"), object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"its header is no JSON: {error}") from None
-    assert isinstance(fields, dict), "text that begins with { and is JSON"
+        raise ValueError(f"its header is not JSON: {error}") from None
+    assert isinstance(fields, dict), "JSON that begins with {"
     return fields
 
 
 def _each_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of a name that is there twice, two readers would take different values."""
+    """A JSON object without duplicate names, for which two readers could take different values."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"the name {name[:MAX_NAME_LENGTH]!r} is there twice")
+            raise ValueError(f"the name {name[:MAX_NAME_LENGTH]!r} occurs twice")
         found[name] = value
     return found
 
 
 def _entry(name: str, value: Any) -> TensorEntry:
-    """One tensor's dtype, shape and place, each of the right type and fitting the others."""
+    """One tensor's dtype, shape and offsets, each of the right type and consistent with the others."""
     if len(name) > MAX_NAME_LENGTH:
         raise ValueError(f"a tensor's name has {len(name):,} characters")
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"the tensor {name!r} has not just dtype, shape and data_offsets")
+        raise ValueError(
+            f"the tensor {name!r} has keys other than dtype, shape and data_offsets, or lacks one"
+        )
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BYTES_OF:
-        raise ValueError(f"the tensor {name!r} is of a dtype that is not read here: {str(dtype)[:20]!r}")
+        raise ValueError(f"the tensor {name!r} has an unsupported dtype: {str(dtype)[:20]!r}")
     if not _whole_numbers(shape) or not _whole_numbers(offsets) or len(offsets) != 2:
         raise ValueError(f"the tensor {name!r} has a shape or data_offsets that are not whole numbers")
     if len(shape) > MAX_DIMENSIONS or math.prod(max(1, size) for size in shape) > MAX_NUMBERS:
-        raise ValueError(f"the tensor {name!r} is larger than any tensor")
+        raise ValueError(f"the tensor {name!r} is larger than any real tensor")
     entry = TensorEntry(dtype, tuple(shape), *offsets)
     if entry.end - entry.begin != entry.num_numbers * BYTES_OF[dtype]:
-        said = f"{entry.num_numbers * BYTES_OF[dtype]:,} bytes by its shape, {entry.end - entry.begin:,}"
-        raise ValueError(f"the tensor {name!r} has {said} by its data_offsets")
+        by_shape, by_offsets = entry.num_numbers * BYTES_OF[dtype], entry.end - entry.begin
+        raise ValueError(
+            f"the tensor {name!r} has {by_shape:,} bytes by its shape, {by_offsets:,} by its data_offsets"
+        )
     return entry
 
 
@@ -149,7 +153,7 @@ def _whole_numbers(value: Any) -> bool:
 
 
 def _check_layout(tensors: Mapping[str, TensorEntry], data_bytes: int) -> None:
-    """The tensors must fill the rest of the file, each byte belonging to one of them."""
+    """The tensors must fill the rest of the file without gaps or overlaps."""
     position = 0
     for name, entry in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != position:
@@ -157,4 +161,4 @@ def _check_layout(tensors: Mapping[str, TensorEntry], data_bytes: int) -> None:
             raise ValueError(f"the tensor {name!r} {what}")
         position = entry.end
     if position != data_bytes:
-        raise ValueError(f"its tensors take {position:,} bytes, and it holds {data_bytes:,}")
+        raise ValueError(f"its tensors take {position:,} bytes, but it contains {data_bytes:,}")

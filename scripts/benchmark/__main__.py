@@ -1,4 +1,4 @@
-"""`python -m ldm_benchmark`, as `ldm benchmark` calls it."""
+"""`python -m ldm_benchmark`, which `ldm benchmark` runs."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""What the cache costs: bytes a sample, encode rate, and its share of a training step of the 36M UNet.
+"""The cost of the cache: bytes per sample, encoding rate, and its share of a training step of the 36M UNet.
 
 A batch from the cache (reading moments and embeddings, the posterior's noise, collating, the posterior sample) and a
-training step on it are timed by turns, in one process; samples that other programs disturbed do not count.
+training step on it are timed alternately, in one process; samples disturbed by other programs do not count.
 """
 
 import tempfile
@@ -24,7 +24,7 @@ from .rows import Row, result_of
 from .samples import Sample, Scale, Setting, machine, num_clean, ratio_of, recorded, timed
 
 GOAL = 1 / 0.03
-"""Batches in the time of a training step: each is to cost under 3 % of it."""
+"""Batches per time of a training step: a batch should cost under 3 % of a step."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Size:
 
 FULL = Size()
 SMALLEST = Size(64, (32, 64, 64), (32, 32, 32, 32), 8, 32, 2, 16, 2, 2)
-"""Shows that the benchmark works, and nothing else."""
+"""Only shows that the benchmark runs."""
 
 SIZES: Mapping[Scale, Size] = {
     "full": FULL,
@@ -55,7 +55,7 @@ SIZES: Mapping[Scale, Size] = {
 
 @dataclass(frozen=True)
 class Parts:
-    """What a training step needs."""
+    """Everything a training step needs."""
 
     autoencoder: KLAutoencoder
     unet: Any
@@ -66,7 +66,7 @@ class Parts:
 
 
 def cache(setting: Setting) -> dict[str, Any]:
-    """Fill a cache, then time batches from it and training steps by turns."""
+    """Fill a cache, then time batches from it and training steps alternately."""
     size = SIZES[setting.scale]
     with tempfile.TemporaryDirectory() as folder:
         autoencoder, unet = make_networks(size)
@@ -123,7 +123,7 @@ def make_networks(size: Size) -> tuple[KLAutoencoder, Any]:
 
 
 def encode_rate(folder: Path, autoencoder: KLAutoencoder, size: Size) -> dict[str, Any]:
-    """Images a second, from pixels to a shard on the disk."""
+    """Images per second, from pixels to a shard on the disk."""
     shape = (3, size.size_px, size.size_px)
     items = [
         CacheItem(entry_key(str(n), "encode", "model"), partial(pseudo_image, n, shape))
@@ -153,7 +153,7 @@ def fill(folder: Path, autoencoder: KLAutoencoder, unet: Any, size: Size) -> Par
 
 
 def make_batch(parts: Parts, size: Size, number: int) -> dict[str, Any]:
-    """A batch as training reads it: moments, embeddings, the posterior's noise, collated; then the posterior sample."""
+    """A batch as in training: moments, embeddings and the posterior's noise, collated; then the posterior sample."""
     chosen = [(number * size.batch_size + row) % len(parts.keys) for row in range(size.batch_size)]
     shape = (4, size.size_px // 8, size.size_px // 8)
     rows = [
@@ -181,7 +181,7 @@ def train_step(parts: Parts, batch: dict[str, Any], optimizer: torch.optim.Optim
 
 
 def compared(case: str, name: str, sides: Mapping[str, Sequence[Sample]]) -> Row:
-    """How many such batches are read in the time of a training step, its own batch included."""
+    """How many such batches are read in the time of a training step, which includes its own batch."""
     ours, theirs = sides[name], sides["step"]
     clean = num_clean(ours), num_clean(theirs)
     return Row(case, name, "training step", ratio_of(ours, theirs), GOAL, clean, len(ours))

@@ -1,4 +1,4 @@
-"""The chart of what was measured: a bar a row, as long as its ratio, with its goal."""
+"""The chart of the results: one bar per row, as long as its ratio, with its goal."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,17 +10,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 OURS, MISSED = "#0072B2", "#D55E00"
-"""Okabe and Ito's blue and vermilion, which the colour-blind tell apart."""
+"""Okabe and Ito's blue and vermilion, safe for colour-blind readers."""
 
 LONGEST = 20
-"""Times as fast: beside a longer bar the others would be too short to compare, so it is in the table alone."""
+"""Higher ratios are only in the table: with a longer bar the others would be too short to compare."""
 
 
 def draw(results: Sequence[Mapping[str, Any]], output: Path | None) -> str:
-    """Draw the rows that have a verdict into a picture; returns the Markdown table of all.
+    """Draw the rows that have a verdict; returns the Markdown table of all rows.
 
     Raises:
-        SystemExit: none has one, so there is nothing to draw.
+        SystemExit: no row has a verdict, so there is nothing to draw.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -39,7 +39,7 @@ def draw(results: Sequence[Mapping[str, Any]], output: Path | None) -> str:
 
 
 def draw_bars(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
-    """One bar a row, from top to bottom; those that miss their goal in another colour, the goal a line across."""
+    """One bar per row, from top to bottom, in another colour if it misses its goal, with a line at the goal."""
     ratios, goals = [row["ratio"] for row in rows], [row["goal"] for row in rows]
     missed = [goal is not None and ratio < goal for ratio, goal in zip(ratios, goals, strict=True)]
     at = range(len(rows))

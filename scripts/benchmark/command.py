@@ -1,4 +1,4 @@
-"""The command line of the benchmarks: `python scripts/benchmark.py`, and `ldm benchmark` for its parts."""
+"""The command line of the benchmarks: `python scripts/benchmark.py`; `ldm benchmark` offers part of it."""
 
 import argparse
 import sys
@@ -16,24 +16,24 @@ WORKS = (*BENCHMARKS, "all", "draw", "scaling-page")
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Ratios of two sides, run by turns; without 5 clean samples no verdict."
+        description="Ratios of two sides that take turns; there is no verdict without 5 clean samples."
     )
     parser.add_argument("work", choices=WORKS, metavar="WORK", help=", ".join(WORKS))
     parser.add_argument("results", nargs="*", type=Path, help="JSON files, for draw")
-    parser.add_argument("--rounds", type=int, help="samples a side (9; 5 with --quick)")
+    parser.add_argument("--rounds", type=int, help="samples per side (9; 5 with --quick)")
     scale = parser.add_mutually_exclusive_group()
-    for name, meaning in (("quick", "fewer steps and samples"), ("smallest", "only see that it runs")):
+    for name, meaning in (("quick", "fewer steps and samples"), ("smallest", "only check that it runs")):
         scale.add_argument(f"--{name}", dest="scale", action="store_const", const=name, help=meaning)
     parser.set_defaults(scale="full")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--model", help="for generate: this model alone, a folder, a run or a Hub id")
-    parser.add_argument("--script", type=Path, help="diffusers' published train_text_to_image.py, for train")
-    parser.add_argument("--output", type=Path, help="keep the result as JSON, the chart as PNG or SVG")
+    parser.add_argument("--model", help="for generate: only this model, a folder, a run or a Hub id")
+    parser.add_argument("--script", type=Path, help="for train: diffusers' published train_text_to_image.py")
+    parser.add_argument("--output", type=Path, help="save the result as JSON, or the chart as PNG or SVG")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, or draw what was measured; returns the exit code."""
+    """Run a benchmark, or draw results; returns the exit code."""
     options = parse(arguments)
     try:
         _run(options)
@@ -55,7 +55,7 @@ def _run(options: argparse.Namespace) -> None:
     else:
         if options.script and not options.script.is_file():
             raise UserError(
-                f"no file {options.script}", "give diffusers' train_text_to_image.py, or leave it out"
+                f"no file {options.script}", "give diffusers' train_text_to_image.py, or omit --script"
             )
         rounds = options.rounds or (9 if options.scale == "full" else 5)
         setting = Setting(rounds, options.scale, options.device, options.script, options.model)

@@ -1,4 +1,4 @@
-"""What a step, the exchange of its gradients and the loading of its batch cost here: the inputs of docs/scaling.md."""
+"""The measured costs of a step, its gradient exchange and its batch: the inputs of docs/scaling.md."""
 
 import os
 import statistics
@@ -26,11 +26,11 @@ FILE_BYTES = 256 * 2**20
 def measure_costs(
     folder: Path, step: Taken, case: Case, setting: Setting, links: tuple[Mapping[str, str], ...]
 ) -> dict[str, Any] | None:
-    """Every cost of `Costs` for a worker that is one process here; None without enough clean samples.
+    """All fields of `Costs` for a worker that is one process here; None without enough clean samples.
 
     Args:
-        step: what came of the steps of one process.
-        links: the environments of two processes that know of each other.
+        step: the timed steps of one process.
+        links: the environments of two processes that can find each other.
     """
     compute_sec = clean_median(step.samples)
     sides = {"exchange": Side(repeated(make_exchange, setting.device), links)}
@@ -55,7 +55,7 @@ def measure_costs(
 
 
 def make_exchange(device: str) -> Work:
-    """Two processes that sum tensors over both, a small one for the latency and a large one for the link."""
+    """All-reduce tensors over two processes: a small one for the latency, a large one for the bandwidth."""
     cuda = device.startswith("cuda")
     where = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     torch.distributed.init_process_group("nccl" if cuda else "gloo")
@@ -68,7 +68,7 @@ def make_exchange(device: str) -> Work:
 
 
 def _sum_sec(tensor: torch.Tensor, times: int) -> float:
-    """The median time of summing a tensor over all processes."""
+    """The median time of an all-reduce of a tensor."""
     taken = []
     for _ in range(times):
         start = time.perf_counter()
@@ -81,7 +81,7 @@ def _sum_sec(tensor: torch.Tensor, times: int) -> float:
 
 
 def loading_costs(folder: Path, case: Case) -> dict[str, float]:
-    """Reading a batch from a fresh cache and collating it, in one process; and the bytes of a sample in it."""
+    """The time to read and collate a batch from a fresh cache in one process, and the bytes of a sample in it."""
     size = replace(
         cache.SIZES["smallest"],
         size_px=case.size_px,
@@ -99,7 +99,7 @@ def loading_costs(folder: Path, case: Case) -> dict[str, float]:
 
 
 def storage_rate(folder: Path) -> float:
-    """Bytes a second of reading a file that is no longer in memory."""
+    """The rate of reading a file that is no longer in memory, in bytes per second."""
     path = folder / "bytes"
     with path.open("wb") as file:
         file.write(os.urandom(2**20) * (FILE_BYTES // 2**20))

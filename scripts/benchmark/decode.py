@@ -1,4 +1,4 @@
-"""From latents to a picture: our autoencoder against diffusers' pipeline, on the same weights and latents."""
+"""Decode latents: our autoencoder against diffusers' pipeline, with the same weights and latents."""
 
 import tempfile
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ SIZES: Mapping[Scale, tuple[Shape, int]] = {
     "quick": (replace(MEDIUM, unet_channels=SMALLEST.unet_channels, attends=SMALLEST.attends), 128),
     "smallest": (SMALLEST, 64),
 }
-"""The autoencoder is Stable Diffusion's; what stands beside it plays no part."""
+"""The autoencoder is Stable Diffusion's; the other networks are not used."""
 
 
 def decode(setting: Setting) -> dict[str, Any]:
-    """Both sides decode the same latents of a picture."""
+    """Both sides decode the same latents."""
     shape, size_px = SIZES[setting.scale]
     with tempfile.TemporaryDirectory() as folder:
         model = str(make_model(Path(folder), shape, size_px))
@@ -48,7 +48,7 @@ def latents_of(size_px: int, device: str) -> Any:
 
 
 def make_theirs(model: str, size_px: int, device: str) -> Work:
-    """As `StableDiffusionPipeline` ends."""
+    """The last part of `StableDiffusionPipeline`."""
     import torch
     from diffusers import AutoencoderKL
     from diffusers.image_processor import VaeImageProcessor
@@ -66,7 +66,7 @@ def make_theirs(model: str, size_px: int, device: str) -> Work:
 
 
 def make_ours(model: str, size_px: int, device: str) -> Work:
-    """As `Pipeline.generate` ends."""
+    """The last part of `Pipeline.generate`."""
     import torch
 
     from ldm.io.images import tensor_to_images

@@ -1,4 +1,4 @@
-"""A picture from a prompt: diffusers' pipeline and ours, with the same weights, noise and sampler."""
+"""Generate an image: diffusers' pipeline against ours, with the same weights, noise and sampler."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .image_cases import ENGINE, THEIRS, TORCH, TUNED, Case, cases_of
+from .image_sides import MAKERS, make_several
 from .models import call_flops, make_model
-from .picture_cases import ENGINE, THEIRS, TORCH, TUNED, Case, cases_of
-from .picture_sides import MAKERS, make_several
 from .rows import Row, result_of, row_of, taken_of
 from .samples import Setting, clean_median, machine, matmul_gflops
 from .workers import Side, Taken, repeat_several, repeated, take_turns
@@ -19,7 +19,7 @@ CUDA_WARM_UPS = 3
 
 
 def generate(setting: Setting) -> dict[str, Any]:
-    """Every case, with each of its sides against diffusers."""
+    """Measure every case, with each of its sides against diffusers."""
     rows: list[Row] = []
     records: dict[str, Any] = {}
     peaks = [matmul_gflops(setting.device)]
@@ -47,7 +47,7 @@ def generate(setting: Setting) -> dict[str, Any]:
 
 
 def shares_of_peak(case: Case, records: Mapping[str, Any], peak_gflops: float) -> dict[str, float]:
-    """How near a side's UNet comes to the rate of a matrix multiplication, where every step calls it with two rows."""
+    """The rate of a side's UNet relative to a matrix multiplication, for sides that call it with two rows per step."""
     if case.shape is None:
         return {}
     whole = [side for side in (THEIRS, TUNED, TORCH, ENGINE) if side in records[case.title]]
@@ -57,9 +57,9 @@ def shares_of_peak(case: Case, records: Mapping[str, Any], peak_gflops: float) -
 
 
 def turns_of(case: Case, folder: Path, setting: Setting) -> Iterator[dict[str, Taken]]:
-    """Make the model and have the sides take turns: all at once, or each alone with diffusers."""
+    """Make the model and let the sides take turns: all together, or each one with diffusers."""
     model = case.model if case.shape is None else str(make_model(folder, case.shape, case.size_px))
-    environment = ({"LDM_CACHE_DIR": str(folder / "cache")},)  # converted networks go when we do
+    environment = ({"LDM_CACHE_DIR": str(folder / "cache")},)  # converted networks are deleted with it
     groups = [case.sides] if case.together or case.one_process else [(side,) for side in case.sides]
     for group in groups:
         sides = {
@@ -74,5 +74,5 @@ def turns_of(case: Case, folder: Path, setting: Setting) -> Iterator[dict[str, T
 
 
 def overhead_of(taken: Taken) -> dict[str, float | None]:
-    """What a side spends in the UNet, and between its calls: medians of clean samples, in seconds."""
+    """A side's time in the UNet and between its calls: medians of clean samples, in seconds."""
     return {name: clean_median(taken.samples, name) for name in ("unet_sec", "between_unet_calls_sec")}

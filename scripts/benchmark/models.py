@@ -1,10 +1,13 @@
-"""The models that are measured: the embedded one, and others of known shapes with random weights."""
+"""Models of known shapes with random weights, and random data, for the benchmarks."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -22,12 +25,12 @@ CAPTIONS = ["a red apple on a table", "the large blue square above a small green
 
 @dataclass(frozen=True)
 class Shape:
-    """How large a model's networks are.
+    """The sizes of a model's networks.
 
     Attributes:
         attends: which levels of the UNet attend to the prompt.
-        heads: of the UNet's attention.
-        text_layers: of the text encoder, whose heads are 64 channels wide.
+        heads: attention heads of the UNet.
+        text_layers: layers of the text encoder, whose heads have 64 channels.
     """
 
     unet_channels: tuple[int, ...]
@@ -43,19 +46,19 @@ class Shape:
 FULL_VAE, NARROW_VAE = (128, 256, 512, 512), (32, 32, 32, 32)
 
 SD15 = Shape((320, 640, 1280, 1280), (True, True, True, False), 2, 8, FULL_VAE, 768, 12)
-"""Stable Diffusion 1.5: 860 million weights in the UNet, CLIP-L, and its autoencoder."""
+"""Stable Diffusion 1.5: a UNet with 860 million weights, CLIP-L, and the autoencoder."""
 
 MEDIUM = Shape((128, 256, 384), (True, True, False), 1, 8, FULL_VAE, 768, 12)
-"""A UNet of 36 million weights between Stable Diffusion 1.5's text encoder and autoencoder."""
+"""A UNet with 36 million weights, with Stable Diffusion 1.5's text encoder and autoencoder."""
 
 SMALLEST = Shape((32, 64), (True, False), 1, 2, (32, 32, 32, 32), 64, 1)
-"""Shows that a benchmark works, and nothing else."""
+"""Only shows that a benchmark runs."""
 
 
 def make_model(folder: Path, shape: Shape, size_px: int) -> Path:
-    """Write a model of random weights, the same each time, as a stock folder; returns the folder.
+    """Write a model with random weights, the same each time, in diffusers' layout; returns the folder.
 
-    The weights are stored in float16, which halves what is written, and read in float32 by all sides.
+    The weights are stored in float16, to halve the size, and read in float32 by all sides.
     """
     torch.manual_seed(0)
     write_tokenizer(folder / "made", learn_merges(CAPTIONS, 30), 77)
@@ -88,9 +91,9 @@ def make_unet(shape: Shape, size_px: int) -> UNet2DConditionModel:
 
 
 def call_flops(shape: Shape, size_px: int, num_rows: int = 2) -> int:
-    """Operations of a forward pass of the UNet: a multiplication and an addition count as two.
+    """Floating-point operations of a forward pass of the UNet; a multiply-add counts as two.
 
-    Matrix multiplications, convolutions and attention, counted without being computed.
+    Matrix multiplications, convolutions and attention are counted, without being computed.
     """
     side = size_px // 8
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -100,7 +103,7 @@ def call_flops(shape: Shape, size_px: int, num_rows: int = 2) -> int:
 
 
 def num_weights(shape: Shape, size_px: int) -> int:
-    """Of the UNet, without making them."""
+    """The number of the UNet's weights, without allocating them."""
     with torch.device("meta"):
         return sum(weight.numel() for weight in make_unet(shape, size_px).parameters())
 
@@ -127,3 +130,17 @@ def _text_config(shape: Shape, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
+
+
+def make_dataset(folder: Path, num_images: int, size_px: int) -> Path:
+    """Write a folder of random images with captions, the same each time, which diffusers' script and ours read."""
+    folder.mkdir(parents=True)
+    drawn = np.random.default_rng(0)
+    lines = []
+    for number in range(num_images):
+        coarse = drawn.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        name = f"{number:03d}.png"
+        Image.fromarray(coarse).resize((size_px, size_px), Image.Resampling.BICUBIC).save(folder / name)
+        lines.append(json.dumps({"file_name": name, "text": CAPTIONS[number % len(CAPTIONS)]}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return folder

@@ -1,8 +1,8 @@
-"""A training loop that calls what diffusers' text-to-image example calls, for where that script is not at hand.
+"""A training loop with the same calls as diffusers' text-to-image example, for use when that script is not available.
 
-Written here, with the example's own libraries, order of work and defaults: pictures are read and encoded at each step,
-AdamW is torch's default, the average of the weights is diffusers' EMAModel, and two numbers are fetched a step. Run as
-`python reference_loop.py --pretrained_model_name_or_path DIR --train_data_dir DIR ...`; options are the example's.
+It uses the example's libraries, order of work and defaults: images are read and encoded at each step, AdamW is torch's
+default, the weight average is diffusers' EMAModel, and two numbers are fetched per step. Run it with
+`python reference_loop.py --pretrained_model_name_or_path DIR --train_data_dir DIR ...`; the options are the example's.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def parse() -> argparse.Namespace:
 
 
 class Model:
-    """The parts of a Stable Diffusion folder, the UNet set up for training."""
+    """The parts of a Stable Diffusion folder, with the UNet ready for training."""
 
     def __init__(self, folder: str, device: torch.device, frozen_dtype: torch.dtype) -> None:
         self.scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
@@ -48,7 +48,7 @@ class Model:
             frozen.to(device, dtype=frozen_dtype)
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """Encode pictures and captions, noise the latents, and compare the UNet's answer with the noise."""
+        """Encode images and captions, add noise to the latents, and compare the UNet's prediction with the noise."""
         pixels = batch["pixel_values"].to(self.vae.dtype)
         latents = self.vae.encode(pixels).latent_dist.sample() * self.vae.config.scaling_factor
         noise = torch.randn_like(latents)
@@ -61,7 +61,7 @@ class Model:
 
 
 def make_loader(options: argparse.Namespace, tokenizer: CLIPTokenizer) -> DataLoader[Any]:
-    """Batches that are read, resized and tokenized in the training process, each time anew."""
+    """Batches that are read, resized and tokenized in the training process, again in each epoch."""
     crop = transforms.CenterCrop if options.center_crop else transforms.RandomCrop
     steps = [
         transforms.Resize(options.resolution, interpolation=transforms.InterpolationMode.LANCZOS),

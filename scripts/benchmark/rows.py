@@ -1,4 +1,4 @@
-"""The rows of a result: a side against another, with what supports the ratio; and the table of many of them."""
+"""The rows of a result, each comparing two sides, and the table of rows."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,16 +12,16 @@ from .workers import Answer, Taken
 
 @dataclass(frozen=True)
 class Row:
-    """A side against another.
+    """A comparison of one side against another.
 
     Attributes:
         case: what both did.
         ratio: how many times faster the side is; None with too few clean samples.
-        goal: that the ratio should reach; None where there is none.
-        num_clean: of the side and of the other.
-        num_samples: in all, of the side.
-        largest_difference: of the two answers, in standard deviations of the other's.
-        peak_memory_mb: of the side and of the other, where they were processes of their own.
+        goal: the ratio to reach; None if there is no goal.
+        num_clean: clean samples of the side and of the other.
+        num_samples: all samples of the side.
+        largest_difference: between the two outputs, in standard deviations of the other's.
+        peak_memory_mb: of the side and of the other, if they were separate processes.
     """
 
     case: str
@@ -52,7 +52,7 @@ def row_of(case: str, taken: Mapping[str, Taken], side: str, against: str, goal:
 
 
 def largest_difference(ours: Answer, theirs: Answer) -> float | None:
-    """In standard deviations of theirs; None where a side gave no answer, infinite where one is not finite."""
+    """In standard deviations of theirs; None if a side has no output, infinite if one is not finite."""
     if ours is None or theirs is None:
         return None
     if ours.shape != theirs.shape or not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
@@ -66,7 +66,7 @@ def result_of(benchmark: str, rows: Sequence[Row], **more: Any) -> dict[str, Any
 
 
 def taken_of(taken: Mapping[str, Taken]) -> dict[str, Any]:
-    """What came of the sides' turns, ready for JSON."""
+    """The results of the sides' turns, ready for JSON."""
     return {
         name: {
             "ready_sec": one.ready_sec,
@@ -82,7 +82,7 @@ COLUMNS = ("case", "side", "against", "ratio", "goal", "clean samples", "largest
 
 
 def table(results: Iterable[Mapping[str, Any]]) -> str:
-    """A Markdown table of the rows of several results."""
+    """The rows of several results as a Markdown table."""
     lines = [[*COLUMNS], ["---"] * len(COLUMNS)]
     lines += [_cells(row) for result in results for row in result.get("rows", ())]
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]

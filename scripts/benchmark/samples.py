@@ -1,4 +1,4 @@
-"""Samples of a side's work, what disturbed them, and what may be concluded from them."""
+"""Timing samples of a side, whether other programs disturbed them, and the statistics of clean ones."""
 
 import os
 import platform
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 MAX_FOREIGN_CORES = 0.25
-"""A sample is clean when other programs used less than this many cores meanwhile."""
+"""A sample is clean if other programs used fewer cores than this at the same time."""
 MIN_CLEAN = 5
-"""With fewer clean samples a side there is no verdict."""
+"""With fewer clean samples per side there is no verdict."""
 
 Scale = Literal["full", "quick", "smallest"]
-"""How much work a benchmark does: what its goals are of; the same in few steps; hardly any, to see that it runs."""
+"""How much work a benchmark does: "full", for which the goals are; "quick", with fewer steps; "smallest", a test."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Setting:
     """How a benchmark is run.
 
     Attributes:
-        rounds: samples a side.
+        rounds: samples per side.
         device: cpu or cuda.
-        script: diffusers' published training script, or None for the loop that stands in for it.
-        model: that `generate` measures in place of its own; a name or a folder as `ldm generate` takes it.
+        script: diffusers' published training script, or None for our loop with the same calls.
+        model: the model that `generate` measures instead of its own; a name or folder as for `ldm generate`.
     """
 
     rounds: int = 9
@@ -42,8 +42,8 @@ class Sample:
     """One turn of one side.
 
     Attributes:
-        foreign_cores: what programs other than the side used meanwhile.
-        details: other durations in it, in seconds by name.
+        foreign_cores: cores that other programs used at the same time.
+        details: durations of parts of it in seconds, by name.
     """
 
     wall_sec: float
@@ -57,7 +57,7 @@ class Sample:
 
 
 class Clock:
-    """Moments on a device: on CUDA its own events, so that a moment is when the work before it is done there."""
+    """Timestamps on a device. On CUDA they are events, which are recorded when the preceding work is done."""
 
     def __init__(self, device: str = "cpu") -> None:
         self._cuda = device.startswith("cuda")
@@ -72,19 +72,19 @@ class Clock:
         return event
 
     def finish(self) -> None:
-        """Wait until the device has done all that it was given."""
+        """Wait until the device has done all its work."""
         if self._cuda:
             import torch
 
             torch.cuda.synchronize()
 
     def between(self, start: Any, end: Any) -> float:
-        """Seconds; on CUDA only after `finish`."""
+        """Seconds between two timestamps; on CUDA call `finish` first."""
         return float(start.elapsed_time(end) / 1000 if self._cuda else end - start)
 
 
 class Stopwatch:
-    """Runs from when it is made; `sample` tells how long that is and how much other programs worked meanwhile."""
+    """Starts when it is created; `sample` gives the elapsed time and how much other programs worked."""
 
     def __init__(self, device: str = "cpu") -> None:
         self._clock = Clock(device)
@@ -93,7 +93,7 @@ class Stopwatch:
         self._start = self._clock.now()
 
     def sample(self, times: int = 1, details: dict[str, float] | None = None) -> Sample:
-        """Of one of `times` pieces of equal work."""
+        """The sample of one of `times` equal pieces of work."""
         end = self._clock.now()
         self._clock.finish()
         elapsed, own = time.perf_counter() - self._wall, time.process_time() - self._own
@@ -103,7 +103,7 @@ class Stopwatch:
 
 
 def timed(times: int, work: Callable[[int], Any]) -> Sample:
-    """Call `work(0)` to `work(times - 1)`; the sample is of one call."""
+    """Call `work(0)` to `work(times - 1)`; returns the sample of one call."""
     watch = Stopwatch()
     for number in range(times):
         work(number)
@@ -111,14 +111,14 @@ def timed(times: int, work: Callable[[int], Any]) -> Sample:
 
 
 def busy_cpu_sec() -> float:
-    """Seconds of work that all cores have done since the machine started, from /proc/stat."""
+    """CPU seconds used by all cores since the machine started, from /proc/stat."""
     fields = [int(value) for value in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     idle = fields[3] + fields[4]
     return (sum(fields) - idle) / os.sysconf("SC_CLK_TCK")
 
 
 def clean_median(samples: Sequence[Sample], detail: str | None = None) -> float | None:
-    """Of the clean samples' wall time, or of one of their details, in seconds; None with too few of them."""
+    """The median wall time of the clean samples, or of one of their details, in seconds; None with too few of them."""
     clean = [sample for sample in samples if sample.clean]
     found = [each.wall_sec if detail is None else each.details.get(detail) for each in clean]
     known = [value for value in found if value is not None]
@@ -126,7 +126,7 @@ def clean_median(samples: Sequence[Sample], detail: str | None = None) -> float 
 
 
 def ratio_of(ours: Sequence[Sample], theirs: Sequence[Sample]) -> float | None:
-    """theirs / ours, of the medians of clean samples: above 1 where ours is faster; None without a verdict."""
+    """theirs / ours, from the medians of clean samples: above 1 if ours is faster; None without a verdict."""
     mine, other = clean_median(ours), clean_median(theirs)
     return None if mine is None or other is None else other / mine
 
@@ -136,12 +136,12 @@ def num_clean(samples: Sequence[Sample]) -> int:
 
 
 def recorded(samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """Every sample, clean or not, ready for JSON."""
+    """All samples, clean or not, ready for JSON."""
     return [asdict(sample) for sample in samples]
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """The hardware and versions that the numbers were measured with."""
     import torch
 
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
@@ -162,10 +162,10 @@ def _version(name: str) -> str | None:
 
 
 def matmul_gflops(device: str = "cpu", size: int = 2048, repeats: int = 5) -> float:
-    """The best rate of a square matrix multiplication here and now, in 10^9 operations a second.
+    """The best rate of a square matrix multiplication on this machine, in 10^9 operations per second.
 
-    In float32 on the CPU, in bfloat16 on CUDA: what the sides compute in. Torch has two libraries for it on a CPU, one
-    for matrices and one for convolutions, of which that of 1 x 1 is the same; the faster one counts.
+    In float32 on the CPU and bfloat16 on CUDA, like the sides. On a CPU, torch has two libraries for it, one for
+    matrices and one for convolutions (a 1 x 1 convolution is the same computation); the faster one counts.
     """
     import torch
 

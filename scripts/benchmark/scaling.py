@@ -1,4 +1,4 @@
-"""Two processes against one: `ldm train` on the same global batch, each on its share of the cores or its own GPU."""
+"""Two processes against one: `ldm train` with the same global batch, each on its share of the cores or its own GPU."""
 
 import os
 import socket
@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from .costs import measure_costs
-from .dataset import make_dataset
-from .models import MEDIUM, NARROW_VAE, SMALLEST, make_model
+from .models import MEDIUM, NARROW_VAE, SMALLEST, make_dataset, make_model
 from .rows import result_of, row_of, taken_of
 from .samples import Scale, Setting, machine
 from .train import Case, ours, write_config
 from .workers import Side, take_turns
 
 NARROW = replace(MEDIUM, vae_channels=NARROW_VAE, text_layers=1)
-"""Its autoencoder and text encoder work before the first step only."""
+"""Its autoencoder and text encoder are used only before the first step."""
 CASES: Mapping[Scale, Case] = {
     "full": Case("36M UNet", NARROW, 256, 4, 8),
     "quick": Case("36M UNet", NARROW, 256, 2, 4),
@@ -27,7 +26,7 @@ ONE, TWO = "1 process", "2 processes"
 
 
 def scaling(setting: Setting) -> dict[str, Any]:
-    """Steps of one process and of two by turns."""
+    """Time steps of one process and of two alternately."""
     case = CASES[setting.scale]
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -52,7 +51,7 @@ def scaling(setting: Setting) -> dict[str, Any]:
 
 
 def environments(num_processes: int) -> tuple[Mapping[str, str], ...]:
-    """What torch.distributed asks of each of several processes, which share the cores evenly; of one, nothing."""
+    """The environment for torch.distributed of each process, with the cores split evenly; a single one needs none."""
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_processes))}
     if num_processes == 1:
         return (threads,)

@@ -1,4 +1,4 @@
-"""docs/scaling.md: what 8, 64 and 512 workers would reach, computed from costs that `scaling` measured."""
+"""docs/scaling.md: the throughput of 8, 64 and 512 workers, computed from the costs that `scaling` measured."""
 
 import json
 from collections.abc import Mapping
@@ -9,27 +9,27 @@ from ldm.evaluation.scaling import Costs, Reach, reach
 
 COUNTS = (1, 8, 64, 512)
 
-HEAD = """# What many workers would reach
+HEAD = """# Scaling to many workers
 
-Computed, not measured: this page is written by `python scripts/benchmark.py scaling-page` from the costs that
-`python scripts/benchmark.py scaling --output docs/benchmarks/scaling.json` measured, by the rules of
-`ldm/evaluation/scaling.py`. They hold for data parallel training: each worker computes on its own samples, the
-gradients are summed by a ring all-reduce, of which a part may be hidden under the backward pass, and the next batch is
-read meanwhile.
+These numbers are computed, not measured. `python scripts/benchmark.py scaling-page` writes this page from the costs
+that `python scripts/benchmark.py scaling --output docs/benchmarks/scaling.json` measured, with the model in
+`ldm/evaluation/scaling.py`. It describes data-parallel training: each worker computes on its own samples, the gradients
+are summed by a ring all-reduce, which can be partly hidden by the backward pass, and the next batch is loaded in
+parallel.
 
 - exchange = 2 (N - 1) (gradient bytes / N / slowest link in the ring + latency)
-- loading = the longer of the workers' time for a batch and what the shared storage takes for all N
-- step = the longer of loading, and computing + what of the exchange it does not hide
+- loading = the longer of the workers' time for a batch and the shared storage's time for all N batches
+- step = the longer of loading, and computing plus the part of the exchange that is not hidden
 - efficiency = computing / step
 """
 
 MEASURED_ON = {
-    "cpu": """A worker is one process on the {cpu_cores} CPU cores that were at hand, and the link between two of them
-is gloo's over the loopback of that machine. No part of the exchange counts as hidden: the same cores would do both. A
-GPU computes a step a hundred times faster than this and has another link, so its shares are others: measured there with
-`--device cuda`, the same two commands write its page.""",
-    "cuda": """A worker is one {gpu}, and the link is NCCL's between two of them in one machine; between machines it is
-taken to be the same. No part of the exchange counts as hidden.""",
+    "cpu": """A worker is one process on the {cpu_cores} CPU cores of the machine, and the link between two workers is
+gloo over its loopback interface. No part of the exchange counts as hidden, because the same cores would do both. A GPU
+computes a step a hundred times faster and has a different link, so its numbers differ: run the same two commands there
+with `--device cuda` to write its page.""",
+    "cuda": """A worker is one {gpu}, and the link is NCCL between two of them in one machine; links between machines
+are assumed to be the same. No part of the exchange counts as hidden.""",
 }
 
 
@@ -37,7 +37,7 @@ def write_page(inputs: Path, page: Path) -> None:
     """Write the page from the result of the benchmark `scaling`.
 
     Raises:
-        ValueError: it has no costs: too few samples were clean.
+        ValueError: the result has no costs, because too few samples were clean.
     """
     page.write_text(page_text(json.loads(inputs.read_text())))
 
@@ -46,7 +46,7 @@ def page_text(result: Mapping[str, Any]) -> str:
     """The page in Markdown, from the benchmark's result."""
     if result["costs"] is None:
         raise ValueError(
-            "the costs were measured with too few clean samples: measure again on a quiet machine"
+            "there were too few clean samples to measure the costs: measure again on a quiet machine"
         )
     costs = Costs(**result["costs"])
     where = MEASURED_ON[result["device"]].format(**result["machine"])
@@ -61,7 +61,7 @@ def _cost_table(costs: Costs) -> str:
 
 def _reach_table(reached: list[Reach]) -> str:
     head = [
-        "| workers | step | not hidden | samples a second | efficiency | limit |",
+        "| workers | step | not hidden | samples per second | efficiency | limit |",
         "|---|---|---|---|---|---|",
     ]
     rows = [

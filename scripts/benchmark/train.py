@@ -12,11 +12,10 @@ from typing import Any
 
 import yaml
 
-from .dataset import make_dataset
-from .models import MEDIUM, SD15, SMALLEST, Shape, call_flops, make_model, num_weights
-from .programs import train_ours, train_script
+from .models import MEDIUM, SD15, SMALLEST, Shape, call_flops, make_dataset, make_model, num_weights
 from .rows import Row, result_of, row_of, taken_of
 from .samples import MIN_CLEAN, Scale, Setting, clean_median, machine, matmul_gflops
+from .training_sides import train_ours, train_script
 from .workers import Begin, Side, Taken, take_turns
 
 LOOP = Path(__file__).with_name("reference_loop.py")
@@ -25,12 +24,12 @@ STAND_IN = "loop of the script's calls"
 GOAL = 5.0
 LARGER = "training, SD1.5-size UNet, by arithmetic"
 NEVER = 1_000_000
-"""Steps that no run here comes to."""
+"""More steps than any run here makes."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained, and on what."""
+    """The network to train, and its data."""
 
     name: str
     shape: Shape
@@ -47,7 +46,7 @@ CASES: Mapping[Scale, Case] = {
 
 
 def train(setting: Setting) -> dict[str, Any]:
-    """Steps of both by turns, once our cache is filled; and after how many epochs filling it has paid for itself."""
+    """Time steps of both sides alternately, once our cache is filled, and after how many epochs filling it pays off."""
     case = CASES[setting.scale]
     theirs = THEIRS if setting.script else STAND_IN
     with tempfile.TemporaryDirectory() as made:
@@ -60,7 +59,7 @@ def train(setting: Setting) -> dict[str, Any]:
             theirs: reference(folder, model, data, case, setting, setting.script or LOOP),
             OURS: ours(folder, config, "second", setting.device),
         }
-        if setting.script:  # how near the loop comes that stands in for it elsewhere
+        if setting.script:  # also measure our loop, to see how close it comes to the script
             sides[STAND_IN] = reference(folder, model, data, case, setting, LOOP)
         taken = take_turns(sides, setting.rounds, setting.device)
     fill_sec = max(0.0, filled[OURS].ready_sec - taken[OURS].ready_sec)
@@ -85,7 +84,7 @@ def train(setting: Setting) -> dict[str, Any]:
 
 
 def write_config(folder: Path, model: Path, data: Path, case: Case, device: str) -> Path:
-    """Our run's configuration: all else as the program has it by default."""
+    """The configuration of our run; all other settings have their defaults."""
     cuda = device.startswith("cuda")
     tree = {
         "program": "denoiser",
@@ -107,13 +106,13 @@ def write_config(folder: Path, model: Path, data: Path, case: Case, device: str)
 
 
 def ours(folder: Path, config: Path, run: str, device: str, overrides: Sequence[str] = ()) -> Begin:
-    """`ldm train` in a run directory of its own, with the cache that runs share."""
+    """`ldm train` in a separate run directory, with the shared cache."""
     run_dir = json.dumps(str(folder / run))
     return partial(train_ours, config, [f"run_dir={run_dir}", *overrides], device)
 
 
 def reference(folder: Path, model: Path, data: Path, case: Case, setting: Setting, program: Path) -> Side:
-    """Their side, script or loop, told to do what ours does: crop the middle, keep an average of the weights."""
+    """Their side, script or loop, configured to do what ours does: crop the centre, keep an average of the weights."""
     arguments = {
         "pretrained_model_name_or_path": model,
         "train_data_dir": data,
@@ -132,24 +131,24 @@ def reference(folder: Path, model: Path, data: Path, case: Case, setting: Settin
 
 
 def describe(script: Path | None) -> dict[str, Any]:
-    """Which program stands on the other side."""
+    """Identify the program on the other side."""
     path = script or LOOP
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return {"name": path.name, "sha256": digest, "published": script is not None}
 
 
 def larger_ratio(ours: Taken, theirs: Taken, case: Case) -> float | None:
-    """The ratio with Stable Diffusion 1.5's UNet, by arithmetic; None without a verdict.
+    """The ratio for Stable Diffusion 1.5's UNet, computed from the parts of a step; None without a verdict.
 
-    Of a step the passes are taken to grow with the UNet's operations and the upkeep with its weights; the rest, above
-    all encoding, stays.
+    The forward and backward passes are scaled with the UNet's operations and the upkeep with its weights; the rest,
+    mainly encoding, is unchanged.
     """
     steps = [larger_step_sec(one, case) for one in (ours, theirs)]
     return None if steps[0] is None or steps[1] is None else steps[1] / steps[0]
 
 
 def larger_step_sec(taken: Taken, case: Case) -> float | None:
-    """The step of one side with Stable Diffusion 1.5's UNet."""
+    """The computed step time of one side with Stable Diffusion 1.5's UNet."""
     parts = (clean_median(taken.samples, name) for name in (None, "forward_backward_sec", "upkeep_sec"))
     whole, passes, upkeep = parts
     if whole is None or passes is None or upkeep is None:
@@ -161,7 +160,7 @@ def larger_step_sec(taken: Taken, case: Case) -> float | None:
 
 
 def epochs_until_repaid(ours: Taken, theirs: Taken, fill_sec: float, case: Case) -> float | None:
-    """Epochs of theirs that are over when ours, its cache filled first, has caught up; None without a verdict."""
+    """How many epochs theirs has done when ours, which fills its cache first, catches up; None without a verdict."""
     mine, other = clean_median(ours.samples), clean_median(theirs.samples)
     if mine is None or other is None or other <= mine:
         return None

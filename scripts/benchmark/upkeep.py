@@ -1,4 +1,4 @@
-"""What follows the gradient in a training step: AdamW, and the average of the weights."""
+"""The part of a training step after the gradient: AdamW, and the average of the weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,11 +20,11 @@ SHAPES: Mapping[Scale, tuple[str, Shape]] = {
 OPTIMIZER, AVERAGE = "optimizer step", "average of the weights"
 GOALS = {OPTIMIZER: 2.0, AVERAGE: 2.2}
 TIMES = 10
-"""Steps a turn: one is short."""
+"""Steps per turn, since one is short."""
 
 
 def upkeep(setting: Setting) -> dict[str, Any]:
-    """The optimizer step and the average's step, each against the other way, on the weights of a UNet."""
+    """Time the optimizer step and the averaging step against diffusers' way, on the weights of a UNet."""
     name, shape = SHAPES[setting.scale]
     makers = {OPTIMIZER: (make_our_step, make_their_step), AVERAGE: (make_our_average, make_their_average)}
     rows: list[Row] = []
@@ -41,7 +41,7 @@ def upkeep(setting: Setting) -> dict[str, Any]:
 
 
 def trained(shape: Shape, device: str) -> nn.Module:
-    """A UNet in which each weight has a gradient, the same in every process."""
+    """A UNet in which every weight has a gradient, the same in every process."""
     torch.manual_seed(0)
     unet: nn.Module = make_unet(shape, 256).to(device).train()
     for parameter in unet.parameters():
@@ -50,7 +50,7 @@ def trained(shape: Shape, device: str) -> nn.Module:
 
 
 def answer_of(tensors: Any) -> Answer:
-    """A number of each tensor, by which two ways are compared."""
+    """One number per tensor, to compare the two sides."""
     output: Answer = torch.stack([tensor.detach().float().mean() for tensor in tensors]).cpu().numpy()
     return output
 
@@ -99,7 +99,7 @@ def make_their_average(shape: Shape, device: str) -> Work:
     average = EMAModel(unet.parameters(), decay=0.999)
     average.step(
         unet.parameters()
-    )  # its first step takes the weights over whole; from the second on it is as ours
+    )  # its first step copies the weights; from the second on it does the same as ours
     moved(unet)
 
     def work(warming_up: bool) -> tuple[Answer, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""When a method of a class was called, and when it returned, without the program that calls it knowing."""
+"""Record when a method of a class is called and when it returns, without changes to the calling program."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from .samples import Clock
 
 
 class Calls:
-    """The calls of `owner.name` since the last `clear`, by whatever object of that class."""
+    """The calls of `owner.name` on any object since the last `clear`."""
 
     def __init__(self, owner: type, name: str, device: str = "cpu") -> None:
         self._clock = Clock(device)
@@ -25,12 +25,12 @@ class Calls:
         self._marks = []
 
     def inside_sec(self) -> float:
-        """In all calls together."""
+        """Total time in all calls."""
         self._clock.finish()
         return sum(self._clock.between(start, end) for start, end in self._marks)
 
     def between_sec(self) -> float | None:
-        """Mean time from the end of a call to the start of the next; None with fewer than two."""
+        """Mean time from the end of a call to the start of the next; None with fewer than two calls."""
         self._clock.finish()
         pairs = list(zip(self._marks, self._marks[1:], strict=False))
         gaps = [self._clock.between(before[1], after[0]) for before, after in pairs]

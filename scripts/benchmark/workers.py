@@ -1,7 +1,7 @@
-"""Sides that are processes of their own, each with its model loaded and warm, which work by turns, one at a time.
+"""Sides in separate processes, each with its model loaded and warm, that take turns, one at a time.
 
-A side is a function `begin(turns)`: it gets ready and calls `turns.next` before each piece of work, with what the piece
-before came to. That may be the side's own loop (`repeat`), or deep inside a program that knows nothing of it.
+A side is a function `begin(turns)`. It prepares itself and calls `turns.next` before each piece of work, passing the
+result of the previous one. It can do so in a loop of its own (`repeat`), or from a hook deep inside another program.
 """
 
 import multiprocessing
@@ -24,15 +24,15 @@ from .samples import Sample, Stopwatch
 
 Answer = npt.NDArray[np.float32] | None
 Work = Callable[[bool], tuple[Answer, dict[str, float]]]
-"""One piece of work: told whether it only warms up; what came of it, and durations in it in seconds."""
+"""One piece of work: takes whether this is a warm-up; returns its output, and durations of parts of it in seconds."""
 
 PAUSE_SEC = 0.3
-"""Between turns: threads that wait for more work give up spinning, and a hot processor cools alike for all."""
+"""Pause between turns: waiting threads stop spinning, and the processor cools down equally for all sides."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a process says at the end of a turn; before its first turn, the sample is how long it took to get ready."""
+    """What a process sends at the end of a turn; before its first turn, the sample is its preparation time."""
 
     sample: Sample
     output: Answer
@@ -43,8 +43,8 @@ class Turns:
     """A worker's side of the turns.
 
     Attributes:
-        warming_up: whether the turn that is on does not count.
-        work: what the turn that is on is for, of a side that does several things.
+        warming_up: whether the current turn is a warm-up and does not count.
+        work: the work of the current turn, for a side with several.
     """
 
     def __init__(self, connection: Connection, device: str) -> None:
@@ -54,10 +54,10 @@ class Turns:
         self.work = ""
 
     def next(self, output: Answer = None, details: dict[str, float] | None = None) -> None:
-        """End the turn that is on, or the preparations; returns when the next one begins.
+        """End the current turn, or the preparation; returns when the next turn starts.
 
         Raises:
-            SystemExit: there is none.
+            SystemExit: there is no next turn.
         """
         sample = self._watch.sample(details=details)
         self._connection.send(Report(sample, output, peak_memory_mb(self._device)))
@@ -72,13 +72,13 @@ Begin = Callable[[Turns], None]
 
 
 def repeat(make: Callable[[], Work], turns: Turns) -> None:
-    """A side that does one thing again and again."""
+    """A side that repeats one piece of work."""
     work = make()
     _work_on(lambda _: work, turns)
 
 
 def repeat_several(make: Callable[[], Mapping[str, Work]], turns: Turns) -> None:
-    """A side that does several things, each when it is told."""
+    """A side with several pieces of work, each done on request."""
     _work_on(make().__getitem__, turns)
 
 
@@ -91,14 +91,14 @@ def _work_on(work_of: Callable[[str], Work], turns: Turns) -> None:
 
 
 def repeated(make: Callable[..., Work], *arguments: Any) -> Begin:
-    """The side that prepares with `make(*arguments)` and then repeats that work."""
+    """A side that prepares its work with `make(*arguments)` and then repeats it."""
     return partial(repeat, partial(make, *arguments))
 
 
 def peak_memory_mb(device: str) -> float:
-    """The most that this process has held: on CUDA of the device's memory, else of the machine's, in 10^6 bytes.
+    """Peak memory of this process in 10^6 bytes: the device's on CUDA, otherwise the machine's.
 
-    Not `getrusage`, whose figure a process takes over from the one that started it.
+    `getrusage` cannot be used, because a process inherits its peak from the process that started it.
     """
     if device.startswith("cuda"):
         import torch
@@ -111,13 +111,13 @@ def peak_memory_mb(device: str) -> float:
 
 @dataclass
 class Taken:
-    """What came of a side's turns.
+    """The results of a side's turns.
 
     Attributes:
-        ready_sec: from the start of its process to its first turn.
-        warm_up_sec: of the turns that do not count, in which what is compiled is compiled.
-        answer: of its first turn that counts.
-        peak_memory_mb: the highest of its processes.
+        ready_sec: time from the start of its process to its first turn.
+        warm_up_sec: time of the warm-up turns, which includes any compilation.
+        output: output of its first turn that counts.
+        peak_memory_mb: the highest among its processes.
     """
 
     ready_sec: float = 0.0
@@ -129,11 +129,11 @@ class Taken:
 
 @dataclass(frozen=True)
 class Side:
-    """A side as it is to be started.
+    """How to start a side.
 
     Attributes:
-        environments: variables of its processes, one entry a process; each has its turns at the same time.
-        works: names of the things that it does, each with turns of its own; none where it does one.
+        environments: environment variables, one entry per process; all processes have their turns at the same time.
+        works: names of its pieces of work, each with separate turns; empty if it has only one.
     """
 
     begin: Begin
@@ -142,22 +142,22 @@ class Side:
 
 
 class Process:
-    """One started process of a side; what it prints goes to a file, shown if it fails."""
+    """A running process of a side; its output goes to a file, which is shown if it fails."""
 
     def __init__(self, side: Side, number: int, log: Path, device: str) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.log = log
         self._process = context.Process(target=_serve, args=(side.begin, theirs, log, device), daemon=True)
-        with _environment(side.environments[number]):  # libraries read it when they are loaded
+        with _environment(side.environments[number]):  # libraries read it when they are imported
             self._process.start()
         theirs.close()
 
     def report(self) -> Report:
-        """Wait for the end of its turn.
+        """Wait until its turn has ended.
 
         Raises:
-            RuntimeError: it failed.
+            RuntimeError: the process failed.
         """
         try:
             report: Report = self.connection.recv()
@@ -168,9 +168,9 @@ class Process:
         return report
 
     def stop(self) -> None:
-        """Have it end, and wait for that; by force where it does not."""
+        """Ask it to stop and wait; kill it if it does not."""
         if self._process.is_alive():
-            with suppress(OSError):  # it may be gone by now
+            with suppress(OSError):  # it may have ended by now
                 self.connection.send(("stop", ""))
             self._process.join(10)
             self._process.kill()
@@ -179,7 +179,7 @@ class Process:
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """While it lasts, what is started has these variables too."""
+    """Processes started in the block have these variables too."""
     before = dict(os.environ)
     os.environ.update(variables)
     try:
@@ -190,7 +190,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _serve(begin: Begin, connection: Connection, log: Path, device: str) -> None:
-    """What a started process does."""
+    """The main function of a side's process."""
     with log.open("wb") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
@@ -199,7 +199,7 @@ def _serve(begin: Begin, connection: Connection, log: Path, device: str) -> None
 
 @contextmanager
 def started(side: Side, folder: Path, device: str) -> Iterator[list[Process]]:
-    """The processes of a side, which do not outlive the block."""
+    """Start the processes of a side; they do not outlive the block."""
     processes: list[Process] = []
     try:
         for number in range(len(side.environments)):
@@ -214,19 +214,19 @@ def started(side: Side, folder: Path, device: str) -> Iterator[list[Process]]:
 def take_turns(
     sides: Mapping[str, Side | Begin], rounds: int, device: str = "cpu", num_warm_ups: int = 1
 ) -> dict[str, Taken]:
-    """Start all sides; then each, or each of its works, has a turn in each round, after rounds that do not count.
+    """Start all sides, then give each side (or each of its works) a turn per round, after some warm-up rounds.
 
     Returns:
-        What came of it by side; of one with several works by the names of these.
+        The results by side, or by work for a side with several.
 
     Raises:
-        RuntimeError: a side failed; with its last words.
+        RuntimeError: a side failed; the message ends with its last output.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         whole = {name: side if isinstance(side, Side) else Side(side) for name, side in sides.items()}
         running, taken = {}, {work: Taken() for name, side in whole.items() for work in side.works or (name,)}
-        for name, side in whole.items():  # one after the other: they would fight for the memory and the disk
+        for name, side in whole.items():  # one after the other: they would compete for memory and disk
             start = time.perf_counter()
             running[name] = stack.enter_context(started(side, folder, device))
             for process in running[name]:
@@ -257,7 +257,7 @@ def _take_turn(processes: list[Process], taken: Taken, work: str, *, counts: boo
 
 
 def _joined(samples: list[Sample]) -> Sample:
-    """One sample of processes that worked at the same time: each took the others for foreign."""
+    """One sample for processes that worked at the same time, each of which counted the others as foreign."""
     longest = max(samples, key=lambda sample: sample.wall_sec)
     others = sum(sample.own_cpu_sec for sample in samples) - longest.own_cpu_sec
     foreign = max(0.0, longest.foreign_cores - others / longest.wall_sec)

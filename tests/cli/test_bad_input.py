@@ -1,5 +1,5 @@
-"""What `ldm generate`, `ldm train` and `ldm info` refuse: one line that names the thing and the mend, exit code
-2, nothing half-written. Images and folders of images have their own tests.
+"""What `ldm generate`, `ldm train` and `ldm info` refuse: one line that names the mistake and the fix, exit code
+2, no partial output. Images and folders of images have separate tests.
 """
 
 import json
@@ -26,7 +26,7 @@ from train.autoencoder import main as train_autoencoder
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a saved model, `good`, and one of zero terminal SNR, `zero-snr`."""
+    """A folder with two saved models: `good`, and `zero-snr` with zero terminal SNR."""
     folder = tmp_path_factory.mktemp("models")
     Pipeline(make_sd1(tmp_path_factory.mktemp("tokenizer"))).save(folder / "good")
     zero_snr = make_sd2(tmp_path_factory.mktemp("tokenizer"), ZERO_SNR_SCHEDULER)
@@ -36,7 +36,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, models: Path) -> Path:
-    """A copy of the model, `model` in the folder where the test works; `emoji` is that model too."""
+    """A copy of the model as `model` in the working folder; the name `emoji` also refers to it."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(models / "good", tmp_path / "model")
     monkeypatch.setitem(model_source.EMBEDDED, "emoji", tmp_path / "model")
@@ -48,7 +48,7 @@ def files_here() -> list[str]:
 
 
 def refused(*arguments: object) -> str:
-    """The one line that refuses a command, which leaves no file behind."""
+    """The one-line error of a command, which must leave no file behind."""
     before = files_here()
     result = CliRunner().invoke(app, list(map(str, arguments)))
     if result.exception and not isinstance(result.exception, SystemExit):
@@ -121,12 +121,12 @@ def test_an_odd_line_in_a_prompt_file(text: str, words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("option", ["--public", "--create-pr", "--yes", "--revision=main"])
-def test_how_to_send_an_export_that_is_not_sent(option: str) -> None:
+def test_push_options_without_a_push(option: str) -> None:
     line = refused("export", "model", "dest", option)
     assert_words(line, f"{option.partition('=')[0]} without --push-to-hub", "--push-to-hub USER/NAME")
 
 
-def test_a_cache_to_prune_that_is_not_there() -> None:
+def test_pruning_a_missing_cache() -> None:
     assert_words(refused("data", "prune", "--folder", "absent", "--max-gb", "1"), "--folder absent")
 
 
@@ -136,7 +136,7 @@ def test_a_report_that_is_a_file() -> None:
     assert_words(refused("data", "check", "data", "--report", "report.html"), "report.html is a file")
 
 
-def test_a_configuration_where_no_file_can_be(tmp_path: Path) -> None:
+def test_a_configuration_on_proc(tmp_path: Path) -> None:
     Path("data").mkdir()
     Image.new("RGB", (64, 64)).save("data/a.png")
     Path("data/a.txt").write_text("a square")
@@ -145,7 +145,7 @@ def test_a_configuration_where_no_file_can_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [["generate", "a", "--model"], ["info"]])
-def test_a_run_that_is_not_at_its_end(command: list[str]) -> None:
+def test_an_unfinished_run(command: list[str]) -> None:
     Path("run/checkpoints/step-000003").mkdir(parents=True)
     for name in ("run", "run/checkpoints/step-000003"):
         assert_words(refused(*command, name), f"{name} is a run that has not finished", f"ldm export {name}")
@@ -182,7 +182,7 @@ def test_a_model_with_a_mistyped_default() -> None:
 
 
 @pytest.mark.parametrize("output", ["file", "file/below"])
-def test_an_output_that_is_no_folder(output: str) -> None:
+def test_an_output_that_is_not_a_folder(output: str) -> None:
     Path("file").touch()
     assert_words(refused("generate", "a", "--output", output), "file is a file", "--output")
 
@@ -208,7 +208,7 @@ def test_an_output_that_exists(name: str) -> None:
 
 @contextmanager
 def file_size_limit(num_bytes: int) -> Iterator[None]:
-    """What a full disk does to a process: no file grows beyond a size."""
+    """Simulate a full disk: no file can grow beyond a size."""
     former = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, former[1]))
     try:
@@ -273,13 +273,13 @@ def test_train_refuses(content: str, arguments: list[str], words: list[str]) -> 
         ("optim.learning_rat=0.1", ["'optim.learning_rat'", "did you mean 'learning_rate'"]),
         ("optim.learning_rate=fast", ["optim.learning_rate = 'fast'"]),
         ("data.path=absent", ["absent: no such folder"]),
-        ("num_steps", ["'num_steps' is no setting", "key=value"]),
+        ("num_steps", ["'num_steps' is not a setting", "key=value"]),
     ],
 )
 def test_a_training_program_refuses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, words: list[str]
 ) -> None:
-    """In this process; that its exit code and words pass through `ldm train` is tested in test_cli_train.py."""
+    """Run in this process; test_cli_train.py tests that `ldm train` passes on exit code and output."""
     config = write_config(tmp_path / "config.yaml", AUTOENCODER, tmp_path / "data", tmp_path / "run")
     assert train_autoencoder([str(config), override]) == 2
     (line,) = capsys.readouterr().err.splitlines()

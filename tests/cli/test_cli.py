@@ -1,5 +1,6 @@
-"""The command line as a whole: fast help, errors in a line, `info`, `doctor` and `data check`."""
+"""The command line as a whole: fast help, one-line errors, `info`, `doctor` and `data check`."""
 
+import json
 import os
 import pty
 import subprocess
@@ -14,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from ldm.cli.app import app
 from ldm.pipeline.pipeline import Pipeline
+from ldm.pipeline.record import read_settings
 from ldm.version import __version__
 from tests.support.tiny_models import ZERO_SNR_SCHEDULER, make_sd2
 from tests.support.tiny_runs import write_squares
@@ -102,13 +104,17 @@ def test_info_of_a_model(tmp_path: Path) -> None:
     assert "heun" not in rows["schedulers"]
     size_bytes = sum(p.stat().st_size for p in (tmp_path / "model").rglob("*") if p.is_file())
     assert rows["size on disk"] == f"{size_bytes / 1e6:.1f} MB"
-    picture = tmp_path / "x.png"
     ldm("generate", "a red apple", "--model", tmp_path / "model", "--output", tmp_path / "out")
     (picture,) = (tmp_path / "out").iterdir()
     settings = dict(line.split(":", 1) for line in ldm("info", picture).stdout.splitlines())
     assert settings["prompt"].strip() == "a red apple"
     assert settings["weights_hash"].strip() == rows["weights hash"]
     assert "versions.torch" in settings
+    facts = json.loads(ldm("info", tmp_path / "model", "--json").stdout)
+    assert facts["networks"]["denoiser"] == {"class": "UNet2DConditionModel", "num_parameters": count}
+    assert facts["noise_schedule"]["rescale_betas_zero_snr"] is True
+    assert (facts["size_bytes"], facts["defaults"]["height"]) == (size_bytes, 16)
+    assert json.loads(ldm("info", picture, "--json").stdout) == read_settings(picture)
 
 
 def test_doctor_says_what_loads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +164,7 @@ def test_data_check_names_every_broken_image(tmp_path: Path) -> None:
     first, second, last = result.stderr.splitlines()
     assert first.startswith(f"error: {folder / 'red.png'}: ")
     assert second.startswith(f"error: {folder / 'blue.png'}: ")
-    assert last == "error: 2 of 7 images cannot be used: mend or remove them"
+    assert last == "error: 2 of 7 images cannot be used: fix or remove them"
 
 
 def test_data_check_refuses_a_folder_that_training_would_refuse(tmp_path: Path) -> None:
@@ -170,7 +176,7 @@ def test_data_check_refuses_a_folder_that_training_would_refuse(tmp_path: Path) 
 # Progress
 
 
-def test_the_bar_lives_on_a_terminal() -> None:
+def test_a_terminal_gets_a_live_bar() -> None:
     code = (
         "import time; from ldm.io.progress import work_bar\n"
         "with work_bar('image') as bar: [(bar.show(done, 3), time.sleep(.1)) for done in range(3)]"
@@ -186,7 +192,7 @@ def test_the_bar_lives_on_a_terminal() -> None:
     assert "images/s" in shown
 
 
-def test_without_a_terminal_there_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_there_are_occasional_lines(capsys: pytest.CaptureFixture[str]) -> None:
     from ldm.io.progress import WorkBar
 
     for pause_sec, expected in ((60.0, ""), (0.0, "step 1 of 2\nstep 2 of 2\n")):

@@ -1,4 +1,4 @@
-"""`ldm benchmark`: what it calls, in a checkout and installed, and what it refuses."""
+"""`ldm benchmark`: what it runs, in a checkout and installed, and what it refuses."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ def test_it_names_every_benchmark() -> None:
     assert (*benchmark("suite").BENCHMARKS, "all") == WORKS
 
 
-def test_options_are_handed_on_as_the_program_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_are_passed_on_to_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[Any] = []
     monkeypatch.setattr(processes, "run_processes", lambda command, environment: called.append(command) or 0)
     given = ["generate", "--model", "emoji", "--quick", "--rounds", "7", "--output", "result.json"]
@@ -35,7 +35,7 @@ def test_options_are_handed_on_as_the_program_reads_them(monkeypatch: pytest.Mon
         (["train", "--rounds", "0"], "error: Invalid value for '--rounds'"),
     ],
 )
-def test_what_there_is_not_is_refused_in_a_line(given: list[str], message: str) -> None:
+def test_unknown_names_are_refused_in_one_line(given: list[str], message: str) -> None:
     done = CliRunner().invoke(app, ["benchmark", *given])
     assert done.exit_code == 2
     assert done.stderr.startswith(message)
@@ -45,12 +45,13 @@ def test_what_there_is_not_is_refused_in_a_line(given: list[str], message: str) 
 @pytest.mark.parametrize(
     "given", [["generate", "--model", "no-such-thing", "--quick"], ["train", "--script", "no-such-thing"]]
 )
-def test_the_code_of_the_program_is_its_own(given: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_programs_exit_code_is_returned(given: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     assert CliRunner().invoke(app, ["benchmark", *given]).exit_code == 2
     assert "no-such-thing" in capfd.readouterr().err.splitlines()[-1]
 
 
-def test_installed_it_is_a_module_of_its_own() -> None:
+def test_an_installed_package_has_its_own_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     module, environment = _benchmarks(Home(Path("site"), "ldm_train", Path("site/ldm_train/configs")))
     assert module == "ldm_benchmark"
     assert str(ROOT) not in environment["PYTHONPATH"].split(":")

@@ -1,4 +1,4 @@
-"""`ldm data check` with its options and on every kind of source on the disk, and `ldm data prune`."""
+"""`ldm data check` with its options and on every kind of local source, and `ldm data prune`."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from tests.support.tiny_runs import write_squares
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache of one test."""
+    """A cache for each test."""
     monkeypatch.setenv("LDM_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -49,13 +49,15 @@ def test_the_report_is_written_beside_not_into_the_data(tmp_path: Path) -> None:
     before = state_of(folder)
     result = ldm_data("check", folder, "--report", tmp_path / "report")
     assert result.exit_code == 2
-    assert result.stderr.splitlines()[-1] == "error: 1 of 8 images cannot be used: mend or remove them"
+    assert result.stderr.splitlines()[-1] == "error: 1 of 8 images cannot be used: fix or remove them"
     assert "exact duplicates: 1 groups, such as again.png, blue.png" in result.stdout
     assert f"report: {tmp_path / 'report' / 'data_report.html'}" in result.stdout
     report = json.loads((tmp_path / "report" / "data_report.json").read_text())
     assert (report["num_found"], report["num_used"], report["num_refused"]) == (8, 7, 1)
     assert [fate["sample_id"] for fate in report["samples"] if not fate["used"]] == ["red.png"]
     assert report["licences"] == {"fields": {"license": {"CC0": 1}}, "num_without": 6}
+    printed = ldm_data("check", folder, "--json")
+    assert json.loads(printed.stdout) == report and printed.exit_code == 2
     assert "data:image/jpeg;base64," in (tmp_path / "report" / "data_report.html").read_text()
     long = ldm_data("check", folder, "--report", tmp_path / ("report" * 60))
     assert long.exit_code == 2 and "too long for the name of a file: shorten it" in long.stderr
@@ -65,7 +67,7 @@ def test_the_report_is_written_beside_not_into_the_data(tmp_path: Path) -> None:
     assert state_of(folder) == before
 
 
-def test_a_size_refuses_what_is_smaller(tmp_path: Path) -> None:
+def test_images_smaller_than_the_size_are_refused(tmp_path: Path) -> None:
     folder = write_squares(tmp_path / "data")
     Image.new("RGB", (64, 24), "red").save(folder / "red.png")
     result = ldm_data("check", folder, "--height", 20)
@@ -109,7 +111,7 @@ def test_captions_are_counted_as_the_model_does(tmp_path: Path) -> None:
         "--buckets",
         "--height",
         16,
-    )  # too small for multiples of 64, not for this model's
+    )  # too small for multiples of 64, but not for this model's multiple
     assert ldm_data(*small).exit_code == 2
     assert "buckets: 16 x 16 (8)" in ldm_data(*small, "--model", tmp_path / "model").stdout
     captions = json.loads((tmp_path / "report" / "data_report.json").read_text())["captions"]
@@ -135,7 +137,7 @@ def test_parquet_and_tars_are_checked_too(tmp_path: Path) -> None:
     assert wrong.stderr.startswith("error: ldm data check: kind = 'zip'")
 
 
-def test_an_image_once_read_is_trusted_unless_asked(
+def test_known_images_are_reread_only_with_rehash(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_squares(tmp_path / "data")
@@ -144,7 +146,7 @@ def test_an_image_once_read_is_trusted_unless_asked(
     assert any(cache.rglob("*"))
     status_of = os.stat(path)
     path.write_bytes(bytes(path.stat().st_size))
-    stat = os.stat  # a change that left no trace, as on a disk whose clock is wrong
+    stat = os.stat  # a change without a trace, as on a disk whose clock is wrong
     monkeypatch.setattr(
         "ldm.data.sample.os.stat", lambda p, **o: status_of if Path(p) == path else stat(p, **o)
     )
@@ -154,17 +156,17 @@ def test_an_image_once_read_is_trusted_unless_asked(
     assert str(path) in result.stderr
 
 
-def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
+def test_skipped_files_are_counted(tmp_path: Path) -> None:
     folder = write_squares(tmp_path / "data")
     for name in ("a.mp4", "b.mp4", "c.txt", "Makefile", ".hidden.mp4"):
         (folder / name).write_text("x")
     said = ldm_data("check", folder)
     assert said.exit_code == 0
-    assert "note: files passed over: 2 .mp4, 1 without a suffix, 1 .txt\n" in said.stdout
-    assert "passed over" not in ldm_data("check", write_squares(tmp_path / "clean")).stdout
+    assert "note: files skipped: 2 .mp4, 1 without a suffix, 1 .txt\n" in said.stdout
+    assert "files skipped" not in ldm_data("check", write_squares(tmp_path / "clean")).stdout
 
 
-def test_each_fact_is_one_line_and_no_terminal_obeys_it(tmp_path: Path) -> None:
+def test_output_is_one_line_per_fact_with_control_characters_escaped(tmp_path: Path) -> None:
     folder = write_squares(tmp_path / "data")
     name = "a\x1b[31m\nred\u202e.png"
     (folder / name).write_bytes((folder / "red.png").read_bytes())
@@ -182,12 +184,12 @@ def test_each_fact_is_one_line_and_no_terminal_obeys_it(tmp_path: Path) -> None:
     assert max(map(len, said.stdout.splitlines())) < 300
     errors = said.stderr.splitlines()
     assert len(errors) == 22 and errors[0].startswith(f"error: {folder}/bad-0 \\x1b.png: not an image")
-    assert errors[-2] == "error: 5 more cannot be used; --report FOLDER names all"
+    assert errors[-2] == "error: 5 more cannot be used; --report FOLDER lists them all"
     fates = json.loads((tmp_path / "report/data_report.json").read_text())["samples"]
     assert sum(not fate["used"] for fate in fates) == 25
 
 
-def test_an_error_shows_what_is_in_a_name(tmp_path: Path) -> None:
+def test_errors_escape_control_characters_in_names(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/a\x1b[31m.png").write_text("")
     said = ldm_data("check", tmp_path / "data").stderr
@@ -200,12 +202,10 @@ def test_a_size_that_a_run_of_the_model_refuses(tmp_path: Path) -> None:
     said = ldm_data("check", folder, "--model", tmp_path / "model", "--width", 15, "--height", 16)
     assert (said.exit_code, said.stdout) == (2, "")
     assert said.stderr.startswith("error: --width 15: choose a multiple of ")
-    assert ldm_data("check", folder, "--width", 15).exit_code == 0  # nobody said for which model
+    assert ldm_data("check", folder, "--width", 15).exit_code == 0  # allowed, because no model was named
 
 
-def test_a_check_is_told_though_it_cannot_be_remembered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_check_works_without_a_writable_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LDM_CACHE_DIR", str(tmp_path / "file/cache"))
     said = ldm_data("check", write_squares(tmp_path / "data"))
@@ -218,7 +218,7 @@ def test_a_check_is_told_though_it_cannot_be_remembered(
 
 
 def fill(folder: Path, autoencoder_hash: str, num_entries: int) -> list[Path]:
-    """A cache of some moments; its shards."""
+    """Fill a cache with some moments; returns its shards."""
     items = [
         CacheItem(entry_key(f"{index:064x}", "t", autoencoder_hash), lambda: torch.zeros(3, 16, 16))
         for index in range(num_entries)
@@ -227,15 +227,22 @@ def fill(folder: Path, autoencoder_hash: str, num_entries: int) -> list[Path]:
     return sorted((folder / "moments" / autoencoder_hash).glob("*.safetensors"))
 
 
-def test_prune_says_what_goes_and_removes_it(cache: Path) -> None:
+def test_prune_lists_and_removes_files(cache: Path) -> None:
     (old,), (new,) = fill(cache, "a" * 64, 3), fill(cache, "b" * 64, 3)
     days_ago = old.stat().st_mtime - 40 * 86_400
     os.utime(old, (days_ago, days_ago))
     dry = ldm_data("prune", "--older-than-days", 30, "--dry-run")
     assert dry.exit_code == 0
     assert dry.stdout.splitlines()[0] == f"{old}: {old.stat().st_size / 1e6:.1f} MB, unused for 40 days"
-    assert dry.stdout.splitlines()[1].startswith(f"{cache}: 1 files, 0.000 GB would go, ")
+    assert dry.stdout.splitlines()[1].startswith(f"{cache}: 1 files, 0.000 GB would be removed, ")
     assert old.exists() and new.exists()
+    facts = json.loads(ldm_data("prune", "--older-than-days", 30, "--dry-run", "--json").stdout)
+    assert (facts["cache"], facts["dry_run"], facts["removed_bytes"]) == (
+        str(cache),
+        True,
+        old.stat().st_size,
+    )
+    assert [Path(file["path"]) for file in facts["removed"]] == [old] and old.exists()
     done = ldm_data("prune", "--older-than-days", 30)
     assert done.stdout.splitlines()[0] == dry.stdout.splitlines()[0]
     assert "GB removed, " in done.stdout

@@ -1,5 +1,6 @@
-"""`ldm ema`: a model of any width from a run's snapshots, whole or LoRA or a new token, and what it refuses."""
+"""`ldm ema`: averages of any width from a run's snapshots, for whole models, LoRAs and new tokens; refusals."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -33,12 +34,12 @@ def ldm_ema(*arguments: object) -> Result:
 
 
 def task_of(parts: ModelParts) -> nn.Module:
-    """A module with the names that the program `denoiser` gives its weights."""
+    """A module whose weights have the same names as in the program `denoiser`."""
     return nn.ModuleDict({"denoiser": parts.denoiser, "text_encoder": parts.text_encoder})
 
 
 def walk(parts: ModelParts, run: Path, width: float) -> dict[str, Tensor]:
-    """Move the trained weights by chance, keep snapshots, and return the average of `width`, from the closed form."""
+    """Move the trained weights at random, keep snapshots, and return the average of `width` in closed form."""
     averages = WeightAverages(task_of(parts), 0.0, SETTINGS)
     share = shares(NUM_STEPS, gamma_of(width), np.arange(1.0, NUM_STEPS + 1))
     expected = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in averages.live.items()}
@@ -81,11 +82,16 @@ def test_the_average_of_a_new_width_is_written_as_a_model(run: tuple[Path, dict[
     assert provenance == {"data": "squares", "average_width": 0.12, "average_step": 60}
 
 
-def test_the_snapshots_own_width_comes_back_as_it_was(
-    run: tuple[Path, dict[str, Tensor]], tmp_path: Path
-) -> None:
+def test_a_stored_width_is_reproduced_exactly(run: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
     folder, expected = run
-    assert ldm_ema(folder, "--width", 0.1, "--output", tmp_path / "model").exit_code == 0
+    done = ldm_ema(folder, "--width", 0.1, "--output", tmp_path / "model", "--json")
+    assert done.exit_code == 0
+    facts = json.loads(done.stdout)
+    assert abs(facts.pop("residual")) < 1e-6
+    num_averages = len(SETTINGS.widths) * NUM_STEPS // EVERY
+    assert facts == {
+        "output": str(tmp_path / "model"), "width": 0.1, "step": NUM_STEPS, "num_averages": num_averages
+    }  # fmt: skip
     made = dict(task_of(load_parts(tmp_path / "model")).named_parameters())
     stored = read_tensors(folder / "averages" / "step-000060" / "averages.safetensors")
     for name in expected:
@@ -95,7 +101,7 @@ def test_the_snapshots_own_width_comes_back_as_it_was(
 def adapter_run(
     folder: Path, prepare: Callable[[ModelParts], object], save: Callable[[ModelParts, Path], None]
 ) -> dict[str, Tensor]:
-    """A finished run of an adapter on a base beside it, and its average of width 0.07."""
+    """A finished run of an adapter with its base beside it; returns its average of width 0.07."""
     parts = make_sd1(folder)
     save_parts(parts, folder / "base")
     prepare(parts)
@@ -163,7 +169,7 @@ def test_a_new_token_is_averaged_as_a_new_token(tmp_path: Path) -> None:
 
 
 def copy_of(folder: Path, dest: Path) -> Path:
-    """The run's snapshots and model under another name, as links."""
+    """The run's snapshots and model under another name, as symbolic links."""
     for path in folder.rglob("*"):
         if path.is_file() and {"averages", "pipeline"} & set(path.parts):
             target = dest / path.relative_to(folder)
@@ -172,9 +178,7 @@ def copy_of(folder: Path, dest: Path) -> Path:
     return dest
 
 
-def test_a_damaged_snapshot_is_named_and_left_out(
-    run: tuple[Path, dict[str, Tensor]], tmp_path: Path
-) -> None:
+def test_a_damaged_snapshot_is_named_and_skipped(run: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
     folder = copy_of(run[0], tmp_path / "run")
     damaged = folder / "averages" / "step-000060" / "averages.safetensors"
     content = damaged.read_bytes()
@@ -182,7 +186,7 @@ def test_a_damaged_snapshot_is_named_and_left_out(
     damaged.write_bytes(content[:-1])
     done = ldm_ema(folder, "--width", 0.08, "--output", tmp_path / "model")
     assert done.exit_code == 0 and "at step 55" in done.stdout
-    assert "step-000060" in done.stderr and "left out" in done.stderr
+    assert "step-000060" in done.stderr and "skipped" in done.stderr
 
 
 @pytest.mark.parametrize("width", ["0", "-0.1", "0.5", "nan"])
@@ -212,7 +216,7 @@ def test_snapshots_of_another_model_are_refused(run: tuple[Path, dict[str, Tenso
     other = WeightAverages(nn.ModuleDict({"denoiser": nn.Linear(2, 2, bias=False)}), 0.0, SETTINGS)
     folder = copy_of(run[0], tmp_path / "run")
     save_snapshot(other, 70, folder / "averages")
-    assert "of other weights" in ldm_ema(folder, "--width", 0.1).stderr
+    assert "contains other weights" in ldm_ema(folder, "--width", 0.1).stderr
     shutil.rmtree(folder / "averages")
     save_snapshot(other, 70, folder / "averages")
     done = ldm_ema(folder, "--width", 0.1)

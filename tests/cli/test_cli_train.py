@@ -1,4 +1,4 @@
-"""`ldm train`: which program runs, as how many processes, and what signals and exit codes become of."""
+"""`ldm train`: which program runs, in how many processes, and how signals and exit codes are passed on."""
 
 import os
 import signal
@@ -16,6 +16,7 @@ from ldm.cli.processes import run_processes
 from ldm.cli.programs import find_config, find_home, shipped_configs
 from ldm.errors import UserError
 from tests.support.tiny_runs import AUTOENCODER, write_config, write_squares
+from train.settings.schema import SETTINGS
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -58,6 +59,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 def test_a_shipped_configuration_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = find_home()
     assert (home.root, home.package) == (ROOT, "train")
+    assert home.programs == sorted(SETTINGS)
     names = shipped_configs(home)
     assert "emoji/autoencoder" in names
     for name in names:
@@ -95,7 +97,7 @@ def run_code(code: str, num_processes: int = 1) -> int:
     ("code", "expected"),
     [("pass", 0), ("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 128 + 9)],
 )
-def test_the_exit_code_comes_through(code: str, expected: int) -> None:
+def test_the_exit_code_is_returned(code: str, expected: int) -> None:
     assert run_code(code) == expected
 
 
@@ -128,7 +130,7 @@ sys.exit(run_processes([sys.executable, "-c", sys.argv[1], sys.argv[2]], os.envi
 def test_a_signal_reaches_each_process_once(
     tmp_path: Path, sent: signal.Signals, arrives: int, num_processes: int
 ) -> None:
-    """It is sent to the whole group, as Ctrl-C in a terminal is."""
+    """It is sent to the whole process group, like Ctrl-C in a terminal."""
     base = tmp_path / "signals"
     arguments = [PARENT, COUNT_SIGNALS, str(base), str(num_processes)]
     parent = subprocess.Popen([sys.executable, "-c", *arguments], env=ENVIRONMENT, start_new_session=True)
@@ -150,13 +152,13 @@ def test_an_ignored_hangup_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, former)
 
 
-def test_the_former_handlers_are_put_back() -> None:
+def test_the_previous_handlers_are_restored() -> None:
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     run_code("pass")
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
-def test_processes_are_told_of_each_other(tmp_path: Path) -> None:
+def test_processes_can_find_each_other(tmp_path: Path) -> None:
     keys = ["WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"]
     code = (
         "import os, pathlib; e = os.environ; "
@@ -182,6 +184,6 @@ def test_the_failure_of_one_ends_the_others(
     assert capfd.readouterr().err == "process 1 of 2 failed:\nerror: out of memory\n"
 
 
-def test_what_all_processes_refuse_is_said_once(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_error_of_all_processes_is_printed_once(capfd: pytest.CaptureFixture[str]) -> None:
     assert run_code("import sys; print('error: no data', file=sys.stderr); sys.exit(2)", 3) == 2
     assert capfd.readouterr().err == "error: no data\n"

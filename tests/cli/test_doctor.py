@@ -1,18 +1,36 @@
-"""`ldm doctor`: what it says of the computer is so."""
+"""`ldm doctor`: its description of the computer is correct."""
 
+import json
 import os
 import shutil
+import tomllib
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from typer.testing import CliRunner
 
 from ldm.cli import doctor
-from ldm.cli.doctor import sdpa_kernels
+from ldm.cli.app import app
+from ldm.cli.doctor import examine, sdpa_kernels
 
 CPU = torch.device("cpu")
+NEEDED = doctor.NEEDED
+
+
+def test_every_dependency_is_checked() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert {line.partition(">=")[0] for line in project["dependencies"]} == NEEDED.keys()
+
+
+@pytest.fixture(autouse=True)
+def few_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packages have tests in test_cli.py; importing all of them takes seconds."""
+    monkeypatch.setattr(doctor, "NEEDED", {"numpy": "numpy"})
+    monkeypatch.setattr(doctor, "OPTIONAL", {"nowhere": ("nowhere", "this test")})
 
 
 def test_a_kernel_is_named_only_if_it_runs_and_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,19 +53,44 @@ def test_a_kernel_is_named_only_if_it_runs_and_is_right(monkeypatch: pytest.Monk
 def test_the_computer_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LDM_CACHE_DIR", str(tmp_path / "not" / "yet" / "there"))
     monkeypatch.chdir(tmp_path)
-    cores, memory, here, cache = doctor._computer([])
-    assert cores == f"cores: {len(os.sched_getaffinity(0))}"
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    assert 0 < float(memory.split()[1]) <= total + 0.1
-    free = shutil.disk_usage(tmp_path).free / 1e9
-    for line, folder in ((here, tmp_path), (cache, tmp_path / "not" / "yet" / "there")):
-        assert line.endswith(f"GB ({folder})")
-        assert float(line.split(": ")[1].split()[0]) == pytest.approx(free, abs=1)
+    facts = examine()
+    assert facts["num_cores"] == len(os.sched_getaffinity(0))
+    assert 0 < facts["memory_bytes"] <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = shutil.disk_usage(tmp_path).free
+    folders = {"this folder": tmp_path, "the cache": tmp_path / "not" / "yet" / "there"}
+    assert facts["free_disk"].keys() == folders.keys()
+    for name, folder in folders.items():
+        assert facts["free_disk"][name]["folder"] == str(folder)
+        assert facts["free_disk"][name]["free_bytes"] == pytest.approx(free, abs=1e9)
     assert not (tmp_path / "not").exists()
-    assert len(list(doctor._computer(["torch"]))) == 3  # the cache's place is known to what cannot be loaded
 
 
-def test_a_container_has_the_memory_it_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_load_is_not_needed_to_describe_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "NEEDED", {"torch": "no_such_torch"})
+    facts = examine()
+    assert facts["packages"]["torch"]["fault"] == "not installed"
+    assert facts["devices"] == [] and facts["free_disk"].keys() == {"this folder"}
+
+
+def test_json_says_the_same_as_the_text() -> None:
+    def run(*options: str) -> Any:
+        result = CliRunner().invoke(app, ["doctor", *options])
+        assert (result.exit_code, result.stderr) == (0, "")
+        return result.stdout
+
+    facts = json.loads(run("--json"))
+    assert facts["packages"]["numpy"]["fault"] is None
+    assert facts["packages"]["nowhere"] == {
+        "version": None, "fault": "not installed", "optional_for": "this test"
+    }  # fmt: skip
+    assert facts["devices"][0]["name"] == "cpu" and "math" in facts["devices"][0]["attention"]
+    lines = run().splitlines()
+    assert f"attention on cpu: {', '.join(facts['devices'][0]['attention'])}" in lines
+    assert any(line.startswith(f"numpy{'':13}{facts['packages']['numpy']['version']} ") for line in lines)
+    assert f"embedded model emoji: {facts['embedded_model_bytes'] / 1e6:.1f} MB" in lines
+
+
+def test_the_memory_of_a_container_is_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Path.read_text
     limit = Path("/sys/fs/cgroup/memory.max")
     monkeypatch.setattr(Path, "is_file", lambda path: path == limit)

@@ -1,8 +1,9 @@
-"""`ldm init`: what it writes suits the data and the model, is explained, and trains as it is."""
+"""`ldm init`: the configuration suits the data and model, is commented, and can be trained unchanged."""
 
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -17,6 +18,7 @@ from ldm.errors import UserError
 from ldm.models.loading.model import save_parts
 from tests.support.tiny_models import make_sd1
 from train import denoiser
+from train.run.trainable import TrainableSettings
 from train.settings.denoiser import DenoiserSettings
 
 AWKWARD = "a red: \"apple\" # on 'a' table, 5 % {x} é \U0001f34e"
@@ -24,7 +26,7 @@ AWKWARD = "a red: \"apple\" # on 'a' table, 5 % {x} é \U0001f34e"
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory with a cache of its own, and a tiny model of 16 x 16 pixels in `base`."""
+    """An empty working directory with a separate cache, and a tiny model of 16 x 16 pixels in `base`."""
     monkeypatch.setenv("LDM_CACHE_DIR", str(tmp_path / "cache"))
     save_parts(make_sd1(tmp_path / "tokenizer"), tmp_path / "base")
     monkeypatch.chdir(tmp_path)
@@ -56,7 +58,7 @@ def settings_in(path: str) -> DenoiserSettings:
     return load_settings(DenoiserSettings, Path(path))
 
 
-def test_what_is_written_is_planned_and_trained_as_it_is(
+def test_the_configuration_can_be_planned_and_trained_unchanged(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_images(here / "my photos", [(16, 16)] * 40 + [(30, 16)] * 20, AWKWARD)
@@ -72,7 +74,7 @@ def test_what_is_written_is_planned_and_trained_as_it_is(
     said_held_out = re.search(r"holdout_fraction: .*# (\d+) images", Path("my-photos.yaml").read_text())
     assert held_out and said_held_out and held_out[1] == said_held_out[1] != "0"
     short = ["num_steps=2", "optim.num_warmup_steps=1", "device=cpu", "preview.num_inference_steps=2"]
-    short.append("preview.prompts=[a red apple]")  # the awkward one is cut, which is warned of
+    short.append("preview.prompts=[a red apple]")  # the awkward one is too long, which gives a warning
     assert denoiser.main(["my-photos.yaml", *short]) == 0
     assert (here / "runs/my-photos/pipeline/adapter.json").is_file()
     assert init("my photos", "--base", "base", "--output", "b.yaml")
@@ -113,10 +115,10 @@ def test_captions_that_need_more_than_the_model_reads_are_counted(here: Path) ->
     write_images(here / "a", [(16, 16)] * 3, "a red apple on a table " * 9)
     init("a", "--base", "base")
     text = Path("a.yaml").read_text()
-    assert settings_in("a.yaml").prompt_chunks == 1 and "14 tokens; 3 are longer, and cut" in text
+    assert settings_in("a.yaml").prompt_chunks == 1 and "14 tokens; 3 are longer and are cut" in text
 
 
-@pytest.mark.parametrize("trainable", ["lora", "unet", "text_encoder", "unet+text_encoder", "embedding"])
+@pytest.mark.parametrize("trainable", get_args(TrainableSettings.model_fields["trainable"].annotation))
 def test_each_kind_of_training_loads(here: Path, trainable: str) -> None:
     write_images(here / "a", [(64, 64)] * 8)
     init("a", "--trainable", trainable)
@@ -138,11 +140,11 @@ def test_each_kind_of_training_loads(here: Path, trainable: str) -> None:
         (10**6, "unet", Amount(20, 32, 20_000)),
     ],
 )
-def test_the_rule_of_the_amount(num_images: int, trainable: str, expected: Amount) -> None:
+def test_the_amount_of_training(num_images: int, trainable: str, expected: Amount) -> None:
     assert choose_amount(num_images, trainable) == expected
 
 
-def test_the_columns_and_the_kind_reach_the_file(here: Path) -> None:
+def test_columns_and_kind_are_written_to_the_file(here: Path) -> None:
     write_images(here / "a", [(16, 16)] * 3)
     (here / "a/other.parquet").write_bytes(b"")
     assert "set kind to folder or parquet (--kind)" in refusal("a", "--base", "base")
@@ -161,7 +163,7 @@ def test_the_columns_and_the_kind_reach_the_file(here: Path) -> None:
         validate(DataSettings, {"image_column": "x", "sources": [{"path": "a"}]})
 
 
-def test_what_would_be_lost_or_wrong_is_refused(here: Path) -> None:
+def test_overwriting_and_bad_arguments_are_refused(here: Path) -> None:
     write_images(here / "a", [(16, 16)] * 3)
     Path("a.yaml").write_text("mine")
     assert refusal("a", "--base", "base").startswith("error: a.yaml exists already: choose another --output")

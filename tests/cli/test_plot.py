@@ -1,4 +1,4 @@
-"""`ldm plot`: what is drawn from the rows of runs, and what is refused."""
+"""`ldm plot`: what is drawn from a run's rows, and what is refused."""
 
 import json
 from pathlib import Path
@@ -48,9 +48,11 @@ def plot(*arguments: object) -> tuple[int, str, str]:
 # What is drawn
 
 
-def test_the_smoothed_loss_is_a_centred_mean_of_what_is_finite() -> None:
+def test_the_smoothed_loss_is_a_centred_mean_of_finite_values() -> None:
     values = np.arange(200.0)
-    assert smoothed(values)[:195] == pytest.approx(values[:195])  # a straight line stays one, from its start
+    assert smoothed(values)[:195] == pytest.approx(
+        values[:195]
+    )  # a straight line is unchanged, from its start
     assert smoothed(values)[199] == pytest.approx(np.arange(194, 200).mean())
     values[100] = np.nan
     assert smoothed(values)[102] == pytest.approx(np.delete(values, 100)[97:107].mean())
@@ -125,7 +127,7 @@ def test_every_axis_says_what_it_shows_and_a_wide_span_is_logarithmic() -> None:
     assert axes_of(curves.draw_loss, {"a": rows_of([1.0, 0.5])}).get_yscale() == "linear"
 
 
-def test_a_picture_is_the_same_every_time(tmp_path: Path) -> None:
+def test_plots_are_reproducible(tmp_path: Path) -> None:
     runs = {"a": rows_of(tenths=True), "b": rows_of([float("nan"), 1.0])}
     for name in ("one.png", "two.png"):
         draw_curves(runs, tmp_path / name)
@@ -144,7 +146,7 @@ def test_a_run_is_drawn_into_its_folder(tmp_path: Path) -> None:
         assert image.format == "PNG"
 
 
-def test_several_runs_are_drawn_over_each_other(tmp_path: Path) -> None:
+def test_several_runs_are_overlaid(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name / "denoiser", rows_of()) for name in "ab"]
     assert run_names(runs) == ["a/denoiser", "b/denoiser"]
     assert run_names(runs[:1]) == ["denoiser"]
@@ -156,19 +158,19 @@ def test_several_runs_are_drawn_over_each_other(tmp_path: Path) -> None:
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     run, empty = write_run(tmp_path / "run", rows_of()), write_run(tmp_path / "empty", [])
     for arguments, message in {
-        (tmp_path,): f"error: {tmp_path} holds no metrics.jsonl: name the run_dir of a training run\n",
+        (tmp_path,): f"error: {tmp_path} has no metrics.jsonl: name the run_dir of a training run\n",
         (
             run,
             empty,
-        ): "error: several runs and no --output: name the PNG to write, such as --output curves.png\n",
-        (run, run, "--output", "x.png"): "error: a run is named twice: name each once\n",
-        (run, "--output", "x.jpg"): "error: --output x.jpg is no PNG: name a file that ends in .png\n",
+        ): "error: several runs but no --output: name the PNG to write, such as --output curves.png\n",
+        (run, run, "--output", "x.png"): "error: a run is given twice: name each run once\n",
+        (run, "--output", "x.jpg"): "error: --output x.jpg is not a PNG: name a file that ends in .png\n",
         (empty,): "error: no logged steps in empty: train for at least log_every steps\n",
     }.items():
         assert plot(*arguments) == (2, "", message)
 
 
-def test_a_row_cut_off_by_a_kill_is_passed_over(tmp_path: Path) -> None:
+def test_a_truncated_last_row_is_ignored(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", rows_of())
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')

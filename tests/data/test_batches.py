@@ -12,7 +12,7 @@ from ldm.data.batches import ImageSamples, LatentSamples, make_loader, pixel_bat
 from ldm.data.captions import CaptionSettings
 from ldm.data.order import BatchOrder, SampleKey
 from ldm.data.prepare import BucketedSample, holdout_split
-from tests.support.tiny_data import prepare_folder
+from tests.support.tiny_folders import prepare_folder
 from tests.support.tiny_runs import write_squares
 
 

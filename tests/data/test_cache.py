@@ -238,7 +238,7 @@ def test_a_disk_that_is_too_full_is_seen_before_anything_is_written(
     needed = len(NAMES) * 4 * 16 * 4 + cache_fill.SPARE_BYTES
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(needed - 1))
     with pytest.raises(
-        UserError, match=r"the disk is full, 67\.1 MB are needed and 67\.1 MB free: .*`ldm data prune`"
+        UserError, match=r"the disk is full: 67\.1 MB are needed, 67\.1 MB are free: .*`ldm data prune`"
     ):
         filled(tmp_path / "new", NAMES)
     assert not shards(tmp_path / "new")

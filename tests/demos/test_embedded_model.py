@@ -1,4 +1,4 @@
-"""The embedded model: a stock diffusers folder whose pictures are ours, small enough for the package."""
+"""The embedded model: a stock diffusers folder that gives the same images, small enough for the package."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from ldm.diffusion.schedulers import make_scheduler
 FOLDER = Path(__file__).parents[2] / "ldm" / "assets" / "emoji"
 
 
-def test_stock_diffusers_draws_the_same_pictures() -> None:
+def test_stock_diffusers_generates_the_same_images() -> None:
     prompts, seeds = ["red apple", "a rocket"], [3, 3]
     ours = load_pipeline("emoji", device="cpu").generate(prompts, seed=3, num_inference_steps=8)
     pipe = StableDiffusionPipeline.from_pretrained(FOLDER, safety_checker=None)
@@ -35,7 +35,7 @@ def test_a_red_apple_is_red_and_leaves_the_corners_white() -> None:
     assert pixels[:3, :3].mean() > 235 and pixels[-3:, -3:].mean() > 235
 
 
-def test_it_is_small_and_says_what_it_is() -> None:
+def test_it_is_small_and_has_a_card() -> None:
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 60e6
     assert max(path.stat().st_size for path in files) < 15e6

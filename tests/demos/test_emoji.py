@@ -48,7 +48,7 @@ def test_rows_are_in_emoji_order_with_every_column(packages: Path, tmp_path: Pat
     assert [row["flip"] for row in rows] == [True, True, True, True, False, False, False]
 
 
-def test_every_row_has_its_own_picture(packages: Path, tmp_path: Path) -> None:
+def test_every_row_has_its_own_image(packages: Path, tmp_path: Path) -> None:
     prepare_emoji(tmp_path / "emoji", subset="all", size_px=8, packages=packages)
     names = [row["file_name"] for row in read_rows(tmp_path / "emoji")]
     assert names[4:6] == ["images/keycap.png", "images/keycap-002a-fe0f-20e3.png"]
@@ -99,7 +99,7 @@ def test_attribution_names_the_sources(packages: Path, tmp_path: Path) -> None:
         assert part in text
 
 
-def test_progress_counts_every_picture(packages: Path, tmp_path: Path) -> None:
+def test_progress_counts_every_image(packages: Path, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     prepare_emoji(
         tmp_path / "emoji", size_px=8, packages=packages, on_progress=lambda *step: told.append(step)
@@ -107,7 +107,7 @@ def test_progress_counts_every_picture(packages: Path, tmp_path: Path) -> None:
     assert told == [("drawing", 1, 3), ("drawing", 2, 3), ("drawing", 3, 3)]
 
 
-# Pictures
+# Images
 
 
 def test_transparent_becomes_white_and_opaque_keeps_its_colour() -> None:
@@ -121,7 +121,7 @@ def test_half_transparent_is_mixed_with_white() -> None:
 
 
 def test_edges_have_no_dark_fringe() -> None:
-    """The transparent pixels are black: mixed in unweighted they would lower the red at the square's edge."""
+    """The transparent pixels are black; averaged without weights they would darken the square's edge."""
     picture = draw_on_white(webp(), 7)
     assert min(picture.getchannel("R").tobytes()) == 255
     assert len(set(picture.getchannel("G").tobytes())) > 2

@@ -1,4 +1,4 @@
-"""What an emoji is called in captions, which are chosen, and which may be mirrored."""
+"""The captions of emoji, which emoji are chosen, and which may be mirrored."""
 
 from collections import Counter
 
@@ -16,7 +16,7 @@ def an_emoji(name: str, subgroup: str = "food-fruit", group: str = "food-drink",
 # Captions
 
 
-def test_tags_come_by_how_many_share_them_without_chat_and_repeats() -> None:
+def test_common_tags_come_first_without_chat_and_repeats() -> None:
     emoji = an_emoji("red apple", tags="apple ripe fruit food lol 143 GB red")
     counts = Counter({"food": 9, "fruit": 5, "lol": 99, "143": 99, "GB": 99})
     assert captions_of(emoji, counts)[2:] == ["red apple, food, fruit", "red apple, food, fruit, ripe"]
@@ -34,7 +34,7 @@ def test_tags_come_by_how_many_share_them_without_chat_and_repeats() -> None:
         ("T-Rex", "a T-Rex"),
     ],
 )
-def test_article_goes_by_sound(name: str, expected: str) -> None:
+def test_the_article_depends_on_the_sound(name: str, expected: str) -> None:
     assert with_article(name) == expected
 
 
@@ -76,12 +76,12 @@ def test_symbols_take_no_article() -> None:
         ("taxi", "transport-ground", ""),
     ],
 )
-def test_a_mirror_would_make_it_false(name: str, subgroup: str, tags: str) -> None:
+def test_images_that_mirroring_makes_wrong(name: str, subgroup: str, tags: str) -> None:
     assert not may_flip(an_emoji(name, subgroup, tags=tags))
 
 
 @pytest.mark.parametrize("name", ["red apple", "envelope", "bright light", "signal horn"])
-def test_a_mirror_keeps_it_true(name: str) -> None:
+def test_images_that_may_be_mirrored(name: str) -> None:
     assert may_flip(an_emoji(name, tags="letter arrow"))
 
 

@@ -76,13 +76,13 @@ def test_an_unwritable_dest_is_refused(packages: Path, tmp_path: Path) -> None:
         prepare_emoji(tmp_path / "file" / "emoji", size_px=8, packages=packages)
 
 
-def test_json_that_is_none_is_refused(packages: Path, tmp_path: Path) -> None:
+def test_broken_json_is_refused(packages: Path, tmp_path: Path) -> None:
     files = {"package/package.json": about(NAMES_PACKAGE, "17.0.0"), "package/en/data.json": b"[{"}
     write_tgz(packages / "emojibase-data-17.0.0.tgz", files)
-    assert "package/en/data.json is no JSON" in refused(tmp_path / "emoji", packages=packages)
+    assert "package/en/data.json is not JSON" in refused(tmp_path / "emoji", packages=packages)
 
 
-def test_names_of_another_layout_are_refused(packages: Path, tmp_path: Path) -> None:
+def test_names_in_another_layout_are_refused(packages: Path, tmp_path: Path) -> None:
     write_names(packages, [{"label": "red apple", "order": 1}])
     message = refused(tmp_path / "emoji", packages=packages)
     assert "lacks 'group'" in message and "emojibase-data@17.0.0" in message
@@ -100,7 +100,7 @@ def test_nothing_is_written_outside_dest(packages: Path, tmp_path: Path) -> None
     assert not list(tmp_path.rglob("*.webp"))
 
 
-def test_without_npm_the_mend_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_npm_the_hint_names_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     message = refused(tmp_path / "emoji")
     assert "npm is not installed" in message and "--packages" in message

@@ -1,4 +1,4 @@
-"""The drawn scenes: captions read back, combinations held out, drawings true to them, the folder written."""
+"""Drawn scenes: parsing captions, held-out combinations, correct drawings, and the data set."""
 
 import json
 import runpy
@@ -26,8 +26,7 @@ from ldm.demos.shapes import (
     scene_for,
     training_scene,
 )
-from ldm.demos.shapes_drawing import GAP, MARGIN, Box, draw, place
-from ldm.demos.shapes_folder import write_shapes
+from ldm.demos.shapes_drawing import GAP, MARGIN, Box, draw, place, write_shapes
 from ldm.errors import UserError
 
 SCENES = [scene_for(1, i) for i in range(400)]
@@ -85,11 +84,11 @@ def test_a_white_background_may_be_named() -> None:
     ],
 )
 def test_other_texts_are_refused(text: str) -> None:
-    with pytest.raises(UserError, match="is no caption of a drawn scene: write it like"):
+    with pytest.raises(UserError, match="is not a caption of a drawn scene: write it like"):
         parse_caption(text)
 
 
-def test_a_wrong_name_is_answered_with_the_nearest() -> None:
+def test_for_a_wrong_name_the_nearest_is_suggested() -> None:
     with pytest.raises(UserError, match="unknown colour 'bleu': did you mean 'blue'"):
         parse_caption("a small bleu circle")
     with pytest.raises(UserError, match="unknown shape 'circel'"):

@@ -1,4 +1,4 @@
-"""The judge reads drawings back: clean, noisy, blurred; tells each mistake; calls the unreadable unclear."""
+"""The judge recognises clean, noisy and blurred drawings, finds each mistake, and calls the rest unclear."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def noisy(image: Image.Image, index: int) -> Image.Image:
 
 
 def blurred(image: Image.Image, index: int) -> Image.Image:
-    """Gaussian blur, sigma 0.7 px at 32 px and as much of the picture at other sizes."""
+    """Gaussian blur with a sigma of 0.7 px at 32 px, in proportion at other sizes."""
     return image.filter(ImageFilter.GaussianBlur(0.7 * image.width / 32))
 
 
@@ -41,7 +41,7 @@ def very_blurred(image: Image.Image, index: int) -> Image.Image:
 
 
 def wobbly(image: Image.Image, index: int) -> Image.Image:
-    """Slow drifts of colour over the picture, sigma 8 of 255, as a decoder makes them."""
+    """Low-frequency colour drift over the image, sigma 8 of 255, as from a decoder."""
     knots = np.random.default_rng(index).normal(0, 8, (3, 4, 4)).astype(np.float32)
     drift = [Image.fromarray(k).resize(image.size, Image.Resampling.BICUBIC) for k in knots]
     pixels = np.asarray(image) + np.stack([np.asarray(d) for d in drift], -1)
@@ -93,7 +93,7 @@ def test_the_whole_reading_of_a_drawing() -> None:
             assert nearest.box == pytest.approx((box.left, box.top, box.right, box.bottom), abs=0.035)
             assert nearest.centre == pytest.approx(
                 box.centre, abs=0.1
-            )  # a triangle's is lower than its box's
+            )  # a triangle's centre is lower than its box's
             assert nearest.shape_error < 0.02
 
 
@@ -110,14 +110,14 @@ def test_any_size_and_mode_reads_alike() -> None:
     assert judge(picture.convert("RGBA")) == judge(picture)
 
 
-def test_an_empty_picture_holds_nothing() -> None:
+def test_an_empty_image_contains_nothing() -> None:
     observed = judge(Image.new("RGB", (32, 32), "white"))
     assert observed == Observed("white", ())
     verdict = agrees(Scene((RED, BLUE), "above"), observed)
     assert verdict == dict.fromkeys(ATTRIBUTES, False) | {"background": True}
 
 
-def test_specks_are_no_things() -> None:
+def test_specks_are_not_things() -> None:
     image = draw(Scene((BLUE,)), 64, 3)
     pixels = np.asarray(image).copy()
     pixels[1:5, 40:44] = COLOURS["red"]
@@ -126,7 +126,7 @@ def test_specks_are_no_things() -> None:
     assert len(judge(Image.fromarray(pixels)).things) == 2
 
 
-def test_any_picture_can_be_read() -> None:
+def test_any_image_can_be_judged() -> None:
     rng = np.random.default_rng(0)
     for index in range(40):
         noise = Image.fromarray(rng.integers(0, 256, (24, 24, 3)).astype(np.uint8))
@@ -157,13 +157,13 @@ def altered(scene: Scene, **changes: str) -> Scene:
         (Scene((Thing("square", "red", "small"), Thing("circle", "blue", "large")), "above"), set()),
     ],
 )
-def test_each_mistake_is_told_by_its_own_attribute(shown: Scene, wrong: set[str]) -> None:
-    """In the last row shapes, colours and sizes are each right as sets, bound to each other wrongly."""
+def test_each_mistake_affects_its_own_attribute(shown: Scene, wrong: set[str]) -> None:
+    """In the last row shapes, colours and sizes are each right as sets, but combined wrongly."""
     verdict = agrees(Scene((RED, BLUE), "above"), judge(draw(shown, 64, 1)))
     assert {name for name, right in verdict.items() if not right} == wrong
 
 
-def test_the_count_is_judged_apart_from_the_looks() -> None:
+def test_the_count_is_judged_independently_of_the_looks() -> None:
     three = Scene((RED,) * 3)
     for number in (1, 2, 4):
         verdict = agrees(three, judge(draw(Scene((RED,) * number), 64, 1)))
@@ -177,7 +177,7 @@ def seen(thing: Thing, x: float, y: float) -> ObservedThing:
     )
 
 
-def test_a_relation_is_of_the_things_most_like_the_scenes_two() -> None:
+def test_a_relation_is_judged_on_the_most_similar_things() -> None:
     scene = Scene((RED, BLUE), "above")
     almost_red = replace(RED, shape="star")
     right = Observed("white", (seen(BLUE, 0.5, 0.8), seen(almost_red, 0.45, 0.2), seen(BLUE, 0.5, 0.9)))
@@ -217,8 +217,8 @@ def test_other_shapes_are_unclear(paint: Callable[[ImageDraw.ImageDraw], None]) 
     assert thing.shape not in SHAPES
 
 
-def test_things_close_together_are_read_apart() -> None:
-    """Two pixels lie between them, so that each one's soft rim reaches into the other."""
+def test_things_close_together_are_separated() -> None:
+    """They are two pixels apart, so their soft edges overlap."""
 
     def paint(d: ImageDraw.ImageDraw) -> None:
         d.rectangle((80, 240, 191, 351), COLOURS["blue"])
@@ -228,8 +228,8 @@ def test_things_close_together_are_read_apart() -> None:
     assert names == [("square", "blue", "large"), ("square", "blue", "small")]
 
 
-def test_a_thing_of_two_colours_is_read_where_it_stands() -> None:
-    """Over grey, blue is in part the opposite of red; counted as such, it would push the centre aside."""
+def test_a_thing_of_two_colours_is_located_correctly() -> None:
+    """On grey, blue is partly the opposite of red; if it counted as such, it would shift the centre."""
 
     def paint(d: ImageDraw.ImageDraw) -> None:
         d.rectangle((104, 104, 215, 311), COLOURS["red"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ldm.demos.shapes import held_out_scene, is_held_out, is_plain, parse_caption, scene_for, training_scene
-from ldm.demos.shapes_folder import write_shapes
+from ldm.demos.shapes_drawing import write_shapes
 
 
 @pytest.mark.parametrize(("scene_of", "held_out"), [(training_scene, False), (held_out_scene, True)])

@@ -1,11 +1,11 @@
-"""The shapes recipe in small: its own configurations with a few steps, scored by the judge."""
+"""The shapes recipe on a small scale: its configurations with few steps, scored by the judge."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from ldm.demos.shapes_folder import write_shapes
+from ldm.demos.shapes_drawing import write_shapes
 from ldm.demos.shapes_score import score_shapes
 from ldm.pipeline.pipeline import load_pipeline
 from train import autoencoder, denoiser, text_encoder

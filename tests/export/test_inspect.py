@@ -132,7 +132,7 @@ def test_everything_suspicious_is_named_and_nothing_is_run(model: Path, tmp_path
         "warning: elsewhere: a link to a place outside this folder",
         "warning: elsewhere: a linked folder, not looked into",
         "warning: evil.py: code. Nothing of it is run here",
-        *[line for line in lines(found, "error") if line.startswith("error: ldm.json: is no readable JSON")],
+        *[line for line in lines(found, "error") if line.startswith("error: ldm.json: is not valid JSON")],
         "warning: link.png: a link to a place outside this folder",
         "warning: notes.dat: a pickle: loading it can run code. It is never read here",
         "error: pipe: no regular file",
@@ -152,7 +152,7 @@ def test_all_faults_are_found_and_not_only_the_first(model: Path) -> None:
     (model / UNET).rename(model / "unet" / "diffusion_pytorch_model.bin")
     found = "\n".join(faults(model))
     for said in (
-        "vae/diffusion_pytorch_model.safetensors: is no whole safetensors file (the tensor 'a' comes after",
+        "vae/diffusion_pytorch_model.safetensors: is not a valid safetensors file (the tensor 'a' comes after",
         "comes from 'evil'",
         "is a X",
         "unet/diffusion_pytorch_model.bin: is a pickle",

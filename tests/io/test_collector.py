@@ -1,4 +1,4 @@
-"""Imports and loading without searches for garbage, and the end of a command without taking everything apart."""
+"""Imports and loading without garbage collection, and exiting a command without freeing every object."""
 
 import gc
 import subprocess
@@ -29,7 +29,7 @@ main()
 """
 
 
-def test_no_garbage_is_looked_for_while_a_model_is_loaded(tmp_path: Path) -> None:
+def test_garbage_collection_is_paused_while_a_model_loads(tmp_path: Path) -> None:
     model = save_model(tmp_path)
     searches: list[str] = []
 
@@ -39,15 +39,15 @@ def test_no_garbage_is_looked_for_while_a_model_is_loaded(tmp_path: Path) -> Non
     threshold = gc.get_threshold()
     gc.callbacks.append(note)
     try:
-        gc.set_threshold(10)  # a search for every ten new objects: thousands of them for a model
+        gc.set_threshold(10)  # a collection for every ten new objects, so thousands for a model
         load_parts(model)
     finally:
         gc.callbacks.remove(note)
         gc.set_threshold(*threshold)
-    assert len(searches) < 20  # around the loading
+    assert len(searches) < 20  # before and after loading
 
 
-def test_the_collector_is_as_before_even_after_an_error() -> None:
+def test_the_collector_is_restored_even_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), collector_paused():
         assert not gc.isenabled()
         _ = 1 // 0
@@ -66,12 +66,12 @@ def run_ldm(*arguments: str) -> tuple[int, list[str], str]:
     return done.returncode, done.stdout.splitlines()[1:], done.stderr
 
 
-def test_a_command_ends_with_what_was_registered_but_its_objects_as_they_are() -> None:
+def test_a_command_runs_exit_handlers_but_frees_no_objects() -> None:
     assert run_ldm("alone", "--version") == (0, ["bye"], "")
     code, _, told = run_ldm("alone", "generate", "a", "--model", "nowhere")
     assert code == 2
     assert told.startswith("error: ")
 
 
-def test_a_thread_that_still_works_is_waited_for() -> None:
+def test_a_running_thread_is_waited_for() -> None:
     assert run_ldm("thread", "--version") == (0, ["thread done", "bye", "taken apart"], "")

@@ -1,4 +1,4 @@
-"""Files whole or absent, and a manifest that names what changed."""
+"""Files that are complete or absent, and a manifest that names what changed."""
 
 import os
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from ldm.io.files import (
 )
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_folder_appears_complete_or_not_at_all(tmp_path: Path) -> None:
     dest = tmp_path / "deep/made"
     with pytest.raises(RuntimeError), new_folder(dest) as folder:
         (folder / "half").write_text("x")
@@ -33,7 +33,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What the disk is told, in order: "flush NAME" and "rename NAME"; of temporaries the name they will have."""
+    """The operations on the disk, in order: "flush NAME" and "rename NAME"; temporary files have their final name."""
     done: list[str] = []
     fsync, rename, replace = os.fsync, Path.rename, Path.replace
 
@@ -54,22 +54,22 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield done
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not tell what a handle is of")
-def test_what_is_renamed_is_on_the_disk(tmp_path: Path, told: list[str]) -> None:
-    """Else a machine that loses its power may have the new name and not what stands under it."""
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to find the file of a handle")
+def test_files_are_flushed_before_they_are_renamed(tmp_path: Path, told: list[str]) -> None:
+    """Otherwise, after a power failure, the new name could exist without its content."""
     write_bytes(tmp_path / "file", b"x")
     assert told == ["flush file", "rename file"]
     told.clear()
     with new_folder(tmp_path / "made") as folder:
         (folder / "sub").mkdir()
         for name in ("a", "sub/b"):
-            (folder / name).write_text("x")  # not flushed, as libraries write
+            (folder / name).write_text("x")  # not flushed, as by a library
     before, after = told[: told.index("rename made")], told[told.index("rename made") + 1 :]
     assert sorted(before) == ["flush a", "flush b", "flush made", "flush sub"]
     assert after == [f"flush {tmp_path.name}"]
 
 
-def test_others_may_read_what_was_written(tmp_path: Path) -> None:
+def test_written_files_have_the_default_mode(tmp_path: Path) -> None:
     with new_folder(tmp_path / "made") as folder:
         write_tensors(folder / "a.safetensors", {"a": torch.ones(1)})
         (folder / "b.json").write_text("{}")
@@ -78,7 +78,7 @@ def test_others_may_read_what_was_written(tmp_path: Path) -> None:
     assert modes == {(tmp_path / "plain").stat().st_mode & 0o777}
 
 
-def test_a_folder_that_holds_something_is_kept_unless_replacing(tmp_path: Path) -> None:
+def test_an_existing_folder_is_replaced_only_on_request(tmp_path: Path) -> None:
     dest = tmp_path / "made"
     for replace, text in ((False, "old"), (True, "new")):
         with new_folder(dest, replace=replace) as folder:
@@ -89,10 +89,10 @@ def test_a_folder_that_holds_something_is_kept_unless_replacing(tmp_path: Path) 
     assert [p.name for p in tmp_path.iterdir()] == ["made"]
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_file_is_replaced_atomically(tmp_path: Path) -> None:
     path = tmp_path / "new/file"
     write_bytes(path, b"one")
-    reader = path.open("rb")  # a reader of the old file goes on reading the old one: it was not written over
+    reader = path.open("rb")  # it keeps reading the old file, which is not overwritten
     write_bytes(path, b"two")
     with reader:
         assert reader.read() == b"one"
@@ -125,7 +125,7 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
             read(tmp_path / "gone")  # type: ignore[operator]
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -142,6 +142,6 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_where_none_can_be_made_is_refused() -> None:
+def test_a_folder_on_proc_is_refused() -> None:
     with pytest.raises(UserError, match=r"^/proc/out cannot be written"), new_folder(Path("/proc/out")):
         pytest.fail("it was made")

@@ -1,4 +1,4 @@
-"""Opening images of every kind with known pixels, refusing bad ones, and the way to tensors and back."""
+"""Opening images of all formats with known pixels, and refusing bad ones."""
 
 import struct
 import zlib
@@ -31,7 +31,7 @@ def pixels(image: Image.Image) -> list[list[tuple[int, ...]]]:
 
 
 def png(path: Path, width: int, height: int, depth: int, color_type: int, rows: bytes) -> Path:
-    """A PNG made by hand, for depths that Pillow does not write."""
+    """A hand-made PNG, for bit depths that Pillow does not write."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -42,7 +42,7 @@ def png(path: Path, width: int, height: int, depth: int, color_type: int, rows: 
     return path
 
 
-# What each EXIF orientation asks a viewer to do, in Pillow's terms; undone, it gives the file's pixels.
+# What a viewer must do for each EXIF orientation, in Pillow's terms; the inverse gives the file's pixels.
 STORED = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -75,7 +75,7 @@ def test_cmyk_without_a_profile(tmp_path: Path) -> None:
 
 
 def cmyk_profile() -> bytes:
-    """A made-up press: cyan prints black, the other inks print nothing (ICC.1:2001, lut8Type, Lab)."""
+    """A made-up printer: cyan prints black, the other inks print nothing (ICC.1:2001, lut8Type, Lab)."""
     identity = struct.pack(">9i", *(65536 * (i % 4 == 0) for i in range(9)))
     ramp = bytes(range(256))
     colors = b"".join(bytes([0 if corner & 8 else 255, 128, 128]) for corner in range(16))
@@ -109,13 +109,13 @@ def test_an_rgb_profile_is_applied(tmp_path: Path) -> None:
 
 
 def swap_red_and_green(profile: bytes) -> bytes:
-    """The same profile with the names of the red and the green primary exchanged."""
+    """The same profile with the names of the red and green primaries swapped."""
     head, tags = profile[:128], profile[128:]
     tags = tags.replace(b"rXYZ", b"\0tmp").replace(b"gXYZ", b"rXYZ").replace(b"\0tmp", b"gXYZ")
     return head + tags
 
 
-def test_a_transparent_picture_keeps_its_profile(tmp_path: Path) -> None:
+def test_a_transparent_image_keeps_its_profile(tmp_path: Path) -> None:
     swapped = swap_red_and_green(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     image = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
     image.putpixel((1, 0), (255, 0, 0, 0))
@@ -130,7 +130,7 @@ def test_an_srgb_profile_changes_nothing(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(open_image(tmp_path / "a.png")), noise)
 
 
-def test_a_profile_that_does_not_fit_is_said(tmp_path: Path) -> None:
+def test_a_profile_that_does_not_fit_is_noted(tmp_path: Path) -> None:
     quadrants().save(tmp_path / "a.png", icc_profile=b"no profile")
     image, notes = open_image_noted(tmp_path / "a.png")
     assert pixels(image) == pixels(quadrants())
@@ -175,8 +175,10 @@ def test_palette(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("background", [WHITE, (0, 0, 0), (10, 200, 30)])
-def test_transparency_is_laid_on_the_background(tmp_path: Path, background: tuple[int, int, int]) -> None:
-    """The colour hidden under a clear pixel never shows; half clear is half and half."""
+def test_transparency_is_composited_onto_the_background(
+    tmp_path: Path, background: tuple[int, int, int]
+) -> None:
+    """The colour of a transparent pixel never shows; half transparent gives half of each colour."""
     rgba = Image.new("RGBA", (3, 1), (255, 0, 0, 255))
     rgba.putpixel((1, 0), (255, 0, 0, 0))
     rgba.putpixel((2, 0), (255, 0, 0, 128))
@@ -208,7 +210,7 @@ def test_transparency_of_other_modes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp"])
-def test_the_first_frame_is_used_and_said(tmp_path: Path, suffix: str) -> None:
+def test_the_first_frame_is_used_and_noted(tmp_path: Path, suffix: str) -> None:
     frames = [Image.new("RGB", (4, 4), color) for color in (RED, GREEN, BLUE)]
     path = tmp_path / f"a{suffix}"
     lossless = {"lossless": True} if suffix == ".webp" else {}
@@ -218,7 +220,7 @@ def test_the_first_frame_is_used_and_said(tmp_path: Path, suffix: str) -> None:
     assert notes == ["animated: first of 3 frames used"]
 
 
-def test_pages_are_said_and_a_phones_second_picture_is_not(tmp_path: Path) -> None:
+def test_pages_are_noted_but_not_a_phones_second_image(tmp_path: Path) -> None:
     first, second = Image.new("RGB", (8, 8), RED), Image.new("RGB", (8, 8), BLUE)
     first.save(tmp_path / "a.tiff", save_all=True, append_images=[second])
     first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[second], quality=100)
@@ -228,7 +230,7 @@ def test_pages_are_said_and_a_phones_second_picture_is_not(tmp_path: Path) -> No
 
 
 def write_bad(folder: Path) -> dict[str, str]:
-    """Files that are no whole image, and what is said of each."""
+    """Files that are not valid images, and part of the error message for each."""
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     names = {"cut.jpg": "truncated", "cut.png": "truncated", "cut.gif": "truncated", "cut.webp": "broken"}
     for name in names:
@@ -256,7 +258,7 @@ def test_bad_files_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
-    """The pixel data are missing: reading any would give another error."""
+    """The pixel data is missing, so reading any would give a different error."""
     for size in (12_000, 30_000):
         path = png(tmp_path / "bomb.png", size, size, 8, 2, b"")
         with pytest.raises(UserError, match=r"bomb.png: too large .*: shrink it to at most 89 megapixels"):

@@ -1,4 +1,4 @@
-"""Fitting images, the way to tensors and back, and grids."""
+"""Resizing images, conversion to tensors and back, and grids."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def test_tensors_round_as_diffusers_does() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_values_that_are_no_numbers_are_refused(bad: float) -> None:
+def test_nan_and_infinity_are_refused(bad: float) -> None:
     with pytest.raises(UserError, match="NaN"):
         tensor_to_images(torch.full((1, 3, 2, 2), bad))
 
@@ -85,7 +85,7 @@ def test_grid_draws_captions_inside_their_cell() -> None:
     assert (np.asarray(image_grid(images, 3, captions=captions, background=(0, 0, 0)))[10:] > 200).any()
 
 
-def test_grid_refuses_what_makes_none() -> None:
+def test_grid_refuses_no_images_and_wrong_captions() -> None:
     with pytest.raises(ValueError, match="0 images"):
         image_grid([], 2)
     with pytest.raises(ValueError, match="1 images with 2 captions"):

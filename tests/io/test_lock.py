@@ -1,4 +1,4 @@
-"""Two runs on one folder: the second refuses and names the first; a lock whose holder was killed is none."""
+"""Two runs on one folder: the second refuses and names the first; a killed holder releases its lock."""
 
 import json
 import os
@@ -24,7 +24,7 @@ import os, sys, time
 from pathlib import Path
 from ldm.io.locks import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
-if not os.fork():  # as a loader's worker does, the child lives on for a while when its parent is killed
+if not os.fork():  # like a data loader worker, the child outlives its killed parent for a while
     sys.stdout.close()
     time.sleep(600)
     os._exit(0)
@@ -35,7 +35,7 @@ time.sleep(600)
 
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
-    """Another process that holds the folder, and a child of it."""
+    """Another process that holds the lock, with a forked child."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)],
         cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True,
@@ -54,11 +54,9 @@ def test_the_second_run_refuses_until_the_first_has_ended(
 ) -> None:
     config = tmp_path / "c.yaml"
     config.write_text(to_yaml(make_settings(tmp_path, num_steps=1)))
-    for _ in range(2):  # having refused once leaves the lock as it was
+    for _ in range(2):  # refusing once does not change the lock
         assert run_program(TrainSettings, lambda settings: print(Run(settings)), [str(config)]) == 2
-        error = (
-            f"error: {tmp_path} is in use by process {holder.pid} on {os.uname().nodename}: wait for its end"
-        )
+        error = f"error: {tmp_path} is in use by process {holder.pid} on {os.uname().nodename}: wait until it"
         assert capsys.readouterr().err.startswith(error)
     assert {path.name for path in tmp_path.iterdir()} == {"c.yaml", LOCK}
     holder.kill()
@@ -66,8 +64,8 @@ def test_the_second_run_refuses_until_the_first_has_ended(
     assert train(make_settings(tmp_path, num_steps=1)).step == 1
 
 
-def test_a_run_that_came_and_went_before_the_lock_was_taken_is_seen(tmp_path: Path) -> None:
-    """A run takes the lock of a directory that is not there yet only when it makes it, and looks again then."""
+def test_a_run_that_finished_before_the_lock_was_taken_is_noticed(tmp_path: Path) -> None:
+    """If the directory does not exist yet, a run takes the lock only when it creates it, and then checks again."""
     run_dir = tmp_path / "run"
     early = Run(make_settings(run_dir, num_steps=1))
     train(make_settings(run_dir, num_steps=1, optim={"learning_rate": 0.5}))
@@ -77,7 +75,7 @@ def test_a_run_that_came_and_went_before_the_lock_was_taken_is_seen(tmp_path: Pa
     assert (run_dir / "config.yaml").read_bytes() == before
 
 
-def test_the_lock_says_who_has_it_and_is_given_back(tmp_path: Path) -> None:
+def test_the_lock_names_its_holder_and_is_released(tmp_path: Path) -> None:
     lock = FolderLock(tmp_path)
     assert json.loads((tmp_path / LOCK).read_text()) == {"pid": os.getpid(), "host": os.uname().nodename}
     handles = len(os.listdir("/dev/fd"))
@@ -85,9 +83,22 @@ def test_the_lock_says_who_has_it_and_is_given_back(tmp_path: Path) -> None:
     assert len(os.listdir("/dev/fd")) == handles - 1
 
 
-def test_a_folder_that_is_not_there_cannot_be_held(tmp_path: Path) -> None:
+def test_a_missing_folder_cannot_be_locked(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         FolderLock(tmp_path / "none")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         FolderLock(tmp_path / "file")
+
+
+def test_a_process_that_locks_a_folder_twice_holds_it_until_both_are_released(tmp_path: Path) -> None:
+    first, second = FolderLock(tmp_path), FolderLock(tmp_path)
+    attempt = "import sys; from pathlib import Path; from ldm.io.locks import FolderLock; FolderLock(Path(sys.argv[1]))"
+    command = [sys.executable, "-c", attempt, str(tmp_path)]
+    del second
+    assert (
+        f"in use by process {os.getpid()} on"
+        in subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stderr
+    )
+    del first
+    assert subprocess.run(command, cwd=ROOT).returncode == 0

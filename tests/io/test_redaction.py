@@ -1,4 +1,4 @@
-"""What is private goes, and what a path names stays where that is asked for."""
+"""Private information is removed; the names of files and folders stay on request."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ SECRETS = {
     "a password in an address": "bob:pa55:word@host",
     "a password without a name": ":pa55word@host",
 }
-"""Of every kind that is known by its look, one that opens nothing."""
+"""A fake secret of each kind that is recognised by its format."""
 SECRET_NAMES = (
     "HF_TOKEN my_secret DB_PASSWORD MYSQL_PASSWD CLOUD_CREDENTIAL KEY SIGNING_KEY OPENAI_APIKEY ACCESSKEY"
 )
@@ -58,11 +58,11 @@ SECRET_NAMES = (
         ("https://example.org/key=1", "<path>"),
     ],
 )
-def test_a_path_is_named_by_its_last_part(path: str, name: str) -> None:
+def test_a_path_is_reduced_to_its_last_part(path: str, name: str) -> None:
     assert path_name(path) == name
 
 
-def test_settings_keep_the_names_of_paths_where_asked() -> None:
+def test_settings_keep_the_names_of_paths_on_request() -> None:
     settings: dict[str, Any] = {
         "run_dir": Path("/data/runs/alice-cats"),
         "data": {"path": "/home/alice/cats", "sources": [{"path": "sets/dogs", "masks": None}]},
@@ -94,19 +94,19 @@ def test_settings_keep_the_names_of_paths_where_asked() -> None:
         ("by malice", "by malice"),
     ],
 )
-def test_prose_keeps_addresses_and_words(text: str, shown: str) -> None:
+def test_prose_keeps_urls_and_words(text: str, shown: str) -> None:
     assert redacted_prose(text, NAMES) == shown
 
 
 def leaks_in(folder: Path, text: str) -> str:
-    """What a scan of a file with this text finds."""
+    """The findings of a scan of a file with this text."""
     (folder / "README.md").write_text(text)
     return " ".join(map(str, scan([OutgoingFile("README.md", folder / "README.md", len(text))])))
 
 
 @pytest.mark.parametrize("secret", SECRETS.values(), ids=list(SECRETS))
-def test_what_looks_like_a_secret_is_left_out_found_and_hidden(tmp_path: Path, secret: str) -> None:
-    """The three who look for secrets, a card's writer, the scan before a push, and its messages, know the same."""
+def test_text_that_looks_like_a_secret_is_removed_found_and_hidden(tmp_path: Path, secret: str) -> None:
+    """The model card, the scan before a push, and the push's messages recognise the same secrets."""
     text = f"see https://{secret} here" if secret.endswith("@host") else f"by {secret}"
     hidden = secret.removesuffix("@host").split("\n")[0]
     assert "a token, " in leaks_in(tmp_path, text)
@@ -116,7 +116,7 @@ def test_what_looks_like_a_secret_is_left_out_found_and_hidden(tmp_path: Path, s
 
 
 @pytest.mark.parametrize("name", SECRET_NAMES.split())
-def test_what_the_environment_calls_a_secret_is_left_out_found_and_hidden(
+def test_secrets_in_the_environment_are_removed_found_and_hidden(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     text = "it is swordfish"
@@ -126,8 +126,8 @@ def test_what_the_environment_calls_a_secret_is_left_out_found_and_hidden(
     assert (redacted_prose(text, ()), redact(text, "")) == ("it is <secret>", "it is [hidden]")
 
 
-def test_what_may_be_a_secret_is_left_out_of_a_card_alone(tmp_path: Path) -> None:
-    """The hash of a commit may be pushed, and a name in an address; a card that we write does without them."""
+def test_possible_secrets_are_removed_only_from_cards(tmp_path: Path) -> None:
+    """Commit hashes and user names in URLs may be pushed, but our model cards leave them out."""
     text = f"at {'0123456789' * 4} of ssh://git@example"
     assert (leaks_in(tmp_path, text), redact(text, "")) == ("", text)
     assert redacted_prose(text, ()) == "at <secret> of <secret>"

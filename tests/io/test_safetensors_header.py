@@ -1,4 +1,4 @@
-"""Headers of safetensors: what the library reads is accepted, and a lie is refused before memory is set aside."""
+"""safetensors headers: what the library reads is accepted; false headers are refused before memory is allocated."""
 
 import os
 import tracemalloc
@@ -34,34 +34,34 @@ def test_a_header_is_read_as_the_library_wrote_it(tmp_path: Path) -> None:
     assert read_tensors(tmp_path / "a").keys() == tensors.keys()
 
 
-def test_a_file_without_tensors_is_whole(tmp_path: Path) -> None:
+def test_a_file_without_tensors_is_valid(tmp_path: Path) -> None:
     save_file({}, tmp_path / "a")
     assert read_header(tmp_path / "a").tensors == {} == read_tensors(tmp_path / "a")
 
 
 @pytest.mark.parametrize("kind", LIES)
-def test_a_lie_is_refused(tmp_path: Path, kind: str) -> None:
+def test_a_false_header_is_refused(tmp_path: Path, kind: str) -> None:
     header, message = LIES[kind]
     path = write_safetensors(tmp_path / "a.safetensors", header)
     for read in (read_header, read_tensors):
-        with pytest.raises(UserError, match=r"a\.safetensors is no whole safetensors file") as caught:
+        with pytest.raises(UserError, match=r"a\.safetensors is not a valid safetensors file") as caught:
             read(path)
         assert message in str(caught.value)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 2000 + len(str(path))
 
 
 @pytest.mark.parametrize("size_bytes", [0, 7, 8, 40])
-def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, size_bytes: int) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, size_bytes: int) -> None:
     path = write_safetensors(tmp_path / "a", tensor())
     os.truncate(path, size_bytes)
-    with pytest.raises(UserError, match="no whole safetensors file"):
+    with pytest.raises(UserError, match="not a valid safetensors file"):
         read_header(path)
 
 
 @pytest.mark.parametrize("length", [MAX_HEADER_BYTES + 1, 2**40, 2**63])
 def test_a_header_of_any_length_takes_no_memory(tmp_path: Path, length: int) -> None:
     path = write_safetensors(tmp_path / "a", tensor(), length=length)
-    os.truncate(path, min(8 + length, 2**32))  # a file with a hole, which takes no room on the disk
+    os.truncate(path, min(8 + length, 2**32))  # a sparse file, which takes no space on the disk
     tracemalloc.start()
     try:
         with pytest.raises(UserError, match=r"its header (of|has) [\d,]+ bytes"):
@@ -83,20 +83,20 @@ def test_brackets_are_counted_before_they_become_objects(tmp_path: Path) -> None
         tracemalloc.stop()
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+def test_pipes_and_devices_are_refused_without_reading(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
-        with pytest.raises(UserError, match="is no regular file"):
+        with pytest.raises(UserError, match="is not a regular file"):
             read_header(path)
     with pytest.raises(UserError, match="does not exist"):
         read_header(tmp_path / "gone")
 
 
-def test_tensors_are_taken_one_by_one_from_a_file_that_was_looked_at(tmp_path: Path) -> None:
+def test_tensors_are_read_one_by_one_after_the_header_is_checked(tmp_path: Path) -> None:
     save_file({"a": torch.arange(3), "b": torch.ones(2)}, tmp_path / "a")
     with open_tensors(tmp_path / "a") as file:
         assert torch.equal(file.get_tensor("a"), load_file(tmp_path / "a")["a"])
     with pytest.raises(OSError, match="mine"), open_tensors(tmp_path / "a"):
-        raise OSError("mine")  # is no fault of the file
+        raise OSError("mine")  # not an error of the file
     with pytest.raises(UserError, match="overlaps"):
         open_tensors(write_safetensors(tmp_path / "b", LIES["overlap"][0])).__enter__()

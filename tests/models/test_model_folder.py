@@ -156,7 +156,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no index": (lambda m: (m / "model_index.json").unlink(), "is not a model folder"),
     "index no JSON": (
         lambda m: (m / "model_index.json").write_text("{"),
-        "model_index.json is no readable JSON",
+        "model_index.json is not valid JSON",
     ),
     "index no object": (lambda m: (m / "model_index.json").write_text("[]"), "does not hold a JSON object"),
     "part not listed": (drop_part, "model_index.json has no vae"),

@@ -187,5 +187,5 @@ def test_a_file_that_is_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a single-file model of Stable Diffusion 1 or 2"):
         load_parts(path)
     path.write_bytes(b"\xff" * 100)
-    with pytest.raises(UserError, match="is no whole safetensors file"):
+    with pytest.raises(UserError, match="is not a valid safetensors file"):
         load_parts(path)

@@ -1,4 +1,4 @@
-"""scripts/benchmark: the statistics, the turns, the table and chart; and each benchmark at its very smallest (slow)."""
+"""scripts/benchmark: statistics, turns, table and chart, and the smallest version of each benchmark (slow)."""
 
 import os
 import time
@@ -14,7 +14,7 @@ from tests.support.benchmark_folder import benchmark
 from tests.support.benchmark_sides import fail, make_counting, make_two, say_threads
 
 samples, workers, rows, watch = map(benchmark, ("samples", "workers", "rows", "watch"))
-suite, chart, dataset = map(benchmark, ("suite", "chart", "dataset"))
+suite, chart, models = map(benchmark, ("suite", "chart", "models"))
 
 
 def made_up(*walls: float, foreign: float = 0.0) -> list[Any]:
@@ -44,7 +44,7 @@ def test_a_detail_has_a_median_too() -> None:
     assert samples.clean_median(found, "other") is None
 
 
-def test_a_stopwatch_takes_what_others_do_for_foreign(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopwatch_counts_other_programs_as_foreign(monkeypatch: pytest.MonkeyPatch) -> None:
     busy = iter([100.0, 107.0])
     own = iter([10.0, 12.0])
     wall = iter([0.0, 0.0, 4.0, 4.0])
@@ -66,7 +66,7 @@ def test_the_machine_counts_its_work() -> None:
     assert samples.matmul_gflops(size=64, repeats=1) > 0
 
 
-def test_calls_are_seen_from_outside() -> None:
+def test_calls_are_recorded_from_outside() -> None:
     class Network:
         def forward(self, x: int, *, y: int) -> int:
             return x + y
@@ -82,7 +82,7 @@ def test_calls_are_seen_from_outside() -> None:
 # Turns
 
 
-def test_sides_work_by_turns_in_processes_of_their_own() -> None:
+def test_sides_take_turns_in_separate_processes() -> None:
     sides = {name: workers.repeated(make_counting, start) for name, start in (("a", 0), ("b", 1000))}
     taken = workers.take_turns(sides, rounds=2, num_warm_ups=1)
     (a, a_process), (b, b_process) = taken["a"].output, taken["b"].output
@@ -94,7 +94,7 @@ def test_sides_work_by_turns_in_processes_of_their_own() -> None:
         assert 5 < one.peak_memory_mb < 5000
 
 
-def test_one_process_may_do_several_things_by_turns() -> None:
+def test_one_process_can_alternate_between_several_works() -> None:
     several = partial(workers.repeat_several, make_two)
     taken = workers.take_turns({"both": workers.Side(several, works=("once", "twice"))}, rounds=2)
     assert set(taken) == {"once", "twice"}
@@ -105,7 +105,7 @@ def test_one_process_may_do_several_things_by_turns() -> None:
     assert taken["once"].ready_sec == taken["twice"].ready_sec > 0
 
 
-def test_a_side_that_fails_is_heard() -> None:
+def test_the_output_of_a_failed_side_is_shown() -> None:
     with pytest.raises(RuntimeError, match=r"(?s)no such model.*in its first turn"):
         workers.take_turns({"bad": fail}, rounds=1)
 
@@ -119,7 +119,7 @@ def test_processes_of_one_side_share_its_turn(monkeypatch: pytest.MonkeyPatch) -
     assert "RANK" not in os.environ
 
 
-def test_what_a_side_s_own_processes_do_is_not_foreign() -> None:
+def test_a_sides_own_processes_are_not_foreign() -> None:
     first, second = samples.Sample(2.0, 1.0, 0.8), samples.Sample(1.0, 1.5, 1.0)
     joined = workers._joined([first, second])
     assert (joined.wall_sec, joined.own_cpu_sec) == (2.0, 2.5)
@@ -133,7 +133,7 @@ def taken(walls: list[float], output: Any = None, **more: Any) -> Any:
     return workers.Taken(samples=made_up(*walls), output=output, **more)
 
 
-def test_a_row_holds_what_supports_its_ratio() -> None:
+def test_a_row_has_the_numbers_behind_its_ratio() -> None:
     theirs = taken([4] * 6, np.array([0.0, 2.0]), peak_memory_mb=200.0)
     ours = taken([2] * 5, np.array([0.0, 2.5]), peak_memory_mb=100.0)
     row = rows.row_of("case", {"ldm": ours, "diffusers": theirs}, "ldm", "diffusers", 1.5)
@@ -142,7 +142,7 @@ def test_a_row_holds_what_supports_its_ratio() -> None:
     assert row.peak_memory_mb == (100.0, 200.0)
 
 
-def test_answers_that_cannot_be_compared() -> None:
+def test_outputs_that_cannot_be_compared() -> None:
     fine = np.array([0.0, 2.0])
     assert rows.largest_difference(None, fine) is None
     assert rows.largest_difference(np.array([0.0, np.nan]), fine) == float("inf")
@@ -181,20 +181,20 @@ def test_results_are_kept_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert len(picture.convert("RGB").getcolors(1_000_000) or []) > 10
 
 
-def test_nothing_to_draw_is_said(tmp_path: Path) -> None:
+def test_nothing_to_draw_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no row has a verdict"):
         chart.draw([{"rows": []}], tmp_path / "chart.png")
     assert not (tmp_path / "chart.png").exists()
 
 
-def test_the_same_pictures_are_made_each_time(tmp_path: Path) -> None:
-    one, two = (dataset.make_dataset(tmp_path / name, 2, 16) for name in "ab")
+def test_the_same_images_are_made_each_time(tmp_path: Path) -> None:
+    one, two = (models.make_dataset(tmp_path / name, 2, 16) for name in "ab")
     assert sorted(path.name for path in one.iterdir()) == ["000.png", "001.png", "metadata.jsonl"]
     assert all((one / path.name).read_bytes() == path.read_bytes() for path in two.iterdir())
 
 
 def test_a_larger_model_s_step_is_computed_from_its_parts() -> None:
-    train, models = benchmark("train"), benchmark("models")
+    train = benchmark("train")
     case = train.Case("case", models.MEDIUM, 256, batch_size=4, num_images=8)
     operations = models.call_flops(models.SD15, 256) / models.call_flops(models.MEDIUM, 256)
     weights = models.num_weights(models.SD15, 256) / models.num_weights(models.MEDIUM, 256)
@@ -211,11 +211,11 @@ def test_a_larger_model_s_step_is_computed_from_its_parts() -> None:
     assert train.larger_ratio(side(1.0, 1.0, 0.0), taken([1] * 5), case) is None
 
 
-def test_when_a_cache_is_paid_back() -> None:
+def test_when_a_cache_pays_off() -> None:
     train = benchmark("train")
     case = train.Case("case", train.SMALLEST, 64, batch_size=2, num_images=8)
     repaid = partial(train.epochs_until_repaid, fill_sec=6.0, case=case)
-    assert repaid(taken([1] * 5), taken([2.5] * 5)) == 1.0  # of 4 steps an epoch, which save 1.5 s each
+    assert repaid(taken([1] * 5), taken([2.5] * 5)) == 1.0  # 4 steps per epoch, each saving 1.5 s
     assert repaid(taken([1] * 4), taken([2.5] * 5)) is None
     assert repaid(taken([2] * 5), taken([1] * 5)) is None
 

@@ -1,4 +1,4 @@
-"""What the README says of speed is what `docs/benchmarks/` holds."""
+"""The README's claims about speed match `docs/benchmarks/`."""
 
 import json
 from pathlib import Path

@@ -14,7 +14,7 @@ def test_the_interval_of_three_runs_is_students() -> None:
     middle, low, high = mean_interval([0.4, 0.5, 0.6])
     spread = 4.3027 * 0.1 / 3**0.5
     assert (middle, low, high) == pytest.approx((0.5, 0.5 - spread, 0.5 + spread), abs=1e-4)
-    with pytest.raises(ValueError, match="no interval"):
+    with pytest.raises(ValueError, match="gives no interval"):
         mean_interval([0.5])
 
 

@@ -1,4 +1,4 @@
-"""What many GPUs would reach: the arithmetic of `ldm.evaluation.scaling`, and the page that is written from it."""
+"""The throughput of many GPUs: the arithmetic of `ldm.evaluation.scaling`, and the page that is written from it."""
 
 import json
 from dataclasses import asdict, replace
@@ -65,14 +65,16 @@ def test_many_gpus_wait_for_the_storage() -> None:
     assert slow.limit == "loading"
     assert slow.step_sec == pytest.approx(2.048)
     assert slow.efficiency == pytest.approx(0.1 / 2.048)
-    assert slow.samples_per_sec == pytest.approx(1e8 / 1e5)  # as many as the storage gives, however many GPUs
+    assert slow.samples_per_sec == pytest.approx(
+        1e8 / 1e5
+    )  # limited by the storage, whatever the number of GPUs
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [("compute_sec", 0.0), ("overlap_fraction", 1.5), ("latency_sec", -1.0), ("gpus_per_node", 0)],
 )
-def test_a_cost_that_cannot_be_is_named(name: str, value: float) -> None:
+def test_an_impossible_cost_is_named(name: str, value: float) -> None:
     with pytest.raises(UserError, match=name):
         replace(COSTS, **{name: value})
 
@@ -88,14 +90,14 @@ def test_no_gpu_is_refused() -> None:
 RESULT = {"costs": asdict(COSTS), "device": "cpu", "machine": {"cpu_cores": 2}}
 
 
-def test_the_page_computes_nothing_without_costs() -> None:
+def test_the_page_needs_costs() -> None:
     with pytest.raises(ValueError, match="too few clean samples"):
         benchmark("scaling_page").page_text({**RESULT, "costs": None})
 
 
 def test_the_page_holds_what_is_computed() -> None:
     page = benchmark("scaling_page").page_text(RESULT)
-    assert "Computed, not measured" in page
+    assert "computed, not measured" in page
     assert "one process on the 2 CPU cores" in page
     assert "| 1 | 100.0 ms | 0.0 ms | 40.0 | 100.0% | compute |" in page
 
@@ -105,7 +107,7 @@ def test_an_unknown_cost_is_refused() -> None:
         benchmark("scaling_page").page_text({**RESULT, "costs": {**asdict(COSTS), "extra": 1.0}})
 
 
-def test_the_page_in_the_repository_is_that_of_its_inputs() -> None:
+def test_the_page_in_the_repository_is_current() -> None:
     inputs = json.loads((ROOT / "docs/benchmarks/scaling.json").read_text())
     page: Path = ROOT / "docs/scaling.md"
     assert page.read_text() == benchmark("scaling_page").page_text(inputs)

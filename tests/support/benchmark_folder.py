@@ -1,4 +1,4 @@
-"""The modules of scripts/benchmark/, which is no part of an installation, as tests and worker processes import them."""
+"""Import the modules of scripts/benchmark/, which are not installed, in tests and worker processes."""
 
 import sys
 from importlib import import_module
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def benchmark(name: str) -> Any:
-    """The module `scripts/benchmark/NAME.py`, under the name that it has where scripts/benchmark.py runs it."""
+    """The module `scripts/benchmark/NAME.py`, under the same name as when scripts/benchmark.py runs it."""
     folder = str(ROOT / "scripts")
     if folder not in sys.path:
         sys.path.append(folder)

@@ -1,4 +1,4 @@
-"""Sides for tests of the turns: they import next to nothing, for each is started in a process of its own."""
+"""Sides for tests of the turns. They import very little, because each runs in a separate process."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def make_counting(start: int) -> Any:
-    """A side that answers with how often it worked, and says who it is on its standard error."""
+    """A side whose output counts its turns and names its process; it writes to stderr when it is made."""
     print("made", file=sys.stderr)
     done = [start]
 
@@ -20,7 +20,7 @@ def make_counting(start: int) -> Any:
 
 
 def make_two() -> Any:
-    """Two works of one process."""
+    """A process with two works."""
     return {"once": make_counting(0), "twice": make_counting(1000)}
 
 

@@ -1,8 +1,8 @@
-"""Everything that must not change when code is moved, as SHA-256 by name: pictures, trained weights, exports, a report.
+"""Everything that must not change when code is moved, as SHA-256 by name: images, trained weights, exports, a report.
 
     python tests/support/golden_driver.py OUT.json [SECTION ...]
 
-It uses the command line, the public Python API and files alone, so it runs on any commit: `PYTHONPATH` says on which.
+It uses only the command line, the public Python API and files, so it runs on any commit, chosen by `PYTHONPATH`.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ Values = Iterator[tuple[str, str]]
 PACKAGE = "ldm_train" if (Path(ldm.__file__).parents[1] / "ldm_train").is_dir() else "train"
 EMOJI = Path(ldm.__file__).parent / "assets" / "emoji"
 TIMED = ("sec", "memory", "time", "eta")
-"""Parts of the names of metrics that are measured by a clock, or by the memory's state."""
+"""Parts of the names of metrics that depend on timing or on memory."""
 
 PICTURES: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -71,7 +71,7 @@ def of_images(images: list[Image.Image]) -> str:
 
 
 def of_tensors(path: Path) -> str:
-    """The tensors of a safetensors file, whatever its header says besides."""
+    """The tensors of a safetensors file, without its metadata."""
     digest = hashlib.sha256()
     for name, tensor in sorted(load_file(path).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -96,11 +96,11 @@ def command(*arguments: object, code: int = 0) -> None:
     assert done.returncode == code, done.stderr
 
 
-# Pictures of the embedded model
+# Images of the embedded model
 
 
 def write_lora(folder: Path) -> Path:
-    """A small random change of the embedded model's attention, as diffusers names it."""
+    """A small random LoRA for the embedded model's attention, with diffusers' names."""
     generator = torch.Generator().manual_seed(3)
     tensors = {}
     for file in sorted((EMOJI / "unet").glob("*.safetensors")):
@@ -165,7 +165,7 @@ SIZES = [(16, 16), (16, 16), (32, 16), (16, 32), (16, 16), (24, 24), (16, 16), (
 
 
 def write_images(folder: Path) -> Path:
-    """Nine pictures of noise on a colour, in several shapes, with captions."""
+    """Nine images of noise on a colour, with several aspect ratios and with captions."""
     folder.mkdir(parents=True)
     rows = []
     for number, (width, height) in enumerate(SIZES):
@@ -194,7 +194,7 @@ def write_tars(folder: Path, images: Path) -> Path:
 
 
 def train(folder: Path, name: str, tree: dict[str, Any]) -> Values:
-    """A run of a program: what it wrote, but for what a clock says."""
+    """Run a program; returns what it wrote, without timings."""
     run_dir = folder / name
     config = folder / f"{name}.yaml"
     config.write_text(yaml.safe_dump({**COMMON, **tree, "run_dir": str(run_dir)}))
@@ -287,7 +287,7 @@ def trainings(folder: Path) -> Values:
 
 
 def of_folder(name: str, folder: Path) -> Values:
-    """Every file of an export, but for what names a time or is prose."""
+    """Every file of an export, without timestamps and prose."""
     for path in sorted(folder.rglob("*")):
         if path.suffix in (".safetensors", ".bin", ".json", ".txt") and path.name != "export.json":
             yield f"{name} {path.relative_to(folder)}", sha256(path.read_bytes())
@@ -304,7 +304,7 @@ def tiny_exports(folder: Path) -> Values:
 
 
 def write_narrow(folder: Path) -> Path:
-    """A narrow model with the structure of Stable Diffusion 1, which a single file can hold."""
+    """A narrow model with the structure of Stable Diffusion 1, which can be stored in a single file."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -365,7 +365,7 @@ def exports(folder: Path) -> Values:
 
 
 def fixed(folder: Path) -> Values:
-    """What is the same on every machine."""
+    """Values that are the same on every machine."""
     command("export", "emoji", folder / "half", "--dtype", "float16", "--variant", "--num-samples", 0)
     yield from of_folder("export emoji", folder / "half")
     yield from report(folder, write_images(folder / "images"))

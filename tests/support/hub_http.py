@@ -1,4 +1,4 @@
-"""HTTP for the Hub of the tests: requests parsed, answers sent, and connections that break on demand."""
+"""HTTP for the fake Hub: parse requests, send responses, and break connections on demand."""
 
 import json
 from collections.abc import Mapping
@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 CUT, LOST = "cut", "lost"
-"""Faults that are no status: the connection ends half-way through the request; it ends in place of the answer."""
+"""Faults without a status code: the connection ends halfway through the request, or instead of the response."""
 
 
 @dataclass
 class Fault:
-    """What goes wrong with the next `times` requests whose method and path are these."""
+    """A fault for the next `times` requests with this method and path."""
 
     method: str
     path: str
@@ -24,7 +24,7 @@ class Fault:
 
 
 class Request(NamedTuple):
-    """What was asked. The body is parsed JSON, or its lines', or the bytes."""
+    """A request. The body is parsed JSON, a list of parsed JSON lines, or bytes."""
 
     method: str
     path: str
@@ -40,7 +40,7 @@ class Answer(NamedTuple):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """HTTP, and the faults in it."""
+    """The HTTP handler, which also injects the faults."""
 
     protocol_version = "HTTP/1.1"
 
@@ -92,4 +92,4 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""

@@ -1,4 +1,4 @@
-"""A Hub on the loopback that keeps what it is sent: the HTTP calls that huggingface_hub makes, and faults on demand.
+"""A fake Hub on the loopback interface: it answers huggingface_hub's HTTP calls, stores uploads, and fails on demand.
 
 with HubServer() as hub:
     hub.faults.append(Fault("PUT", "/storage/", 500))
@@ -32,17 +32,17 @@ NO_REVISION = refusal(404, "RevisionNotFound", "Invalid rev id")
 
 
 class HubServer:
-    """The server, in a thread of its own while the `with` lasts.
+    """The server, which runs in a thread during the `with` block.
 
     Attributes:
-        store: all that was sent.
-        requests: all that was asked.
-        faults: what shall go wrong, used up in order.
-        multipart_above: files with more bytes go up in parts of so many.
-        altered: name -> hash, by which the tree lies of a file.
+        store: everything uploaded.
+        requests: all requests.
+        faults: the faults to inject, in order.
+        multipart_above: files with more bytes are uploaded in parts of this size.
+        altered: name -> wrong hash that the tree reports for a file.
         ignored: names of files that the repository's .gitignore leaves out.
         xet_folder: where Xet's client stores its chunks; the bytes of such files are not served.
-        yaml_answer: what the check of the card's front matter finds.
+        yaml_answer: the response of the check of the card's front matter.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class HubServer:
         self._http.server_close()
 
     def asked(self, method: str, path: str) -> list[Request]:
-        """The requests of this method whose path matches."""
+        """The requests with this method whose path matches."""
         return [r for r in self.requests if r.method == method and re.search(path, r.path)]
 
     def take_fault(self, method: str, path: str) -> Fault | None:
@@ -82,7 +82,7 @@ class HubServer:
         return None
 
     def output(self, request: Request) -> Answer:
-        """What the Hub says; one request at a time."""
+        """The Hub's response; one request at a time."""
         with self._lock:
             self.requests.append(request)
             for method, pattern, route in ROUTES:
@@ -90,13 +90,13 @@ class HubServer:
                     return route(self, request, **{k: unquote(v) for k, v in found.groupdict().items()})
         return refusal(404, told=f"no such page: {request.method} {request.path}")
 
-    # Who may do what
+    # Permissions
 
     def knows(self, request: Request) -> bool:
         return request.headers.get("Authorization") == f"Bearer {TOKEN}"
 
     def find(self, request: Request, repo: str) -> Repository | Answer:
-        """A repository that this asker may see."""
+        """A repository that the sender of a request may see."""
         if not self.knows(request) and request.headers.get("Authorization"):
             return refusal(401, told="Invalid credentials in Authorization header")
         repository = self.store.repositories.get(repo)
@@ -134,7 +134,7 @@ class HubServer:
         return Answer(body={**told, "tags": [], "downloads": 0, "likes": 0})
 
     def tree(self, request: Request, repo: str, rev: str) -> Answer:
-        """Two files a page, as a large repository has several pages."""
+        """Two files per page, because a large repository has several pages."""
         repository = self.find(request, repo)
         if isinstance(repository, Answer):
             return repository
@@ -188,7 +188,7 @@ class HubServer:
     # Large files
 
     def xet_token(self, request: Request, repo: str, rev: str) -> Answer:
-        """For Xet's client, which can store into a folder in place of a server."""
+        """For Xet's client, which can store into a folder instead of a server."""
         return Answer(body={"casUrl": f"local://{self.xet_folder}", "accessToken": "x", "exp": 2**31})
 
     def batch(self, request: Request, repo: str) -> Answer:
@@ -196,7 +196,7 @@ class HubServer:
         return Answer(body={"transfer": "basic", "objects": rows})
 
     def _actions(self, oid: str, size: int) -> dict[str, Any]:
-        """Where the bytes of a file go; nowhere, when they are here."""
+        """Where to upload a file; nowhere if it is already stored."""
         told = {"oid": oid, "size": size}
         if oid in self.store.blobs:
             return told

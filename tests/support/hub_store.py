@@ -1,4 +1,4 @@
-"""What a Hub keeps: repositories, their commits and branches, and the bytes of files by hash. Nothing of HTTP."""
+"""The storage of the fake Hub: repositories, their commits and branches, and files by hash. No HTTP here."""
 
 import hashlib
 import json
@@ -7,13 +7,13 @@ from typing import Any
 
 
 def git_hash(data: bytes) -> str:
-    """The SHA-1 that git gives a file."""
+    """A file's SHA-1 in git."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of a commit: its bytes' SHA-256, whether it is stored by LFS, and the hash by which git knows it."""
+    """A file in a commit: the SHA-256 of its bytes, whether it is stored by LFS, and its git hash."""
 
     sha256: str
     size: int
@@ -22,13 +22,13 @@ class Entry:
 
     @property
     def oid(self) -> str:
-        """By which it is known whether a file has changed; also its ETag."""
+        """The hash that changes with the file; also its ETag."""
         return self.sha256 if self.is_lfs else self.git_sha1
 
 
 @dataclass
 class Repository:
-    """Branches and pull requests by name, commits by their hash."""
+    """Branches and pull requests by name, and commits by hash."""
 
     private: bool
     refs: dict[str, str] = field(default_factory=dict)
@@ -39,39 +39,39 @@ class Repository:
         self.refs["main"] = self.record({".gitattributes": attributes})
 
     def record(self, files: dict[str, Entry]) -> str:
-        """A new commit of these files; gives its hash."""
+        """Add a commit with these files; returns its hash."""
         said = json.dumps([len(self.commits), sorted((n, e.oid) for n, e in files.items())])
         oid = hashlib.sha1(said.encode()).hexdigest()
         self.commits[oid] = files
         return oid
 
     def find(self, revision: str) -> str | None:
-        """The hash of a commit by a branch's name or itself."""
+        """The hash of a commit, given a branch's name or the hash."""
         return self.refs.get(revision, revision if revision in self.commits else None)
 
 
 @dataclass
 class Store:
-    """All repositories, and all bytes by their SHA-256; parts of uploads wait by (SHA-256, number)."""
+    """All repositories, and all bytes by SHA-256; parts of unfinished uploads by (SHA-256, number)."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=lambda: {"0" * 64: b""})
     parts: dict[tuple[str, int], bytes] = field(default_factory=dict)
 
     def keep(self, data: bytes) -> str:
-        """Store bytes; gives their SHA-256."""
+        """Store bytes; returns their SHA-256."""
         sha256 = hashlib.sha256(data).hexdigest()
         self.blobs[sha256] = data
         return sha256
 
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
-        """What a revision holds, by name, without what the Hub itself put there."""
+        """The files of a revision by name, without those that the Hub added."""
         repository = self.repositories[repo_id]
         commit = repository.commits[repository.find(revision) or ""]
         return {n: self.blobs[e.sha256] for n, e in commit.items() if n != ".gitattributes"}
 
     def commit(self, repo_id: str, revision: str, lines: list[dict[str, Any]], *, is_pr: bool) -> str:
-        """Apply the lines of a commit to a revision, or to a new pull request on it; gives the new hash."""
+        """Apply the lines of a commit to a revision, or to a new pull request for it; returns the new hash."""
         import base64
 
         repository = self.repositories[repo_id]

@@ -1,8 +1,8 @@
-"""Kills runs of `tiny_training` with SIGKILL: `python -m tests.kill_driver RUN_DIR STRIDE OTHER_RUN_DIR NUMBER`.
+"""Kill runs of `tiny_training` with SIGKILL: `python -m tests.support.kill_driver RUN_DIR STRIDE OTHER_RUN_DIR NUMBER`.
 
-In the first directory at every STRIDE-th file operation of a checkpoint, in the other NUMBER times at random moments.
-Each run is a fork of this process, which imports everything once and computes nothing itself. Every run resumes what
-the killed one before it left; none comes to its end. Printed: how many were killed in each.
+In the first directory, at every STRIDE-th file operation of a checkpoint; in the other, NUMBER times at random moments.
+Each run is a fork of this process, which imports everything once and computes nothing itself. Every run resumes from
+what the previous killed one left; none finishes. It prints how many were killed in each directory.
 """
 
 import os
@@ -26,11 +26,11 @@ from train.run.state import save_checkpoint
 
 CHANGES: dict[str, Any] = {"num_steps": 100, "save_every": 1, "keep_checkpoints": 1}
 WRITING = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate"}
-"""What Python announces before it touches a file. It does not announce fsync and what safetensors writes."""
+"""Audit events that Python raises before it changes a file. There are none for fsync and for safetensors' writes."""
 
 
 def in_a_fork(program: Callable[[], object], watch: Callable[[int], None] = lambda pid: None) -> bool:
-    """Run a program; returns whether it was killed. `watch` is given the process's number meanwhile."""
+    """Run a program; returns whether it was killed. `watch` is called with its process id in the meantime."""
     pid = os.fork()
     if not pid:
         try:
@@ -46,7 +46,7 @@ def in_a_fork(program: Callable[[], object], watch: Callable[[int], None] = lamb
 
 
 def train_until_killed(run_dir: Path, boundary: int) -> None:
-    """Go on to the next checkpoint, and die before its file operation of that number, or end after it."""
+    """Resume, and die before the next checkpoint's file operation with that number, or exit after the checkpoint."""
     left = -1
 
     def count(event: str, arguments: object) -> None:
@@ -72,13 +72,13 @@ def train_until_killed(run_dir: Path, boundary: int) -> None:
     sys.addaudithook(count)
     os.fsync = counted(os.fsync)
     safetensors.torch.save_file = counted(safetensors.torch.save_file)
-    setattr(train.run, "save_checkpoint", save)  # noqa: B010  # it is imported there, not exported
+    setattr(train.run, "save_checkpoint", save)  # noqa: B010  # imported there, not exported
     run_to_the_end(make_settings(run_dir, **CHANGES))
 
 
 def kill_at_boundaries(run_dir: Path, stride: int) -> int:
-    """Kill at the first file operation of a checkpoint, then at one `stride` later, and so on to the last."""
-    in_a_fork(partial(train_until_killed, run_dir, 0))  # so that there is an older one to go
+    """Kill at the first file operation of a checkpoint, then `stride` operations later, and so on to the last."""
+    in_a_fork(partial(train_until_killed, run_dir, 0))  # so that there is an older checkpoint to remove
     return next(
         number
         for number in range(1000)
@@ -100,7 +100,7 @@ def kill_at_moments(run_dir: Path, number: int) -> int:
 
 
 if __name__ == "__main__":
-    torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], fused=True)  # what is imported on first use, once
+    torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], fused=True)  # do all lazy imports once
     Accelerator(cpu=True)
     first, stride, second, number = sys.argv[1:]
     print(kill_at_boundaries(Path(first), int(stride)), kill_at_moments(Path(second), int(number)))

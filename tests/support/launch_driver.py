@@ -1,13 +1,13 @@
-"""Jobs for processes that a launcher starts: `python -m tests.launch_driver FILE`, a JSON list of jobs, done in turn.
+"""Jobs for processes started by a launcher: `python -m tests.support.launch_driver FILE`, with a JSON list of jobs.
 
     {"do": "points", "run_dir": ..., "changes": {...}, "kill": [rank, forward pass]}  a run of `tiny_training`
-        "spoiled": [epoch, index]: that sample is not a number at that turn
+        "spoiled": [epoch, index]: that sample is NaN in that epoch
     {"do": "blocks", "run_dir": ..., "changes": {...}}                                a run of a network of blocks
     {"do": "copy", "run_dir": ..., "changes": {...}, "to": ...}       its newest checkpoint, loaded and saved again
     {"do": "denoiser", "run_dir": ..., "config": FILE}                the program itself
 
-`kill`: the process of that rank ends itself with SIGKILL before that forward pass, once. The networks are those of the
-tests, so that nothing large is imported but for `denoiser`. With `sharding: full` it is asserted that every parameter
+`kill`: the process with that rank kills itself before that forward pass, once. The networks are small, so that nothing
+large is imported except for `denoiser`. With `sharding: full` the driver asserts that every parameter
 is a shard.
 """
 
@@ -36,7 +36,7 @@ Job = dict[str, Any]
 
 
 class BlockTask(nn.Module):
-    """What sharding meets in a denoiser: blocks in a list, a frozen weight, channels_last, groups of parameters."""
+    """What matters to sharding in a denoiser: blocks in a list, a frozen weight, channels_last."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class BlockTask(nn.Module):
 def assert_shards(state: TrainState, sharded: bool) -> None:
     for tensor in [*state.task.parameters(), *state.average.tensors().values()]:
         assert isinstance(tensor, DTensor) == sharded
-        # a bias of one number is on the first process alone
+        # a bias with one number is only on the first process
         assert (
             not isinstance(tensor, DTensor)
             or tensor.to_local().numel() * 2 == tensor.numel()
@@ -79,7 +79,7 @@ def assert_shards(state: TrainState, sharded: bool) -> None:
 
 
 def train_blocks(run_dir: Path, changes: dict[str, Any]) -> None:
-    """Train to the end; measured, drawn and written as the programs do it."""
+    """Train to the end, with validation, previews and output as in the programs."""
     run, task, points = Run(make_settings(run_dir, **changes)), BlockTask(), Points()
     batch = collate([points[SampleKey(0, index, 1.0)] for index in range(7)])
 
@@ -112,7 +112,7 @@ def copy_checkpoint(run_dir: Path, changes: dict[str, Any], to: Path) -> None:
 
 
 def train_denoiser(config: str) -> None:
-    """The whole program, but that it leaves the other processes for the next job."""
+    """Run the whole program, and keep the process group for the next job."""
     from ldm.config import load_settings
     from train.denoiser import DenoiserSettings, train
 
@@ -121,7 +121,7 @@ def train_denoiser(config: str) -> None:
 
 
 def dying(run_dir: Path, kill: list[int] | None) -> Callable[[int], None]:
-    """What a task calls at each forward pass."""
+    """A callback for each forward pass that kills the process once."""
     marker = run_dir.with_suffix(".killed")
 
     def on_forward(number: int) -> None:
@@ -133,7 +133,7 @@ def dying(run_dir: Path, kill: list[int] | None) -> Callable[[int], None]:
 
 
 def do(job: Job) -> None:
-    """One job."""
+    """Run one job."""
     run_dir, changes = Path(job["run_dir"]), dict(job.get("changes", {}))
     match job["do"]:
         case "points":

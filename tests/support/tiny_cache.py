@@ -1,4 +1,4 @@
-"""A cache of small moments made by a stand-in for an autoencoder, and ways to spoil its files."""
+"""A cache of small moments from a fake autoencoder, and ways to damage its files."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ MODEL = "a" * 64
 
 
 def key_of(name: str) -> str:
-    """The key of an image of this name: any 64 hex digits that belong to it."""
+    """The key of the image with this name: 64 hex digits."""
     return hashlib.sha256(name.encode()).hexdigest()
 
 
 def pixels_of(name: str, width: int = SIZE_PX) -> Tensor:
-    """An image of its own for each name, [3, 8, width]."""
+    """A different image for each name, [3, 8, width]."""
     return torch.randn(3, SIZE_PX, width, generator=generator_for(name))
 
 
@@ -33,7 +33,7 @@ def items(names: Sequence[str]) -> list[CacheItem]:
 
 
 class Encoder:
-    """pixel_values [B, 3, 8, 8] -> moments [B, 4, 4, 4]. Like a GPU's kernels, a trifle different for other batches."""
+    """pixel_values [B, 3, 8, 8] -> moments [B, 4, 4, 4]. Like on a GPU, the result varies slightly with the batch."""
 
     def __init__(self) -> None:
         self.num_images = 0
@@ -57,7 +57,7 @@ def shards(folder: Path) -> list[Path]:
 
 
 def flip_byte(path: Path, offset: int) -> None:
-    """Change one byte of a file in place, as a bad disk does."""
+    """Change one byte of a file in place, like a bad disk."""
     with path.open("r+b") as file:
         file.seek(offset)
         old = file.read(1)
@@ -66,7 +66,7 @@ def flip_byte(path: Path, offset: int) -> None:
 
 
 def offset_of(path: Path, key: str) -> int:
-    """Where in a shard the first byte of an entry's moments lies."""
+    """The position of the first byte of an entry's moments in a shard."""
     from safetensors import safe_open
 
     handle = safe_open(path, "pt")

@@ -1,4 +1,4 @@
-"""A tiny LoRA run with all that a run leaves behind, for the tests of the model card."""
+"""A tiny LoRA run with all the files of a real run, for the tests of the model card."""
 
 import json
 from dataclasses import asdict
@@ -28,7 +28,7 @@ FINGERPRINT = "5a" * 32
 
 
 def settings_of(folder: Path, base: str) -> dict[str, Any]:
-    """What a run's config.yaml says, in part."""
+    """Part of a run's config.yaml."""
     return {
         "program": "denoiser",
         "run_dir": str(folder / "runs" / "squares"),
@@ -47,7 +47,7 @@ def settings_of(folder: Path, base: str) -> dict[str, Any]:
 
 
 def write_lora(folder: Path, base: Path) -> None:
-    """An adapter's folder, as a run's `pipeline/` is."""
+    """An adapter's folder, like a run's `pipeline/`."""
     parts = load_parts(base)
     add_lora(networks_of(parts), LORA, seed=0)
     disturb(networks_of(parts))
@@ -58,7 +58,7 @@ def write_lora(folder: Path, base: Path) -> None:
 
 
 def write_record(run: Path, settings: dict[str, Any]) -> None:
-    """The other files of a run: settings, metrics, data report, and which step was the best."""
+    """The other files of a run: settings, metrics, data report, and the best step."""
     (run / "best/step-000040").mkdir(parents=True)
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     rows: list[dict[str, Any]] = [
@@ -77,7 +77,7 @@ def write_record(run: Path, settings: dict[str, Any]) -> None:
 
 
 def make_run(folder: Path) -> Path:
-    """A LoRA's run at `folder/runs/squares` on the model at `folder/base-model`, trained on `folder/my squares`."""
+    """A LoRA run in `folder/runs/squares`, trained on `folder/my squares` with the model in `folder/base-model`."""
     save_parts(make_sd2(folder), folder / "base-model")
     write_squares(folder / "my squares")
     run = folder / "runs" / "squares"
@@ -87,7 +87,7 @@ def make_run(folder: Path) -> Path:
 
 
 def whole_model(folder: Path) -> ExportSource:
-    """A stock model that nothing else is known of."""
+    """A stock model without a training run."""
     parts = make_sd1(folder)
     save_parts(parts, folder / "plain")
     return ExportSource("plain", folder / "plain", parts, weights_hash(folder / "plain"))
@@ -98,7 +98,7 @@ def picture(prompt: str = "a red apple", color: str = "red") -> SamplePicture:
 
 
 def card_of(source: ExportSource, folder: Path, **changes: Any) -> str:
-    """Write a card into a new folder; returns README.md's text."""
+    """Write a card into a new folder; returns the text of README.md."""
     folder.mkdir(exist_ok=True)
     asked = {
         "title": "Squares",

@@ -14,13 +14,13 @@ from tests.support.tiny_models import make_sd1
 
 
 def save_model(folder: Path) -> Path:
-    """The folder of a model inside `folder`."""
+    """Save a tiny model inside `folder`; returns its folder."""
     Pipeline(make_sd1(folder / "tokenizer")).save(folder / "one")
     return folder / "one"
 
 
 def generate(*arguments: object) -> Result:
-    """A call in this process; what is no exit is raised."""
+    """Call the command in this process; exceptions other than SystemExit are raised."""
     result = CliRunner().invoke(app, ["generate", *map(str, arguments)])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -30,12 +30,12 @@ def generate(*arguments: object) -> Result:
 def order_of(
     model: Path, *prompts: str, output: str = "outputs", resume: bool = False, **means: object
 ) -> GenerationJob:
-    """A picture of each prompt, in batches of one unless `batch_size` is among the means."""
+    """A job with one image per prompt, in batches of one unless `batch_size` is among the options."""
     pictures = list_pictures([Prompt(prompt=text) for text in prompts])
     made_with = ModelOptions(str(model), **{"batch_size": 1, **means})  # type: ignore[arg-type]
     return GenerationJob(tuple(pictures), Target(Path(output), resume=resume), made_with)
 
 
 def files(folder: str) -> dict[str, bytes]:
-    """What lies in a folder, by name."""
+    """The files of a folder by name."""
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}

@@ -1,4 +1,4 @@
-"""LoRAs on tiny models, as training would leave them, and in the files of every format."""
+"""LoRAs on tiny models, as after training, and in files of every format."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ def networks_of(parts: ModelParts) -> dict[str, Any]:
 
 
 def predict(parts: ModelParts) -> Tensor:
-    """What the model says of two prompts: [2, 4, 8, 8], with gradients where there are any."""
+    """The model's predictions for two prompts, [2, 4, 8, 8], with gradients if enabled."""
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     prompts = parts.text_encoder(["a red apple", "a small green circle"])
     output: Tensor = parts.denoiser(noise, torch.tensor([10, 700]), prompts)
@@ -30,7 +30,7 @@ def predict(parts: ModelParts) -> Tensor:
 
 
 def disturb(networks: dict[str, Any]) -> None:
-    """Stands for training: every weight of the LoRA moves."""
+    """Change every weight of the LoRA, as training would."""
     generator = torch.Generator().manual_seed(1)
     for network in networks.values():
         for parameter in lora_parameters(network):
@@ -38,14 +38,14 @@ def disturb(networks: dict[str, Any]) -> None:
 
 
 def trained(parts: ModelParts, settings: LoraSettings = EVERYWHERE, seed: int = 3) -> LoraWeights:
-    """A LoRA of these settings; `parts` go on with it live inside."""
+    """A LoRA with these settings; it stays active in `parts`."""
     add_lora(networks_of(parts), settings, seed)
     disturb(networks_of(parts))
     return lora_weights(networks_of(parts))
 
 
 def uneven(weights: LoraWeights, parts: ModelParts) -> LoraWeights:
-    """The same LoRA with another rank and another alpha in some layers; `parts` are plain."""
+    """The same LoRA with another rank or alpha in some layers; `parts` have no LoRA."""
     found: dict[str, dict[str, LoraLayer]] = {}
     for part, layers in to_layers(weights).items():
         for index, (name, layer) in enumerate(sorted(layers.items())):
@@ -76,7 +76,7 @@ FORMATS: dict[str, Callable[..., Path]] = {"diffusers": as_diffusers, "kohya": a
 
 
 def assert_same(one: LoraWeights, other: LoraWeights) -> None:
-    """Equal to the last bit, configurations too."""
+    """Assert that weights and configurations are equal, bit by bit."""
     assert one.configs == other.configs
     assert one.tensors.keys() == other.tensors.keys()
     for name, tensor in one.tensors.items():

@@ -1,4 +1,4 @@
-"""Tiny Stable Diffusion models with random weights, of the stock classes: what the tests generate with."""
+"""Tiny Stable Diffusion models of the stock classes with random weights, for the tests."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ SD1_SCHEDULER = {
     "steps_offset": 1,
     "trained_betas": None,
 }
-"""As Stable Diffusion 1 has it: epsilon is the default prediction type, and not named."""
+"""As in Stable Diffusion 1, which does not name the default prediction type, epsilon."""
 
 SD2_SCHEDULER = {**SD1_SCHEDULER, "_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
 ZERO_SNR_SCHEDULER = {
@@ -40,18 +40,18 @@ ZERO_SNR_SCHEDULER = {
 
 
 def make_tokenizer(folder: Path, pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
-    """A CLIP tokenizer with a vocabulary of two captions, 16 tokens a prompt."""
+    """A CLIP tokenizer with a vocabulary from two captions and 16 tokens per prompt."""
     write_tokenizer(folder, learn_merges(CAPTIONS, 30), CONTEXT_LENGTH)
     return CLIPTokenizer.from_pretrained(folder, pad_token=pad_token)
 
 
 def make_sd1(folder: Path) -> ModelParts:
-    """SD1-type: epsilon, one number of heads, 1x1 convolutions around the attention, quick GELU."""
+    """Like SD1: epsilon, one number of heads, 1x1 convolutions around the attention, quick GELU."""
     return _make(folder, SD1_SCHEDULER, text_width=32, attention_head_dim=2)
 
 
 def make_sd2(folder: Path, scheduler_config: dict[str, Any] = SD2_SCHEDULER) -> ModelParts:
-    """SD2-type: v-prediction, heads by level, linear layers around the attention, padded with `!`."""
+    """Like SD2: v-prediction, heads per level, linear layers around the attention, padding with `!`."""
     return _make(
         folder,
         scheduler_config,

@@ -1,4 +1,4 @@
-"""What pushes are tested with: a small model folder of real files, and a Hub that this process talks to."""
+"""For tests of pushes: a small model folder with real files, and a fake Hub for this process."""
 
 import json
 import time
@@ -33,7 +33,7 @@ SENT = [
 
 
 def make_folder(folder: Path) -> Path:
-    """A model's folder as an export is, in miniature: weights of 4 kB, configurations, a card with a picture."""
+    """A miniature export of a model: weights of 4 kB, configurations, and a card with an image."""
     for name in ("unet", "scheduler", "samples"):
         (folder / name).mkdir(parents=True)
     (folder / "model_index.json").write_text(json.dumps(INDEX))
@@ -49,14 +49,14 @@ def make_folder(folder: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, tuple[str, int]]:
-    """The hash and time of every file, by its name."""
+    """The hash and modification time of every file by name."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(p.relative_to(folder)): (sha256_file(p), p.stat().st_mtime_ns) for p in files}
 
 
 @pytest.fixture(name="hub")
 def given_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A Hub that huggingface_hub of this process talks to, logged in; nothing waits: see `waits`."""
+    """A fake Hub that huggingface_hub uses in this process, logged in and without pauses (see `waits`)."""
     with HubServer() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -68,7 +68,7 @@ def given_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
 @pytest.fixture(name="waits")
 def given_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that were asked for, in seconds; none is made."""
+    """The requested pauses in seconds; none is made."""
     asked: list[float] = []
     monkeypatch.setattr(time, "sleep", asked.append)
     return asked
@@ -76,7 +76,7 @@ def given_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.fixture(name="folder")
 def given_folder(tmp_path: Path) -> Iterator[Path]:
-    """A model's folder, which must be the same after the test as before it."""
+    """A model's folder, which must be unchanged after the test."""
     made = make_folder(tmp_path / "model")
     before = contents(made)
     yield made

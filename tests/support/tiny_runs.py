@@ -40,7 +40,7 @@ DENOISER: dict[str, Any] = {
 
 
 def write_squares(folder: Path) -> Path:
-    """Seven coloured squares, 16 px, with two captions each: an epoch of batches of four ends on one of three."""
+    """Seven coloured squares, 16 px, with two captions each. An epoch has a batch of four and one of three."""
     folder.mkdir(parents=True)
     lines = []
     for color in COLORS:

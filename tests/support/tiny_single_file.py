@@ -1,7 +1,7 @@
-"""Narrow models with the structure of Stable Diffusion 1 and 2, which a single file can hold, with random weights.
+"""Narrow models with the structure of Stable Diffusion 1 and 2 and random weights, which fit the single-file format.
 
-Four levels of two resnets, 32 groups, 64 channels a head in the text, and CLIP's own words: that makes them larger than
-those of `tests.tiny_models`.
+Four levels of two resnets, 32 groups, 64 channels per head in the text encoder, and CLIP's vocabulary make them larger
+than those of `tests.support.tiny_models`.
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ def make_narrow_sd1(scheduler_config: dict[str, Any] = SD1_SCHEDULER, **unet: An
 
 
 def make_narrow_sd2(scheduler_config: dict[str, Any] = SD2_SCHEDULER, **unet: Any) -> ModelParts:
-    """64 channels a head, linear layers around the attention, GELU, padded with `!`."""
+    """64 channels per head, linear layers around the attention, GELU, padding with `!`."""
     heads = {"attention_head_dim": (1, 1, 2, 2), "use_linear_projection": True}
     changed = {"block_out_channels": (64, 64, 128, 128), **heads, **unet}
     return _make(scheduler_config, 128, "gelu", "!", changed)
@@ -80,7 +80,7 @@ def _make(
 
 
 def _with_random_norms(parts: ModelParts) -> ModelParts:
-    """Norms and biases random too, so that no two weights can be confused unseen."""
+    """Make norms and biases random too, so that swapped weights are noticed."""
     for module in parts.modules().values():
         for parameter in module.parameters():
             if parameter.ndim == 1:

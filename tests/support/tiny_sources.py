@@ -20,7 +20,7 @@ def png(level: int = 0, size: tuple[int, int] = (4, 3)) -> bytes:
 
 
 def parquet(path: Path, columns: dict[str, Any], row_group_size: int = 2) -> Path:
-    """A parquet file; a list of bytes that are no UTF-8 may be given as a pyarrow array."""
+    """Write a parquet file; a column with invalid UTF-8 must be a pyarrow array."""
     import pyarrow
     import pyarrow.parquet
 
@@ -30,7 +30,7 @@ def parquet(path: Path, columns: dict[str, Any], row_group_size: int = 2) -> Pat
 
 
 def raw_text(values: Sequence[bytes]) -> Any:
-    """A column of text with any bytes in it, as a careless writer makes it."""
+    """A text column with arbitrary bytes, as from a careless writer."""
     import pyarrow
 
     return pyarrow.Array.from_buffers(pyarrow.string(), len(values), pyarrow.array(values).buffers())
@@ -53,7 +53,7 @@ def tar(path: Path, members: dict[str, Any]) -> Path:
 
 
 def captioned(*names: str) -> dict[str, Any]:
-    """Members of a tar: an image and a caption for each name."""
+    """The members of a tar with an image and a caption for each name."""
     members: dict[str, Any] = {}
     for level, name in enumerate(names):
         members |= {f"{name}.png": png(level), f"{name}.txt": f"a {name}"}
@@ -65,7 +65,7 @@ def read(path: Path, **settings: Any) -> Reading:
 
 
 def fates(reading: Reading) -> dict[str, str | tuple[str, ...]]:
-    """The captions of what is used and the reasons of what is refused, by id."""
+    """By id, the captions of usable samples and the reasons of refused ones."""
     assert reading.num_found == len(reading.samples) + len(reading.refusals)
     used = {sample.sample_id: sample.captions for sample in reading.samples}
     return {**used, **{refusal.sample_id: refusal.reason for refusal in reading.refusals}}

@@ -1,4 +1,4 @@
-"""Tiny shards for the tests of streaming: parquet files and tars of grey pictures in two shapes."""
+"""Tiny shards for the tests of streaming: parquet files and tars of grey images with two aspect ratios."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -17,18 +17,18 @@ Batches = Iterator[tuple[Position, list[Turn]]]
 
 
 def picture(number: int) -> bytes:
-    """A picture of its own for each number; every third is twice as wide as high."""
+    """A different image for each number; every third is twice as wide as high."""
     return png(number, SIZES[number % 3 == 2])
 
 
 def write_parquet(path: Path, numbers: Sequence[int], bad: Sequence[int] = ()) -> Path:
-    """A shard with a row for each number; those in `bad` hold no image."""
+    """A shard with a row for each number; those in `bad` contain no valid image."""
     images = [NOT_AN_IMAGE if number in bad else picture(number) for number in numbers]
     return parquet(path, {"image": images, "text": [f"grey {number}" for number in numbers]})
 
 
 def write_tar(path: Path, numbers: Sequence[int]) -> Path:
-    """The same as a tar."""
+    """The same in a tar."""
     members: dict[str, Any] = {}
     for number in numbers:
         members |= {f"{number}.png": picture(number), f"{number}.txt": f"grey {number}"}
@@ -36,7 +36,7 @@ def write_tar(path: Path, numbers: Sequence[int]) -> Path:
 
 
 def write_shards(folder: Path) -> Path:
-    """Four parquet shards of 7, 1, 5 and 4 samples: eight batches of at most four, by bucket, an epoch."""
+    """Four parquet shards with 7, 1, 5 and 4 samples: an epoch is eight batches of at most four, by bucket."""
     for shard, numbers in enumerate((range(7), range(7, 8), range(10, 15), range(20, 24))):
         write_parquet(folder / f"{shard}.parquet", numbers)
     return folder

@@ -1,4 +1,4 @@
-"""The smallest real run: seven points, a network of fifty weights, the loop and checkpoints of every program."""
+"""The smallest real run: seven points, a network with fifty weights, and the loop and checkpoints of all programs."""
 
 import json
 import signal
@@ -24,7 +24,7 @@ from train.settings.shared import TrainSettings
 TREE: dict[str, Any] = {
     "program": "denoiser",
     "num_steps": 8,
-    "global_batch_size": 4,  # an epoch is a step of four samples and one of three
+    "global_batch_size": 4,  # an epoch is a step with four samples and one with three
     "save_every": 100,
     "preview_every": 100,
     "log_every": 1,
@@ -36,13 +36,13 @@ TREE: dict[str, Any] = {
 
 
 def make_settings(run_dir: Path, **changes: Any) -> TrainSettings:
-    """Settings of a run of eight steps with some changed; `optim` changes single settings."""
+    """Settings for a run of eight steps, with changes; `optim` changes single settings in its group."""
     optim = {**TREE["optim"], **changes.pop("optim", {})}
     return validate(TrainSettings, {**TREE, "run_dir": str(run_dir), **changes, "optim": optim})
 
 
 class Points(Dataset[dict[str, Any]]):
-    """Seven points with a draw of noise a turn; `spoiled` maps a turn (epoch, index) to the value it has instead."""
+    """Seven points with new noise in each epoch; `spoiled` maps (epoch, index) to a value to use instead."""
 
     def __init__(self, spoiled: dict[tuple[int, int], float] | None = None) -> None:
         self.spoiled = spoiled or {}
@@ -58,7 +58,7 @@ class Points(Dataset[dict[str, Any]]):
 
 
 class PointTask(nn.Module):
-    """A network with dropout; `on_forward` is told how many times it ran before."""
+    """A network with dropout; `on_forward` is called with the number of previous forward passes."""
 
     def __init__(self, dropout: float = 0.2, on_forward: Callable[[int], None] = lambda _: None) -> None:
         super().__init__()
@@ -75,14 +75,14 @@ class PointTask(nn.Module):
 
 @torch.no_grad()
 def measure(state: TrainState) -> dict[str, float]:
-    """A number that every weight has a part in."""
+    """A number to which every weight contributes."""
     return {"validation_loss": sum(float(p.sum()) for p in state.task.parameters())}
 
 
 def train(
     settings: TrainSettings, task: PointTask | None = None, dataset: Points | None = None, **options: Any
 ) -> TrainState:
-    """A run, or its resumption, to the end of the settings."""
+    """Train, or resume, to the last step of the settings."""
     return Run(settings).train(
         task or PointTask(),
         dataset or Points(),
@@ -94,7 +94,7 @@ def train(
 
 
 def train_with_stops(settings: TrainSettings, stops: list[int], dataset: Points | None = None) -> TrainState:
-    """Train to the end, but a signal comes in the forward pass of that number, once in each of the runs."""
+    """Train to the end, but interrupt the run in each of these forward passes and start it again."""
     for stop in stops:
 
         def interrupt(number: int, stop: int = stop) -> None:
@@ -110,7 +110,7 @@ def train_with_stops(settings: TrainSettings, stops: list[int], dataset: Points 
 
 
 def outcome(run_dir: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any]]:
-    """What is left of a run: every tensor of its newest checkpoint, its rows without the times, the saved numbers."""
+    """The results of a run: all tensors of its newest checkpoint, its rows without timings, and the saved state."""
     newest = checkpoints(run_dir / "checkpoints")[-1]
     tensors = {
         f"{path.stem}/{name}": tensor
@@ -123,7 +123,7 @@ def outcome(run_dir: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dic
 
 
 def assert_same_run(first: Path, second: Path) -> None:
-    """Both runs left the same to the last bit."""
+    """Assert that both runs gave the same results, bit by bit."""
     (tensors, *rest), (other_tensors, *other_rest) = outcome(first), outcome(second)
     assert rest == other_rest
     assert tensors.keys() == other_tensors.keys() and len(tensors) == 4 * 5

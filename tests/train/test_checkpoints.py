@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from ldm.errors import UserError
-from ldm.io.disk import check_free_space
-from ldm.io.files import manifest_fault, read_tensors, remove_leftovers
+from ldm.io.files import check_free_space, manifest_fault, read_tensors, remove_leftovers
 from tests.support.tiny_training import PointTask, assert_same_run, make_settings, outcome, train
 from train.run.checkpoints import checkpoints, newest_whole, remove_old, step_of
 from train.run.state import save_checkpoint
@@ -215,7 +214,7 @@ def test_the_space_is_looked_at_before_writing(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     check_free_space(tmp_path / "not/yet/there", free // 2)
     with pytest.raises(
-        UserError, match=r"the disk is full, .* MB are needed and .* MB free: free some space"
+        UserError, match=r"the disk is full: .* MB are needed, .* MB are free: free some space"
     ):
         check_free_space(tmp_path / "not/yet/there", free * 2)
     assert not list(tmp_path.iterdir())
@@ -240,7 +239,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(
-    ("room", "said"), [(2**19, r"the disk is full, .* needed"), (2**20 + 3000, "the disk is full")]
+    ("room", "said"), [(2**19, r"the disk is full: .* needed"), (2**20 + 3000, "the disk is full")]
 )
 def test_a_run_on_a_full_disk_stops_and_goes_on_when_there_is_room(
     small_disk: Path, whole: Path, room: int, said: str

@@ -130,7 +130,7 @@ def test_a_resumed_run_forgets_the_steps_it_does_again(tmp_path: Path) -> None:
         log.append({"step": 3, "loss": 7.0})
     assert file.read_text().startswith("\n".join(rows[:2]) + '\n{"step": 3, "loss": 7.0')
     file.write_text("no row\n" + rows[0] + "\n")
-    with pytest.raises(UserError, match="line 1 is no logged step"):
+    with pytest.raises(UserError, match="line 1 is not a logged step"):
         read_metrics(tmp_path)
 
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from ldm.data.batches import LatentSamples, ReadImage
 from ldm.data.order import steps_per_epoch
-from ldm.io.disk import free_bytes
+from ldm.io.files import free_bytes
 
 from ..data.read import TrainingData
 from ..loop.denoiser_task import DenoiserTask

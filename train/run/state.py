@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ldm.data.fingerprint import Fingerprint
 from ldm.errors import UserError
-from ldm.io.disk import check_free_space
 from ldm.io.files import (
+    check_free_space,
     manifest_fault,
     new_folder,
     read_json,

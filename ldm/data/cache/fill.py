@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 from ldm.data.cache.shards import Parts, ShardStore
 from ldm.errors import UserError
-from ldm.io.disk import check_free_space
+from ldm.io.files import check_free_space
 
 MAX_SHARD_ENTRIES = 256
 MAX_SHARD_BYTES = 64 * 2**20

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.io.disk import check_free_space
-from ldm.io.files import disk_errors
+from ldm.io.files import check_free_space, disk_errors
 
 MODEL_FILE = "openvino_model.xml"
 """What a network's structure is called, with its weights in the `.bin` beside it; optimum-intel looks for that name."""

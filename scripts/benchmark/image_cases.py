@@ -1,4 +1,4 @@
-"""What pictures `generate` measures: models of three sizes, or a user's own, and how they are sampled."""
+"""What `generate` measures: models of three sizes, or a user's own, and how they are sampled."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,14 +13,14 @@ TUNED, COMPILED = "diffusers, tuned", "ldm compiled"
 
 @dataclass(frozen=True)
 class Case:
-    """A model, and how pictures of it are made.
+    """A model, and how images are generated with it.
 
     Attributes:
-        shape: of random weights, or None for a model that there is.
-        goals: that the ratios to diffusers should reach, by side.
-        together: whether all sides fit into the memory at once; else each stands alone against diffusers.
-        one_process: whether our sides share a process, and with it a converted network, which is quicker. The memory
-            of each is then that of all.
+        shape: shape of a model with random weights, or None for an existing model.
+        goals: ratios to diffusers that the sides should reach.
+        together: whether all sides fit into memory at once; otherwise each is measured separately with diffusers.
+        one_process: whether our sides share a process and a converted network, which is faster. Their peak memory is
+            then measured together.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Case:
 EMBEDDED = Case("embedded model", None, 64, 20, {})
 MEDIUM_CASE = Case(
     "36M UNet",
-    # its autoencoder is narrow: the goals are of what sampling costs, and `decode` measures the rest
+    # with a narrow autoencoder: the goals concern the cost of sampling, and `decode` measures the rest
     replace(MEDIUM, text_width=512, text_layers=2, vae_channels=NARROW_VAE),
     256,
     20,
@@ -53,7 +53,7 @@ CUDA_CASE = Case(
 )
 CASES: Mapping[Scale, tuple[Case, ...]] = {
     "full": (EMBEDDED, MEDIUM_CASE, SD15_CASE),
-    # with 4 steps: decoding, the same on all sides, would weigh more than in 20
+    # a narrow autoencoder, because with few steps decoding, the same on all sides, would weigh more
     "quick": (
         EMBEDDED,
         replace(MEDIUM_CASE, num_steps=8),
@@ -70,7 +70,7 @@ CASES: Mapping[Scale, tuple[Case, ...]] = {
 
 
 def cases_of(setting: Setting) -> tuple[Case, ...]:
-    """What is measured: on CUDA one case, where there is room for all sides and no OpenVINO."""
+    """The cases to measure: on CUDA a single one, since all sides fit into memory there and OpenVINO is not used."""
     cases = (CUDA_CASE,) if setting.device.startswith("cuda") else CASES[setting.scale]
     if setting.model:
         cases = (case_of(setting.model, setting.scale),)
@@ -81,7 +81,7 @@ def cases_of(setting: Setting) -> tuple[Case, ...]:
 
 
 def case_of(model: str, scale: Scale) -> Case:
-    """A user's own model, at the size and number of steps that it is best sampled with."""
+    """A user's model, with its default size and number of steps."""
     from ldm.pipeline.pipeline import load_pipeline
 
     loaded = load_pipeline(model, device="cpu")

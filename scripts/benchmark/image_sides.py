@@ -1,6 +1,6 @@
-"""Who makes a picture: diffusers' pipeline or ours, with the same weights, noise and sampler.
+"""The sides that generate an image: diffusers' pipeline and ours, with the same weights, noise and sampler.
 
-Each side is made in its own process, and imports there what it needs.
+Each side is set up in its own process and imports what it needs there.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from typing import Any
 
 from ldm.pipeline.settings import PRESETS
 
-from .picture_cases import COMPILED, ENGINE, FAST, HALF, THEIRS, TORCH, TUNED, Case
+from .image_cases import COMPILED, ENGINE, FAST, HALF, THEIRS, TORCH, TUNED, Case
 from .watch import Calls
 from .workers import Answer, Work
 
@@ -19,7 +19,7 @@ SEED, GUIDANCE_SCALE, SAMPLER, WARM_UP_STEPS = 7, 7.5, "dpmpp_2m", 4
 
 
 def make_theirs(model: str, case: Case, device: str, *, tuned: bool = False) -> Work:
-    """diffusers as its documentation begins; or tuned as that recommends for the device. The sampler is ours."""
+    """diffusers as in its quick start, or tuned as its documentation recommends for the device, with our sampler."""
     import torch
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
@@ -59,7 +59,7 @@ def make_theirs(model: str, case: Case, device: str, *, tuned: bool = False) -> 
 
 
 def tune(pipe: Any, device: str) -> None:
-    """What diffusers' guide to speed recommends: channels last, joined projections, and on CUDA a compiled UNet."""
+    """Apply diffusers' speed recommendations: channels last, fused projections, and on CUDA a compiled UNet."""
     import torch
 
     pipe.unet.to(memory_format=torch.channels_last)
@@ -78,7 +78,7 @@ def make_ours(
     compiled: bool = False,
     arguments: Mapping[str, Any] | None = None,
 ) -> Work:
-    """Our pipeline, on torch or on OpenVINO where that is to be had, with more arguments of `generate`."""
+    """Our pipeline, on torch or, if installed, on OpenVINO, with further arguments of `generate`."""
     given = arguments or {}
     pipeline = load_ours(model, device)
     if compiled:
@@ -88,14 +88,14 @@ def make_ours(
     calls = None if compiled else unet_calls(device)
     if engine and find_spec("openvino") and not device.startswith("cuda"):
         calls = use_openvino(pipeline, case, given.get("deep_features_every", 1) > 1)
-    return pictures(pipeline, case, calls, given)
+    return image_work(pipeline, case, calls, given)
 
 
 def make_several(model: str, case: Case, device: str) -> Mapping[str, Work]:
-    """Our sides on OpenVINO with one pipeline, its network cut in passes, which serves them all."""
+    """All our OpenVINO sides with one shared pipeline, whose network is split into passes."""
     pipeline = load_ours(model, device)
     calls = use_openvino(pipeline, case, True) if find_spec("openvino") else unet_calls(device)
-    return {name: pictures(pipeline, case, calls, ARGUMENTS[name]) for name in case.sides}
+    return {name: image_work(pipeline, case, calls, ARGUMENTS[name]) for name in case.sides}
 
 
 def load_ours(model: str, device: str) -> Any:
@@ -111,7 +111,7 @@ def unet_calls(device: str) -> Calls:
 
 
 def use_openvino(pipeline: Any, case: Case, in_passes: bool) -> Calls:
-    """Have a pipeline compute on OpenVINO; returns the calls of its network."""
+    """Switch a pipeline to OpenVINO; returns the calls of its network."""
     from ldm.models.engines.openvino_denoiser import OpenVINODenoiser
     from ldm.pipeline.engine_choice import Work as PlannedWork
     from ldm.pipeline.engine_choice import choose_engine
@@ -122,8 +122,8 @@ def use_openvino(pipeline: Any, case: Case, in_passes: bool) -> Calls:
     return Calls(OpenVINODenoiser, "__call__", "cpu")
 
 
-def pictures(pipeline: Any, case: Case, calls: Calls | None, arguments: Mapping[str, Any]) -> Work:
-    """The work of making one picture."""
+def image_work(pipeline: Any, case: Case, calls: Calls | None, arguments: Mapping[str, Any]) -> Work:
+    """The work of generating one image."""
 
     def work(warming_up: bool) -> tuple[Answer, dict[str, float]]:
         made = pipeline.generate(
@@ -143,7 +143,7 @@ def pictures(pipeline: Any, case: Case, calls: Calls | None, arguments: Mapping[
 
 
 def details_of(calls: Calls | None) -> dict[str, float]:
-    """What the calls of one picture took, then forgotten; nothing where the UNet is compiled or cut in passes."""
+    """The times of one image's UNet calls, which are then cleared; empty if it is compiled or split into passes."""
     if calls is None:
         return {}
     inside, between = calls.inside_sec(), calls.between_sec()
@@ -156,7 +156,7 @@ ARGUMENTS: Mapping[str, Mapping[str, Any]] = {
     HALF: {"guidance_interval": (0.0, 0.5)},
     FAST: PRESETS["fast"],
 }
-"""Of `generate`: of our sides on the fastest engine."""
+"""Arguments of `generate` for our sides on the fastest engine."""
 
 MAKERS: Mapping[str, Callable[[str, Case, str], Work]] = {
     THEIRS: make_theirs,

@@ -1,4 +1,4 @@
-"""Training programs as sides: each optimizer step is a turn, and the program knows nothing of it."""
+"""Training programs as sides: each optimizer step is a turn, without changes to the program."""
 
 import itertools
 import runpy
@@ -13,7 +13,7 @@ from .workers import Turns
 
 
 def train_script(path: Path, arguments: Sequence[str], device: str, turns: Turns) -> None:
-    """Run a training script of diffusers' kind as if from the command line."""
+    """Run a training script of diffusers as if from the command line."""
     stop_at_steps(turns, device)
     sys.argv = [str(path), *arguments]
     runpy.run_path(str(path), run_name="__main__")
@@ -23,7 +23,7 @@ def train_ours(config: Path, overrides: Sequence[str], device: str, turns: Turns
     """Run our program `denoiser`, as `ldm train` does.
 
     Raises:
-        RuntimeError: it failed, having said why.
+        RuntimeError: it failed; it has printed why.
     """
     stop_at_steps(turns, device)
     if code := training("denoiser").main([str(config), *overrides]):
@@ -31,10 +31,9 @@ def train_ours(config: Path, overrides: Sequence[str], device: str, turns: Turns
 
 
 def stop_at_steps(turns: Turns, device: str) -> None:
-    """End a turn at each optimizer step, so that one begins and ends with what follows it: average, log, next batch.
+    """End the turn after each optimizer step. A turn starts with what follows the step: average, log, next batch.
 
-    Of each turn it is also told how much of it the UNet's forward pass and the backward pass took, and how much the
-    optimizer and the average of the weights.
+    Each turn also records the time of the forward and backward passes, and of the optimizer and the weight average.
     """
     import torch
     from diffusers import UNet2DConditionModel
