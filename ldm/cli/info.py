@@ -1,7 +1,6 @@
 """`ldm info`: what a model is, or how a picture was made."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,7 +66,7 @@ def _model_rows(pipeline: "Pipeline") -> Iterator[tuple[str, Any]]:
     config = pipeline.scheduler_config
     yield "prediction type", config.get("prediction_type", "epsilon")
     yield "noise schedule", _schedule(config)
-    for key, value in asdict(pipeline.defaults).items():
+    for key, value in pipeline.defaults.model_defaults().items():
         yield f"default {key}", value
     yield "schedulers", ", ".join(schedulers_for(config))
 

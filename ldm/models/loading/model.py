@@ -1,7 +1,6 @@
 """A model in its parts: loaded from a folder or one file, saved to a folder."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +113,8 @@ def save_parts(
         save_network(parts.text_encoder.model, temporary / "text_encoder", dtype, max_shard_size, variant)
         save_small_files(parts, temporary)
         write_json(
-            temporary / "ldm.json", {"defaults": asdict(parts.defaults), "provenance": provenance or {}}
+            temporary / "ldm.json",
+            {"defaults": parts.defaults.model_defaults(), "provenance": provenance or {}},
         )
 
 

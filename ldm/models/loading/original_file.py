@@ -19,7 +19,7 @@ from ldm.io.files import open_tensors
 from ldm.io.safetensors_header import read_header
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.clip_tokenizer import clip_tokenizer
-from ldm.models.loading.folder import Defaults
+from ldm.models.generation_settings import MAX_PROMPT_CHUNKS, GenerationSettings
 from ldm.models.loading.original_names import OPEN_CLIP, UNET, from_original, is_passed_over, left_over
 from ldm.models.loading.original_shapes import (
     LATENT_CHANNELS,
@@ -32,7 +32,6 @@ from ldm.models.loading.original_shapes import (
 from ldm.models.parts import ModelParts, default_size
 from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder
-from ldm.types import MAX_PROMPT_CHUNKS
 
 PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v_prediction", "v": "v_prediction"}
 """What ModelSpec and others call what a model predicts, and what diffusers does."""
@@ -98,7 +97,7 @@ def load_single_file(
             "these parts are not of one text-to-image model",
         )
     height, width = default_size(denoiser, autoencoder)
-    defaults = Defaults(height, width, max_prompt_chunks=MAX_PROMPT_CHUNKS)
+    defaults = GenerationSettings(height=height, width=width, max_prompt_chunks=MAX_PROMPT_CHUNKS)
     return ModelParts(denoiser, autoencoder, text_encoder, scheduler_config, defaults)
 
 
