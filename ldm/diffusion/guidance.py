@@ -4,7 +4,7 @@
 combines them. Classifier-free guidance has two branches, InstructPix2Pix three, a composition of N prompts N + 1.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
