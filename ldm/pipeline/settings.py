@@ -130,7 +130,7 @@ def complete(
     """
     kind = type(settings)
     sizes = {} if latents is None else {"height": latents.shape[2], "width": latents.shape[3]}
-    values = dict(kind())  # the settings' own defaults are the weakest layer
+    values = kind().recorded()  # the settings' own defaults are the weakest layer
     values |= defaults.given() | {name: size * multiple for name, size in sizes.items()} | settings.given()
     rounded = {name: _round_size(name, values[name], multiple) for name in ("height", "width")}
     return kind(**{**values, **rounded})

@@ -66,7 +66,7 @@ def test_a_new_setting_is_an_option_with_help_and_a_range() -> None:
     assert runner.invoke(app, ["--sharpness", "1.5", "--no-karras"]).exit_code == 0
     assert parse_settings(given[0], WithSharpness) == WithSharpness(sharpness=1.5, karras=False)
     refused = runner.invoke(app, ["--sharpness", "3"])
-    assert refused.exit_code == 2 and "0<=x<=2" in refused.stderr
+    assert refused.exit_code == 2 and "--sharpness" in refused.stderr
     assert runner.invoke(app, []).exit_code == 0
     assert parse_settings(given[1], WithSharpness).given() == {}
 

@@ -13,7 +13,7 @@ from ldm.models.generation_settings import GenerationSettings
 from ldm.pipeline.record import RECORD_VERSION, ImageRecord, read_record, read_settings, write_png
 
 OLD = Path(__file__).parents[1] / "fixtures" / "version_1"
-SETTINGS = {**dict(GenerationSettings()), "scheduler": "euler", "guidance_interval": (5, 0.3)}
+SETTINGS = {**GenerationSettings().recorded(), "scheduler": "euler", "guidance_interval": (5, 0.3)}
 FULL = ImageRecord(
     prompt="a red apple",
     seed=7,
