@@ -89,7 +89,7 @@ class Watch:
         self.num_written = 0
 
     def read(self) -> None:
-        """Read what is new."""
+        """Read new reports, and update the bar."""
         for rank, file in enumerate(self._files):
             for row in self._new_rows(rank, file):
                 self._latest[rank] |= row
@@ -145,6 +145,7 @@ class Report:
 
 
 def report_name(rank: int) -> str:
+    """The file that a process reports in."""
     return f"report-{rank}.jsonl"
 
 

@@ -49,28 +49,32 @@ def list_images(prompts: Iterable[Prompt], seeds: Sequence[int] | None = None) -
     Raises:
         UserError: there is no prompt, or a seed is out of range, or there are too many or too few.
     """
-    rows = [
-        (prompt, prompt.settings.seed + i) for prompt in prompts for i in range(prompt.settings.num_images)
-    ]
-    if not rows:
+    prompts = list(prompts)
+    if not prompts:
         raise UserError("no prompt", "give at least one; an empty one is allowed")
-    for prompt, seed in rows:
-        if seed > LARGEST_SEED:
-            what = f"seed is {prompt.settings.seed} with {prompt.settings.num_images} images"
-            raise UserError(what, f"the last image's seed must be at most {LARGEST_SEED}")
-    own = [seed for _, seed in rows] if seeds is None else _checked_seeds(seeds, rows)
+    shared = [(each, each.settings.without("seed", "num_images")) for each in prompts]
+    rows = [(each.prompt, settings) for each, settings in shared for _ in range(each.settings.num_images)]
+    own = _counted_seeds(prompts) if seeds is None else _checked_seeds(seeds, prompts, len(rows))
     return [
-        ImageRequest(number, prompt.prompt, seed, prompt.settings.without("seed", "num_images"))
-        for number, ((prompt, _), seed) in enumerate(zip(rows, own, strict=True), start=1)
+        ImageRequest(number, prompt, seed, settings)
+        for number, ((prompt, settings), seed) in enumerate(zip(rows, own, strict=True), start=1)
     ]
 
 
-def _checked_seeds(seeds: Sequence[int], rows: Sequence[tuple[Prompt, int]]) -> list[int]:
+def _counted_seeds(prompts: Sequence[Prompt]) -> list[int]:
+    for settings in (prompt.settings for prompt in prompts):
+        if settings.seed + settings.num_images - 1 > LARGEST_SEED:
+            what = f"seed is {settings.seed} with {settings.num_images} images"
+            raise UserError(what, f"the last image's seed must be at most {LARGEST_SEED}")
+    return [each.settings.seed + i for each in prompts for i in range(each.settings.num_images)]
+
+
+def _checked_seeds(seeds: Sequence[int], prompts: Sequence[Prompt], num_images: int) -> list[int]:
     """Seeds as plain whole numbers, as JSON has them."""
-    if seed := next((prompt.settings.seed for prompt, _ in rows if prompt.settings.seed), 0):
+    if seed := next((prompt.settings.seed for prompt in prompts if prompt.settings.seed), 0):
         raise UserError(f"seed is {seed} and seeds are given too", "give one of the two")
-    if len(seeds) != len(rows):
-        raise UserError(f"{len(seeds)} seeds for {len(rows)} images", "give one seed for each image")
+    if len(seeds) != num_images:
+        raise UserError(f"{len(seeds)} seeds for {num_images} images", "give one seed for each image")
     if wrong := [each for each in seeds if not 0 <= each <= LARGEST_SEED]:
         raise UserError(f"a seed is {wrong[0]}", f"it must be from 0 to {LARGEST_SEED}")
     return list(map(index, seeds))
@@ -105,7 +109,7 @@ def split(batch: Batch, batch_size: int) -> list[Batch]:
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """A batch of which everything is known that does not depend on the images' noise.
+    """A batch with its settings completed and its sampler planned.
 
     Attributes:
         settings: all settings, none of them left open.

@@ -62,7 +62,17 @@ from ldm.pipeline.settings import (
 )
 from ldm.types import Conditioning, Denoiser, Step
 
-__all__ = ["DTYPES", "Generation", "LdmWarning", "OnStep", "Pipeline", "load_pipeline", "pick_device"]
+__all__ = [
+    "DTYPES",
+    "Generation",
+    "GenerationSettings",
+    "ImageRecord",
+    "LdmWarning",
+    "OnStep",
+    "Pipeline",
+    "load_pipeline",
+    "pick_device",
+]
 
 
 def load_pipeline(
@@ -233,10 +243,8 @@ class Pipeline:
                 if not halve or not is_out_of_memory(error):
                     raise
                 decoded = None
-            if (
-                decoded is None
-            ):  # the memory of the failed attempt can be freed only now that its error is gone
-                free_cached_memory()
+            if decoded is None:
+                free_cached_memory()  # not above: while the error is handled it keeps the batch's memory alive
                 waiting = halved(waiting)
                 continue
             yield from self._finished(batch, final.cpu(), *decoded, noise)
@@ -247,9 +255,11 @@ class Pipeline:
         check_text_to_image(self.model_id, self.denoiser)
         images = [image for group in groups for image in group]
         completed = self._complete(images, latents)
+        prompts: dict[GenerationSettings, list[str]] = {settings: [] for settings in completed}
+        for image in images:
+            prompts[image.settings].append(image.prompt)
         for settings, full in completed.items():
-            prompts = [image.prompt for image in images if image.settings == settings]
-            warn_unused(prompts, full, self.text_encoder.truncated_words)
+            warn_unused(prompts[settings], full, self.text_encoder.truncated_words)
             if latents is not None:
                 check_latents(latents, (len(images), *self._latent_shape(full)))
         plans = {settings: self._sampling_plan(full) for settings, full in completed.items()}

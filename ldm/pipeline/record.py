@@ -63,7 +63,7 @@ class ImageRecord(Settings):
     step_noise_seed: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The record as one flat object, ready for JSON: the settings stand beside the rest."""
+        """The record as one flat object, ready for JSON, with the settings among the other keys."""
         left_out = {name for name in OPTIONAL if not getattr(self, name) and getattr(self, name) != 0}
         left_out |= {name for name in SWITCHES if not getattr(self, name)}
         return self.model_dump(mode="json", exclude={"settings", *left_out}) | self.settings.recorded()
@@ -167,7 +167,7 @@ def infotext(settings: Mapping[str, Any], kind: type[GenerationSettings] = Gener
 
 
 def _pairs(settings: Mapping[str, Any], kind: type[GenerationSettings]) -> Iterator[tuple[str, str]]:
-    """A1111's keys in A1111's order, then ours; what the record does not hold is left out."""
+    """A1111's keys in A1111's order, then ours; keys missing in the record are left out."""
     weights_hash, model = settings.get("weights_hash"), settings.get("model_id")
     height, width, version = (settings.get(key) for key in ("height", "width", "ldm_version"))
     pairs = {
