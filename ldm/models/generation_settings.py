@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Self, TypeVar, get_origin
 
-from annotated_types import Ge, Le
 from pydantic import AfterValidator, Field, Strict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
@@ -315,9 +314,8 @@ def expected(field: FieldInfo) -> str:
 
 def bounds(field: FieldInfo) -> tuple[Any, Any]:
     """The smallest and the largest value of a field, or None."""
-    low = next((each.ge for each in field.metadata if isinstance(each, Ge)), None)
-    high = next((each.le for each in field.metadata if isinstance(each, Le)), None)
-    return low, high
+    found = {key: getattr(each, key) for each in field.metadata for key in ("ge", "le") if hasattr(each, key)}
+    return found.get("ge"), found.get("le")
 
 
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
