@@ -12,9 +12,20 @@ from ldm.errors import UserError
 from ldm.version import __version__
 
 if TYPE_CHECKING:
+    from ldm.models.generation_settings import GenerationSettings
     from ldm.pipeline.pipeline import Generation, LdmWarning, Pipeline, load_pipeline
+    from ldm.pipeline.record import ImageRecord
 
-__all__ = ["Generation", "LdmWarning", "Pipeline", "UserError", "__version__", "load_pipeline"]
+__all__ = [
+    "Generation",
+    "GenerationSettings",
+    "ImageRecord",
+    "LdmWarning",
+    "Pipeline",
+    "UserError",
+    "__version__",
+    "load_pipeline",
+]
 
 
 def __getattr__(name: str) -> Any:

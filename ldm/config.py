@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from ldm.errors import UserError, nearest
@@ -55,6 +54,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, is not UTF-8 or not YAML, or contains something other than a mapping.
     """
+    import yaml  # late, so that `ldm --help` does without
+
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -80,6 +81,8 @@ def validate(kind: type[AnySettings], tree: Mapping[str, Any], where: str = "set
 
 def to_yaml(settings: Settings) -> str:
     """The resolved settings as YAML; loading it gives equal settings."""
+    import yaml
+
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -96,6 +99,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _parse(key: str, text: str) -> Any:
+    import yaml
+
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:

@@ -11,9 +11,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-MAX_PROMPT_CHUNKS = 3
-"""The most chunks that a prompt is split into, each as long as the text encoder's context."""
-
 
 @dataclass(frozen=True)
 class Conditioning:

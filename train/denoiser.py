@@ -7,7 +7,6 @@ From scratch (`parts:` names a trained autoencoder and text encoder) or from a w
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -55,7 +54,7 @@ def make_parts(settings: DenoiserSettings) -> ModelParts:
         parts = load_parts(find_model(settings.base)[0])
         # what captions are read in here is not to be cut off in generation
         num_chunks = max(parts.defaults.max_prompt_chunks, settings.prompt_chunks)
-        parts.defaults = replace(parts.defaults, max_prompt_chunks=num_chunks)
+        parts.defaults = parts.defaults.model_copy(update={"max_prompt_chunks": num_chunks})
         return parts
     assert settings.parts is not None
     autoencoder, text_encoder = load_autoencoder(settings.parts), load_text_encoder(settings.parts)

@@ -1,6 +1,6 @@
-"""`ldm generate`: pictures from prompts."""
+"""`ldm generate`: images from prompts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,19 +8,21 @@ import typer
 
 from ldm.cli import options
 from ldm.cli.generate_processes import count_of, make_in_processes
-from ldm.cli.messages import own_warnings
+from ldm.cli.messages import own_warnings, say_warning
 from ldm.errors import UserError
 from ldm.io.collector import collector_paused
+from ldm.models.generation_settings import GenerationSettings, parse_settings, spell_out
 
 if TYPE_CHECKING:
-    from ldm.generation.job import GenerationJob
-    from ldm.generation.pictures import Picture
-    from ldm.generation.reproduce import Recipe
+    from ldm.generation.reproduce import Original
+    from ldm.pipeline.batches import ImageRequest
 
 
 def generate(
+    *,
     prompts: options.Prompts = None,
     prompt_file: options.PromptFile = None,
+    reproduce: options.Reproduce = None,
     from_image: options.FromImage = None,
     model: options.Model = None,
     lora: options.Lora = None,
@@ -28,20 +30,6 @@ def generate(
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
     grid: options.Grid = False,
-    seed: options.Seed = None,
-    num_images: options.NumImages = None,
-    num_inference_steps: options.NumInferenceSteps = None,
-    guidance_scale: options.GuidanceScale = None,
-    guidance_rescale: options.GuidanceRescale = None,
-    guidance_interval: options.GuidanceInterval = None,
-    deep_features_every: options.DeepFeaturesEvery = None,
-    preset: options.Preset = None,
-    negative_prompt: options.NegativePrompt = None,
-    max_prompt_chunks: options.MaxPromptChunks = None,
-    scheduler: options.Scheduler = None,
-    karras: options.Karras = None,
-    height: options.Height = None,
-    width: options.Width = None,
     batch_size: options.BatchSize = None,
     num_processes: options.NumProcesses = 1,
     low_memory: options.LowMemory = False,
@@ -49,96 +37,76 @@ def generate(
     device: options.Device = None,
     dtype: options.Dtype = None,
     compile: options.Compile = False,
+    **settings: Any,
 ) -> None:
-    """Make pictures from prompts, and print the path of each.
+    """Make images from prompts, and print the path of each.
 
-    Settings that are left out come from the model. Every picture holds its settings, for other programs
-    (`parameters`) and for --from-image.
+    Settings that are left out come from the model. Every image stores its settings, for other programs (`parameters`)
+    and for --reproduce.
     """
-    if scheduler == "list":
+    if settings["scheduler"] == "list":
         typer.echo("\n".join(_scheduler_lines()))
         return
     with collector_paused():
-        from ldm.generation.batches import write_grid
-        from ldm.generation.job import GenerationJob
+        from ldm.generation.job import GenerationJob, run_rank
         from ldm.generation.model_options import ModelOptions, read_batch_size
-        from ldm.generation.pictures import Target
+        from ldm.generation.output import Target
+        from ldm.io.progress import work_bar
 
-    given = dict(
-        seed=seed,
-        num_images=num_images,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        guidance_rescale=guidance_rescale,
-        guidance_interval=guidance_interval,
-        deep_features_every=deep_features_every,
-        preset=preset,
-        negative_prompt=negative_prompt,
-        max_prompt_chunks=max_prompt_chunks,
-        scheduler=scheduler,
-        karras=karras,
-        height=height,
-        width=width,
-    )
-    recipe, pictures = _plan(prompts or [], prompt_file, from_image, given)
+    if from_image is not None:
+        say_warning("--from-image is now called --reproduce")
+    original, images = _plan(prompts or [], prompt_file, reproduce or from_image, settings)
     target = Target(output, overwrite=overwrite, grid=grid, resume=resume)
-    target.check(pictures)
+    target.check(images)
     at_once = read_batch_size(batch_size, low_memory=low_memory, device=device)
-    means = ModelOptions(model, tuple(lora or ()), engine, device, dtype, low_memory, at_once, compile)
-    order = GenerationJob(tuple(pictures), target, means, recipe)
-    num_processes = min(num_processes, len(order.batches))
+    made_with = ModelOptions(model, tuple(lora or ()), engine, device, dtype, low_memory, at_once, compile)
+    job = GenerationJob(tuple(images), target, made_with, original)
+    num_processes, num_written = min(num_processes, len(job.batches)), 0
     if num_processes > 1:
-        make_in_processes(order, num_processes)
+        make_in_processes(job, num_processes)
     else:
-        _make(order)
+        try:
+            with work_bar("step") as bar, own_warnings():
+                for _ in run_rank(job, say=bar.say, on_progress=bar.show):
+                    num_written += 1
+        except KeyboardInterrupt:
+            written = f"{num_written} of {count_of(job)} written to {output}"
+            raise KeyboardInterrupt(f"stopped; {written}") from None
     if grid:
-        write_grid(pictures, target)
-    for path in target.paths(pictures):
+        target.write_grid(images)
+    for path in target.paths(images):
         typer.echo(path)
 
 
-def _plan(
-    texts: Sequence[str], prompt_file: Path | None, from_image: Path | None, given: dict[str, Any]
-) -> "tuple[Recipe | None, list[Picture]]":
-    """The pictures that are asked for, and the PNG they come from: a line's own settings before the options,
-    and those before the PNG's.
-    """
-    from ldm.config import validate
-    from ldm.generation.pictures import list_pictures
-    from ldm.generation.prompts import PictureSettings, Prompt, check_scheduler, read_prompts
-    from ldm.generation.reproduce import read_recipe
+spell_out(generate, options.setting_options(GenerationSettings), before="batch_size")
 
-    if given["scheduler"] is not None:
-        check_scheduler(given["scheduler"])
-    base = validate(PictureSettings, given, where="options")
-    recipe = read_recipe(from_image) if from_image else None
-    prompts = [validate(Prompt, {"prompt": text}, where="argument") for text in texts]
+
+def _plan(
+    texts: Sequence[str], prompt_file: Path | None, reproduce: Path | None, given: Mapping[str, Any]
+) -> "tuple[Original | None, list[ImageRequest]]":
+    """The images that are asked for, and the original that is reproduced.
+
+    A prompt's own settings win over the options, and those over the original's.
+    """
+    from ldm.generation.prompts import check_installed, parse_prompt, read_prompts
+    from ldm.generation.reproduce import read_original
+    from ldm.pipeline.batches import list_images
+
+    base = parse_settings(given, GenerationSettings)
+    check_installed(base)
+    original = read_original(reproduce) if reproduce else None
+    prompts = [parse_prompt({"prompt": text}) for text in texts]
     prompts += read_prompts(prompt_file) if prompt_file else []
-    if recipe:
-        base = PictureSettings(**{**recipe.settings.given(), **base.given()})
-        prompts = prompts or [Prompt(prompt=recipe.prompt.prompt)]
+    if original:
+        base = base.over(original.prompt.settings)
+        prompts = prompts or [parse_prompt({"prompt": original.prompt.prompt}, where=str(reproduce))]
     if not prompts:
         raise UserError("no prompt", 'write one, such as ldm generate "a red apple"')
-    return recipe, list_pictures([prompt.over(base) for prompt in prompts])
-
-
-def _make(order: "GenerationJob") -> None:
-    """Make the pictures in this process."""
-    from ldm.generation.job import run_rank
-    from ldm.io.progress import work_bar
-
-    num_written = 0
-    try:
-        with work_bar("step") as bar, own_warnings():
-            for _ in run_rank(order, say=bar.say, on_progress=bar.show):
-                num_written += 1
-    except KeyboardInterrupt:
-        written = f"{num_written} of {count_of(order)} written to {order.target.folder}"
-        raise KeyboardInterrupt(f"stopped; {written}") from None
+    return original, list_images(prompt.over(base) for prompt in prompts)
 
 
 def _scheduler_lines() -> Iterator[str]:
-    """A line a sampler: its short name, what others call it, and what is to be known of it."""
+    """A line a sampler: its short name, what others call it, and what is special about it."""
     from ldm.diffusion.scheduler_names import SCHEDULERS
 
     for name, entry in SCHEDULERS.items():

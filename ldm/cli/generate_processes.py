@@ -1,7 +1,7 @@
-"""`ldm generate --num-processes N`: several processes, each with its share; one bar, one line for a mistake.
+"""`ldm generate --num-processes N`: several processes, each with its share; one progress bar, one line for an error.
 
-The first process only looks on. It writes the order into a folder of its own, starts this module N times, and reads
-what each writes into a file there: lines of JSON, see `_Report`.
+The first process only watches. It writes the job into a temporary folder, starts this module N times, and reads the
+file that each of them writes there: lines of JSON, see `Report`.
 """
 
 import json
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from ldm.io.progress import WorkBar
 
 
-def make_in_processes(order: "GenerationJob", num_processes: int) -> None:
-    """Make the pictures of an order in several processes.
+def make_in_processes(job: "GenerationJob", num_processes: int) -> None:
+    """Make the images of a job in several processes.
 
     Raises:
-        UserError: a process was ended from outside.
-        typer.Exit: a process failed, and has told why.
-        KeyboardInterrupt: the user stopped them all; it says how much is done.
+        UserError: a process was killed.
+        typer.Exit: a process failed, and has said why.
+        KeyboardInterrupt: the user stopped them all; the message says how much is done.
     """
     from ldm.cli.processes import run_apart
     from ldm.cli.programs import find_home
@@ -38,34 +38,34 @@ def make_in_processes(order: "GenerationJob", num_processes: int) -> None:
     command = [sys.executable, "-m", "ldm.cli.generate_processes"]
     with tempfile.TemporaryDirectory(prefix="ldm-generate-") as name:
         folder = Path(name)
-        order.write(folder)
+        job.write(folder)
         with work_bar("step") as bar:
-            watch = _Watch(folder, num_processes, bar)
+            watch = Watch(folder, num_processes, bar)
             environment = find_home().environment(os.environ)
-            failure = run_apart([*command, name], environment, num_processes, on_poll=watch.look)
-            watch.look()
+            failure = run_apart([*command, name], environment, num_processes, on_poll=watch.read)
+            watch.read()
     if failure:
-        _tell(
+        end_as_one(
             failure,
             num_processes,
-            f"{watch.num_written} of {count_of(order)} written to {order.target.folder}",
+            f"{watch.num_written} of {count_of(job)} written to {job.target.folder}",
         )
 
 
-def count_of(order: "GenerationJob") -> str:
-    """Such as `12 pictures`."""
-    return f"{len(order.pictures)} picture{'s' if len(order.pictures) > 1 else ''}"
+def count_of(job: "GenerationJob") -> str:
+    """Such as `12 images`."""
+    return f"{len(job.images)} image{'s' if len(job.images) > 1 else ''}"
 
 
-def _tell(failure: "Failure", num_processes: int, written: str) -> None:
-    """End as one process would: a mistake and a stop have a line, and what should not happen all its words."""
+def end_as_one(failure: "Failure", num_processes: int, written: str) -> None:
+    """End as one process would: an error and an interruption have one line, a crash its whole traceback."""
     if failure.code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         raise KeyboardInterrupt(f"stopped; {written}")
     which = f"process {failure.rank} of {num_processes}"
     if failure.code > 128:
         raise UserError(
-            f"{which} was ended by signal {failure.code - 128}; {written}",
-            "if memory ran out, use fewer processes or a smaller --batch-size; --resume goes on",
+            f"{which} was killed by signal {failure.code - 128}; {written}",
+            "if memory ran out, use fewer processes or a smaller --batch-size; --resume continues",
         )
     if failure.code != 2:
         typer.echo(f"{which} failed:", err=True)
@@ -73,23 +73,23 @@ def _tell(failure: "Failure", num_processes: int, written: str) -> None:
     raise typer.Exit(failure.code)
 
 
-class _Watch:
-    """What the processes have reported so far, on one bar; each warning is said once.
+class Watch:
+    """What the processes have reported so far, on one bar; each warning is shown once.
 
     Attributes:
-        num_written: pictures, of all processes.
+        num_written: images, of all processes.
     """
 
     def __init__(self, folder: Path, num_processes: int, bar: "WorkBar") -> None:
-        self._files = [folder / _report_name(rank) for rank in range(num_processes)]
+        self._files = [folder / report_name(rank) for rank in range(num_processes)]
         self._num_read = [0] * num_processes
         self._latest: list[dict[str, Any]] = [{} for _ in range(num_processes)]
         self._warned: set[str] = set()
         self._bar = bar
         self.num_written = 0
 
-    def look(self) -> None:
-        """Read what is new."""
+    def read(self) -> None:
+        """Read new reports, and update the bar."""
         for rank, file in enumerate(self._files):
             for row in self._new_rows(rank, file):
                 self._latest[rank] |= row
@@ -102,15 +102,15 @@ class _Watch:
         self._bar.say(next((latest["say"] for latest in self._latest if "say" in latest), ""))
 
     def _new_rows(self, rank: int, file: Path) -> list[dict[str, Any]]:
-        """The lines since the last look; one that is half written is left for the next."""
+        """The lines since the last call; a line that is half written is left for the next."""
         if not file.exists():
             return []
         with file.open("rb") as stream:
             stream.seek(self._num_read[rank])
             text = stream.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self._num_read[rank] += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        complete = text[: text.rfind(b"\n") + 1]
+        self._num_read[rank] += len(complete)
+        return [json.loads(line) for line in complete.splitlines()]
 
     def _warn(self, text: str | None) -> None:
         if text is not None and text not in self._warned:
@@ -118,8 +118,8 @@ class _Watch:
             say_warning(text)
 
 
-class _Report:
-    """What one process tells, a JSON object a line: `say`, `warning`, `done` and `total` in steps, `num_written`."""
+class Report:
+    """What one process reports, a JSON object a line: `say`, `warning`, `done` and `total` in steps, `num_written`."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -139,16 +139,17 @@ class _Report:
         self._tell(done=done, total=total)
 
     def count(self) -> None:
-        """One more picture is written."""
+        """One more image is written."""
         self._num_written += 1
         self._tell(num_written=self._num_written)
 
 
-def _report_name(rank: int) -> str:
+def report_name(rank: int) -> str:
+    """The file that a process reports in."""
     return f"report-{rank}.jsonl"
 
 
-def _make(folder: Path, rank: int, num_processes: int, report: _Report) -> None:
+def _make(folder: Path, rank: int, num_processes: int, report: Report) -> None:
     from ldm.generation.job import Share, read_job, run_rank
 
     share = Share(rank, num_processes, folder)
@@ -158,10 +159,10 @@ def _make(folder: Path, rank: int, num_processes: int, report: _Report) -> None:
 
 
 def main(folder: Path, rank: int, num_processes: int) -> int:
-    """One process of several: make its share of the order in a folder; returns the exit code."""
+    """One process of several: make its share of the job in a folder; returns the exit code."""
     try:
-        with (folder / _report_name(rank)).open("ab") as stream:
-            _make(folder, rank, num_processes, _Report(stream))
+        with (folder / report_name(rank)).open("ab") as stream:
+            _make(folder, rank, num_processes, Report(stream))
     except UserError as error:
         print("error: " + " ".join(str(error).split("\n")), file=sys.stderr)
         return 2
@@ -171,5 +172,5 @@ def main(folder: Path, rank: int, num_processes: int) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an end in order: no file is left half-written
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an orderly end: no file is left half-written
     sys.exit(main(Path(sys.argv[1]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])))

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,7 +75,7 @@ def describe_model(pipeline: "Pipeline") -> dict[str, Any]:
             "num_train_timesteps": config.get("num_train_timesteps", 1000),
             "rescale_betas_zero_snr": bool(config.get("rescale_betas_zero_snr")),
         },
-        "defaults": asdict(pipeline.defaults),
+        "defaults": pipeline.defaults.model_defaults(),
         "schedulers": list(schedulers_for(config)),
     }
 

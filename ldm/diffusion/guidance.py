@@ -4,12 +4,12 @@
 combines them. Classifier-free guidance has two branches, InstructPix2Pix three, a composition of N prompts N + 1.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from ldm.errors import UserError
+from ldm.diffusion.interval import EVERYWHERE, Interval
 from ldm.types import Conditioning, Denoiser, Step
 
 PROMPT = "prompt"
@@ -19,15 +19,6 @@ NEGATIVE = "negative"
 
 Combine = Callable[[Mapping[str, Tensor]], Tensor]
 """The predictions [B, C, h, w] of the branches by name -> the guided prediction [B, C, h, w]."""
-
-Interval = tuple[float, float]
-"""A part of the sampling: its start and its end, in the order in which sampling reaches them.
-
-Rising numbers are fractions of the steps: (0, 0.5) is the first half of them. Falling numbers are noise levels, sigma
-over alpha as in `Step`: (5, 0.3) starts where there is five times as much noise as signal.
-"""
-
-EVERYWHERE: Interval = (0.0, 1.0)
 
 
 def guide(
@@ -134,18 +125,3 @@ def within(step: Step, interval: Interval) -> bool:
     """Whether a step is in an interval: its start is included, its end is not."""
     start, end = interval
     return start <= step.fraction < end if start < end else start >= step.sigma > end
-
-
-def check_interval(interval: Sequence[float]) -> None:
-    """Refuse two numbers that are not an interval.
-
-    Raises:
-        UserError: saying how fractions of the steps are written, and how noise levels.
-    """
-    start, end = interval
-    finite = all(0 <= value < float("inf") for value in interval)  # false for NaN
-    if not finite or start == end or start < end > 1:
-        raise UserError(
-            f"guidance_interval is {start:g} {end:g}",
-            "write fractions of the steps, rising and up to 1 (0 0.5), or noise levels, falling (5 0.3)",
-        )

@@ -1,4 +1,4 @@
-"""Which pictures an earlier call has finished: those whose file is whole and says what it should."""
+"""Which images an earlier call has finished: those whose file is intact and has the right record."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,50 +8,47 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ldm.errors import UserError, warn
-from ldm.generation.batches import PictureBatch
-from ldm.generation.pictures import Target
+from ldm.generation.output import Target, file_name
 from ldm.io.images import open_image
+from ldm.pipeline.batches import Batch
 from ldm.pipeline.record import read_settings
 
 if TYPE_CHECKING:
     from ldm.pipeline.pipeline import Pipeline
 
-PROGRAMS = ("versions", "ldm_version", "decoded_in_tiles")
-"""What may differ: a picture is not made again because a library has a new version, or for the memory of the day."""
+MAY_DIFFER = ("record_version", "versions", "ldm_version", "decoded_in_tiles")
+"""Parts of a record for which an image is not made again: newer programs, and how much memory was free that day."""
 
 _MOST_NAMED = 3
 
 
-def finished_pictures(
-    pipeline: "Pipeline", batches: Sequence[PictureBatch], target: Target
-) -> frozenset[int]:
-    """The numbers of the pictures that need not be made again. What a killed call left beside them is removed.
+def finished_images(pipeline: "Pipeline", batches: Sequence[Batch], target: Target) -> frozenset[int]:
+    """The numbers of the images that need not be made again. Temporary files of a killed call are removed.
 
     Raises:
-        UserError: a file of a picture's name is damaged or was made otherwise, and `target.overwrite` is false. The
+        UserError: a file with an image's name is damaged or was made differently, and `target.overwrite` is false. The
             first ones are named.
 
     Warns:
-        LdmWarning: the same, where `target.overwrite` is true: these are made again.
+        LdmWarning: the same, if `target.overwrite` is true: these are made again.
     """
-    _remove_leftovers(target.folder, {picture.name for batch in batches for picture in batch.pictures})
+    images = [image for batch in batches for image in batch]
+    _remove_leftovers(target.folder, set(map(file_name, images)))
     finished, faults = set(), []
-    for batch in batches:
-        expected = pipeline.settings_of(batch.prompts, batch.seeds, **batch.settings)
-        for picture, settings in zip(batch.pictures, expected, strict=True):
-            path = target.folder / picture.name
-            if not path.exists():
-                continue
-            if fault := picture_fault(path, settings):
-                faults.append(fault)
-            else:
-                finished.add(picture.number)
+    for image, record in zip(images, pipeline.expected_records(images), strict=True):
+        path = target.path(image)
+        if not path.exists():
+            continue
+        if fault := image_fault(path, record.to_json()):
+            faults.append(fault)
+        else:
+            finished.add(image.number)
     _judge(faults, target)
     return frozenset(finished)
 
 
 def _remove_leftovers(folder: Path, names: set[str]) -> None:
-    """Remove the temporary files of these pictures, whose writer was killed: see `ldm.io.files.write_bytes`."""
+    """Remove the temporary files of these images, whose writer was killed: see `ldm.io.files.write_bytes`."""
     for path in folder.glob(".tmp-*.png-*"):
         if path.name.removeprefix(".tmp-").rpartition("-")[0] in names:
             path.unlink()
@@ -63,14 +60,17 @@ def _judge(faults: list[str], target: Target) -> None:
     more = f" (and {len(faults) - _MOST_NAMED} more files)" if len(faults) > _MOST_NAMED else ""
     named = "; ".join(faults[:_MOST_NAMED]) + more
     if not target.overwrite:
-        raise UserError(named, "add --overwrite to make such pictures again, or give another --output")
+        raise UserError(named, "add --overwrite to make such images again, or give another --output")
     warn(f"made again: {named}")
 
 
-def picture_fault(path: Path, expected: Mapping[str, Any]) -> str | None:
-    """What keeps a file from being the picture with these settings, in a few words that name it, or None.
+def image_fault(path: Path, expected: Mapping[str, Any]) -> str | None:
+    """Why a file is not the image with this record, in a few words that name the file; None if it is.
 
     Every checksum in the file is compared and every pixel decoded.
+
+    Args:
+        expected: as `ImageRecord.to_json` returns it.
     """
     try:
         found = read_settings(path)
@@ -81,15 +81,14 @@ def picture_fault(path: Path, expected: Mapping[str, Any]) -> str | None:
         return error.what
     except Exception as error:  # a decoder of foreign bytes raises nearly anything
         return f"{path}: damaged ({error})"
-    wanted = json.loads(json.dumps(dict(expected)))  # a tuple comes back as a list
-    if size != (wanted["width"], wanted["height"]):
-        return f"{path} has {size[0]} x {size[1]} pixels, not {wanted['width']} x {wanted['height']}"
-    names = [name for name in {**wanted, **found} if name not in PROGRAMS]
-    other = next((name for name in names if found.get(name) != wanted.get(name)), None)
-    return other and f"{path} was made with {_told(other, found)}, not {_told(other, wanted)}"
+    if size != (expected["width"], expected["height"]):
+        return f"{path} has {size[0]} x {size[1]} pixels, not {expected['width']} x {expected['height']}"
+    names = [name for name in {**expected, **found} if name not in MAY_DIFFER]
+    other = next((name for name in names if found.get(name) != expected.get(name)), None)
+    return other and f"{path} was made with {_shown(other, found)}, not {_shown(other, expected)}"
 
 
-def _told(name: str, settings: Mapping[str, Any]) -> str:
+def _shown(name: str, settings: Mapping[str, Any]) -> str:
     """A setting as a short text."""
     text = f"{name} {json.dumps(settings.get(name), ensure_ascii=False)}"
     return text if len(text) <= 60 else text[:59] + "…"

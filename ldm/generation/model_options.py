@@ -1,11 +1,11 @@
-"""What pictures are made with: a model and LoRAs, which must be those of the picture that is made again."""
+"""The model and LoRAs that images are made with; to reproduce an image they must be the original's."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.errors import UserError, warn
-from ldm.generation.reproduce import GivenLora, Recipe, weigh_loras
+from ldm.generation.reproduce import GivenLora, Original, weigh_loras
 from ldm.models.adapters.fuse import lora_hash, split_weight
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ BATCH_SIZE, GPU_BATCH_SIZE = 8, 64
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What the pictures are made with; None is left to the recipe, or to the defaults.
+    """What images are made with; None is left to the original that is reproduced, or to the defaults.
 
     Attributes:
         loras: each `FILE` or `FILE:WEIGHT`.
@@ -33,9 +33,10 @@ class ModelOptions:
 
 
 def read_batch_size(given: str | None, *, low_memory: bool = False, device: str | None = None) -> int:
-    """Pictures made at once, from what the user wrote: a number, `auto`, or nothing.
+    """Images made at once, from what the user wrote: a number, `auto`, or nothing.
 
-    With `auto` a GPU is given many, and `make_batches` takes fewer where they do not fit. A CPU gains nothing by it.
+    `auto` starts with a large batch on a GPU, which `Pipeline.make_images` halves until it fits. A CPU gains nothing
+    from large batches.
 
     Raises:
         UserError: it is neither.
@@ -51,51 +52,51 @@ def read_batch_size(given: str | None, *, low_memory: bool = False, device: str 
     return int(given)
 
 
-def load_model(means: ModelOptions, recipe: Recipe | None) -> "Pipeline":
-    """The model, which must be the one that made the picture unless another was named. Its engine is torch.
+def load_model(options: ModelOptions, original: Original | None) -> "Pipeline":
+    """The model, which must be the original's unless another was named. Its engine is torch.
 
     Raises:
-        UserError: there is no such model or LoRA, or it has other weights than the recipe says.
+        UserError: a model or LoRA does not exist, or has other weights than the original's.
 
     Warns:
-        LdmWarning: the model or LoRA was named, and is not the picture's.
+        LdmWarning: the model or LoRA was named, and is not the original's.
     """
     from ldm.models.devices import keep_freed_memory
     from ldm.pipeline.pipeline import load_pipeline
 
-    model = means.model
+    model = options.model
     if model is None:
-        model = recipe.model() if recipe else "emoji"
-    dtype = means.dtype or (recipe.dtype if recipe else None)
-    pipeline = load_pipeline(model, loras=_loras(means, recipe), device=means.device, dtype=dtype)
-    pipeline.low_memory = means.low_memory
-    if pipeline.device.type == "cpu" and not means.low_memory:
+        model = original.model() if original else "emoji"
+    dtype = options.dtype or (original.record.dtype if original else None)
+    pipeline = load_pipeline(model, loras=_loras(options, original), device=options.device, dtype=dtype)
+    pipeline.low_memory = options.low_memory
+    if pipeline.device.type == "cpu" and not options.low_memory:
         keep_freed_memory()
-    if recipe:
-        _check_weights(recipe, pipeline.weights_hash, named=means.model is not None)
+    if original:
+        _check_weights(original, pipeline.weights_hash, named=options.model is not None)
     return pipeline
 
 
-def _loras(means: ModelOptions, recipe: Recipe | None) -> list[tuple[Path, float]]:
-    """The LoRAs that are given, which must be those of the recipe unless others are named."""
-    named = [split_weight(text) for text in means.loras]
+def _loras(options: ModelOptions, original: Original | None) -> list[tuple[Path, float]]:
+    """The given LoRAs, which must be the original's unless others are named."""
+    named = [split_weight(text) for text in options.loras]
     given = [GivenLora(path, lora_hash(path), weight) for path, weight in named]
-    fault = recipe.missing_loras(given) if recipe else ""
+    fault = original.missing_loras(given) if original else ""
     if fault and not given:
-        raise UserError(fault, "say where it lies with --lora FILE")
+        raise UserError(fault, "say where it is with --lora FILE")
     if fault:
-        _warn_of_another_picture(fault)
-    return weigh_loras(recipe, given)
+        _warn_of_difference(fault)
+    return weigh_loras(original, given)
 
 
-def _check_weights(recipe: Recipe, weights_hash: str | None, *, named: bool) -> None:
-    """Other weights make another picture: an error, or a warning where the user named the model."""
-    fault = recipe.mismatch(weights_hash)
+def _check_weights(original: Original, weights_hash: str | None, *, named: bool) -> None:
+    """Other weights make another image: an error, or a warning if the user named the model."""
+    fault = original.mismatch(weights_hash)
     if fault and not named:
         raise UserError(fault, "name the model that made it with --model")
     if fault:
-        _warn_of_another_picture(fault)
+        _warn_of_difference(fault)
 
 
-def _warn_of_another_picture(fault: str) -> None:
-    warn(f"{fault}, so the picture will be another one")
+def _warn_of_difference(fault: str) -> None:
+    warn(f"{fault}, so the image will be different")

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.types import MAX_PROMPT_CHUNKS, Conditioning
+from ldm.models.generation_settings import MAX_PROMPT_CHUNKS
+from ldm.types import Conditioning
 
 
 class ClipTextEncoder(nn.Module):

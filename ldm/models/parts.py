@@ -120,12 +120,13 @@ def assemble(
     """
     denoiser, autoencoder = UNetDenoiser(components["unet"]), KLAutoencoder(components["vae"])
     text_encoder = family.text_encoder(components)
+    height, width = default_size(denoiser, autoencoder)
     parts = ModelParts(
         denoiser,
         autoencoder,
         text_encoder,
         scheduler_config,
-        Defaults(*default_size(denoiser, autoencoder)),
+        Defaults(height=height, width=width),
     )
     parts.others = {name: one for name, one in components.items() if name not in parts.components()}
     check_widths(place, family.widths(parts.configs()))

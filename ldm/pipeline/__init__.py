@@ -1,8 +1,10 @@
-"""From prompts to pictures. The names below are imported on first use."""
+"""From prompts to images. The names below are imported on first use."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ldm.models.generation_settings import GenerationSettings
     from ldm.pipeline.pipeline import (
         DTYPES,
         Generation,
@@ -12,13 +14,22 @@ if TYPE_CHECKING:
         load_pipeline,
         pick_device,
     )
+    from ldm.pipeline.record import ImageRecord
 
-__all__ = ["DTYPES", "Generation", "LdmWarning", "OnStep", "Pipeline", "load_pipeline", "pick_device"]
+__all__ = [
+    "DTYPES",
+    "Generation",
+    "GenerationSettings",
+    "ImageRecord",
+    "LdmWarning",
+    "OnStep",
+    "Pipeline",
+    "load_pipeline",
+    "pick_device",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from ldm.pipeline import pipeline
-
-        return getattr(pipeline, name)
+        return getattr(import_module("ldm.pipeline.pipeline"), name)
     raise AttributeError(f"module 'ldm.pipeline' has no attribute {name!r}")

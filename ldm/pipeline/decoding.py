@@ -1,4 +1,4 @@
-"""From latents to pictures in pieces that the memory holds: some pictures at once, and a large one in tiles."""
+"""From latents to images: as many at once as fit in memory, and an image too large to decode at once in tiles."""
 
 from pathlib import Path
 
@@ -11,22 +11,22 @@ from ldm.io.images import tensor_to_images
 from ldm.models.vae import KLAutoencoder
 
 SHARE_TAKEN = 0.5
-"""Of the free memory: the estimate is rough, and other programs work too."""
+"""Share of the free memory to use: the estimate is rough, and other programs need memory too."""
 
 
 def decode_images(
     autoencoder: KLAutoencoder, latents: Tensor, *, one_by_one: bool = False
 ) -> tuple[list[Image.Image], bool]:
-    """Decode latents [B, C, h, w]; a picture is the same in whatever company.
+    """Decode latents [B, C, h, w]; an image is the same whatever it is decoded with.
 
     Args:
-        one_by_one: whatever the memory would hold.
+        one_by_one: decode one image at a time even if more would fit.
 
     Returns:
-        The pictures; and whether they were decoded in tiles, which changes them a little.
+        The images, and whether they were decoded in tiles, which changes them a little.
 
     Warns:
-        LdmWarning: one picture alone does not fit, so it is decoded in tiles.
+        LdmWarning: a single image does not fit, so it is decoded in tiles.
     """
     needed, free = (
         autoencoder.decoding_bytes(*latents.shape[2:]),
@@ -35,18 +35,20 @@ def decode_images(
     at_once = 1 if one_by_one else max(1, min(len(latents), int(free // needed)))
     in_tiles = needed > free and autoencoder.has_tiles(*latents.shape[2:])
     if in_tiles:
-        said = f"a picture needs about {needed / 1e9:.1f} GB to decode, so it is decoded in tiles"
-        warn(f"{said}: they blend, and differ a little from one whole")
+        warn(
+            f"an image needs about {needed / 1e9:.1f} GB to decode, so it is decoded in tiles: "
+            "they are blended, and differ a little from an image decoded at once"
+        )
     decoded = (autoencoder.decode(part, in_tiles=in_tiles) for part in torch.split(latents, at_once))
     return [image for pixels in decoded for image in tensor_to_images(pixels)], in_tiles
 
 
 def free_memory_bytes(device: torch.device) -> float:
-    """Memory that a device could give now; without a bound where the system does not tell."""
+    """Memory that is free on a device now; infinite if the system does not say."""
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + reserved)
-    told = Path("/proc/meminfo")
-    lines = told.read_text().splitlines() if told.exists() else []
+    file = Path("/proc/meminfo")
+    lines = file.read_text().splitlines() if file.exists() else []
     found = [int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable:")]
     return found[0] if found else float("inf")

@@ -1,4 +1,4 @@
-"""Which engine a model's denoiser runs on, and where the converted networks of OpenVINO lie."""
+"""Which engine a model's denoiser runs on, and where the converted networks of OpenVINO are kept."""
 
 import time
 from dataclasses import dataclass
@@ -15,21 +15,22 @@ from ldm.models.unet import UNetDenoiser
 from ldm.types import Conditioning
 
 ENGINES = ("torch", "openvino", "auto")
-"""`auto` is openvino where that is installed, the model computes on the CPU in float32, and it pays, else torch."""
+"""`auto` is openvino if that is installed, the model computes on the CPU in float32, and it pays; otherwise torch."""
 
 CONVERSION_VERSION = 1
-"""Raised when the same denoiser would be converted to something else."""
+"""Increased when the same denoiser would be converted to something else."""
 
 SAVED_SHARE = 0.25
-"""Of torch's time for a call, what OpenVINO saves at least: measured 0.25 with 36 million weights, 0.4 with 860."""
+"""The share of torch's time for a call that OpenVINO saves at least: measured 0.25 with 36 million weights, 0.4 with
+860 million."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a denoiser is about to do.
+    """The work that a denoiser is about to do.
 
     Attributes:
-        num_rows: rows in all its calls together: a step of a picture is one, or two where it is guided.
+        num_rows: rows in all its calls together: a step of an image is one, or two with guidance.
         height: of the latents; so is `width`.
         num_tokens: L of the prompt embeddings.
         reuses_features: whether `deep_features_every` is above 1 anywhere.
@@ -43,20 +44,20 @@ class Work:
 
 
 def choose_engine(engine: str, denoiser: UNetDenoiser, work: Work) -> OpenVINODenoiser | None:
-    """What the sampler is to call in place of a denoiser, with the denoiser's weights as they are now.
+    """What the sampler calls in place of a denoiser, with the denoiser's weights as they are now.
 
     Args:
         engine: one of `ENGINES`.
-        work: by which `auto` decides whether to convert the network, unless that lies in the cache already.
+        work: `auto` decides by it whether to convert the network, unless that is in the cache already.
 
     Returns:
         None for torch: the denoiser itself.
 
     Raises:
-        UserError: there is no such engine, or it is openvino and cannot be used here.
+        UserError: the engine is unknown, or it is openvino and cannot be used here.
 
     Warns:
-        LdmWarning: `auto` would have taken openvino, and it cannot be used.
+        LdmWarning: `auto` would have chosen openvino, but it cannot be used.
     """
     if engine not in ENGINES:
         raise unknown_name("engine", engine, ENGINES)
@@ -65,7 +66,7 @@ def choose_engine(engine: str, denoiser: UNetDenoiser, work: Work) -> OpenVINODe
     device = next(denoiser.parameters()).device
     if device.type != "cpu":
         raise UserError(
-            f"the engine openvino computes on the CPU, the model is on {device}", "use device cpu"
+            f"the engine openvino computes on the CPU, but the model is on {device}", "use device cpu"
         )
     folder = converted_folder(denoiser, in_passes=work.reuses_features)
     if engine == "auto" and not is_converted(folder) and not _pays(denoiser, work):
@@ -84,7 +85,7 @@ def choose_engine(engine: str, denoiser: UNetDenoiser, work: Work) -> OpenVINODe
 
 
 def converted_folder(denoiser: UNetDenoiser, *, in_passes: bool = False) -> Path:
-    """Where the converted network of a denoiser lies in the cache, or would: by its weights, whatever made them."""
+    """Where the cache keeps the converted network of a denoiser, by a hash of its weights."""
     from ldm.data.cache.keys import tensors_hash
     from ldm.data.cache.moments import cache_root  # not needed for torch, and slow to import
 
@@ -108,7 +109,7 @@ def repays(num_rows: int, row_sec: float, num_weights: int) -> bool:
 
     Args:
         num_rows: of `Work`.
-        row_sec: that torch takes for a row, in seconds.
+        row_sec: seconds that torch takes for a row.
         num_weights: of the network.
     """
     preparing_sec = 5.0 + 20e-9 * num_weights  # 4 s measured with 17 million weights; a disk of 200 MB/s
@@ -117,7 +118,7 @@ def repays(num_rows: int, row_sec: float, num_weights: int) -> bool:
 
 @torch.no_grad()
 def _row_sec(denoiser: UNetDenoiser, work: Work) -> float:
-    """Seconds that torch takes for a row, of two calls the shorter: in the first one it sets itself up."""
+    """Seconds that torch takes for a row: the shorter of two calls, as the first one includes setup."""
     latents = torch.zeros(1, denoiser.latent_channels, work.height, work.width)
     embeds = Conditioning(torch.zeros(1, work.num_tokens, denoiser.text_width))
     taken = []

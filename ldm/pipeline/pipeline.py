@@ -1,13 +1,12 @@
-"""A text-to-image model ready for use: from prompts to pictures.
+"""A text-to-image model ready for use: from prompts to images.
 
 pipeline = load_pipeline("emoji")
 pipeline.generate("a red apple", seed=7).images[0]
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +14,64 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.diffusion.guidance import Interval
+from ldm.diffusion.guidance import guide_with_negative
 from ldm.diffusion.sampling import SamplingPlan, denoise, plan_sampling
+from ldm.diffusion.scheduler_names import SCHEDULERS
 from ldm.diffusion.schedulers import make_scheduler
 from ldm.errors import LdmWarning
 from ldm.models.adapters.fuse import UsedLora
 from ldm.models.clip import ClipTextEncoder
-from ldm.models.devices import DTYPES, pick_device, pick_dtype
+from ldm.models.devices import DTYPES, free_cached_memory, is_out_of_memory, pick_device, pick_dtype
 from ldm.models.engines.compiled import is_compiled
+from ldm.models.engines.feature_reuse import reuse_deep_features
 from ldm.models.engines.openvino_denoiser import OpenVINODenoiser
-from ldm.models.loading.folder import Defaults, weights_hash
-from ldm.models.loading.model import ModelParts, load_model, save_parts
+from ldm.models.generation_settings import (
+    GenerationSettings,
+    keyword_parameters,
+    parse_settings,
+    spell_out,
+)
+from ldm.models.loading.folder import weights_hash
+from ldm.models.loading.model import ModelParts, save_parts
 from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder
 from ldm.noise import image_generators, normal_per_image
+from ldm.pipeline.batches import (
+    Batch,
+    ImageRequest,
+    PlannedBatch,
+    Prompt,
+    halved,
+    list_images,
+    plan_batches,
+)
 from ldm.pipeline.decoding import decode_images
+from ldm.pipeline.record import ImageRecord
 from ldm.pipeline.settings import (
     Generation,
+    MadeImage,
     OnStep,
-    Request,
-    batch_rows,
     check_finite,
     check_latents,
     check_text_to_image,
-    complete_request,
-    count_on,
-    list_rows,
+    complete,
+    latents_hash,
     program_settings,
     warn_unused,
 )
-from ldm.types import Conditioning
+from ldm.types import Conditioning, Denoiser, Step
 
-__all__ = ["DTYPES", "Generation", "LdmWarning", "OnStep", "Pipeline", "load_pipeline", "pick_device"]
+__all__ = [
+    "DTYPES",
+    "Generation",
+    "GenerationSettings",
+    "ImageRecord",
+    "LdmWarning",
+    "OnStep",
+    "Pipeline",
+    "load_pipeline",
+    "pick_device",
+]
 
 
 def load_pipeline(
@@ -59,14 +84,14 @@ def load_pipeline(
     """Load a model.
 
     Args:
-        model: "emoji" (embedded), a folder in the diffusers layout or of an adapter, a run folder, a .safetensors file
+        model: "emoji" (included), a folder in the diffusers layout or of an adapter, a run folder, a .safetensors file
             in the original layout, or a Hub id "user/name".
-        loras: LoRA files to add to it, of any naming or as folders, each with its weight; 1 is as trained.
-        device: such as "cpu" or "cuda"; by default a GPU where there is one.
+        loras: LoRA files or folders in any naming, each with its weight; 1 is as trained.
+        device: such as "cpu" or "cuda"; by default a GPU if there is one.
         dtype: "float32" (default), "float16" or "bfloat16", of the denoiser and the text encoder.
 
     Raises:
-        UserError: no such model or LoRA, or it is incomplete, damaged, or not allowed.
+        UserError: a model or LoRA does not exist, or is incomplete, damaged or not allowed.
     """
     torch_dtype, torch_device = pick_dtype(dtype), pick_device(device)
     loaded = load_model(model, loras=loras, dtype=torch_dtype)
@@ -76,15 +101,15 @@ def load_pipeline(
 
 
 class Pipeline:
-    """A model's parts and how to make pictures with them.
+    """A model's parts and how to make images with them.
 
     Attributes:
         parts: the networks, the scheduler's configuration and the defaults.
         model_id: a name without a path.
         folder: where the parts were loaded from, a folder or a file, or None.
-        loras: what was added to the weights in `folder`.
-        engine: what the sampler calls in place of the denoiser, of `ldm.pipeline.engine_choice`; None for torch.
-        low_memory: keep only the part at work on the device, and decode one picture at a time.
+        loras: those added to the weights in `folder`.
+        engine: what the sampler calls in place of the denoiser, from `ldm.pipeline.engine_choice`; None for torch.
+        low_memory: keep only the part in use on the device, and decode one image at a time.
     """
 
     def __init__(
@@ -120,7 +145,7 @@ class Pipeline:
         return self.parts.scheduler_config
 
     @property
-    def defaults(self) -> Defaults:
+    def defaults(self) -> GenerationSettings:
         return self.parts.defaults
 
     @cached_property
@@ -144,123 +169,161 @@ class Pipeline:
         self,
         prompts: str | Sequence[str],
         *,
-        negative_prompt: str = "",
-        seed: int = 0,
+        settings: GenerationSettings | None = None,
         seeds: Sequence[int] | None = None,
-        num_images: int = 1,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        guidance_rescale: float | None = None,
-        guidance_interval: Interval | None = None,
-        deep_features_every: int = 1,
-        scheduler: str | None = None,
-        karras: bool = False,
-        height: int | None = None,
-        width: int | None = None,
-        max_prompt_chunks: int | None = None,
         batch_size: int = 8,
         latents: Tensor | None = None,
         on_step: OnStep | None = None,
+        **given: Any,
     ) -> Generation:
-        """Make `num_images` pictures of each prompt; the i-th has seed `seed + i`, whatever the others are.
+        """Make `num_images` images of each prompt; the i-th has seed `seed + i`, whatever the others are.
 
-        What is left None comes from the model's defaults.
+        Every field of `GenerationSettings` is an argument too. One that is None or left out comes from `settings`, then
+        from the model's defaults.
 
         Args:
-            negative_prompt: what the pictures should not show; used when guidance_scale > 1.
-            seeds: one for each picture, prompt after prompt, in place of `seed`.
-            guidance_scale: 1 or less means no guidance.
-            guidance_rescale: 0 to 1, see `ldm.diffusion.sampling.rescale_guidance`.
-            guidance_interval: where guidance is used, see `ldm.diffusion.sampling.Interval`; (0, 0.5): half of them.
-            deep_features_every: n: the deep UNet is computed every n-th step, see `ldm.models.engines.feature_reuse`.
-            scheduler: a key of `ldm.diffusion.scheduler_names.SCHEDULERS`.
-            karras: space the noise levels as Karras et al. 2022 do.
-            height: in pixels, rounded to what the model can make; so is `width`.
-            max_prompt_chunks: contexts of the text encoder that a long prompt may fill; 1 cuts as diffusers does.
-            batch_size: pictures made at once; it changes memory and time only.
-            latents: the initial standard normal noise [N, C, h, w] in place of the seeds'; `settings` hold its hash.
+            settings: for all images; the arguments win over it.
+            seeds: one for each image, prompt after prompt, in place of `seed`.
+            batch_size: images made at once; it changes memory and time only.
+            latents: the initial standard normal noise [N, C, h, w], in place of the seeds'; the records hold its hash.
             on_step: called after every step.
+            given: fields of `GenerationSettings`.
 
         Raises:
-            UserError: a setting is out of range or does not fit the model.
+            UserError: a setting is unknown, out of range or does not fit the model.
 
         Warns:
             LdmWarning: a prompt is cut off, the negative prompt is not used, or a size is rounded.
         """
-        check_text_to_image(self.model_id, self.denoiser)
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        rows = list_rows(prompts, seed=seed, seeds=seeds, num_images=num_images, batch_size=batch_size)
-        request = complete_request(
-            self.defaults,
-            multiple=self.autoencoder.pixels_per_latent,
-            latents=latents,
-            negative_prompt=negative_prompt,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            guidance_rescale=guidance_rescale,
-            guidance_interval=guidance_interval,
-            deep_features_every=deep_features_every,
-            scheduler=scheduler,
-            karras=karras,
-            height=height,
-            width=width,
-            max_prompt_chunks=max_prompt_chunks,
-        )
-        if latents is not None:
-            check_latents(latents, (len(rows), *self._latent_shape(request)))
-        warn_unused(prompts, request, self.text_encoder.truncated_words)
-        batches = batch_rows([self._num_chunks(prompt, request) for prompt, _ in rows], batch_size)
-        scheduler = make_scheduler(request.scheduler, self.scheduler_config, karras=karras)
-        plan = plan_sampling(scheduler, request.num_inference_steps)
-        made: dict[int, tuple[Image.Image, Tensor, dict[str, Any]]] = {}
-        for index, batch in enumerate(batches):
-            noise = None if latents is None else latents[batch]
-            report = count_on(on_step, index, len(batches))
-            final = self._sample([rows[i] for i in batch], request, plan, noise, report)
-            images, in_tiles = self._decode(final)
-            for i, image, own in zip(batch, images, final.cpu(), strict=True):
-                given = None if latents is None else latents[i]
-                made[i] = image, own, self._settings(request, *rows[i], given, in_tiles)
-        in_order = [made[i] for i in range(len(rows))]
+        base = settings or GenerationSettings()
+        chosen = parse_settings(given, type(base)).over(base)
+        texts = [prompts] if isinstance(prompts, str) else prompts
+        images = list_images([Prompt(text, chosen) for text in texts], seeds)
+        made = list(self.make_images([images], batch_size=batch_size, latents=latents, on_step=on_step))
+        made.sort(key=lambda each: each.request.number)
         return Generation(
-            [image for image, _, _ in in_order],
-            torch.stack([own for _, own, _ in in_order]),
-            [settings for _, _, settings in in_order],
+            [each.image for each in made],
+            torch.stack([each.latents for each in made]),
+            [each.record for each in made],
         )
 
-    def _sample(
+    @torch.no_grad()
+    def make_images(
         self,
-        rows: list[tuple[str, int]],
-        request: Request,
-        plan: SamplingPlan,
-        noise: Tensor | None,
-        on_step: OnStep | None,
+        groups: Sequence[Batch],
+        *,
+        batch_size: int,
+        latents: Tensor | None = None,
+        halve: bool = False,
+        on_step: OnStep | None = None,
+    ) -> Iterator[MadeImage]:
+        """Make images batch after batch, and yield each as soon as its batch is done.
+
+        Args:
+            groups: images of different groups are never in one batch.
+            latents: the initial noise [N, C, h, w] of the images numbered 1 to N.
+            halve: continue with half as many images at once if a batch does not fit in memory.
+
+        Raises:
+            UserError: a setting does not fit the model, or with `halve` not even one image fits in memory.
+
+        Warns:
+            LdmWarning: as `generate`, and with `halve`, that a batch does not fit in memory.
+        """
+        waiting, done = self._plan(groups, batch_size, latents), 0
+        while waiting:
+            batch, total = waiting[0], done + sum(each.plan.num_steps for each in waiting)
+            noise = None if latents is None else latents[[image.number - 1 for image in batch.images]]
+            report = None if on_step is None else partial(_report, on_step, done, total)
+            try:
+                final = self._sample(batch, noise, report)
+                decoded = self._decode(final)
+            except RuntimeError as error:
+                if not halve or not is_out_of_memory(error):
+                    raise
+                decoded = None
+            if decoded is None:
+                free_cached_memory()  # not above: while the error is handled it keeps the batch's memory alive
+                waiting = halved(waiting)
+                continue
+            yield from self._finished(batch, final.cpu(), *decoded, noise)
+            waiting, done = waiting[1:], done + batch.plan.num_steps
+
+    def _plan(self, groups: Sequence[Batch], batch_size: int, latents: Tensor | None) -> list[PlannedBatch]:
+        """The batches to make; each distinct `GenerationSettings` is completed, and its sampler planned, once."""
+        check_text_to_image(self.model_id, self.denoiser)
+        images = [image for group in groups for image in group]
+        completed = self._complete(images, latents)
+        prompts: dict[GenerationSettings, list[str]] = {settings: [] for settings in completed}
+        for image in images:
+            prompts[image.settings].append(image.prompt)
+        for settings, full in completed.items():
+            warn_unused(prompts[settings], full, self.text_encoder.truncated_words)
+            if latents is not None:
+                check_latents(latents, (len(images), *self._latent_shape(full)))
+        plans = {settings: self._sampling_plan(full) for settings, full in completed.items()}
+
+        def num_chunks(image: ImageRequest) -> int:
+            return self._num_chunks(image.prompt, completed[image.settings])
+
+        return [
+            PlannedBatch(batch, completed[settings], num_chunks(batch[0]), plans[settings])
+            for group in groups
+            for batch in plan_batches(group, batch_size, num_chunks)
+            for settings in (batch[0].settings,)
+        ]
+
+    def _complete(
+        self, images: Batch, latents: Tensor | None = None
+    ) -> dict[GenerationSettings, GenerationSettings]:
+        """The settings of the images, each with what it leaves open filled in."""
+        multiple = self.autoencoder.pixels_per_latent
+        distinct = dict.fromkeys(image.settings for image in images)
+        return {each: complete(each, self.defaults, multiple=multiple, latents=latents) for each in distinct}
+
+    def _sampling_plan(self, settings: GenerationSettings) -> SamplingPlan:
+        scheduler = make_scheduler(settings.scheduler, self.scheduler_config, karras=settings.karras)
+        return plan_sampling(scheduler, settings.num_inference_steps)
+
+    def _sample(
+        self, batch: PlannedBatch, noise: Tensor | None, on_step: Callable[[Step, Tensor], None] | None
     ) -> Tensor:
-        """The final latents [B, C, h, w] of B rows of (prompt, seed), whose prompts need the same chunks."""
-        num_chunks = self._num_chunks(rows[0][0], request)
-        prompt_embeds = self._embed([prompt for prompt, _ in rows], num_chunks)
-        negative = self._embed([request.negative_prompt], num_chunks)
-        generators = image_generators([seed for _, seed in rows])
+        """The final latents [B, C, h, w] of a batch."""
+        settings = batch.settings
+        prompt_embeds = self._embed(batch.prompts, batch.num_chunks)
+        negative = self._embed([settings.negative_prompt], batch.num_chunks)
+        generators = image_generators(batch.seeds)
         if noise is None:
-            noise = normal_per_image(generators, self._latent_shape(request))
+            noise = normal_per_image(generators, self._latent_shape(settings))
         latents = noise = noise.to(self.device, torch.float32)
         with self._at_work(self.denoiser):
             for step, latents in denoise(
-                request.denoiser_for(self.engine or self.denoiser, negative),
-                plan,
+                self._guided(settings, negative),
+                batch.plan,
                 noise,
                 prompt_embeds,
                 generators=generators,
             ):
                 if on_step is not None:
-                    on_step(step.index + 1, plan.num_steps, step, latents)
-        check_finite(latents, request.scheduler, plan.num_steps)
+                    on_step(step, latents)
+        check_finite(latents, settings.scheduler, batch.plan.num_steps)
         return latents
 
-    def _num_chunks(self, prompt: str, request: Request) -> int:
-        """The chunks of a picture: what its prompt and, where one is used, the negative prompt need."""
-        used = [prompt, request.negative_prompt] if request.guidance_scale > 1 else [prompt]
-        return min(max(map(self.text_encoder.chunks_needed, used)), request.max_prompt_chunks)
+    def _guided(self, settings: GenerationSettings, negative: Conditioning) -> Denoiser:
+        """The denoiser that one sampling calls, made anew for each: it may keep deep features between steps.
+
+        Raises:
+            UserError: the denoiser cannot reuse its deep features.
+        """
+        reusing = reuse_deep_features(self.engine or self.denoiser, settings.deep_features_every)
+        return guide_with_negative(
+            reusing, negative, settings.guidance_scale, settings.guidance_rescale, settings.guidance_interval
+        )
+
+    def _num_chunks(self, prompt: str, settings: GenerationSettings) -> int:
+        """The chunks that an image's prompt needs, and the negative prompt if it is used."""
+        used = [prompt, settings.negative_prompt] if settings.guidance_scale > 1 else [prompt]
+        return min(max(map(self.text_encoder.chunks_needed, used)), settings.max_prompt_chunks)
 
     def _embed(self, prompts: list[str], num_chunks: int) -> Conditioning:
         with self._at_work(self.text_encoder):
@@ -273,28 +336,62 @@ class Pipeline:
 
     @contextmanager
     def _at_work(self, module: nn.Module) -> Iterator[None]:
-        """With low memory, a part is on the device only while it works."""
+        """With low memory, a part is on the device only while it is in use."""
         if self.low_memory:
             for other in self.parts.modules().values():
                 other.to(self.device if other is module else "cpu")
         yield
 
-    def _latent_shape(self, request: Request) -> tuple[int, int, int]:
+    def _latent_shape(self, settings: GenerationSettings) -> tuple[int, int, int]:
         multiple = self.autoencoder.pixels_per_latent
-        return self.autoencoder.num_channels, request.height // multiple, request.width // multiple
+        return self.autoencoder.num_channels, settings.height // multiple, settings.width // multiple
 
-    def settings_of(self, prompts: Sequence[str], seeds: Sequence[int], **given: Any) -> list[dict[str, Any]]:
-        """The settings that `generate` would give its pictures, none of which is made; arguments as there."""
-        request = complete_request(self.defaults, multiple=self.autoencoder.pixels_per_latent, **given)
-        return [self._settings(request, *row) for row in zip(prompts, seeds, strict=True)]
+    def _finished(
+        self,
+        batch: PlannedBatch,
+        latents: Tensor,
+        images: list[Image.Image],
+        in_tiles: bool,
+        noise: Tensor | None,
+    ) -> Iterator[MadeImage]:
+        for row, request in enumerate(batch.images):
+            own_noise = None if noise is None else noise[row]
+            record = self._record(request, batch.settings, own_noise, in_tiles)
+            yield MadeImage(request, images[row], latents[row], record)
 
-    def _settings(
-        self, request: Request, prompt: str, seed: int, noise: Tensor | None = None, in_tiles: bool = False
-    ) -> dict[str, Any]:
-        """Everything needed to make one picture again, ready for JSON."""
-        made_with: dict[str, Any] = {"model_id": self.model_id, "weights_hash": self.weights_hash}
-        made_with |= {"loras": [asdict(lora) for lora in self.loras]} if self.loras else {}
-        made_with |= program_settings(next(self.denoiser.parameters()).dtype, self.engine)
-        made_with |= {"compiled": True} if is_compiled(self.denoiser) else {}
-        made_with |= {"decoded_in_tiles": True} if in_tiles else {}
-        return request.picture_settings(prompt, seed, noise) | made_with
+    def expected_records(self, images: Batch) -> list[ImageRecord]:
+        """The records that `make_images` would give the images, none of which is made."""
+        completed = self._complete(images)
+        return [self._record(image, completed[image.settings]) for image in images]
+
+    def _record(
+        self,
+        image: ImageRequest,
+        settings: GenerationSettings,
+        noise: Tensor | None = None,
+        in_tiles: bool = False,
+    ) -> ImageRecord:
+        given: dict[str, Any] = {}
+        if noise is not None:  # no seed makes it again
+            step_noise = {"step_noise_seed": image.seed} if SCHEDULERS[settings.scheduler].stochastic else {}
+            given = {"latents_hash": latents_hash(noise), **step_noise}
+        return ImageRecord(
+            prompt=image.prompt,
+            seed=image.seed if noise is None else None,
+            settings=settings,
+            model_id=self.model_id,
+            weights_hash=self.weights_hash,
+            loras=self.loras,
+            compiled=is_compiled(self.denoiser),
+            decoded_in_tiles=in_tiles,
+            **given,
+            **program_settings(next(self.denoiser.parameters()).dtype, self.engine),
+        )
+
+
+def _report(on_step: OnStep, done: int, total: int, step: Step, latents: Tensor) -> None:
+    """Call `on_step` for a step of a batch that begins when `done` of `total` steps are done."""
+    on_step(done + step.index + 1, total, step, latents)
+
+
+spell_out(Pipeline.generate, keyword_parameters(GenerationSettings))

@@ -1,70 +1,132 @@
-"""A PNG that says how it was made: for people's tools in A1111's text form, for us as JSON."""
+"""What an image says about itself: `ImageRecord`, in its PNG as JSON for us and as A1111's text for other tools."""
 
-import io
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from PIL.PngImagePlugin import PngImageFile, PngInfo
+from pydantic import Field
 
-from ldm.diffusion.scheduler_names import SCHEDULERS
-from ldm.errors import UserError
-from ldm.io.files import write_bytes
+from ldm.config import Settings, validate
+from ldm.errors import UserError, warn
+from ldm.io.png import read_chunk, write_chunks
+from ldm.models.adapters.fuse import UsedLora
+from ldm.models.generation_settings import GenerationSettings, Setting, parse_settings, settings_of
 
-_NEGATIVE = "Negative prompt: "
+RECORD_VERSION = 2
+"""Raised when a record changes so that older programs misread it. A record without a version has version 1."""
+
+A1111_KEYS = (
+    "Steps",
+    "Sampler",
+    "Schedule type",
+    "CFG scale",
+    "Seed",
+    "Size",
+    "Model hash",
+    "Model",
+)
+"""The order that A1111 writes its own keys in; ours follow."""
+
+
+class ImageRecord(Settings):
+    """Everything needed to make an image again, without any path: images are shown to others.
+
+    Attributes:
+        seed: None for an image made from given noise, which no seed makes again: see `latents_hash`.
+        settings: all settings, none of them left open.
+        model_id: "emoji", a Hub id, or the name of a folder or file.
+        weights_hash: of the model, or None for one that was never saved.
+        engine: what the denoiser ran on.
+        dtype: what the model computed in.
+        versions: of the libraries, by name.
+        latents_hash: SHA-256 of the initial noise, if that was given.
+        step_noise_seed: of the noise that a stochastic sampler adds at each step, if the initial noise was given.
+    """
+
+    record_version: int = RECORD_VERSION
+    prompt: str = ""
+    seed: int | None = None
+    settings: GenerationSettings = GenerationSettings()
+    model_id: str | None = None
+    weights_hash: str | None = None
+    loras: tuple[UsedLora, ...] = ()
+    engine: str = "torch"
+    dtype: str | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    ldm_version: str | None = None
+    compiled: bool = False
+    decoded_in_tiles: bool = False
+    latents_hash: str | None = None
+    step_noise_seed: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as one flat object, ready for JSON, with the settings among the other keys."""
+        left_out = {name for name in OPTIONAL if not getattr(self, name) and getattr(self, name) != 0}
+        left_out |= {name for name in SWITCHES if not getattr(self, name)}
+        return self.model_dump(mode="json", exclude={"settings", *left_out}) | self.settings.recorded()
+
+    @classmethod
+    def from_json(
+        cls,
+        given: Mapping[str, Any],
+        *,
+        where: str = "",
+        kind: type[GenerationSettings] = GenerationSettings,
+    ) -> "ImageRecord":
+        """A record of this version or an older one. Keys that are unknown here are ignored.
+
+        Raises:
+            UserError: a value is of the wrong type or out of range.
+        """
+        recorded = {name for name, setting in settings_of(kind) if setting.recorded}
+        settings = parse_settings({key: given[key] for key in recorded & given.keys()}, kind, where=where)
+        own = {key: given[key] for key in cls.model_fields.keys() & given.keys()}
+        return validate(cls, {"record_version": 1, **own, "settings": settings}, where=where)
+
+
+OPTIONAL = ("loras", "latents_hash", "step_noise_seed")
+"""Left out of the JSON if there is none."""
+SWITCHES = ("compiled", "decoded_in_tiles")
+"""Left out of the JSON if false."""
 
 
 def write_png(
-    path: str | os.PathLike[str], image: Image.Image, settings: Mapping[str, Any], *, overwrite: bool = False
+    path: str | os.PathLike[str],
+    image: Image.Image,
+    record: ImageRecord | Mapping[str, Any],
+    *,
+    overwrite: bool = False,
 ) -> None:
-    """Write an image as PNG, with its settings in the text chunks `parameters` and `ldm`.
+    """Write an image as PNG, with its record in the text chunks `parameters` and `ldm`.
 
     The file appears whole or not at all.
 
     Args:
-        settings: prompt, negative_prompt, seed (this image's own), num_inference_steps, guidance_scale,
-            guidance_rescale, scheduler, karras, height, width, model_id, weights_hash, ldm_version and
-            anything else that JSON can hold. No paths: pictures are shown to others.
+        record: or a mapping of the same keys and anything else that JSON can hold, without paths.
 
     Raises:
         UserError: `path` exists and `overwrite` is false, the disk is full, or the folder is not writable.
     """
-    path = Path(path)
-    chunks = PngInfo()
-    chunks.add_text("parameters", infotext(settings))
-    chunks.add_text("ldm", json.dumps(dict(settings), sort_keys=True))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=chunks)
-    try:
-        if path.is_dir() or (path.exists() and not overwrite):
-            raise UserError(f"{path} exists already", "choose another name or move it away")
-        write_bytes(path, buffer.getvalue())
-    except OSError as error:  # a name too long, a file where a folder should be, a broken disk
-        raise UserError(f"{path} cannot be written ({error.strerror})", "choose another place") from error
+    kind = type(record.settings) if isinstance(record, ImageRecord) else GenerationSettings
+    flat = record.to_json() if isinstance(record, ImageRecord) else dict(record)
+    chunks = {"parameters": infotext(flat, kind), "ldm": json.dumps(flat, sort_keys=True)}
+    write_chunks(path, image, chunks, overwrite=overwrite)
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The settings that `write_png` stored in a picture.
+    """The record in a PNG as a flat mapping, as it was written.
 
     Raises:
-        UserError: the file is no readable PNG, or has no settings of ours.
+        UserError: the file is not a readable PNG, or has no record of ours.
     """
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            assert isinstance(image, PngImageFile)
-            text = image.text.get("ldm")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file", "name a PNG made by `ldm generate`") from error
-    except Exception as error:  # a decoder of foreign bytes raises nearly anything
-        raise UserError(f"{path}: not a readable PNG ({error})", "name one made by `ldm generate`") from error
+    text = read_chunk(path, "ldm")
     if text is None:
         raise UserError(
-            f"{path}: holds no `ldm` settings",
-            "use a picture as `ldm generate` wrote it; a grid of several has none",
+            f"{path}: has no `ldm` settings",
+            "use an image as `ldm generate` wrote it; a grid of several has none",
         )
     try:
         settings = json.loads(text)
@@ -73,49 +135,65 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path}: its `ldm` settings are broken ({error})", "use the original file"
         ) from error
     if not isinstance(settings, dict):
-        raise UserError(f"{path}: its `ldm` settings are no JSON object", "use the original file")
+        raise UserError(f"{path}: its `ldm` settings are not a JSON object", "use the original file")
     return settings
 
 
-def infotext(settings: Mapping[str, Any]) -> str:
-    """Settings in A1111's form: prompt, `Negative prompt: ...`, then one line of `key: value` pairs."""
+def read_record(
+    path: str | os.PathLike[str], kind: type[GenerationSettings] = GenerationSettings
+) -> ImageRecord:
+    """The record in a PNG.
+
+    Raises:
+        UserError: the file is not a readable PNG, has no record of ours, or the record is damaged.
+
+    Warns:
+        LdmWarning: a later version of the program wrote it.
+    """
+    record = ImageRecord.from_json(read_settings(path), where=str(path), kind=kind)
+    if record.record_version > RECORD_VERSION:
+        written = f"ldm {record.ldm_version}" if record.ldm_version else "a later version of this program"
+        warn(f"{path} was written by {written}, whose records are newer: settings unknown here are ignored")
+    return record
+
+
+def infotext(settings: Mapping[str, Any], kind: type[GenerationSettings] = GenerationSettings) -> str:
+    """A flat record in A1111's form: prompt, `Negative prompt: ...`, then one line of `key: value` pairs."""
     lines = [str(settings.get("prompt", ""))]
     if settings.get("negative_prompt"):
-        lines.append(_NEGATIVE + str(settings["negative_prompt"]))
-    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in _pairs(settings)))
+        lines.append(f"Negative prompt: {settings['negative_prompt']}")
+    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in _pairs(settings, kind)))
     return "\n".join(lines[1:] if lines[0] == "" else lines)
 
 
-def _pairs(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """A1111's keys in A1111's order; what the settings do not hold is left out."""
-    scheduler, weights_hash = settings.get("scheduler"), settings.get("weights_hash")
-    height, width, model = settings.get("height"), settings.get("width"), settings.get("model_id")
-    version = settings.get("ldm_version")
+def _pairs(settings: Mapping[str, Any], kind: type[GenerationSettings]) -> Iterator[tuple[str, str]]:
+    """A1111's keys in A1111's order, then ours; keys missing in the record are left out."""
+    weights_hash, model = settings.get("weights_hash"), settings.get("model_id")
+    height, width, version = (settings.get(key) for key in ("height", "width", "ldm_version"))
     pairs = {
-        "Steps": settings.get("num_inference_steps"),
-        "Sampler": _title(str(scheduler)),
-        "Schedule type": "Karras" if settings.get("karras") else None,
-        "CFG scale": settings.get("guidance_scale"),
-        "Seed": settings.get("seed"),
         "Size": None if width is None or height is None else f"{width}x{height}",
         "Model hash": None if weights_hash is None else str(weights_hash)[:10],
-        # Readers split a quoted name wrongly, so A1111 drops what would need the quotes.
+        # Readers split a quoted name wrongly, so A1111 removes what would need the quotes.
         "Model": None if model is None else str(model).replace(",", "").replace(":", ""),
-        "Guidance rescale": settings.get("guidance_rescale") or None,
-        "RNG": "CPU",
-        "Version": None if version is None else f"ldm {version}",
     }
-    return ((key, _number(value)) for key, value in pairs.items() if value is not None)
+    pairs |= {
+        setting.infotext: _infotext_value(setting, settings.get(name))
+        for name, setting in settings_of(kind)
+        if setting.infotext
+    }
+    ours = [key for key in pairs if key not in A1111_KEYS]
+    pairs |= {"RNG": "CPU", "Version": None if version is None else f"ldm {version}"}
+    for key in (*A1111_KEYS, *ours, "RNG", "Version"):
+        if (value := pairs.get(key)) is not None:
+            yield key, value
 
 
-def _title(scheduler: str) -> str:
-    """What A1111 calls a scheduler; a name that it has none for stands for itself."""
-    return SCHEDULERS[scheduler].title if scheduler in SCHEDULERS else scheduler
-
-
-def _number(value: Any) -> str:
+def _infotext_value(setting: Setting, value: Any) -> str | None:
     """7.0 as "7", 7.5 as "7.5"."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    shown = None if value is None else setting.infotext_value(value)
+    if shown is None:
+        return None
+    return str(int(shown)) if isinstance(shown, float) and shown.is_integer() else str(shown)
 
 
 def _quoted(value: str) -> str:

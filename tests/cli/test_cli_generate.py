@@ -1,4 +1,4 @@
-"""`ldm generate`: the pictures, their names and settings, from tiny real models."""
+"""`ldm generate`: the images, their names and settings, from tiny real models."""
 
 import json
 import os
@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 from ldm import load_pipeline
 from ldm.cli.app import app
 from ldm.models.loading import source as model_source
+from ldm.pipeline.batches import Batch
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.record import read_settings, write_png
 from tests.support.tiny_models import make_sd1, make_sd2
@@ -35,7 +36,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, models: Path) -> None:
-    """Every test works in a folder of its own, and `emoji` is a tiny model."""
+    """Every test works in its own folder, and `emoji` is a tiny model."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(model_source.EMBEDDED, "emoji", models / "one")
 
@@ -60,7 +61,7 @@ def pixels(path: Path) -> np.ndarray[Any, Any]:
         return np.asarray(image).astype(int)
 
 
-def test_pictures_are_those_of_the_api_with_their_settings_inside() -> None:
+def test_images_are_those_of_the_api_with_their_settings_inside() -> None:
     paths = made("a red apple", "blue / square", "--seed", 7, "--num-images", 2)
     assert [str(path) for path in paths] == [
         "outputs/0001-a-red-apple-s7.png",
@@ -77,7 +78,7 @@ def test_pictures_are_those_of_the_api_with_their_settings_inside() -> None:
         assert settings["num_inference_steps"] == 4  # the model's own default
 
 
-def test_every_option_reaches_the_picture(models: Path) -> None:
+def test_every_option_reaches_the_image(models: Path) -> None:
     options = {
         "num-inference-steps": 3,
         "guidance-scale": 2.5,
@@ -132,7 +133,7 @@ def test_names_and_pixels_do_not_depend_on_the_batch_size() -> None:
     assert all(np.abs(pixels(a) - pixels(b)).max() <= 1 for a, b in zip(one, three, strict=True))
 
 
-def test_the_grid_shows_all_pictures_in_order() -> None:
+def test_the_grid_shows_all_images_in_order() -> None:
     *paths, grid = made("a", "b", "--num-images", 2, "--seed", 1, "--grid", "--batch-size", 3)
     assert grid == Path("outputs/grid.png")
     corners = [(2, 2), (20, 2), (2, 20), (20, 20)]
@@ -140,23 +141,23 @@ def test_the_grid_shows_all_pictures_in_order() -> None:
         assert (pixels(grid)[top : top + 16, left : left + 16] == pixels(path)).all()
 
 
-def test_low_memory_makes_the_same_pictures_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_low_memory_makes_the_same_images_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = made("a", "b", "--output", "usual")
     sizes = []
-    make = Pipeline.generate
+    make = Pipeline.make_images
 
-    def counting(self: Pipeline, prompts: list[str], **options: Any) -> Any:
+    def counting(self: Pipeline, groups: list[Batch], **options: Any) -> Any:
         assert self.low_memory
-        sizes.append(len(options["seeds"]))
-        return make(self, prompts, **options)
+        sizes.extend(map(len, groups))
+        return make(self, groups, **options)
 
-    monkeypatch.setattr(Pipeline, "generate", counting)
+    monkeypatch.setattr(Pipeline, "make_images", counting)
     low = made("a", "b", "--output", "low", "--low-memory")
     assert sizes == [1, 1]
     assert all(np.abs(pixels(a) - pixels(b)).max() <= 1 for a, b in zip(usual, low, strict=True))
 
 
-def test_an_existing_picture_is_refused_before_the_model_is_looked_for() -> None:
+def test_an_existing_image_is_refused_before_the_model_is_looked_up() -> None:
     (path,) = made("a")
     before = path.read_bytes()
     result = generate("a", "--model", "absent")
@@ -168,7 +169,7 @@ def test_an_existing_picture_is_refused_before_the_model_is_looked_for() -> None
     assert path.read_bytes() != before
 
 
-def test_from_image_makes_the_same_pixels_again(models: Path) -> None:
+def test_reproduce_makes_the_same_file(models: Path) -> None:
     options = [
         "--seed",
         4,
@@ -181,42 +182,51 @@ def test_from_image_makes_the_same_pixels_again(models: Path) -> None:
         "--no-karras",
     ]
     _, path = made("a", *options, "--guidance-scale", 3, "--dtype", "bfloat16", "--height", 24)
-    (again,) = made("--from-image", path, "--output", "again")
+    (again,) = made("--reproduce", path, "--output", "again")
     assert again.name == "0001-a-s5.png"
     assert again.read_bytes() == path.read_bytes()
-    (other,) = made("b", "--from-image", path, "--seed", 1, "--height", 16, "--output", "other")
+    (other,) = made("b", "--reproduce", path, "--seed", 1, "--height", 16, "--output", "other")
     changed = {"prompt": "b", "seed": 1, "height": 16}
     assert read_settings(other) == {**read_settings(path), **changed}
 
 
-def test_from_image_asks_for_a_model_in_a_folder(models: Path) -> None:
+def test_reproduce_asks_for_a_model_in_a_folder(models: Path) -> None:
     (path,) = made("a", "--model", models / "one")
-    result = generate("--from-image", path, "--output", "again")
+    result = generate("--reproduce", path, "--output", "again")
     assert result.exit_code == 2
-    assert "in a folder called 'one': say where it lies with --model" in result.stderr
-    (again,) = made("--from-image", path, "--output", "again", "--model", models / "one")
+    assert "in a folder called 'one': say where it is with --model" in result.stderr
+    (again,) = made("--reproduce", path, "--output", "again", "--model", models / "one")
     assert again.read_bytes() == path.read_bytes()
 
 
-def test_from_image_with_other_weights(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reproduce_with_other_weights(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (path,) = made("a")
     monkeypatch.setitem(model_source.EMBEDDED, "emoji", models / "two")
-    refused = generate("--from-image", path, "--output", "again")
+    refused = generate("--reproduce", path, "--output", "again")
     assert refused.exit_code == 2
     assert "made with other weights" in refused.stderr
     assert "--model" in refused.stderr
     assert not Path("again").exists()
-    warned = generate("--from-image", path, "--output", "again", "--model", "emoji")
+    warned = generate("--reproduce", path, "--output", "again", "--model", "emoji")
     assert warned.exit_code == 0
     assert warned.stderr.startswith(f"warning: {path} was made with other weights")
 
 
-def test_from_image_without_weights_on_record_is_not_taken_on_trust() -> None:
+def test_the_old_name_of_reproduce_works_and_says_so() -> None:
+    (path,) = made("a")
+    result = generate("--from-image", path, "--output", "again")
+    assert (result.exit_code, result.stdout) == (0, "again/0001-a-s0.png\n")
+    assert result.stderr == "warning: --from-image is now called --reproduce\n"
+    assert Path("again/0001-a-s0.png").read_bytes() == path.read_bytes()
+    assert "--from-image" not in generate("--help").stdout
+
+
+def test_reproduce_without_recorded_weights_is_refused() -> None:
     write_png("x.png", Image.new("RGB", (16, 16)), {"prompt": "a", "model_id": "emoji", "weights_hash": None})
-    assert generate("--from-image", "x.png").exit_code == 2
+    assert generate("--reproduce", "x.png").exit_code == 2
 
 
-def test_a_prompt_that_is_too_long_is_warned_of_once_with_the_words_left_out() -> None:
+def test_a_prompt_that_is_too_long_gives_one_warning_with_the_words_left_out() -> None:
     prompt = "a red apple on a table " * 3 + "beside a zebra"
     result = generate(prompt, "--num-images", 3, "--batch-size", 1)
     assert result.exit_code == 0
@@ -225,7 +235,7 @@ def test_a_prompt_that_is_too_long_is_warned_of_once_with_the_words_left_out() -
     assert line.endswith("beside a zebra'")
 
 
-def test_a_negative_prompt_without_guidance_is_warned_of() -> None:
+def test_a_negative_prompt_without_guidance_gives_a_warning() -> None:
     result = generate("a", "--negative-prompt", "b", "--guidance-scale", 1)
     assert result.exit_code == 0
     (line,) = result.stderr.splitlines()
@@ -239,7 +249,7 @@ def test_max_prompt_chunks_reads_the_rest_of_a_long_prompt() -> None:
     assert read_settings(result.stdout.strip())["max_prompt_chunks"] == 3
 
 
-def test_an_odd_size_is_warned_of_with_what_it_becomes() -> None:
+def test_an_odd_size_gives_a_warning_with_the_size_it_becomes() -> None:
     result = generate("a", "--height", 17)
     assert result.exit_code == 0
     assert "warning: height 17 is rounded to 18" in result.stderr
@@ -262,17 +272,18 @@ def test_the_schedulers_are_listed_with_what_they_need(monkeypatch: pytest.Monke
 
 
 def test_ctrl_c_keeps_what_is_done_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    make = Pipeline.generate
+    make = Pipeline.make_images
 
-    def interrupted(self: Pipeline, prompts: list[str], **options: Any) -> Any:
-        if prompts == ["b"]:
-            signal.raise_signal(signal.SIGINT)
-        return make(self, prompts, **options)
+    def interrupted(self: Pipeline, groups: list[Batch], **options: Any) -> Any:
+        for made in make(self, groups, **options):
+            if made.request.prompt == "b":
+                signal.raise_signal(signal.SIGINT)
+            yield made
 
-    monkeypatch.setattr(Pipeline, "generate", interrupted)
+    monkeypatch.setattr(Pipeline, "make_images", interrupted)
     result = generate("a", "b", "c", "--batch-size", 1)
     assert (result.exit_code, result.stdout) == (130, "")
-    assert result.stderr == "stopped; 1 of 3 pictures written to outputs\n"
+    assert result.stderr == "stopped; 1 of 3 images written to outputs\n"
     assert [path.name for path in Path("outputs").iterdir()] == ["0001-a-s0.png"]
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.diffusion.guidance import Interval, check_interval, guide_with_negative, within
+from ldm.diffusion.guidance import guide_with_negative, within
+from ldm.diffusion.interval import Interval, check_interval
 from ldm.diffusion.sampling import denoise, plan_sampling
 from ldm.diffusion.scheduler_names import SCHEDULERS
 from ldm.diffusion.schedulers import make_scheduler

@@ -1,4 +1,4 @@
-"""`ldm generate --resume`: what is finished stays, what is missing is made, and nothing else is taken for ours."""
+"""`ldm generate --resume`: finished images are kept, missing ones are made, and no other file is mistaken for ours."""
 
 import json
 from collections.abc import Callable
@@ -10,8 +10,9 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from ldm.cli.app import app
-from ldm.generation.finished import picture_fault
+from ldm.generation.finished import image_fault
 from ldm.models.loading import source as model_source
+from ldm.pipeline.batches import Batch
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.record import read_settings, write_png
 from tests.support.tiny_generate import save_model
@@ -35,13 +36,13 @@ def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path) -> None:
 def made(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The prompts of every batch that is made from now on."""
     batches: list[list[str]] = []
-    make = Pipeline.generate
+    make = Pipeline.make_images
 
-    def noting(self: Pipeline, prompts: list[str], **options: Any) -> Any:
-        batches.append(prompts)
-        return make(self, prompts, **options)
+    def noting(self: Pipeline, groups: list[Batch], **options: Any) -> Any:
+        batches.extend([image.prompt for image in group] for group in groups)
+        return make(self, groups, **options)
 
-    monkeypatch.setattr(Pipeline, "generate", noting)
+    monkeypatch.setattr(Pipeline, "make_images", noting)
     return batches
 
 
@@ -63,28 +64,28 @@ def contents(paths: list[Path]) -> list[tuple[bytes, int]]:
     return [(path.read_bytes(), path.stat().st_mtime_ns) for path in paths]
 
 
-def test_what_is_missing_is_made_to_the_bit_and_the_rest_is_not_touched(made: list[list[str]]) -> None:
+def test_missing_images_are_made_bit_for_bit_and_the_rest_is_not_touched(made: list[list[str]]) -> None:
     paths = finished(*PROMPTS, "--grid")
     *before, (grid, _) = contents(paths)
     for gone in (paths[1], paths[-1]):
         gone.unlink()
     made.clear()
     assert finished(*PROMPTS, "--grid", "--resume") == paths
-    assert made == [["a", "b"]]  # as a whole, so that kernels see what they saw
+    assert made == [["a", "b"]]  # the whole batch, so that kernels see what they saw before
     assert paths[1].read_bytes() == before[1][0]
     kept = [contents([paths[i]])[0] for i in (0, 2, 3)]
     assert kept == [before[i] for i in (0, 2, 3)]
     assert paths[-1].read_bytes() == grid
 
 
-def test_what_a_killed_call_left_beside_its_pictures_goes_and_nothing_else(
+def test_temporary_files_of_a_killed_call_are_removed_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     paths = finished(*PROMPTS)
     folder = paths[0].parent
 
     class KilledError(BaseException):
-        """As far as a process can be killed and live."""
+        """Not an Exception, so no handler catches it: as close to being killed as a test gets."""
 
     def killed(self: Path, target: Path) -> None:
         raise KilledError
@@ -101,7 +102,7 @@ def test_what_a_killed_call_left_beside_its_pictures_goes_and_nothing_else(
     assert list(folder.glob(".tmp-*")) == [others]
 
 
-def test_when_all_is_finished_nothing_is_made_whatever_the_options(made: list[list[str]]) -> None:
+def test_when_all_is_finished_nothing_is_made_with_any_options(made: list[list[str]]) -> None:
     text = "--guidance-scale 3 --guidance-rescale 0.5 --negative-prompt blue --scheduler euler --karras"
     more = "--height 17 --width 24 --guidance-interval 0 0.5 --dtype bfloat16 --seed 3 --num-images 2"
     options = [*text.split(), *more.split()]
@@ -114,12 +115,12 @@ def test_when_all_is_finished_nothing_is_made_whatever_the_options(made: list[li
     assert contents([Path(line) for line in again.stdout.splitlines()]) == before
 
 
-def test_resuming_before_anything_is_there_makes_everything(made: list[list[str]]) -> None:
+def test_resuming_an_empty_folder_makes_everything(made: list[list[str]]) -> None:
     assert len(finished(*PROMPTS, "--resume")) == 4
     assert made == [["a", "b"], ["c", "d"]]
 
 
-def test_a_picture_of_another_version_of_the_programs_is_finished(made: list[list[str]]) -> None:
+def test_an_image_of_another_version_is_finished(made: list[list[str]]) -> None:
     (path,) = finished("a")
     settings = {**read_settings(path), "ldm_version": "0.0.1", "versions": {"torch": "1.0"}}
     with Image.open(path) as image:
@@ -163,7 +164,7 @@ def have_other(**settings: Any) -> Callable[[Path], None]:
 FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "cut short": (cut_short, ""),
     "a flipped bit": (flip_a_bit, ""),
-    "no settings": (lose_its_settings, "holds no `ldm` settings"),
+    "no settings": (lose_its_settings, "has no `ldm` settings"),
     "a JPEG": (become_a_jpeg, "not a readable PNG"),
     "another size": (become_smaller, "has 8 x 16 pixels, not 16 x 16"),
     "other steps": (have_other(num_inference_steps=7), "num_inference_steps 7, not num_inference_steps 2"),
@@ -177,15 +178,15 @@ def test_a_damaged_or_foreign_file_is_named(name: str, tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     expected = {"prompt": "a", "num_inference_steps": 2, "width": 16, "height": 16, "weights_hash": "1" * 64}
     write_png(path, Image.effect_noise((16, 16), 50).convert("RGB"), expected)
-    assert picture_fault(path, expected) is None
+    assert image_fault(path, expected) is None
     spoil, words = FAULTS[name]
     spoil(path)
-    fault = picture_fault(path, expected) or ""
+    fault = image_fault(path, expected) or ""
     assert fault.startswith(str(path))
     assert words in fault
 
 
-def test_a_foreign_file_is_replaced_only_when_told_to(made: list[list[str]]) -> None:
+def test_a_foreign_file_is_replaced_only_with_overwrite(made: list[list[str]]) -> None:
     paths = finished(*PROMPTS)
     whole = contents(paths)
     lose_its_settings(paths[2])
@@ -193,8 +194,8 @@ def test_a_foreign_file_is_replaced_only_when_told_to(made: list[list[str]]) -> 
     made.clear()
     refused = generate(*PROMPTS, "--resume")
     assert (refused.exit_code, refused.stdout, made) == (2, "", [])
-    fault = f"{paths[2]}: holds no `ldm` settings"
-    hint = "add --overwrite to make such pictures again, or give another --output"
+    fault = f"{paths[2]}: has no `ldm` settings"
+    hint = "add --overwrite to make such images again, or give another --output"
     assert refused.stderr == f"error: {fault}: {hint}\n"
     assert contents(paths) == spoilt
     told = generate(*PROMPTS, "--resume", "--overwrite")
@@ -204,7 +205,7 @@ def test_a_foreign_file_is_replaced_only_when_told_to(made: list[list[str]]) -> 
     assert contents([paths[3]]) == [whole[3]]
 
 
-def test_of_many_faults_the_first_three_are_named() -> None:
+def test_the_first_three_of_many_faults_are_named() -> None:
     paths = finished("a", "b", "c", "d", "e")
     for path in paths:
         lose_its_settings(path)
@@ -213,19 +214,19 @@ def test_of_many_faults_the_first_three_are_named() -> None:
     assert "(and 2 more files)" in line
 
 
-def test_a_folder_of_a_pictures_name_is_refused_at_once() -> None:
+def test_a_folder_with_an_images_name_is_refused_at_once() -> None:
     Path("outputs/0001-a-s0.png").mkdir(parents=True)
     result = generate("a", "--resume", "--overwrite", "--model", "absent")
     assert "0001-a-s0.png exists already" in result.stderr
 
 
-def test_every_bit_of_a_picture_counts(tmp_path: Path) -> None:
-    """Of each byte one bit is flipped: then the file is refused, or the flip changed nothing of the picture."""
+def test_every_bit_of_a_file_counts(tmp_path: Path) -> None:
+    """One bit of each byte is flipped, and the file is refused."""
     path = tmp_path / "x.png"
     settings = {"prompt": "a", "width": 4, "height": 4}
     write_png(path, Image.new("RGB", (4, 4), "red"), settings)
-    assert picture_fault(path, settings) is None
+    assert image_fault(path, settings) is None
     data = path.read_bytes()
     for place in range(len(data) - 12):  # the rest is the chunk that ends the file
         path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-        assert picture_fault(path, settings), f"byte {place}: {json.dumps(list(data[place : place + 8]))}"
+        assert image_fault(path, settings), f"byte {place}: {json.dumps(list(data[place : place + 8]))}"

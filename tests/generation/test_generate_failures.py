@@ -1,4 +1,4 @@
-"""How `ldm generate --num-processes N` ends when it does not come to its end: all stop, and one line says why."""
+"""How `ldm generate --num-processes N` fails: all processes stop, and one line says why."""
 
 import os
 import signal
@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from typer import Exit
 
-from ldm.cli import generate_processes, processes
-from ldm.cli.generate_processes import make_in_processes
+from ldm.cli import processes
+from ldm.cli.generate_processes import Watch, end_as_one, make_in_processes
 from ldm.cli.processes import Failure, run_apart
 from ldm.errors import UserError
-from tests.support.tiny_generate import files, generate, order_of, save_model
+from tests.support.tiny_generate import files, generate, job_of, save_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +33,7 @@ def apart(code: str, num_processes: int = 2) -> Failure | None:
     return run_apart([sys.executable, "-c", code], os.environ, num_processes)
 
 
-def test_the_failure_of_one_is_told_and_ends_the_others(
+def test_a_failing_process_is_reported_and_ends_the_others(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(processes, "APART_GRACE_SEC", 0.2)
@@ -48,7 +48,7 @@ def test_the_failure_of_one_is_told_and_ends_the_others(
     [
         (Failure(1, 2, "error: no\n"), Exit, "error: no\n"),
         (Failure(1, 1, "Traceback\n"), Exit, "process 1 of 3 failed:\nTraceback\n"),
-        (Failure(0, 128 + 9, ""), UserError, "process 0 of 3 was ended by signal 9; 1 of 2 written"),
+        (Failure(0, 128 + 9, ""), UserError, "process 0 of 3 was killed by signal 9; 1 of 2 written"),
         (Failure(0, 128 + 2, "Traceback\n"), KeyboardInterrupt, "stopped; 1 of 2 written"),
     ],
 )
@@ -56,12 +56,12 @@ def test_how_it_ends(
     failure: Failure, kind: type[BaseException], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(kind) as ended:
-        generate_processes._tell(failure, 3, "1 of 2 written")
+        end_as_one(failure, 3, "1 of 2 written")
     assert words in f"{ended.value}{capsys.readouterr().err}"
 
 
 @pytest.mark.slow
-def test_a_mistake_of_all_is_one_line(model: Path) -> None:
+def test_an_error_of_all_is_one_line(model: Path) -> None:
     result = generate("a", "b", "--batch-size", 1, "--num-processes", 2, "--model", "absent")
     assert result.exit_code == 2
     assert result.stderr.startswith("error: no model 'absent'")
@@ -71,21 +71,21 @@ def test_a_mistake_of_all_is_one_line(model: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_process_ends_all_and_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "APART_GRACE_SEC", 0.2)
-    look = generate_processes._Watch.look
+    read = Watch.read
 
-    def kill_once(self: generate_processes._Watch) -> None:
-        look(self)
+    def kill_once(self: Watch) -> None:
+        read(self)
         running = subprocess.run(
             ["pgrep", "-P", str(os.getpid()), "-f", "generate_processes"], capture_output=True
         )
         for pid in running.stdout.split()[:1]:
             os.kill(int(pid), signal.SIGKILL)
 
-    monkeypatch.setattr(generate_processes._Watch, "look", kill_once)
+    monkeypatch.setattr(Watch, "read", kill_once)
     with pytest.raises(
-        UserError, match=r"process 0 of 2 was ended by signal 9; 0 of 2 pictures written to outputs"
+        UserError, match=r"process 0 of 2 was killed by signal 9; 0 of 2 images written to outputs"
     ):
-        make_in_processes(order_of(model, "a", "b"), 2)
+        make_in_processes(job_of(model, "a", "b"), 2)
 
 
 @pytest.mark.slow
@@ -116,7 +116,7 @@ def test_ctrl_c_stops_all_and_one_process_can_make_the_rest(model: Path) -> None
     said = parent.communicate()[1]
     done = files("cut")
     assert parent.returncode == 130
-    assert said == f"stopped; {len(done)} of 20 pictures written to cut\n"
+    assert said == f"stopped; {len(done)} of 20 images written to cut\n"
     assert 0 < len(done) < 20
     assert all(name.endswith(".png") and not name.startswith(".") for name in done)
     assert generate(*prompts, *options, "--output", "cut", "--resume").exit_code == 0

@@ -1,4 +1,4 @@
-"""Prompt files, the pictures they ask for, their names, and the batches they are made in."""
+"""Prompt files, the images they ask for, their file names, and the batches they are made in."""
 
 import io
 import json
@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from ldm.errors import UserError
-from ldm.generation.batches import plan_batches
-from ldm.generation.pictures import Picture, Target, list_pictures, slug
-from ldm.generation.prompts import PictureSettings, Prompt, read_prompts
-from ldm.pipeline.settings import LARGEST_SEED
+from ldm.generation.output import Target, file_name, slug
+from ldm.generation.prompts import read_prompts
+from ldm.models.generation_settings import LARGEST_SEED, GenerationSettings
+from ldm.pipeline.batches import ImageRequest, Prompt, list_images, plan_batches
 
 
 def write_jsonl(path: Path, *rows: dict[str, Any]) -> Path:
@@ -27,12 +27,11 @@ def test_a_text_file_is_a_prompt_a_line(tmp_path: Path) -> None:
         "ein Apfel",
         "a\u2028b\x85c # 1",
     ]
-    assert read_prompts(path)[0].given() == {"prompt": "a red apple"}
+    assert read_prompts(path)[0] == Prompt("a red apple")
 
 
 def test_a_jsonl_file_has_settings_a_line(tmp_path: Path) -> None:
     settings = {
-        "prompt": "# not a note",
         "negative_prompt": "",
         "seed": LARGEST_SEED,
         "num_images": 2,
@@ -47,30 +46,31 @@ def test_a_jsonl_file_has_settings_a_line(tmp_path: Path) -> None:
         "height": 16,
         "width": 24,
     }
-    path = write_jsonl(tmp_path / "prompts.JSONL", settings, {"prompt": "", "seed": None})
+    line = {"prompt": "# not a note", **settings}
+    path = write_jsonl(tmp_path / "prompts.JSONL", line, {"prompt": "", "seed": None})
     path.write_text(path.read_text().replace("\n", "\n\n") + "\n")
     first, second = read_prompts(path)
-    assert first.given() == settings
-    assert second.given() == {"prompt": ""}
-    assert set(settings) == set(Prompt.model_fields)
+    assert (first.prompt, first.settings.given()) == ("# not a note", settings)
+    assert second == Prompt("")
+    assert {*settings, "preset"} == set(GenerationSettings.model_fields)
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
         ('{"prompt": "a", "guidence_scale": 3}', ["unknown setting 'guidence_scale'", "'guidance_scale'"]),
-        ('{"seed": 3}', ["'prompt' is missing"]),
-        ('{"prompt": "a", "seed": -1}', ["seed = -1"]),
-        ('{"prompt": "a", "seed": 9223372036854775808}', ["seed = 9223372036854775808"]),
-        ('{"prompt": "a", "seed": "many"}', ["seed = 'many'"]),
-        ('{"prompt": "a", "num_images": 0}', ["num_images = 0"]),
-        ('{"prompt": "a", "guidance_scale": NaN}', ["guidance_scale = nan"]),
-        ('{"prompt": "a", "guidance_rescale": 2}', ["guidance_rescale = 2"]),
-        ('{"prompt": "a", "height": 0}', ["height = 0"]),
+        ('{"seed": 3}', ["prompt is missing"]),
+        ('{"prompt": "a", "seed": -1}', ["seed is -1"]),
+        ('{"prompt": "a", "seed": 9223372036854775808}', ["seed is 9223372036854775808"]),
+        ('{"prompt": "a", "seed": "many"}', ["seed is 'many'", "a whole number"]),
+        ('{"prompt": "a", "num_images": 0}', ["num_images is 0"]),
+        ('{"prompt": "a", "guidance_scale": NaN}', ["guidance_scale is nan"]),
+        ('{"prompt": "a", "guidance_rescale": 2}', ["guidance_rescale is 2"]),
+        ('{"prompt": "a", "height": 0}', ["height is 0"]),
         ('{"prompt": "a", "scheduler": "eular"}', ["'eular'", "did you mean 'euler'"]),
-        ('{"prompt": 7}', ["prompt = 7"]),
-        ('{"prompt": "\\ud800"}', ["prompt = '\\ud800'", "no character"]),
-        ('{"prompt": "a", "negative_prompt": "\\ud800"}', ["negative_prompt", "no character"]),
+        ('{"prompt": 7}', ["prompt is 7"]),
+        ('{"prompt": "\\ud800"}', ["the prompt is not valid Unicode"]),
+        ('{"prompt": "a", "negative_prompt": "\\ud800"}', ["not valid Unicode"]),
         ('["a"]', ["not a JSON object"]),
         ("a red apple", ["not JSON"]),
     ],
@@ -97,7 +97,7 @@ def test_a_minus_is_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl"])
-def test_bytes_that_are_no_utf8_are_refused_by_their_place(tmp_path: Path, name: str) -> None:
+def test_bytes_that_are_not_utf8_are_refused_with_their_place(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(b"a\nb\xe9c\n")
     with pytest.raises(UserError, match=rf"{name}, line 2: not UTF-8 at byte 3"):
@@ -111,21 +111,23 @@ def test_a_file_without_prompts_is_refused(tmp_path: Path, content: str) -> None
         read_prompts(tmp_path / "prompts.txt")
 
 
-def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "absent.txt", tmp_path):
         with pytest.raises(UserError, match=path.name):
             read_prompts(path)
 
 
-def test_a_line_wins_over_what_is_given_for_all() -> None:
-    base = PictureSettings(seed=1, scheduler="ddim", negative_prompt="blue", karras=True)
-    prompt = Prompt(prompt="a", scheduler="euler", negative_prompt="", karras=False).over(base)
-    assert prompt == Prompt(prompt="a", seed=1, scheduler="euler", negative_prompt="", karras=False)
+def test_a_line_wins_over_settings_for_all() -> None:
+    base = GenerationSettings(seed=1, scheduler="ddim", negative_prompt="blue", karras=True)
+    own = {"scheduler": "euler", "negative_prompt": "", "karras": False}
+    prompt = Prompt("a", GenerationSettings(**own)).over(base)
+    assert prompt == Prompt("a", GenerationSettings(seed=1, **own))
 
 
-def test_each_picture_has_its_own_seed_and_number() -> None:
-    prompts = [Prompt(prompt="a", seed=7, num_images=2), Prompt(prompt="b"), Prompt(prompt="a", seed=7)]
-    names = [picture.name for picture in list_pictures(prompts)]
+def test_each_image_has_its_own_seed_and_number() -> None:
+    seven = GenerationSettings(seed=7)
+    prompts = [Prompt("a", GenerationSettings(seed=7, num_images=2)), Prompt("b"), Prompt("a", seven)]
+    names = list(map(file_name, list_images(prompts)))
     assert names == ["0001-a-s7.png", "0002-a-s8.png", "0003-b-s0.png", "0004-a-s7.png"]
 
 
@@ -150,25 +152,25 @@ def test_a_prompt_becomes_part_of_a_file_name(prompt: str, expected: str) -> Non
 
 
 def test_the_longest_name_fits_a_file_system() -> None:
-    (picture,) = list_pictures([Prompt(prompt="𠀀" * 60, seed=LARGEST_SEED)])
-    assert len(picture.name.encode()) <= 230  # of 255, as `write_bytes` puts .tmp- and a tail around it
+    image = ImageRequest(1, "𠀀" * 60, LARGEST_SEED, GenerationSettings())
+    assert len(file_name(image).encode()) <= 230  # of 255: `write_bytes` adds .tmp- and a suffix
 
 
-def test_outputs_are_checked_without_making_anything(tmp_path: Path) -> None:
-    pictures = list_pictures([Prompt(prompt="a", num_images=3)])
+def test_outputs_are_checked_without_creating_anything(tmp_path: Path) -> None:
+    images = list_images([Prompt("a", GenerationSettings(num_images=3))])
     folder = tmp_path / "new" / "folder"
-    Target(folder).check(pictures)
+    Target(folder).check(images)
     assert list(tmp_path.iterdir()) == []
     folder.mkdir(parents=True)
     (folder / "0002-a-s1.png").touch()
     (folder / "0003-a-s2.png").touch()
     with pytest.raises(UserError, match=r"0002-a-s1\.png exists already \(and 1 more\): add --overwrite"):
-        Target(folder).check(pictures)
-    Target(folder, overwrite=True).check(pictures)
-    Target(folder, grid=True).check(pictures[:1])
+        Target(folder).check(images)
+    Target(folder, overwrite=True).check(images)
+    Target(folder, grid=True).check(images[:1])
     (folder / "grid.png").mkdir()
     with pytest.raises(UserError, match=r"grid\.png exists"):
-        Target(folder, grid=True, overwrite=True).check(pictures)
+        Target(folder, grid=True, overwrite=True).check(images)
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "x" * 300])
@@ -178,34 +180,48 @@ def test_an_unwritable_output_is_refused(tmp_path: Path, place: str) -> None:
         Target(tmp_path / place).check([])
 
 
-def seeds_of(pictures: list[Picture]) -> list[tuple[str, int]]:
-    return [(picture.prompt.prompt, picture.seed) for picture in pictures]
-
-
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 5, 7, 100])
-def test_batches_hold_every_picture_once_with_its_settings_and_seed(batch_size: int) -> None:
-    prompts = [Prompt(prompt=f"p{i}", seed=i % 2, num_images=3) for i in range(5)]
-    prompts += [Prompt(prompt=f"q{i}", scheduler=("euler", "ddim")[i % 2], karras=False) for i in range(5)]
-    prompts.append(Prompt(prompt="r", num_images=9))
-    pictures = list_pictures(prompts)
-    batches = plan_batches(pictures, batch_size)
-    numbers = [picture.number for batch in batches for picture in batch.pictures]
-    assert sorted(numbers) == [picture.number for picture in pictures]
+def test_batches_contain_every_image_once_with_its_settings(batch_size: int) -> None:
+    prompts = [Prompt(f"p{i}", GenerationSettings(seed=i % 2, num_images=3)) for i in range(5)]
+    prompts += [
+        Prompt(f"q{i}", GenerationSettings(scheduler=("euler", "ddim")[i % 2], karras=False))
+        for i in range(5)
+    ]
+    prompts.append(Prompt("r", GenerationSettings(num_images=9)))
+    images = list_images(prompts)
+    batches = plan_batches(images, batch_size)
+    assert sorted((image for batch in batches for image in batch), key=lambda image: image.number) == images
     for batch in batches:
-        assert 1 <= len(batch.pictures) <= batch_size
-        assert list(zip(batch.prompts, batch.seeds, strict=True)) == seeds_of(list(batch.pictures))
-        for picture in batch.pictures:
-            own = picture.prompt.given()
-            assert batch.settings == {key: own[key] for key in own if key in ("scheduler", "karras")}
+        assert 1 <= len(batch) <= batch_size
+        assert len({image.settings for image in batch}) == 1
+        assert set(batch[0].settings.given()) <= {"scheduler", "karras"}, "without seeds and numbers"
 
 
 def test_prompts_with_the_same_settings_share_batches() -> None:
-    prompts = [Prompt(prompt=str(i), scheduler=("euler", "ddim")[i % 2]) for i in range(8)]
-    assert [len(batch.pictures) for batch in plan_batches(list_pictures(prompts), 4)] == [4, 4]
+    prompts = [Prompt(str(i), GenerationSettings(scheduler=("euler", "ddim")[i % 2])) for i in range(8)]
+    assert [len(batch) for batch in plan_batches(list_images(prompts), 4)] == [4, 4]
+
+
+def test_a_setting_left_open_is_not_taken_for_one_set_to_its_default() -> None:
+    """The model may have another default."""
+    steps = GenerationSettings().num_inference_steps
+    prompts = [Prompt("a"), Prompt("b", GenerationSettings(num_inference_steps=steps))]
+    assert len(plan_batches(list_images(prompts), 4)) == 2
 
 
 def test_prompts_with_other_seeds_and_numbers_of_images_share_batches_too() -> None:
-    prompts = [Prompt(prompt=str(i), seed=i * 10, num_images=i + 1) for i in range(3)]
-    batches = plan_batches(list_pictures(prompts), 4)
-    assert [batch.seeds for batch in batches] == [[0, 10, 11, 20], [21, 22]]
-    assert [batch.prompts for batch in batches] == [["0", "1", "1", "2"], ["2", "2"]]
+    prompts = [Prompt(str(i), GenerationSettings(seed=i * 10, num_images=i + 1)) for i in range(3)]
+    batches = plan_batches(list_images(prompts), 4)
+    assert [[image.seed for image in batch] for batch in batches] == [[0, 10, 11, 20], [21, 22]]
+    assert [[image.prompt for image in batch] for batch in batches] == [["0", "1", "1", "2"], ["2", "2"]]
+
+
+def test_images_with_prompts_of_different_lengths_share_no_batch() -> None:
+    def batches(lengths: list[int]) -> list[list[int]]:
+        images = list_images([Prompt("x" * length) for length in lengths]) if lengths else []
+        planned = plan_batches(images, 2, num_chunks=lambda image: len(image.prompt))
+        return [[image.number - 1 for image in batch] for batch in planned]
+
+    assert batches([1] * 5) == [[0, 1], [2, 3], [4]]
+    assert batches([1, 3, 1, 1, 3, 2]) == [[0, 2], [3], [1, 4], [5]]
+    assert batches([]) == []

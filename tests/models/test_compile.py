@@ -172,7 +172,7 @@ def test_generate_compiles_and_says_so(tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_compile_would_not_reach_is_refused(tmp_path: Path) -> None:
     for other in (["--preset", "fast"], ["--low-memory"]):
         result = generate(tmp_path / "out", "--compile", *other)
-        assert result.exit_code == 2 and "error: compile does not go with" in result.stderr
+        assert result.exit_code == 2 and "error: compile does not work with" in result.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -161,7 +161,7 @@ def test_the_command_line_and_making_a_picture_again(
     pipeline.save("model")
     for output, arguments in {
         "first": ["a red apple", "--engine", "openvino"],
-        "again": ["--from-image", "first/0001-a-red-apple-s0.png"],
+        "again": ["--reproduce", "first/0001-a-red-apple-s0.png"],
     }.items():
         arguments = ["generate", *arguments, "--model", "model", "--output", output]
         assert CliRunner().invoke(app, arguments).exit_code == 0

@@ -9,11 +9,11 @@ import torch
 from typer.testing import CliRunner
 
 from ldm.cli.app import app
-from ldm.generation.batches import work_of
-from ldm.generation.pictures import list_pictures
-from ldm.generation.prompts import Prompt
+from ldm.generation.work import work_of
 from ldm.models.engines.feature_reuse import SplitUNet
+from ldm.models.generation_settings import GenerationSettings
 from ldm.models.loading.model import ModelParts
+from ldm.pipeline.batches import Prompt, list_images
 from ldm.pipeline.engine_choice import Work, choose_engine, converted_folder
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.record import read_settings
@@ -85,7 +85,7 @@ def test_the_preset_on_the_command_line(tmp_path: Path, monkeypatch: pytest.Monk
     Pipeline(make_sd1(tmp_path)).save("model")
     for output, arguments in {
         "first": ["a red apple", "--engine", "openvino", "--preset", "fast"],
-        "again": ["--from-image", "first/0001-a-red-apple-s0.png"],
+        "again": ["--reproduce", "first/0001-a-red-apple-s0.png"],
     }.items():
         result = CliRunner().invoke(app, ["generate", *arguments, "--model", "model", "--output", output])
         assert (result.exit_code, result.stderr) == (0, "")
@@ -98,7 +98,10 @@ def test_work_counts_what_is_left_out(tmp_path: Path) -> None:
     pipeline = Pipeline(make_sd1(tmp_path))
 
     def work(**settings: Any) -> Work:
-        return work_of(pipeline, list_pictures([Prompt(prompt="a", num_inference_steps=12, **settings)]))
+        return work_of(
+            pipeline,
+            list_images([Prompt("a", GenerationSettings(num_inference_steps=12, **settings))]),
+        )
 
     assert (work().num_rows, work().reuses_features) == (24, False)
     assert work(guidance_interval=(0.0, 0.5)).num_rows == 18

@@ -197,7 +197,7 @@ def test_an_image_names_its_loras_and_is_reproduced(base: Path, tmp_path: Path) 
 
     def again(*arguments: object) -> tuple[Result, bytes]:
         result = generate(
-            "--from-image", picture, "--model", base, *arguments, "--output", tmp_path / "2", "--overwrite"
+            "--reproduce", picture, "--model", base, *arguments, "--output", tmp_path / "2", "--overwrite"
         )
         return result, Path(result.stdout.strip()).read_bytes() if result.exit_code == 0 else b""
 

@@ -229,10 +229,10 @@ def test_images_from_a_file_say_so_and_can_be_reproduced(
     meant = Pipeline(sd2[0]).generate("a red apple!", seed=5, num_inference_steps=2, scheduler="dpmpp_2m")
     with Image.open(path) as image:
         assert np.abs(np.asarray(image).astype(int) - np.asarray(meant.images[0])).max() <= 1
-    result = generate("--from-image", path, "--output", "again")
+    result = generate("--reproduce", path, "--output", "again")
     assert result.exit_code == 2
     assert "with a model in a file called 'two.safetensors': say where it lies with --model" in result.stderr
-    result = generate("--from-image", path, "--output", "again", "--model", sd2[1])
+    result = generate("--reproduce", path, "--output", "again", "--model", sd2[1])
     assert Path(result.stdout.strip()).read_bytes() == path.read_bytes()
 
 

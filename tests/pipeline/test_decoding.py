@@ -1,4 +1,4 @@
-"""Decoding in pieces that the memory holds: the same pictures, and tiles only where one alone does not fit."""
+"""Decoding within the memory there is: the same images, and tiles only if a single one does not fit."""
 
 import warnings
 from pathlib import Path
@@ -26,7 +26,7 @@ def with_memory(monkeypatch: pytest.MonkeyPatch, num_bytes: float) -> None:
 
 
 def watch(monkeypatch: pytest.MonkeyPatch, autoencoder: KLAutoencoder) -> list[int]:
-    """The number of pictures of each call of the decoder, as it is called."""
+    """The number of images in each call of the decoder."""
     calls: list[int] = []
     decode = autoencoder.vae.decoder.forward
 
@@ -38,7 +38,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, autoencoder: KLAutoencoder) -> list[i
     return calls
 
 
-def test_as_many_at_once_as_half_of_the_memory_holds(
+def test_as_many_at_once_as_fit_in_half_of_the_memory(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     autoencoder = pipeline.autoencoder
@@ -55,7 +55,7 @@ def test_as_many_at_once_as_half_of_the_memory_holds(
         assert np.abs(np.asarray(one, float) - np.asarray(other, float)).max() <= 1
 
 
-def test_a_picture_that_does_not_fit_is_decoded_in_tiles_and_says_so(
+def test_an_image_that_does_not_fit_is_decoded_in_tiles_with_a_warning(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = (TILE_LATENTS + 8) * pipeline.autoencoder.pixels_per_latent
@@ -70,10 +70,10 @@ def test_a_picture_that_does_not_fit_is_decoded_in_tiles_and_says_so(
     assert tiled.images[0].size == whole.images[0].size
     assert torch.equal(tiled.latents, whole.latents)
     difference = np.asarray(tiled.images[0], float) - np.asarray(whole.images[0], float)
-    assert 0 < np.abs(difference).mean() < 30, "a random decoder's tiles differ in their normalisation"
+    assert 0 < np.abs(difference).mean() < 30, "the tiles of a random decoder differ in their normalisation"
 
 
-def test_a_picture_of_one_tile_is_whole_however_little_memory_there_is(
+def test_an_image_of_one_tile_is_decoded_at_once_with_any_memory(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_memory(monkeypatch, 0.0)
@@ -90,5 +90,5 @@ def test_the_estimate_is_of_the_last_level(pipeline: Pipeline) -> None:
     assert autoencoder.decoding_bytes(4, 6) == 4 * channels * pixels * 4
 
 
-def test_free_memory_is_what_the_system_tells() -> None:
+def test_free_memory_is_what_the_system_says() -> None:
     assert 2**20 < free_memory_bytes(torch.device("cpu")) < float("inf")

@@ -1,4 +1,4 @@
-"""What decides on the engine, where OpenVINO need not be installed."""
+"""The choice of the engine; OpenVINO need not be installed."""
 
 import os
 import time
@@ -21,13 +21,15 @@ def test_what_pays() -> None:
 
 @pytest.mark.parametrize(("num_weights", "least_sec"), [(0, 20.0), (250_000_000, 40.0)])
 def test_a_quarter_of_torchs_time_is_saved(num_weights: int, least_sec: float) -> None:
-    """5 s and 20 ns for every weight are to be saved, which is a quarter of four times that."""
+    """Converting costs 5 s and 20 ns for every weight, which a quarter of four times that repays."""
     rows = round(least_sec / 0.5)
     assert not repays(num_rows=rows, row_sec=0.5, num_weights=num_weights)
     assert repays(num_rows=rows + 1, row_sec=0.5, num_weights=num_weights)
 
 
-def test_what_is_taken_from_the_cache_counts_as_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_taken_from_the_cache_counts_as_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LDM_CACHE_DIR", str(tmp_path / "cache"))
     denoiser = make_sd1(tmp_path).denoiser
     folder = converted_folder(denoiser)

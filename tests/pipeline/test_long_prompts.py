@@ -1,4 +1,4 @@
-"""Prompts beyond the context: chunks, what is cut off, and pictures that do not depend on their neighbours' length."""
+"""Prompts longer than the context: chunks, what is cut off, and images independent of their neighbours' length."""
 
 import json
 import warnings
@@ -11,13 +11,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ldm.errors import UserError
+from ldm.errors import LdmWarning, UserError
 from ldm.models.clip import ClipTextEncoder, split_chunks
-from ldm.models.loading.folder import Defaults, read_defaults
+from ldm.models.generation_settings import MAX_PROMPT_CHUNKS, GenerationSettings
+from ldm.models.loading.folder import read_defaults
 from ldm.models.loading.model import load_parts
 from ldm.pipeline.pipeline import Generation, Pipeline
-from ldm.pipeline.settings import LdmWarning, batch_rows
-from ldm.types import MAX_PROMPT_CHUNKS, Step
+from ldm.types import Step
 from tests.support.tiny_models import CONTEXT_LENGTH, make_sd1, make_sd2, make_tokenizer
 
 ROOM = CONTEXT_LENGTH - 2
@@ -30,7 +30,7 @@ FAST = settings(max_examples=60, deadline=None, derandomize=True)
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     parts = make_sd1(tmp_path_factory.mktemp("tokenizer"))
-    parts.defaults = Defaults(16, 16, 2, max_prompt_chunks=3)
+    parts.defaults = GenerationSettings(height=16, width=16, num_inference_steps=2, max_prompt_chunks=3)
     return Pipeline(parts)
 
 
@@ -51,7 +51,7 @@ def test_chunks_end_between_words_where_they_can() -> None:
         4,
         8,
         12,
-    ]  # what no chunk can hold is cut, and wastes no room
+    ]  # a word longer than a chunk is split and wastes no room
     assert split_chunks(words_of([4, 4]), 4) == [4, 8]
     assert split_chunks([None] * 5, 2) == [2, 4, 5]
 
@@ -70,7 +70,7 @@ def test_chunks_hold_every_token_once_and_no_word_is_split_that_fits(lengths: li
         assert 0 < end - begin <= room
         if end < len(words) and words[end] == words[end - 1]:
             assert lengths[words[end]] > room
-        elif end < len(words):  # the next word, or the piece of it that fits, had no place
+        elif end < len(words):  # the next word, or the piece of it that fits, did not fit
             following = min(lengths[words[end]], room + 1)
             assert end - begin == room or (following <= room and end - begin + following > room)
 
@@ -108,21 +108,15 @@ def test_as_many_chunks_as_needed_three_at_most(encoder: ClipTextEncoder) -> Non
     assert encoder.chunks_needed(LONGEST) == MAX_PROMPT_CHUNKS == 3
 
 
-def test_only_what_is_behind_the_last_chunk_is_left_out(encoder: ClipTextEncoder) -> None:
+def test_only_words_after_the_last_chunk_are_left_out(encoder: ClipTextEncoder) -> None:
     prompt = " ".join(["a"] * (2 * ROOM) + ["RED", " Apple"])
     assert encoder.truncated_words(prompt, 2) == "RED  Apple"
     assert encoder.truncated_words(prompt, 1).startswith("a a")
     assert encoder.truncated_words(prompt, 3) == ""
-    # The last chunk is filled to the brim: a part of a word says more than none, and one chunk is as it ever was.
+    # The last chunk is filled completely: part of a word says more than nothing, and one chunk is as in diffusers.
     cut = " ".join(["square"] * 6)
     assert encoder.truncated_words(cut, 2) == ""
     assert encoder.truncated_words(cut, 1) == encoder.truncated_words(cut) == "uare square square"
-
-
-def test_rows_of_different_counts_share_no_batch() -> None:
-    assert batch_rows([1] * 5, 2) == [[0, 1], [2, 3], [4]]
-    assert batch_rows([1, 3, 1, 1, 3, 2], 2) == [[0, 2], [3], [1, 4], [5]]
-    assert batch_rows([], 2) == []
 
 
 def generate(pipeline: Pipeline, prompts: list[str], **more: Any) -> Generation:
@@ -133,9 +127,9 @@ def same(first: Image.Image, second: Image.Image) -> bool:
     return first.tobytes() == second.tobytes()
 
 
-@pytest.mark.filterwarnings("ignore:the prompt is too long:ldm.pipeline.settings.LdmWarning")
+@pytest.mark.filterwarnings("ignore:the prompt is too long:ldm.errors.LdmWarning")
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
-def test_a_picture_does_not_depend_on_the_length_of_its_neighbours(
+def test_an_image_does_not_depend_on_the_length_of_its_neighbours(
     pipeline: Pipeline, guidance_scale: float
 ) -> None:
     prompts = [LONG, SHORT, LONGEST]
@@ -181,7 +175,7 @@ def test_chunks_are_added_only_where_a_prompt_needs_them(pipeline: Pipeline) -> 
     assert torch.equal(unguided.latents, generate(pipeline, [SHORT], guidance_scale=1.0).latents)
 
 
-def test_only_words_behind_the_last_chunk_are_warned_of(pipeline: Pipeline) -> None:
+def test_only_words_after_the_last_chunk_give_a_warning(pipeline: Pipeline) -> None:
     prompt = " ".join(["a"] * (2 * ROOM) + ["Red"])
     with warnings.catch_warnings():
         warnings.simplefilter("error", LdmWarning)
@@ -190,27 +184,29 @@ def test_only_words_behind_the_last_chunk_are_warned_of(pipeline: Pipeline) -> N
         generate(pipeline, [prompt], max_prompt_chunks=2)
 
 
-def test_a_pictures_settings_say_how_many_chunks_it_could_have(pipeline: Pipeline) -> None:
+def test_the_record_says_how_many_chunks_a_prompt_could_have(pipeline: Pipeline) -> None:
     assert generate(pipeline, [SHORT]).settings[0]["max_prompt_chunks"] == 3
     assert generate(pipeline, [SHORT], max_prompt_chunks=2).settings[0]["max_prompt_chunks"] == 2
 
 
 @pytest.mark.parametrize("count", [0, 4])
 def test_a_count_out_of_range_is_refused(pipeline: Pipeline, count: int) -> None:
-    with pytest.raises(UserError, match=f"max_prompt_chunks is {count}: it must be 1 to 3"):
+    with pytest.raises(
+        UserError, match=f"max_prompt_chunks is {count}: it must be a whole number from 1 to 3"
+    ):
         generate(pipeline, [SHORT], max_prompt_chunks=count)
 
 
 def test_a_stock_folder_has_three_chunks_and_one_of_ours_what_it_says(tmp_path: Path) -> None:
     assert read_defaults(tmp_path, 16, 16).max_prompt_chunks == 3
     (tmp_path / "ldm.json").write_text(json.dumps({"defaults": {"height": 16}}))
-    assert read_defaults(tmp_path, 16, 16).max_prompt_chunks == Defaults(16, 16).max_prompt_chunks == 1
+    assert read_defaults(tmp_path, 16, 16).max_prompt_chunks == 1
     embedded = Path(__file__).parents[2] / "ldm" / "assets" / "emoji"
     assert read_defaults(embedded, 64, 64).max_prompt_chunks == 1
 
 
 def test_the_count_is_saved_with_the_model(tmp_path: Path) -> None:
     parts = make_sd2(tmp_path / "tokenizer")
-    parts.defaults = Defaults(16, 16, max_prompt_chunks=2)
+    parts.defaults = GenerationSettings(height=16, width=16, max_prompt_chunks=2)
     Pipeline(parts).save(tmp_path / "m")
-    assert load_parts(tmp_path / "m").defaults == parts.defaults
+    assert load_parts(tmp_path / "m").defaults.max_prompt_chunks == 2

@@ -1,4 +1,4 @@
-"""Our pictures against those of diffusers' own StableDiffusionPipeline, from the same latents and generators."""
+"""Our images against those of diffusers' own StableDiffusionPipeline, from the same latents and generators."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ class Pair:
     def check(
         self, scheduler: str, *, karras: bool = False, given_latents: bool = False, **settings: Any
     ) -> None:
-        """Make two pictures with each and compare them: 1/255 at most."""
+        """Make two images with each and compare them: 1/255 at most."""
         latents = (
             torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)) if given_latents else None
         )
@@ -77,7 +77,7 @@ class Pair:
 
 
 def _stock_scheduler(name: str, config: dict[str, Any], karras: bool = False) -> Any:
-    """As the user of diffusers makes one."""
+    """As a user of diffusers makes one."""
     import diffusers
 
     entry = SCHEDULERS[name]
@@ -101,7 +101,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
 
 
 @pytest.mark.parametrize(("scheduler", "model"), SD1 + SD2)
-def test_pictures_equal(models: dict[str, Pair], scheduler: str, model: str) -> None:
+def test_images_equal(models: dict[str, Pair], scheduler: str, model: str) -> None:
     models[model].check(scheduler)
 
 

@@ -1,4 +1,4 @@
-"""Pipeline.generate: what a picture depends on, what is warned of, what is refused."""
+"""Pipeline.generate: what an image depends on, warnings and errors."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ def difference(first: Image.Image, second: Image.Image) -> int:
 
 
 class Recorder:
-    """A denoiser around another one, which keeps the latents of its first call for each batch."""
+    """Wraps a denoiser and keeps the latents of its first call for each batch."""
 
     def __init__(self, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
         self.first: list[Tensor] = []
@@ -53,7 +53,7 @@ class Recorder:
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_a"])
-def test_a_picture_is_the_same_alone_in_a_batch_and_in_another_order(
+def test_an_image_is_the_same_alone_in_a_batch_and_in_another_order(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, scheduler: str
 ) -> None:
     settings: dict[str, Any] = {"seed": 5, "num_images": 2, "scheduler": scheduler, "guidance_scale": 1.0}
@@ -86,7 +86,7 @@ def test_initial_noise_is_that_of_the_seed(pipeline: Pipeline, monkeypatch: pyte
     assert torch.equal(recorder.first[0], expected)
 
 
-def test_given_latents_stand_for_the_seeds(pipeline: Pipeline) -> None:
+def test_given_latents_replace_the_seeds(pipeline: Pipeline) -> None:
     noise = normal_per_image(image_generators([7, 8]), (4, 8, 8))
     expected = pipeline.generate("a", seed=7, num_images=2, scheduler="ddim")
     given = pipeline.generate("a", seed=0, num_images=2, scheduler="ddim", latents=noise)
@@ -102,7 +102,9 @@ def test_size_of_given_latents(pipeline: Pipeline) -> None:
         pipeline.generate("a", latents=torch.randn(1, 4, 6, 10), height=16)
 
 
-def test_guidance_of_one_makes_one_row_a_picture(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_guidance_scale_of_one_makes_one_row_an_image(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recorder = Recorder(pipeline, monkeypatch)
     pipeline.generate("a", num_images=3, guidance_scale=1.0, num_inference_steps=2)
     pipeline.generate("a", num_images=3, guidance_scale=1.5, num_inference_steps=2)
@@ -129,7 +131,7 @@ def test_the_last_step_shows_the_final_latents(pipeline: Pipeline) -> None:
     assert made.latents.shape == (1, 4, 8, 8)
 
 
-def test_settings_make_the_same_picture_again(pipeline: Pipeline) -> None:
+def test_settings_make_the_same_image_again(pipeline: Pipeline) -> None:
     made = pipeline.generate(
         ["a red apple", "x"],
         negative_prompt="blue",
@@ -156,7 +158,7 @@ def test_settings_make_the_same_picture_again(pipeline: Pipeline) -> None:
     assert difference(image, made.images[3]) <= 1
 
 
-INFORMATION = {"model_id", "weights_hash", "engine", "dtype", "versions", "ldm_version"}
+INFORMATION = {"record_version", "model_id", "weights_hash", "engine", "dtype", "versions", "ldm_version"}
 
 
 def test_settings_name_the_model_without_its_path(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -172,7 +174,7 @@ def test_settings_name_the_model_without_its_path(pipeline: Pipeline, tmp_path: 
     assert pipeline.generate("a").settings[0]["weights_hash"] is None
 
 
-def test_what_is_left_open_comes_from_the_model(pipeline: Pipeline) -> None:
+def test_settings_left_open_come_from_the_model(pipeline: Pipeline) -> None:
     settings = pipeline.generate("a").settings[0]
     defaults = pipeline.defaults
     for key in ("height", "width", "num_inference_steps", "guidance_scale", "guidance_rescale", "scheduler"):
@@ -180,7 +182,7 @@ def test_what_is_left_open_comes_from_the_model(pipeline: Pipeline) -> None:
     assert pipeline.generate("a", guidance_scale=0.0).settings[0]["guidance_scale"] == 0.0
 
 
-def test_low_memory_makes_the_same_pictures(pipeline: Pipeline) -> None:
+def test_low_memory_makes_the_same_images(pipeline: Pipeline) -> None:
     expected = pipeline.generate("a", num_images=2)
     try:
         pipeline.low_memory = True
@@ -192,7 +194,7 @@ def test_low_memory_makes_the_same_pictures(pipeline: Pipeline) -> None:
 
 
 def ours(caught: pytest.WarningsRecorder) -> list[warnings.WarningMessage]:
-    """Without what numpy says of diffusers' schedulers."""
+    """Without numpy's warnings about diffusers' schedulers."""
     return [warning for warning in caught if warning.category is LdmWarning]
 
 
@@ -216,7 +218,7 @@ def test_odd_sizes_are_rounded_with_a_warning(pipeline: Pipeline) -> None:
     assert {warning.filename for warning in ours(caught)} == {__file__}
 
 
-def test_fitting_sizes_and_prompts_warn_of_nothing(pipeline: Pipeline) -> None:
+def test_fitting_sizes_and_prompts_give_no_warning(pipeline: Pipeline) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", LdmWarning)
         assert pipeline.generate("", height=18, width=22).images[0].size == (22, 18)
@@ -241,7 +243,7 @@ def test_fitting_sizes_and_prompts_warn_of_nothing(pipeline: Pipeline) -> None:
         ({"latents": torch.zeros(2, 4, 8, 8)}, r"latents have shape \[2, 4, 8, 8\]: here it must be \[1, 4"),
     ],
 )
-def test_what_is_out_of_range_is_refused(pipeline: Pipeline, settings: dict[str, Any], message: str) -> None:
+def test_values_out_of_range_are_refused(pipeline: Pipeline, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         pipeline.generate(**{"prompts": "a", **settings})
 
@@ -250,14 +252,14 @@ def test_the_largest_seed_works(pipeline: Pipeline) -> None:
     assert pipeline.generate("a", seed=2**63 - 1, num_inference_steps=1).settings[0]["seed"] == 2**63 - 1
 
 
-def test_a_model_gone_wrong_is_said_and_no_black_picture_made(tmp_path: Path) -> None:
+def test_a_broken_model_is_an_error_and_not_a_black_image(tmp_path: Path) -> None:
     broken = Pipeline(make_sd2(tmp_path))
     broken.denoiser.unet.conv_out.bias.fill_(float("nan"))
     with pytest.raises(UserError, match="'dpmpp_2m' and 4 steps gave NaN"):
         broken.generate("a")
 
 
-def test_half_precision_makes_a_picture_near_the_full_one(pipeline: Pipeline, tmp_path: Path) -> None:
+def test_half_precision_makes_an_image_close_to_full_precision(pipeline: Pipeline, tmp_path: Path) -> None:
     pipeline.save(tmp_path / "m")
     half = load_pipeline(tmp_path / "m", device="cpu", dtype="bfloat16")
     assert half.denoiser.unet.dtype == half.text_encoder.model.dtype == torch.bfloat16
@@ -285,7 +287,7 @@ def test_the_package_offers_its_names_and_imports_them_late() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_saved_pictures_hold_their_settings_and_none_is_written_over(
+def test_saved_images_contain_their_settings_and_none_is_overwritten(
     pipeline: Pipeline, tmp_path: Path
 ) -> None:
     made = pipeline.generate(["a", "b"], seed=3, num_inference_steps=1)

@@ -1,4 +1,4 @@
-"""PNGs that carry their settings: the exact text, the round trip, and a disk that does not play along."""
+"""PNGs with their settings inside: the exact text, the round trip, and disks that fail."""
 
 import errno
 import json
@@ -48,7 +48,7 @@ PROMPTS = [
 ]
 
 
-def picture() -> Image.Image:
+def image() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8))
 
 
@@ -94,7 +94,7 @@ def test_scheduler_names() -> None:
 
 @pytest.mark.parametrize("prompt", PROMPTS[1:])
 @pytest.mark.parametrize("negative_prompt", PROMPTS[1:])
-def test_prompts_stand_in_the_infotext_as_they_are(prompt: str, negative_prompt: str) -> None:
+def test_the_infotext_contains_prompts_unchanged(prompt: str, negative_prompt: str) -> None:
     text = infotext(SETTINGS | {"prompt": prompt, "negative_prompt": negative_prompt})
     settings = infotext(SETTINGS).rpartition("\n")[2]
     assert text == f"{prompt}\nNegative prompt: {negative_prompt}\n{settings}"
@@ -104,27 +104,27 @@ def test_prompts_stand_in_the_infotext_as_they_are(prompt: str, negative_prompt:
 def test_settings_and_pixels_come_back_from_the_file(tmp_path: Path, prompt: str) -> None:
     path = tmp_path / "a.png"
     settings = SETTINGS | {"prompt": prompt}
-    write_png(path, picture(), settings)
+    write_png(path, image(), settings)
     assert read_settings(path) == settings
-    with Image.open(path) as image:
-        image.load()
-        assert image.text["parameters"] == infotext(settings)  # type: ignore[attr-defined]
-        assert np.array_equal(np.asarray(image), np.asarray(picture()))
+    with Image.open(path) as found:
+        found.load()
+        assert found.text["parameters"] == infotext(settings)  # type: ignore[attr-defined]
+        assert np.array_equal(np.asarray(found), np.asarray(image()))
 
 
-def test_the_ldm_chunk_is_sorted_json_and_nothing_names_the_place(tmp_path: Path) -> None:
-    write_png(tmp_path / "a.png", picture(), dict(reversed(SETTINGS.items())))
-    write_png(tmp_path / "b.png", picture(), SETTINGS)
+def test_the_ldm_chunk_is_sorted_json_and_nothing_names_the_path(tmp_path: Path) -> None:
+    write_png(tmp_path / "a.png", image(), dict(reversed(SETTINGS.items())))
+    write_png(tmp_path / "b.png", image(), SETTINGS)
     data = (tmp_path / "a.png").read_bytes()
     assert data == (tmp_path / "b.png").read_bytes()
     assert json.dumps(SETTINGS, sort_keys=True).encode() in data
     assert str(tmp_path).encode() not in data and b"a.png" not in data
 
 
-def test_read_settings_refuses_what_has_none(tmp_path: Path) -> None:
-    picture().save(tmp_path / "plain.png")
-    picture().save(tmp_path / "a.jpg")
-    write_png(tmp_path / "cut.png", picture(), SETTINGS)
+def test_read_settings_refuses_files_without(tmp_path: Path) -> None:
+    image().save(tmp_path / "plain.png")
+    image().save(tmp_path / "a.jpg")
+    write_png(tmp_path / "cut.png", image(), SETTINGS)
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:-60])
     faults = {
         "plain.png": "no `ldm` settings",
@@ -136,24 +136,24 @@ def test_read_settings_refuses_what_has_none(tmp_path: Path) -> None:
             read_settings(tmp_path / name)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "are broken"), ("[1]", "no JSON object")])
+@pytest.mark.parametrize(("text", "message"), [("{", "are broken"), ("[1]", "not a JSON object")])
 def test_read_settings_refuses_broken_ones(tmp_path: Path, text: str, message: str) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     chunks = PngInfo()
     chunks.add_text("ldm", text)
-    picture().save(tmp_path / "a.png", pnginfo=chunks)
+    image().save(tmp_path / "a.png", pnginfo=chunks)
     with pytest.raises(UserError, match=message):
         read_settings(tmp_path / "a.png")
 
 
-def test_an_existing_file_stays_unless_asked(tmp_path: Path) -> None:
+def test_an_existing_file_is_kept_unless_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"mine")
     with pytest.raises(UserError, match=r"a\.png exists already: choose another name"):
-        write_png(path, picture(), SETTINGS)
+        write_png(path, image(), SETTINGS)
     assert path.read_bytes() == b"mine"
-    write_png(path, picture(), SETTINGS, overwrite=True)
+    write_png(path, image(), SETTINGS, overwrite=True)
     assert read_settings(path) == SETTINGS
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
 
@@ -164,7 +164,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match=r"a\.png: the disk is full: free some space"):
-        write_png(tmp_path / "a.png", picture(), SETTINGS)
+        write_png(tmp_path / "a.png", image(), SETTINGS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -178,11 +178,11 @@ def at_most_100_bytes_a_file() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_quota_leaves_the_older_picture(tmp_path: Path) -> None:
-    """The system itself refuses to write more."""
+def test_a_quota_leaves_the_older_image(tmp_path: Path) -> None:
+    """The operating system refuses to write more."""
     (tmp_path / "a.png").write_bytes(b"mine")
     with pytest.raises(UserError, match=r"a\.png: the disk is full"), at_most_100_bytes_a_file():
-        write_png(tmp_path / "a.png", picture(), SETTINGS, overwrite=True)
+        write_png(tmp_path / "a.png", image(), SETTINGS, overwrite=True)
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("a.png", b"mine")]
 
 
@@ -191,8 +191,8 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for place in (tmp_path / "file" / "a.png", Path("/proc/a.png"), tmp_path / ("x" * 300 + ".png")):
         with pytest.raises(UserError, match="cannot be written") as error:
-            write_png(place, picture(), SETTINGS)
+            write_png(place, image(), SETTINGS)
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="exists already"):
-        write_png(tmp_path / "folder", picture(), SETTINGS, overwrite=True)
+        write_png(tmp_path / "folder", image(), SETTINGS, overwrite=True)
     assert sorted(file.name for file in tmp_path.rglob("*")) == ["file", "folder"]

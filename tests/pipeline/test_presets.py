@@ -1,4 +1,4 @@
-"""Presets of `ldm generate`: what they stand for, what wins over them, and the picture made again."""
+"""Presets of `ldm generate`: the settings they stand for, what wins over them, and reproducing their images."""
 
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ from typer.testing import CliRunner, Result
 
 from ldm.cli.app import app
 from ldm.errors import UserError
-from ldm.generation.prompts import Prompt, read_prompts
+from ldm.generation.prompts import read_prompts
 from ldm.models.loading import source as model_source
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.record import read_settings
-from ldm.pipeline.settings import PRESETS
+from ldm.pipeline.settings import PRESETS, GenerationSettings
 from tests.support.tiny_generate import save_model
 from tests.support.tiny_models import make_sd1
 
@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path) -> None:
-    """Every test works in a folder of its own, and `emoji` is a tiny model."""
+    """Every test works in its own folder, and `emoji` is a tiny model."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(model_source.EMBEDDED, "emoji", model)
 
@@ -39,7 +39,7 @@ def generate(*arguments: object) -> Result:
 
 
 def made(*arguments: object) -> tuple[dict[str, Any], np.ndarray[Any, Any]]:
-    """The settings that a preset touches and the pixels [H, W, 3] of the one picture that a call makes."""
+    """The settings that a preset changes and the pixels [H, W, 3] of the one image that a call makes."""
     result = generate(*arguments, "--overwrite")
     assert (result.exit_code, result.stderr) == (0, "")
     (path,) = result.stdout.splitlines()
@@ -47,21 +47,21 @@ def made(*arguments: object) -> tuple[dict[str, Any], np.ndarray[Any, Any]]:
         return {key: read_settings(path)[key] for key in FAST}, np.asarray(image).astype(int)
 
 
-def test_without_one_nothing_is_left_out() -> None:
+def test_without_a_preset_nothing_is_skipped() -> None:
     settings, pixels = made("a red apple")
     assert settings == FULL
     assert (made("a red apple", "--preset", "full")[1] == pixels).all()
 
 
-def test_a_preset_is_its_settings_and_the_picture_is_made_again() -> None:
+def test_a_preset_is_its_settings_and_its_image_is_reproduced() -> None:
     settings, pixels = made("a red apple", "--preset", "fast")
     assert settings == FAST
     spelled_out = ("--guidance-interval", 0, 0.5, "--deep-features-every", 3)
     assert (made("a red apple", *spelled_out)[1] == pixels).all()
-    again = made("--from-image", "outputs/0001-a-red-apple-s0.png", "--output", "again")
+    again = made("--reproduce", "outputs/0001-a-red-apple-s0.png", "--output", "again")
     assert again[0] == FAST
     assert (again[1] == pixels).all()
-    undone = made("--from-image", "outputs/0001-a-red-apple-s0.png", "--preset", "full")
+    undone = made("--reproduce", "outputs/0001-a-red-apple-s0.png", "--preset", "full")
     assert undone[0] == FULL
     assert (undone[1] == made("a red apple", "--output", "plain")[1]).all()
     assert (undone[1] != pixels).any()
@@ -80,10 +80,10 @@ def test_a_line_of_a_file_may_name_one(tmp_path: Path) -> None:
     ]
     path.write_text("\n".join([*lines, '{"prompt": "c", "guidance_interval": [0.2, 0.6], "preset": null}']))
     first, second, third = read_prompts(path)
-    assert first == Prompt(prompt="a", guidance_interval=(0.0, 0.5), deep_features_every=3)
-    assert second == Prompt(prompt="b", guidance_interval=(0.0, 0.5), deep_features_every=2)
-    assert third == Prompt(prompt="c", guidance_interval=(0.2, 0.6))
-    assert first.over(Prompt(prompt="", deep_features_every=5)) == first
+    assert first.settings.given() == {"guidance_interval": (0.0, 0.5), "deep_features_every": 3}
+    assert second.settings.given() == {"guidance_interval": (0.0, 0.5), "deep_features_every": 2}
+    assert third.settings.given() == {"guidance_interval": (0.2, 0.6)}
+    assert first.over(GenerationSettings(deep_features_every=5)) == first
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_line_of_a_file_may_name_one(tmp_path: Path) -> None:
         (["--deep-features-every", "0"], "deep-features-every"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(options: list[str], said: str) -> None:
+def test_errors_are_one_line(options: list[str], said: str) -> None:
     result = generate("a", *options)
     assert result.exit_code == 2
     assert said in result.stderr

@@ -1,4 +1,4 @@
-"""Which seed a picture has: counted up from one, or its own; and none where its noise was given."""
+"""Which seed an image has: counted up from one, or its own; and none if its noise was given."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ldm.errors import UserError
-from ldm.generation.reproduce import read_recipe
+from ldm.generation.reproduce import read_original
 from ldm.noise import image_generators, normal_per_image
 from ldm.pipeline.pipeline import Generation, Pipeline
 from ldm.pipeline.record import infotext, read_settings, write_png
@@ -29,7 +29,7 @@ def seeds_of(made: Generation) -> list[int | None]:
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_a"])
-def test_each_picture_is_that_of_its_own_seed(pipeline: Pipeline, scheduler: str) -> None:
+def test_each_image_is_that_of_its_own_seed(pipeline: Pipeline, scheduler: str) -> None:
     asked: dict[str, Any] = {"scheduler": scheduler, **STEPS}
     seeds = [30, 2, 2, 2**63 - 1]
     made = pipeline.generate(["a", "b"], seeds=seeds, num_images=2, batch_size=3, **asked)
@@ -54,10 +54,10 @@ def test_seeds_of_numpy_are_written_as_plain_numbers(pipeline: Pipeline) -> None
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"seeds": [1]}, "1 seeds for 2 pictures: give one seed for each picture"),
-        ({"seeds": []}, "0 seeds for 2 pictures"),
-        ({"seeds": [1, 2, 3]}, "3 seeds for 2 pictures"),
-        ({"seeds": [1, -1]}, "a seed is -1: it must be 0 to 9223372036854775807"),
+        ({"seeds": [1]}, "1 seeds for 2 images: give one seed for each image"),
+        ({"seeds": []}, "0 seeds for 2 images"),
+        ({"seeds": [1, 2, 3]}, "3 seeds for 2 images"),
+        ({"seeds": [1, -1]}, "a seed is -1: it must be from 0 to 9223372036854775807"),
         ({"seeds": [2**63, 1]}, "a seed is 9223372036854775808"),
         ({"seeds": [1, 2], "seed": 3}, "seed is 3 and seeds are given too: give one of the two"),
     ],
@@ -68,7 +68,7 @@ def test_wrong_seeds_are_refused(pipeline: Pipeline, wrong: dict[str, Any], said
 
 
 @pytest.mark.parametrize(("scheduler", "step_noise"), [("ddim", {}), ("euler_a", {"step_noise_seed": 5})])
-def test_a_picture_from_given_noise_carries_its_hash_and_no_seed(
+def test_an_image_from_given_noise_records_its_hash_and_no_seed(
     pipeline: Pipeline, scheduler: str, step_noise: dict[str, int]
 ) -> None:
     noise = normal_per_image(image_generators([1, 2]), (4, 8, 8))
@@ -81,7 +81,7 @@ def test_a_picture_from_given_noise_carries_its_hash_and_no_seed(
     assert made.settings[0]["latents_hash"] != made.settings[1]["latents_hash"]
 
 
-def test_what_is_recorded_of_given_noise_is_enough_to_make_the_picture_again(pipeline: Pipeline) -> None:
+def test_the_record_of_given_noise_is_enough_to_make_the_image_again(pipeline: Pipeline) -> None:
     noise = normal_per_image(image_generators([1, 2]), (4, 8, 8))
     asked: dict[str, Any] = {"scheduler": "euler_a", **STEPS}
     made = pipeline.generate("a", seed=5, num_images=2, latents=noise, **asked)
@@ -91,13 +91,13 @@ def test_what_is_recorded_of_given_noise_is_enough_to_make_the_picture_again(pip
     assert again.settings[0] == second
 
 
-def test_the_hash_is_of_the_values_whatever_their_type_and_layout() -> None:
+def test_the_hash_is_of_the_values_in_any_type_and_layout() -> None:
     noise = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(0)).half()
     assert latents_hash(noise) == latents_hash(noise.double().mT.contiguous().mT)
     assert latents_hash(noise) != latents_hash(noise.mT)
 
 
-def test_a_png_from_given_noise_says_so_and_is_not_made_again_from_another(
+def test_a_png_from_given_noise_says_so_and_is_not_reproduced_from_other_noise(
     pipeline: Pipeline, tmp_path: Path
 ) -> None:
     noise = normal_per_image(image_generators([1]), (4, 8, 8))
@@ -106,5 +106,5 @@ def test_a_png_from_given_noise_says_so_and_is_not_made_again_from_another(
     settings = read_settings(tmp_path / "a.png")
     assert settings["seed"] is None and settings["latents_hash"] == latents_hash(noise[0])
     assert "Seed" not in infotext(settings)
-    with pytest.raises(UserError, match="was made from `latents=`, which are not in it"):
-        read_recipe(tmp_path / "a.png")
+    with pytest.raises(UserError, match="was made from `latents=`, which the file does not contain"):
+        read_original(tmp_path / "a.png")

@@ -7,8 +7,8 @@ from typer.testing import CliRunner, Result
 from ldm.cli.app import app
 from ldm.generation.job import GenerationJob
 from ldm.generation.model_options import ModelOptions
-from ldm.generation.pictures import Target, list_pictures
-from ldm.generation.prompts import Prompt
+from ldm.generation.output import Target
+from ldm.pipeline.batches import Prompt, list_images
 from ldm.pipeline.pipeline import Pipeline
 from tests.support.tiny_models import make_sd1
 
@@ -27,13 +27,13 @@ def generate(*arguments: object) -> Result:
     return result
 
 
-def order_of(
-    model: Path, *prompts: str, output: str = "outputs", resume: bool = False, **means: object
+def job_of(
+    model: Path, *prompts: str, output: str = "outputs", resume: bool = False, **options: object
 ) -> GenerationJob:
-    """A job with one image per prompt, in batches of one unless `batch_size` is among the options."""
-    pictures = list_pictures([Prompt(prompt=text) for text in prompts])
-    made_with = ModelOptions(str(model), **{"batch_size": 1, **means})  # type: ignore[arg-type]
-    return GenerationJob(tuple(pictures), Target(Path(output), resume=resume), made_with)
+    """An image of each prompt, in batches of one unless `batch_size` is among the options."""
+    images = list_images([Prompt(text) for text in prompts])
+    made_with = ModelOptions(str(model), **{"batch_size": 1, **options})  # type: ignore[arg-type]
+    return GenerationJob(tuple(images), Target(Path(output), resume=resume), made_with)
 
 
 def files(folder: str) -> dict[str, bytes]:

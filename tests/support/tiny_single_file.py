@@ -74,7 +74,7 @@ def _make(
         KLAutoencoder(vae),
         ClipTextEncoder(tokenizer, text_model),
         scheduler_config,
-        Defaults(SIZE_PX, SIZE_PX, num_inference_steps=2),
+        Defaults(height=SIZE_PX, width=SIZE_PX, num_inference_steps=2),
     )
     return _with_random_norms(parts)
 

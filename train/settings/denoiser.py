@@ -8,11 +8,11 @@ from pydantic import Field
 from ldm.config import Settings, checked_by
 from ldm.data.cache.moments import CacheSettings
 from ldm.data.captions import CaptionSettings
-from ldm.diffusion.guidance import EVERYWHERE, check_interval
+from ldm.diffusion.interval import EVERYWHERE, check_interval
 from ldm.diffusion.objective import ObjectiveSettings
 from ldm.diffusion.path import ScheduleSettings
 from ldm.models.fresh import DenoiserShape
-from ldm.types import MAX_PROMPT_CHUNKS
+from ldm.models.generation_settings import MAX_PROMPT_CHUNKS
 
 from ..run.trainable import TrainableSettings
 from .shared import TrainSettings

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ldm.diffusion.guidance import EVERYWHERE
+from ldm.diffusion.interval import EVERYWHERE
 from ldm.export.card.data_section import data_section
 from ldm.export.card.layout import Card, measurement_table
 from ldm.export.card.licences import licence_keys

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm.diffusion.guidance import EVERYWHERE
+from ldm.diffusion.interval import EVERYWHERE
 from ldm.models.loading.model import ModelParts
 from ldm.noise import image_generators, normal_per_image
 from ldm.pipeline.pipeline import Pipeline

@@ -101,7 +101,9 @@ def save_adapter(
         else:
             write_tensors(temporary / EMBEDDING_FILE, weights)
         write_json(temporary / ADAPTER, asdict(adapter))
-        write_json(temporary / "ldm.json", {"defaults": asdict(defaults), "provenance": provenance or {}})
+        write_json(
+            temporary / "ldm.json", {"defaults": defaults.model_defaults(), "provenance": provenance or {}}
+        )
 
 
 def adapter_chain(folder: Path) -> tuple[Path, list[tuple[Path, Adapter]]]:

@@ -5,18 +5,16 @@ Only component classes on a list, only safetensors, and no configuration key tha
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ldm.diffusion.guidance import EVERYWHERE, check_interval
 from ldm.errors import UserError, unknown_name
 from ldm.io.files import MAX_MODEL_JSON_BYTES, read_json, sha256_file
 from ldm.models.families.family import Family
 from ldm.models.families.registry import family_of_folder, network_components
+from ldm.models.generation_settings import MAX_PROMPT_CHUNKS, GenerationSettings, parse_settings
 from ldm.models.loading.weights_check import weights_files
-from ldm.types import MAX_PROMPT_CHUNKS
 
 ADAPTER = "adapter.json"
 """What an adapter's folder has instead of `model_index.json`: see `ldm.models.adapters.folder`."""
@@ -43,22 +41,12 @@ MAX_SIZE_PX = 2**14
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
-@dataclass(frozen=True)
-class Defaults:
-    """The settings that a model is best sampled with: `defaults` in its `ldm.json`. Height and width are in pixels.
+Defaults = GenerationSettings
+"""What a model is best sampled with: `defaults` in its `ldm.json`, see `GenerationSettings.model_defaults`.
 
-    A prompt longer than `max_prompt_chunks` contexts of the text encoder is cut off. The default is one: a small
-    network trained on one context draws worse with a second, even an empty one.
-    """
-
-    height: int
-    width: int
-    num_inference_steps: int = 25
-    guidance_scale: float = 7.5
-    guidance_rescale: float = 0.0
-    scheduler: str = "dpmpp_2m"
-    max_prompt_chunks: int = 1
-    guidance_interval: tuple[float, float] = EVERYWHERE
+A folder of ours that does not set `max_prompt_chunks` has one chunk: a small network trained on one context makes worse
+images with a second, even an empty one.
+"""
 
 
 def check_folder(folder: Path) -> None:
@@ -215,42 +203,28 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_defaults(folder: Path, height: int, width: int) -> Defaults:
-    """The model's defaults from `ldm.json`; what it leaves out is this size, DPM-Solver++ 2M and 25 steps.
+def read_defaults(
+    folder: Path, height: int, width: int, kind: type[GenerationSettings] = GenerationSettings
+) -> GenerationSettings:
+    """The model's defaults from `ldm.json`, with this size where the file has none.
 
     A folder without that file is a stock one of a large model: long prompts then have `MAX_PROMPT_CHUNKS`.
 
     Raises:
-        UserError: an unknown key, or a value of the wrong type.
+        UserError: an unknown key, or a value of the wrong type or out of range.
     """
     path = folder / "ldm.json"
     ours = path.is_file()
     given = read_object(path).get("defaults", {}) if ours else {"max_prompt_chunks": MAX_PROMPT_CHUNKS}
-    kinds = {f.name: type(f.default) if f.default is not MISSING else int for f in fields(Defaults)}
-    for key, value in given.items():
-        if key not in kinds:
-            raise unknown_name(f"key in {path}", key, kinds)
-        if key == "guidance_interval":
-            given[key] = _interval(path, value)
-        elif type(value) is not kinds[key] and not (kinds[key] is float and type(value) is int):
-            raise UserError(f"{path}: {key} is {value!r}", f"it must be of type {kinds[key].__name__}")
-    defaults = Defaults(**{"height": height, "width": width, **given})
+    known = kind().model_defaults()
+    for key in given:
+        if key not in known:
+            raise unknown_name(f"key in {path}", key, known)
+    defaults = parse_settings({"height": height, "width": width, **given}, kind, where=str(path))
     if max(defaults.height, defaults.width) > MAX_SIZE_PX:
         said = f"{folder} asks for images of {defaults.height} x {defaults.width} pixels"
         raise UserError(said, f"at most {MAX_SIZE_PX} on a side: see ldm.json, and sample_size of the unet")
     return defaults
-
-
-def _interval(path: Path, value: Any) -> tuple[float, float]:
-    """A guidance interval in JSON: a list of two numbers."""
-    if not isinstance(value, list) or [type(each) in (int, float) for each in value] != [True, True]:
-        raise UserError(f"{path}: guidance_interval is {value!r}", "it must be a list of two numbers")
-    start, end = map(float, value)
-    try:
-        check_interval((start, end))
-    except UserError as error:
-        raise UserError(f"{path}: {error.what}", error.hint) from None
-    return start, end
 
 
 def is_adapter(folder: Path) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,8 @@ def save_parts(
             save_network(network, temporary / name, dtype, max_shard_size, variant)
         save_small_files(parts, temporary)
         write_json(
-            temporary / "ldm.json", {"defaults": asdict(parts.defaults), "provenance": provenance or {}}
+            temporary / "ldm.json",
+            {"defaults": parts.defaults.model_defaults(), "provenance": provenance or {}},
         )
 
 

@@ -8,7 +8,6 @@ other programs do.
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ from ldm.models.families.family import Family, FileContent, SingleFile
 from ldm.models.families.original_names import UNET, from_original, is_passed_over, left_over
 from ldm.models.families.original_shapes import LATENT_CHANNELS
 from ldm.models.families.registry import family_of_file
+from ldm.models.generation_settings import MAX_PROMPT_CHUNKS, GenerationSettings
 from ldm.models.loading.components import build_network
 from ldm.models.parts import ModelParts, assemble
-from ldm.types import MAX_PROMPT_CHUNKS
 
 PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v_prediction", "v": "v_prediction"}
 """The names of prediction types in ModelSpec and elsewhere, and in diffusers."""
@@ -64,7 +63,7 @@ def load_single_file(
             components[name] = build_network(name, component, settings, weights[name], own_dtype)
     components |= layout.tokenizers()
     parts = assemble(path, family, components, scheduler_config)
-    parts.defaults = replace(parts.defaults, max_prompt_chunks=MAX_PROMPT_CHUNKS)
+    parts.defaults = GenerationSettings(max_prompt_chunks=MAX_PROMPT_CHUNKS).over(parts.defaults)
     return parts
 
 

@@ -1,0 +1,96 @@
+"""Where the images of a call go: their file names, and whether they may be written."""
+
+import io
+import math
+import tempfile
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldm.errors import UserError
+from ldm.io.files import disk_errors, write_bytes
+from ldm.io.images import image_grid, open_image
+from ldm.pipeline.batches import ImageRequest
+
+GRID_NAME = "grid.png"
+_SLUG_LENGTH = 40
+
+
+def file_name(image: ImageRequest) -> str:
+    """Such as `0001-a-red-apple-s7.png`; it depends on the prompts and seeds, not on the batches."""
+    return f"{image.number:04d}-{slug(image.prompt)}-s{image.seed}.png"
+
+
+def slug(prompt: str) -> str:
+    """The beginning of a prompt as part of a file name: letters and digits of any script, the rest as `-`."""
+    text = unicodedata.normalize("NFC", prompt).lower()
+    kept = "".join(c if c.isalnum() or unicodedata.category(c).startswith("M") else " " for c in text)
+    return "-".join(kept.split())[:_SLUG_LENGTH].rstrip("-") or "no-words"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where images go.
+
+    Attributes:
+        overwrite: replace files of the same name.
+        grid: write `grid.png` too, all the images side by side.
+        resume: keep the images that exist already, if `ldm.generation.finished` finds nothing wrong with them.
+    """
+
+    folder: Path
+    overwrite: bool = False
+    grid: bool = False
+    resume: bool = False
+
+    @property
+    def grid_path(self) -> Path:
+        return self.folder / GRID_NAME
+
+    def path(self, image: ImageRequest) -> Path:
+        """The file of one image."""
+        return self.folder / file_name(image)
+
+    def paths(self, images: Sequence[ImageRequest]) -> list[Path]:
+        """The files to write, in the order of the images; the grid comes last."""
+        return [self.path(image) for image in images] + ([self.grid_path] if self.grid else [])
+
+    def check(self, images: Sequence[ImageRequest]) -> None:
+        """Make sure, before any work is done, that the images can be written. Nothing is created.
+
+        Raises:
+            UserError: a file exists and neither `overwrite` nor `resume` is true, or the folder cannot be written to.
+        """
+        _check_writable(self.folder)
+        taken = [path for path in self.paths(images) if path.exists()]
+        for path in taken:
+            if path.is_dir() or not (self.overwrite or self.resume):
+                more = f" (and {len(taken) - 1} more)" if len(taken) > 1 else ""
+                raise UserError(
+                    f"{path} exists already{more}",
+                    "add --overwrite, or --resume to keep it, or give another --output",
+                )
+
+    def write_grid(self, images: Sequence[ImageRequest]) -> None:
+        """Write `grid.png` from the files of the images, in about as many rows as columns.
+
+        Raises:
+            UserError: an image's file is missing, or the disk is full or not writable.
+        """
+        opened = [open_image(self.path(image)) for image in images]
+        buffer = io.BytesIO()
+        image_grid(opened, num_columns=math.isqrt(len(opened) - 1) + 1).save(buffer, "PNG")
+        write_bytes(self.grid_path, buffer.getvalue())
+
+
+def _check_writable(folder: Path) -> None:
+    """A folder that does not exist yet is judged by the nearest parent that does."""
+    try:
+        with disk_errors(folder):
+            standing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+            if not standing.is_dir():
+                raise UserError(f"{standing} is a file", "give a folder as --output")
+            tempfile.TemporaryFile(dir=standing).close()
+    except OSError as error:  # a name too long, a broken disk
+        raise UserError(f"{folder} cannot be written ({error.strerror})", "choose another place") from error

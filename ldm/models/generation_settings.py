@@ -1,0 +1,354 @@
+"""The settings of an image: one model from which everything that names a setting is derived.
+
+A setting is one annotated field of `GenerationSettings`. Its type, bounds, description and `Setting` give the option of
+`ldm generate` and its help, the key in a prompt file, the argument of `Pipeline.generate`, the checks, the default in a
+model's `ldm.json`, and what an image's record and its A1111 text hold.
+
+A field that was never set is left open: `given` leaves it out and `over` takes it from another layer. From the weakest
+to the strongest, the layers are the model's defaults, the record of an image that is reproduced, options, a prompt's
+own settings.
+
+Nothing heavy is imported here: the command line reads this module for `ldm --help`.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Self, TypeVar, get_origin
+
+from pydantic import AfterValidator, Field, Strict, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from ldm.config import Settings
+from ldm.diffusion.interval import EVERYWHERE, Interval, check_interval
+from ldm.diffusion.scheduler_names import SCHEDULERS
+from ldm.errors import UserError, nearest, unknown_name
+
+LARGEST_SEED = 2**63 - 1
+
+MAX_PROMPT_CHUNKS = 3
+"""The most chunks that a prompt is split into, each as long as the text encoder's context."""
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "fast": {"guidance_interval": (0.0, 0.5), "deep_features_every": 3},
+    "full": {"guidance_interval": EVERYWHERE, "deep_features_every": 1},
+}
+"""Settings by name: what may be skipped for speed, and skipping nothing."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a field of `GenerationSettings` says besides its type, bounds, default and description.
+
+    Attributes:
+        metavar: how its value is written in the help, such as `N`; None for a switch.
+        model_default: a model may have its own default, in `ldm.json`.
+        recorded: the record of an image holds it.
+        infotext: its key in A1111's text, or None if it is not part of it.
+        infotext_value: its value there; a None is left out.
+    """
+
+    metavar: str | None = None
+    model_default: bool = False
+    recorded: bool = True
+    infotext: str | None = None
+    infotext_value: Callable[[Any], Any] = lambda value: value
+
+
+def sampler_title(scheduler: str) -> str:
+    """What A1111 calls a scheduler; an unknown one keeps its name."""
+    return SCHEDULERS[scheduler].title if scheduler in SCHEDULERS else scheduler
+
+
+def check_scheduler(name: str) -> str:
+    """Refuse an unknown scheduler, naming the nearest one."""
+    if name not in SCHEDULERS:
+        raise unknown_name("scheduler", name, SCHEDULERS)
+    return name
+
+
+def check_text(text: str) -> str:
+    """Refuse text that cannot be encoded, or that would end a C string."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of an argument, or half of a surrogate pair in JSON
+        raise UserError("the prompt is not valid Unicode", "write it as UTF-8") from None
+    if "\0" in text:
+        raise UserError("the prompt contains the character U+0000", "remove it")
+    return text
+
+
+def _checked_interval(interval: Interval) -> Interval:
+    check_interval(interval)
+    return interval
+
+
+_Number = Annotated[float, Strict()]
+
+
+class GenerationSettings(Settings):
+    """The settings of an image; those that were never set are left open.
+
+    Example:
+        GenerationSettings(scheduler="euler").over(model_defaults).num_inference_steps
+    """
+
+    seed: Annotated[int, Setting("N", recorded=False, infotext="Seed")] = Field(
+        0,
+        ge=0,
+        le=LARGEST_SEED,
+        strict=True,
+        description="The number that an image's noise is drawn from. The same prompt, settings and seed give the same "
+        "image, alone or in a batch.",
+    )
+    num_images: Annotated[int, Setting("N", recorded=False)] = Field(
+        1,
+        ge=1,
+        strict=True,
+        description="Images of each prompt, with the seeds seed, seed + 1, seed + 2, ...",
+    )
+    negative_prompt: Annotated[str, Setting("TEXT"), AfterValidator(check_text)] = Field(
+        "", description="What the images should not show; needs a guidance scale above 1."
+    )
+    height: Annotated[int, Setting("PIXELS", model_default=True)] = Field(
+        512,
+        ge=1,
+        strict=True,
+        description="Height of the image; models work best at the size they were trained on.",
+    )
+    width: Annotated[int, Setting("PIXELS", model_default=True)] = Field(
+        512,
+        ge=1,
+        strict=True,
+        description="Width of the image; both are rounded to a multiple that the model can make.",
+    )
+    num_inference_steps: Annotated[int, Setting("N", model_default=True, infotext="Steps")] = Field(
+        25,
+        ge=1,
+        strict=True,
+        description="Sampling steps: more take longer, and above about 50 little changes.",
+    )
+    guidance_scale: Annotated[float, Setting("X", model_default=True, infotext="CFG scale")] = Field(
+        7.5,
+        ge=0,
+        strict=True,
+        description="How strongly to follow the prompt. 1 is without guidance and twice as fast; 3 to 9 are usual; "
+        "higher values make the colours garish.",
+    )
+    guidance_rescale: Annotated[
+        float,
+        Setting(
+            "X", model_default=True, infotext="Guidance rescale", infotext_value=lambda share: share or None
+        ),
+    ] = Field(
+        0.0,
+        ge=0,
+        le=1,
+        strict=True,
+        description="Reduces the over-exposure of a high guidance scale: 0 is off, 0.7 is usual where needed.",
+    )
+    scheduler: Annotated[
+        str,
+        Setting("NAME", model_default=True, infotext="Sampler", infotext_value=sampler_title),
+        AfterValidator(check_scheduler),
+    ] = Field("dpmpp_2m", description="The sampler; `--scheduler list` prints all of them.")
+    karras: Annotated[
+        bool, Setting(infotext="Schedule type", infotext_value=lambda on: "Karras" if on else None)
+    ] = Field(
+        False,
+        strict=True,
+        description="Space the noise levels as Karras et al. 2022 do; often better with few steps.",
+    )
+    max_prompt_chunks: Annotated[int, Setting("N", model_default=True)] = Field(
+        1,
+        ge=1,
+        le=MAX_PROMPT_CHUNKS,
+        strict=True,
+        description="Contexts of the text encoder that a long prompt may fill, each about 75 words with CLIP; the rest "
+        "of the prompt is left out, with a warning.",
+    )
+    guidance_interval: Annotated[
+        tuple[_Number, _Number],
+        Setting("START END", model_default=True),
+        AfterValidator(_checked_interval),
+    ] = Field(
+        EVERYWHERE,
+        description="Use guidance in a part of the sampling only; the rest is twice as fast, and the result often "
+        "better. Rising numbers are fractions of the steps: 0 0.5 is the first half. Falling numbers are noise "
+        "levels, noise over signal: 5 0.3.",
+    )
+    deep_features_every: Annotated[int, Setting("N")] = Field(
+        1,
+        ge=1,
+        strict=True,
+        description="Compute the deep levels of the network only at every N-th step and reuse them in between: "
+        "faster, but the image changes, less so with more steps.",
+    )
+    preset: Annotated[str, Setting("NAME", recorded=False)] = Field(
+        "",
+        description="fast: guidance in the first half of the steps and deep levels at every third; full: skip "
+        "nothing, even where the model's own default does. Options beside it win.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, given: Any) -> Any:
+        """None is left open, NumPy's and torch's numbers are plain ones, and a preset becomes its settings."""
+        if not isinstance(given, Mapping):
+            return given
+        named = {
+            key: value.tolist() if hasattr(value, "tolist") else value
+            for key, value in given.items()
+            if value is not None
+        }
+        return {**preset_settings(named.pop("preset", "")), **named}
+
+    def __eq__(self, other: object) -> bool:
+        """Equal if the same settings are given: one that is left open is not the same as one set to the default."""
+        return type(self) is type(other) and self.given() == other.given()
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted(self.given().items())))
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        yield from self.given().items()
+
+    def given(self) -> dict[str, Any]:
+        """The settings that are not left open."""
+        return self.model_dump(exclude_unset=True)
+
+    def over(self, base: "GenerationSettings") -> Self:
+        """These settings, with those left open taken from `base`."""
+        return type(self)(**{**base.given(), **self.given()})
+
+    def without(self, *names: str) -> Self:
+        """These settings with some of them left open."""
+        return type(self)(**{name: value for name, value in self.given().items() if name not in names})
+
+    def model_defaults(self) -> dict[str, Any]:
+        """The settings for which a model may have its own default, as `defaults` in `ldm.json`."""
+        return {
+            name: getattr(self, name) for name, setting in settings_of(type(self)) if setting.model_default
+        }
+
+    def recorded(self) -> dict[str, Any]:
+        """What the record of an image holds of its settings, ready for JSON."""
+        names = {name for name, setting in settings_of(type(self)) if setting.recorded}
+        return self.model_dump(mode="json", include=names)
+
+
+AnyGenerationSettings = TypeVar("AnyGenerationSettings", bound=GenerationSettings)
+
+
+def preset_settings(name: str) -> dict[str, Any]:
+    """The settings that a preset stands for; without a name, none.
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    if not name:
+        return {}
+    if not isinstance(name, str) or name not in PRESETS:
+        raise unknown_name("preset", str(name), PRESETS)
+    return dict(PRESETS[name])
+
+
+def settings_of(kind: type[GenerationSettings]) -> Iterator[tuple[str, Setting]]:
+    """The name and the `Setting` of every field, in order."""
+    for name, field in kind.model_fields.items():
+        yield name, next(each for each in field.metadata if isinstance(each, Setting))
+
+
+def parse_settings(
+    given: Mapping[str, Any],
+    kind: type[AnyGenerationSettings],
+    *,
+    where: str = "",
+) -> AnyGenerationSettings:
+    """Settings from a plain mapping; None is left open.
+
+    Args:
+        where: what names them in an error, such as a file and a line.
+
+    Raises:
+        UserError: the first value that is wrong, or a key that is unknown, with the nearest right one.
+    """
+    prefix = f"{where}: " if where else ""
+    try:
+        return kind.model_validate(dict(given))
+    except UserError as error:
+        raise UserError(f"{prefix}{error.what}", error.hint) from None
+    except ValidationError as error:
+        raise _explained(kind, given, error, prefix) from None
+
+
+def _explained(
+    kind: type[GenerationSettings], given: Mapping[str, Any], error: ValidationError, prefix: str
+) -> UserError:
+    errors = error.errors()
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
+    name = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        guess = nearest(name, kind.model_fields)
+        hint = f"did you mean {guess!r}?" if guess else f"the settings are {', '.join(kind.model_fields)}"
+        return UserError(f"{prefix}unknown setting {name!r}", hint)
+    return UserError(f"{prefix}{name} is {given[name]!r}", f"it must be {expected(kind.model_fields[name])}")
+
+
+def expected(field: FieldInfo) -> str:
+    """The values that a field takes, such as `a whole number from 1 to 3`."""
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    kind: Any = field.annotation
+    if get_origin(kind) is tuple:
+        return "a list of two numbers"
+    low, high = bounds(field)
+    finite = "a finite number" if kind is float and high is None else names[kind]
+    limits = {
+        (False, False): "",
+        (True, False): f" of at least {low}",
+        (False, True): f" of at most {high}",
+        (True, True): f" from {low} to {high}",
+    }
+    return finite + limits[low is not None, high is not None]
+
+
+def bounds(field: FieldInfo) -> tuple[Any, Any]:
+    """The smallest and the largest value of a field, or None."""
+    found = {key: getattr(each, key) for each in field.metadata for key in ("ge", "le") if hasattr(each, key)}
+    return found.get("ge"), found.get("le")
+
+
+AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
+
+
+def spell_out(function: AnyFunction, parameters: list[inspect.Parameter], *, before: str = "") -> AnyFunction:
+    """Name the arguments that a function takes as `**`, for `help` and for typer.
+
+    Args:
+        before: the parameter in front of which they are put; by default they come last.
+    """
+    signature = inspect.signature(function)
+    own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    place = next((index for index, each in enumerate(own) if each.name == before), len(own))
+    named: Any = function
+    together = [*own[:place], *parameters, *own[place:]]
+    named.__signature__ = signature.replace(parameters=together)
+    named.__annotations__ = {each.name: each.annotation for each in together} | {
+        "return": signature.return_annotation
+    }
+    return function
+
+
+def keyword_parameters(kind: type[GenerationSettings]) -> list[inspect.Parameter]:
+    """The settings as keyword arguments of a Python function; None is left open."""
+    return [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=plain_type(field) | None
+        )
+        for name, field in kind.model_fields.items()
+    ]
+
+
+def plain_type(field: FieldInfo) -> Any:
+    """The type of a field without what pydantic checks."""
+    return Interval if get_origin(field.annotation) is tuple else field.annotation

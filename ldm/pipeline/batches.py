@@ -1,0 +1,148 @@
+"""Which images prompts ask for, and which of them are made together."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from operator import index
+
+from ldm.diffusion.sampling import SamplingPlan
+from ldm.errors import UserError, warn
+from ldm.models.generation_settings import LARGEST_SEED, GenerationSettings
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and its own settings; those left open come from elsewhere."""
+
+    prompt: str
+    settings: GenerationSettings = field(default_factory=GenerationSettings)
+
+    def over(self, base: GenerationSettings) -> "Prompt":
+        """This prompt, with the settings left open taken from `base`."""
+        return Prompt(self.prompt, self.settings.over(base))
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """One image to make.
+
+    Attributes:
+        number: its place in the order of the prompts, and of the seeds of a prompt; from 1.
+        settings: all but the seed and the number of images.
+    """
+
+    number: int
+    prompt: str
+    seed: int
+    settings: GenerationSettings
+
+
+Batch = Sequence[ImageRequest]
+"""Images that are made together, all with the same settings."""
+
+
+def list_images(prompts: Iterable[Prompt], seeds: Sequence[int] | None = None) -> list[ImageRequest]:
+    """Every image that the prompts ask for: `num_images` of the first prompt, then those of the next.
+
+    Args:
+        seeds: one for each image; by default the i-th image of a prompt has its seed + i, counted from 0.
+
+    Raises:
+        UserError: there is no prompt, or a seed is out of range, or there are too many or too few.
+    """
+    prompts = list(prompts)
+    if not prompts:
+        raise UserError("no prompt", "give at least one; an empty one is allowed")
+    shared = [(each, each.settings.without("seed", "num_images")) for each in prompts]
+    rows = [(each.prompt, settings) for each, settings in shared for _ in range(each.settings.num_images)]
+    own = _counted_seeds(prompts) if seeds is None else _checked_seeds(seeds, prompts, len(rows))
+    return [
+        ImageRequest(number, prompt, seed, settings)
+        for number, ((prompt, settings), seed) in enumerate(zip(rows, own, strict=True), start=1)
+    ]
+
+
+def _counted_seeds(prompts: Sequence[Prompt]) -> list[int]:
+    for settings in (prompt.settings for prompt in prompts):
+        if settings.seed + settings.num_images - 1 > LARGEST_SEED:
+            what = f"seed is {settings.seed} with {settings.num_images} images"
+            raise UserError(what, f"the last image's seed must be at most {LARGEST_SEED}")
+    return [each.settings.seed + i for each in prompts for i in range(each.settings.num_images)]
+
+
+def _checked_seeds(seeds: Sequence[int], prompts: Sequence[Prompt], num_images: int) -> list[int]:
+    """Seeds as plain whole numbers, as JSON has them."""
+    if seed := next((prompt.settings.seed for prompt in prompts if prompt.settings.seed), 0):
+        raise UserError(f"seed is {seed} and seeds are given too", "give one of the two")
+    if len(seeds) != num_images:
+        raise UserError(f"{len(seeds)} seeds for {num_images} images", "give one seed for each image")
+    if wrong := [each for each in seeds if not 0 <= each <= LARGEST_SEED]:
+        raise UserError(f"a seed is {wrong[0]}", f"it must be from 0 to {LARGEST_SEED}")
+    return list(map(index, seeds))
+
+
+def plan_batches(
+    images: Batch, batch_size: int, num_chunks: Callable[[ImageRequest], int] = lambda image: 1
+) -> list[Batch]:
+    """Divide images into batches of at most `batch_size`, each of images with the same settings.
+
+    The batches depend on the images alone, so they are the same for any number of processes.
+
+    Args:
+        num_chunks: of an image's prompt. Images of different counts are never in one batch: the shorter prompt would
+            have to be padded, which changes its image.
+
+    Raises:
+        UserError: `batch_size` is below 1.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}", "it must be at least 1")
+    alike: dict[tuple[GenerationSettings, int], list[ImageRequest]] = {}
+    for image in images:
+        alike.setdefault((image.settings, num_chunks(image)), []).append(image)
+    return [part for same in alike.values() for part in split(same, batch_size)]
+
+
+def split(batch: Batch, batch_size: int) -> list[Batch]:
+    """A batch in parts of at most `batch_size` images."""
+    return [batch[start : start + batch_size] for start in range(0, len(batch), batch_size)]
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """A batch with its settings completed and its sampler planned.
+
+    Attributes:
+        settings: all settings, none of them left open.
+        num_chunks: of the prompts, the negative one included.
+        plan: of the sampler, shared by all batches with the same settings.
+    """
+
+    images: Batch
+    settings: GenerationSettings
+    num_chunks: int
+    plan: SamplingPlan
+
+    @property
+    def prompts(self) -> list[str]:
+        return [image.prompt for image in self.images]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [image.seed for image in self.images]
+
+
+def halved(waiting: Sequence[PlannedBatch]) -> list[PlannedBatch]:
+    """The batches that are left, in parts half the size of the first, which did not fit in memory.
+
+    Raises:
+        UserError: the first is a single image.
+
+    Warns:
+        LdmWarning: how many images are made at once from here on.
+    """
+    at_once = len(waiting[0].images)
+    if at_once == 1:
+        raise UserError("one image does not fit in memory", "try --low-memory or a smaller size")
+    half = at_once // 2
+    warn(f"{at_once} images at once do not fit in memory, continuing with {half}")
+    return [replace(batch, images=part) for batch in waiting for part in split(batch.images, half)]
