@@ -3,8 +3,8 @@
 Every draw of a turn is a function of (seed, epoch, sample id): not of the rank, the worker, the batch or history.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -17,10 +17,16 @@ from ldm import noise
 from ldm.data.captions import CaptionSettings, caption_for, flip_allowed
 from ldm.data.order import SampleKey
 from ldm.data.prepare import BucketedSample
-from ldm.data.sample import Sample
+from ldm.data.sample import ImageInput, Sample
 from ldm.io.images import image_to_tensor, resize_and_crop
 
 Draw = tuple[int | str, ...]
+
+BATCH_NAMES = frozenset({
+    "sample_id", "pixel_values", "moments", "posterior_noise", "noise", "position", "caption", "weight", "loss_weight",
+    "loss_mask", "perturbation", "offset",
+})  # fmt: skip
+"""What a batch holds whatever the task is."""
 
 NO_DROPOUT = CaptionSettings(dropout=0.0)
 
@@ -135,6 +141,12 @@ class LatentSamples(Dataset[dict[str, Any]]):
         downscale: pixels a latent.
         masked: whether any sample has a loss mask; the others then get one that is 1 everywhere.
         extra_noise: draw the further noise that offset noise and input perturbation need.
+        images: gives a variant of each image that the task needs, by its `key`; crop and flip are those of the main
+            image.
+        texts: the further texts of each sample that the batch holds.
+
+    Raises:
+        ValueError: a further image or text has the name of something else in the batch.
     """
 
     placed: Sequence[BucketedSample]
@@ -147,6 +159,11 @@ class LatentSamples(Dataset[dict[str, Any]]):
     flip: bool = False
     masked: bool = False
     extra_noise: bool = False
+    images: Mapping[str, ReadImage] = field(default_factory=dict)
+    texts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_names([*self.images, *self.texts])
 
     def __len__(self) -> int:
         return len(self.placed)
@@ -167,15 +184,25 @@ class LatentSamples(Dataset[dict[str, Any]]):
             "loss_weight": sample.loss_weight,
         }
         if self.masked:
-            item["mask"] = placed.mask(crop, flip, self.downscale)
+            item["loss_mask"] = placed.mask(crop, flip, self.downscale)
         if self.extra_noise:
             item["perturbation"] = self._normal(placed, draw, "perturbation")
             item["offset"] = torch.randn(self.latent_channels, generator=noise.generator_for(*draw, "offset"))
+        item |= {name: read(key.sample_index, crop, flip) for name, read in self.images.items()}
+        item |= {name: sample.texts[name] for name in self.texts}
         return item
 
     def _normal(self, placed: BucketedSample, draw: Draw, purpose: str) -> Tensor:
         shape = placed.latent_shape(self.latent_channels, self.downscale)
         return torch.randn(shape, generator=noise.generator_for(*draw, purpose))
+
+
+def _check_names(names: Sequence[str]) -> None:
+    taken = [name for name in names if name in BATCH_NAMES or names.count(name) > 1]
+    if taken:
+        raise ValueError(
+            f"a further image or text cannot be called {taken[0]!r}: that name is taken in a batch"
+        )
 
 
 def read_pixels(placed: Sequence[BucketedSample]) -> ReadImage:
@@ -186,6 +213,17 @@ def read_pixels(placed: Sequence[BucketedSample]) -> ReadImage:
 def _pixels_of(placed: Sequence[BucketedSample], index: int, crop: int, flip: bool) -> Tensor:
     """A function of the module and not a lambda, so that a dataset can travel to a loader process."""
     return placed[index].pixels(crop, flip)
+
+
+def read_inputs(placed: Sequence[BucketedSample], wanted: ImageInput) -> ReadImage:
+    """Reads a variant of an image that the task needs from its file, as `BucketedSample.input_pixels` gives it."""
+    return partial(_input_of, placed, wanted)
+
+
+def _input_of(
+    placed: Sequence[BucketedSample], wanted: ImageInput, index: int, crop: int, flip: bool
+) -> Tensor:
+    return placed[index].input_pixels(wanted, crop, flip)
 
 
 def pixel_batches(placed: Iterable[BucketedSample], batch_size: int = 32) -> Iterator[Tensor]:

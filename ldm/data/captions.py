@@ -59,10 +59,10 @@ def directional_words(caption: str) -> list[str]:
 
 
 def flip_allowed(sample: Sample) -> bool:
-    """Whether a sample may be mirrored: as its folder says, or else when no caption names a direction."""
+    """Whether a sample may be mirrored: as its folder says, or else when no caption or text names a direction."""
     if sample.may_flip is not None:
         return sample.may_flip
-    return not any(directional_words(caption) for caption in sample.captions)
+    return not any(directional_words(text) for text in (*sample.captions, *sample.texts.values()))
 
 
 def caption_for(sample: Sample, settings: CaptionSettings, *, seed: int, epoch: int) -> str:

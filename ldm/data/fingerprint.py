@@ -40,8 +40,8 @@ class Fingerprint:
     def changes_since(self, before: "Fingerprint") -> str:
         """What became of the samples, such as "2 added ('a.png', 'b.png'), 1 removed ('c.png')"; empty for nothing.
 
-        A sample has changed when its image has other bytes, or its captions, its mask, or whether it may be mirrored
-        are not what they were.
+        A sample has changed when one of its images has other bytes, or its captions, its texts, its mask, or whether it
+        may be mirrored are not what they were.
         """
         old, new = before.samples, self.samples
         kinds = {
@@ -88,7 +88,8 @@ def _mask_file(sample: Sample) -> ImageSource | None:
 def _sample_hash(one: BucketedSample, mask_hashes: Mapping[ImageSource, str]) -> str:
     sample, mask = one.sample, _mask_file(one.sample)
     mask_hash = None if mask is None else mask_hashes[mask]
-    return _sha256([one.facts.content_hash, sample.captions, sample.may_flip, mask_hash])[:32]
+    told = [one.facts.content_hash, sample.captions, sample.may_flip, mask_hash, *one.inputs_record]
+    return _sha256(told)[:32]
 
 
 def _sha256(value: object) -> str:

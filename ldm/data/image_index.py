@@ -26,7 +26,7 @@ MAX_FILES = 16
 FINE_TICK_NS, COARSE_TICK_NS = 50_000_000, 2_000_000_000
 """How far apart two writes must be to have different times, on a usual disk and on one that keeps whole seconds."""
 
-FACTS_FIELDS = {field.name for field in fields(ImageInfo)}
+FACTS_FIELDS = {field.name for field in fields(ImageInfo)} - {"named"}
 
 
 class ImageIndex:
@@ -94,7 +94,8 @@ class ImageIndex:
 
 
 def _line(stamp: Stamp, facts: ImageInfo) -> str:
-    body = json.dumps([FACTS_VERSION, *stamp, asdict(facts)])
+    kept = {name: value for name, value in asdict(facts).items() if name in FACTS_FIELDS}
+    body = json.dumps([FACTS_VERSION, *stamp, kept])
     return json.dumps([_checksum(body), body]) + "\n"
 
 

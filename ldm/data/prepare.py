@@ -9,11 +9,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ldm.data.buckets import BucketSettings, Placement, draw_crop, place
-from ldm.data.cache.moments import read_unchanged
-from ldm.data.sample import ImageInfo, Refusal, Sample
+from ldm.data.sample import MAIN_IMAGE, ImageInfo, ImageInput, Refusal, Sample, read_unchanged
 from ldm.data.sources.read import Reading, SourceSettings
 from ldm.data.survey import check_bad_fraction
-from ldm.data.transform import transform_image, transform_key, transform_mask
+from ldm.data.transform import transform_image, transform_input, transform_key, transform_mask
 from ldm.io.images import WHITE, open_image
 from ldm.noise import key_to_seed
 
@@ -108,6 +107,27 @@ class BucketedSample:
         encoded = read_unchanged(self.sample.image, self.facts.content_hash)
         return transform_image(open_image(encoded, name=self.sample.image.name), self.placement, crop, flip)
 
+    def input_pixels(self, wanted: ImageInput, crop: int = 0, flip: bool = False) -> Tensor:
+        """The same crop of an image that a task needs: see `transform_input` for its shape and range.
+
+        Raises:
+            UserError: the image is gone, or has changed since it was surveyed.
+        """
+        source = self.sample.image if wanted.name == MAIN_IMAGE else self.sample.images[wanted.name]
+        encoded = read_unchanged(source, self.content_hash(wanted.name))
+        image = open_image(encoded, name=source.name)
+        return transform_input(image, self.placement, crop, flip, kind=wanted.kind)
+
+    def content_hash(self, name: str = MAIN_IMAGE) -> str:
+        """SHA-256 of the encoded bytes of one of its images, in hex."""
+        return (self.facts if name == MAIN_IMAGE else self.facts.named[name]).content_hash
+
+    @property
+    def inputs_record(self) -> list[dict[str, str]]:
+        """What the order and the fingerprint of a run take of the task's inputs; empty where it has none."""
+        images = {name: found.content_hash for name, found in self.facts.named.items()}
+        return [images, dict(self.sample.texts)] if images or self.sample.texts else []
+
     def mask(self, crop: int, flip: bool, downscale: int) -> Tensor:
         """The variant's loss mask [1, h, w] in [0, 1]; ones for a sample without one."""
         source = self.sample.loss_mask
@@ -118,7 +138,7 @@ class BucketedSample:
         return transform_mask(image, self.placement, crop, flip, pixels_per_latent=downscale)
 
     def variant_key(self, crop: int, flip: bool) -> str:
-        """Canonical text of what is done to the image for a variant; it enters the cache's key."""
+        """Canonical text of what is done to an image of the sample for a variant; it enters the cache's key."""
         return transform_key(self.placement, crop, flip, WHITE)
 
 

@@ -1,9 +1,46 @@
-"""One captioned image, wherever its bytes lie, and what was found out about it."""
+"""A captioned image with the further images and texts that a task needs, and what decoding it found.
 
+A sample has a main image, which a model learns to generate, its captions, and optionally a loss mask. A task may need
+more: InstructPix2Pix a source image and an instruction, inpainting a mask, ControlNet a control image. It lists them
+in a `TaskInputs`, which every step from reading to batches takes. Without it, samples have neither further images nor
+texts, whatever columns the data has.
+
+    inputs = TaskInputs(
+        images=(ImageInput("source", encoded=True), ImageInput("mask", "mask")), texts=("instruction",)
+    )
+    reading = read_sources(settings.all_sources(), inputs)  # Sample.images["source"], Sample.texts["instruction"]
+    facts = survey(reading.samples, image_index)            # every image decoded once; ImageInfo.named["source"]
+    prepared = prepare(reading, facts, settings, ...)       # BucketedSample
+    one.input_pixels(inputs.images[0], crop, flip)          # [3, H, W], the same crop as one.pixels(crop, flip)
+    open_shard(shard, settings, inputs=inputs, ...)         # the same for streams
+
+In a batch, a text is a list of B strings under its name, and an image a tensor under `ImageInput.key`:
+
+    LatentSamples(..., images={image.key: read for ...}, texts=inputs.texts)
+    StreamedSamples(like, inputs)                           # makes the readers itself
+
+    batch["source"]       encoded=True: moments where the batch has `moments`, else pixel_values, like the main image
+    batch["mask_pixels"]  encoded=False: [B, 1, H, W] in [0, 1]; of kind "photo" [B, 3, H, W] in [-1, 1]
+    batch["loss_mask"]    [B, 1, h, w], unrelated to an image that is called `mask`
+
+The readers are `read_inputs(placed, image)`, which decodes files, and with a cache, for encoded images, the moments:
+
+    keys = variant_keys(placed, autoencoder_hash, flip, image)      # these are in ldm.data.cache.moments
+    wanted += cache_items(placed, keys, image)                      # for MomentsCache.fill
+    moments_reader(cache, keys)
+
+The main image is `MAIN_INPUT`, named `image`; a task that needs its pixel values besides its moments asks for it so.
+
+Folders name further images in metadata columns `NAME_file_name`, as ImageFolder does; parquet files and `datasets`
+have image columns `NAME`; tars have members `KEY.NAME.png`.
+"""
+
+import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from PIL import Image
 
@@ -62,6 +99,80 @@ def stamp_of(name: str, *files: os.stat_result) -> Stamp:
     return name, size, max(s.st_mtime_ns for s in files), max(s.st_ctime_ns for s in files)
 
 
+def read_unchanged(image: ImageSource, content_hash: str) -> bytes:
+    """An image's bytes, which must still be those that were surveyed.
+
+    Raises:
+        UserError: they are gone or have changed.
+    """
+    data = image.read()
+    if hashlib.sha256(data).hexdigest() != content_hash:
+        raise UserError(f"{image.name} has changed since it was checked", "run again with cache.rehash=true")
+    return data
+
+
+ImageKind = Literal["photo", "control", "mask", "labels"]
+"""How a further image is resampled, and what its values are.
+
+photo: Lanczos, RGB in [-1, 1], like the main image. Only photos can be encoded. control: box filter, RGB in [0, 1],
+such as edges or depth. mask: box filter, grey in [0, 1]. labels: nearest neighbour, RGB in [0, 1], for maps whose
+colours are classes.
+"""
+
+
+MAIN_IMAGE = "image"
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """An image that a task needs of each sample.
+
+    Attributes:
+        name: of the further image, or `image` for the main one.
+        encoded: whether it goes through the autoencoder; else the task gets its pixel values.
+
+    Raises:
+        ValueError: an image that is not a photo is to be encoded.
+    """
+
+    name: str
+    kind: ImageKind = "photo"
+    encoded: bool = False
+
+    def __post_init__(self) -> None:
+        if self.encoded and self.kind != "photo":
+            raise ValueError(f"the image {self.name!r} is of kind {self.kind}: only photos can be encoded")
+
+    @property
+    def key(self) -> str:
+        """Its name in a batch."""
+        return self.name if self.encoded else f"{self.name}_pixels"
+
+
+MAIN_INPUT = ImageInput(MAIN_IMAGE)
+
+
+@dataclass(frozen=True)
+class TaskInputs:
+    """What a task needs of each sample besides its captions and the latents of its main image.
+
+    Attributes:
+        images: the images; one may be listed twice, encoded and not.
+        texts: columns of text.
+    """
+
+    images: tuple[ImageInput, ...] = ()
+    texts: tuple[str, ...] = ()
+
+    @property
+    def further_images(self) -> tuple[str, ...]:
+        """The names of the images besides the main one, each once."""
+        return tuple(dict.fromkeys(image.name for image in self.images if image.name != MAIN_IMAGE))
+
+
+NO_INPUTS = TaskInputs()
+
+
 @dataclass(frozen=True)
 class Sample:
     """One captioned image.
@@ -74,6 +185,8 @@ class Sample:
         loss_weight: what its loss is multiplied with.
         loss_mask: an image that is white where the loss counts and black where it does not.
         extra: the row's other columns.
+        images: the further images that the task needs, by name; transformed together with `image`.
+        texts: the further texts that the task needs, by name.
     """
 
     sample_id: str
@@ -83,6 +196,8 @@ class Sample:
     loss_weight: float = 1.0
     loss_mask: ImageSource | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    images: Mapping[str, ImageSource] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -116,6 +231,7 @@ class ImageInfo:
         perceptual_hash: 64 bits that hardly change when the image is scaled or saved again.
         notes: what of the file was left out, such as "first of 12 frames used".
         is_black: whether no pixel is anything else; of a mask, nothing of its image counts.
+        named: the same of the sample's further images, by name. Set by `survey`; the image index has it not.
     """
 
     content_hash: str
@@ -124,3 +240,4 @@ class ImageInfo:
     perceptual_hash: int
     notes: tuple[str, ...] = ()
     is_black: bool = False
+    named: Mapping[str, "ImageInfo"] = field(default_factory=dict)

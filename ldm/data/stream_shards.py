@@ -9,7 +9,7 @@ from typing import Any
 
 from ldm.data.image_index import ImageIndex
 from ldm.data.prepare import BucketedSample, DataSettings, Prepared, prepare
-from ldm.data.sample import ImageInfo, Refusal, Sample
+from ldm.data.sample import NO_INPUTS, ImageInfo, Refusal, Sample, TaskInputs
 from ldm.data.sources.parquet import parquet_files, read_parquet
 from ldm.data.sources.read import Kind, Reading, SourceSettings, dressed, kind_of
 from ldm.data.sources.webdataset import read_tar, tar_files
@@ -98,15 +98,20 @@ def shards_hash(shards: Sequence[Shard]) -> str:
     return _hash([shard.shard_id for shard in shards])
 
 
-def read_shard(shard: Shard) -> Reading:
+def read_shard(shard: Shard, inputs: TaskInputs = NO_INPUTS) -> Reading:
     """The samples of a shard, as `read_source` would give them: with their weights, masks, repeats and ids.
+
+    Args:
+        inputs: the further images and texts that the task needs.
 
     Raises:
         UserError: the file is broken or has no such columns, or two samples have one id.
     """
     settings = shard.settings
     columns = {"image_column": settings.image_column, "caption_column": settings.caption_column}
-    fates: list[Sample | Refusal] = list(READERS[shard.kind](shard.name, shard.path, **columns))
+    fates: list[Sample | Refusal] = list(
+        READERS[shard.kind](shard.name, shard.path, inputs=inputs, **columns)
+    )
     samples = [fate for fate in fates if isinstance(fate, Sample)]
     refusals = [fate for fate in fates if isinstance(fate, Refusal)]
     return dressed(Reading(samples, refusals), settings, str(shard.path), shard.source)
@@ -122,6 +127,7 @@ def open_shard(
     rank: int = 0,
     num_processes: int = 1,
     gather: Gather = list,
+    inputs: TaskInputs = NO_INPUTS,
 ) -> OpenShard:
     """Read a shard, decode its images once, by all processes together, and place its samples.
 
@@ -129,11 +135,12 @@ def open_shard(
         multiple: with buckets, image sides are multiples of this many pixels.
         memo: a folder where what is known of each image is remembered, in a memo of its own for each shard.
         gather: makes what each process found out known to all; every process calls it.
+        inputs: the further images and texts that the task needs.
 
     Raises:
         UserError: the shard as a whole cannot be read.
     """
-    reading = read_shard(shard)
+    reading = read_shard(shard, inputs)
     known = ImageIndex(image_index / "streams" / _hash(str(shard.path.resolve()))) if image_index else None
     mine = survey(reading.samples, known, rank=rank, num_processes=num_processes)
     if known is not None:
@@ -146,9 +153,9 @@ def open_shard(
 
 
 def contents_hash(prepared: Prepared) -> str:
-    """Of every sample's id, size, captions and image, and of the ids refused: not of where the file lies."""
+    """Of every sample's id, size, captions, texts and images, and of the ids refused: not of where the file lies."""
     used = [
-        (one.sample.sample_id, one.size, one.sample.captions, one.facts.content_hash)
+        (one.sample.sample_id, one.size, one.sample.captions, one.facts.content_hash, *one.inputs_record)
         for one in prepared.placed
     ]
     return _hash([used, [refusal.sample_id for refusal in prepared.refusals]])

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 from torch.utils.data import Dataset
 
 from ldm import noise
-from ldm.data.batches import LatentSamples, read_pixels
+from ldm.data.batches import LatentSamples, read_inputs, read_pixels
 from ldm.data.order import SampleKey, epoch_batches, share_of
 from ldm.data.prepare import BucketedSample
+from ldm.data.sample import NO_INPUTS, TaskInputs
 from ldm.data.stream_shards import OpenShard, Shard, shards_hash
 from ldm.errors import UserError
 
@@ -174,11 +175,20 @@ class StreamedSamples(Dataset[dict[str, Any]]):
 
     Attributes:
         like: how: its settings, without its samples.
+        inputs: the further images and texts that a batch holds.
     """
 
     like: LatentSamples
+    inputs: TaskInputs = NO_INPUTS
 
     def __getitem__(self, turn: Turn) -> dict[str, Any]:
         one = [turn.placed]
-        samples = replace(self.like, placed=one, read=read_pixels(one), kind="pixel_values")
+        samples = replace(
+            self.like,
+            placed=one,
+            read=read_pixels(one),
+            kind="pixel_values",
+            images={image.key: read_inputs(one, image) for image in self.inputs.images},
+            texts=self.inputs.texts,
+        )
         return samples[SampleKey(turn.epoch, 0, turn.weight)]

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from ldm.data.duplicates import perceptual_hash
@@ -36,25 +37,34 @@ def survey(
     """The facts of each sample's image by the sample's id, or why it cannot be used.
 
     An image is read and fully decoded, once however many samples show it, and not at all when the memo knows it.
-    A mask is decoded too, must have the image's size and let something of it count.
+    A mask is decoded too, must have the image's size and let something of it count. So are the sample's further images,
+    which must have its aspect ratio; their facts are `ImageInfo.named`.
 
     Args:
         memo: what was found out in earlier runs, or None to distrust it.
         rank: of this process; a process does every `num_processes`-th image, and the shares together are everything.
         on_progress: called with (done, total) after each image of this process.
     """
-    pairs = list(dict.fromkeys((sample.image, sample.loss_mask) for sample in samples))[rank::num_processes]
+    mine = list(dict.fromkeys(map(_images_of, samples)))[rank::num_processes]
     surveyor = _Surveyor(image_index)
-    found: dict[tuple[ImageSource, ImageSource | None], ImageInfo | str] = {}
-    for done, (image, mask) in enumerate(pairs, start=1):
-        found[image, mask] = surveyor.facts_or_fault(image, mask)
-        on_progress(done, len(pairs))
-    fates = {s.sample_id: found.get((s.image, s.loss_mask)) for s in samples}
+    found: dict[_Images, ImageInfo | str] = {}
+    for done, images in enumerate(mine, start=1):
+        found[images] = surveyor.facts_or_fault(*images)
+        on_progress(done, len(mine))
+    fates = {s.sample_id: found.get(_images_of(s)) for s in samples}
     return {
         sample_id: fate if isinstance(fate, ImageInfo) else Refusal(sample_id, fate)
         for sample_id, fate in fates.items()
         if fate is not None
     }
+
+
+_Images = tuple[ImageSource, ImageSource | None, tuple[tuple[str, ImageSource], ...]]
+"""A sample's image, its loss mask and its further images by name."""
+
+
+def _images_of(sample: Sample) -> _Images:
+    return sample.image, sample.loss_mask, tuple(sample.images.items())
 
 
 def content_hashes(images: Iterable[ImageSource], image_index: FactsMemo | None) -> dict[ImageSource, str]:
@@ -74,16 +84,25 @@ class _Surveyor:
         self.image_index = image_index
         self.by_content: dict[str, ImageInfo] = {}
 
-    def facts_or_fault(self, image: ImageSource, mask: ImageSource | None) -> ImageInfo | str:
-        """An image's facts, or in one line what is wrong with it or with its mask."""
+    def facts_or_fault(
+        self, image: ImageSource, mask: ImageSource | None, named: tuple[tuple[str, ImageSource], ...]
+    ) -> ImageInfo | str:
+        """An image's facts, or in one line what is wrong with it, with its mask or with a further image."""
         try:
             facts = self.facts(image)
             if mask is not None:
                 _check_mask(mask, self.facts(mask), facts)
+            further = {name: self._further(name, source, facts) for name, source in named}
         except UserError as error:
             return " ".join(str(error).split())
         except MemoryError:
             return f"{image.name}: too large for this machine's memory: shrink it"
+        return replace(facts, named=further) if further else facts
+
+    def _further(self, name: str, source: ImageSource, main: ImageInfo) -> ImageInfo:
+        """The facts of a sample's further image, which has the aspect ratio of its main image."""
+        facts = self.facts(source)
+        _check_aspect(name, source, facts, main)
         return facts
 
     def facts(self, image: ImageSource) -> ImageInfo:
@@ -120,6 +139,14 @@ def _check_mask(mask: ImageSource, mask_facts: ImageInfo, facts: ImageInfo) -> N
     if (mask_facts.width, mask_facts.height) != (facts.width, facts.height):
         sizes = f"{mask_facts.width} x {mask_facts.height}, its image {facts.width} x {facts.height}"
         raise UserError(f"{mask.name}: the mask is {sizes}", "give both the same size")
+
+
+def _check_aspect(name: str, source: ImageSource, facts: ImageInfo, main: ImageInfo) -> None:
+    """Refuse an image that is more than a pixel away from its main image's aspect ratio."""
+    sides = (facts.width, facts.height, main.width, main.height)
+    if abs(facts.width * main.height - main.width * facts.height) >= max(sides):
+        sizes = f"{facts.width} x {facts.height}, its image {main.width} x {main.height}"
+        raise UserError(f"{source.name}: the image {name!r} is {sizes}", "give both the same aspect ratio")
 
 
 def check_bad_fraction(num_found: int, refusals: Sequence[Refusal], max_bad_fraction: float) -> None:

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.data.buckets import Placement, scaled_size
+from ldm.data.sample import ImageKind
 from ldm.errors import UserError
 from ldm.io.images import WHITE, Color, image_to_tensor, resize_and_crop
 
@@ -16,7 +17,7 @@ TRANSFORM_VERSION = 1
 """Part of every cache key. It goes up by one whenever the same image and placement give other numbers; a test of the
 output's hash says when."""
 
-_MASK_TOLERANCE = 0.02
+_SHAPE_TOLERANCE = 0.02
 
 
 def transform_image(image: Image.Image, placement: Placement, crop: int = 0, flip: bool = False) -> Tensor:
@@ -60,13 +61,7 @@ def transform_mask(
     height, width = placement.height, placement.width
     if height % pixels_per_latent or width % pixels_per_latent:
         raise UserError(f"{width} x {height} pixels", f"choose multiples of {pixels_per_latent}")
-    shape = placement.scaled_width / placement.scaled_height
-    rounding = 1 / min(mask.size) + 1 / min(placement.scaled_height, placement.scaled_width)
-    if abs(mask.width / mask.height / shape - 1) > _MASK_TOLERANCE + rounding:
-        raise UserError(
-            f"a mask is {mask.width} x {mask.height} pixels and has another shape than its image",
-            "give it the image's size",
-        )
+    _check_shape("a mask", mask, placement)
     box = _box(mask.size, placement, crop)
     grey = mask.convert("L").resize((width, height), Image.Resampling.BOX, box=box)
     values = np.asarray(grey, dtype=np.int64)
@@ -76,6 +71,56 @@ def transform_mask(
     # sums of integers are exact anywhere
     means = torch.from_numpy(cells.mean(axis=(1, 3)) / 255).float()[None]
     return means.flip(-1) if flip else means
+
+
+_RESAMPLING: dict[ImageKind, Image.Resampling] = {
+    "photo": Image.Resampling.LANCZOS,
+    "control": Image.Resampling.BOX,
+    "mask": Image.Resampling.BOX,
+    "labels": Image.Resampling.NEAREST,
+}
+
+
+def transform_input(
+    image: Image.Image,
+    placement: Placement,
+    crop: int = 0,
+    flip: bool = False,
+    *,
+    kind: ImageKind = "photo",
+) -> Tensor:
+    """The same cut of a sample's further image, which may have another resolution than its main image.
+
+    Returns:
+        [3, H, W] in [-1, 1] of a photo; the very values of `transform_image` where it is the same image. [1, H, W] in
+        [0, 1] of a mask, 1 where it is white; [3, H, W] in [0, 1] of other kinds.
+
+    Raises:
+        UserError: it has another aspect ratio than the main image.
+    """
+    _check_shape("an image", image, placement)
+    image = image.convert("L" if kind == "mask" else "RGB")
+    size, box = (placement.width, placement.height), _box(image.size, placement, crop)
+    cut = image.resize(size, _RESAMPLING[kind], box=box)
+    values = image_to_tensor(cut) if kind == "photo" else _unit_tensor(cut)
+    return values.flip(-1) if flip else values
+
+
+def _unit_tensor(image: Image.Image) -> Tensor:
+    """A grey or RGB image as [1, H, W] or [3, H, W], float32 in [0, 1]."""
+    values = np.asarray(image, dtype=np.float32).reshape(image.height, image.width, -1) / 255.0
+    return torch.from_numpy(values).permute(2, 0, 1).contiguous()
+
+
+def _check_shape(what: str, image: Image.Image, placement: Placement) -> None:
+    """Refuse an image of another aspect ratio than the one that was placed, but for rounding."""
+    shape = placement.scaled_width / placement.scaled_height
+    rounding = 1 / min(image.size) + 1 / min(placement.scaled_height, placement.scaled_width)
+    if abs(image.width / image.height / shape - 1) > _SHAPE_TOLERANCE + rounding:
+        raise UserError(
+            f"{what} is {image.width} x {image.height} pixels and has another shape than its image",
+            "give it the image's size",
+        )
 
 
 def transform_key(placement: Placement, crop: int = 0, flip: bool = False, background: Color = WHITE) -> str:

@@ -82,8 +82,8 @@ def test_a_mask_is_cut_and_mirrored_as_its_image(tmp_path: Path) -> None:
     for epoch in range(30):
         item = dataset[SampleKey(epoch, 0)]
         cells = torch.nn.functional.avg_pool2d((item["pixel_values"][:1] + 1) / 2, 4)
-        torch.testing.assert_close(item["mask"], cells, atol=0.02, rtol=0)
-        masks.add(tuple(item["mask"].flatten().tolist()))
+        torch.testing.assert_close(item["loss_mask"], cells, atol=0.02, rtol=0)
+        masks.add(tuple(item["loss_mask"].flatten().tolist()))
     assert len(masks) > 3  # crops, and mirrored ones
 
 
@@ -108,8 +108,8 @@ def test_weights_masks_and_further_noise_come_along_where_they_are_asked_for(tmp
     placed = prepare_source(source)
     item = latents(placed, masked=True, extra_noise=True)[SampleKey(0, 0)]
     assert item["loss_weight"] == 0.5
-    assert item["mask"].shape == (1, 4, 4)
-    assert item["mask"][0, :, 0].tolist() == [0, 0, 1, 1]
+    assert item["loss_mask"].shape == (1, 4, 4)
+    assert item["loss_mask"][0, :, 0].tolist() == [0, 0, 1, 1]
     assert item["perturbation"].shape == (3, 4, 4) and item["offset"].shape == (3,)
     assert not torch.equal(item["perturbation"], item["noise"])
 

@@ -24,10 +24,9 @@ from ldm.data.cache.moments import (
     cache_root,
     entry_key,
     prompt_key,
-    read_unchanged,
     tensors_hash,
 )
-from ldm.data.sample import FileImage
+from ldm.data.sample import FileImage, read_unchanged
 from ldm.errors import UserError
 from tests.support.tiny_cache import MODEL, Encoder, filled, item, items, key_of, pixels_of, shards
 from tests.support.tiny_models import make_sd1

@@ -58,7 +58,7 @@ class DenoiserTask(nn.Module):
             self.embed(batch["caption"], latents.device),
             self.schedule,
             self.settings.objective,
-            mask=batch.get("mask"),
+            mask=batch.get("loss_mask"),
             offset=batch.get("offset"),
             perturbation=batch.get("perturbation"),
         )

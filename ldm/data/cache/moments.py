@@ -5,11 +5,11 @@ what changes gets another key. It holds the posterior's mean and log-variance, n
 crop and flip. Every entry is verified on its first reading in a process. The dataset's own folder is never written to.
 """
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,12 +17,15 @@ from pydantic import Field
 from torch import Tensor
 
 from ldm.config import Settings
+from ldm.data.batches import ReadImage
 from ldm.data.cache.fill import Filled, Processes, fill_store
 from ldm.data.cache.keys import combined_hash, entry_key, prompt_key, tensors_hash
 from ldm.data.cache.prompts import HINT, PromptCache
 from ldm.data.cache.prune import Pruned, mark_used, prune
 from ldm.data.cache.shards import Parts, ShardStore, report_damage
-from ldm.data.sample import ImageSource
+from ldm.data.captions import flip_allowed
+from ldm.data.prepare import BucketedSample
+from ldm.data.sample import MAIN_INPUT, ImageInput
 from ldm.errors import UserError
 
 __all__ = [
@@ -38,7 +41,6 @@ __all__ = [
     "mark_used",
     "prompt_key",
     "prune",
-    "read_unchanged",
     "tensors_hash",
 ]
 
@@ -66,18 +68,6 @@ def cache_root() -> Path:
     return (shared if shared.is_absolute() else Path.home() / ".cache") / "open-ldm"
 
 
-def read_unchanged(image: ImageSource, content_hash: str) -> bytes:
-    """An image's bytes, which must still be those that were checked: what `CacheItem.load` should read.
-
-    Raises:
-        UserError: they are gone or have changed.
-    """
-    data = image.read()
-    if hashlib.sha256(data).hexdigest() != content_hash:
-        raise UserError(f"{image.name} has changed since it was checked", "run again with cache.rehash=true")
-    return data
-
-
 @dataclass(frozen=True)
 class CacheItem:
     """An entry that is wanted.
@@ -89,6 +79,42 @@ class CacheItem:
 
     key: str
     load: Callable[[], Tensor]
+
+
+VariantKeys = list[dict[tuple[int, bool], str]]
+"""For each sample the cache key of each (crop, flip) that it can be shown with."""
+
+
+def variant_keys(
+    placed: Sequence[BucketedSample],
+    autoencoder_hash: str,
+    flip: bool,
+    image: ImageInput = MAIN_INPUT,
+) -> VariantKeys:
+    """The cache keys of all variants of one image of every sample."""
+    return [
+        {
+            (crop, flipped): entry_key(
+                one.content_hash(image.name), one.variant_key(crop, flipped), autoencoder_hash
+            )
+            for crop in range(len(one.placement.crops))
+            for flipped in ((False, True) if flip and flip_allowed(one.sample) else (False,))
+        }
+        for one in placed
+    ]
+
+
+def cache_items(
+    placed: Sequence[BucketedSample],
+    keys: VariantKeys,
+    image: ImageInput = MAIN_INPUT,
+) -> list[CacheItem]:
+    """Every variant of one image of every sample as the cache wants them: those of one size together."""
+    return [
+        CacheItem(key, partial(one.input_pixels, image, *variant))
+        for one, variants in sorted(zip(placed, keys, strict=True), key=lambda pair: pair[0].size)
+        for variant, key in variants.items()
+    ]
 
 
 class MomentsCache:
@@ -162,6 +188,16 @@ class MomentsCache:
         if parts is None:
             raise UserError(f"the entry {key} is not in the cache {self.store.folder}", HINT)
         return parts["moments"]
+
+
+def moments_reader(cache: MomentsCache, keys: VariantKeys) -> ReadImage:
+    """Reads a variant's moments [2C, h, w] from a cache that has been filled."""
+    return partial(_read_moments, cache, keys)
+
+
+def _read_moments(cache: MomentsCache, keys: VariantKeys, index: int, crop: int, flip: bool) -> Tensor:
+    """A function of the module and not a lambda, so that a dataset can travel to a loader process."""
+    return cache.read(keys[index][crop, flip])
 
 
 def _loaded(batches: Iterable[Sequence[CacheItem]], num_loaders: int) -> Iterator[list[Tensor]]:

@@ -5,10 +5,11 @@ Captions come from `metadata.jsonl`, `metadata.csv` or `metadata.parquet` (the I
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 
-from ldm.data.sample import FileImage, Sample
+from ldm.data.sample import NO_INPUTS, FileImage, Sample, TaskInputs
 from ldm.data.sources.metadata import (
     FILE_NAMES,
     Row,
@@ -24,14 +25,25 @@ from ldm.data.sources.scan import DOCUMENTS, composed, file_inside, is_folder, q
 from ldm.errors import UserError
 from ldm.io.images import IMAGE_SUFFIXES
 
+FILE_NAME_ENDING = "_file_name"
+"""Of the columns that name further images: `source_file_name` is the image `source`."""
+
 
 def read_folder(
-    root: str | os.PathLike[str], *, caption_column: str = "text", file_column: str = "file_name"
+    root: str | os.PathLike[str],
+    *,
+    caption_column: str = "text",
+    file_column: str = "file_name",
+    inputs: TaskInputs = NO_INPUTS,
 ) -> list[Sample]:
     """Every image below `root` with its captions, in the order of the metadata or else of the file names.
 
     Beside the columns of file names and captions a row may have `captions` (a list of further captions) and
-    `flip` (false where a mirrored image would make its captions wrong).
+    `flip` (false where a mirrored image would make its captions wrong). Columns such as `source_file_name` name further
+    images; only those that `inputs` asks for are read.
+
+    Args:
+        inputs: the further images and texts that the task needs; every row must have them.
 
     Raises:
         UserError: the folder is missing or empty, captions and images do not match one to one, a row or a
@@ -50,10 +62,29 @@ def read_folder(
         )
     if metadata is None:
         _refuse_nested_metadata(root, names)
+        _refuse_inputs(root, inputs)
         return _read_sidecars(root, images, sidecars)
-    samples = _read_metadata(root, names, metadata, caption_column, file_column)
-    _refuse_unlisted(metadata, samples, images, sidecars)
+    on_disk = {composed(name): name for name in names} | {name: name for name in names}
+    read_row = partial(
+        _sample_of_row,
+        root,
+        on_disk=on_disk,
+        caption_column=caption_column,
+        file_column=file_column,
+        inputs=inputs,
+    )
+    samples = _read_metadata(metadata, read_row, f"{file_column} and {caption_column}")
+    named = {on_disk.get(name) or on_disk.get(composed(name)) for name in _named_files(samples.values())}
+    _refuse_unlisted(metadata, samples, [name for name in images if name not in named], sidecars)
     return list(samples.values())
+
+
+def _named_files(samples: Iterable[Sample]) -> Iterator[str]:
+    """The files in the columns `*_file_name`, which need no row of their own, whether a task asks for them or not."""
+    for sample in samples:
+        for column, value in sample.extra.items():
+            if column.endswith(FILE_NAME_ENDING) and isinstance(value, str):
+                yield PurePosixPath(value).as_posix()
 
 
 def _refuse_nested_metadata(root: Path, names: list[str]) -> None:
@@ -63,14 +94,22 @@ def _refuse_nested_metadata(root: Path, names: list[str]) -> None:
         raise UserError(f"{root}: the metadata lies deeper, in {nested[0]}", "name the folder that holds it")
 
 
+def _refuse_inputs(root: Path, inputs: TaskInputs) -> None:
+    columns = [*(f"{name}{FILE_NAME_ENDING}" for name in inputs.further_images), *inputs.texts]
+    if columns:
+        raise UserError(
+            f"{root}: .txt files hold captions only, and the task needs {', '.join(columns)}",
+            f"write metadata.jsonl with file_name, text and {', '.join(columns)}",
+        )
+
+
 def _read_metadata(
-    root: Path, names: list[str], metadata: Path, caption_column: str, file_column: str
+    metadata: Path, read_row: Callable[[Row], tuple[str, Sample]], columns: str
 ) -> dict[str, Sample]:
     """The sample of each row, by the name that its file has on the disk."""
     samples: dict[str, Sample] = {}
-    on_disk = {composed(name): name for name in names} | {name: name for name in names}
     for row in read_rows(metadata):
-        name, sample = _sample_of_row(root, row, caption_column, file_column, on_disk)
+        name, sample = read_row(row)
         if name in samples:
             raise UserError(
                 f"{row.place}: {quoted(sample.sample_id)} has a row already",
@@ -78,24 +117,43 @@ def _read_metadata(
             )
         samples[name] = sample
     if not samples:
-        raise UserError(
-            f"{metadata}: no rows", f"add a row with {file_column} and {caption_column} for each image"
-        )
+        raise UserError(f"{metadata}: no rows", f"add a row with {columns} for each image")
     return samples
 
 
 def _sample_of_row(
-    root: Path, row: Row, caption_column: str, file_column: str, on_disk: dict[str, str]
+    root: Path,
+    row: Row,
+    *,
+    on_disk: dict[str, str],
+    caption_column: str,
+    file_column: str,
+    inputs: TaskInputs,
 ) -> tuple[str, Sample]:
     """The file's name on the disk, which may be composed otherwise than in the row, and the sample."""
     file_column = name_column(row, file_column)
     sample_id = PurePosixPath(row_text(row, file_column, "image_column")).as_posix()
     name = on_disk.get(sample_id) or on_disk.get(composed(sample_id), sample_id)
     sample = sample_of_row(
-        row, sample_id, FileImage(root / name), caption_column=caption_column, file_column=file_column
+        row,
+        sample_id,
+        FileImage(root / name),
+        caption_column=caption_column,
+        file_column=file_column,
+        images={
+            input_name: _named_image(root, row, input_name, on_disk) for input_name in inputs.further_images
+        },
+        texts=inputs.texts,
     )
     file_inside(root, name, row.place)
     return name, sample
+
+
+def _named_image(root: Path, row: Row, input_name: str, on_disk: dict[str, str]) -> FileImage:
+    """The further image of a row, which the column `NAME_file_name` names."""
+    given = PurePosixPath(row_text(row, f"{input_name}{FILE_NAME_ENDING}")).as_posix()
+    name = on_disk.get(given) or on_disk.get(composed(given), given)
+    return FileImage(file_inside(root, name, row.place))
 
 
 def _read_sidecars(root: Path, images: list[str], sidecars: list[str]) -> list[Sample]:

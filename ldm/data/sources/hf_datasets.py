@@ -6,7 +6,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from ldm.data.sample import FileImage, Refusal, Sample, Stamp, stamp_of
+from ldm.data.sample import NO_INPUTS, FileImage, Refusal, Sample, Stamp, TaskInputs, stamp_of
 from ldm.data.sources.metadata import table_rows
 from ldm.data.sources.parquet import image_bytes, image_present, plain_columns, sample_or_refusal
 from ldm.data.sources.scan import is_file
@@ -31,15 +31,21 @@ class DatasetsKey:
 
 @dataclass(frozen=True)
 class DatasetsImage:
-    """The image of one row, counted from 0. Each process opens the dataset once."""
+    """The image of one row, counted from 0. Each process opens the dataset once.
+
+    Attributes:
+        input_name: of a further image; None for the main one.
+    """
 
     dataset: DatasetsKey
     row: int
     column: str
+    input_name: str | None = None
 
     @property
     def name(self) -> str:
-        return f"{self.dataset.path} {self.dataset.split} row {self.row}"
+        place = f"{self.dataset.path} {self.dataset.split} row {self.row}"
+        return f"{place}, {self.input_name}" if self.input_name else place
 
     def read(self) -> bytes:
         try:
@@ -67,25 +73,36 @@ def is_saved_dataset(root: Path) -> bool:
 
 
 def read_datasets(
-    dataset: DatasetsKey, *, image_column: str, caption_column: str
+    dataset: DatasetsKey, *, image_column: str, caption_column: str, inputs: TaskInputs = NO_INPUTS
 ) -> Iterator[Sample | Refusal]:
     """Every row as a sample `split/row`, or as a refusal where its caption or its image is missing or faulty.
+
+    Args:
+        inputs: the further images and texts that the task needs; each has a column of its name.
 
     Raises:
         UserError: the dataset cannot be loaded, or has no such split or columns.
     """
     found = open_dataset(dataset)
-    columns = plain_columns(dataset.path, found.features.arrow_schema, image_column, caption_column)
-    tables = found.select_columns([image_column, *columns]).with_format("arrow").iter(batch_size=_BATCH_ROWS)
+    columns = plain_columns(dataset.path, found.features.arrow_schema, image_column, caption_column, inputs)
+    image_columns = list(dict.fromkeys((image_column, *inputs.further_images)))
+    tables = (
+        found.select_columns([*image_columns, *columns]).with_format("arrow").iter(batch_size=_BATCH_ROWS)
+    )
     first_row = 0
     for table in tables:
-        present = image_present(table.column(image_column))
+        present = {column: image_present(table.column(column)) for column in image_columns}
         rows = table_rows(table.select(columns), partial(_place, dataset, first_row))
         for index, row in enumerate(rows):
             image = DatasetsImage(dataset, first_row + index, image_column)
-            lost = dataset.is_saved and not present[index]  # elsewhere a path will do
-            fault = f"{image.name}: no image bytes: take the row out" if lost else None
-            yield sample_or_refusal(row, f"{dataset.split}/{image.row}", image, caption_column, fault)
+            named = {name: DatasetsImage(dataset, image.row, name, name) for name in inputs.further_images}
+            images = {image_column: image, **named}
+            # elsewhere a path will do
+            lost = [column for column in images if dataset.is_saved and not present[column][index]]
+            faults = [f"{images[column].name}: no image bytes" for column in lost]
+            yield sample_or_refusal(
+                row, f"{dataset.split}/{image.row}", image, caption_column, named, inputs.texts, faults
+            )
         first_row += table.num_rows
 
 

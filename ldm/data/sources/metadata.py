@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,15 +192,26 @@ def _value(scalar: Any) -> Any:
 
 
 def sample_of_row(
-    row: Row, sample_id: str, image: ImageSource, *, caption_column: str, file_column: str | None = None
+    row: Row,
+    sample_id: str,
+    image: ImageSource,
+    *,
+    caption_column: str,
+    file_column: str | None = None,
+    images: Mapping[str, ImageSource] | None = None,
+    texts: Sequence[str] = (),
 ) -> Sample:
     """A sample from its image and the row that describes it.
 
     The row has one or several captions in `caption_column` and may have further ones in `captions`, and in `flip`
     whether a mirrored image leaves them true; every other column goes into `extra`.
 
+    Args:
+        images: the further images of the sample, by name.
+        texts: the columns of the further texts that the task needs.
+
     Raises:
-        UserError: a caption is missing, empty or no text, or `flip` is neither true nor false.
+        UserError: a caption or a text is missing, empty or no text, or `flip` is neither true nor false.
     """
     used = {file_column, caption_column, "captions", "flip"}
     return Sample(
@@ -209,6 +220,8 @@ def sample_of_row(
         captions=_captions(row, caption_column),
         may_flip=row_bool(row, "flip"),
         extra={key: value for key, value in row.values.items() if key not in used},
+        images=images or {},
+        texts={name: clean_caption(row_text(row, name), row.place) for name in texts},
     )
 
 
@@ -227,11 +240,11 @@ def name_column(row: Row, column: str) -> str:
     return column
 
 
-def row_text(row: Row, column: str, setting: str) -> str:
+def row_text(row: Row, column: str, setting: str | None = None) -> str:
     """A text that must be there and not empty.
 
     Args:
-        setting: by which a user names the column.
+        setting: by which a user names the column; None where its name is fixed.
 
     Raises:
         UserError: it is not, or is no text.
@@ -249,8 +262,12 @@ def row_text(row: Row, column: str, setting: str) -> str:
     return value
 
 
-def _mend(row: Row, column: str, setting: str) -> str:
+def _mend(row: Row, column: str, setting: str | None) -> str:
     """What to do about a column that is not there."""
+    if setting is None:
+        return (
+            f"the task needs it in every row; this one has {', '.join(row.values)}: add it or rename a column"
+        )
     others = [name for name in row.values if name not in _KNOWN_COLUMNS]
     guess = nearest(column, row.values) or (others[0] if len(others) == 1 else None)
     to = f" to {guess}" if guess else ""

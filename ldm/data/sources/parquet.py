@@ -4,13 +4,13 @@ Only the captions and other plain columns are read at first; an image when it is
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ldm.data.sample import ImageSource, Refusal, Sample, Stamp, stamp_of
+from ldm.data.sample import NO_INPUTS, ImageSource, Refusal, Sample, Stamp, TaskInputs, stamp_of
 from ldm.data.sources.metadata import Row, sample_of_row, table_rows
 from ldm.data.sources.scan import scan
 from ldm.errors import UserError, nearest
@@ -25,8 +25,9 @@ class ParquetImage:
 
     Attributes:
         row: in the file, counted from 0.
-        first_row: the row that its row group begins with.
         column: bytes, or a structure with the field `bytes`, as `datasets` writes it.
+        first_row: the row that its row group begins with.
+        input_name: of a further image; None for the main one.
     """
 
     path: Path
@@ -34,13 +35,14 @@ class ParquetImage:
     row: int
     column: str
     first_row: int = 0
+    input_name: str | None = None
 
     @property
     def name(self) -> str:
-        return f"{self.path.name} row {self.row}"
+        return f"{self.path.name} row {self.row}" + (f", {self.input_name}" if self.input_name else "")
 
     def read(self) -> bytes:
-        column = _read_column(self.path, self.stamp(), self.row_group, self.column)
+        column = _column_reader(self.column)(self.path, self.stamp(), self.row_group, self.column)
         try:
             value = column[self.row - self.first_row].as_py()
         except IndexError:
@@ -75,7 +77,12 @@ def image_bytes(value: Any, name: str) -> bytes:
     raise UserError(f"{name}: no image bytes", "take the row out")
 
 
-@lru_cache(maxsize=2)
+@cache
+def _column_reader(column: str) -> Callable[..., Any]:
+    """`_read_column` with a memory of its own for each column, so that columns do not displace each other."""
+    return lru_cache(maxsize=2)(_read_column)
+
+
 def _read_column(path: Path, stamp: Stamp | None, row_group: int, column: str) -> Any:
     """A column of a row group: the least that parquet reads. The stamp makes a changed file another one."""
     import pyarrow  # type: ignore[import-untyped]
@@ -139,36 +146,53 @@ def _split_of(name: str) -> str | None:
 
 
 def read_parquet(
-    name: str, path: Path, *, image_column: str, caption_column: str
+    name: str, path: Path, *, image_column: str, caption_column: str, inputs: TaskInputs = NO_INPUTS
 ) -> Iterator[Sample | Refusal]:
     """Every row of a file as a sample, or as a refusal where its caption or its image is missing or faulty.
 
     Args:
         name: the file's name, which begins the ids: row 7 is `name/7`.
+        inputs: the further images and texts that the task needs; each has a column of its name.
 
     Raises:
         UserError: the file is broken or has no such columns.
     """
     with open_parquet(path) as file:
-        columns = plain_columns(path, file.schema_arrow, image_column, caption_column)
+        columns = plain_columns(path, file.schema_arrow, image_column, caption_column, inputs)
         first_row = 0
         for group in range(file.num_row_groups):
-            lost = _rows_without_image(file, group, image_column)
+            lost = {
+                column: _rows_without_image(file, group, column)
+                for column in (image_column, *inputs.further_images)
+            }
             for index, row in enumerate(_group_rows(file, path, group, columns, first_row)):
-                image = ParquetImage(path, group, first_row + index, image_column, first_row)
-                fault = f"{image.name}: no image bytes: take the row out" if index in lost else None
-                yield sample_or_refusal(row, f"{name}/{image.row}", image, caption_column, fault)
+                place = partial(ParquetImage, path, group, first_row + index, first_row=first_row)
+                image = place(image_column)
+                named = {column: place(column, input_name=column) for column in inputs.further_images}
+                images = {image_column: image, **named}
+                faults = [
+                    f"{images[column].name}: no image bytes" for column in images if index in lost[column]
+                ]
+                yield sample_or_refusal(
+                    row, f"{name}/{image.row}", image, caption_column, named, inputs.texts, faults
+                )
             first_row += file.metadata.row_group(group).num_rows
 
 
 def sample_or_refusal(
-    row: Row, sample_id: str, image: ImageSource, caption_column: str, fault: str | None = None
+    row: Row,
+    sample_id: str,
+    image: ImageSource,
+    caption_column: str,
+    images: Mapping[str, ImageSource],
+    texts: Sequence[str],
+    faults: Sequence[str],
 ) -> Sample | Refusal:
-    """The sample of a row, or why it is none: the fault given, or the first one in the row."""
-    if fault:
-        return Refusal(sample_id, fault)
+    """The sample of a row, or why there is none: the first of the faults given, or the first in the row itself."""
+    if faults:
+        return Refusal(sample_id, f"{faults[0]}: take the row out")
     try:
-        return sample_of_row(row, sample_id, image, caption_column=caption_column)
+        return sample_of_row(row, sample_id, image, caption_column=caption_column, images=images, texts=texts)
     except UserError as error:
         return Refusal(sample_id, str(error))
 
@@ -204,21 +228,27 @@ def image_present(cells: Any) -> list[bool]:
     return cells.is_valid().to_pylist()  # type: ignore[no-any-return]
 
 
-def plain_columns(place: object, schema: Any, image_column: str, caption_column: str) -> list[str]:
+def plain_columns(
+    place: object, schema: Any, image_column: str, caption_column: str, inputs: TaskInputs = NO_INPUTS
+) -> list[str]:
     """The columns of an Arrow schema to read with the captions: texts, numbers and lists of texts, no images.
 
     Raises:
-        UserError: the column of images or of captions is not there, or the former holds no images.
+        UserError: the column of images or of captions, or of a further image or text, is not there, or a column of
+            images holds none.
     """
     for column, setting in ((image_column, "image_column"), (caption_column, "caption_column")):
         if column not in schema.names:
             guess = nearest(column, schema.names) or ", ".join(schema.names)
             raise UserError(f"{place}: no column {column!r}", f"set {setting} to one there: {guess}")
-    if not _holds_images(schema.field(image_column).type):
-        found = schema.field(image_column).type
-        raise UserError(
-            f"{place}: column {image_column!r} holds {found}", "set image_column to one with images"
-        )
+    for column in (*inputs.further_images, *inputs.texts):
+        if column not in schema.names:
+            there = ", ".join(schema.names)
+            raise UserError(f"{place}: no column {column!r}, which the task needs", f"rename one of {there}")
+    for column in (image_column, *inputs.further_images):
+        if not _holds_images(found := schema.field(column).type):
+            hint = "set image_column to one with images" if column == image_column else "put images in it"
+            raise UserError(f"{place}: column {column!r} holds {found}", hint)
     wanted = {field.name for field in schema if _is_plain(field.type)} | {caption_column}
     return [name for name in schema.names if name in wanted and name != image_column]
 

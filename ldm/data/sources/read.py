@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from ldm.config import Settings
 from ldm.data.masks import AlphaMask, with_masks
-from ldm.data.sample import Refusal, Sample
+from ldm.data.sample import NO_INPUTS, Refusal, Sample, TaskInputs
 from ldm.data.sources.folder import read_folder
 from ldm.data.sources.hf_datasets import DatasetsKey, is_saved_dataset, read_datasets
 from ldm.data.sources.metadata import FILE_NAMES
@@ -75,33 +75,39 @@ class Reading:
         return len(self.samples) + len(self.refusals)
 
 
-def read_sources(sources: Sequence[SourceSettings]) -> Reading:
+def read_sources(sources: Sequence[SourceSettings], inputs: TaskInputs = NO_INPUTS) -> Reading:
     """The samples of all sources in order; where there are several, the ids of the first begin with `0/`, and so on.
+
+    Args:
+        inputs: the further images and texts that the task needs.
 
     Raises:
         UserError: as `read_source`.
     """
     if len(sources) == 1:
-        return read_source(sources[0])
-    readings = [read_source(settings, index) for index, settings in enumerate(sources)]
+        return read_source(sources[0], inputs=inputs)
+    readings = [read_source(settings, index, inputs) for index, settings in enumerate(sources)]
     return Reading(
         [sample for reading in readings for sample in reading.samples],
         [refusal for reading in readings for refusal in reading.refusals],
     )
 
 
-def read_source(settings: SourceSettings, index: int | None = None) -> Reading:
+def read_source(
+    settings: SourceSettings, index: int | None = None, inputs: TaskInputs = NO_INPUTS
+) -> Reading:
     """The samples of a source with their weights and masks, each `repeats` times ("a.png", "a.png#2", ...).
 
     Args:
         index: the source's number among several, which then begins the ids.
+        inputs: the further images and texts that the task needs.
 
     Raises:
         UserError: the source is missing, empty or faulty as a whole, two samples have one id, or the masks do not
             match the samples. A faulty row of a parquet file, a tar or a dataset is a refusal instead; of a folder
             `read_folder` says what is wrong, and there is nothing to go on with.
     """
-    reading = _read(settings, kind_of(settings))
+    reading = _read(settings, kind_of(settings), inputs)
     if not reading.num_found:
         raise UserError(f"{settings.path}: no samples", "name another source")
     return dressed(reading, settings, settings.path, index)
@@ -199,21 +205,23 @@ def passed_over(settings: SourceSettings) -> dict[str, int]:
     return dict(Counter(suffix(name) or "without a suffix" for name in others).most_common())
 
 
-def _read(settings: SourceSettings, kind: Kind) -> Reading:
+def _read(settings: SourceSettings, kind: Kind, inputs: TaskInputs) -> Reading:
     root, captions, images = Path(settings.path), settings.caption_column, settings.image_column
     if kind == "folder":
         files = "file_name" if images == "image" else images
-        return Reading(read_folder(root, caption_column=captions, file_column=files), [])
+        return Reading(read_folder(root, caption_column=captions, file_column=files, inputs=inputs), [])
     fates: list[Sample | Refusal] = []
     if kind == "datasets":
         key = DatasetsKey(settings.path, settings.config_name, settings.split)
-        fates.extend(read_datasets(key, image_column=images, caption_column=captions))
+        fates.extend(read_datasets(key, image_column=images, caption_column=captions, inputs=inputs))
     if kind == "parquet":
         for name, path in parquet_files(root, settings.split):
-            fates.extend(read_parquet(name, path, image_column=images, caption_column=captions))
+            fates.extend(
+                read_parquet(name, path, image_column=images, caption_column=captions, inputs=inputs)
+            )
     if kind == "webdataset":
         for name, path in tar_files(root):
-            fates.extend(read_tar(name, path, image_column=images, caption_column=captions))
+            fates.extend(read_tar(name, path, image_column=images, caption_column=captions, inputs=inputs))
     return Reading(
         [fate for fate in fates if isinstance(fate, Sample)],
         [fate for fate in fates if isinstance(fate, Refusal)],

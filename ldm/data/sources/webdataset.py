@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ldm.data.sample import Refusal, Sample, Stamp
+from ldm.data.sample import NO_INPUTS, Refusal, Sample, Stamp, TaskInputs
 from ldm.data.sources.metadata import Row, loads_once, sample_of_row
 from ldm.data.sources.parquet import row_stamp
 from ldm.data.sources.scan import DOCUMENTS, scan
@@ -81,7 +81,9 @@ def tar_files(root: Path) -> list[tuple[str, Path]]:
     return [(name, root / name) for name in names]
 
 
-def read_tar(name: str, path: Path, *, image_column: str, caption_column: str) -> Iterator[Sample | Refusal]:
+def read_tar(
+    name: str, path: Path, *, image_column: str, caption_column: str, inputs: TaskInputs = NO_INPUTS
+) -> Iterator[Sample | Refusal]:
     """Every group of files in a tar as a sample, or as a refusal where image or caption are missing or faulty.
 
     A caption is the whole `.txt` file, or else the value named `caption_column` of the `.json` file, whose other
@@ -90,6 +92,8 @@ def read_tar(name: str, path: Path, *, image_column: str, caption_column: str) -
     Args:
         name: the tar's name, which begins the ids: the files `a/b.jpg` and `a/b.txt` are `name/a/b`.
         image_column: which image is meant where a sample has several, as its suffix (`jpg`).
+        inputs: the further images and texts that the task needs: an image `source` is the member `KEY.source.png` (or
+            another suffix), a text `instruction` the member `KEY.instruction.txt` or a value of the `.json` file.
 
     Raises:
         UserError: the tar is broken or cut off.
@@ -99,7 +103,7 @@ def read_tar(name: str, path: Path, *, image_column: str, caption_column: str) -
             continue
         sample_id = f"{name}/{key}"
         try:
-            yield _sample(sample_id, f"{path.name}: {key}", group, image_column, caption_column)
+            yield _sample(sample_id, f"{path.name}: {key}", group, image_column, caption_column, inputs)
         except UserError as error:
             yield Refusal(sample_id, str(error))
 
@@ -113,7 +117,9 @@ def _is_document(key: str, group: _Group) -> bool:
     )
 
 
-def _sample(sample_id: str, place: str, group: _Group, image_column: str, caption_column: str) -> Sample:
+def _sample(
+    sample_id: str, place: str, group: _Group, image_column: str, caption_column: str, inputs: TaskInputs
+) -> Sample:
     if group.fault:
         raise UserError(group.fault, "take it out or put a plain file there")
     image = _choose_image(place, group.members, image_column)
@@ -122,7 +128,34 @@ def _sample(sample_id: str, place: str, group: _Group, image_column: str, captio
         values[caption_column] = _read_text(group.members["txt"])
     if not values:
         raise UserError(f"{place}: no caption", "add a .txt or .json file of this name")
-    return sample_of_row(Row(place, values), sample_id, image, caption_column=caption_column)
+    values |= {
+        text: _read_text(member) for text in inputs.texts if (member := group.members.get(f"{text}.txt"))
+    }
+    return sample_of_row(
+        Row(place, values),
+        sample_id,
+        image,
+        caption_column=caption_column,
+        images={name: _named_image(place, group.members, name) for name in inputs.further_images},
+        texts=inputs.texts,
+    )
+
+
+def _named_image(place: str, members: dict[str, TarImage], name: str) -> TarImage:
+    """The member `KEY.NAME.SUFFIX` with the suffix of an image."""
+    found = [
+        member
+        for ending, member in members.items()
+        if ending.startswith(f"{name}.") and f".{ending.removeprefix(f'{name}.')}" in IMAGE_SUFFIXES
+    ]
+    if not found:
+        raise UserError(
+            f"{place}: no image {name!r}, which the task needs",
+            f"add it as {place.split(': ')[1]}.{name}.png",
+        )
+    if len(found) > 1:
+        raise UserError(f"{place}: several images {name!r}", "keep one of them")
+    return found[0]
 
 
 def _choose_image(place: str, members: dict[str, TarImage], image_column: str) -> TarImage:
