@@ -12,7 +12,7 @@ from ldm.errors import UserError
 if TYPE_CHECKING:
     from ldm.data.prepare import DataSettings, Prepared
     from ldm.data.sample import ImageInfo, Refusal
-    from ldm.data.sources.read import Reading
+    from ldm.data.sources.reading import Reading
 
 MAX_OTHER_FRACTION, OTHER_ASPECT = 0.05, 1.1
 """Buckets are turned on when more than this share of the images has an aspect ratio so far from the model's."""
@@ -143,7 +143,7 @@ def look_at_data(source: Mapping[str, object], model: BaseLook) -> DataLook:
     from ldm.config import validate
     from ldm.data.prepare import DataSettings, prepare
     from ldm.data.sample import ImageInfo
-    from ldm.data.sources.read import SourceSettings, read_sources
+    from ldm.data.sources.reading import SourceSettings, read_sources
 
     reading = read_sources([validate(SourceSettings, source, "ldm init")])
     facts = survey_reading(reading)

@@ -116,7 +116,7 @@ def check(
     from ldm.cli.data_text import refusal_lines, summary_lines
     from ldm.config import validate
     from ldm.data.report.report import make_report, write_report
-    from ldm.data.sources.read import SourceSettings, passed_over, read_sources
+    from ldm.data.sources.reading import SourceSettings, passed_over, read_sources
 
     size = _size(height, width, buckets)
     if report is not None:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from ldm.io.escaping import shown
 
 if TYPE_CHECKING:
-    from ldm.data.report.parts import DataReport
-    from ldm.data.sources.read import Reading
+    from ldm.data.report.contents import DataReport
+    from ldm.data.sources.reading import Reading
 
 NUM_SHOWN = 3
 """How many of the longest captions, and of each kind of note, are shown."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldm.data.buckets import BucketSettings, Placement, draw_crop, place
 from ldm.data.sample import MAIN_IMAGE, ImageInfo, ImageInput, Refusal, Sample, read_unchanged
-from ldm.data.sources.read import Reading, SourceSettings
+from ldm.data.sources.reading import Reading, SourceSettings
 from ldm.data.survey import check_bad_fraction
 from ldm.data.transform import transform_image, transform_input, transform_key, transform_mask
 from ldm.io.images import WHITE, open_image

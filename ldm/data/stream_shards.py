@@ -11,7 +11,7 @@ from ldm.data.image_index import ImageIndex
 from ldm.data.prepare import BucketedSample, DataSettings, Prepared, prepare
 from ldm.data.sample import NO_INPUTS, ImageInfo, Refusal, Sample, TaskInputs
 from ldm.data.sources.parquet import parquet_files, read_parquet
-from ldm.data.sources.read import Kind, Reading, SourceSettings, dressed, kind_of
+from ldm.data.sources.reading import Kind, Reading, SourceSettings, dressed, kind_of
 from ldm.data.sources.webdataset import read_tar, tar_files
 from ldm.data.survey import survey
 from ldm.errors import UserError

@@ -116,7 +116,7 @@ def test_weights_masks_and_further_noise_come_along_where_they_are_asked_for(tmp
 
 def prepare_source(source: dict[str, object], **settings: object) -> list[BucketedSample]:
     from ldm.data.prepare import DataSettings, prepare
-    from ldm.data.sources.read import read_sources
+    from ldm.data.sources.reading import read_sources
     from ldm.data.survey import survey
 
     data = DataSettings.model_validate({"sources": [source], "height": 16, "width": 16, **settings})

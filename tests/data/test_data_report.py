@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw
 from ldm.data.buckets import BucketSettings, Placement, place
 from ldm.data.duplicates import perceptual_hash
 from ldm.data.report import page as report_page
-from ldm.data.report.parts import DataReport
+from ldm.data.report.contents import DataReport
 from ldm.data.report.report import make_report, write_report
 from ldm.data.sample import FileImage, ImageInfo, Refusal, Sample
-from ldm.data.sources.read import Reading
+from ldm.data.sources.reading import Reading
 from ldm.errors import UserError
 from ldm.io.images import open_image_noted
 

@@ -7,7 +7,7 @@ import pytest
 from ldm.data.buckets import Placement
 from ldm.data.prepare import BucketedSample, DataSettings, holdout_split
 from ldm.data.sample import FileImage, ImageInfo, Sample
-from ldm.data.sources.folder import read_folder
+from ldm.data.sources.image_folder import read_folder
 from ldm.errors import UserError
 from tests.support.tiny_folders import image, jsonl, row
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from ldm.data.masks import with_masks
-from ldm.data.sources.folder import read_folder
-from ldm.data.sources.read import SourceSettings, kind_of
+from ldm.data.sources.image_folder import read_folder
+from ldm.data.sources.reading import SourceSettings, kind_of
 from ldm.errors import UserError
 from tests.support.tiny_folders import fault_of, image, jsonl, row
 from tests.support.tiny_sources import fates, png, read, tar

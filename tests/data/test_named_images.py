@@ -21,7 +21,7 @@ from ldm.data.image_index import ImageIndex
 from ldm.data.order import SampleKey
 from ldm.data.prepare import BucketedSample, DataSettings, prepare
 from ldm.data.sample import MAIN_INPUT, NO_INPUTS, FileImage, ImageInfo, ImageInput, Sample, TaskInputs
-from ldm.data.sources.read import read_sources
+from ldm.data.sources.reading import read_sources
 from ldm.data.stream_shards import contents_hash
 from ldm.data.streaming import StreamedSamples, Turn
 from ldm.data.survey import survey

@@ -8,7 +8,7 @@ import pytest
 from ldm.data.captions import flip_allowed
 from ldm.data.report.report import make_report
 from ldm.data.sample import NO_INPUTS, ImageInput, Refusal, Sample, TaskInputs
-from ldm.data.sources.read import Reading, SourceSettings, read_source
+from ldm.data.sources.reading import Reading, SourceSettings, read_source
 from ldm.data.stream_shards import list_shards, read_shard
 from ldm.data.survey import survey
 from ldm.errors import UserError

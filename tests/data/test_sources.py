@@ -10,7 +10,7 @@ from PIL import Image
 
 from ldm.config import validate
 from ldm.data.masks import AlphaMask
-from ldm.data.sources.read import SourceSettings, kind_of, read_sources
+from ldm.data.sources.reading import SourceSettings, kind_of, read_sources
 from ldm.errors import UserError
 from tests.support.tiny_folders import image, jsonl, row
 from tests.support.tiny_sources import captioned, fates, parquet, png, read, tar

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ldm.data.report.stream import StreamReport
+from ldm.data.report.stream_report import StreamReport
 from ldm.data.stream_shards import OpenShard, Shard, list_shards
 from ldm.errors import UserError
 from tests.support.tiny_streams import data_settings, first, make_stream, opener, write_parquet, write_shards

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from ldm.data.batches import LatentSamples, make_loader
 from ldm.data.captions import CaptionSettings
-from ldm.data.sources.read import SourceSettings, read_sources
+from ldm.data.sources.reading import SourceSettings, read_sources
 from ldm.data.stream_shards import list_shards, read_shard
 from ldm.data.streaming import START, Position, StreamedSamples, StreamOrder, shard_order
 from ldm.errors import UserError

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.data.prepare import DataSettings, Prepared, prepare
-from ldm.data.sources.read import SourceSettings, read_sources
+from ldm.data.sources.reading import SourceSettings, read_sources
 from ldm.data.survey import survey
 
 

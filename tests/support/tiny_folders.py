@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ldm.data.sources.folder import read_folder
+from ldm.data.sources.image_folder import read_folder
 from ldm.errors import UserError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from ldm.data.sources.read import Reading, SourceSettings, read_source
+from ldm.data.sources.reading import Reading, SourceSettings, read_source
 
 
 def png(level: int = 0, size: tuple[int, int] = (4, 3)) -> bytes:

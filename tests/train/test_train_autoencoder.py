@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ldm.data.batches import ImageTransform
-from ldm.data.sources.folder import read_folder
+from ldm.data.sources.image_folder import read_folder
 from tests.support.tiny_runs import AUTOENCODER, write_config, write_squares
 from train.autoencoder import AutoencoderTask, ReconstructionSettings, latent_std, main
 

@@ -9,7 +9,7 @@ from ldm.data.image_index import ImageIndex
 from ldm.data.prepare import BucketedSample, Prepared, holdout_split, prepare
 from ldm.data.report.report import make_report, write_report
 from ldm.data.sample import ImageInfo, Refusal, Sample
-from ldm.data.sources.read import Reading, read_sources
+from ldm.data.sources.reading import Reading, read_sources
 from ldm.data.survey import content_hashes, survey
 from ldm.errors import UserError
 from ldm.models.clip import ClipTextEncoder

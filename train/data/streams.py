@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import gather_object
 
 from ldm.data.batches import LatentSamples
-from ldm.data.report.stream import StreamReport
+from ldm.data.report.stream_report import StreamReport
 from ldm.data.stream_shards import list_shards, open_shard
 from ldm.data.streaming import ShardStream, StreamedSamples, StreamOrder
 from ldm.errors import UserError

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from ldm.config import Settings
 from ldm.data.prepare import DataSettings
-from ldm.data.sources.read import SourceSettings
+from ldm.data.sources.reading import SourceSettings
 
 from ..loop.averages import AverageSettings
 from ..loop.validation import ValidationSettings

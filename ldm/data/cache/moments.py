@@ -20,7 +20,7 @@ from ldm.config import Settings
 from ldm.data.batches import ReadImage
 from ldm.data.cache.fill import Filled, Processes, fill_store
 from ldm.data.cache.keys import combined_hash, entry_key, prompt_key, tensors_hash
-from ldm.data.cache.prompts import HINT, PromptCache
+from ldm.data.cache.prompt_cache import HINT, PromptCache
 from ldm.data.cache.prune import Pruned, mark_used, prune
 from ldm.data.cache.shards import Parts, ShardStore, report_damage
 from ldm.data.captions import flip_allowed

@@ -7,7 +7,7 @@ from html import escape
 
 from PIL import Image
 
-from ldm.data.report.parts import CaptionReport, DataReport, SampleFate
+from ldm.data.report.contents import CaptionReport, DataReport, SampleFate
 from ldm.data.sample import Sample
 from ldm.errors import UserError
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.data.duplicates import exact_duplicates, near_duplicates
+from ldm.data.report.contents import CaptionReport, DataReport, LicenceReport, SampleFate, TruncatedCaption
 from ldm.data.report.page import report_page
-from ldm.data.report.parts import CaptionReport, DataReport, LicenceReport, SampleFate, TruncatedCaption
 from ldm.data.sample import ImageInfo, Refusal, Sample
 from ldm.io.files import write_bytes
 
 if TYPE_CHECKING:
     from ldm.data.buckets import Placement
-    from ldm.data.sources.read import Reading
+    from ldm.data.sources.reading import Reading
 
 JSON_NAME, PAGE_NAME = "data_report.json", "data_report.html"
 _RIGHTS = re.compile(r"licen[cs]e|copyright|attribution|credit|^rights$|^(author|artist|creator)s?$")

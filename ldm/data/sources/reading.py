@@ -11,8 +11,8 @@ from pydantic import Field, ValidationInfo, field_validator
 from ldm.config import Settings
 from ldm.data.masks import AlphaMask, with_masks
 from ldm.data.sample import NO_INPUTS, Refusal, Sample, TaskInputs
-from ldm.data.sources.folder import read_folder
 from ldm.data.sources.hf_datasets import DatasetsKey, is_saved_dataset, read_datasets
+from ldm.data.sources.image_folder import read_folder
 from ldm.data.sources.metadata import FILE_NAMES
 from ldm.data.sources.parquet import parquet_files, read_parquet
 from ldm.data.sources.scan import is_folder, scan, status_of, stem, suffix
