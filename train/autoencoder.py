@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from ldm.config import Settings
 from ldm.data.batches import ImageSamples, pixel_batches
-from ldm.data.cache.moments import cache_root
+from ldm.data.cache.cache_folder import cache_root
 from ldm.data.prepare import BucketedSample
 from ldm.errors import UserError
 from ldm.evaluation.reconstruction import WINDOW_PX, psnr, ssim

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ldm.data.batches import ImageSamples, pixel_batches
-from ldm.data.cache.moments import cache_root
+from ldm.data.cache.cache_folder import cache_root
 from ldm.data.prepare import BucketedSample
 from ldm.errors import UserError
 from ldm.evaluation.retrieval import recall_at

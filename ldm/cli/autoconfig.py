@@ -115,7 +115,7 @@ def look_at_base(base: str) -> BaseLook:
 
 def survey_reading(reading: "Reading", *, rehash: bool = False) -> "dict[str, ImageInfo | Refusal]":
     """Decode every image that is not in the memo, with a bar; the answers are kept in the memo."""
-    from ldm.data.cache.moments import cache_root
+    from ldm.data.cache.cache_folder import cache_root
     from ldm.data.image_index import ImageIndex
     from ldm.data.survey import survey
     from ldm.io.progress import work_bar

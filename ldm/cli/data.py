@@ -154,8 +154,8 @@ def prune(
 
     What goes is made again when something needs it. Damaged files and what a killed run left behind go as well.
     """
-    from ldm.data.cache.moments import cache_root
-    from ldm.data.cache.moments import prune as prune_cache
+    from ldm.data.cache.cache_folder import cache_root
+    from ldm.data.cache.prune import prune as prune_cache
 
     root = folder or cache_root()
     if folder is not None and not folder.is_dir():

@@ -152,7 +152,7 @@ def _computer(broken: list[str]) -> Iterator[str]:
         yield f"memory: {memory / 2**30:.1f} GiB"
     folders = {"this folder": Path.cwd()}
     if not broken:
-        from ldm.data.cache.moments import cache_root
+        from ldm.data.cache.cache_folder import cache_root
 
         folders["the cache"] = cache_root()
     for name, folder in folders.items():

@@ -13,7 +13,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from ldm.cli.app import app
-from ldm.data.cache.moments import CacheItem, MomentsCache, entry_key
+from ldm.data.cache.keys import entry_key
+from ldm.data.cache.moments import CacheItem, MomentsCache
 from ldm.pipeline.pipeline import Pipeline
 from tests.support.tiny_models import ZERO_SNR_SCHEDULER, make_sd2
 from tests.support.tiny_runs import write_squares

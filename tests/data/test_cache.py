@@ -17,15 +17,9 @@ from torch import nn
 
 from ldm.data.cache import fill as cache_fill
 from ldm.data.cache import shards as cache_shards
-from ldm.data.cache.moments import (
-    CacheItem,
-    CacheSettings,
-    MomentsCache,
-    cache_root,
-    entry_key,
-    prompt_key,
-    tensors_hash,
-)
+from ldm.data.cache.cache_folder import CacheSettings, cache_root
+from ldm.data.cache.keys import entry_key, prompt_key, tensors_hash
+from ldm.data.cache.moments import CacheItem, MomentsCache
 from ldm.data.sample import FileImage, read_unchanged
 from ldm.errors import UserError
 from tests.support.tiny_cache import MODEL, Encoder, filled, item, items, key_of, pixels_of, shards

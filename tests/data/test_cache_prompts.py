@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.data.cache.moments import PromptCache, combined_hash
+from ldm.data.cache.keys import combined_hash
+from ldm.data.cache.prompt_cache import PromptCache
 from ldm.errors import UserError
 from ldm.types import Conditioning
 from tests.support.tiny_models import make_sd1

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ldm.data.cache.moments import MomentsCache, mark_used, prune
+from ldm.data.cache.cache_folder import mark_used
+from ldm.data.cache.moments import MomentsCache
+from ldm.data.cache.prune import prune
 from ldm.data.image_index import ImageIndex
 from ldm.data.sample import ImageInfo
 from ldm.errors import UserError

@@ -8,15 +8,10 @@ import torch
 from torch import Tensor
 
 from ldm.data.batches import LatentSamples, ReadImage, read_pixels
-from ldm.data.cache.moments import (
-    CacheItem,
-    CacheSettings,
-    MomentsCache,
-    PromptCache,
-    combined_hash,
-    entry_key,
-    tensors_hash,
-)
+from ldm.data.cache.cache_folder import CacheSettings
+from ldm.data.cache.keys import combined_hash, entry_key, tensors_hash
+from ldm.data.cache.moments import CacheItem, MomentsCache
+from ldm.data.cache.prompt_cache import PromptCache
 from ldm.data.captions import flip_allowed, plain_caption, possible_captions
 from ldm.data.prepare import BucketedSample
 from ldm.models.clip import ClipTextEncoder

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ldm.data.batches import ReadImage, read_pixels
-from ldm.data.cache.moments import MomentsCache, PromptCache, prompt_key, tensors_hash
+from ldm.data.cache.keys import prompt_key, tensors_hash
+from ldm.data.cache.moments import MomentsCache
+from ldm.data.cache.prompt_cache import PromptCache
 from ldm.data.cache.shards import Shard, ShardFault, ShardStore
 from ldm.data.prepare import BucketedSample
 

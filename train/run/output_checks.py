@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ldm.data.cache.moments import CacheSettings
+from ldm.data.cache.cache_folder import CacheSettings
 from ldm.data.sources.scan import refuse_inside
 from ldm.errors import UserError
 from ldm.io.locks import LOCK

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ldm.config import Settings, checked_by
-from ldm.data.cache.moments import CacheSettings
+from ldm.data.cache.cache_folder import CacheSettings
 from ldm.data.captions import CaptionSettings
 from ldm.diffusion.guidance import EVERYWHERE, check_interval
 from ldm.diffusion.objective import ObjectiveSettings

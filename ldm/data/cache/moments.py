@@ -5,7 +5,6 @@ what changes gets another key. It holds the posterior's mean and log-variance, n
 crop and flip. Every entry is verified on its first reading in a process. The dataset's own folder is never written to.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,59 +12,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from ldm.config import Settings
 from ldm.data.batches import ReadImage
 from ldm.data.cache.fill import Filled, Processes, fill_store
-from ldm.data.cache.keys import combined_hash, entry_key, prompt_key, tensors_hash
-from ldm.data.cache.prompt_cache import HINT, PromptCache
-from ldm.data.cache.prune import Pruned, mark_used, prune
-from ldm.data.cache.shards import Parts, ShardStore, report_damage
+from ldm.data.cache.keys import entry_key
+from ldm.data.cache.shards import MISSING_HINT, Parts, ShardStore, report_damage
 from ldm.data.captions import flip_allowed
 from ldm.data.prepare import BucketedSample
 from ldm.data.sample import MAIN_INPUT, ImageInput
 from ldm.errors import UserError
-
-__all__ = [
-    "CacheItem",
-    "CacheSettings",
-    "Filled",
-    "MomentsCache",
-    "PromptCache",
-    "Pruned",
-    "cache_root",
-    "combined_hash",
-    "entry_key",
-    "mark_used",
-    "prompt_key",
-    "prune",
-    "tensors_hash",
-]
-
-
-class CacheSettings(Settings):
-    """Where the frozen networks' answers are kept from run to run."""
-
-    enabled: bool = Field(True, description="encode each image and caption once instead of every epoch")
-    folder: Path | None = Field(
-        None, description="default: $LDM_CACHE_DIR, else open-ldm in the user's cache folder"
-    )
-    rehash: bool = Field(False, description="read every image again instead of trusting its size and times")
-
-    def root(self) -> Path:
-        """The cache's folder."""
-        return self.folder.expanduser() if self.folder else cache_root()
-
-
-def cache_root() -> Path:
-    """$LDM_CACHE_DIR, or `open-ldm` in $XDG_CACHE_HOME or ~/.cache."""
-    if own := os.environ.get("LDM_CACHE_DIR"):
-        return Path(own).expanduser()
-    # to be ignored unless absolute, says its specification
-    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (shared if shared.is_absolute() else Path.home() / ".cache") / "open-ldm"
 
 
 @dataclass(frozen=True)
@@ -186,7 +142,7 @@ class MomentsCache:
             self.store.refresh()
         parts = self.store.get(key)
         if parts is None:
-            raise UserError(f"the entry {key} is not in the cache {self.store.folder}", HINT)
+            raise UserError(f"the entry {key} is not in the cache {self.store.folder}", MISSING_HINT)
         return parts["moments"]
 
 

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from ldm.data.cache.fill import Filled, Processes, fill_store
 from ldm.data.cache.keys import prompt_key
-from ldm.data.cache.shards import Parts, ShardStore, report_damage
+from ldm.data.cache.shards import MISSING_HINT, Parts, ShardStore, report_damage
 from ldm.errors import UserError
 from ldm.types import Conditioning
 
 EncodePrompts = Callable[[list[str]], Conditioning]
-HINT = "run again: it is then encoded"
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class PromptCache:
     """Captions -> Conditioning, encoded once for each text encoder.
 
     Args:
-        folder: the cache's folder, `ldm.data.cache.moments.cache_root()` unless the settings name another.
+        folder: the cache's folder, `cache_root()` unless the settings name another.
         text_encoder_hash: of the network, its tokenizer, its context and the number of chunks, see `combined_hash`.
         on_damage: told in one line of every damaged shard and entry; by default it goes to stderr.
     """
@@ -99,7 +98,7 @@ class PromptCache:
             self.store.refresh()
         parts = self.store.get(key)
         if parts is None:
-            raise UserError(f"the caption {text!r} is not in the cache {self.store.folder}", HINT)
+            raise UserError(f"the caption {text!r} is not in the cache {self.store.folder}", MISSING_HINT)
         return parts
 
     def _items(self, texts: Iterable[str]) -> list[PromptItem]:

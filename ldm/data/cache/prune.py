@@ -1,6 +1,5 @@
 """Making the cache smaller: what was not used for long goes, the oldest first, and nothing that is not the cache's."""
 
-import os
 import re
 import shutil
 import time
@@ -99,12 +98,6 @@ def _folders(folder: Path) -> Iterator[CacheFile]:
             with suppress(FileNotFoundError):
                 size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
                 yield CacheFile(path, size, (time.time() - path.stat().st_mtime) / DAY_SEC)
-
-
-def mark_used(folder: Path) -> None:
-    """Note that a converted network is used now; where the cache is not writable it counts as old."""
-    with suppress(OSError):
-        os.utime(folder)
 
 
 def _shards(folder: Path) -> Iterator[CacheFile]:

@@ -29,6 +29,7 @@ Parts = dict[str, Tensor]
 FORMAT = "open-ldm cache 1"
 DAMAGED = ".damaged"
 DAY_SEC = 24 * 3600
+MISSING_HINT = "run again: it is then encoded"
 SHARD_NAME = re.compile(r"(moments|prompts)-[0-9a-f]{32}\.safetensors")
 
 
