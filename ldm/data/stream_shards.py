@@ -109,11 +109,11 @@ def read_shard(shard: Shard, inputs: TaskInputs = NO_INPUTS) -> Reading:
     """
     settings = shard.settings
     columns = {"image_column": settings.image_column, "caption_column": settings.caption_column}
-    fates: list[Sample | Refusal] = list(
+    outcomes: list[Sample | Refusal] = list(
         READERS[shard.kind](shard.name, shard.path, inputs=inputs, **columns)
     )
-    samples = [fate for fate in fates if isinstance(fate, Sample)]
-    refusals = [fate for fate in fates if isinstance(fate, Refusal)]
+    samples = [outcome for outcome in outcomes if isinstance(outcome, Sample)]
+    refusals = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
     return dressed(Reading(samples, refusals), settings, str(shard.path), shard.source)
 
 

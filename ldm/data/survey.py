@@ -51,11 +51,11 @@ def survey(
     for done, images in enumerate(mine, start=1):
         found[images] = surveyor.facts_or_fault(*images)
         on_progress(done, len(mine))
-    fates = {s.sample_id: found.get(_images_of(s)) for s in samples}
+    outcomes = {s.sample_id: found.get(_images_of(s)) for s in samples}
     return {
-        sample_id: fate if isinstance(fate, ImageInfo) else Refusal(sample_id, fate)
-        for sample_id, fate in fates.items()
-        if fate is not None
+        sample_id: outcome if isinstance(outcome, ImageInfo) else Refusal(sample_id, outcome)
+        for sample_id, outcome in outcomes.items()
+        if outcome is not None
     }
 
 

@@ -144,7 +144,7 @@ def test_captions_against_the_context(tmp_path: Path) -> None:
     assert (captions.num_captions, captions.num_different, captions.unit) == (4, 3, "tokens")
     assert captions.lengths == [(3, 2), (5, 1), (6, 1)]
     assert [(one.sample_id, one.num_tokens) for one in captions.truncated] == [("b", 6)]
-    assert [fate.num_tokens for fate in report.samples] == [5, 6]
+    assert [outcome.num_tokens for outcome in report.samples] == [5, 6]
     cut = report_of(samples, count_tokens=count_words, context_length=4).captions.truncated
     assert [one.sample_id for one in cut] == ["b", "a"]  # the longest first
     letters = report_of(samples).captions
@@ -230,12 +230,12 @@ def test_the_page_shows_so_many_images_and_counts_the_rest(
     assert sum(tag == "img" for tag, _ in page.tags) == 5
     shown = [name for name in (f"{index}.png" for index in range(9)) if name in page.text]
     assert shown == ["0.png", "1.png", "3.png", "5.png", "7.png"]
-    assert "and 4 further used samples, in data_report.json" in page.text
+    assert "4 more used samples in data_report.json" in page.text
     samples.append(sample(tmp_path / "4.png", sample_id="copy"))
     page = page_of(report_of(samples, *refusals), tmp_path / "report", samples)
     assert sum(tag == "img" for tag, _ in page.tags) == 5  # two of them in the group of duplicates
     assert "row 1" in page.text and "row 2" not in page.text
-    assert "and 2 further lines, in data_report.json" in page.text
+    assert "2 more lines in data_report.json" in page.text
 
 
 def test_the_page_frames_what_is_trained_on(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_the_json_holds_every_fate(tmp_path: Path) -> None:
     report = report_of(samples, Refusal("x", "gone"), count_tokens=count_words, context_length=3)
     write_report(report, tmp_path / "report", samples)
     value = json.loads((tmp_path / "report" / "data_report.json").read_bytes())
-    assert [fate["sample_id"] for fate in value["samples"]] == ["a.png", "again", "x"]
+    assert [outcome["sample_id"] for outcome in value["samples"]] == ["a.png", "again", "x"]
     assert value["num_found"] == value["num_used"] + value["num_refused"] == 3
     assert value["captions"]["truncated"][0]["caption"] == "a猫 \ud800"
     assert value["exact_duplicates"] == [["a.png", "again"]]
@@ -267,3 +267,15 @@ def test_an_image_that_has_gone_leaves_the_page_whole(tmp_path: Path) -> None:
     page = page_of(report, tmp_path / "report", samples)
     assert "No such file" in page.text
     assert "img" not in {tag for tag, _ in page.tags}
+
+
+def test_the_page_shows_the_further_images_of_a_sample_with_the_same_crop(tmp_path: Path) -> None:
+    main, source = picture(tmp_path / "a.png", 0), picture(tmp_path / "s.png", 1)
+    gone = FileImage(tmp_path / "gone.png")
+    samples = [replace(sample(main), images={"source": FileImage(source), "mask": gone})]
+    placements = {"a.png": Placement(24, 24, 24, 48, ((0, 12),))}
+    report = report_of(samples, placements=placements)
+    page = page_of(report, tmp_path / "report", samples)
+    assert [found["alt"] for tag, found in page.tags if tag == "img"] == ["", "source"]
+    assert len([found["style"] for _, found in page.tags if found.get("class") == "crop"]) == 2
+    assert "gone.png: No such file" in page.text

@@ -14,7 +14,7 @@ from ldm.data.sources.image_folder import read_folder
 from ldm.data.sources.reading import SourceSettings, kind_of
 from ldm.errors import UserError
 from tests.support.tiny_folders import fault_of, image, jsonl, row
-from tests.support.tiny_sources import fates, png, read, tar
+from tests.support.tiny_sources import outcomes, png, read, tar
 
 NFC, NFD = (unicodedata.normalize(form, "été") for form in ("NFC", "NFD"))
 
@@ -153,9 +153,9 @@ def test_further_suffixes_are_images(tmp_path: Path, suffix: str, kind: str) -> 
 def test_texts_about_the_images_are_no_samples_of_a_tar(tmp_path: Path) -> None:
     about = {name: "about" for name in ("README.txt", "LICENSE", "more/readme.md")}
     path = tar(tmp_path / "a.tar", {**about, "x.png": png(), "x.txt": "an x", "credits.png": png()})
-    assert fates(read(path)) == {
+    assert outcomes(read(path)) == {
         "a.tar/x": ("an x",),
         "a.tar/credits": "a.tar: credits: no caption: add a .txt or .json file of this name",
     }
     twice = tar(tmp_path / "b.tar", {"x.png": png(), "x.json": '{"text": "x", "text": "y"}'})
-    assert "'text' is there twice" in str(fates(read(twice)))
+    assert "'text' is there twice" in str(outcomes(read(twice)))

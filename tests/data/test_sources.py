@@ -13,7 +13,7 @@ from ldm.data.masks import AlphaMask
 from ldm.data.sources.reading import SourceSettings, kind_of, read_sources
 from ldm.errors import UserError
 from tests.support.tiny_folders import image, jsonl, row
-from tests.support.tiny_sources import captioned, fates, parquet, png, read, tar
+from tests.support.tiny_sources import captioned, outcomes, parquet, png, read, tar
 
 
 def folder(root: Path, *names: str) -> Path:
@@ -29,7 +29,7 @@ def one_row() -> dict[str, Any]:
 
 def test_a_folder_reads_as_it_always_did(tmp_path: Path) -> None:
     reading = read(folder(tmp_path / "data", "a.png", "b/c.png"))
-    assert fates(reading) == {"a.png": ("this is a.png",), "b/c.png": ("this is b/c.png",)}
+    assert outcomes(reading) == {"a.png": ("this is a.png",), "b/c.png": ("this is b/c.png",)}
     assert [sample.image.read() for sample in reading.samples] == 2 * [
         (tmp_path / "data" / "a.png").read_bytes()
     ]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ldm.errors import UserError
-from tests.support.tiny_sources import fates, parquet, png, raw_text, read
+from tests.support.tiny_sources import outcomes, parquet, png, raw_text, read
 
 
 def columns(num_rows: int = 5) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def test_rows_over_several_row_groups_and_files(tmp_path: Path) -> None:
     assert [s.image.read() for s in reading.samples] == 2 * [png(row) for row in range(5)]
     assert [s.captions for s in reading.samples][:2] == [("number 0",), ("number 1",)]
     assert reading.samples[0].extra == {"licence": "CC0"}
-    assert fates(read(tmp_path / "data" / "a.parquet")).keys() == {f"a.parquet/{i}" for i in range(5)}
+    assert outcomes(read(tmp_path / "data" / "a.parquet")).keys() == {f"a.parquet/{i}" for i in range(5)}
 
 
 def test_plain_bytes_named_columns_and_several_captions(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def faulty() -> dict[str, Any]:
 
 def test_a_bad_row_is_refused_and_the_others_are_used(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", faulty())
-    assert fates(read(path)) == {
+    assert outcomes(read(path)) == {
         "a.parquet/0": ("fine",),
         "a.parquet/1": "a.parquet row 1: 'text' is not UTF-8 at byte 3: save it as UTF-8",
         "a.parquet/2": "a.parquet row 2: no image bytes: take the row out",
@@ -106,8 +106,8 @@ def test_files_named_by_their_split(tmp_path: Path) -> None:
     for name in ("train-00000-of-00002", "train-00001-of-00002", "val-00000-of-00001", "test/0"):
         parquet(tmp_path / f"{name}.parquet", columns(1))
     assert len(read(tmp_path).samples) == 2
-    assert list(fates(read(tmp_path, split="validation"))) == ["val-00000-of-00001.parquet/0"]
-    assert list(fates(read(tmp_path, split="test"))) == ["test/0.parquet/0"]
+    assert list(outcomes(read(tmp_path, split="validation"))) == ["val-00000-of-00001.parquet/0"]
+    assert list(outcomes(read(tmp_path, split="test"))) == ["test/0.parquet/0"]
     with pytest.raises(
         UserError, match="no files of the split 'other': set split to one of test, train, valid"
     ):
@@ -148,16 +148,16 @@ def saved(tmp_path: Path) -> Path:
 
 def test_a_saved_dataset_and_its_splits(saved: Path) -> None:
     reading = read(saved, split="test")
-    assert fates(reading) == {f"test/{row}": (f"number {row}",) for row in range(3)}
+    assert outcomes(reading) == {f"test/{row}": (f"number {row}",) for row in range(3)}
     image = pickle.loads(pickle.dumps(reading.samples[2].image))
     assert len(pickle.dumps(image)) < 1000
     assert image.read() == png(2)
     assert image.name == f"{saved} test row 2"
     assert image.stamp() == reading.samples[2].image.stamp() != reading.samples[1].image.stamp()
     assert reading.samples[2].extra == {"n": 2}
-    assert list(fates(read(saved))) == ["train/0", "train/5", "train/1", "train/2", "train/3", "train/4"]
-    assert "train row 1: 'text' is not UTF-8 at byte 3" in str(fates(read(saved))["train/1"])
-    assert "train row 3: no image bytes" in str(fates(read(saved))["train/3"])
+    assert list(outcomes(read(saved))) == ["train/0", "train/5", "train/1", "train/2", "train/3", "train/4"]
+    assert "train row 1: 'text' is not UTF-8 at byte 3" in str(outcomes(read(saved))["train/1"])
+    assert "train row 3: no image bytes" in str(outcomes(read(saved))["train/3"])
     shutil.copytree(saved / "test", saved.parent / "alone")
     assert len(read(saved.parent / "alone").samples) == 3
     with pytest.raises(UserError, match="unknown split 'tests': did you mean 'test'"):

@@ -10,7 +10,7 @@ import pytest
 
 from ldm.data.sources.webdataset import MAX_CAPTION_BYTES
 from ldm.errors import UserError
-from tests.support.tiny_sources import captioned, fates, json_text, png, read, tar
+from tests.support.tiny_sources import captioned, json_text, outcomes, png, read, tar
 
 
 def test_files_that_share_a_name_are_a_sample(tmp_path: Path) -> None:
@@ -35,14 +35,14 @@ def test_files_that_share_a_name_are_a_sample(tmp_path: Path) -> None:
     )
     assert (second.sample_id, second.captions, second.extra) == ("0.tar/b", ("a dog",), {"licence": "CC0"})
     assert (first.image.read(), second.image.read()) == (png(1), png(2))
-    assert "'text'" in str(fates(read(path))["0.tar/b"])
+    assert "'text'" in str(outcomes(read(path))["0.tar/b"])
 
 
 def test_a_folder_of_tars(tmp_path: Path) -> None:
     tar(tmp_path / "x" / "1.tar", captioned("a", "b"))
     tar(tmp_path / "0.tar", captioned("a"))
     (tmp_path / "0_stats.json").write_text("{}")
-    assert list(fates(read(tmp_path))) == ["0.tar/a", "x/1.tar/a", "x/1.tar/b"]
+    assert list(outcomes(read(tmp_path))) == ["0.tar/a", "x/1.tar/a", "x/1.tar/b"]
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["0.tar", "0_stats.json", "1.tar", "x"]
     (tmp_path / "2.tar.gz").write_bytes(b"")
     with pytest.raises(UserError, match=r"a compressed tar is not read \(2\.tar\.gz\): uncompress it first"):
@@ -121,7 +121,7 @@ def test_a_bad_sample_is_refused_and_the_others_are_used(tmp_path: Path) -> None
     for refusal, reason in zip(reading.refusals, REASONS.values(), strict=True):
         assert reason in refusal.reason
         assert "\n" not in refusal.reason
-    assert "a.tar/e" in fates(read(tmp_path / "a.tar", image_column="jpg"))
+    assert "a.tar/e" in outcomes(read(tmp_path / "a.tar", image_column="jpg"))
     assert len(read(tmp_path / "a.tar", image_column="jpg").samples) == 2
 
 
@@ -155,8 +155,8 @@ def test_a_name_that_is_there_twice(tmp_path: Path) -> None:
     tar(tmp_path / "a.tar", captioned("a", "b"))
     with tarfile.open(tmp_path / "a.tar", "a") as file:
         file.addfile(tarfile.TarInfo("a.txt"))
-    assert fates(read(tmp_path / "a.tar"))["a.tar/b"] == ("a b",)
-    assert "'a.txt' is there twice" in str(fates(read(tmp_path / "a.tar"))["a.tar/a"])
+    assert outcomes(read(tmp_path / "a.tar"))["a.tar/b"] == ("a b",)
+    assert "'a.txt' is there twice" in str(outcomes(read(tmp_path / "a.tar"))["a.tar/a"])
 
 
 def header_with(path: Path, member: int, **fields: int) -> None:

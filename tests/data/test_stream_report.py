@@ -42,8 +42,10 @@ def test_the_report_grows_shard_by_shard(tmp_path: Path) -> None:
     assert known[-1]["num_found"] == known[-1]["num_used"] == 17
     assert sum(known[-1]["buckets"].values()) == 17 and len(known[-1]["buckets"]) == 2
     for row in known[-1]["shards"]:
-        fates = json.loads((tmp_path / "run" / row["report"]).read_text())["samples"]
-        assert len(fates) == row["num_found"] and all(fate["used"] and fate["bucket"] for fate in fates)
+        outcomes = json.loads((tmp_path / "run" / row["report"]).read_text())["samples"]
+        assert len(outcomes) == row["num_found"] and all(
+            outcome["used"] and outcome["bucket"] for outcome in outcomes
+        )
 
 
 def test_a_bad_sample_is_refused_by_name_and_the_others_are_used(tmp_path: Path) -> None:
@@ -55,8 +57,8 @@ def test_a_bad_sample_is_refused_by_name_and_the_others_are_used(tmp_path: Path)
     assert (found["num_found"], found["num_used"], found["num_refused"]) == (17, 16, 1)
     row = next(row for row in found["shards"] if row["num_refused"])
     assert "0.parquet row 3" in row["reasons"][0]
-    fates = json.loads((tmp_path / "run" / row["report"]).read_text())["samples"]
-    assert [fate["sample_id"] for fate in fates if not fate["used"]] == ["0.parquet/3"]
+    outcomes = json.loads((tmp_path / "run" / row["report"]).read_text())["samples"]
+    assert [outcome["sample_id"] for outcome in outcomes if not outcome["used"]] == ["0.parquet/3"]
 
 
 def test_too_many_bad_samples_end_the_run_once_a_hundred_were_seen(tmp_path: Path) -> None:

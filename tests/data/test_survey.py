@@ -92,7 +92,7 @@ def test_facts_of_good_images_and_reasons_of_bad_ones(tmp_path: Path) -> None:
     assert isinstance(turned, ImageInfo)
     assert (turned.width, turned.height) == (2, 6)
     assert found["moving.gif"].notes == ("animated: first of 2 frames used",)
-    reasons = {key: fate.reason for key, fate in found.items() if isinstance(fate, Refusal)}
+    reasons = {key: outcome.reason for key, outcome in found.items() if isinstance(outcome, Refusal)}
     assert reasons == {
         "cut.jpg": reasons["cut.jpg"],
         "text.png": f"{tmp_path}/text.png: not an image in a known format, or its header is broken: "
@@ -128,16 +128,16 @@ def test_shares_of_processes_together_are_everything(tmp_path: Path) -> None:
     shares = [survey(samples, image_index, rank=rank, num_processes=3) for rank in range(3)]
     assert len(READS) == len(set(READS)) == len(samples) - 1  # the repeat is read on one of them only
     assert sum(map(len, shares)) == len(samples)
-    assert {key: fate for share in shares for key, fate in share.items()} == whole
+    assert {key: outcome for share in shares for key, outcome in share.items()} == whole
     assert [len(survey(samples[:1], None, rank=rank, num_processes=2)) for rank in range(2)] == [1, 0]
 
 
 def test_cut_off_exif_data_is_no_fault_and_worth_no_warning(tmp_path: Path) -> None:
     exif = b"Exif\0\0II*\0\x08\0\0\0\x09\0\x12\x01"  # nine entries announced, not one of them whole
     Image.new("RGB", (6, 2)).save(tmp_path / "a.jpg", exif=exif, dpi=(72, 72))
-    fate = survey([Sample("a.jpg", FileImage(tmp_path / "a.jpg"), ("x",))], None)["a.jpg"]
-    assert isinstance(fate, ImageInfo)
-    assert (fate.width, fate.height) == (6, 2)
+    outcome = survey([Sample("a.jpg", FileImage(tmp_path / "a.jpg"), ("x",))], None)["a.jpg"]
+    assert isinstance(outcome, ImageInfo)
+    assert (outcome.width, outcome.height) == (6, 2)
 
 
 def test_progress_is_told(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def read(path: Path, **settings: Any) -> Reading:
     return read_source(SourceSettings(path=str(path), **settings))
 
 
-def fates(reading: Reading) -> dict[str, str | tuple[str, ...]]:
+def outcomes(reading: Reading) -> dict[str, str | tuple[str, ...]]:
     """The captions of what is used and the reasons of what is refused, by id."""
     assert reading.num_found == len(reading.samples) + len(reading.refusals)
     used = {sample.sample_id: sample.captions for sample in reading.samples}

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class SampleFate:
+class SampleOutcome:
     """What became of one sample.
 
     Attributes:
@@ -99,6 +99,6 @@ class DataReport:
     near_duplicates: list[list[str]]
     licences: LicenceReport
     notes: dict[str, list[str]]
-    samples: list[SampleFate] = field(repr=False)
+    samples: list[SampleOutcome] = field(repr=False)
     fingerprint: str | None = None
     num_held_out: int = 0

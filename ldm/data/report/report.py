@@ -1,4 +1,4 @@
-"""The data report: the fate of every sample that was found, and what is worth a look before training on them.
+"""The data report: the outcome of every sample that was found, and what is worth a look before training on them.
 
 Nothing is dropped in silence: every sample found has one entry, used + refused = found.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.data.duplicates import exact_duplicates, near_duplicates
-from ldm.data.report.contents import CaptionReport, DataReport, LicenceReport, SampleFate, TruncatedCaption
+from ldm.data.report.contents import CaptionReport, DataReport, LicenceReport, SampleOutcome, TruncatedCaption
 from ldm.data.report.page import report_page
 from ldm.data.sample import ImageInfo, Refusal, Sample
 from ldm.io.files import write_bytes
@@ -50,27 +50,29 @@ def make_report(
     num_tokens = (
         {caption: count_tokens(caption) for caption in dict.fromkeys(captions)} if count_tokens else {}
     )
-    fates = [_fate(sample, facts[sample.sample_id], placements, num_tokens) for sample in reading.samples]
-    used = [sample for sample, fate in zip(reading.samples, fates, strict=True) if fate.used]
-    fates += [SampleFate(refusal.sample_id, False, refusal.reason) for refusal in reading.refusals]
-    num_refused = sum(not fate.used for fate in fates)
+    outcomes = [
+        _outcome(sample, facts[sample.sample_id], placements, num_tokens) for sample in reading.samples
+    ]
+    used = [sample for sample, outcome in zip(reading.samples, outcomes, strict=True) if outcome.used]
+    outcomes += [SampleOutcome(refusal.sample_id, False, refusal.reason) for refusal in reading.refusals]
+    num_refused = sum(not outcome.used for outcome in outcomes)
     assert len(used) + num_refused == len(reading.samples) + len(reading.refusals), "a sample went missing"
     repeats = _repeats(used)
     found_once = _facts_of((sample.sample_id for sample in used if sample.sample_id not in repeats), facts)
     exact = exact_duplicates(found_once)
     return DataReport(
-        num_found=len(fates),
+        num_found=len(outcomes),
         num_used=len(used),
         num_refused=num_refused,
         num_repeats=len(repeats),
         captions=_caption_report(used, num_tokens, context_length),
-        buckets=_occupancy(fates),
-        sizes=_counted(f"{fate.width} x {fate.height}" for fate in fates if fate.used),
+        buckets=_occupancy(outcomes),
+        sizes=_counted(f"{outcome.width} x {outcome.height}" for outcome in outcomes if outcome.used),
         exact_duplicates=exact,
         near_duplicates=_near_duplicates(found_once, exact),
         licences=_licences(used),
-        notes=_notes(fates),
-        samples=fates,
+        notes=_notes(outcomes),
+        samples=outcomes,
     )
 
 
@@ -88,25 +90,25 @@ def write_report(report: DataReport, folder: Path, samples: Sequence[Sample]) ->
     return folder / JSON_NAME, folder / PAGE_NAME
 
 
-def _fate(
+def _outcome(
     sample: Sample,
     found: ImageInfo | Refusal,
     placements: "Mapping[str, Placement | str] | None",
     num_tokens: Mapping[str, int],
-) -> SampleFate:
+) -> SampleOutcome:
     if isinstance(found, Refusal):
-        return SampleFate(sample.sample_id, False, found.reason)
+        return SampleOutcome(sample.sample_id, False, found.reason)
     known: dict[str, Any] = {"width": found.width, "height": found.height, "notes": found.notes}
     if num_tokens:
         known["num_tokens"] = max(num_tokens[caption] for caption in sample.captions)
     placement = placements[sample.sample_id] if placements is not None else None
     if isinstance(placement, str):
-        return SampleFate(sample.sample_id, False, placement, **known)
+        return SampleOutcome(sample.sample_id, False, placement, **known)
     if placement is not None:
         known["bucket"] = f"{placement.width} x {placement.height}"
         known["scaled"] = f"{placement.scaled_width} x {placement.scaled_height}"
         known["crops"] = placement.crops
-    return SampleFate(sample.sample_id, True, **known)
+    return SampleOutcome(sample.sample_id, True, **known)
 
 
 def _repeats(samples: Sequence[Sample]) -> set[str]:
@@ -148,9 +150,9 @@ def _caption_report(
     )
 
 
-def _occupancy(fates: Iterable[SampleFate]) -> dict[str, int]:
+def _occupancy(outcomes: Iterable[SampleOutcome]) -> dict[str, int]:
     """Used samples by bucket, the smallest width first."""
-    counts = Counter(fate.bucket for fate in fates if fate.used and fate.bucket is not None)
+    counts = Counter(outcome.bucket for outcome in outcomes if outcome.used and outcome.bucket is not None)
     return dict(sorted(counts.items(), key=lambda entry: [int(side) for side in entry[0].split(" x ")]))
 
 
@@ -171,9 +173,9 @@ def _counted(values: Iterable[str]) -> dict[str, int]:
     return dict(Counter(values).most_common())
 
 
-def _notes(fates: Iterable[SampleFate]) -> dict[str, list[str]]:
+def _notes(outcomes: Iterable[SampleOutcome]) -> dict[str, list[str]]:
     notes: dict[str, list[str]] = {}
-    for fate in fates:
-        for note in fate.notes if fate.used else ():
-            notes.setdefault(note, []).append(fate.sample_id)
+    for outcome in outcomes:
+        for note in outcome.notes if outcome.used else ():
+            notes.setdefault(note, []).append(outcome.sample_id)
     return notes

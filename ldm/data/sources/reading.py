@@ -210,21 +210,21 @@ def _read(settings: SourceSettings, kind: Kind, inputs: TaskInputs) -> Reading:
     if kind == "folder":
         files = "file_name" if images == "image" else images
         return Reading(read_folder(root, caption_column=captions, file_column=files, inputs=inputs), [])
-    fates: list[Sample | Refusal] = []
+    outcomes: list[Sample | Refusal] = []
     if kind == "datasets":
         key = DatasetsKey(settings.path, settings.config_name, settings.split)
-        fates.extend(read_datasets(key, image_column=images, caption_column=captions, inputs=inputs))
+        outcomes.extend(read_datasets(key, image_column=images, caption_column=captions, inputs=inputs))
     if kind == "parquet":
         for name, path in parquet_files(root, settings.split):
-            fates.extend(
+            outcomes.extend(
                 read_parquet(name, path, image_column=images, caption_column=captions, inputs=inputs)
             )
     if kind == "webdataset":
         for name, path in tar_files(root):
-            fates.extend(read_tar(name, path, image_column=images, caption_column=captions, inputs=inputs))
+            outcomes.extend(read_tar(name, path, image_column=images, caption_column=captions, inputs=inputs))
     return Reading(
-        [fate for fate in fates if isinstance(fate, Sample)],
-        [fate for fate in fates if isinstance(fate, Refusal)],
+        [outcome for outcome in outcomes if isinstance(outcome, Sample)],
+        [outcome for outcome in outcomes if isinstance(outcome, Refusal)],
     )
 
 
