@@ -116,7 +116,7 @@ def check(
     from ldm.cli.data_text import refusal_lines, summary_lines
     from ldm.config import validate
     from ldm.data.report.report import make_report, write_report
-    from ldm.data.sources.reading import SourceSettings, passed_over, read_sources
+    from ldm.data.sources.reading import SourceSettings, ignored_files, read_sources
 
     size = _size(height, width, buckets)
     if report is not None:
@@ -134,7 +134,7 @@ def check(
     found = make_report(reading, facts, placements, *tokens)
     for line in refusal_lines(found, reading):
         typer.echo(line, err=True)
-    typer.echo("\n".join(summary_lines(path, found, reading, passed_over(source))))
+    typer.echo("\n".join(summary_lines(path, found, reading, ignored_files(source))))
     if report is not None:
         _, page = write_report(found, report, reading.samples)
         typer.echo(f"report: {page}")

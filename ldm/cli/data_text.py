@@ -31,12 +31,12 @@ def refusal_lines(report: "DataReport", reading: "Reading") -> Iterator[str]:
 
 
 def summary_lines(
-    path: str, report: "DataReport", reading: "Reading", passed_over: Mapping[str, int]
+    path: str, report: "DataReport", reading: "Reading", ignored_files: Mapping[str, int]
 ) -> Iterator[str]:
     """What is in the data.
 
     Args:
-        passed_over: number of files that are no samples, by suffix.
+        ignored_files: number of files that are no samples, by suffix.
     """
     captions = report.captions
     counted = f"{captions.num_captions} captions ({captions.num_different} different)"
@@ -59,8 +59,8 @@ def summary_lines(
     yield from _duplicate_lines(report)
     for note, names in report.notes.items():
         yield f"note: {shown(note)}: {len(names)} images ({_first(names)})"
-    if passed_over:
-        counted = ", ".join(f"{count} {shown(kind)}" for kind, count in passed_over.items())
+    if ignored_files:
+        counted = ", ".join(f"{count} {shown(kind)}" for kind, count in ignored_files.items())
         yield f"note: files passed over: {counted}"
 
 

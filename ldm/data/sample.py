@@ -48,30 +48,30 @@ from ldm.errors import UserError
 from ldm.io.images import WHITE, Color, open_image
 
 Stamp = tuple[str, int, int, int]
-"""Absolute path, size in bytes, and times in nanoseconds: of the last modification and of the last change of any kind,
-which no copying program restores. While it stays, so do the bytes."""
+"""Absolute path, size in bytes, and the times of the last modification and of the last change of any kind, in
+nanoseconds; copying programs cannot restore the latter. While the stamp is the same, so are the bytes."""
 
 
 class ImageSource(Protocol):
-    """Where an encoded image lies. Small and picklable, so that it can travel to a loader process."""
+    """Where an encoded image is stored. Small and picklable, so that it can be sent to a loader process."""
 
     @property
     def name(self) -> str:
-        """What messages call it, such as `photos/0001.jpg` or `train.parquet row 7`."""
+        """Its name in messages, such as `photos/0001.jpg` or `train.parquet row 7`."""
         ...
 
     def read(self) -> bytes:
-        """The file's bytes, still encoded. Raises UserError when they are gone."""
+        """The encoded bytes. Raises UserError if they are gone."""
         ...
 
     def stamp(self) -> Stamp | None:
-        """By what a memo knows it again without reading it; None where there is nothing to go by."""
+        """Identifies the bytes without reading them; None if that is not possible."""
         ...
 
 
 @dataclass(frozen=True)
 class FileImage:
-    """An image that is a file."""
+    """An image in a file."""
 
     path: Path
 
@@ -94,16 +94,16 @@ class FileImage:
 
 
 def stamp_of(name: str, *files: os.stat_result) -> Stamp:
-    """The stamp of what lies in some files, under a name of its own."""
+    """The stamp of something named `name` that is stored in some files."""
     size = sum(status.st_size for status in files)
     return name, size, max(s.st_mtime_ns for s in files), max(s.st_ctime_ns for s in files)
 
 
 def read_unchanged(image: ImageSource, content_hash: str) -> bytes:
-    """An image's bytes, which must still be those that were surveyed.
+    """An image's bytes, checked to be those that were surveyed.
 
     Raises:
-        UserError: they are gone or have changed.
+        UserError: the image is gone or has changed.
     """
     data = image.read()
     if hashlib.sha256(data).hexdigest() != content_hash:
@@ -178,11 +178,11 @@ class Sample:
     """One captioned image.
 
     Attributes:
-        sample_id: unique in a run and independent of where the data lies; keys every random draw.
-        image: where the image's bytes lie.
+        sample_id: unique in a run and independent of where the data is; keys every random draw.
+        image: the main image.
         captions: its captions, at least one; the first is `text`.
-        may_flip: whether mirroring keeps the captions true, or None when the data does not say.
-        loss_weight: what its loss is multiplied with.
+        may_flip: whether the captions are still true of the mirrored image; None if the data does not say.
+        loss_weight: a factor of its loss.
         loss_mask: an image that is white where the loss counts and black where it does not.
         extra: the row's other columns.
         images: the further images that the task needs, by name; transformed together with `image`.
@@ -204,17 +204,17 @@ class Sample:
         return self.captions[0]
 
     def open(self, background: Color = WHITE) -> Image.Image:
-        """The image, decoded and upright, RGB.
+        """The main image, decoded, upright and RGB.
 
         Raises:
-            UserError: it is gone, broken, truncated or no image.
+            UserError: it is gone, damaged, truncated or not an image.
         """
         return open_image(self.image.read(), name=self.image.name, background=background)
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Something that was found and cannot be used, and why, in one line with the mend."""
+    """A sample that cannot be used: one line that says why and how to fix it."""
 
     sample_id: str
     reason: str
@@ -222,16 +222,16 @@ class Refusal:
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What decoding an image once found out; kept in the memo, so plain values only.
+    """What decoding an image found out. The image index keeps it, so it has plain values only.
 
     Attributes:
         content_hash: SHA-256 of the encoded bytes, in hex.
         width: pixels, upright.
         height: pixels, upright.
-        perceptual_hash: 64 bits that hardly change when the image is scaled or saved again.
-        notes: what of the file was left out, such as "first of 12 frames used".
-        is_black: whether no pixel is anything else; of a mask, nothing of its image counts.
-        named: the same of the sample's further images, by name. Set by `survey`; the image index has it not.
+        perceptual_hash: 64 bits that change little when the image is scaled or saved again.
+        notes: what was ignored in the file, such as "first of 12 frames used".
+        is_black: whether all pixels are black; a mask like that would leave nothing of its image.
+        named: the same for the sample's further images, by name. Set by `survey` and not kept in the image index.
     """
 
     content_hash: str

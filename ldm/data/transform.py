@@ -1,4 +1,4 @@
-"""From an image to the pixel values that are trained on, and from a mask to its weights: one fixed way, with a version.
+"""Images to pixel values and masks to weights, in one fixed way that has a version number.
 
 Axis letters: H W pixels, h w latent size.
 """
@@ -14,30 +14,30 @@ from ldm.errors import UserError
 from ldm.io.images import WHITE, Color, image_to_tensor, resize_and_crop
 
 TRANSFORM_VERSION = 1
-"""Part of every cache key. It goes up by one whenever the same image and placement give other numbers; a test of the
-output's hash says when."""
+"""Part of every cache key. Increased when the same image and placement would give different numbers, which a test
+notices by a hash of the output."""
 
 _SHAPE_TOLERANCE = 0.02
 
 
 def transform_image(image: Image.Image, placement: Placement, crop: int = 0, flip: bool = False) -> Tensor:
-    """Scale, cut and mirror an upright RGB image: pixel_values [3, H, W] in [-1, 1].
+    """Scale, crop and mirror an upright RGB image: pixel_values [3, H, W] in [-1, 1].
 
-    Pillow's Lanczos filter, antialiased, scales and cuts in one pass. Crop 0 is the exact middle, to a fraction of a
-    pixel where the slack is odd.
+    Pillow's antialiased Lanczos filter scales and crops in one pass. Crop 0 is the exact center, if need be
+    at half a pixel.
 
     Args:
         crop: index into `placement.crops`.
-        flip: mirror left and right, after the cut.
+        flip: mirror left and right, after cropping.
 
     Raises:
-        UserError: the image has not the shape that it was placed by.
+        UserError: the image does not have the size that it had when it was placed.
     """
     size = (placement.height, placement.width)
     if scaled_size((image.height, image.width), size) != (placement.scaled_height, placement.scaled_width):
         raise UserError(
-            f"an image is {image.width} x {image.height} pixels and was of another shape when the data was read",
-            "leave the data as it is during a run, and start again",
+            f"an image is {image.width} x {image.height} pixels and had another shape when the data was read",
+            "do not change the data during a run; start again",
         )
     pixel_values = image_to_tensor(resize_and_crop(image, *size, crop=_position(placement, crop)))
     return pixel_values.flip(-1) if flip else pixel_values
@@ -51,12 +51,12 @@ def transform_mask(
     *,
     pixels_per_latent: int,
 ) -> Tensor:
-    """The same cut of a mask, averaged over each latent's pixels: [1, h, w] in [0, 1], 1 where the mask is white.
+    """The same crop of a mask, averaged over the pixels of each latent: [1, h, w] in [0, 1], 1 where the mask is white.
 
-    A mask of another resolution than its image will do, not one of another shape.
+    The mask may have another resolution than its image.
 
     Raises:
-        UserError: the mask has another shape than the image, or `pixels_per_latent` does not divide the size.
+        UserError: the mask has another aspect ratio than the image, or `pixels_per_latent` does not divide the size.
     """
     height, width = placement.height, placement.width
     if height % pixels_per_latent or width % pixels_per_latent:
@@ -68,7 +68,7 @@ def transform_mask(
     cells = values.reshape(
         height // pixels_per_latent, pixels_per_latent, width // pixels_per_latent, pixels_per_latent
     )
-    # sums of integers are exact anywhere
+    # sums of integers are exact on every machine
     means = torch.from_numpy(cells.mean(axis=(1, 3)) / 255).float()[None]
     return means.flip(-1) if flip else means
 
@@ -89,11 +89,11 @@ def transform_input(
     *,
     kind: ImageKind = "photo",
 ) -> Tensor:
-    """The same cut of a sample's further image, which may have another resolution than its main image.
+    """The same crop of a further image, which may have another resolution than the main image.
 
     Returns:
-        [3, H, W] in [-1, 1] of a photo; the very values of `transform_image` where it is the same image. [1, H, W] in
-        [0, 1] of a mask, 1 where it is white; [3, H, W] in [0, 1] of other kinds.
+        For a photo [3, H, W] in [-1, 1], equal to what `transform_image` returns for the same image. For a mask
+        [1, H, W] in [0, 1], 1 where it is white. For other kinds [3, H, W] in [0, 1].
 
     Raises:
         UserError: it has another aspect ratio than the main image.
@@ -113,7 +113,7 @@ def _unit_tensor(image: Image.Image) -> Tensor:
 
 
 def _check_shape(what: str, image: Image.Image, placement: Placement) -> None:
-    """Refuse an image of another aspect ratio than the one that was placed, but for rounding."""
+    """Refuse an image whose aspect ratio is not that of the placed image, up to rounding."""
     shape = placement.scaled_width / placement.scaled_height
     rounding = 1 / min(image.size) + 1 / min(placement.scaled_height, placement.scaled_width)
     if abs(image.width / image.height / shape - 1) > _SHAPE_TOLERANCE + rounding:
@@ -124,9 +124,9 @@ def _check_shape(what: str, image: Image.Image, placement: Placement) -> None:
 
 
 def transform_key(placement: Placement, crop: int = 0, flip: bool = False, background: Color = WHITE) -> str:
-    """All that decides the pixel values of given image bytes, as one line of text; part of a cache key.
+    """Everything besides the image that determines its pixel values, as one line of text; part of a cache key.
 
-    Crops at the same place have the same key, whatever their numbers.
+    Crops at the same position have the same key, whatever their index.
     """
     top, left = (f"{position!r}" for position in _position(placement, crop))
     return (
@@ -136,7 +136,7 @@ def transform_key(placement: Placement, crop: int = 0, flip: bool = False, backg
 
 
 def _position(placement: Placement, crop: int) -> tuple[float, float]:
-    """Where a crop lies, as fractions of the slack (vertical, horizontal); one half where it cannot move."""
+    """The position of a crop as fractions of the slack (vertical, horizontal); 1/2 where it cannot move."""
     vertical, horizontal = (
         0.5 if crop == 0 or not slack else offset / slack
         for offset, slack in zip(placement.crops[crop], placement.slack, strict=True)
@@ -145,7 +145,7 @@ def _position(placement: Placement, crop: int) -> tuple[float, float]:
 
 
 def _box(image_size: tuple[int, int], placement: Placement, crop: int) -> tuple[float, float, float, float]:
-    """What `resize_and_crop` keeps of an image (width, height) for a crop, in the image's own pixels."""
+    """The part of an image (width, height) that `resize_and_crop` keeps for a crop, in pixels of that image."""
     image_width, image_height = image_size
     vertical, horizontal = _position(placement, crop)
     width = min(float(image_width), image_height * placement.width / placement.height)

@@ -59,7 +59,7 @@ def test_the_report_is_written_beside_not_into_the_data(tmp_path: Path) -> None:
     assert report["licences"] == {"fields": {"license": {"CC0": 1}}, "num_without": 6}
     assert "data:image/jpeg;base64," in (tmp_path / "report" / "data_report.html").read_text()
     long = ldm_data("check", folder, "--report", tmp_path / ("report" * 60))
-    assert long.exit_code == 2 and "too long for the name of a file: shorten it" in long.stderr
+    assert long.exit_code == 2 and "too long for a file name: shorten it" in long.stderr
     inside = ldm_data("check", folder, "--report", folder / "report")
     assert (inside.exit_code, inside.stdout) == (2, "")
     assert "is inside the data: choose a folder outside" in inside.stderr

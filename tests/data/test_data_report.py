@@ -1,4 +1,4 @@
-"""The data report: no sample goes missing, what is worth a look is listed, and the page is safe to open."""
+"""The data report: no sample is missing, problems are listed, and the page is safe to open."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ EVIL = '<script>alert("1")</script><img src=x onerror=alert(2)>&amp;\'"'
 
 
 def picture(path: Path, seed: int, size: tuple[int, int] = (40, 32)) -> Path:
-    """A picture that is like no other of these tests."""
+    """An image unlike any other in these tests."""
     image = Image.new("RGB", size, ["red", "lime", "blue", "white", "black", "yellow"][seed % 6])
     draw = ImageDraw.Draw(image)
     draw.rectangle((2 + 3 * seed, 4, 9 + 3 * seed, 20), "teal")
@@ -70,10 +70,10 @@ def placed(samples: list[Sample], settings: BucketSettings, size: int) -> dict[s
     }
 
 
-# Nothing is dropped in silence
+# Nothing is dropped silently
 
 
-def test_every_sample_found_has_a_fate(tmp_path: Path) -> None:
+def test_every_sample_found_has_an_entry(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(picture(tmp_path / "0.png", 0).read_bytes()[:80])
     small, large = picture(tmp_path / "s.png", 1, (12, 40)), picture(tmp_path / "l.png", 2, (80, 41))
     samples = [sample(path) for path in (large, tmp_path / "broken.png", small)]
@@ -98,17 +98,17 @@ def test_a_sample_without_facts_or_placement_is_an_error(tmp_path: Path) -> None
         make_report(Reading(samples, []), facts_of(samples), {})
 
 
-def test_nothing_found_is_a_report_too(tmp_path: Path) -> None:
+def test_a_report_on_no_samples(tmp_path: Path) -> None:
     report = report_of([], count_tokens=len, context_length=4)
     assert (report.num_found, report.captions.num_captions, report.buckets) == (0, 0, {})
     write_report(report, tmp_path, [])
     assert json.loads((tmp_path / "data_report.json").read_text())["num_found"] == 0
 
 
-# What is worth a look
+# Problems
 
 
-def test_duplicates_are_told_apart_from_repeats(tmp_path: Path) -> None:
+def test_repeats_are_not_duplicates(tmp_path: Path) -> None:
     first, other = picture(tmp_path / "a.png", 0), picture(tmp_path / "z.png", 1)
     copy, again = tmp_path / "b.png", tmp_path / "c.jpg"
     copy.write_bytes(first.read_bytes())
@@ -116,12 +116,12 @@ def test_duplicates_are_told_apart_from_repeats(tmp_path: Path) -> None:
     samples = [sample(path) for path in (first, copy, again, other)]
     samples += [sample(first, sample_id="a.png#2"), sample(copy, sample_id="z.png#2")]
     report = report_of(samples)
-    assert report.exact_duplicates == [["a.png", "b.png", "z.png#2"]]  # z.png#2 is no repeat of z.png
+    assert report.exact_duplicates == [["a.png", "b.png", "z.png#2"]]  # z.png#2 is not a repeat of z.png
     assert report.near_duplicates == [["a.png", "c.jpg"]]
     assert report.num_repeats == 1
 
 
-def test_a_refused_image_is_no_duplicate(tmp_path: Path) -> None:
+def test_a_refused_image_is_not_a_duplicate(tmp_path: Path) -> None:
     path = picture(tmp_path / "a.png", 0)
     samples = [sample(path), sample(path, sample_id="again")]
     assert report_of(samples).exact_duplicates == [["a.png", "again"]]
@@ -219,7 +219,7 @@ def test_the_page_escapes_what_comes_from_the_data(tmp_path: Path) -> None:
     assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
 
 
-def test_the_page_shows_so_many_images_and_counts_the_rest(
+def test_the_page_shows_a_limited_number_of_images_and_counts_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report_page, "MAX_THUMBNAILS", 5)
@@ -247,7 +247,7 @@ def test_the_page_frames_what_is_trained_on(tmp_path: Path) -> None:
     assert style == "left:25.00%;top:0.00%;width:50.00%;height:100.00%"
 
 
-def test_the_json_holds_every_fate(tmp_path: Path) -> None:
+def test_the_json_has_every_sample(tmp_path: Path) -> None:
     path = picture(tmp_path / "a.png", 0)
     samples = [sample(path, "a猫 \ud800"), sample(path, sample_id="again")]
     report = report_of(samples, Refusal("x", "gone"), count_tokens=count_words, context_length=3)
@@ -259,7 +259,7 @@ def test_the_json_holds_every_fate(tmp_path: Path) -> None:
     assert value["exact_duplicates"] == [["a.png", "again"]]
 
 
-def test_an_image_that_has_gone_leaves_the_page_whole(tmp_path: Path) -> None:
+def test_the_page_is_complete_when_an_image_is_gone(tmp_path: Path) -> None:
     path = picture(tmp_path / "a.png", 0)
     samples = [sample(path)]
     report = report_of(samples)

@@ -1,4 +1,4 @@
-"""What the denoiser is trained on can be pickled, so that loader processes of any start method are given it."""
+"""Training data sets can be pickled, so loader processes work with any start method."""
 
 import pickle
 from pathlib import Path
@@ -41,9 +41,7 @@ def assert_equal(one: dict[str, Any], two: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_a_dataset_that_has_travelled_gives_equal_items(
-    tmp_path: Path, parts: ModelParts, cached: bool
-) -> None:
+def test_an_unpickled_dataset_has_equal_items(tmp_path: Path, parts: ModelParts, cached: bool) -> None:
     run, settings = make_run(tmp_path, cached)
     placed = read_data(run, folder=tmp_path / "cache").train
     images = image_reader(run, placed, parts.autoencoder, settings.cache)
@@ -55,7 +53,7 @@ def test_a_dataset_that_has_travelled_gives_equal_items(
     assert ("moments" in dataset[SampleKey(0, 0)]) == cached
 
 
-def test_a_streamed_dataset_that_has_travelled_gives_equal_items(tmp_path: Path, parts: ModelParts) -> None:
+def test_an_unpickled_streamed_dataset_has_equal_items(tmp_path: Path, parts: ModelParts) -> None:
     run, settings = make_run(tmp_path, cached=False)
     images = image_reader(run, (), parts.autoencoder, settings.cache)
     dataset = StreamedSamples(latent_samples(settings, parts.autoencoder, (), images))

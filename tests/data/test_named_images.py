@@ -89,7 +89,7 @@ def samples_of(placed: list[BucketedSample], inputs: TaskInputs = EDIT) -> Laten
 
 
 def flip_byte_of(path: Path) -> None:
-    """Another colour of one pixel, in a file that decodes as well as before."""
+    """Change the colour of one pixel; the file can still be decoded."""
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
@@ -125,7 +125,7 @@ def test_the_same_image_under_another_name_has_the_same_pixels(
 
 
 def test_two_images_of_a_sample_never_have_different_crops(tmp_path: Path) -> None:
-    """The source is the negative of its image and the mask its bright part, pixel by pixel, at every turn."""
+    """At every draw the source is the negative of its image and the mask its bright part, pixel by pixel."""
     dataset = samples_of(prepared(write_edits(tmp_path)))
     seen = set()
     for epoch in range(40):
@@ -141,7 +141,7 @@ def test_two_images_of_a_sample_never_have_different_crops(tmp_path: Path) -> No
             assert torch.equal(item["mask_pixels"][0] == 1, bright), grey
             assert item["instruction"] == f"edit {index}"
             seen.add((index, shown.sum().item()))
-    assert len(seen) > 10  # crops, and mirrored ones
+    assert len(seen) > 10  # several crops, mirrored and not
 
 
 def _grey_levels(pixel_values: Tensor) -> Tensor:
@@ -149,8 +149,8 @@ def _grey_levels(pixel_values: Tensor) -> Tensor:
     return torch.from_numpy(np.array(Image.fromarray(pixels).convert("L")))
 
 
-def test_an_image_of_another_resolution_is_cut_at_the_same_place(tmp_path: Path) -> None:
-    """Left dark, right bright: the edge is in the same place of the crop at twice the resolution."""
+def test_an_image_of_another_resolution_is_cropped_at_the_same_place(tmp_path: Path) -> None:
+    """Dark on the left, bright on the right: at twice the resolution the edge is at the same place of the crop."""
     image = Image.new("RGB", (40, 16), "black")
     image.paste("white", (21, 0, 40, 16))
     placement = place(
@@ -215,7 +215,7 @@ def test_a_batch_stacks_the_images_and_lists_the_texts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["noise", "moments", "loss_mask", "caption"])
-def test_a_name_that_a_batch_has_already_is_refused(name: str) -> None:
+def test_a_name_that_a_batch_already_has_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"cannot be called '{name}'"):
         samples_of([], TaskInputs((ImageInput(name, encoded=True),)))
     with pytest.raises(ValueError, match=f"cannot be called '{name}'"):
@@ -231,7 +231,7 @@ READS: list[str] = []
 
 @dataclass(frozen=True)
 class Noted(FileImage):
-    """A file that notes when it is read."""
+    """A file that records when it is read."""
 
     def read(self) -> bytes:
         READS.append(self.path.name)

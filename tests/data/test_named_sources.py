@@ -82,8 +82,8 @@ def test_without_a_task_that_needs_them_the_columns_are_only_columns(tmp_path: P
     }
 
 
-def test_columns_of_provenance_name_no_files_of_the_folder(tmp_path: Path) -> None:
-    """Such data was usable before samples had named images, and its report is what it was."""
+def test_columns_of_original_file_names_are_ignored(tmp_path: Path) -> None:
+    """Such data was usable before samples had named images, and its report has not changed."""
     write(tmp_path / "plain", a=1), write(tmp_path / "more", a=1)
     jsonl(tmp_path / "plain", row("a.png"))
     jsonl(tmp_path / "more", row("a.png", original_file_name="/home/me/DSC_0001.NEF", source_file_name=7))
@@ -98,7 +98,7 @@ def test_other_images_without_a_row_are_still_refused(tmp_path: Path) -> None:
         read(tmp_path, EDIT)
 
 
-def test_the_main_image_may_have_a_name_of_its_own(tmp_path: Path) -> None:
+def test_the_column_of_the_main_image_may_be_another(tmp_path: Path) -> None:
     write(tmp_path, a=1, b=2)
     jsonl(tmp_path, {"edited_file_name": "a.png", "source_file_name": "b.png", "text": "x"})
     (sample,) = read(tmp_path, SOURCE, image_column="edited_file_name").samples
@@ -128,7 +128,7 @@ def test_a_row_without_what_the_task_needs_is_refused_by_name(
     assert "\n" not in str(error.value)
 
 
-def test_captions_in_txt_files_leave_no_room_for_further_images(tmp_path: Path) -> None:
+def test_captions_in_txt_files_cannot_have_further_images(tmp_path: Path) -> None:
     write(tmp_path, a=1)
     (tmp_path / "a.txt").write_text("x")
     read(tmp_path)
@@ -138,7 +138,7 @@ def test_captions_in_txt_files_leave_no_room_for_further_images(tmp_path: Path) 
         read(tmp_path, EDIT)
 
 
-# What decoding finds
+# Decoding
 
 
 def test_a_further_image_is_decoded_and_has_the_aspect_ratio_of_its_main_image(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_row_of_a_parquet_file_without_an_image_is_refused(tmp_path: Path) -> 
     path = parquet(tmp_path / "a.parquet", table)
     found = faults(read(path, EDIT))
     assert found.keys() == {f"a.parquet/{number}" for number in (1, 2, 3)}
-    assert found["a.parquet/1"] == "a.parquet row 1, source: no image bytes: take the row out"
+    assert found["a.parquet/1"] == "a.parquet row 1, source: no image bytes: remove the row"
     assert found["a.parquet/2"].startswith("a.parquet row 2, mask: not an image")
     assert found["a.parquet/3"] == "a.parquet row 3: no 'instruction': fill it in"
     assert not faults(read(path))
@@ -248,7 +248,7 @@ def test_a_saved_dataset_has_a_column_for_each_image(tmp_path: Path) -> None:
     table["source"][1] = None
     datasets.Dataset.from_dict(table).save_to_disk(tmp_path / "lost")
     (reason,) = faults(read(tmp_path / "lost", EDIT)).values()
-    assert reason.endswith("row 1, source: no image bytes: take the row out")
+    assert reason.endswith("row 1, source: no image bytes: remove the row")
 
 
 def test_members_of_a_tar_have_the_name_of_the_image_before_their_suffix(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The odd and hostile files that Pillow's own tests open: each is used or refused by name, in bounded time and memory.
+"""The odd and hostile files of Pillow's own tests: each is used or refused by name, in bounded time and memory.
 
 The files come with Pillow's source package. It is downloaded from the package index, once if LDM_DOWNLOADS names a
 folder to keep it in; without a network the test is skipped.
@@ -19,9 +19,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MAX_SEC = 240
 MAX_MORE_BYTES = 3 << 30
-"""Address space beyond what the imports take: the largest image allowed needs under 2 GiB."""
+"""Address space besides that of the imports; the largest image allowed needs less than 2 GiB."""
 
-# Runs in a process of its own: a crash of a decoder must not take the tests with it.
+# Runs in a separate process, so that a crash of a decoder does not end the tests.
 PROGRAM = """
 import json, resource, sys
 from pathlib import Path
@@ -47,7 +47,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def source_package(folder: Path) -> Path:
-    """Pillow's source package of the version installed, in `folder`."""
+    """Pillow's source package of the installed version, in `folder`."""
     found = sorted(folder.glob(f"[Pp]illow-{PIL.__version__}.tar.gz"))
     if found:
         return found[0]
@@ -130,7 +130,7 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_a_known_file_has_the_fate_that_it_should(outcomes: dict[str, Any], name: str) -> None:
+def test_a_known_file_has_the_expected_outcome(outcomes: dict[str, Any], name: str) -> None:
     expected = KNOWN[name]
     if isinstance(expected, str):
         assert expected in outcomes[name]

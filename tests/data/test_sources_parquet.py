@@ -46,14 +46,14 @@ def test_plain_bytes_named_columns_and_several_captions(tmp_path: Path) -> None:
     assert (second.captions, second.may_flip) == (("two",), None)
     assert second.image.read() == png(2)
     with pytest.raises(
-        UserError, match=r"a\.parquet: no column 'image': set image_column to one there: picture"
+        UserError, match=r"a\.parquet: no column 'image': set image_column to one of the columns: picture"
     ):
         read(path)
     with pytest.raises(UserError, match=r"'prompt' holds list.*: set image_column to one with images"):
         read(path, image_column="prompt", caption_column="flip")
 
 
-def test_an_image_travels_and_knows_its_place(tmp_path: Path) -> None:
+def test_an_image_can_be_pickled_and_names_its_row(tmp_path: Path) -> None:
     image = read(parquet(tmp_path / "a.parquet", columns())).samples[3].image
     again = pickle.loads(pickle.dumps(image))
     assert len(pickle.dumps(image)) < 1000
@@ -86,8 +86,8 @@ def test_a_bad_row_is_refused_and_the_others_are_used(tmp_path: Path) -> None:
     assert outcomes(read(path)) == {
         "a.parquet/0": ("fine",),
         "a.parquet/1": "a.parquet row 1: 'text' is not UTF-8 at byte 3: save it as UTF-8",
-        "a.parquet/2": "a.parquet row 2: no image bytes: take the row out",
-        "a.parquet/3": "a.parquet row 3: no image bytes: take the row out",
+        "a.parquet/2": "a.parquet row 2: no image bytes: remove the row",
+        "a.parquet/3": "a.parquet row 3: no image bytes: remove the row",
         "a.parquet/4": "a.parquet row 4: no 'text': fill it in",
         "a.parquet/5": ("last",),
     }
@@ -141,7 +141,7 @@ def saved(tmp_path: Path) -> Path:
 
     plain = {name: columns(3)[name] for name in ("image", "text")}
     bad = faulty()
-    bad["image"][2] = None  # `datasets` does not save an image without bytes and path
+    bad["image"][2] = None  # `datasets` cannot save an image without bytes and path
     datasets.DatasetDict({"train": split(bad), "test": split(plain)}).save_to_disk(tmp_path / "saved")
     return tmp_path / "saved"
 
@@ -164,7 +164,7 @@ def test_a_saved_dataset_and_its_splits(saved: Path) -> None:
         read(saved, split="tests")
 
 
-def test_a_dataset_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_dataset_is_named(tmp_path: Path) -> None:
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "dataset_dict.json").write_text("{")
     with pytest.raises(UserError, match=r"saved: the dataset cannot be loaded \(.*\)") as error:

@@ -1,24 +1,24 @@
-"""What a data report holds: plain values, written as JSON."""
+"""The contents of a data report: plain values that are written as JSON."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class SampleOutcome:
-    """What became of one sample.
+    """What happened to a sample.
 
     Attributes:
-        sample_id: as in `Sample`, or what a refusal calls it.
-        used: whether it can be trained on; one that is held out is used as well.
-        reason: why it is not; empty when it is.
-        width: of the upright image in pixels; None when it could not be decoded.
+        sample_id: of the `Sample` or of the refusal.
+        used: whether it can be used, for training or held out.
+        reason: why it cannot be used; empty if it can.
+        width: of the upright image in pixels; None if it could not be decoded.
         height: likewise.
-        bucket: the size it is trained at, "width x height" in pixels; None where sizes were not asked for.
-        scaled: what the image is scaled to before it is cropped, "width x height".
-        crops: (top, left) in the scaled image, of each crop variant.
-        notes: what of the file is left out, such as "animated: first of 12 frames used".
-        num_tokens: of its longest caption, start and end included; None without a tokenizer.
-        held_out: whether a run keeps it from training, to measure on.
+        bucket: the size it is trained at, "width x height" in pixels; None if no sizes were asked for.
+        scaled: the size the image is scaled to before it is cropped, "width x height".
+        crops: (top, left) of each crop in the scaled image.
+        notes: what is ignored in the file, such as "animated: first of 12 frames used".
+        num_tokens: of its longest caption, including start and end; None without a tokenizer.
+        held_out: whether a run holds it out of training, for validation.
     """
 
     sample_id: str
@@ -48,12 +48,12 @@ class CaptionReport:
     """The captions of the used samples.
 
     Attributes:
-        num_captions: how many there are.
-        num_different: how many different ones.
-        unit: what `lengths` are counted in: "tokens", or "letters" without a tokenizer.
-        context_length: how many tokens fit, start and end included; None without a tokenizer.
-        lengths: (length, number of captions), in the order of length.
-        truncated: those that do not fit, longest first.
+        num_captions: their number.
+        num_different: the number of different ones.
+        unit: of `lengths`: "tokens", or "letters" without a tokenizer.
+        context_length: how many tokens the text encoder reads, including start and end; None without a tokenizer.
+        lengths: (length, number of captions), sorted by length.
+        truncated: captions that are too long, longest first.
     """
 
     num_captions: int
@@ -66,7 +66,7 @@ class CaptionReport:
 
 @dataclass(frozen=True)
 class LicenceReport:
-    """What the samples' own fields say of rights: value -> number of samples, for each field."""
+    """Licence and author fields of the samples: for each field, value -> number of samples."""
 
     fields: dict[str, dict[str, int]]
     num_without: int
@@ -74,18 +74,17 @@ class LicenceReport:
 
 @dataclass(frozen=True)
 class DataReport:
-    """All that is known of the data before the first step; `write_report` writes it.
+    """Everything known about the data before the first step; `write_report` writes it.
 
     Attributes:
-        num_repeats: how many of the used samples are repeats (`#2`, `#3`) of another, which are no duplicates.
-        buckets: "width x height" -> number of used samples, the smallest width first.
-        sizes: of the upright images, "width x height" -> number of used samples, the most common first.
-        exact_duplicates: ids of used samples whose images have the same bytes.
-        near_duplicates: ids of used samples that look alike; of exact duplicates the first stands for all.
-        notes: note -> ids of the used samples it is of.
-        fingerprint: of the used samples' images, captions, masks, and whether each may be mirrored, 64 hex digits; None
-            where only a look was taken.
-        num_held_out: of the used samples, kept from training to measure on.
+        num_repeats: used samples that are repeats (`#2`, `#3`) of another; they do not count as duplicates.
+        buckets: "width x height" -> number of used samples, smallest width first.
+        sizes: of the upright images, "width x height" -> number of used samples, most common first.
+        exact_duplicates: groups of used samples whose images have the same bytes, by id.
+        near_duplicates: groups of used samples that look alike, by id; exact duplicates are represented by the first.
+        notes: note -> ids of the used samples that have it.
+        fingerprint: of the used samples, 64 hex digits; None for a check without a run.
+        num_held_out: used samples that are held out of training, for validation.
     """
 
     num_found: int

@@ -1,6 +1,6 @@
-"""The data report: the outcome of every sample that was found, and what is worth a look before training on them.
+"""The data report: what happened to every sample, and what to look at before training.
 
-Nothing is dropped in silence: every sample found has one entry, used + refused = found.
+Nothing is dropped silently: every sample found has an entry, and used + refused = found.
 """
 
 import json
@@ -34,17 +34,17 @@ def make_report(
     count_tokens: Callable[[str], int] | None = None,
     context_length: int | None = None,
 ) -> DataReport:
-    """What became of every sample of `reading`.
+    """Report on every sample of `reading`.
 
     Args:
         reading: the samples and refusals of the sources.
-        facts: of each sample, from `survey`.
-        placements: of each sample with facts, from `place`: its bucket and crops, or why it is refused.
-        count_tokens: of a caption, start and end included.
-        context_length: how many of those fit; with n chunks of a context L, n (L - 2) + 2.
+        facts: from `survey`, by sample id.
+        placements: from `place`, by id of the samples that could be decoded: bucket and crops, or why it is refused.
+        count_tokens: caption -> number of tokens, including start and end.
+        context_length: how many tokens the text encoder reads: n (L - 2) + 2 for n chunks of context L.
 
     Raises:
-        KeyError: a sample is without facts or placement, so that it would go missing.
+        KeyError: a sample has no facts or placement, so it would be missing from the report.
     """
     captions = [caption for sample in reading.samples for caption in sample.captions]
     num_tokens = (
@@ -77,13 +77,13 @@ def make_report(
 
 
 def write_report(report: DataReport, folder: Path, samples: Sequence[Sample]) -> tuple[Path, Path]:
-    """Write `data_report.json` and `data_report.html` into a folder; the page shows some of the samples' images.
+    """Write `data_report.json` and `data_report.html` to a folder; the page shows some of the images.
 
     Raises:
         UserError: the disk is full or the folder is not writable.
     """
     text = json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n"
-    # half a surrogate pair in a caption is no UTF-8; as \udc80 it is valid JSON
+    # a lone surrogate in a caption is not UTF-8, but valid JSON as \udc80
     write_bytes(folder / JSON_NAME, text.encode("utf-8", "backslashreplace"))
     page = report_page(report, samples)
     write_bytes(folder / PAGE_NAME, page.encode("utf-8", "backslashreplace"))
@@ -112,7 +112,7 @@ def _outcome(
 
 
 def _repeats(samples: Sequence[Sample]) -> set[str]:
-    """The ids of samples that a source's `repeats` made: `a.png#2` with the very image of `a.png`."""
+    """The ids of samples made by a source's `repeats`: `a.png#2` with the same image as `a.png`."""
     images = {sample.sample_id: sample.image.name for sample in samples}
     repeats = set()
     for sample in samples:
@@ -127,7 +127,7 @@ def _facts_of(ids: Iterable[str], facts: Mapping[str, ImageInfo | Refusal]) -> d
 
 
 def _near_duplicates(facts: Mapping[str, ImageInfo], exact: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Groups of different files that look alike; the first of the same ones stands for them."""
+    """Groups of different files that look alike; exact duplicates are represented by the first."""
     further = {sample_id for group in exact for sample_id in group[1:]}
     return near_duplicates({id_: found.perceptual_hash for id_, found in facts.items() if id_ not in further})
 
@@ -151,7 +151,7 @@ def _caption_report(
 
 
 def _occupancy(outcomes: Iterable[SampleOutcome]) -> dict[str, int]:
-    """Used samples by bucket, the smallest width first."""
+    """The number of used samples by bucket, smallest width first."""
     counts = Counter(outcome.bucket for outcome in outcomes if outcome.used and outcome.bucket is not None)
     return dict(sorted(counts.items(), key=lambda entry: [int(side) for side in entry[0].split(" x ")]))
 
@@ -169,7 +169,7 @@ def _licences(samples: Sequence[Sample]) -> LicenceReport:
 
 
 def _counted(values: Iterable[str]) -> dict[str, int]:
-    """How often each value is there, the most common first."""
+    """The number of times each value occurs, most common first."""
     return dict(Counter(values).most_common())
 
 

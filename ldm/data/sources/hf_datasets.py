@@ -1,4 +1,4 @@
-"""Captioned images of the `datasets` library: a folder that `save_to_disk` wrote, or the name of a dataset."""
+"""Captioned images from the `datasets` library: a folder that `save_to_disk` wrote, or a dataset by name."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _BATCH_ROWS = 1000
 
 @dataclass(frozen=True)
 class DatasetsKey:
-    """Which dataset: its folder or name, its configuration and its split."""
+    """A dataset: its folder or name, its configuration and its split."""
 
     path: str
     config_name: str | None = None
@@ -53,12 +53,12 @@ class DatasetsImage:
         except IndexError:
             raise UserError(f"{self.name}: no such row any more", "start again") from None
         path = value.get("path") if isinstance(value, dict) and not value.get("bytes") else None
-        if path and not self.dataset.is_saved:  # a download of the library's own
+        if path and not self.dataset.is_saved:  # a file that the library downloaded
             return FileImage(Path(path)).read()
         return image_bytes(value, self.name)
 
     def stamp(self) -> Stamp | None:
-        """By the files that the dataset lies in, all together."""
+        """Of all the files of the dataset together."""
         files = [Path(file["filename"]).stat() for file in open_dataset(self.dataset).cache_files]
         if not files:
             return None
@@ -75,7 +75,7 @@ def is_saved_dataset(root: Path) -> bool:
 def read_datasets(
     dataset: DatasetsKey, *, image_column: str, caption_column: str, inputs: TaskInputs = NO_INPUTS
 ) -> Iterator[Sample | Refusal]:
-    """Every row as a sample `split/row`, or as a refusal where its caption or its image is missing or faulty.
+    """Every row as a sample `split/row`, or as a refusal if its caption or an image is missing or faulty.
 
     Args:
         inputs: the further images and texts that the task needs; each has a column of its name.
@@ -97,7 +97,7 @@ def read_datasets(
             image = DatasetsImage(dataset, first_row + index, image_column)
             named = {name: DatasetsImage(dataset, image.row, name, name) for name in inputs.further_images}
             images = {image_column: image, **named}
-            # elsewhere a path will do
+            # in downloaded datasets a cell may hold a path
             lost = [column for column in images if dataset.is_saved and not present[column][index]]
             faults = [f"{images[column].name}: no image bytes" for column in lost]
             yield sample_or_refusal(
@@ -117,10 +117,10 @@ def _cells(dataset: DatasetsKey, column: str) -> Any:
 
 @lru_cache(maxsize=8)
 def open_dataset(dataset: DatasetsKey) -> Any:
-    """A `datasets.Dataset`, opened once a process.
+    """A `datasets.Dataset`, opened once per process.
 
     Raises:
-        UserError: it is not there, cannot be loaded or has no such split.
+        UserError: it does not exist, cannot be loaded or has no such split.
     """
     import datasets
 
@@ -129,10 +129,10 @@ def open_dataset(dataset: DatasetsKey) -> Any:
             found = datasets.load_from_disk(dataset.path)
         else:
             found = datasets.load_dataset(dataset.path, dataset.config_name, split=dataset.split)
-    except Exception as error:  # the library raises nearly anything
+    except Exception as error:  # the library raises almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{dataset.path}: the dataset cannot be loaded ({reason})", "name another or mend it"
+            f"{dataset.path}: the dataset cannot be loaded ({reason})", "name another or fix it"
         ) from error
     if not isinstance(found, datasets.DatasetDict):
         return found

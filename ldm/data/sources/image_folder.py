@@ -1,7 +1,7 @@
-"""A folder of captioned images, read whole: every image has its captions, or the folder is refused.
+"""A folder of captioned images. Every image must have a caption, or the folder is refused.
 
-Captions come from `metadata.jsonl`, `metadata.csv` or `metadata.parquet` (the ImageFolder convention, with
-`file_name` and `text`) or from a `.txt` file beside each image. Names that start with a dot are passed over.
+Captions come from `metadata.jsonl`, `metadata.csv` or `metadata.parquet` (the ImageFolder convention, with columns
+`file_name` and `text`) or from a `.txt` file next to each image. Names that start with a dot are ignored.
 """
 
 import os
@@ -26,7 +26,7 @@ from ldm.errors import UserError
 from ldm.io.images import IMAGE_SUFFIXES
 
 FILE_NAME_ENDING = "_file_name"
-"""Of the columns that name further images: `source_file_name` is the image `source`."""
+"""Ends the columns that name further images: `source_file_name` is the image `source`."""
 
 
 def read_folder(
@@ -36,18 +36,18 @@ def read_folder(
     file_column: str = "file_name",
     inputs: TaskInputs = NO_INPUTS,
 ) -> list[Sample]:
-    """Every image below `root` with its captions, in the order of the metadata or else of the file names.
+    """All images below `root` with their captions, in the order of the metadata, or of the file names without it.
 
-    Beside the columns of file names and captions a row may have `captions` (a list of further captions) and
-    `flip` (false where a mirrored image would make its captions wrong). Columns such as `source_file_name` name further
-    images; only those that `inputs` asks for are read.
+    Besides the file name and the caption, a row may have `captions` (a list of further captions) and `flip` (false if
+    the captions are wrong for a mirrored image). Columns such as `source_file_name` name further images; only those
+    that `inputs` asks for are read.
 
     Args:
-        inputs: the further images and texts that the task needs; every row must have them.
+        inputs: the further images and texts that the task needs. Every row must have them.
 
     Raises:
-        UserError: the folder is missing or empty, captions and images do not match one to one, a row or a
-            file is faulty, or something leads out of the folder. Nothing is left out silently.
+        UserError: the folder is missing or empty, images and captions do not match one to one, a row or a file is
+            faulty, or a name leads out of the folder. Nothing is dropped silently.
     """
     root = Path(root)
     if not is_folder(root):
@@ -80,7 +80,7 @@ def read_folder(
 
 
 def _named_files(samples: Iterable[Sample]) -> Iterator[str]:
-    """The files in the columns `*_file_name`, which need no row of their own, whether a task asks for them or not."""
+    """The files in columns `*_file_name`. They need no row of their own, even if no task asks for them."""
     for sample in samples:
         for column, value in sample.extra.items():
             if column.endswith(FILE_NAME_ENDING) and isinstance(value, str):
@@ -88,10 +88,12 @@ def _named_files(samples: Iterable[Sample]) -> Iterator[str]:
 
 
 def _refuse_nested_metadata(root: Path, names: list[str]) -> None:
-    """A split such as train/ has its own metadata, whose names are relative to it."""
+    """A split such as train/ has its own metadata, with names relative to it."""
     nested = [name for name in names if PurePosixPath(name).name in FILE_NAMES]
     if nested:
-        raise UserError(f"{root}: the metadata lies deeper, in {nested[0]}", "name the folder that holds it")
+        raise UserError(
+            f"{root}: the metadata is in a subfolder: {nested[0]}", "name the folder that contains it"
+        )
 
 
 def _refuse_inputs(root: Path, inputs: TaskInputs) -> None:
@@ -106,14 +108,14 @@ def _refuse_inputs(root: Path, inputs: TaskInputs) -> None:
 def _read_metadata(
     metadata: Path, read_row: Callable[[Row], tuple[str, Sample]], columns: str
 ) -> dict[str, Sample]:
-    """The sample of each row, by the name that its file has on the disk."""
+    """The sample of each row, by its file name on disk."""
     samples: dict[str, Sample] = {}
     for row in read_rows(metadata):
         name, sample = read_row(row)
         if name in samples:
             raise UserError(
                 f"{row.place}: {quoted(sample.sample_id)} has a row already",
-                "keep one row an image; further captions go into its list `captions`",
+                "keep one row per image; further captions go into its list `captions`",
             )
         samples[name] = sample
     if not samples:
@@ -130,7 +132,7 @@ def _sample_of_row(
     file_column: str,
     inputs: TaskInputs,
 ) -> tuple[str, Sample]:
-    """The file's name on the disk, which may be composed otherwise than in the row, and the sample."""
+    """The file's name on disk, whose Unicode form may differ from the row's, and the sample."""
     file_column = name_column(row, file_column)
     sample_id = PurePosixPath(row_text(row, file_column, "image_column")).as_posix()
     name = on_disk.get(sample_id) or on_disk.get(composed(sample_id), sample_id)
@@ -150,22 +152,22 @@ def _sample_of_row(
 
 
 def _named_image(root: Path, row: Row, input_name: str, on_disk: dict[str, str]) -> FileImage:
-    """The further image of a row, which the column `NAME_file_name` names."""
+    """The further image that a row names in its column `NAME_file_name`."""
     given = PurePosixPath(row_text(row, f"{input_name}{FILE_NAME_ENDING}")).as_posix()
     name = on_disk.get(given) or on_disk.get(composed(given), given)
     return FileImage(file_inside(root, name, row.place))
 
 
 def _read_sidecars(root: Path, images: list[str], sidecars: list[str]) -> list[Sample]:
-    """One sample an image, its caption the whole text of the `.txt` file of the same name."""
-    captioned = _by_stem(root, sidecars, "are both the caption of one image")
+    """One sample per image; its caption is the content of the `.txt` file of the same name."""
+    captioned = _by_stem(root, sidecars, "are captions of the same image")
     missing = [name for name in images if stem(name) not in captioned]
     if missing:
         raise UserError(
             f"{root}: {_count(missing, 'image', 'without a caption')}",
-            "add metadata.jsonl or a .txt file beside each image, or move them away",
+            "add metadata.jsonl or a .txt file for each image, or move them away",
         )
-    stems = _by_stem(root, images, "have one .txt file between them").keys()
+    stems = _by_stem(root, images, "share one .txt file").keys()
     alone = [n for n in sidecars if stem(n) not in stems and PurePosixPath(n).stem.lower() not in DOCUMENTS]
     if alone:
         raise UserError(
@@ -175,7 +177,7 @@ def _read_sidecars(root: Path, images: list[str], sidecars: list[str]) -> list[S
 
 
 def _by_stem(root: Path, names: list[str], fault: str) -> dict[str, str]:
-    """Each name by what it has in common with its other half; two of one kind are refused."""
+    """The names by their stems, which image and caption share; two names with one stem are refused."""
     found: dict[str, str] = {}
     for name in names:
         if stem(name) in found:
@@ -191,7 +193,7 @@ def _sample_of_sidecar(root: Path, image: str, sidecar: str) -> Sample:
 
 
 def _refuse_unlisted(metadata: Path, listed: Iterable[str], images: list[str], sidecars: list[str]) -> None:
-    """Images or captions that the metadata would make us drop in silence."""
+    """Refuse images and captions that the metadata would silently leave out."""
     listed = set(listed)
     unlisted = [name for name in images if name not in listed]
     if unlisted:
@@ -202,12 +204,12 @@ def _refuse_unlisted(metadata: Path, listed: Iterable[str], images: list[str], s
     twice = [name for name in sidecars if stem(name) in stems]
     if twice:
         raise UserError(
-            f"{metadata}: {_count(twice, '.txt file', 'beside images that have a row')}",
+            f"{metadata}: {_count(twice, '.txt file', 'next to images that have a row')}",
             "keep the metadata or the .txt files, not both",
         )
 
 
 def _count(names: list[str], noun: str, rest: str) -> str:
-    """How many, and the first three: "5 images without a row (a.png, b.png, c.png, ...)"."""
+    """The number and the first three: "5 images without a row (a.png, b.png, c.png, ...)"."""
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return f"{len(names)} {noun}{'s' if len(names) > 1 else ''} {rest} ({shown})"

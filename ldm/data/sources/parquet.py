@@ -1,6 +1,6 @@
-"""Captioned images inside parquet files: one row a sample, the encoded image in a column.
+"""Captioned images in parquet files: a row is a sample, with the encoded image in a column.
 
-Only the captions and other plain columns are read at first; an image when it is wanted.
+Reading a file reads only captions and other plain columns; images are read when they are needed.
 """
 
 import re
@@ -24,9 +24,9 @@ class ParquetImage:
     """The image of one row.
 
     Attributes:
-        row: in the file, counted from 0.
-        column: bytes, or a structure with the field `bytes`, as `datasets` writes it.
-        first_row: the row that its row group begins with.
+        row: in the file, from 0.
+        column: has bytes, or structures with a field `bytes` as `datasets` writes them.
+        first_row: of its row group.
         input_name: of a further image; None for the main one.
     """
 
@@ -46,7 +46,7 @@ class ParquetImage:
         try:
             value = column[self.row - self.first_row].as_py()
         except IndexError:
-            raise UserError(f"{self.name}: no such row any more", "start again") from None
+            raise UserError(f"{self.name}: this row no longer exists", "start again") from None
         return image_bytes(value, self.name)
 
     def stamp(self) -> Stamp | None:
@@ -54,7 +54,7 @@ class ParquetImage:
 
 
 def row_stamp(path: Path, entry: str) -> Stamp | None:
-    """The stamp of an entry of a file: its own name, and size and times of the whole file."""
+    """The stamp of an entry in a file: the name of the entry, and size and times of the file."""
     try:
         status = path.stat()
     except OSError:
@@ -63,28 +63,28 @@ def row_stamp(path: Path, entry: str) -> Stamp | None:
 
 
 def image_bytes(value: Any, name: str) -> bytes:
-    """The encoded image in a cell: bytes, or a mapping with `bytes`.
+    """The encoded image in a cell, which holds bytes or a mapping with `bytes`.
 
     Raises:
-        UserError: there are none; a path in their place is not followed.
+        UserError: there are no bytes. A path instead of them is not followed.
     """
     data = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(data, bytes) and data:
         return data
     path = value.get("path") if isinstance(value, dict) else None
     if path:
-        raise UserError(f"{name}: only the path {path!r} of an image", "save the images inside the file")
-    raise UserError(f"{name}: no image bytes", "take the row out")
+        raise UserError(f"{name}: only the path {path!r} of an image", "store the images in the file")
+    raise UserError(f"{name}: no image bytes", "remove the row")
 
 
 @cache
 def _column_reader(column: str) -> Callable[..., Any]:
-    """`_read_column` with a memory of its own for each column, so that columns do not displace each other."""
+    """`_read_column` with a separate cache for each column, so that columns do not evict each other."""
     return lru_cache(maxsize=2)(_read_column)
 
 
 def _read_column(path: Path, stamp: Stamp | None, row_group: int, column: str) -> Any:
-    """A column of a row group: the least that parquet reads. The stamp makes a changed file another one."""
+    """A column of a row group, the smallest unit that can be read. The stamp makes the cache notice a changed file."""
     import pyarrow  # type: ignore[import-untyped]
 
     with open_parquet(path) as file:
@@ -98,7 +98,7 @@ def open_parquet(path: Path) -> Any:
     """A `pyarrow.parquet.ParquetFile`, which is a context manager.
 
     Raises:
-        UserError: the file is gone or broken.
+        UserError: the file is gone or damaged.
     """
     import pyarrow
     import pyarrow.parquet  # type: ignore[import-untyped]
@@ -116,9 +116,9 @@ def _broken(path: Path, error: Exception) -> UserError:
 
 
 def parquet_files(root: Path, split: str) -> list[tuple[str, Path]]:
-    """The parquet files of a folder with their names relative to it, or one file with its own name.
+    """The parquet files of a folder with their names relative to it, or a single file with its name.
 
-    Where every file is named by a split (`train-00000.parquet`, `test/0.parquet`), only those of `split` are taken.
+    If all files are named after a split (`train-00000.parquet`, `test/0.parquet`), only those of `split` are used.
 
     Raises:
         UserError: there are none, or none of the split.
@@ -138,7 +138,7 @@ def parquet_files(root: Path, split: str) -> list[tuple[str, Path]]:
 
 
 def _split_of(name: str) -> str | None:
-    """The split that a file or its folder is named by."""
+    """The split that a file or its folder is named after."""
     for part in reversed(PurePosixPath(name).parts):
         if found := _SPLIT.match(part):
             return _OTHER_NAMES.get(found[1], found[1])
@@ -148,14 +148,14 @@ def _split_of(name: str) -> str | None:
 def read_parquet(
     name: str, path: Path, *, image_column: str, caption_column: str, inputs: TaskInputs = NO_INPUTS
 ) -> Iterator[Sample | Refusal]:
-    """Every row of a file as a sample, or as a refusal where its caption or its image is missing or faulty.
+    """Every row of a file as a sample, or as a refusal if its caption or an image is missing or faulty.
 
     Args:
-        name: the file's name, which begins the ids: row 7 is `name/7`.
+        name: the file's name, with which the ids begin: row 7 is `name/7`.
         inputs: the further images and texts that the task needs; each has a column of its name.
 
     Raises:
-        UserError: the file is broken or has no such columns.
+        UserError: the file is damaged or has no such columns.
     """
     with open_parquet(path) as file:
         columns = plain_columns(path, file.schema_arrow, image_column, caption_column, inputs)
@@ -188,9 +188,9 @@ def sample_or_refusal(
     texts: Sequence[str],
     faults: Sequence[str],
 ) -> Sample | Refusal:
-    """The sample of a row, or why there is none: the first of the faults given, or the first in the row itself."""
+    """The sample of a row, or a refusal for the first of `faults` or the first fault in the row itself."""
     if faults:
-        return Refusal(sample_id, f"{faults[0]}: take the row out")
+        return Refusal(sample_id, f"{faults[0]}: remove the row")
     try:
         return sample_of_row(row, sample_id, image, caption_column=caption_column, images=images, texts=texts)
     except UserError as error:
@@ -208,7 +208,7 @@ def _group_rows(file: Any, path: Path, group: int, columns: list[str], first_row
 
 
 def _rows_without_image(file: Any, group: int, column: str) -> set[int]:
-    """The places in a row group where the image is null. Read only where the file's statistics count some."""
+    """The rows of a row group whose image is null. The column is read only if the file's statistics count any."""
     chunks = file.metadata.row_group(group)
     leaves = [chunks.column(index) for index in range(chunks.num_columns)]
     statistics = [leaf.statistics for leaf in leaves if leaf.path_in_schema in (column, f"{column}.bytes")]
@@ -219,7 +219,7 @@ def _rows_without_image(file: Any, group: int, column: str) -> set[int]:
 
 
 def image_present(cells: Any) -> list[bool]:
-    """For each cell of an image column (an Arrow array) whether it holds bytes."""
+    """For each cell of an image column (an Arrow array), whether it has bytes."""
     import pyarrow
     import pyarrow.compute  # type: ignore[import-untyped]
 
@@ -231,16 +231,16 @@ def image_present(cells: Any) -> list[bool]:
 def plain_columns(
     place: object, schema: Any, image_column: str, caption_column: str, inputs: TaskInputs = NO_INPUTS
 ) -> list[str]:
-    """The columns of an Arrow schema to read with the captions: texts, numbers and lists of texts, no images.
+    """The columns of an Arrow schema to read together with the captions: texts, numbers and lists of texts.
 
     Raises:
-        UserError: the column of images or of captions, or of a further image or text, is not there, or a column of
-            images holds none.
+        UserError: the column of images or captions, or of a further image or text, is missing, or a column of images
+            has something else.
     """
     for column, setting in ((image_column, "image_column"), (caption_column, "caption_column")):
         if column not in schema.names:
             guess = nearest(column, schema.names) or ", ".join(schema.names)
-            raise UserError(f"{place}: no column {column!r}", f"set {setting} to one there: {guess}")
+            raise UserError(f"{place}: no column {column!r}", f"set {setting} to one of the columns: {guess}")
     for column in (*inputs.further_images, *inputs.texts):
         if column not in schema.names:
             there = ", ".join(schema.names)
