@@ -63,7 +63,7 @@ FAULTS: dict[str, tuple[str, Build]] = {
         beside("a.png", "a.txt", "a.TXT"),
     ),
     "two images": (
-        r"a\.jpg and a\.png have one \.txt file between them: rename or remove",
+        r"a\.jpg and a\.png share one \.txt file: rename or remove",
         beside("a.jpg", "a.png", "a.txt"),
     ),
     "csv column twice": (
@@ -109,7 +109,7 @@ def test_a_folder_that_is_not_accessible(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Path, "stat", closed)
     for source in (tmp_path, tmp_path / "inside/a.png", tmp_path / "inside"):
-        with pytest.raises(UserError, match=r"inside.*: Permission denied: make the folder"):
+        with pytest.raises(UserError, match=r"inside.*: Permission denied: make its folder"):
             settings = SourceSettings(path=str(source))
             assert kind_of(settings) == "folder"
             read_folder(source)
