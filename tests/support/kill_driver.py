@@ -1,4 +1,4 @@
-"""Kills runs of `tiny_training` with SIGKILL: `python -m tests.kill_driver RUN_DIR STRIDE OTHER_RUN_DIR NUMBER`.
+"""Kills runs of `tiny_training` with SIGKILL: `python -m tests.support.kill_driver RUN_DIR STRIDE OTHER_RUN_DIR NUMBER`.
 
 In the first directory at every STRIDE-th file operation of a checkpoint, in the other NUMBER times at random moments.
 Each run is a fork of this process, which imports everything once and computes nothing itself. Every run resumes what
@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from accelerate import Accelerator
 
-import train.run
+import train.run.run
 from tests.support.tiny_training import make_settings
 from tests.support.tiny_training import train as run_to_the_end
 from train.run.state import save_checkpoint
@@ -72,7 +72,7 @@ def train_until_killed(run_dir: Path, boundary: int) -> None:
     sys.addaudithook(count)
     os.fsync = counted(os.fsync)
     safetensors.torch.save_file = counted(safetensors.torch.save_file)
-    setattr(train.run, "save_checkpoint", save)  # noqa: B010  # it is imported there, not exported
+    setattr(train.run.run, "save_checkpoint", save)  # noqa: B010  # it is imported there, not exported
     run_to_the_end(make_settings(run_dir, **CHANGES))
 
 
