@@ -25,7 +25,7 @@ from ldm.models.engines.compiled import compile_denoiser
 from ldm.types import Conditioning
 from tests.support.tiny_models import make_sd1
 from tests.support.tiny_runs import DENOISER, train_parts, write_config
-from tests.support.tiny_training import PointTask, make_settings
+from tests.support.tiny_training import PointLoss, make_settings
 from train import denoiser
 from train.loop.steps import Batch, train_steps
 from train.run.run import Run
@@ -106,9 +106,9 @@ def test_the_optimizer_of_eight_bits_learns(parts: tuple[Path, dict[str, str]], 
 
 def test_no_step_waits_for_the_gpu(tmp_path: Path) -> None:
     """CUDA itself raises an error wherever the host would wait for it."""
-    accelerator, task, state, settings = begun(tmp_path)
+    accelerator, module, state, settings = begun(tmp_path)
     batches = [points(4)] * 4
-    records = train_steps(state, task, iter(batches), accelerator, settings)
+    records = train_steps(state, module, iter(batches), accelerator, settings)
     next(records)  # sets up what stays on the device
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -118,13 +118,13 @@ def test_no_step_waits_for_the_gpu(tmp_path: Path) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def begun(tmp_path: Path, task: nn.Module | None = None) -> tuple[Accelerator, nn.Module, Any, Any]:
+def begun(tmp_path: Path, module: nn.Module | None = None) -> tuple[Accelerator, nn.Module, Any, Any]:
     """A run of points set up on the GPU."""
     settings = make_settings(tmp_path / "run", device="auto", num_steps=4)
     run = Run(settings, planning=True)
     assert run.device.type == "cuda"
-    state = run.start(task or PointTask(dropout=0))
-    return run.accelerator, run.prepare(state.task), state, settings
+    state = run.start(module or PointLoss(dropout=0))
+    return run.accelerator, run.prepare(state.module), state, settings
 
 
 def points(count: int) -> Batch:
@@ -138,7 +138,7 @@ def points(count: int) -> Batch:
 # Memory
 
 
-class Hungry(PointTask):
+class Hungry(PointLoss):
     """Asks for more than the GPU has for more than one sample."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -149,8 +149,8 @@ class Hungry(PointTask):
 
 
 def test_a_real_lack_of_memory_halves_the_micro_batch(tmp_path: Path) -> None:
-    accelerator, task, state, settings = begun(tmp_path, Hungry(dropout=0))
-    record = next(train_steps(state, task, iter([points(4)]), accelerator, settings))
+    accelerator, module, state, settings = begun(tmp_path, Hungry(dropout=0))
+    record = next(train_steps(state, module, iter([points(4)]), accelerator, settings))
     assert record.micro_batch == 1
     _, plain, plain_state, _ = begun(tmp_path)
     expected = next(train_steps(plain_state, plain, iter([points(4)]), accelerator, settings))

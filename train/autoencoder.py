@@ -109,7 +109,7 @@ def kl_to_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
     return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).mean(dim=(1, 2, 3))
 
 
-class AutoencoderTask(nn.Module):
+class AutoencoderLoss(nn.Module):
     """The network and its loss as one module: a batch in, one loss a sample out."""
 
     def __init__(self, autoencoder: nn.Module, objective: ReconstructionSettings) -> None:
@@ -186,7 +186,7 @@ def train(settings: AutoencoderSettings) -> None:
     check_size(settings)
     run = Run(settings)
     autoencoder: Any = make_autoencoder(settings.model, settings.data.height)
-    task = AutoencoderTask(autoencoder, settings.objective)
+    module = AutoencoderLoss(autoencoder, settings.objective)
     scale = settings.model.downscale
     data = read_data(run, folder=cache_root(), multiple=size_multiple(settings))
     check_buckets(data)
@@ -203,7 +203,7 @@ def train(settings: AutoencoderSettings) -> None:
             write_grid(autoencoder, data.held_out or data.train, path)
 
     state = run.train(
-        task,
+        module,
         dataset,
         bucket_of=[one.size for one in data.train],
         preview=preview,

@@ -32,7 +32,7 @@ from ldm.models.vae import KLAutoencoder
 from .data.latents import cached_prompts, image_reader, latent_samples
 from .data.read import TrainingData, read_data, write_data_report
 from .data.streams import begin_stream, check_streaming, streamed_samples
-from .loop.denoiser_task import DenoiserTask
+from .loop.denoiser_loss import DenoiserLoss
 from .loop.validation import ValidationSamples, held_out_loss
 from .plan.plan import make_plan
 from .run.after_steps import Validate
@@ -103,12 +103,12 @@ def schedule_of(settings: DenoiserSettings, parts: ModelParts) -> DDPMPath:
     return DDPMPath(training_path(parts.scheduler_config, settings.base))
 
 
-def make_task(settings: DenoiserSettings) -> DenoiserTask:
+def make_loss(settings: DenoiserSettings) -> DenoiserLoss:
     """The model set up for training, as a run begins with it: a function of the settings alone."""
     parts = make_parts(settings)
     rate = settings.optim.learning_rate
     groups = choose_trained(parts, settings, seed=settings.seed, learning_rate=rate)
-    return DenoiserTask(parts, settings, schedule_of(settings, parts), groups)
+    return DenoiserLoss(parts, settings, schedule_of(settings, parts), groups)
 
 
 def size_multiple(parts: ModelParts) -> int:
@@ -140,7 +140,7 @@ def warn_flips(placed: Sequence[BucketedSample]) -> None:
 def held_out(
     run: Run,
     settings: DenoiserSettings,
-    task: DenoiserTask,
+    module: DenoiserLoss,
     data: TrainingData,
     images: tuple[str, ReadImage],
 ) -> Validate:
@@ -149,7 +149,7 @@ def held_out(
     Raises:
         UserError: there are none.
     """
-    dataset = latent_samples(settings, task.parts.autoencoder, data.held_out, images, first=len(data.train))
+    dataset = latent_samples(settings, module.parts.autoencoder, data.held_out, images, first=len(data.train))
     samples = ValidationSamples(
         dataset,
         [plain_caption(one.sample, settings.captions) for one in data.held_out],
@@ -159,7 +159,7 @@ def held_out(
 
     def validate(state: TrainState) -> dict[str, float]:
         return held_out_loss(
-            task,
+            module,
             samples,
             batch_size=settings.validation.batch_size,
             device=run.device,
@@ -170,16 +170,16 @@ def held_out(
     return validate
 
 
-def set_up(run: Run, settings: DenoiserSettings) -> tuple[DenoiserTask, Base | None, int]:
+def set_up(run: Run, settings: DenoiserSettings) -> tuple[DenoiserLoss, Base | None, int]:
     """The model set up on the run's device, what an adapter stands on, and what image sides are multiples of."""
     check_base(settings, settings.base)
     # hashed only where the hash is kept: it reads every weight of the base
     base = find_base(settings.base) if settings.base is not None and settings.is_adapter else None
-    task = make_task(settings)
-    multiple = size_multiple(task.parts)
+    module = make_loss(settings)
+    multiple = size_multiple(module.parts)
     check_size(settings, multiple)
-    apply_memory_settings(task.parts, settings, run.device)
-    return task, base, multiple
+    apply_memory_settings(module.parts, settings, run.device)
+    return module, base, multiple
 
 
 def plan(settings: DenoiserSettings) -> None:
@@ -191,12 +191,12 @@ def plan(settings: DenoiserSettings) -> None:
     if settings.data.streaming:
         raise UserError("--plan of data.streaming = true", "only what is read before a run can be planned")
     run = Run(settings, planning=True)
-    task, _, multiple = set_up(run, settings)
+    module, _, multiple = set_up(run, settings)
     data = read_data(run, multiple=multiple, folder=settings.cache.root(), rehash=settings.cache.rehash)
     if settings.validation.every:
-        held_out(run, settings, task, data, ("pixel_values", read_pixels(data.held_out)))
+        held_out(run, settings, module, data, ("pixel_values", read_pixels(data.held_out)))
     made = make_plan(
-        run, settings, task, data, partial(latent_samples, settings, task.parts.autoencoder, data.train)
+        run, settings, module, data, partial(latent_samples, settings, module.parts.autoencoder, data.train)
     )
     if run.main:
         print(made)
@@ -205,44 +205,44 @@ def plan(settings: DenoiserSettings) -> None:
 def train(settings: DenoiserSettings) -> None:
     """Train, then write `pipeline/` into the run directory."""
     run = Run(settings)
-    task, base, multiple = set_up(run, settings)
+    module, base, multiple = set_up(run, settings)
     train_on = train_on_stream if settings.data.streaming else train_on_all
-    state = train_on(run, settings, task, multiple)
+    state = train_on(run, settings, module, multiple)
     if run.main:
         if settings.validation.keep_best:
             lend_best(run.run_dir, state.average)
         with state.average.applied():
-            save_trained(plain_parts(run, settings, task, state), run.run_dir / "pipeline", settings, base)
+            save_trained(plain_parts(run, settings, module, state), run.run_dir / "pipeline", settings, base)
         print(f"trained: {run.run_dir / 'pipeline'}")
 
 
-def plain_parts(run: Run, settings: DenoiserSettings, task: DenoiserTask, state: TrainState) -> ModelParts:
-    """The model with the weights that the task has now, in modules that can be written."""
+def plain_parts(run: Run, settings: DenoiserSettings, module: DenoiserLoss, state: TrainState) -> ModelParts:
+    """The model with the weights that the module has now, in modules that can be written."""
     if not run.sharded:
-        return task.parts
-    fresh = make_task(settings)  # FSDP's modules cannot be copied, and writing copies them
+        return module.parts
+    fresh = make_loss(settings)  # FSDP's modules cannot be copied, and writing copies them
     give_weights(fresh, state.average.live, run.run_dir)
     return fresh.parts
 
 
-def train_on_all(run: Run, settings: DenoiserSettings, task: DenoiserTask, multiple: int) -> TrainState:
+def train_on_all(run: Run, settings: DenoiserSettings, module: DenoiserLoss, multiple: int) -> TrainState:
     """Train on samples that are all read before the run."""
-    parts = task.parts
+    parts = module.parts
     data = read_data(run, multiple=multiple, folder=settings.cache.root(), rehash=settings.cache.rehash)
     if settings.data.flip and run.main:
         warn_flips(data.train)
     everything = [*data.train, *data.held_out]
     images = image_reader(run, everything, parts.autoencoder, settings.cache)
-    task.prompts = cached_prompts(run, everything, parts.text_encoder, settings)
+    module.prompts = cached_prompts(run, everything, parts.text_encoder, settings)
     dataset = latent_samples(settings, parts.autoencoder, data.train, images)
-    validate = held_out(run, settings, task, data, images) if settings.validation.every else None
+    validate = held_out(run, settings, module, data, images) if settings.validation.every else None
 
     def preview(state: TrainState, path: Path) -> None:
         with state.average.applied():
             write_preview(parts, settings, data.train, path, run.device, writes=run.main)
 
     return run.train(
-        task,
+        module,
         dataset,
         bucket_of=[one.size for one in data.train],
         preview=preview,
@@ -251,16 +251,16 @@ def train_on_all(run: Run, settings: DenoiserSettings, task: DenoiserTask, multi
     )
 
 
-def train_on_stream(run: Run, settings: DenoiserSettings, task: DenoiserTask, multiple: int) -> TrainState:
+def train_on_stream(run: Run, settings: DenoiserSettings, module: DenoiserLoss, multiple: int) -> TrainState:
     """Train on shards that are read as they come.
 
     Raises:
         UserError: the settings need all samples before the run, or a source has no shards.
     """
     check_streaming(settings)
-    parts = task.parts
+    parts = module.parts
     images = image_reader(run, (), parts.autoencoder, settings.cache)
-    task.prompts = cached_prompts(run, (), parts.text_encoder, settings)
+    module.prompts = cached_prompts(run, (), parts.text_encoder, settings)
     dataset = streamed_samples(settings, latent_samples(settings, parts.autoencoder, (), images))
 
     def preview(state: TrainState, path: Path) -> None:
@@ -268,7 +268,7 @@ def train_on_stream(run: Run, settings: DenoiserSettings, task: DenoiserTask, mu
             write_preview(parts, settings, (), path, run.device, writes=run.main)
 
     stream = begin_stream(run, settings, parts.text_encoder, multiple)
-    return run.train(task, dataset, stream=stream, preview=preview)
+    return run.train(module, dataset, stream=stream, preview=preview)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -54,7 +54,7 @@ class TextEncoderSettings(TrainSettings):
     model: ClipShape = ClipShape()
 
 
-class TextEncoderTask(nn.Module):
+class ContrastiveLoss(nn.Module):
     """The two towers and their loss as one module: a batch in, one loss a sample out.
 
     Args:
@@ -93,10 +93,10 @@ class TextEncoderTask(nn.Module):
         return (torch.cat(images) @ torch.cat(texts).T).cpu()
 
 
-def measure(task: TextEncoderTask, placed: Sequence[BucketedSample]) -> dict[str, float]:
+def measure(module: ContrastiveLoss, placed: Sequence[BucketedSample]) -> dict[str, float]:
     """Recall at 1 and 5 among at most `NUM_CANDIDATES` of the samples, by their first captions."""
     chosen = [placed[i] for i in permutation(len(placed), "recall")[:NUM_CANDIDATES]]
-    similarity = task.similarity(chosen)
+    similarity = module.similarity(chosen)
     numbers: dict[str, float] = {"num_images": len(chosen)}
     for num_best in (1, 5):
         recalls = recall_at(similarity, [one.sample.text for one in chosen], num_best)
@@ -104,10 +104,10 @@ def measure(task: TextEncoderTask, placed: Sequence[BucketedSample]) -> dict[str
     return numbers
 
 
-def write_grid(task: TextEncoderTask, placed: Sequence[BucketedSample], path: Path) -> None:
+def write_grid(module: ContrastiveLoss, placed: Sequence[BucketedSample], path: Path) -> None:
     """A picture of images, each above the caption among theirs that is nearest to it."""
     shown = placed[:16]
-    nearest = task.similarity(shown).argmax(dim=1).tolist()
+    nearest = module.similarity(shown).argmax(dim=1).tolist()
     images = tensor_to_images(torch.stack([one.pixels() for one in shown]))
     image_grid(images, num_columns=8, captions=[shown[i].sample.text for i in nearest]).save(path)
 
@@ -152,15 +152,15 @@ def train(settings: TextEncoderSettings) -> None:
         warn_of_long_captions(tokenizer, captions)
     size = (settings.data.height, settings.data.width)
     clip = make_open_clip(settings.model, vocab_size=len(tokenizer), image_size_px=size)
-    task = TextEncoderTask(clip, tokenizer, rows_per_process(settings, run.accelerator.num_processes))
+    module = ContrastiveLoss(clip, tokenizer, rows_per_process(settings, run.accelerator.num_processes))
     dataset = ImageSamples(data.train, seed=settings.seed, flip=settings.data.flip)
 
     def preview(state: TrainState, path: Path) -> None:
         with state.average.applied():
-            write_grid(task, data.held_out or data.train, path)
+            write_grid(module, data.held_out or data.train, path)
 
     state = run.train(
-        task,
+        module,
         dataset,
         bucket_of=[one.size for one in data.train],
         preview=preview,
@@ -171,16 +171,16 @@ def train(settings: TextEncoderSettings) -> None:
         with new_folder(run.run_dir / "tokenizer", replace=True) as folder:
             write_tokenizer(folder, merges, settings.model.context_length)
         with state.average.applied():
-            _write_result(run, task, data)
+            _write_result(run, module, data)
 
 
-def _write_result(run: Run, task: TextEncoderTask, data: TrainingData) -> None:
+def _write_result(run: Run, module: ContrastiveLoss, data: TrainingData) -> None:
     with new_folder(run.run_dir / "text_encoder", replace=True) as folder:
-        to_transformers(task.clip).save_pretrained(folder)
-    report = {"train": measure(task, data.train)}
+        to_transformers(module.clip).save_pretrained(folder)
+    report = {"train": measure(module, data.train)}
     if data.held_out:
-        report["held_out"] = measure(task, data.held_out)
-    write_json(run.run_dir / "report.json", {"vocab_size": len(task.tokenizer), **report})
+        report["held_out"] = measure(module, data.held_out)
+    write_json(run.run_dir / "report.json", {"vocab_size": len(module.tokenizer), **report})
     for split, numbers in report.items():
         recalls = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items() if name != "num_images")
         print(f"{split}: {recalls} among {numbers['num_images']} images")

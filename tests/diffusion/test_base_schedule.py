@@ -12,7 +12,7 @@ from ldm.diffusion.schedulers import make_scheduler
 from ldm.errors import UserError
 from ldm.models.loading.model import load_parts, save_parts
 from tests.support.tiny_models import SD1_SCHEDULER, SD2_SCHEDULER, ZERO_SNR_SCHEDULER, make_sd1
-from train.denoiser import DenoiserSettings, make_task, schedule_of
+from train.denoiser import DenoiserSettings, make_loss, schedule_of
 
 BARE = {"_class_name": "PNDMScheduler"}
 STOCK: dict[str, dict[str, Any]] = {
@@ -59,10 +59,10 @@ def test_what_is_trained_on_is_what_is_sampled_on(base: Path, name: str, sampler
 
 
 def test_the_path_of_a_base_reaches_the_task(base: Path) -> None:
-    schedule = make_task(settings_of(base, ZERO_SNR_SCHEDULER)).schedule
+    schedule = make_loss(settings_of(base, ZERO_SNR_SCHEDULER)).schedule
     assert schedule.settings.prediction_type == "v_prediction"
     assert schedule.alphas_cumprod[-1] == 0
-    assert make_task(settings_of(base, SD1_SCHEDULER)).schedule.settings.prediction_type == "epsilon"
+    assert make_loss(settings_of(base, SD1_SCHEDULER)).schedule.settings.prediction_type == "epsilon"
 
 
 @pytest.mark.parametrize(
@@ -79,5 +79,5 @@ def test_the_path_of_a_base_reaches_the_task(base: Path) -> None:
 def test_a_path_that_training_does_not_know_is_refused(base: Path, key: str, value: Any) -> None:
     settings = settings_of(base, {**SD1_SCHEDULER, key: value})
     with pytest.raises(UserError, match=rf"model: scheduler/scheduler_config\.json.*{key}") as refusal:
-        make_task(settings)
+        make_loss(settings)
     assert "\n" not in str(refusal.value)

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 
 from ldm.data.batches import collate
 from ldm.data.order import SampleKey
-from tests.support.tiny_training import Points, PointTask, make_settings
+from tests.support.tiny_training import PointLoss, Points, make_settings
 from tests.support.tiny_training import train as train_points
 from train.loop.steps import Batch
 from train.run.run import Run
@@ -35,7 +35,7 @@ from train.run.state import TrainState, save_checkpoint
 Job = dict[str, Any]
 
 
-class BlockTask(nn.Module):
+class BlockLoss(nn.Module):
     """What sharding meets in a denoiser: blocks in a list, a frozen weight, channels_last, groups of parameters."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class BlockTask(nn.Module):
 
 
 def assert_shards(state: TrainState, sharded: bool) -> None:
-    for tensor in [*state.task.parameters(), *state.average.tensors().values()]:
+    for tensor in [*state.module.parameters(), *state.average.tensors().values()]:
         assert isinstance(tensor, DTensor) == sharded
         # a bias of one number is on the first process alone
         assert (
@@ -80,23 +80,23 @@ def assert_shards(state: TrainState, sharded: bool) -> None:
 
 def train_blocks(run_dir: Path, changes: dict[str, Any]) -> None:
     """Train to the end; measured, drawn and written as the programs do it."""
-    run, task, points = Run(make_settings(run_dir, **changes)), BlockTask(), Points()
+    run, module, points = Run(make_settings(run_dir, **changes)), BlockLoss(), Points()
     batch = collate([points[SampleKey(0, index, 1.0)] for index in range(7)])
 
     @torch.no_grad()
     def validate(state: TrainState) -> dict[str, float]:
         assert_shards(state, run.sharded)
         with state.average.applied():
-            return {"validation_loss": float(task(batch)["loss"].mean())}
+            return {"validation_loss": float(module(batch)["loss"].mean())}
 
     @torch.no_grad()
     def show(state: TrainState, path: Path) -> None:
         with state.average.applied():
-            shown = task.guess(batch["x"]).tolist() + task(batch)["loss"].tolist()
+            shown = module.guess(batch["x"]).tolist() + module(batch)["loss"].tolist()
         if run.main:
             path.write_text(json.dumps(shown))
 
-    state = run.train(task, points, bucket_of=["all"] * 7, preview=show, validate=validate)
+    state = run.train(module, points, bucket_of=["all"] * 7, preview=show, validate=validate)
     if run.main:
         show(state, run_dir / "result.json")
     run.accelerator.wait_for_everyone()
@@ -105,7 +105,7 @@ def train_blocks(run_dir: Path, changes: dict[str, Any]) -> None:
 def copy_checkpoint(run_dir: Path, changes: dict[str, Any], to: Path) -> None:
     """Load a run's newest checkpoint and save it elsewhere."""
     run = Run(make_settings(run_dir, **changes))
-    state = run.start(BlockTask())
+    state = run.start(BlockLoss())
     assert_shards(state, run.sharded)
     save_checkpoint(state, to, 1, writes=run.main)
     run.accelerator.wait_for_everyone()
@@ -121,7 +121,7 @@ def train_denoiser(config: str) -> None:
 
 
 def dying(run_dir: Path, kill: list[int] | None) -> Callable[[int], None]:
-    """What a task calls at each forward pass."""
+    """What a module calls at each forward pass."""
     marker = run_dir.with_suffix(".killed")
 
     def on_forward(number: int) -> None:
@@ -139,7 +139,7 @@ def do(job: Job) -> None:
         case "points":
             train_points(
                 make_settings(run_dir, **changes),
-                PointTask(job.get("dropout", 0.2), on_forward=dying(run_dir, job.get("kill"))),
+                PointLoss(job.get("dropout", 0.2), on_forward=dying(run_dir, job.get("kill"))),
                 Points({tuple(job["spoiled"]): math.nan} if "spoiled" in job else None),
             )
         case "blocks":

@@ -57,7 +57,7 @@ class Points(Dataset[dict[str, Any]]):
         return {"sample_id": sample_id, "x": drawn + value, "weight": key.weight}
 
 
-class PointTask(nn.Module):
+class PointLoss(nn.Module):
     """A network with dropout; `on_forward` is told how many times it ran before."""
 
     def __init__(self, dropout: float = 0.2, on_forward: Callable[[int], None] = lambda _: None) -> None:
@@ -76,15 +76,15 @@ class PointTask(nn.Module):
 @torch.no_grad()
 def measure(state: TrainState) -> dict[str, float]:
     """A number that every weight has a part in."""
-    return {"validation_loss": sum(float(p.sum()) for p in state.task.parameters())}
+    return {"validation_loss": sum(float(p.sum()) for p in state.module.parameters())}
 
 
 def train(
-    settings: TrainSettings, task: PointTask | None = None, dataset: Points | None = None, **options: Any
+    settings: TrainSettings, module: PointLoss | None = None, dataset: Points | None = None, **options: Any
 ) -> TrainState:
     """A run, or its resumption, to the end of the settings."""
     return Run(settings).train(
-        task or PointTask(),
+        module or PointLoss(),
         dataset or Points(),
         bucket_of=["all"] * 7,
         preview=lambda state, path: None,
@@ -102,7 +102,7 @@ def train_with_stops(settings: TrainSettings, stops: list[int], dataset: Points 
                 signal.raise_signal(signal.SIGTERM)
 
         try:
-            train(settings, PointTask(on_forward=interrupt), dataset)
+            train(settings, PointLoss(on_forward=interrupt), dataset)
         except Interrupted:
             continue
         raise AssertionError("the run came to its end before the signal")

@@ -16,8 +16,8 @@ from ldm.io.files import read_tensors
 from tests.support.launch_driver import Job
 from tests.support.tiny_launch import TORCHRUN, driver, finish, start
 from tests.support.tiny_training import (
+    PointLoss,
     Points,
-    PointTask,
     assert_same_run,
     make_settings,
     outcome,
@@ -40,13 +40,15 @@ def first_of_step(step: int) -> tuple[int, int]:
     return key.epoch, key.sample_index
 
 
-def make_state(task: nn.Module) -> TrainState:
-    return TrainState(task, make_optimizer(task.parameters(), OptimSettings()), WeightAverages(task, 0.5))
+def make_state(module: nn.Module) -> TrainState:
+    return TrainState(
+        module, make_optimizer(module.parameters(), OptimSettings()), WeightAverages(module, 0.5)
+    )
 
 
 def everything(state: TrainState) -> dict[str, Tensor]:
     """A copy of all that a step may move."""
-    found = dict(state.task.named_parameters()) | {
+    found = dict(state.module.named_parameters()) | {
         f"average/{n}": t for n, t in state.average.tensors().items()
     }
     for number, slots in enumerate(state.optimizer.state.values()):
@@ -54,7 +56,7 @@ def everything(state: TrainState) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in found.items()}
 
 
-class Steep(PointTask):
+class Steep(PointLoss):
     """A loss of nought for the point that is nought everywhere, with a gradient that is not finite."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -62,7 +64,7 @@ class Steep(PointTask):
         return {"loss": (size * next(self.parameters()).sum().square()).sqrt()}
 
 
-class Infinite(PointTask):
+class Infinite(PointLoss):
     """An infinite loss with a finite gradient."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -71,14 +73,14 @@ class Infinite(PointTask):
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF, 1e38])
 def test_a_step_that_is_not_finite_moves_nothing(tmp_path: Path, value: float) -> None:
-    task = PointTask(dropout=0)
-    state, accelerator = make_state(task), Accelerator(cpu=True)
+    module = PointLoss(dropout=0)
+    state, accelerator = make_state(module), Accelerator(cpu=True)
     good, bad = torch.randn(4, 4), torch.full((4, 4), value)
     batches = [
         {"sample_id": ["a", "b", "c", "d"], "x": x, "weight": torch.ones(4)} for x in (good, bad, bad, good)
     ]
     seen = []
-    for record in train_steps(state, task, batches, accelerator, make_settings(tmp_path)):
+    for record in train_steps(state, module, batches, accelerator, make_settings(tmp_path)):
         seen.append((record.skipped.item(), record.bad.item(), everything(state)))
     assert [flags for *flags, _ in seen] == [[False, False], [True, True], [True, True], [False, False]]
     assert state.step == 4
@@ -89,15 +91,15 @@ def test_a_step_that_is_not_finite_moves_nothing(tmp_path: Path, value: float) -
 
 
 @pytest.mark.parametrize("kind", [Steep, Infinite])
-def test_a_loss_or_a_gradient_that_is_not_finite_is_enough(tmp_path: Path, kind: type[PointTask]) -> None:
-    task = kind(dropout=0)
-    state, accelerator = make_state(task), Accelerator(cpu=True)
+def test_a_loss_or_a_gradient_that_is_not_finite_is_enough(tmp_path: Path, kind: type[PointLoss]) -> None:
+    module = kind(dropout=0)
+    state, accelerator = make_state(module), Accelerator(cpu=True)
     batch = {"sample_id": ["a"], "x": torch.zeros(1, 4), "weight": torch.ones(1)}
-    before = [p.detach().clone() for p in task.parameters()]
-    (record,) = train_steps(state, task, [batch], accelerator, make_settings(tmp_path))
+    before = [p.detach().clone() for p in module.parameters()]
+    (record,) = train_steps(state, module, [batch], accelerator, make_settings(tmp_path))
     assert torch.isfinite(record.metrics["loss"]) != torch.isfinite(record.grad_norm)
     assert record.skipped and record.bad
-    assert all(torch.equal(old, new) for old, new in zip(before, task.parameters(), strict=True))
+    assert all(torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -117,11 +119,11 @@ def test_optimizers_that_do_not_know_of_skipping_skip_too(
 def test_nothing_waits_for_the_device() -> None:
     """A tensor without values says when it is asked for one."""
     with FakeTensorMode():
-        task = PointTask(dropout=0)
-        state, loss = make_state(task), torch.ones(())
-        for parameter in task.parameters():
+        module = PointLoss(dropout=0)
+        state, loss = make_state(module), torch.ones(())
+        for parameter in module.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        _, skipped, bad = apply_gradients(state, list(task.parameters()), loss, 1.0)
+        _, skipped, bad = apply_gradients(state, list(module.parameters()), loss, 1.0)
         state.average.update(1, skipped)
         with pytest.raises(DataDependentOutputException):
             bool(bad)
@@ -167,7 +169,7 @@ def test_two_processes_skip_together_and_write_down_the_whole_batch(tmp_path: Pa
     assert sorted(row["samples"]) == sorted(f"point-{key.sample_index}" for key in third)
     assert [name for name, loss in row["samples"].items() if loss == "nan"] == [f"point-{turn.sample_index}"]
     spoiled = Points({(turn.epoch, turn.sample_index): NAN})
-    train(make_settings(tmp_path / "one"), PointTask(dropout=0), spoiled)
+    train(make_settings(tmp_path / "one"), PointLoss(dropout=0), spoiled)
     (tensors, *rest), (others, *other_rest) = outcome(tmp_path / "two"), outcome(tmp_path / "one")
     assert rest[1] == other_rest[1]  # the number of bad steps among it
     assert all(torch.allclose(tensors[name], others[name], atol=1e-4) for name in others)
@@ -189,7 +191,7 @@ def test_rows_of_steps_done_again_are_written_once(tmp_path: Path) -> None:
     dataset = Points({first_of_step(3): NAN, first_of_step(5): NAN})
     settings = make_settings(tmp_path, save_every=2)
     with pytest.raises(RuntimeError):
-        train(settings, PointTask(on_forward=crash), dataset)
+        train(settings, PointLoss(on_forward=crash), dataset)
     with (tmp_path / "bad_steps.jsonl").open("a") as file:
         file.write('{"step": 6, "sam')
     train(settings, dataset=dataset)
@@ -219,45 +221,45 @@ def test_a_skipped_step_that_is_logged_has_no_loss(tmp_path: Path) -> None:
 # fp16: the loss is scaled, and a gradient too large for it is no bad step but a lower scale
 
 
-def scaled_step(state: TrainState, task: PointTask, x: Tensor) -> tuple[float, bool, bool]:
+def scaled_step(state: TrainState, module: PointLoss, x: Tensor) -> tuple[float, bool, bool]:
     assert state.scaler is not None
-    loss = task({"x": x})["loss"].mean()
+    loss = module({"x": x})["loss"].mean()
     state.scaler.scale(loss).backward()
-    grad_norm, skipped, bad = apply_gradients(state, list(task.parameters()), loss.detach(), 1.0)
+    grad_norm, skipped, bad = apply_gradients(state, list(module.parameters()), loss.detach(), 1.0)
     state.optimizer.zero_grad()
     return float(grad_norm), bool(skipped), bool(bad)
 
 
 def test_an_overflow_lowers_the_scale_and_is_no_bad_step(tmp_path: Path) -> None:
-    task = PointTask(dropout=0)
-    state, x = make_state(task), torch.randn(4, 4)
+    module = PointLoss(dropout=0)
+    state, x = make_state(module), torch.randn(4, 4)
     state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**128 / 1.5, growth_interval=2)
     before = everything(state)
-    assert scaled_step(state, task, x * 1e3)[1:] == (True, False)
+    assert scaled_step(state, module, x * 1e3)[1:] == (True, False)
     assert all(torch.equal(before[name], tensor) for name, tensor in list(everything(state).items())[:8])
     scale = state.scaler.get_scale()
     assert scale == pytest.approx(2.0**127 / 1.5)
-    assert scaled_step(state, task, torch.full((1, 4), NAN))[1:] == (True, True)
+    assert scaled_step(state, module, torch.full((1, 4), NAN))[1:] == (True, True)
     state.scaler.update(1024.0)
-    grad_norm, *flags = scaled_step(state, task, x)
+    grad_norm, *flags = scaled_step(state, module, x)
     assert flags == [False, False]
-    moved = dict(task.named_parameters())["net.0.weight"]
+    moved = dict(module.named_parameters())["net.0.weight"]
     assert not torch.equal(before["net.0.weight"], moved)
-    unscaled = make_state(PointTask(dropout=0))
+    unscaled = make_state(PointLoss(dropout=0))
     accumulate_gradients(
-        unscaled.task,
+        unscaled.module,
         {"sample_id": list("abcd"), "x": x, "weight": torch.ones(4)},
         Accelerator(cpu=True),
         4,
     )
-    other_norm, *_ = apply_gradients(unscaled, list(unscaled.task.parameters()), torch.ones(()), 1.0)
+    other_norm, *_ = apply_gradients(unscaled, list(unscaled.module.parameters()), torch.ones(()), 1.0)
     assert grad_norm == pytest.approx(float(other_norm))
-    assert torch.allclose(dict(unscaled.task.named_parameters())["net.0.weight"], moved)
+    assert torch.allclose(dict(unscaled.module.named_parameters())["net.0.weight"], moved)
     state.step = 3
     checkpoint = save_checkpoint(state, tmp_path, 1)
-    other = make_state(PointTask())
+    other = make_state(PointLoss())
     other.scaler = torch.amp.GradScaler("cpu")
     load_checkpoint(other, checkpoint)
     assert other.scaler.state_dict() == state.scaler.state_dict()
     assert other.scaler.state_dict()["_growth_tracker"] == 1
-    assert read_tensors(checkpoint / "weights.safetensors").keys() == dict(task.named_parameters()).keys()
+    assert read_tensors(checkpoint / "weights.safetensors").keys() == dict(module.named_parameters()).keys()

@@ -15,7 +15,7 @@ import torch
 from ldm.errors import UserError
 from ldm.io.disk import check_free_space
 from ldm.io.files import manifest_fault, read_tensors, remove_leftovers
-from tests.support.tiny_training import PointTask, assert_same_run, make_settings, outcome, train
+from tests.support.tiny_training import PointLoss, assert_same_run, make_settings, outcome, train
 from train.run.checkpoints import checkpoints, newest_whole, remove_old, step_of
 from train.run.state import save_checkpoint
 
@@ -136,7 +136,7 @@ def test_older_ones_go_only_after_the_new_one_verifies(
 def test_no_checkpoint_holds_a_number_that_is_not_finite(tmp_path: Path) -> None:
     state = train(make_settings(tmp_path, num_steps=1))
     folder = tmp_path / "checkpoints"
-    for tensor in (next(iter(state.task.parameters())), next(iter(state.average.tensors().values()))):
+    for tensor in (next(iter(state.module.parameters())), next(iter(state.average.tensors().values()))):
         before = tensor.detach().clone()
         for value in (float("nan"), float("inf")):
             with torch.no_grad():
@@ -152,7 +152,7 @@ def test_no_checkpoint_holds_a_number_that_is_not_finite(tmp_path: Path) -> None
 
 
 def test_another_network_is_refused(tmp_path: Path) -> None:
-    class Wider(PointTask):
+    class Wider(PointLoss):
         def __init__(self) -> None:
             super().__init__()
             self.net.append(torch.nn.Linear(1, 1))
@@ -253,7 +253,7 @@ def test_a_run_on_a_full_disk_stops_and_goes_on_when_there_is_room(
             ballast.write_bytes(b"x" * (shutil.disk_usage(small_disk).free - room))
 
     with pytest.raises(UserError, match=said + ".*the last good checkpoint is .*step-000002"):
-        train(settings, PointTask(on_forward=fill))
+        train(settings, PointLoss(on_forward=fill))
     assert steps(small_disk / "run") == [2] and not list((small_disk / "run/checkpoints").glob(".*"))
     ballast.unlink()
     train(settings)
@@ -262,7 +262,7 @@ def test_a_run_on_a_full_disk_stops_and_goes_on_when_there_is_room(
 
 def test_each_file_holds_every_trained_weight(whole: Path) -> None:
     checkpoint = whole / "checkpoints/step-000004"
-    names = {name for name, _ in PointTask().named_parameters()}
+    names = {name for name, _ in PointLoss().named_parameters()}
     for file, suffixes in {
         "weights": [""],
         "average": [""],

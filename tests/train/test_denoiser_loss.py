@@ -19,7 +19,7 @@ from tests.support.tiny_sources import tar
 from train.data.latents import image_reader, latent_samples
 from train.data.read import read_data
 from train.data.streams import begin_stream, streamed_samples
-from train.loop.denoiser_task import DenoiserTask
+from train.loop.denoiser_loss import DenoiserLoss
 from train.run.run import Run
 from train.settings.denoiser import DenoiserSettings
 
@@ -37,31 +37,31 @@ def make_settings(folder: Path, **changes: Any) -> DenoiserSettings:
     return validate(DenoiserSettings, {**tree, "cache": cache, "data": {"path": "data"}, **changes})
 
 
-def make_task(parts: ModelParts, settings: DenoiserSettings) -> DenoiserTask:
-    return DenoiserTask(parts, settings, DDPMPath(ScheduleSettings()), [])
+def make_loss(parts: ModelParts, settings: DenoiserSettings) -> DenoiserLoss:
+    return DenoiserLoss(parts, settings, DDPMPath(ScheduleSettings()), [])
 
 
 def test_a_frozen_encoder_says_under_autocast_what_the_cache_holds(tmp_path: Path, parts: ModelParts) -> None:
-    task = make_task(parts, make_settings(tmp_path))
+    module = make_loss(parts, make_settings(tmp_path))
     random = torch.Generator().manual_seed(0)
     batch = {
         "pixel_values": torch.randn(2, 3, 16, 16, generator=random),
         "posterior_noise": torch.randn(2, 4, 8, 8, generator=random),
     }
-    plain = task.latents(batch), task.embed(["a red apple"], CPU)
+    plain = module.latents(batch), module.embed(["a red apple"], CPU)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = task.latents(batch), task.embed(["a red apple"], CPU)
+        mixed = module.latents(batch), module.embed(["a red apple"], CPU)
         assert torch.is_autocast_enabled("cpu")
     assert torch.equal(mixed[0], plain[0]) and torch.equal(mixed[1].prompt_embeds, plain[1].prompt_embeds)
     assert mixed[1].prompt_embeds.dtype == torch.float32
 
 
 def test_a_trained_text_encoder_is_in_mixed_precision(tmp_path: Path, parts: ModelParts) -> None:
-    task = make_task(parts, make_settings(tmp_path, trainable="unet+text_encoder"))
+    module = make_loss(parts, make_settings(tmp_path, trainable="unet+text_encoder"))
     parts.text_encoder.requires_grad_(True)
-    plain = task.embed(["a red apple"], CPU).prompt_embeds
+    plain = module.embed(["a red apple"], CPU).prompt_embeds
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = task.embed(["a red apple"], CPU).prompt_embeds
+        mixed = module.embed(["a red apple"], CPU).prompt_embeds
     assert mixed.requires_grad and not torch.equal(mixed.float(), plain)
 
 
@@ -117,7 +117,7 @@ def stream_batch(
 def losses(parts: ModelParts, settings: DenoiserSettings, batch: dict[str, Any]) -> Tensor:
     """[b]."""
     with torch.no_grad():
-        return make_task(parts, settings)(batch)["loss"]
+        return make_loss(parts, settings)(batch)["loss"]
 
 
 def assert_halves(left: Tensor, right: Tensor, whole: Tensor) -> None:
@@ -146,5 +146,5 @@ def test_the_loss_of_a_sample_is_multiplied_with_its_weight(tmp_path: Path, part
     settings, batch = folder_batch(tmp_path / "light", parts, loss_weight=0.25)
     light, plain = losses(parts, settings, batch), losses(parts, *folder_batch(tmp_path / "plain", parts))
     assert plain.min() > 0 and torch.equal(light, 0.25 * plain)
-    told = make_task(parts, settings)(batch)  # by tenth the loss is told as it is
+    told = make_loss(parts, settings)(batch)  # by tenth the loss is told as it is
     assert sum(float(told[f"loss_t{k}"][0]) for k in range(10)) == pytest.approx(float(plain[0]))

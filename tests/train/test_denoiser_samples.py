@@ -20,7 +20,7 @@ from tests.support.tiny_runs import COMMON, write_squares
 from train import denoiser
 from train.data.latents import cached_texts, image_reader, latent_samples, text_encoder_hash
 from train.data.read import TrainingData, read_data
-from train.loop.denoiser_task import DenoiserTask
+from train.loop.denoiser_loss import DenoiserLoss
 from train.loop.validation import ValidationSamples
 from train.run import preview
 from train.run.run import Run
@@ -60,10 +60,10 @@ def measured(
 ) -> ValidationSamples:
     """What the held-out loss is measured on."""
     seen: list[ValidationSamples] = []
-    monkeypatch.setattr(denoiser, "held_out_loss", lambda task, samples, **_: seen.append(samples) or {})
-    task = DenoiserTask(parts, settings, DDPMPath(ScheduleSettings()), [])
+    monkeypatch.setattr(denoiser, "held_out_loss", lambda module, samples, **_: seen.append(samples) or {})
+    module = DenoiserLoss(parts, settings, DDPMPath(ScheduleSettings()), [])
     images = image_reader(run, [*data.train, *data.held_out], parts.autoencoder, settings.cache)
-    validate_now = denoiser.held_out(run, settings, task, data, images)
+    validate_now = denoiser.held_out(run, settings, module, data, images)
     validate_now(run.start(torch.nn.Linear(1, 1)))
     (samples,) = seen
     return samples

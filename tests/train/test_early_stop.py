@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.tiny_training import Points, PointTask, make_settings, outcome
+from tests.support.tiny_training import PointLoss, Points, make_settings, outcome
 from train.run.best import read_best
 from train.run.run import Run
 from train.run.state import TrainState
@@ -21,7 +21,7 @@ def train(run_dir: Path, patience: int) -> TrainState:
         run_dir, save_every=1, validation={"every": 1, "patience": patience, "keep_best": True}
     )
     return Run(settings).train(
-        PointTask(),
+        PointLoss(),
         Points(),
         bucket_of=["all"] * 7,
         preview=lambda state, path: None,
@@ -79,7 +79,7 @@ def run(run_dir: Path, losses: Sequence[float], dies_in: int | None = None, **ch
             raise KeyboardInterrupt
 
     return Run(make_settings(run_dir, **{**KEEPING, **changes})).train(
-        PointTask(on_forward=die),
+        PointLoss(on_forward=die),
         Points(),
         bucket_of=["all"] * 7,
         preview=lambda state, path: None,

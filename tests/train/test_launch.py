@@ -14,7 +14,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from ldm.errors import UserError
 from tests.support.launch_driver import Job
 from tests.support.tiny_launch import ROOT, TORCHRUN, driver, finish, start
-from tests.support.tiny_training import PointTask, assert_same_run, make_settings, outcome, train
+from tests.support.tiny_training import PointLoss, assert_same_run, make_settings, outcome, train
 from train.run.devices import asked_to_shard
 
 CHANGES: dict[str, Any] = {"save_every": 2}
@@ -42,7 +42,7 @@ def assert_trained_as_one(run_dir: Path, one: Path) -> None:
         assert found == pytest.approx(wanted, rel=1e-5)
     names = [name for name in other if name.startswith("weights/")]
     a, b = (torch.cat([found[name].flatten() for name in names]) for found in (tensors, other))
-    start_weights = dict(PointTask(DROPOUT).named_parameters())
+    start_weights = dict(PointLoss(DROPOUT).named_parameters())
     first = torch.cat([start_weights[name.partition("/")[2]].detach().flatten() for name in names])
     assert (b - first).norm() > 0.01
     assert (a - b).norm() <= 1e-3 * (b - first).norm()
@@ -52,7 +52,7 @@ def assert_trained_as_one(run_dir: Path, one: Path) -> None:
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process."""
     run_dir = tmp_path_factory.mktemp("one")
-    train(make_settings(run_dir, **CHANGES), PointTask(DROPOUT))
+    train(make_settings(run_dir, **CHANGES), PointLoss(DROPOUT))
     return run_dir
 
 

@@ -60,10 +60,10 @@ def make_config(folder: Path, name: str, data: dict[str, Any] | None = None, **c
 def plan_of(config: Path) -> Plan:
     settings = load_settings(DenoiserSettings, config)
     run = Run(settings, planning=True)
-    task, _, multiple = denoiser.set_up(run, settings)
+    module, _, multiple = denoiser.set_up(run, settings)
     data = read_data(run, multiple=multiple, folder=settings.cache.root())
     return make_plan(
-        run, settings, task, data, partial(latent_samples, settings, task.parts.autoencoder, data.train)
+        run, settings, module, data, partial(latent_samples, settings, module.parts.autoencoder, data.train)
     )
 
 

@@ -70,8 +70,8 @@ def final_weights(run_dir: Path) -> torch.Tensor:
 def start_weights(config: Path) -> torch.Tensor:
     settings = load_settings(denoiser.DenoiserSettings, config)
     torch.manual_seed(settings.seed)
-    task = denoiser.make_task(settings)
-    return flat({name: p.detach() for name, p in task.named_parameters() if p.requires_grad})
+    module = denoiser.make_loss(settings)
+    return flat({name: p.detach() for name, p in module.named_parameters() if p.requires_grad})
 
 
 def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -11,7 +11,7 @@ from ldm.config import load_settings, to_yaml
 from ldm.errors import UserError
 from ldm.io.files import read_tensors
 from tests.support.tiny_training import (
-    PointTask,
+    PointLoss,
     assert_same_run,
     make_settings,
     outcome,
@@ -46,7 +46,7 @@ def test_a_crash_in_the_middle_of_accumulation_loses_nothing(tmp_path: Path, who
 
     settings = make_settings(tmp_path, max_micro_batch=2, save_every=4)
     with pytest.raises(RuntimeError):
-        train(settings, PointTask(on_forward=crash))
+        train(settings, PointLoss(on_forward=crash))
     assert [row["step"] for row in _rows(tmp_path)] == [
         1,
         2,
@@ -84,13 +84,13 @@ def test_a_run_that_stops_keeps_the_snapshots_of_an_unbroken_one(tmp_path: Path)
 
 def test_other_micro_batches_give_the_same_run_but_for_rounding(tmp_path: Path) -> None:
     slowly: dict[str, Any] = {"optim": {"num_warmup_steps": 2}}
-    one = train(make_settings(tmp_path / "one", **slowly), PointTask(dropout=0))
-    stopped = PointTask(dropout=0, on_forward=lambda number: _stop(number == 3))
+    one = train(make_settings(tmp_path / "one", **slowly), PointLoss(dropout=0))
+    stopped = PointLoss(dropout=0, on_forward=lambda number: _stop(number == 3))
     with pytest.raises(RuntimeError):
         train(make_settings(tmp_path / "two", save_every=1, **slowly), stopped)
     again = make_settings(tmp_path / "two", save_every=1, max_micro_batch=1, **slowly)
-    two = train(again, PointTask(dropout=0))
-    start, a, b = (_flat(task) for task in (PointTask(), one.task, two.task))
+    two = train(again, PointLoss(dropout=0))
+    start, a, b = (_flat(module) for module in (PointLoss(), one.module, two.module))
     assert 0 < (a - b).norm() <= 1e-3 * (a - start).norm()
 
 
@@ -99,8 +99,8 @@ def _stop(now: bool) -> None:
         raise RuntimeError
 
 
-def _flat(task: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in task.parameters()])
+def _flat(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
 # What may change
@@ -157,7 +157,7 @@ def test_a_setting_that_came_into_being_since_does_not_keep_a_run_from_going_on(
 
 def test_without_a_checkpoint_any_setting_may_change(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
-        train(make_settings(tmp_path), PointTask(on_forward=lambda number: _stop(number == 1)))
+        train(make_settings(tmp_path), PointLoss(on_forward=lambda number: _stop(number == 1)))
     assert train(make_settings(tmp_path, num_steps=1, seed=3)).step == 1
 
 
@@ -171,12 +171,12 @@ def test_a_fork_starts_from_the_weights_alone(tmp_path: Path, whole: Path) -> No
     )
     state = train(fork)
     assert state.step == 1
-    assert all(torch.allclose(p, end[name], atol=1e-9) for name, p in state.task.named_parameters())
+    assert all(torch.allclose(p, end[name], atol=1e-9) for name, p in state.module.named_parameters())
     assert all(
         torch.allclose(average, end[name], atol=1e-9) for name, average in state.average.tensors().items()
     )
     assert {float(slots["step"]) for slots in state.optimizer.state.values()} == {1.0}
-    start = dict(PointTask().named_parameters())
+    start = dict(PointLoss().named_parameters())
     assert not any(torch.equal(start[name], end[name]) for name in end)
 
 

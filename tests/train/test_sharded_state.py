@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.io.files import read_json, read_tensors
-from tests.support.launch_driver import BlockTask, Job, train_blocks
+from tests.support.launch_driver import BlockLoss, Job, train_blocks
 from tests.support.tiny_launch import TORCHRUN, driver, finish, start
 from tests.support.tiny_training import make_settings
 from train.loop.sharding import blocks
@@ -148,10 +148,10 @@ def test_a_measurement_leaves_the_trained_weights_in_the_shards(tmp_path: Path) 
 
 
 def test_one_process_goes_on_from_shards(folder: Path) -> None:
-    state = Run(make_settings(folder / "fresh", **CHANGES)).start(BlockTask())
+    state = Run(make_settings(folder / "fresh", **CHANGES)).start(BlockLoss())
     load_checkpoint(state, folder / "shards/checkpoints/step-000008")
     saved = read_tensors(folder / "shards/checkpoints/step-000008/weights.safetensors")
-    assert all(torch.equal(p, saved[name]) for name, p in state.task.named_parameters() if p.requires_grad)
+    assert all(torch.equal(p, saved[name]) for name, p in state.module.named_parameters() if p.requires_grad)
     copy_of_the_half(folder / "shards", folder / "handed-over")
     train_blocks(folder / "handed-over", dict(CHANGES))
     assert_close(folder / "whole/checkpoints/step-000008", folder / "handed-over/checkpoints/step-000008")
@@ -171,7 +171,7 @@ def test_what_does_not_go_with_shards_is_refused(tmp_path: Path, changes: dict[s
 
 
 def test_blocks_are_those_of_the_outermost_lists() -> None:
-    task = BlockTask()
-    assert list(blocks(task)) == [task.blocks[0], task.blocks[2]]
+    module = BlockLoss()
+    assert list(blocks(module)) == [module.blocks[0], module.blocks[2]]
     nested = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.ModuleList([torch.nn.Linear(1, 1)]))])
     assert list(blocks(torch.nn.Sequential(nested))) == [nested[0]]

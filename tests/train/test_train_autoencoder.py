@@ -13,7 +13,7 @@ from torch.nn import functional
 from ldm.data.batches import ImageTransform
 from ldm.data.sources.image_folder import read_folder
 from tests.support.tiny_runs import AUTOENCODER, write_config, write_squares
-from train.autoencoder import AutoencoderTask, ReconstructionSettings, latent_std, main
+from train.autoencoder import AutoencoderLoss, ReconstructionSettings, latent_std, main
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_each_weight_counts_its_own_term(name: str) -> None:
     }
     bands = fine.abs().mean(dim=(1, 2, 3)) + coarse.abs().mean(dim=(1, 2, 3))
     term = terms[name].mean(dim=(1, 2, 3)) if name in terms else bands
-    loss = AutoencoderTask(Linear(), settings)(batch)["loss"]
+    loss = AutoencoderLoss(Linear(), settings)(batch)["loss"]
     torch.testing.assert_close(loss, 2.5 * term * batch["loss_weight"])
 
 

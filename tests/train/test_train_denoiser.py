@@ -54,8 +54,8 @@ def fresh_weights(config: Path) -> dict[str, torch.Tensor]:
     """What a run starts from."""
     settings = load_settings(denoiser.DenoiserSettings, config)
     torch.manual_seed(settings.seed)
-    task = denoiser.make_task(settings)
-    return {name: p.detach() for name, p in task.named_parameters() if p.requires_grad}
+    module = denoiser.make_loss(settings)
+    return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
 
 
 def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:

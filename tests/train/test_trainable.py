@@ -41,9 +41,9 @@ def moved(parts: ModelParts, settings: TrainableSettings) -> dict[str, float]:
     groups = choose_trained(parts, settings, seed=0, learning_rate=0.01)
     modules = torch.nn.ModuleDict({"unet": parts.denoiser, "text_encoder": parts.text_encoder})
     before = {name: p.detach().clone() for name, p in modules.named_parameters()}
-    task = torch.nn.Module()
-    task.parameter_groups = lambda: groups  # type: ignore[assignment]
-    optimizer = make_optimizer(task, OptimSettings(learning_rate=0.01, weight_decay=0))
+    module = torch.nn.Module()
+    module.parameter_groups = lambda: groups  # type: ignore[assignment]
+    optimizer = make_optimizer(module, OptimSettings(learning_rate=0.01, weight_decay=0))
     for _ in range(2):
         predict(parts).square().mean().backward()
         optimizer.step()
@@ -83,9 +83,9 @@ def test_the_text_encoder_has_its_own_learning_rate(tmp_path: Path) -> None:
     settings = settings_of("unet+text_encoder", text_encoder_learning_rate=1e-4)
     groups = choose_trained(make_sd1(tmp_path), settings, seed=0, learning_rate=1e-3)
     optim = OptimSettings(learning_rate=1e-3, weight_decay=0.3)
-    task = torch.nn.Module()
-    task.parameter_groups = lambda: groups  # type: ignore[assignment]
-    optimizer = make_optimizer(task, optim)
+    module = torch.nn.Module()
+    module.parameter_groups = lambda: groups  # type: ignore[assignment]
+    optimizer = make_optimizer(module, optim)
     assert [g["name"] for g in optimizer.param_groups] == ["unet", "unet", "text_encoder", "text_encoder"]
     set_learning_rate(optimizer, 0.5)
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.5, 0.5, 0.05, 0.05])
@@ -97,10 +97,10 @@ def test_the_text_encoder_has_its_own_learning_rate(tmp_path: Path) -> None:
 
 def test_a_new_token_does_not_decay(tmp_path: Path) -> None:
     groups = choose_trained(make_sd1(tmp_path), settings_of("embedding"), seed=0, learning_rate=1e-3)
-    task = torch.nn.Module()
-    task.parameter_groups = lambda: groups  # type: ignore[assignment]
+    module = torch.nn.Module()
+    module.parameter_groups = lambda: groups  # type: ignore[assignment]
     assert [
-        g["weight_decay"] for g in make_optimizer(task, OptimSettings(weight_decay=0.3)).param_groups
+        g["weight_decay"] for g in make_optimizer(module, OptimSettings(weight_decay=0.3)).param_groups
     ] == [0]
 
 

@@ -88,7 +88,7 @@ def latent_samples(
     images: tuple[str, ReadImage],
     first: int = 0,
 ) -> LatentSamples:
-    """Samples as `DenoiserTask` wants them.
+    """Samples as `DenoiserLoss` wants them.
 
     Args:
         images: what a batch holds of them, and how it is read.

@@ -18,7 +18,7 @@ from .optim import ParameterGroup
 from .steps import Batch, to_device
 
 
-class DenoiserTask(nn.Module):
+class DenoiserLoss(nn.Module):
     """What is trained. The autoencoder, and a text encoder that is frozen, are used and are no part of it.
 
     Attributes:

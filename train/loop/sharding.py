@@ -16,27 +16,27 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def shard(task: nn.Module, device: torch.device) -> None:
-    """Cut every parameter of `task` along its first axis over all processes, each of which must call this.
+def shard(module: nn.Module, device: torch.device) -> None:
+    """Cut every parameter of `module` along its first axis over all processes, each of which must call this.
 
     Process 0's weights are taken. A block of the network (what stands in a list of modules) is gathered when its turn
-    comes and given back after it. The parameters are other objects then: those in `task.parameter_groups()` are
+    comes and given back after it. The parameters are other objects then: those in `module.parameter_groups()` are
     replaced, and optimizers and averages are to be made afterwards.
     """
-    before = dict(task.named_parameters())
+    before = dict(module.named_parameters())
     for parameter in before.values():
         parameter.data = parameter.data.contiguous()  # FSDP2 knows no channels_last
-    for tensor in [*task.parameters(), *task.buffers()]:
+    for tensor in [*module.parameters(), *module.buffers()]:
         torch.distributed.broadcast(tensor.data, src=0)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for module in [*blocks(task), task]:
+    for part in [*blocks(module), module]:
         # said outright: what is left whole after a forward pass alone (validation) would be out of date at the next
-        fully_shard(module, mesh=mesh, reshard_after_forward=True)
-    after = dict(task.named_parameters())
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+    after = dict(module.named_parameters())
     replaced = {parameter: after[name] for name, parameter in before.items()}
-    for group in getattr(task, "parameter_groups", list)():
+    for group in getattr(module, "parameter_groups", list)():
         group["params"] = [replaced[parameter] for parameter in group["params"]]
-    assert all(isinstance(parameter, DTensor) for parameter in task.parameters())
+    assert all(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
@@ -48,9 +48,9 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield from blocks(child)
 
 
-def is_sharded(task: nn.Module) -> bool:
+def is_sharded(module: nn.Module) -> bool:
     """Whether `shard` was called on it."""
-    return isinstance(task, FSDPModule)
+    return isinstance(module, FSDPModule)
 
 
 def full(tensor: Tensor) -> Tensor:
@@ -112,23 +112,23 @@ def _hosts(world: Any) -> Any:
     return torch.distributed.new_group(backend="gloo")
 
 
-def unshard(task: nn.Module) -> None:
+def unshard(module: nn.Module) -> None:
     """Gather every parameter of a sharded network, for as long as until `reshard`. Every process must call it.
 
     Its parts then run without the others, but before the next backward pass every process must have run them alike:
     FSDP notes what ran, and gathers ahead by it. What is written into the parameters is forgotten by `reshard`.
     """
-    for module in _sharded_parts(task):
-        module.set_reshard_after_forward(False, recurse=False)
-        module.unshard()
+    for part in _sharded_parts(module):
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
 
 
-def reshard(task: nn.Module) -> None:
+def reshard(module: nn.Module) -> None:
     """Give back what `unshard` gathered."""
-    for module in _sharded_parts(task):
-        module.reshard()
-        module.set_reshard_after_forward(True, recurse=False)
+    for part in _sharded_parts(module):
+        part.reshard()
+        part.set_reshard_after_forward(True, recurse=False)
 
 
-def _sharded_parts(task: nn.Module) -> list[FSDPModule]:
-    return [module for module in task.modules() if isinstance(module, FSDPModule)]
+def _sharded_parts(module: nn.Module) -> list[FSDPModule]:
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]

@@ -61,14 +61,14 @@ def train_steps(
     """Train on `batches`, one an optimizer step, from `state.step` on; `state` is up to date at each yield.
 
     Args:
-        model: `state.task` as Accelerate prepared it. It maps a batch to a dictionary of per-sample tensors [b],
+        model: `state.module` as Accelerate prepared it. It maps a batch to a dictionary of per-sample tensors [b],
             among them `loss`.
         may_split: whether the loss of a sample is its own, so that smaller micro-batches give the same result.
 
     Raises:
         UserError: the device's memory does not hold one sample, or several processes' share is too large for it.
     """
-    parameters = [p for p in state.task.parameters() if p.requires_grad]
+    parameters = [p for p in state.module.parameters() if p.requires_grad]
     size, compiled = settings.max_micro_batch, is_compiled(model)
     share = -(-settings.global_batch_size // accelerator.num_processes)
     for batch in batches:

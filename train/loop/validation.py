@@ -120,7 +120,7 @@ def fixed_draws(item: Mapping[str, Any], k: int, num_draws: int) -> dict[str, An
 
 
 def held_out_loss(
-    task: nn.Module,
+    module: nn.Module,
     samples: ValidationSamples,
     *,
     batch_size: int,
@@ -133,16 +133,16 @@ def held_out_loss(
     Evaluation mode, no gradient, the averaged weights. The same number for any number of processes, but for rounding.
 
     Args:
-        task: maps a batch to per-sample tensors, among them `loss` [b]; bare, or as FSDP has sharded it.
-        average: lends `task` the averaged weights.
+        module: maps a batch to per-sample tensors, among them `loss` [b]; bare, or as FSDP has sharded it.
+        average: lends `module` the averaged weights.
 
     Returns:
         `validation_loss`, and from two samples on `validation_loss_stderr`, over the samples.
     """
     rank, num_processes = _place()
-    with average.applied() if average else nullcontext(), evaluating(task):
+    with average.applied() if average else nullcontext(), evaluating(module):
         batches = samples.batches(batch_size, rank, num_processes)
-        sums = loss_sums(task, samples, batches, device, autocast)
+        sums = loss_sums(module, samples, batches, device, autocast)
     if num_processes > 1:
         sums = sums.to(device)
         torch.distributed.all_reduce(sums)
@@ -150,7 +150,7 @@ def held_out_loss(
 
 
 def loss_sums(
-    task: nn.Module,
+    module: nn.Module,
     samples: ValidationSamples,
     batches: Iterator[list[SampleKey]],
     device: torch.device,
@@ -161,7 +161,7 @@ def loss_sums(
     for keys in batches:
         batch = collate([item for key in keys for item in samples[key]])
         with torch.no_grad(), autocast():
-            losses = task(_on(batch, device))["loss"]
+            losses = module(_on(batch, device))["loss"]
         each = losses.double().cpu().view(len(keys), samples.num_draws).mean(dim=1)
         weight = torch.tensor([key.weight for key in keys], dtype=torch.float64)
         sums += torch.stack([(weight * each).sum(), (weight * each.square()).sum(), weight.sum()])

@@ -24,7 +24,7 @@ from ..data.latents import (
     text_encoder_hash,
     variant_keys,
 )
-from ..loop.denoiser_task import DenoiserTask
+from ..loop.denoiser_loss import DenoiserLoss
 from ..run.run import Run
 from ..settings.denoiser import DenoiserSettings
 from .step_cost import settle
@@ -58,13 +58,13 @@ def entries_there(store: ShardStore) -> set[str]:
 
 
 def plan_images(
-    run: Run, settings: DenoiserSettings, task: DenoiserTask, placed: Sequence[BucketedSample]
+    run: Run, settings: DenoiserSettings, module: DenoiserLoss, placed: Sequence[BucketedSample]
 ) -> tuple[CacheCost, tuple[str, ReadImage]]:
     """What the cache lacks of the images, and what stands for them in a batch: moments that are all zero.
 
     Without a cache the images themselves are read, and encoded in each step.
     """
-    autoencoder = task.parts.autoencoder.to(run.device)
+    autoencoder = module.parts.autoencoder.to(run.device)
     if not settings.cache.enabled:
         return CacheCost(), ("pixel_values", read_pixels(placed))
     autoencoder_hash = tensors_hash(autoencoder.vae)
@@ -78,7 +78,7 @@ def plan_images(
         for variant, key in variants.items()
     }
     lacking = [entry for key, entry in wanted.items() if key not in there]
-    shapes = [_moments_shape(one, task) for one, _ in lacking]
+    shapes = [_moments_shape(one, module) for one, _ in lacking]
     some = [entry for entry in lacking if entry[0].size == lacking[0][0].size][:NUM_ENCODED]
 
     def encode(number: int) -> None:
@@ -90,24 +90,24 @@ def plan_images(
     autoencoder.to("cpu")
     num_bytes = sum(4 * torch.Size(shape).numel() for shape in shapes)
     cost = CacheCost(len(wanted), len(lacking), num_bytes, seconds)
-    return cost, ("moments", lambda index, crop, flip: torch.zeros(_moments_shape(placed[index], task)))
+    return cost, ("moments", lambda index, crop, flip: torch.zeros(_moments_shape(placed[index], module)))
 
 
-def _moments_shape(one: BucketedSample, task: DenoiserTask) -> tuple[int, int, int]:
+def _moments_shape(one: BucketedSample, module: DenoiserLoss) -> tuple[int, int, int]:
     """[2C, h, w]."""
-    autoencoder = task.parts.autoencoder
+    autoencoder = module.parts.autoencoder
     channels, height, width = one.latent_shape(autoencoder.num_channels, autoencoder.pixels_per_latent)
     return 2 * channels, height, width
 
 
 def plan_captions(
-    run: Run, settings: DenoiserSettings, task: DenoiserTask, placed: Sequence[BucketedSample]
+    run: Run, settings: DenoiserSettings, module: DenoiserLoss, placed: Sequence[BucketedSample]
 ) -> tuple[CacheCost, EmbedPrompts | None]:
     """What the cache lacks of the captions, and what stands for its answers: those for an empty caption.
 
     None where the text encoder is asked at each step; it then stays on the device.
     """
-    text_encoder = task.parts.text_encoder.to(run.device)
+    text_encoder = module.parts.text_encoder.to(run.device)
     texts = cached_texts(placed, settings)
     if texts is None:
         return CacheCost(), None

@@ -10,7 +10,7 @@ from ldm.data.order import steps_per_epoch
 from ldm.io.disk import free_bytes
 
 from ..data.read import TrainingData
-from ..loop.denoiser_task import DenoiserTask
+from ..loop.denoiser_loss import DenoiserLoss
 from ..loop.steps import Periodic
 from ..run.run import Run
 from ..run.state import checkpoint_tensors
@@ -113,22 +113,22 @@ class Plan:
 def make_plan(
     run: Run,
     settings: DenoiserSettings,
-    task: DenoiserTask,
+    module: DenoiserLoss,
     data: TrainingData,
     samples_of: Callable[[tuple[str, ReadImage]], LatentSamples],
 ) -> Plan:
-    """Count and measure what a run on `data` would be. Every process must call it; `task` is trained by it.
+    """Count and measure what a run on `data` would be. Every process must call it; `module` is trained by it.
 
     Args:
         samples_of: makes the dataset of `data.train` from what a batch holds of the images and how it is read.
     """
     everything = [*data.train, *data.held_out]
-    parameters = {p for module in task.parts.modules() for p in module.parameters()}
+    parameters = {p for part in module.parts.modules() for p in part.parameters()}
     bucket_of = [one.size for one in data.train]
-    images, reader = plan_images(run, settings, task, everything)
-    captions, task.prompts = plan_captions(run, settings, task, everything)
+    images, reader = plan_images(run, settings, module, everything)
+    captions, module.prompts = plan_captions(run, settings, module, everything)
     in_use = memory_in_use(run.device)
-    state = run.start(task)
+    state = run.start(module)
     start_step = state.step
     step = measure_steps(run, state, samples_of(reader), bucket_of, in_use)
     checkpoint = [tensor for group in checkpoint_tensors(state).values() for tensor in group.values()]

@@ -62,7 +62,7 @@ def measure_steps(
     settings = run.settings
     heavy = heaviest_share(run, bucket_of, state.step)
     order = replace(run.order(bucket_of, state.step), num_steps=state.step + NUM_TIMED)
-    model = run.prepare(state.task)
+    model = run.prepare(state.module)
     loader = run.loader(dataset, [heavy, heavy, *order])
     records = train_steps(state, model, loader, run.accelerator, settings)
     next(records)  # makes the optimizer's state, prepares kernels, finds the micro-batch that memory holds

@@ -130,7 +130,7 @@ class AfterSteps:
         with self.state.whole():
             # FSDP notes each forward pass and gathers ahead by it in the next backward pass: all processes alike, or
             # they wait for each other for ever
-            if self.main or is_sharded(self.state.task):
+            if self.main or is_sharded(self.state.module):
                 path.parent.mkdir(exist_ok=True)
                 self.preview(self.state, path)
 

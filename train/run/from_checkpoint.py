@@ -15,7 +15,7 @@ from ldm.errors import UserError, unknown_name
 from ldm.io.files import manifest_fault, read_tensors
 from ldm.models.adapters.folder import find_base
 
-from ..denoiser import make_task
+from ..denoiser import make_loss
 from ..loop.averages import AverageSettings
 from ..settings.denoiser import DenoiserSettings
 from .checkpoints import step_of
@@ -39,11 +39,11 @@ def write_model(checkpoint: Path, dest: Path, weights: str = "average") -> None:
         raise UserError(f"{config} is of the program {program}", "name a run of the program denoiser")
     settings = load_settings(DenoiserSettings, config)
     chosen = chosen_weights(checkpoint, settings.optim.average, weights)
-    task = make_task(settings)
-    give_weights(task, chosen, checkpoint)
+    module = make_loss(settings)
+    give_weights(module, chosen, checkpoint)
     base = find_base(settings.base) if settings.base is not None and settings.is_adapter else None
     made = {"step": step_of(checkpoint), "weights": weights}
-    save_trained(task.parts, dest, settings, base, provenance=made)
+    save_trained(module.parts, dest, settings, base, provenance=made)
 
 
 def chosen_weights(checkpoint: Path, average: AverageSettings, weights: str) -> dict[str, Tensor]:

@@ -129,7 +129,7 @@ class Run:
 
     def train(
         self,
-        task: nn.Module,
+        module: nn.Module,
         dataset: "Dataset[Any]",
         *,
         bucket_of: Sequence[Hashable] = (),
@@ -139,10 +139,10 @@ class Run:
         opened: Callable[[], None] = lambda: None,
         may_split: bool = True,
     ) -> TrainState:
-        """Train `task` to the end of the settings, resuming where a checkpoint is, saving as it goes.
+        """Train `module` to the end of the settings, resuming where a checkpoint is, saving as it goes.
 
         Args:
-            task: maps a batch to per-sample tensors, among them `loss`.
+            module: maps a batch to per-sample tensors, among them `loss`.
             dataset: indexed by SampleKey; with `stream` by Turn.
             bucket_of: for each sample what it shares with those that it may stand in one batch with: its size.
             stream: in place of `bucket_of`: gives the order from a step on, and from what was saved of it there.
@@ -161,10 +161,10 @@ class Run:
             self._open_run_dir()
             opened()
         self.accelerator.wait_for_everyone()
-        state = self.start(task)
+        state = self.start(module)
         if self.main:
             self._forget_after(state.step)
-        model = self.prepare(task)
+        model = self.prepare(module)
         streamed = stream(state.step, state.stream) if stream else None
         order = streamed or self.order(bucket_of, state.step)
         with StopSignal().watching() as stop, self._log(state.step) as log:
@@ -222,21 +222,21 @@ class Run:
                     f"{name}: removed what is of steps after {step}, {', '.join(each.name for each in later)}"
                 )
 
-    def start(self, task: nn.Module) -> TrainState:
+    def start(self, module: nn.Module) -> TrainState:
         """The state that training goes on from: fresh, forked, or of the newest whole checkpoint."""
-        task.to(self.device).train()
+        module.to(self.device).train()
         if self.sharded:
-            shard(task, self.device)
+            shard(module, self.device)
         optim = self.settings.optim
         checkpoint, faults = newest_whole(self.run_dir / "checkpoints")
         source = None if checkpoint else fork_source(self.settings)
         if source:
-            load_weights(task, source)
+            load_weights(module, source)
             self.changes = [f"from the weights of {source}"]
-        averages = WeightAverages(task, optim.ema_decay, optim.average)
-        optimizer = make_optimizer(task, optim)
-        assert {p for group in optimizer.param_groups for p in group["params"]} <= set(task.parameters())
-        state = TrainState(task, optimizer, averages, scaler=self.accelerator.scaler, data=self._data)
+        averages = WeightAverages(module, optim.ema_decay, optim.average)
+        optimizer = make_optimizer(module, optim)
+        assert {p for group in optimizer.param_groups for p in group["params"]} <= set(module.parameters())
+        state = TrainState(module, optimizer, averages, scaler=self.accelerator.scaler, data=self._data)
         self._damaged = list(faults)
         for fault in faults.values() if self.main else ():
             print(f"warning: {fault}; going back to {checkpoint}", file=sys.stderr)
@@ -244,9 +244,9 @@ class Run:
             load_checkpoint(state, checkpoint)
         return state
 
-    def prepare(self, task: nn.Module) -> nn.Module:
+    def prepare(self, module: nn.Module) -> nn.Module:
         """What `start` was given, as the loop calls it: its gradients are the mean over all processes."""
-        return task if self.sharded else self.accelerator.prepare_model(task)
+        return module if self.sharded else self.accelerator.prepare_model(module)
 
     def order(self, bucket_of: Sequence[Hashable], start_step: int) -> BatchOrder:
         """This process's batches from `start_step` to the end."""

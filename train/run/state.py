@@ -45,7 +45,7 @@ class TrainState:
         data: what the run is trained on, where all of it is known.
     """
 
-    task: nn.Module
+    module: nn.Module
     optimizer: torch.optim.Optimizer
     average: WeightAverages
     step: int = 0
@@ -73,14 +73,14 @@ class TrainState:
         Returns:
             what cuts them up again; as long as it is not called, there is no training and no saving.
         """
-        if not is_sharded(self.task):
+        if not is_sharded(self.module):
             return lambda: None
-        unshard(self.task)
-        shards_again = self.average.to_whole(trained_weights(self.task))
+        unshard(self.module)
+        shards_again = self.average.to_whole(trained_weights(self.module))
 
         def undo() -> None:
             shards_again()
-            reshard(self.task)
+            reshard(self.module)
 
         return undo
 
@@ -129,7 +129,7 @@ def save_checkpoint(
 def checkpoint_tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
     """The tensors of a checkpoint by file and name; not copies, and where the state is sharded, shards."""
     return {
-        "weights": trained_weights(state.task),
+        "weights": trained_weights(state.module),
         "average": state.average.tensors(),
         "optimizer": _optimizer_tensors(state),
     }
@@ -155,44 +155,46 @@ def load_checkpoint(state: TrainState, checkpoint: Path) -> None:
     Raises:
         UserError: a file is missing or unreadable, or the checkpoint is of another network.
     """
-    load_weights(state.task, checkpoint)
+    load_weights(state.module, checkpoint)
     average = read_tensors(checkpoint / "average.safetensors")
     _check_same(average, state.average.tensors(), checkpoint)
     state.average.load(average)
     _load_optimizer(state, read_tensors(checkpoint / "optimizer.safetensors"))
     numbers = read_json(checkpoint / "state.json")
     state.step, state.num_bad_steps = int(numbers["step"]), int(numbers.get("num_bad_steps", 0))
-    state.window = MetricWindow.from_numbers(numbers.get("window", {}), next(state.task.parameters()).device)
+    state.window = MetricWindow.from_numbers(
+        numbers.get("window", {}), next(state.module.parameters()).device
+    )
     state.stream = numbers.get("stream", {})
     if state.scaler is not None and "scaler" in numbers:
         state.scaler.load_state_dict(numbers["scaler"])
 
 
-def load_weights(task: nn.Module, checkpoint: Path) -> None:
-    """Give `task` the trained weights of a checkpoint.
+def load_weights(module: nn.Module, checkpoint: Path) -> None:
+    """Give `module` the trained weights of a checkpoint.
 
     Raises:
         UserError: the file is missing or unreadable, or holds the weights of another network.
     """
-    give_weights(task, read_tensors(checkpoint / "weights.safetensors"), checkpoint)
+    give_weights(module, read_tensors(checkpoint / "weights.safetensors"), checkpoint)
 
 
 @torch.no_grad()
-def give_weights(task: nn.Module, weights: dict[str, Tensor], checkpoint: Path) -> None:
-    """Give `task` trained weights by name, which a checkpoint holds.
+def give_weights(module: nn.Module, weights: dict[str, Tensor], checkpoint: Path) -> None:
+    """Give `module` trained weights by name, which a checkpoint holds.
 
     Raises:
         UserError: they are those of another network.
     """
-    live = trained_weights(task)
+    live = trained_weights(module)
     _check_same(weights, live, checkpoint)
     for name, tensor in weights.items():
         assign(live[name], tensor)
 
 
-def trained_weights(task: nn.Module) -> dict[str, Tensor]:
+def trained_weights(module: nn.Module) -> dict[str, Tensor]:
     """The weights that training moves, by name; not copies."""
-    return {name: p for name, p in task.named_parameters() if p.requires_grad}
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def _check_same(stored: dict[str, Tensor], live: dict[str, Tensor], checkpoint: Path) -> None:
@@ -218,7 +220,7 @@ def _numbers(state: TrainState) -> dict[str, Any]:
 
 
 def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
-    names: dict[Tensor, str] = {p: name for name, p in state.task.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in state.module.named_parameters()}
     return {
         f"{names[parameter]}/{key}": value if isinstance(value, Tensor) else torch.tensor(value)
         for parameter, slots in state.optimizer.state.items()
@@ -227,7 +229,7 @@ def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
 
 
 def _load_optimizer(state: TrainState, tensors: dict[str, Tensor]) -> None:
-    parameters = dict(state.task.named_parameters())
+    parameters = dict(state.module.named_parameters())
     slots: dict[str, dict[str, Any]] = {}
     for path, tensor in tensors.items():
         name, _, key = path.rpartition("/")
