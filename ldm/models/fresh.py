@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
+import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from pydantic import Field, model_validator
+from torch import nn
 
 from ldm.config import Settings
 
@@ -84,13 +86,17 @@ def make_autoencoder(shape: AutoencoderShape, sample_size_px: int) -> Autoencode
 
 
 def make_unet(
-    shape: DenoiserShape, *, latent_channels: int, latent_size: int, text_width: int
+    shape: DenoiserShape, *, latent_channels: int, latent_size: int, text_width: int, concat_channels: int = 0
 ) -> UNet2DConditionModel:
-    """A cross-attention UNet for latents [B, latent_channels, h, w] and prompts [B, L, text_width]."""
+    """A cross-attention UNet for latents [B, latent_channels, h, w] and prompts [B, L, text_width].
+
+    Args:
+        concat_channels: input channels besides the latents.
+    """
     heads = tuple(max(1, channels // shape.attention_head_dim) for channels in shape.block_out_channels)
     return UNet2DConditionModel(
         sample_size=latent_size,
-        in_channels=latent_channels,
+        in_channels=latent_channels + concat_channels,
         out_channels=latent_channels,
         down_block_types=tuple(_down(attends) for attends in shape.attention),
         up_block_types=tuple(_up(attends) for attends in reversed(shape.attention)),
@@ -101,6 +107,22 @@ def make_unet(
         attention_head_dim=heads,
         norm_num_groups=shape.norm_num_groups,
     )
+
+
+def widen_input(unet: UNet2DConditionModel, in_channels: int) -> None:
+    """Give a UNet more input channels, with zero weights, so that they do not change its output at first.
+
+    InstructPix2Pix starts like this from a text-to-image model (Brooks et al. 2023, section 3.2).
+    """
+    narrow = unet.conv_in
+    wide = nn.Conv2d(in_channels, narrow.out_channels, narrow.kernel_size, padding=narrow.padding).to(
+        narrow.weight
+    )
+    weight = torch.zeros_like(wide.weight)
+    weight[:, : narrow.in_channels] = narrow.weight.detach()
+    wide.load_state_dict({**narrow.state_dict(), "weight": weight})
+    unet.conv_in = wide
+    unet.register_to_config(in_channels=in_channels)
 
 
 def _down(attends: bool) -> Literal["CrossAttnDownBlock2D", "DownBlock2D"]:

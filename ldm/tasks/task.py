@@ -31,6 +31,9 @@ class Start:
     mask: str | None = None
 
 
+FROM_NOISE = Start()
+
+
 class Task(Protocol):
     """One way of using a denoiser. A task is a file in `ldm/tasks/` and an entry in its registry.
 

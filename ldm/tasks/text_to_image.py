@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ldm.tasks.task import Encode, Start
+from ldm.tasks.task import FROM_NOISE, Encode, Start
 from ldm.types import Conditioning
 
 
@@ -16,7 +16,7 @@ class TextToImage:
     name: str = "text-to-image"
     latent_images: tuple[str, ...] = ()
     pixel_images: tuple[str, ...] = ()
-    start: Start = Start()
+    start: Start = FROM_NOISE
     pipeline_class: str = "StableDiffusionPipeline"
 
     def concat_channels(self, latent_channels: int) -> int:

@@ -12,7 +12,8 @@ from ldm.diffusion.schedulers import make_scheduler
 from ldm.errors import UserError
 from ldm.models.loading.model import load_parts, save_parts
 from tests.support.tiny_models import SD1_SCHEDULER, SD2_SCHEDULER, ZERO_SNR_SCHEDULER, make_sd1
-from train.denoiser import DenoiserSettings, make_loss, schedule_of
+from train.run.denoiser_model import make_loss, path_of
+from train.settings.denoiser import DenoiserSettings
 
 BARE = {"_class_name": "PNDMScheduler"}
 STOCK: dict[str, dict[str, Any]] = {
@@ -49,7 +50,7 @@ def test_what_is_trained_on_is_what_is_sampled_on(base: Path, name: str, sampler
     config = STOCK[name]
     parts = load_parts(base)
     parts.scheduler_config = config
-    schedule = schedule_of(settings_of(base, config), parts)
+    schedule = path_of(settings_of(base, config), parts)
     theirs = make_scheduler(sampler, config)
     if config is ZERO_SNR_SCHEDULER:  # some samplers put a level of 2^-24 in place of zero
         assert torch.allclose(schedule.alphas_cumprod, theirs.alphas_cumprod, rtol=0, atol=1e-7)

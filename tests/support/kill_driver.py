@@ -1,6 +1,7 @@
-"""Kills runs of `tiny_training` with SIGKILL: `python -m tests.support.kill_driver RUN_DIR STRIDE OTHER_RUN_DIR NUMBER`.
+"""Kills runs of `tiny_training`: `python -m tests.support.kill_driver RUN_DIR STRIDE OTHER_RUN_DIR NUMBER`.
 
-In the first directory at every STRIDE-th file operation of a checkpoint, in the other NUMBER times at random moments.
+With SIGKILL, in the first directory at every STRIDE-th file operation of a checkpoint, in the other NUMBER times at
+random moments.
 Each run is a fork of this process, which imports everything once and computes nothing itself. Every run resumes what
 the killed one before it left; none comes to its end. Printed: how many were killed in each.
 """
@@ -22,7 +23,7 @@ from accelerate import Accelerator
 import train.run.run
 from tests.support.tiny_training import make_settings
 from tests.support.tiny_training import train as run_to_the_end
-from train.run.state import save_checkpoint
+from train.run.checkpoints import save_checkpoint
 
 CHANGES: dict[str, Any] = {"num_steps": 100, "save_every": 1, "keep_checkpoints": 1}
 WRITING = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate"}

@@ -28,9 +28,10 @@ from ldm.data.batches import collate
 from ldm.data.order import SampleKey
 from tests.support.tiny_training import PointLoss, Points, make_settings
 from tests.support.tiny_training import train as train_points
+from train.loop.state import TrainState
 from train.loop.steps import Batch
+from train.run.checkpoints import save_checkpoint
 from train.run.run import Run
-from train.run.state import TrainState, save_checkpoint
 
 Job = dict[str, Any]
 

@@ -14,11 +14,11 @@ from ldm import noise
 from ldm.config import validate
 from ldm.data.order import SampleKey
 from ldm.io.files import read_tensors
+from train.loop.state import TrainState
 from train.loop.steps import Batch
 from train.run.checkpoints import checkpoints
 from train.run.run import Run
 from train.run.signals import Interrupted
-from train.run.state import TrainState
 from train.settings.shared import TrainSettings
 
 TREE: dict[str, Any] = {

@@ -25,10 +25,10 @@ from tests.support.tiny_training import (
     train_with_stops,
 )
 from train.loop.averages import WeightAverages
-from train.loop.gradient_step import apply_gradients, step_unless
-from train.loop.optim import make_optimizer
+from train.loop.optim import apply_gradients, make_optimizer, step_unless
+from train.loop.state import TrainState
 from train.loop.steps import Batch, accumulate_gradients, train_steps
-from train.run.state import TrainState, load_checkpoint, save_checkpoint
+from train.run.checkpoints import load_checkpoint, save_checkpoint
 from train.settings.shared import OptimSettings
 
 NAN, INF = float("nan"), float("inf")

@@ -13,7 +13,7 @@ from torch import nn
 
 from ldm.errors import UserError
 from train.loop.averages import WeightAverages
-from train.run.best import best_step, keep_best, lend_best, prune_best, read_best, should_stop
+from train.run.best import apply_best, best_step, keep_best, prune_best, read_best, should_stop
 
 
 def rows_of(*losses: float) -> list[dict[str, Any]]:
@@ -87,14 +87,14 @@ def test_without_a_finite_loss_the_average_is_taken_with_a_warning(
     averages = WeightAverages(nn.Linear(2, 1), 0.5)
     before = {name: tensor.clone() for name, tensor in averages.tensors().items()}
     (tmp_path / "metrics.jsonl").write_text('{"step": 3, "validation_loss": NaN}\n')
-    lend_best(tmp_path, averages)
+    apply_best(tmp_path, averages)
     assert "warning: no validation loss was finite" in capsys.readouterr().err
     assert all(torch.equal(tensor, before[name]) for name, tensor in averages.tensors().items())
     (tmp_path / "metrics.jsonl").write_text('{"step": 3, "validation_loss": 1.0}\n')
     with pytest.raises(UserError, match="no best weights"):
-        lend_best(tmp_path, averages)
+        apply_best(tmp_path, averages)
     keep_best(tmp_path, {name: tensor + 1 for name, tensor in before.items()}, 10, rows_of(1))
-    lend_best(tmp_path, averages)
+    apply_best(tmp_path, averages)
     assert "the best step was 10" in capsys.readouterr().out
     assert all(torch.equal(tensor, before[name] + 1) for name, tensor in averages.tensors().items())
 

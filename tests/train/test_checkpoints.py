@@ -16,8 +16,7 @@ from ldm.errors import UserError
 from ldm.io.disk import check_free_space
 from ldm.io.files import manifest_fault, read_tensors, remove_leftovers
 from tests.support.tiny_training import PointLoss, assert_same_run, make_settings, outcome, train
-from train.run.checkpoints import checkpoints, newest_whole, remove_old, step_of
-from train.run.state import save_checkpoint
+from train.run.checkpoints import checkpoints, newest_whole, remove_old, save_checkpoint, step_of
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +82,7 @@ def test_no_whole_checkpoint_is_no_fresh_start(tmp_path: Path, whole: Path) -> N
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     for checkpoint in checkpoints(tmp_path / "checkpoints"):
         truncate(checkpoint / "state.json")
-    with pytest.raises(UserError, match=r"no checkpoint is whole: .*step-000008/state.json has changed"):
+    with pytest.raises(UserError, match=r"all checkpoints are damaged: .*step-000008/state.json has changed"):
         train(make_settings(tmp_path))
 
 

@@ -27,7 +27,7 @@ DENOISER: dict[str, Any] = {
         ({"num_steps": 60}, "set optim.num_warmup_steps=3"),
         (
             {"model": {"block_out_channels": [16, 32], "attention": [False, True]}},
-            "model is given, but the model of base has its own: leave it out",
+            "model is given, but base determines it: leave it out",
         ),
         ({"schedule": {"prediction_type": "v_prediction"}}, "schedule is given, but the model of base"),
         ({"defaults": {"guidance_scale": 5}}, "defaults is given, but the model of base"),

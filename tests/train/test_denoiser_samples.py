@@ -10,19 +10,17 @@ from PIL import Image
 
 from ldm.config import validate
 from ldm.data.order import SampleKey
-from ldm.data.prepare import BucketedSample
 from ldm.diffusion.path import DDPMPath, ScheduleSettings
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.clip_vocabulary import learn_merges, make_tokenizer
 from ldm.models.loading.model import ModelParts
 from tests.support.tiny_models import CONTEXT_LENGTH, make_sd1
 from tests.support.tiny_runs import COMMON, write_squares
-from train import denoiser
+from train.data import denoiser_data
 from train.data.latents import cached_texts, image_reader, latent_samples, text_encoder_hash
 from train.data.read import TrainingData, read_data
 from train.loop.denoiser_loss import DenoiserLoss
 from train.loop.validation import ValidationSamples
-from train.run import preview
 from train.run.run import Run
 from train.settings.denoiser import DenoiserSettings
 
@@ -60,10 +58,12 @@ def measured(
 ) -> ValidationSamples:
     """What the held-out loss is measured on."""
     seen: list[ValidationSamples] = []
-    monkeypatch.setattr(denoiser, "held_out_loss", lambda module, samples, **_: seen.append(samples) or {})
+    monkeypatch.setattr(
+        denoiser_data, "held_out_loss", lambda module, samples, **_: seen.append(samples) or {}
+    )
     module = DenoiserLoss(parts, settings, DDPMPath(ScheduleSettings()), [])
     images = image_reader(run, [*data.train, *data.held_out], parts.autoencoder, settings.cache)
-    validate_now = denoiser.held_out(run, settings, module, data, images)
+    validate_now = denoiser_data.validation(run, settings, module, data, images)
     validate_now(run.start(torch.nn.Linear(1, 1)))
     (samples,) = seen
     return samples
@@ -93,31 +93,7 @@ def test_many_tags_are_measured_and_drawn_as_they_are_trained(
     run, settings, data = read(tmp_path, {"holdout_fraction": 0.5}, **changes)
     samples = measured(run, settings, data, parts, monkeypatch)
     assert set(samples.captions) == {f"photo of {TAGS}, by night"}
-    assert drawn_prompts(parts, settings, data.train, monkeypatch) == {f"photo of {TAGS}, by night"}
-
-
-def drawn_prompts(
-    parts: ModelParts,
-    settings: DenoiserSettings,
-    placed: list[BucketedSample],
-    monkeypatch: pytest.MonkeyPatch,
-) -> set[str]:
-    """The prompts of a preview for which none are set."""
-    seen: list[str] = []
-
-    class Drawn:
-        images = (Image.new("RGB", (1, 1)),)
-
-    class Fake:
-        def __init__(self, *_: Any, **__: Any) -> None: ...
-
-        def generate(self, prompts: tuple[str, ...], **_: Any) -> Drawn:
-            seen.extend(prompts)
-            return Drawn()
-
-    monkeypatch.setattr(preview, "Pipeline", Fake)
-    preview.write_preview(parts, settings, placed, Path("unused"), torch.device("cpu"), writes=False)
-    return set(seen)
+    assert set(denoiser_data.preview_prompts(settings, data.train)) == {f"photo of {TAGS}, by night"}
 
 
 @pytest.mark.parametrize("every", [0, 1])

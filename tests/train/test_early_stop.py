@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.support.tiny_training import PointLoss, Points, make_settings, outcome
+from train.loop.state import TrainState
 from train.run.best import read_best
 from train.run.run import Run
-from train.run.state import TrainState
 
 LOSSES = [5.0, 3.0, 4.0, 4.0, 1.0, 1.0, 1.0, 1.0]
 """What is measured after step 1, 2, ...: the best so far at step 2, and again at step 5."""

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from train.loop.gradient_step import step_clipped
-from train.loop.optim import make_optimizer
+from train.loop.optim import make_optimizer, step_clipped
 from train.settings.shared import OptimSettings
 
 GO_ON = torch.tensor(False)

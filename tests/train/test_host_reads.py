@@ -23,10 +23,10 @@ from tests.support.tiny_models import make_sd1
 from train.loop.averages import WeightAverages
 from train.loop.denoiser_loss import DenoiserLoss
 from train.loop.optim import make_optimizer
+from train.loop.state import TrainState
 from train.loop.steps import Batch, train_steps
 from train.run.after_steps import AfterSteps
 from train.run.log import TrainLog
-from train.run.state import TrainState
 from train.run.trainable import choose_trained
 from train.settings.denoiser import DenoiserSettings
 

@@ -13,7 +13,9 @@ from ldm.models.loading.model import load_parts, save_parts
 from tests.support.tiny_models import make_sd1
 from tests.support.tiny_runs import COMMON, DENOISER, write_squares
 from train import denoiser
+from train.data import denoiser_data
 from train.run.best import read_best
+from train.run.denoiser_model import make_parts
 
 LOSSES = [3.0, 1.0, 2.0, 4.0]
 """What is told after each step: the second is the best."""
@@ -50,7 +52,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = folder / "run.yaml"
     config.write_text(yaml.safe_dump({**COMMON, **DENOISER, "run_dir": str(folder / "run"), **changes}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(denoiser, "held_out_loss", told(LOSSES, denoiser.held_out_loss))
+        patch.setattr(denoiser_data, "held_out_loss", told(LOSSES, denoiser_data.held_out_loss))
         assert denoiser.main([str(config)]) == 0
     return folder / "run"
 
@@ -77,4 +79,4 @@ def test_fewer_contexts_than_the_base_has_take_none_away(run_dir: Path) -> None:
     for num_chunks, wanted in ((1, 2), (2, 2), (3, 3)):
         more = {"base": str(run_dir / "pipeline"), "prompt_chunks": num_chunks}
         settings = denoiser.DenoiserSettings.model_validate({**tree, **more})
-        assert denoiser.make_parts(settings).defaults.max_prompt_chunks == wanted
+        assert make_parts(settings).defaults.max_prompt_chunks == wanted

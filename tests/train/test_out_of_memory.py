@@ -40,7 +40,7 @@ def test_micro_batches_are_halved_and_the_step_is_done_again(
     module = Large(limit=1, error=error)
     train(make_settings(tmp_path / "halved", max_micro_batch=64), module)
     assert module.tries[:7] == [4, 2, 1, 1, 1, 1, 1]  # from then on one at a time
-    assert "out of memory: at most 1 samples at once from here on" in capsys.readouterr().err
+    assert "out of memory: from now on at most 1 samples at once" in capsys.readouterr().err
     train(make_settings(tmp_path / "one", max_micro_batch=1), PointLoss(dropout=0))
     assert_same_run(tmp_path / "halved", tmp_path / "one")
 

@@ -23,8 +23,8 @@ from tests.support.tiny_models import make_sd1
 from tests.support.tiny_runs import AUTOENCODER, COMMON, write_config, write_squares
 from tests.support.tiny_training import make_settings
 from train import autoencoder, denoiser
+from train.data.denoiser_data import read_training_data
 from train.data.latents import latent_samples
-from train.data.read import read_data
 from train.loop.steps import micro_batches
 from train.plan.plan import Plan, make_plan, most_checkpoints
 from train.plan.step_cost import forget_peak, memory_in_use, peak_memory
@@ -60,10 +60,10 @@ def make_config(folder: Path, name: str, data: dict[str, Any] | None = None, **c
 def plan_of(config: Path) -> Plan:
     settings = load_settings(DenoiserSettings, config)
     run = Run(settings, planning=True)
-    module, _, multiple = denoiser.set_up(run, settings)
-    data = read_data(run, multiple=multiple, folder=settings.cache.root())
+    loss, _ = denoiser.make_model(run, settings)
+    data = read_training_data(run, settings, loss)
     return make_plan(
-        run, settings, module, data, partial(latent_samples, settings, module.parts.autoencoder, data.train)
+        run, settings, loss, data, partial(latent_samples, settings, loss.parts.autoencoder, data.train)
     )
 
 

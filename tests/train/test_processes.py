@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from ldm.config import load_settings
 from tests.support.tiny_runs import DENOISER, train_parts, write_config
 from train import denoiser
+from train.run.denoiser_model import make_loss
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -70,7 +71,7 @@ def final_weights(run_dir: Path) -> torch.Tensor:
 def start_weights(config: Path) -> torch.Tensor:
     settings = load_settings(denoiser.DenoiserSettings, config)
     torch.manual_seed(settings.seed)
-    module = denoiser.make_loss(settings)
+    module = make_loss(settings)
     return flat({name: p.detach() for name, p in module.named_parameters() if p.requires_grad})
 
 

@@ -142,7 +142,7 @@ def test_changed_data_is_refused_in_one_line_and_nothing_is_touched(
     assert run_program([str(folder / "run.yaml"), "num_steps=3"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith(
-        f"error: the data is not what {folder / 'run'} was begun with: {said}: put the old"
+        f"error: the data has changed since {folder / 'run'} was started: {said}: restore the old"
     )
     assert "--fork NEW_DIR" in line
     assert files_of(folder / "run") == before
@@ -198,7 +198,7 @@ def test_a_fork_accepts_other_data_and_holds_to_it_from_then_on(
     assert run_program([*fork, "num_steps=3"]) == 0
     remove(folder)
     assert run_program([*fork, "num_steps=4"]) == 2
-    assert f"the data is not what {folder / 'fork'} was begun with: 1 removed" in capsys.readouterr().err
+    assert f"the data has changed since {folder / 'fork'} was started: 1 removed" in capsys.readouterr().err
 
 
 def test_without_a_checkpoint_the_data_may_change(folder: Path) -> None:

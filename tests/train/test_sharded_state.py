@@ -16,9 +16,9 @@ from tests.support.tiny_launch import TORCHRUN, driver, finish, start
 from tests.support.tiny_training import make_settings
 from train.loop.sharding import blocks
 from train.run.best import read_best
+from train.run.checkpoints import load_checkpoint
 from train.run.devices import asked_to_shard
 from train.run.run import Run
-from train.run.state import load_checkpoint
 
 CHANGES: dict[str, Any] = {
     "save_every": 4,
@@ -158,7 +158,7 @@ def test_one_process_goes_on_from_shards(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "mend"),
+    ("changes", "hint"),
     [
         ({"program": "autoencoder", "validation": {}}, "only the denoiser"),
         ({"mixed_precision": "fp16"}, "mixed_precision=bf16"),

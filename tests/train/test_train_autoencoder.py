@@ -73,10 +73,10 @@ def test_it_trains_on_buckets_of_any_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["data.height=15"], "data.height = 15: choose a multiple of 8 from 16 on"),
-        (["data.width=20"], "data.width = 20: choose a multiple of 8 from 16 on"),
-        (["data.height=8"], "data.height = 8: choose a multiple of 8 from 16 on"),
-        (["objective.detail_levels=5"], "data.height = 16: choose a multiple of 32 from 32 on"),
+        (["data.height=15"], "data.height = 15: choose a multiple of 8, at least 16"),
+        (["data.width=20"], "data.width = 20: choose a multiple of 8, at least 16"),
+        (["data.height=8"], "data.height = 8: choose a multiple of 8, at least 16"),
+        (["objective.detail_levels=5"], "data.height = 16: choose a multiple of 32, at least 32"),
         (
             ["objective.detail_levels=1", "model.block_out_channels=[8,8,8,8]", "data.width=20"],
             "data.width = 20: choose a multiple of 8",

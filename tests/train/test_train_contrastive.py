@@ -8,6 +8,7 @@ from torch import Tensor, distributed, multiprocessing
 from torch.nn import functional
 
 from train.loop.contrastive import Pairs, contrastive_losses
+from train.loop.processes import ALONE, Processes
 
 SCALE = torch.tensor(8.0)
 
@@ -71,9 +72,9 @@ SHARES = [[0, 2, 4], [1, 3]]
 TEXTS = [1, 2, 3, 2, 1]
 
 
-def mean_loss(pairs: Pairs, num_rows: int) -> Tensor:
-    """A process' share of the mean over all five samples."""
-    return contrastive_losses(pairs, SCALE, num_rows)["loss"].sum() / len(TEXTS)
+def mean_loss(pairs: Pairs, num_rows: int, processes: Processes = ALONE) -> Tensor:
+    """A process's share of the mean over all five samples."""
+    return contrastive_losses(pairs, SCALE, num_rows, processes)["loss"].sum() / len(TEXTS)
 
 
 def one_process(rank: int, folder: str) -> None:
@@ -82,7 +83,7 @@ def one_process(rank: int, folder: str) -> None:
     store = f"file://{folder}/rendezvous"
     distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     pairs = rows(make_pairs(TEXTS), SHARES[rank])
-    loss = mean_loss(pairs, num_rows=3)
+    loss = mean_loss(pairs, num_rows=3, processes=Processes(rank, 2))
     loss.backward()
     result = {"loss": loss.detach(), "images": pairs.images.grad, "texts": pairs.texts.grad}
     torch.save(result, f"{folder}/{rank}.pt")

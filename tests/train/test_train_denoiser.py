@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from ldm.config import load_settings
 from tests.support.tiny_runs import DENOISER, train_parts, write_config
 from train import denoiser
+from train.run.denoiser_model import make_loss
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,7 +55,7 @@ def fresh_weights(config: Path) -> dict[str, torch.Tensor]:
     """What a run starts from."""
     settings = load_settings(denoiser.DenoiserSettings, config)
     torch.manual_seed(settings.seed)
-    module = denoiser.make_loss(settings)
+    module = make_loss(settings)
     return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
 
 
@@ -110,7 +111,7 @@ def test_a_signal_saves_and_the_same_command_goes_on_to_the_last_bit(
     with monkeypatch.context() as patch:
         patch.setattr(denoiser, "write_preview", draw_and_interrupt)
         assert denoiser.main([str(config)]) == 128 + number
-    assert "run the same command to go on" in capsys.readouterr().err
+    assert "run the same command to resume" in capsys.readouterr().err
     assert not (folder / f"broken-{number.name}" / "pipeline").exists()
     assert denoiser.main([str(config)]) == 0
     assert "resuming at step 3" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from ldm.config import validate
 from ldm.data.batches import SampleKey
 from ldm.errors import UserError
 from train.loop.averages import WeightAverages
+from train.loop.processes import Processes
 from train.loop.validation import (
     ValidationSamples,
     ValidationSettings,
@@ -127,7 +128,7 @@ def test_any_number_of_processes_gives_the_same_number(sizes: tuple[int, ...], n
     total, calls, indices = torch.zeros(3, dtype=torch.float64), set(), []
     for rank in range(num_processes):
         module.num_calls = 0
-        batches = list(samples.batches(8, rank, num_processes))
+        batches = list(samples.batches(8, Processes(rank, num_processes)))
         indices += [key.sample_index for keys in batches for key in keys if key.weight]
         total += loss_sums(module, samples, iter(batches), CPU)
         calls.add(module.num_calls)

@@ -1,8 +1,8 @@
-"""What the denoiser is trained on: latents and captions, from the cache or encoded as they come."""
+"""Latents and prompt embeddings for the denoiser, from the cache or encoded in each step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,13 +18,12 @@ from ldm.models.clip import ClipTextEncoder
 from ldm.models.vae import KLAutoencoder
 from ldm.types import Conditioning
 
+from ..loop.denoiser_loss import EmbedPrompts
 from ..run.run import Run
-
-if TYPE_CHECKING:
-    from ..settings.denoiser import DenoiserSettings
+from ..settings.denoiser import DenoiserSettings
 
 VariantKeys = list[dict[tuple[int, bool], str]]
-"""For each sample the cache key of each (crop, flip) that it can be shown with."""
+"""For each sample the cache key of each (crop, flip) that may be drawn."""
 
 
 def variant_keys(placed: Sequence[BucketedSample], autoencoder_hash: str, flip: bool) -> VariantKeys:
@@ -42,7 +41,7 @@ def variant_keys(placed: Sequence[BucketedSample], autoencoder_hash: str, flip: 
 
 
 def cache_items(placed: Sequence[BucketedSample], keys: VariantKeys) -> list[CacheItem]:
-    """Every variant of every sample as the cache wants them: those of one size together."""
+    """Every variant of every sample for the cache, grouped by size."""
     return [
         CacheItem(key, partial(one.pixels, *variant))
         for one, variants in sorted(zip(placed, keys, strict=True), key=lambda pair: pair[0].size)
@@ -53,9 +52,9 @@ def cache_items(placed: Sequence[BucketedSample], keys: VariantKeys) -> list[Cac
 def image_reader(
     run: Run, placed: Sequence[BucketedSample], autoencoder: KLAutoencoder, settings: CacheSettings
 ) -> tuple[str, ReadImage]:
-    """What a batch holds of the images, "moments" or "pixel_values", and how to read it.
+    """What a batch has of the images, "moments" or "pixel_values", and a function that reads it.
 
-    With the cache, what it lacks is encoded first, by all processes in shares; the autoencoder then leaves the device.
+    With the cache, all processes first encode what is missing; then the autoencoder leaves the device.
     """
     autoencoder.to(run.device)
     if not settings.enabled:
@@ -65,13 +64,15 @@ def image_reader(
     keys = variant_keys(placed, autoencoder_hash, run.settings.data.flip)
     wanted = cache_items(placed, keys)
     with run.progress("encoding images", "image", len(wanted)) as on_progress:
-        cache.fill(wanted, partial(encode_images, autoencoder), on_progress=on_progress, **run.shares())
+        cache.fill(
+            wanted, partial(encode_images, autoencoder), on_progress=on_progress, **vars(run.processes)
+        )
     autoencoder.to("cpu")
     return "moments", partial(_read_moments, cache, keys)
 
 
 def _read_moments(cache: MomentsCache, keys: VariantKeys, index: int, crop: int, flip: bool) -> Tensor:
-    """A function of the module and not a lambda, so that the dataset can travel to a loader process."""
+    """Not a lambda, so that the dataset can be pickled for a loader process."""
     return cache.read(keys[index][crop, flip])
 
 
@@ -82,17 +83,17 @@ def encode_images(autoencoder: KLAutoencoder, pixel_values: Tensor) -> Tensor:
 
 
 def latent_samples(
-    settings: "DenoiserSettings",
+    settings: DenoiserSettings,
     autoencoder: KLAutoencoder,
     placed: Sequence[BucketedSample],
     images: tuple[str, ReadImage],
     first: int = 0,
 ) -> LatentSamples:
-    """Samples as `DenoiserLoss` wants them.
+    """Samples as `DenoiserLoss` takes them.
 
     Args:
-        images: what a batch holds of them, and how it is read.
-        first: the number that the reader has for the first of `placed`.
+        images: what a batch has of the images, and a function that reads it.
+        first: the reader's index of the first of `placed`.
     """
     kind, read = images
     objective = settings.objective
@@ -114,19 +115,16 @@ def _read_from(read: ReadImage, first: int, index: int, crop: int, flip: bool) -
     return read(first + index, crop, flip)
 
 
-EmbedPrompts = Callable[[list[str]], Conditioning]
-
-
 def cached_prompts(
     run: Run,
     placed: Sequence[BucketedSample],
     text_encoder: ClipTextEncoder,
-    settings: "DenoiserSettings",
+    settings: DenoiserSettings,
 ) -> EmbedPrompts | None:
-    """The frozen text encoder's answers to every caption that can come, from the cache.
+    """The outputs of the frozen text encoder for every caption that can occur, from the cache.
 
-    None where it is trained, where there is no cache, or where the captions are too many to list: it is then asked at
-    each step, and stays on the device.
+    None if the text encoder is trained, the cache is off, or there are too many captions to list. The text encoder then
+    runs in each step and stays on the device.
     """
     text_encoder.to(run.device)
     texts = cached_texts(placed, settings)
@@ -136,31 +134,31 @@ def cached_prompts(
     cache = PromptCache(settings.cache.root(), text_encoder_hash(text_encoder, num_chunks))
     encode_prompts = partial(encode_captions, text_encoder, num_chunks)
     with run.progress("encoding captions", "caption", len(texts)) as on_progress:
-        cache.fill(texts, encode_prompts, on_progress=on_progress, **run.shares())
+        cache.fill(texts, encode_prompts, on_progress=on_progress, **vars(run.processes))
     text_encoder.to("cpu")
     return cache.read
 
 
-def cached_texts(placed: Sequence[BucketedSample], settings: "DenoiserSettings") -> set[str] | None:
-    """Every caption that can come, in training or in validation; None where the text encoder is asked at each step."""
+def cached_texts(placed: Sequence[BucketedSample], settings: DenoiserSettings) -> set[str] | None:
+    """Every caption that can occur in training or validation; None if the text encoder runs in each step."""
     lists = [possible_captions(one.sample, settings.captions) for one in placed]
     if settings.trains_text_encoder or not settings.cache.enabled or any(one is None for one in lists):
         return None
     texts = {text for one in lists for text in one or ()}
-    if settings.validation.every:  # which drops no caption, while training with dropout 1 has none but ""
+    if settings.validation.every:  # it drops no caption, while training with dropout 1 has only ""
         texts |= {plain_caption(one.sample, settings.captions) for one in placed}
     return texts
 
 
 @torch.no_grad()
 def encode_captions(text_encoder: ClipTextEncoder, num_chunks: int, captions: list[str]) -> Conditioning:
-    """What a frozen text encoder says of captions, each in so many chunks."""
+    """The embeddings of captions by a frozen text encoder, each padded or cut to `num_chunks` chunks."""
     embeds: Conditioning = text_encoder(captions, num_chunks=num_chunks)
     return embeds
 
 
 def text_encoder_hash(text_encoder: ClipTextEncoder, num_chunks: int) -> str:
-    """What decides a caption's embedding: the network, its tokenizer, its context, the number of chunks."""
+    """A hash of all that determines a caption's embedding: network, tokenizer, context, number of chunks."""
     tokenizer: Any = text_encoder.tokenizer
     words = tokenizer.backend_tokenizer.to_str() + str(tokenizer.pad_token)
     return combined_hash(tensors_hash(text_encoder.model), words, text_encoder.context_length, num_chunks)

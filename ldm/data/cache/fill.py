@@ -42,6 +42,11 @@ class Processes:
     num_processes: int = 1
     barrier: Callable[[], None] = lambda: None
 
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes what is written once."""
+        return self.rank == 0
+
 
 @dataclass(frozen=True)
 class Filled:

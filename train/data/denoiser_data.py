@@ -1,0 +1,140 @@
+"""The denoiser's training data as the loop takes it: all samples read before the run, or shards of a stream."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from ldm.data.batches import ReadImage
+from ldm.data.captions import directional_words, plain_caption
+from ldm.data.prepare import BucketedSample
+from ldm.data.streaming import StreamOrder
+
+from ..loop.denoiser_loss import DenoiserLoss
+from ..loop.state import TrainState
+from ..loop.validation import ValidationSamples, held_out_loss
+from ..run.after_steps import Validate
+from ..run.denoiser_model import size_multiple
+from ..run.run import Run
+from ..settings.denoiser import DenoiserSettings
+from .latents import cached_prompts, image_reader, latent_samples
+from .read import TrainingData, read_data, write_data_report
+from .streams import begin_stream, check_streaming, streamed_samples
+
+
+@dataclass(frozen=True)
+class DenoiserData:
+    """What `Run.train` and the previews take.
+
+    Attributes:
+        bucket_of: the size of each sample; empty for a stream.
+        stream: makes the order of a stream; None if all samples are read before the run.
+        preview_prompts: of the settings, or the first captions.
+        validate: measures the loss on held-out samples; None if that is off.
+        opened: writes the data report, once the run's directory exists.
+    """
+
+    dataset: "Dataset[Any]"
+    preview_prompts: Sequence[str]
+    bucket_of: Sequence[tuple[int, int]] = ()
+    stream: Callable[[int, Mapping[str, Any]], StreamOrder] | None = None
+    validate: Validate | None = None
+    opened: Callable[[], None] = lambda: None
+
+
+def read_samples(run: Run, settings: DenoiserSettings, loss: DenoiserLoss) -> DenoiserData:
+    """Read all samples, and fill the cache with their latents and prompt embeddings.
+
+    Raises:
+        UserError: images are missing or bad, or the data of a resumed run has changed.
+    """
+    parts, data = loss.parts, read_training_data(run, settings, loss)
+    if settings.data.flip and run.main:
+        warn_flips(data.train)
+    samples = [*data.train, *data.held_out]
+    images = image_reader(run, samples, parts.autoencoder, settings.cache)
+    loss.prompts = cached_prompts(run, samples, parts.text_encoder, settings)
+    return DenoiserData(
+        latent_samples(settings, parts.autoencoder, data.train, images),
+        preview_prompts(settings, data.train),
+        bucket_of=[one.size for one in data.train],
+        validate=validation(run, settings, loss, data, images) if settings.validation.every else None,
+        opened=lambda: write_data_report(run.run_dir, data, parts.text_encoder, settings.prompt_chunks),
+    )
+
+
+def read_training_data(run: Run, settings: DenoiserSettings, loss: DenoiserLoss) -> TrainingData:
+    """The samples of a run of the denoiser, not yet encoded; errors as `read_data`."""
+    multiple = size_multiple(loss.parts)
+    return read_data(run, multiple=multiple, folder=settings.cache.root(), rehash=settings.cache.rehash)
+
+
+def open_stream(run: Run, settings: DenoiserSettings, loss: DenoiserLoss) -> DenoiserData:
+    """Samples that are read from shards during the run.
+
+    Raises:
+        UserError: the settings need all samples before the run, or a source has no shards.
+    """
+    check_streaming(settings)
+    parts = loss.parts
+    images = image_reader(run, (), parts.autoencoder, settings.cache)
+    loss.prompts = cached_prompts(run, (), parts.text_encoder, settings)
+    return DenoiserData(
+        streamed_samples(settings, latent_samples(settings, parts.autoencoder, (), images)),
+        settings.preview.prompts,
+        stream=begin_stream(run, settings, parts.text_encoder, size_multiple(parts)),
+    )
+
+
+def preview_prompts(settings: DenoiserSettings, samples: Sequence[BucketedSample]) -> tuple[str, ...]:
+    """The prompts of the settings, or the captions of the first eight samples."""
+    captions = (plain_caption(one.sample, settings.captions) for one in samples[:8])
+    return settings.preview.prompts or tuple(captions)
+
+
+def validation(
+    run: Run,
+    settings: DenoiserSettings,
+    loss: DenoiserLoss,
+    data: TrainingData,
+    images: tuple[str, ReadImage],
+) -> Validate:
+    """A function that measures the loss on the held-out samples, each with its first caption.
+
+    Raises:
+        UserError: there are none.
+    """
+    dataset = latent_samples(settings, loss.parts.autoencoder, data.held_out, images, first=len(data.train))
+    samples = ValidationSamples(
+        dataset,
+        [plain_caption(one.sample, settings.captions) for one in data.held_out],
+        num_timesteps_per_sample=settings.validation.num_timesteps_per_sample,
+        buckets=[one.size for one in data.held_out],
+    )
+
+    def validate(state: TrainState) -> dict[str, float]:
+        return held_out_loss(
+            loss,
+            samples,
+            batch_size=settings.validation.batch_size,
+            device=run.device,
+            average=state.average,
+            processes=run.processes,
+            autocast=run.accelerator.autocast,
+        )
+
+    return validate
+
+
+def warn_flips(placed: Sequence[BucketedSample]) -> None:
+    """Warn of captions that a mirrored image would contradict, if flips are on and the data does not say."""
+    samples = [one.sample for one in placed if one.sample.may_flip is None]
+    unsaid = [s for s in samples if any(directional_words(c) for c in s.captions)]
+    if unsaid:
+        print(
+            f"warning: data.flip is on; {len(unsaid)} images whose captions name a direction are never mirrored, "
+            f"for instance {unsaid[0].text!r}; text and asymmetric objects are not recognised",
+            file=sys.stderr,
+        )
