@@ -16,7 +16,7 @@ from ldm.models.adapters.folder import Base, find_base
 from ldm.models.loading.model import ModelParts
 
 from .data.denoiser_data import open_stream, read_samples, read_training_data, validation
-from .data.latents import latent_samples
+from .data.latents import ImageReaders, latent_samples
 from .data.read import check_image_size
 from .loop.denoiser_loss import DenoiserLoss
 from .loop.state import TrainState
@@ -105,8 +105,8 @@ def plan(settings: DenoiserSettings) -> None:
     run = Run(settings, planning=True)
     loss, _ = make_model(run, settings)
     data = read_training_data(run, settings, loss)
-    if settings.validation.every:
-        validation(run, settings, loss, data, ("pixel_values", read_pixels(data.held_out)))
+    if settings.validation.every:  # refused without held-out samples
+        validation(run, settings, loss, data, ImageReaders("pixel_values", read_pixels(data.held_out)))
     samples_of = partial(latent_samples, settings, loss.parts.autoencoder, data.train)
     made = make_plan(run, settings, loss, data, samples_of)
     if run.main:

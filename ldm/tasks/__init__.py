@@ -1,10 +1,21 @@
 """The tasks by name. To add one, write its file and list it here."""
 
 from ldm.errors import unknown_name
-from ldm.tasks.task import Encode, Start, Task, image_names
+from ldm.tasks.task import FROM_NOISE, Encode, Start, Task, encoder_for, input_latents
 from ldm.tasks.text_to_image import TextToImage
 
-__all__ = ["TASKS", "Encode", "Start", "Task", "check_task", "find_task", "image_names", "register_task"]
+__all__ = [
+    "FROM_NOISE",
+    "TASKS",
+    "Encode",
+    "Start",
+    "Task",
+    "check_task",
+    "encoder_for",
+    "find_task",
+    "input_latents",
+    "register_task",
+]
 
 TASKS: dict[str, Task] = {}
 

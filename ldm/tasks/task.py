@@ -9,10 +9,12 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ldm.data.sample import TaskInputs
+from ldm.models.vae import KLAutoencoder
 from ldm.types import Conditioning
 
 Encode = Callable[[Tensor], Tensor]
-"""Pixel values [B, 3, H, W] in [-1, 1] -> the mean of the autoencoder's posterior, scaled: [B, C, h, w]."""
+"""Pixel values [B, 3, H, W] in [-1, 1] -> latents [B, C, h, w], see `input_latents`."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ FROM_NOISE = Start()
 class Task(Protocol):
     """One way of using a denoiser. A task is a file in `ldm/tasks/` and an entry in its registry.
 
-    A sample's own image, `image`, is what the denoiser learns to make; all others have names such as `source`, `mask`
-    or `control`.
+    The main image of a sample is what the denoiser learns to make; others have names such as `source`, `mask` or
+    `control`.
     """
 
     @property
@@ -47,13 +49,13 @@ class Task(Protocol):
         ...
 
     @property
-    def latent_images(self) -> tuple[str, ...]:
-        """The named images whose latents `training_conditioning` needs."""
+    def inputs(self) -> TaskInputs:
+        """What each training sample must have besides its captions and its main image."""
         ...
 
     @property
-    def pixel_images(self) -> tuple[str, ...]:
-        """The named images whose pixel values `training_conditioning` needs."""
+    def scales_inputs(self) -> bool:
+        """Whether latents of `inputs` are scaled like those of the main image; InstructPix2Pix takes them unscaled."""
         ...
 
     @property
@@ -77,8 +79,8 @@ class Task(Protocol):
 
         Args:
             prompt: the encoded captions, B rows.
-            latents: of each of `latent_images`, [B, C, h, w]; what `Encode` gives.
-            pixel_values: of each of `pixel_images`, [B, 3, H, W] in [-1, 1].
+            latents: of the encoded `inputs` by name, [B, C, h, w].
+            pixel_values: of the other `inputs` by name, [B, 1 or 3, H, W] in the range of their kind.
         """
         ...
 
@@ -90,6 +92,7 @@ class Task(Protocol):
         Args:
             prompt: the encoded prompts, B rows.
             images: the images given to `generate` by name, [B, 3, H, W] in [-1, 1].
+            encode: of `encoder_for`.
 
         Raises:
             UserError: an image that the task needs is missing.
@@ -97,6 +100,16 @@ class Task(Protocol):
         ...
 
 
-def image_names(task: Task) -> tuple[str, ...]:
-    """The named images that each training sample needs besides its own, each once."""
-    return tuple(dict.fromkeys((*task.latent_images, *task.pixel_images)))
+def input_latents(task: Task, autoencoder: KLAutoencoder, moments: Tensor) -> Tensor:
+    """The latents of an image that the task needs: the mean of the posterior, scaled if the task wants it.
+
+    Args:
+        moments: of `KLAutoencoder.encode`, [B, 2C, h, w].
+    """
+    mean = moments.chunk(2, dim=1)[0]
+    return autoencoder.scale(mean) if task.scales_inputs else mean
+
+
+def encoder_for(task: Task, autoencoder: KLAutoencoder) -> Encode:
+    """Encodes images for `Task.generation_conditioning` as they were encoded in training."""
+    return lambda pixel_values: input_latents(task, autoencoder, autoencoder.encode(pixel_values))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ldm.data.sample import NO_INPUTS, TaskInputs
 from ldm.tasks.task import FROM_NOISE, Encode, Start
 from ldm.types import Conditioning
 
@@ -14,8 +15,8 @@ class TextToImage:
     """Images from prompts alone."""
 
     name: str = "text-to-image"
-    latent_images: tuple[str, ...] = ()
-    pixel_images: tuple[str, ...] = ()
+    inputs: TaskInputs = NO_INPUTS
+    scales_inputs: bool = True
     start: Start = FROM_NOISE
     pipeline_class: str = "StableDiffusionPipeline"
 

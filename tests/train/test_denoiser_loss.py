@@ -16,7 +16,7 @@ from ldm.models.loading.model import ModelParts
 from tests.support.tiny_models import make_sd1
 from tests.support.tiny_runs import COMMON, write_squares
 from tests.support.tiny_sources import tar
-from train.data.latents import image_reader, latent_samples
+from train.data.latents import image_readers, latent_samples
 from train.data.read import read_data
 from train.data.streams import begin_stream, streamed_samples
 from train.loop.denoiser_loss import DenoiserLoss
@@ -87,7 +87,7 @@ def folder_batch(
     settings = make_settings(folder, data=tree)
     run = Run(settings)
     placed = read_data(run, folder=folder / "cache").train
-    images = image_reader(run, placed, parts.autoencoder, settings.cache)
+    images = image_readers(run, placed, parts.autoencoder, settings)
     dataset = latent_samples(settings, parts.autoencoder, placed, images)
     return settings, collate([dataset[SampleKey(0, index)] for index in (0, 1)])
 
@@ -107,7 +107,7 @@ def stream_batch(
     data = {"sources": sources, "height": 16, "width": 16, "streaming": True}
     settings = make_settings(folder, data=data)
     run = Run(settings)
-    images = image_reader(run, (), parts.autoencoder, settings.cache)
+    images = image_readers(run, (), parts.autoencoder, settings)
     dataset = streamed_samples(settings, latent_samples(settings, parts.autoencoder, (), images))
     run.run_dir.mkdir()
     turns = next(iter(begin_stream(run, settings, parts.text_encoder, 4)(0, {})))

@@ -17,7 +17,7 @@ from ldm.models.loading.model import ModelParts
 from tests.support.tiny_models import CONTEXT_LENGTH, make_sd1
 from tests.support.tiny_runs import COMMON, write_squares
 from train.data import denoiser_data
-from train.data.latents import cached_texts, image_reader, latent_samples, text_encoder_hash
+from train.data.latents import cached_texts, image_readers, latent_samples, text_encoder_hash
 from train.data.read import TrainingData, read_data
 from train.loop.denoiser_loss import DenoiserLoss
 from train.loop.validation import ValidationSamples
@@ -62,7 +62,7 @@ def measured(
         denoiser_data, "held_out_loss", lambda module, samples, **_: seen.append(samples) or {}
     )
     module = DenoiserLoss(parts, settings, DDPMPath(ScheduleSettings()), [])
-    images = image_reader(run, [*data.train, *data.held_out], parts.autoencoder, settings.cache)
+    images = image_readers(run, [*data.train, *data.held_out], parts.autoencoder, settings)
     validate_now = denoiser_data.validation(run, settings, module, data, images)
     validate_now(run.start(torch.nn.Linear(1, 1)))
     (samples,) = seen
@@ -114,7 +114,7 @@ def test_images_are_mirrored_where_it_is_asked_for(tmp_path: Path, parts: ModelP
     image.save(tmp_path / "data/a.png")
     (tmp_path / "data/a.txt").write_text("a flag")
     run, settings, data = read(tmp_path, {"flip": flip})
-    images = image_reader(run, data.train, parts.autoencoder, settings.cache)
+    images = image_readers(run, data.train, parts.autoencoder, settings)
     dataset = latent_samples(settings, parts.autoencoder, data.train, images)
     shown = [dataset[SampleKey(epoch, 0)]["pixel_values"] for epoch in range(20)]
     mirrored = [torch.equal(pixels, data.train[0].pixels(0, True)) for pixels in shown]

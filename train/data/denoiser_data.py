@@ -7,7 +7,6 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from ldm.data.batches import ReadImage
 from ldm.data.captions import directional_words, plain_caption
 from ldm.data.prepare import BucketedSample
 from ldm.data.streaming import StreamOrder
@@ -19,7 +18,7 @@ from ..run.after_steps import Validate
 from ..run.denoiser_model import size_multiple
 from ..run.run import Run
 from ..settings.denoiser import DenoiserSettings
-from .latents import cached_prompts, image_reader, latent_samples
+from .latents import ImageReaders, cached_prompts, image_readers, latent_samples
 from .read import TrainingData, read_data, write_data_report
 from .streams import begin_stream, check_streaming, streamed_samples
 
@@ -54,13 +53,13 @@ def read_samples(run: Run, settings: DenoiserSettings, loss: DenoiserLoss) -> De
     if settings.data.flip and run.main:
         warn_flips(data.train)
     samples = [*data.train, *data.held_out]
-    images = image_reader(run, samples, parts.autoencoder, settings.cache)
+    readers = image_readers(run, samples, parts.autoencoder, settings)
     loss.prompts = cached_prompts(run, samples, parts.text_encoder, settings)
     return DenoiserData(
-        latent_samples(settings, parts.autoencoder, data.train, images),
+        latent_samples(settings, parts.autoencoder, data.train, readers),
         preview_prompts(settings, data.train),
         bucket_of=[one.size for one in data.train],
-        validate=validation(run, settings, loss, data, images) if settings.validation.every else None,
+        validate=validation(run, settings, loss, data, readers) if settings.validation.every else None,
         opened=lambda: write_data_report(run.run_dir, data, parts.text_encoder, settings.prompt_chunks),
     )
 
@@ -68,7 +67,13 @@ def read_samples(run: Run, settings: DenoiserSettings, loss: DenoiserLoss) -> De
 def read_training_data(run: Run, settings: DenoiserSettings, loss: DenoiserLoss) -> TrainingData:
     """The samples of a run of the denoiser, not yet encoded; errors as `read_data`."""
     multiple = size_multiple(loss.parts)
-    return read_data(run, multiple=multiple, folder=settings.cache.root(), rehash=settings.cache.rehash)
+    return read_data(
+        run,
+        folder=settings.cache.root(),
+        multiple=multiple,
+        rehash=settings.cache.rehash,
+        inputs=loss.task.inputs,
+    )
 
 
 def open_stream(run: Run, settings: DenoiserSettings, loss: DenoiserLoss) -> DenoiserData:
@@ -79,10 +84,10 @@ def open_stream(run: Run, settings: DenoiserSettings, loss: DenoiserLoss) -> Den
     """
     check_streaming(settings)
     parts = loss.parts
-    images = image_reader(run, (), parts.autoencoder, settings.cache)
+    readers = image_readers(run, (), parts.autoencoder, settings)
     loss.prompts = cached_prompts(run, (), parts.text_encoder, settings)
     return DenoiserData(
-        streamed_samples(settings, latent_samples(settings, parts.autoencoder, (), images)),
+        streamed_samples(settings, latent_samples(settings, parts.autoencoder, (), readers)),
         settings.preview.prompts,
         stream=begin_stream(run, settings, parts.text_encoder, size_multiple(parts)),
     )
@@ -99,14 +104,18 @@ def validation(
     settings: DenoiserSettings,
     loss: DenoiserLoss,
     data: TrainingData,
-    images: tuple[str, ReadImage],
+    readers: ImageReaders,
 ) -> Validate:
     """A function that measures the loss on the held-out samples, each with its first caption.
+
+    Args:
+        readers: of the training samples, followed by the held-out samples.
 
     Raises:
         UserError: there are none.
     """
-    dataset = latent_samples(settings, loss.parts.autoencoder, data.held_out, images, first=len(data.train))
+    own = readers.starting_at(len(data.train))
+    dataset = latent_samples(settings, loss.parts.autoencoder, data.held_out, own)
     samples = ValidationSamples(
         dataset,
         [plain_caption(one.sample, settings.captions) for one in data.held_out],

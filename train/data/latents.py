@@ -1,79 +1,86 @@
 """Latents and prompt embeddings for the denoiser, from the cache or encoded in each step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ldm.data.batches import LatentSamples, ReadImage, read_pixels
-from ldm.data.cache.cache_folder import CacheSettings
-from ldm.data.cache.keys import combined_hash, entry_key, tensors_hash
-from ldm.data.cache.moments import CacheItem, MomentsCache
+from ldm.data.batches import LatentSamples, ReadImage, read_inputs, read_pixels
+from ldm.data.cache.keys import combined_hash, tensors_hash
+from ldm.data.cache.moments import MomentsCache, cache_items, moments_reader, variant_keys
 from ldm.data.cache.prompt_cache import PromptCache
-from ldm.data.captions import flip_allowed, plain_caption, possible_captions
+from ldm.data.captions import plain_caption, possible_captions
 from ldm.data.prepare import BucketedSample
+from ldm.data.sample import MAIN_INPUT
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.vae import KLAutoencoder
+from ldm.tasks import find_task
 from ldm.types import Conditioning
 
 from ..loop.denoiser_loss import EmbedPrompts
 from ..run.run import Run
 from ..settings.denoiser import DenoiserSettings
 
-VariantKeys = list[dict[tuple[int, bool], str]]
-"""For each sample the cache key of each (crop, flip) that may be drawn."""
+
+@dataclass(frozen=True)
+class ImageReaders:
+    """How a batch gets its images.
+
+    Attributes:
+        kind: what it has of the main image, "moments" or "pixel_values".
+        main: reads the main image of a sample.
+        inputs: read the images that the task needs, by `ImageInput.key`.
+    """
+
+    kind: str
+    main: ReadImage
+    inputs: Mapping[str, ReadImage] = field(default_factory=dict)
+
+    def starting_at(self, first: int) -> "ImageReaders":
+        """The same readers for a part of their samples, which starts at number `first`."""
+        inputs = {key: partial(_read_from, read, first) for key, read in self.inputs.items()}
+        return ImageReaders(self.kind, partial(_read_from, self.main, first), inputs)
 
 
-def variant_keys(placed: Sequence[BucketedSample], autoencoder_hash: str, flip: bool) -> VariantKeys:
-    """The cache keys of all variants of all samples."""
-    return [
-        {
-            (crop, flipped): entry_key(
-                one.facts.content_hash, one.variant_key(crop, flipped), autoencoder_hash
-            )
-            for crop in range(len(one.placement.crops))
-            for flipped in ((False, True) if flip and flip_allowed(one.sample) else (False,))
-        }
-        for one in placed
-    ]
+def _read_from(read: ReadImage, first: int, index: int, crop: int, flip: bool) -> Tensor:
+    return read(first + index, crop, flip)
 
 
-def cache_items(placed: Sequence[BucketedSample], keys: VariantKeys) -> list[CacheItem]:
-    """Every variant of every sample for the cache, grouped by size."""
-    return [
-        CacheItem(key, partial(one.pixels, *variant))
-        for one, variants in sorted(zip(placed, keys, strict=True), key=lambda pair: pair[0].size)
-        for variant, key in variants.items()
-    ]
-
-
-def image_reader(
-    run: Run, placed: Sequence[BucketedSample], autoencoder: KLAutoencoder, settings: CacheSettings
-) -> tuple[str, ReadImage]:
-    """What a batch has of the images, "moments" or "pixel_values", and a function that reads it.
+def image_readers(
+    run: Run, placed: Sequence[BucketedSample], autoencoder: KLAutoencoder, settings: DenoiserSettings
+) -> ImageReaders:
+    """The images of `placed`, which the autoencoder encodes in each step, or their moments from the cache.
 
     With the cache, all processes first encode what is missing; then the autoencoder leaves the device.
     """
     autoencoder.to(run.device)
-    if not settings.enabled:
-        return "pixel_values", read_pixels(placed)
+    images = find_task(settings.task).inputs.images
+    inputs = {image.key: read_inputs(placed, image) for image in images}
+    if not settings.cache.enabled:
+        return ImageReaders("pixel_values", read_pixels(placed), inputs)
     autoencoder_hash = tensors_hash(autoencoder.vae)
-    cache = MomentsCache(settings.root(), autoencoder_hash)
-    keys = variant_keys(placed, autoencoder_hash, run.settings.data.flip)
-    wanted = cache_items(placed, keys)
+    cache = MomentsCache(settings.cache.root(), autoencoder_hash)
+    encoded = [MAIN_INPUT, *(image for image in images if image.encoded)]
+    keys = [variant_keys(placed, autoencoder_hash, settings.data.flip, image) for image in encoded]
+    wanted = [
+        item for image, own in zip(encoded, keys, strict=True) for item in cache_items(placed, own, image)
+    ]
     with run.progress("encoding images", "image", len(wanted)) as on_progress:
         cache.fill(
-            wanted, partial(encode_images, autoencoder), on_progress=on_progress, **vars(run.processes)
+            wanted,
+            partial(encode_images, autoencoder),
+            rank=run.processes.rank,
+            num_processes=run.processes.num_processes,
+            barrier=run.processes.barrier,
+            on_progress=on_progress,
         )
     autoencoder.to("cpu")
-    return "moments", partial(_read_moments, cache, keys)
-
-
-def _read_moments(cache: MomentsCache, keys: VariantKeys, index: int, crop: int, flip: bool) -> Tensor:
-    """Not a lambda, so that the dataset can be pickled for a loader process."""
-    return cache.read(keys[index][crop, flip])
+    main, *others = (moments_reader(cache, own) for own in keys)
+    cached = dict(zip((image.key for image in encoded[1:]), others, strict=True))
+    return ImageReaders("moments", main, inputs | cached)
 
 
 @torch.no_grad()
@@ -86,21 +93,14 @@ def latent_samples(
     settings: DenoiserSettings,
     autoencoder: KLAutoencoder,
     placed: Sequence[BucketedSample],
-    images: tuple[str, ReadImage],
-    first: int = 0,
+    readers: ImageReaders,
 ) -> LatentSamples:
-    """Samples as `DenoiserLoss` takes them.
-
-    Args:
-        images: what a batch has of the images, and a function that reads it.
-        first: the reader's index of the first of `placed`.
-    """
-    kind, read = images
+    """Samples as `DenoiserLoss` takes them, whose images `readers` reads."""
     objective = settings.objective
     return LatentSamples(
         placed,
-        partial(_read_from, read, first),
-        kind,
+        readers.main,
+        readers.kind,
         settings.seed,
         settings.captions,
         latent_channels=autoencoder.num_channels,
@@ -108,11 +108,8 @@ def latent_samples(
         flip=settings.data.flip,
         masked=any(one.sample.loss_mask is not None for one in placed),
         extra_noise=bool(objective.offset_noise or objective.input_perturbation),
+        images=readers.inputs,
     )
-
-
-def _read_from(read: ReadImage, first: int, index: int, crop: int, flip: bool) -> Tensor:
-    return read(first + index, crop, flip)
 
 
 def cached_prompts(
@@ -134,7 +131,14 @@ def cached_prompts(
     cache = PromptCache(settings.cache.root(), text_encoder_hash(text_encoder, num_chunks))
     encode_prompts = partial(encode_captions, text_encoder, num_chunks)
     with run.progress("encoding captions", "caption", len(texts)) as on_progress:
-        cache.fill(texts, encode_prompts, on_progress=on_progress, **vars(run.processes))
+        cache.fill(
+            texts,
+            encode_prompts,
+            rank=run.processes.rank,
+            num_processes=run.processes.num_processes,
+            barrier=run.processes.barrier,
+            on_progress=on_progress,
+        )
     text_encoder.to("cpu")
     return cache.read
 

@@ -8,7 +8,7 @@ from ldm.data.fingerprint import Fingerprint, fingerprint, mask_files
 from ldm.data.image_index import ImageIndex
 from ldm.data.prepare import BucketedSample, DataSettings, Prepared, holdout_split, prepare
 from ldm.data.report.report import make_report, write_report
-from ldm.data.sample import ImageInfo, Refusal, Sample
+from ldm.data.sample import NO_INPUTS, ImageInfo, Refusal, Sample, TaskInputs
 from ldm.data.sources.reading import Reading, read_sources
 from ldm.data.survey import content_hashes, survey
 from ldm.errors import UserError
@@ -36,13 +36,16 @@ class TrainingData:
     fingerprint: Fingerprint
 
 
-def read_data(run: Run, *, folder: Path, multiple: int = 8, rehash: bool = False) -> TrainingData:
+def read_data(
+    run: Run, *, folder: Path, multiple: int = 8, rehash: bool = False, inputs: TaskInputs = NO_INPUTS
+) -> TrainingData:
     """Read, check and split the run's images.
 
     Args:
         folder: the cache's folder, which has an index of the images decoded before.
         multiple: with buckets, image sides are multiples of this many pixels.
         rehash: reread every image instead of using the index.
+        inputs: the further images and texts that the task needs.
 
     Raises:
         UserError: too many images are bad, or none is left; or the run was started with other data.
@@ -52,7 +55,7 @@ def read_data(run: Run, *, folder: Path, multiple: int = 8, rehash: bool = False
         raise UserError(
             f"data.streaming = true in the program {settings.program}", "only `denoiser` can stream"
         )
-    reading = read_sources(data.all_sources())
+    reading = read_sources(data.all_sources(), inputs)
     facts = survey_together(run, reading.samples, folder, rehash)
     prepared = prepare(reading, facts, data, multiple=multiple, seed=settings.seed)
     found = fingerprint_of(prepared, folder)

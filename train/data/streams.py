@@ -13,6 +13,7 @@ from ldm.data.stream_shards import list_shards, open_shard
 from ldm.data.streaming import ShardStream, StreamedSamples, StreamOrder
 from ldm.errors import UserError
 from ldm.models.clip import ClipTextEncoder
+from ldm.tasks import find_task
 
 from ..run.run import Run
 from ..settings.denoiser import DenoiserSettings
@@ -36,7 +37,8 @@ def check_streaming(settings: DenoiserSettings) -> None:
 def streamed_samples(settings: DenoiserSettings, like: LatentSamples) -> StreamedSamples:
     """The dataset of a stream, whose samples become items as `like` makes them."""
     return StreamedSamples(
-        replace(like, masked=any(source.alpha_mask for source in settings.data.all_sources()))
+        replace(like, masked=any(source.alpha_mask for source in settings.data.all_sources())),
+        find_task(settings.task).inputs,
     )
 
 
@@ -60,6 +62,7 @@ def begin_stream(
         seed=settings.seed,
         image_index=None if settings.cache.rehash else settings.cache.root(),
         gather=gather_object,
+        inputs=find_task(settings.task).inputs,
         rank=processes.rank,
         num_processes=processes.num_processes,
     )

@@ -10,7 +10,7 @@ from ldm.diffusion.objective import diffusion_loss, split_by_tenth, timestep_at
 from ldm.diffusion.path import DDPMPath
 from ldm.models.dropout import set_dropout_keys
 from ldm.models.loading.model import ModelParts
-from ldm.tasks import find_task
+from ldm.tasks import find_task, input_latents
 from ldm.types import Conditioning
 
 from ..settings.denoiser import DenoiserSettings
@@ -85,8 +85,19 @@ class DenoiserLoss(nn.Module):
 
     def conditioning(self, batch: Batch, device: torch.device) -> Conditioning:
         """What the denoiser is told about the batch: its captions, and the images that the task needs."""
+        latents, pixel_values = {}, {}
+        for image in self.task.inputs.images:
+            if image.encoded:
+                latents[image.name] = self.input_latents(batch, image.key)
+            else:
+                pixel_values[image.name] = batch[image.key]
         prompt = self.embed(batch["caption"], device)
-        return self.task.training_conditioning(prompt, {}, {})
+        return self.task.training_conditioning(prompt, latents, pixel_values)
+
+    def input_latents(self, batch: Batch, key: str) -> Tensor:
+        """The latents [b, C, h, w] of an image that the task needs; the batch has moments of all images, or of none."""
+        moments = batch[key] if "moments" in batch else self.encode(batch[key])
+        return input_latents(self.task, self.parts.autoencoder, moments)
 
     def embed(self, captions: list[str], device: torch.device) -> Conditioning:
         """The captions' embeddings, from the cache or from the text encoder."""

@@ -5,23 +5,25 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ldm.data.batches import ReadImage, read_pixels
+from ldm.data.batches import read_inputs, read_pixels
 from ldm.data.cache.keys import prompt_key, tensors_hash
-from ldm.data.cache.moments import MomentsCache
+from ldm.data.cache.moments import MomentsCache, variant_keys
 from ldm.data.cache.prompt_cache import PromptCache
 from ldm.data.cache.shards import Shard, ShardFault, ShardStore
 from ldm.data.prepare import BucketedSample
+from ldm.data.sample import MAIN_INPUT
 
 from ..data.latents import (
+    ImageReaders,
     cached_texts,
     encode_captions,
     encode_images,
     text_encoder_hash,
-    variant_keys,
 )
 from ..loop.denoiser_loss import DenoiserLoss, EmbedPrompts
 from ..run.run import Run
@@ -58,38 +60,44 @@ def entries_there(store: ShardStore) -> set[str]:
 
 def plan_images(
     run: Run, settings: DenoiserSettings, loss: DenoiserLoss, placed: Sequence[BucketedSample]
-) -> tuple[CacheCost, tuple[str, ReadImage]]:
-    """What the cache lacks of the images, and what replaces them in a batch: moments that are all zero.
+) -> tuple[CacheCost, ImageReaders]:
+    """What the cache lacks of the images, and readers that give moments that are all zero in their place.
 
     Without a cache the images themselves are read, and encoded in each step.
     """
     autoencoder = loss.parts.autoencoder.to(run.device)
+    images = loss.task.inputs.images
+    inputs = {image.key: read_inputs(placed, image) for image in images}
     if not settings.cache.enabled:
-        return CacheCost(), ("pixel_values", read_pixels(placed))
+        return CacheCost(), ImageReaders("pixel_values", read_pixels(placed), inputs)
     autoencoder_hash = tensors_hash(autoencoder.vae)
-    store = MomentsCache(settings.cache.root(), autoencoder_hash).store
-    there = entries_there(store)
+    there = entries_there(MomentsCache(settings.cache.root(), autoencoder_hash).store)
+    encoded = [MAIN_INPUT, *(image for image in images if image.encoded)]
     wanted = {
-        key: (one, variant)
+        key: (one, partial(one.input_pixels, image, *variant))
+        for image in encoded
         for one, variants in zip(
-            placed, variant_keys(placed, autoencoder_hash, settings.data.flip), strict=True
+            placed, variant_keys(placed, autoencoder_hash, settings.data.flip, image), strict=True
         )
         for variant, key in variants.items()
     }
     lacking = [entry for key, entry in wanted.items() if key not in there]
-    shapes = [_moments_shape(one, loss) for one, _ in lacking]
-    some = [entry for entry in lacking if entry[0].size == lacking[0][0].size][:NUM_ENCODED]
+    some = [load for one, load in lacking if one.size == lacking[0][0].size][:NUM_ENCODED]
 
     def encode(number: int) -> None:
         with ThreadPoolExecutor(4) as pool:  # like the cache
-            pixels = list(pool.map(lambda entry: entry[0].pixels(*entry[1]), some[:number]))
+            pixels = list(pool.map(lambda load: load(), some[:number]))
         encode_images(autoencoder, torch.stack(pixels))
 
     seconds = _seconds_each(run.device, encode, len(some))
     autoencoder.to("cpu")
-    num_bytes = sum(4 * torch.Size(shape).numel() for shape in shapes)
+    num_bytes = sum(4 * torch.Size(_moments_shape(one, loss)).numel() for one, _ in lacking)
     cost = CacheCost(len(wanted), len(lacking), num_bytes, seconds)
-    return cost, ("moments", lambda index, crop, flip: torch.zeros(_moments_shape(placed[index], loss)))
+
+    def zeros(index: int, crop: int, flip: bool) -> Tensor:
+        return torch.zeros(_moments_shape(placed[index], loss))
+
+    return cost, ImageReaders("moments", zeros, inputs | {image.key: zeros for image in encoded[1:]})
 
 
 def _moments_shape(one: BucketedSample, loss: DenoiserLoss) -> tuple[int, int, int]:

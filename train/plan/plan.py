@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from ldm.data.batches import LatentSamples, ReadImage
+from ldm.data.batches import LatentSamples
 from ldm.data.order import steps_per_epoch
 from ldm.io.disk import free_bytes
 
+from ..data.latents import ImageReaders
 from ..data.read import TrainingData
 from ..loop.denoiser_loss import DenoiserLoss
 from ..loop.steps import Periodic
@@ -115,22 +116,22 @@ def make_plan(
     settings: DenoiserSettings,
     loss: DenoiserLoss,
     data: TrainingData,
-    samples_of: Callable[[tuple[str, ReadImage]], LatentSamples],
+    samples_of: Callable[[ImageReaders], LatentSamples],
 ) -> Plan:
     """Count and measure what a run on `data` would do. Every process must call it; `loss` is trained by it.
 
     Args:
-        samples_of: makes the dataset of `data.train` from what a batch has of the images and how it is read.
+        samples_of: makes the dataset of `data.train` from the readers of its images.
     """
     everything = [*data.train, *data.held_out]
     parameters = {p for part in loss.parts.modules() for p in part.parameters()}
     bucket_of = [one.size for one in data.train]
-    images, reader = plan_images(run, settings, loss, everything)
+    images, readers = plan_images(run, settings, loss, everything)
     captions, loss.prompts = plan_captions(run, settings, loss, everything)
     in_use = memory_in_use(run.device)
     state = run.start(loss)
     start_step = state.step
-    step = measure_steps(run, state, samples_of(reader), bucket_of, in_use)
+    step = measure_steps(run, state, samples_of(readers), bucket_of, in_use)
     checkpoint = [tensor for group in checkpoint_tensors(state).values() for tensor in group.values()]
     plan = Plan(
         num_found=data.prepared.num_found,
