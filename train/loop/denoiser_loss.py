@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.diffusion.objective import diffusion_loss, split_by_tenth, timestep_at
-from ldm.diffusion.path import DDPMPath
+from ldm.diffusion.path import ProbabilityPath
 from ldm.models.dropout import set_dropout_keys
 from ldm.models.loading.model import ModelParts
 from ldm.tasks import find_task, input_latents
@@ -35,7 +35,7 @@ class DenoiserLoss(nn.Module):
         self,
         parts: ModelParts,
         settings: DenoiserSettings,
-        path: DDPMPath,
+        path: ProbabilityPath,
         groups: Sequence[ParameterGroup],
     ) -> None:
         super().__init__()

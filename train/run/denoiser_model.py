@@ -62,7 +62,7 @@ def fit_input_channels(parts: ModelParts, settings: DenoiserSettings) -> None:
     """
     latent_channels = parts.autoencoder.num_channels
     needed = latent_channels + find_task(settings.task).concat_channels(latent_channels)
-    given = int(parts.denoiser.unet.config.in_channels)
+    given = parts.denoiser.input_channels
     if given == needed:
         return
     what = f"base = {settings.base} has a UNet with {given} input channels, task {settings.task!r} needs {needed}"
