@@ -38,9 +38,11 @@ def train(settings: DenoiserSettings) -> None:
     data = (open_stream if settings.data.streaming else read_samples)(run, settings, loss)
 
     def preview(state: TrainState, path: Path) -> None:
+        if loss.task.inputs.images and not data.preview.images:
+            return  # a stream
         with state.average.applied():
             write_preview(
-                loss.parts, settings.preview, data.preview_prompts, path, run.device, writes=run.main
+                loss.parts, loss.task, settings.preview, data.preview, path, run.device, writes=run.main
             )
 
     state = run.train(  # the training loop

@@ -22,7 +22,7 @@ DENOISER: dict[str, Any] = {
     [
         (
             {"num_steps": 100},
-            "optim.num_warmup_steps = 100 of num_steps = 100: the learning rate would only rise",
+            "optim.num_warmup_steps = 100 of num_steps = 100: the learning rate would never stop rising",
         ),
         ({"num_steps": 60}, "set optim.num_warmup_steps=3"),
         (

@@ -14,6 +14,7 @@ from ldm.diffusion.path import DDPMPath, ScheduleSettings
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.clip_vocabulary import learn_merges, make_tokenizer
 from ldm.models.loading.model import ModelParts
+from ldm.tasks.text_to_image import TextToImage
 from tests.support.tiny_models import CONTEXT_LENGTH, make_sd1
 from tests.support.tiny_runs import COMMON, write_squares
 from train.data import denoiser_data
@@ -93,7 +94,9 @@ def test_many_tags_are_measured_and_drawn_as_they_are_trained(
     run, settings, data = read(tmp_path, {"holdout_fraction": 0.5}, **changes)
     samples = measured(run, settings, data, parts, monkeypatch)
     assert set(samples.captions) == {f"photo of {TAGS}, by night"}
-    assert set(denoiser_data.preview_prompts(settings, data.train)) == {f"photo of {TAGS}, by night"}
+    assert set(denoiser_data.preview_inputs(settings, data.train, TextToImage()).prompts) == {
+        f"photo of {TAGS}, by night"
+    }
 
 
 @pytest.mark.parametrize("every", [0, 1])

@@ -5,17 +5,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.utils.data import Dataset
 
 from ldm.data.captions import directional_words, plain_caption
 from ldm.data.prepare import BucketedSample
 from ldm.data.streaming import StreamOrder
+from ldm.tasks import Task
 
 from ..loop.denoiser_loss import DenoiserLoss
 from ..loop.state import TrainState
 from ..loop.validation import ValidationSamples, held_out_loss
 from ..run.after_steps import Validate
 from ..run.denoiser_model import size_multiple
+from ..run.preview import PreviewInputs
 from ..run.run import Run
 from ..settings.denoiser import DenoiserSettings
 from .latents import ImageReaders, cached_prompts, image_readers, latent_samples
@@ -28,15 +31,15 @@ class DenoiserData:
     """What `Run.train` and the previews take.
 
     Attributes:
+        preview: the prompts of the settings, or the first captions, and the images that the task needs.
         bucket_of: the size of each sample; empty for a stream.
         stream: makes the order of a stream; None if all samples are read before the run.
-        preview_prompts: of the settings, or the first captions.
         validate: measures the loss on held-out samples; None if that is off.
         opened: writes the data report, once the run's directory exists.
     """
 
     dataset: "Dataset[Any]"
-    preview_prompts: Sequence[str]
+    preview: PreviewInputs
     bucket_of: Sequence[tuple[int, int]] = ()
     stream: Callable[[int, Mapping[str, Any]], StreamOrder] | None = None
     validate: Validate | None = None
@@ -57,7 +60,7 @@ def read_samples(run: Run, settings: DenoiserSettings, loss: DenoiserLoss) -> De
     loss.prompts = cached_prompts(run, samples, parts.text_encoder, settings)
     return DenoiserData(
         latent_samples(settings, parts.autoencoder, data.train, readers),
-        preview_prompts(settings, data.train),
+        preview_inputs(settings, data.train, loss.task),
         bucket_of=[one.size for one in data.train],
         validate=validation(run, settings, loss, data, readers) if settings.validation.every else None,
         opened=lambda: write_data_report(run.run_dir, data, parts.text_encoder, settings.prompt_chunks),
@@ -84,19 +87,30 @@ def open_stream(run: Run, settings: DenoiserSettings, loss: DenoiserLoss) -> Den
     """
     check_streaming(settings)
     parts = loss.parts
+    if loss.task.inputs.images:
+        run.warn(f"no previews of the task {loss.task.name}: a stream has no images before the run")
     readers = image_readers(run, (), parts.autoencoder, settings)
     loss.prompts = cached_prompts(run, (), parts.text_encoder, settings)
     return DenoiserData(
         streamed_samples(settings, latent_samples(settings, parts.autoencoder, (), readers)),
-        settings.preview.prompts,
+        PreviewInputs(settings.preview.prompts),
         stream=begin_stream(run, settings, parts.text_encoder, size_multiple(parts)),
     )
 
 
-def preview_prompts(settings: DenoiserSettings, samples: Sequence[BucketedSample]) -> tuple[str, ...]:
-    """The prompts of the settings, or the captions of the first eight samples."""
+def preview_inputs(
+    settings: DenoiserSettings, samples: Sequence[BucketedSample], task: Task
+) -> PreviewInputs:
+    """The prompts of the settings, or the captions of the first eight samples; with the images of the first samples."""
+    images = task.inputs.images
+    if images:  # stacked, so of one size
+        samples = [one for one in samples if one.size == samples[0].size]
     captions = (plain_caption(one.sample, settings.captions) for one in samples[:8])
-    return settings.preview.prompts or tuple(captions)
+    prompts = settings.preview.prompts or tuple(captions)
+    shown = [samples[i % len(samples)] for i in range(len(prompts))]
+    return PreviewInputs(
+        prompts, {image.name: torch.stack([one.input_pixels(image) for one in shown]) for image in images}
+    )
 
 
 def validation(
