@@ -1,9 +1,8 @@
 """Kills runs of `tiny_training`: `python -m tests.support.kill_driver RUN_DIR STRIDE OTHER_RUN_DIR NUMBER`.
 
-With SIGKILL, in the first directory at every STRIDE-th file operation of a checkpoint, in the other NUMBER times at
-random moments.
-Each run is a fork of this process, which imports everything once and computes nothing itself. Every run resumes what
-the killed one before it left; none comes to its end. Printed: how many were killed in each.
+It sends SIGKILL, in the first directory at every STRIDE-th file operation of a checkpoint, in the other NUMBER times at
+random moments. Each run is a fork of this process, which imports everything once and computes nothing itself. Every run
+resumes what the killed one before it left; none finishes. Prints how many were killed in each directory.
 """
 
 import os
@@ -31,7 +30,7 @@ WRITING = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod",
 
 
 def in_a_fork(program: Callable[[], object], watch: Callable[[int], None] = lambda pid: None) -> bool:
-    """Run a program; returns whether it was killed. `watch` is given the process's number meanwhile."""
+    """Run a program in a fork; returns whether it was killed. `watch` gets the process id while it runs."""
     pid = os.fork()
     if not pid:
         try:
@@ -47,7 +46,7 @@ def in_a_fork(program: Callable[[], object], watch: Callable[[int], None] = lamb
 
 
 def train_until_killed(run_dir: Path, boundary: int) -> None:
-    """Go on to the next checkpoint, and die before its file operation of that number, or end after it."""
+    """Continue to the next checkpoint, and die before its file operation number `boundary`, or exit after it."""
     left = -1
 
     def count(event: str, arguments: object) -> None:
@@ -78,8 +77,8 @@ def train_until_killed(run_dir: Path, boundary: int) -> None:
 
 
 def kill_at_boundaries(run_dir: Path, stride: int) -> int:
-    """Kill at the first file operation of a checkpoint, then at one `stride` later, and so on to the last."""
-    in_a_fork(partial(train_until_killed, run_dir, 0))  # so that there is an older one to go
+    """Kill at the first file operation of a checkpoint, then `stride` later, and so on to the last."""
+    in_a_fork(partial(train_until_killed, run_dir, 0))  # so that an older checkpoint has to be removed
     return next(
         number
         for number in range(1000)
@@ -88,7 +87,7 @@ def kill_at_boundaries(run_dir: Path, stride: int) -> int:
 
 
 def kill_at_moments(run_dir: Path, number: int) -> int:
-    """Kill at moments drawn at random."""
+    """Kill at random moments."""
     draw = random.Random(0)
 
     def kill(pid: int) -> None:
@@ -101,7 +100,9 @@ def kill_at_moments(run_dir: Path, number: int) -> int:
 
 
 if __name__ == "__main__":
-    torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], fused=True)  # what is imported on first use, once
+    torch.optim.AdamW(
+        [torch.nn.Parameter(torch.ones(1))], fused=True
+    )  # import what torch imports on first use
     Accelerator(cpu=True)
     first, stride, second, number = sys.argv[1:]
     print(kill_at_boundaries(Path(first), int(stride)), kill_at_moments(Path(second), int(number)))

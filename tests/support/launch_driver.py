@@ -1,14 +1,14 @@
-"""Jobs for processes that a launcher starts: `python -m tests.launch_driver FILE`, a JSON list of jobs, done in turn.
+"""Jobs for processes that a launcher starts: `python -m tests.support.launch_driver FILE`, with a JSON list of jobs.
 
     {"do": "points", "run_dir": ..., "changes": {...}, "kill": [rank, forward pass]}  a run of `tiny_training`
-        "spoiled": [epoch, index]: that sample is not a number at that turn
+        "spoiled": [epoch, index]: that sample is NaN in that epoch
     {"do": "blocks", "run_dir": ..., "changes": {...}}                                a run of a network of blocks
     {"do": "copy", "run_dir": ..., "changes": {...}, "to": ...}       its newest checkpoint, loaded and saved again
     {"do": "denoiser", "run_dir": ..., "config": FILE}                the program itself
 
-`kill`: the process of that rank ends itself with SIGKILL before that forward pass, once. The networks are those of the
-tests, so that nothing large is imported but for `denoiser`. With `sharding: full` it is asserted that every parameter
-is a shard.
+`kill`: the process of that rank kills itself with SIGKILL before that forward pass, once. The networks are small test
+networks, so that nothing large is imported except for `denoiser`. With `sharding: full`, every parameter is asserted to
+be a shard.
 """
 
 import json
@@ -37,7 +37,7 @@ Job = dict[str, Any]
 
 
 class BlockLoss(nn.Module):
-    """What sharding meets in a denoiser: blocks in a list, a frozen weight, channels_last, groups of parameters."""
+    """What sharding has to handle in a denoiser: blocks in a list, a frozen weight, channels_last, parameter groups."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class BlockLoss(nn.Module):
         return self.groups
 
     def guess(self, x: Tensor) -> Tensor:
-        """[b] from x [b, 4]."""
+        """x [b, 4] -> [b]."""
         hidden = self.first(x[:, :, None, None]).flatten(1)
         for block in self.blocks:
             hidden = block(hidden)
@@ -62,14 +62,14 @@ class BlockLoss(nn.Module):
         return guessed
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Per-sample `loss` [b] of guessing the mean of x [b, 4]."""
+        """Per-sample `loss` [b] of predicting the mean of x [b, 4]."""
         return {"loss": (self.guess(batch["x"]) - batch["x"].mean(dim=1)).square()}
 
 
 def assert_shards(state: TrainState, sharded: bool) -> None:
     for tensor in [*state.module.parameters(), *state.average.tensors().values()]:
         assert isinstance(tensor, DTensor) == sharded
-        # a bias of one number is on the first process alone
+        # a bias of one number is only on the first process
         assert (
             not isinstance(tensor, DTensor)
             or tensor.to_local().numel() * 2 == tensor.numel()
@@ -80,7 +80,7 @@ def assert_shards(state: TrainState, sharded: bool) -> None:
 
 
 def train_blocks(run_dir: Path, changes: dict[str, Any]) -> None:
-    """Train to the end; measured, drawn and written as the programs do it."""
+    """Train to the end, with validation, previews and a result like the programs."""
     run, module, points = Run(make_settings(run_dir, **changes)), BlockLoss(), Points()
     batch = collate([points[SampleKey(0, index, 1.0)] for index in range(7)])
 
@@ -113,7 +113,7 @@ def copy_checkpoint(run_dir: Path, changes: dict[str, Any], to: Path) -> None:
 
 
 def train_denoiser(config: str) -> None:
-    """The whole program, but that it leaves the other processes for the next job."""
+    """The whole program, which keeps the process group for the next job."""
     from ldm.config import load_settings
     from train.denoiser import DenoiserSettings, train
 
@@ -122,7 +122,7 @@ def train_denoiser(config: str) -> None:
 
 
 def dying(run_dir: Path, kill: list[int] | None) -> Callable[[int], None]:
-    """What a module calls at each forward pass."""
+    """A function that a module calls in each forward pass."""
     marker = run_dir.with_suffix(".killed")
 
     def on_forward(number: int) -> None:
@@ -134,7 +134,7 @@ def dying(run_dir: Path, kill: list[int] | None) -> Callable[[int], None]:
 
 
 def do(job: Job) -> None:
-    """One job."""
+    """Do one job."""
     run_dir, changes = Path(job["run_dir"]), dict(job.get("changes", {}))
     match job["do"]:
         case "points":

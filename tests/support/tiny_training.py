@@ -1,4 +1,4 @@
-"""The smallest real run: seven points, a network of fifty weights, the loop and checkpoints of every program."""
+"""The smallest real run: seven points, a network of fifty weights, and the loop and checkpoints of all programs."""
 
 import json
 import signal
@@ -36,13 +36,13 @@ TREE: dict[str, Any] = {
 
 
 def make_settings(run_dir: Path, **changes: Any) -> TrainSettings:
-    """Settings of a run of eight steps with some changed; `optim` changes single settings."""
+    """Settings of a run of eight steps with changes; `optim` changes single settings."""
     optim = {**TREE["optim"], **changes.pop("optim", {})}
     return validate(TrainSettings, {**TREE, "run_dir": str(run_dir), **changes, "optim": optim})
 
 
 class Points(Dataset[dict[str, Any]]):
-    """Seven points with a draw of noise a turn; `spoiled` maps a turn (epoch, index) to the value it has instead."""
+    """Seven points with noise drawn in each epoch; `spoiled` maps (epoch, index) to a value to use instead."""
 
     def __init__(self, spoiled: dict[tuple[int, int], float] | None = None) -> None:
         self.spoiled = spoiled or {}
@@ -58,7 +58,7 @@ class Points(Dataset[dict[str, Any]]):
 
 
 class PointLoss(nn.Module):
-    """A network with dropout; `on_forward` is told how many times it ran before."""
+    """A network with dropout; `on_forward` gets the number of earlier forward passes."""
 
     def __init__(self, dropout: float = 0.2, on_forward: Callable[[int], None] = lambda _: None) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class PointLoss(nn.Module):
         self.on_forward, self.num_forwards = on_forward, 0
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Per-sample `loss` [b] of guessing the mean of x [b, 4]."""
+        """Per-sample `loss` [b] of predicting the mean of x [b, 4]."""
         self.on_forward(self.num_forwards)
         self.num_forwards += 1
         return {"loss": (self.net(batch["x"]).squeeze(1) - batch["x"].mean(dim=1)).square()}
@@ -75,14 +75,14 @@ class PointLoss(nn.Module):
 
 @torch.no_grad()
 def measure(state: TrainState) -> dict[str, float]:
-    """A number that every weight has a part in."""
+    """A number that depends on every weight."""
     return {"validation_loss": sum(float(p.sum()) for p in state.module.parameters())}
 
 
 def train(
     settings: TrainSettings, module: PointLoss | None = None, dataset: Points | None = None, **options: Any
 ) -> TrainState:
-    """A run, or its resumption, to the end of the settings."""
+    """Train, or resume, to the last step of the settings."""
     return Run(settings).train(
         module or PointLoss(),
         dataset or Points(),
@@ -94,7 +94,7 @@ def train(
 
 
 def train_with_stops(settings: TrainSettings, stops: list[int], dataset: Points | None = None) -> TrainState:
-    """Train to the end, but a signal comes in the forward pass of that number, once in each of the runs."""
+    """Train to the end, interrupted by a signal in each forward pass of `stops`, one per start."""
     for stop in stops:
 
         def interrupt(number: int, stop: int = stop) -> None:
@@ -110,7 +110,7 @@ def train_with_stops(settings: TrainSettings, stops: list[int], dataset: Points 
 
 
 def outcome(run_dir: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any]]:
-    """What is left of a run: every tensor of its newest checkpoint, its rows without the times, the saved numbers."""
+    """The results of a run: every tensor of its newest checkpoint, its rows without times, the saved numbers."""
     newest = checkpoints(run_dir / "checkpoints")[-1]
     tensors = {
         f"{path.stem}/{name}": tensor
@@ -123,7 +123,7 @@ def outcome(run_dir: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dic
 
 
 def assert_same_run(first: Path, second: Path) -> None:
-    """Both runs left the same to the last bit."""
+    """Both runs have the same results to the last bit."""
     (tensors, *rest), (other_tensors, *other_rest) = outcome(first), outcome(second)
     assert rest == other_rest
     assert tensors.keys() == other_tensors.keys() and len(tensors) == 4 * 5

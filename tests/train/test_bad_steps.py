@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: nothing moves, they are written down, and too many end the run."""
+"""Steps whose loss or gradient is not finite: weights stay, the steps are recorded, and too many end the run."""
 
 import json
 from collections.abc import Callable
@@ -35,7 +35,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def first_of_step(step: int) -> tuple[int, int]:
-    """The turn of the first sample of a step, from 1."""
+    """The epoch and index of the first sample of a step, from 1."""
     key = next(iter(BatchOrder(0, ["all"] * 7, 4, step - 1, step)))[0]
     return key.epoch, key.sample_index
 
@@ -47,7 +47,7 @@ def make_state(module: nn.Module) -> TrainState:
 
 
 def everything(state: TrainState) -> dict[str, Tensor]:
-    """A copy of all that a step may move."""
+    """A copy of everything that a step may change."""
     found = dict(state.module.named_parameters()) | {
         f"average/{n}": t for n, t in state.average.tensors().items()
     }
@@ -57,7 +57,7 @@ def everything(state: TrainState) -> dict[str, Tensor]:
 
 
 class Steep(PointLoss):
-    """A loss of nought for the point that is nought everywhere, with a gradient that is not finite."""
+    """A zero loss at the origin, with a gradient that is not finite there."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         size = batch["x"].square().sum(dim=1)
@@ -117,7 +117,7 @@ def test_optimizers_that_do_not_know_of_skipping_skip_too(
 
 
 def test_nothing_waits_for_the_device() -> None:
-    """A tensor without values says when it is asked for one."""
+    """A tensor without values raises an error when it is read."""
     with FakeTensorMode():
         module = PointLoss(dropout=0)
         state, loss = make_state(module), torch.ones(())
@@ -134,7 +134,7 @@ def test_nothing_waits_for_the_device() -> None:
 
 @pytest.fixture(scope="module")
 def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of eight steps of which the third and the sixth are bad."""
+    """A run of eight steps; the third and the sixth are bad."""
     run_dir = tmp_path_factory.mktemp("spoiled")
     train(make_settings(run_dir, log_every=4), dataset=Points({first_of_step(3): NAN, first_of_step(6): INF}))
     return run_dir
@@ -157,7 +157,7 @@ def test_a_bad_step_is_counted_and_its_samples_are_written_down(spoiled: Path) -
 
 @pytest.mark.parametrize("spoiling", [0, 1])
 def test_two_processes_skip_together_and_write_down_the_whole_batch(tmp_path: Path, spoiling: int) -> None:
-    """One process alone has the spoiled sample: every second one of a batch is its own."""
+    """Only one of two processes has the spoiled sample, since each takes every second sample of a batch."""
     third = next(iter(BatchOrder(0, ["all"] * 7, 4, 2, 3)))
     turn = third[spoiling]
     job: Job = {"do": "points", "run_dir": str(tmp_path / "two"), "dropout": 0.0}
@@ -171,7 +171,7 @@ def test_two_processes_skip_together_and_write_down_the_whole_batch(tmp_path: Pa
     spoiled = Points({(turn.epoch, turn.sample_index): NAN})
     train(make_settings(tmp_path / "one"), PointLoss(dropout=0), spoiled)
     (tensors, *rest), (others, *other_rest) = outcome(tmp_path / "two"), outcome(tmp_path / "one")
-    assert rest[1] == other_rest[1]  # the number of bad steps among it
+    assert rest[1] == other_rest[1]  # including the number of bad steps
     assert all(torch.allclose(tensors[name], others[name], atol=1e-4) for name in others)
 
 
@@ -218,7 +218,7 @@ def test_a_skipped_step_that_is_logged_has_no_loss(tmp_path: Path) -> None:
     assert rows[1] == {"step": 2, "skipped": True, "learning_rate": 0.01}
 
 
-# fp16: the loss is scaled, and a gradient too large for it is no bad step but a lower scale
+# fp16: the loss is scaled; a gradient that overflows lowers the scale and is not a bad step
 
 
 def scaled_step(state: TrainState, module: PointLoss, x: Tensor) -> tuple[float, bool, bool]:

@@ -1,4 +1,4 @@
-"""How many pictures are made at once: what is written, and what the memory holds."""
+"""How many images are generated at once: what is recorded, and what fits in memory."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def batches() -> list[PictureBatch]:
 
 
 class Memory:
-    """Stands before the UNet, and lets through as many rows as it holds."""
+    """In front of the UNet: passes on as many rows as fit, and records them."""
 
     def __init__(self, holds: int, error: RuntimeError) -> None:
         self.holds, self.error = holds, error
@@ -76,7 +76,7 @@ def test_what_the_memory_does_not_hold_is_made_in_halves(
 
 
 def test_of_a_batch_that_is_not_full_half_is_made(pipeline: Pipeline) -> None:
-    """Half of what it holds: half of the batch size may be more than all of it."""
+    """Half of the actual batch, because half of the batch size may still be larger than it."""
     prompts = [Prompt(prompt="a red apple", num_images=4, **EVERYTHING)]
     memory = Memory(3, torch.OutOfMemoryError("CUDA out of memory."))
     with pytest.warns(LdmWarning, match="4 pictures at once, going on with 2$"):

@@ -1,4 +1,4 @@
-"""The best step and the end, decided by the rows alone, and the best weights, whole or absent."""
+"""The best step and early stopping are decided from the rows alone; the best weights are written atomically."""
 
 import errno
 import math
@@ -17,7 +17,7 @@ from train.run.best import apply_best, best_step, keep_best, prune_best, read_be
 
 
 def rows_of(*losses: float) -> list[dict[str, Any]]:
-    """A measurement every 10 steps, with logged training steps between."""
+    """A measurement every 10 steps, with logged training steps in between."""
     rows: list[dict[str, Any]] = []
     for number, loss in enumerate(losses, 1):
         rows += [{"step": 10 * number - 5, "loss": 0.0}, {"step": 10 * number, "validation_loss": loss}]
@@ -29,7 +29,9 @@ def test_the_lowest_is_the_best_and_the_first_of_equals() -> None:
     assert best_step([{"step": 5, "loss": 0.1}]) is None
     assert best_step(rows_of(math.nan, 2, math.nan)) == 20
     assert best_step(rows_of(math.nan, math.inf)) is None
-    assert best_step([*rows_of(1, 2), {"step": 10, "validation_loss": 3.0}]) == 20  # a step's last row counts
+    assert (
+        best_step([*rows_of(1, 2), {"step": 10, "validation_loss": 3.0}]) == 20
+    )  # the last row of a step counts
 
 
 def test_patience_counts_the_measurements_since_the_best() -> None:
@@ -115,7 +117,7 @@ def test_a_full_disk_leaves_the_former_best(tmp_path: Path, monkeypatch: pytest.
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr("os.fsync", full)  # the weights are written by then, the rest is not
+    monkeypatch.setattr("os.fsync", full)  # the weights have been written by then, the rest has not
     with pytest.raises(UserError, match="the disk is full"):
         keep_best(tmp_path, {"w": torch.ones(2)}, 20, rows_of(2, 1))
     step, tensors = read_best(tmp_path)

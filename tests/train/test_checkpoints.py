@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: whole or not there, verified, damaged ones named, rotated, and what a full disk does."""
+"""Checkpoints are written atomically, verified and rotated; damaged ones are named, and a full disk is survived."""
 
 import os
 import resource
@@ -21,7 +21,7 @@ from train.run.checkpoints import checkpoints, newest_whole, remove_old, save_ch
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of eight unbroken steps with all of its checkpoints."""
+    """An uninterrupted run of eight steps with all of its checkpoints."""
     run_dir = tmp_path_factory.mktemp("whole")
     train(make_settings(run_dir, save_every=2, keep_checkpoints=9))
     return run_dir
@@ -58,7 +58,7 @@ def test_damage_is_named_and_the_checkpoint_before_is_found(
     damage(folder / "step-000008" / name)
     newest, faults = newest_whole(folder)
     assert newest == folder / "step-000006"
-    # a manifest that is still JSON names the file it no longer fits
+    # a manifest that is still valid JSON names the file that no longer matches
     (fault,) = faults.values()
     assert f"step-000008/{name}" in fault or name == "manifest.json"
 
@@ -75,7 +75,7 @@ def test_a_run_goes_back_to_the_last_good_checkpoint_and_says_so(
     assert "step-000006/weights.safetensors has changed since it was written; going back to" in said
     assert "resuming at step 4" in said
     assert_same_run(tmp_path, whole)
-    assert steps(tmp_path) == [4, 8]  # two whole ones
+    assert steps(tmp_path) == [4, 8]  # two undamaged ones
 
 
 def test_no_whole_checkpoint_is_no_fresh_start(tmp_path: Path, whole: Path) -> None:
@@ -86,7 +86,7 @@ def test_no_whole_checkpoint_is_no_fresh_start(tmp_path: Path, whole: Path) -> N
         train(make_settings(tmp_path))
 
 
-# Which stay
+# Which are kept
 
 
 def test_the_newest_stay_and_those_at_multiples(tmp_path: Path, whole: Path) -> None:
@@ -181,7 +181,7 @@ def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path) -> None:
 
 @contextmanager
 def files_of_at_most(num_bytes: int) -> Iterator[None]:
-    """Writing more into one file fails, as on a disk that fills up meanwhile."""
+    """Writing more to one file fails, as on a disk that fills up."""
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
@@ -222,7 +222,7 @@ def test_the_space_is_looked_at_before_writing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of three megabytes; only root may make one."""
+    """A disk of three megabytes, which only root can create."""
     folder = tmp_path / "small"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]

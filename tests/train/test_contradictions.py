@@ -1,4 +1,4 @@
-"""Settings that contradict each other are refused in one line with the mend, and not followed in part."""
+"""Settings that contradict each other are refused in one line that says how to fix it."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The denoiser's loss: what is frozen stays out of mixed precision, and a sample's weight and mask count."""
+"""The denoiser's loss: frozen encoders ignore mixed precision, and loss weights and loss masks have an effect."""
 
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def half(box: tuple[int, int, int, int]) -> Image.Image:
 def folder_batch(
     folder: Path, parts: ModelParts, seen: tuple[int, int, int, int] = LEFT, **source: Any
 ) -> tuple[DenoiserSettings, dict[str, Any]]:
-    """Two samples of a folder as training has them; beside it lie masks that are white where `seen` says."""
+    """Two samples of a folder as in training; beside it are masks that are white inside `seen`."""
     data = write_squares(folder / "data")
     for path in data.glob("*.png"):
         (folder / "masks").mkdir(exist_ok=True)
@@ -95,7 +95,7 @@ def folder_batch(
 def stream_batch(
     folder: Path, parts: ModelParts, seen: tuple[int, int, int, int] = LEFT, **source: Any
 ) -> tuple[DenoiserSettings, dict[str, Any]]:
-    """Two samples of a stream: white pictures, opaque where `seen` says, so that on white they are all the same."""
+    """Two samples of a stream: white images, opaque only inside `seen`, so on a white background they are equal."""
     folder.mkdir()
     picture = Image.new("RGB", (16, 16), "white")
     picture.putalpha(half(seen))
@@ -121,7 +121,7 @@ def losses(parts: ModelParts, settings: DenoiserSettings, batch: dict[str, Any])
 
 
 def assert_halves(left: Tensor, right: Tensor, whole: Tensor) -> None:
-    """A masked loss is the mean over what the mask shows, so two equal halves have the whole for their mean."""
+    """A masked loss is the mean inside the mask, so the mean of two equal halves is the loss of the whole."""
     assert not torch.isclose(left, whole, rtol=1e-3).any()
     torch.testing.assert_close((left + right) / 2, whole, rtol=1e-5, atol=0)
 
@@ -146,5 +146,5 @@ def test_the_loss_of_a_sample_is_multiplied_with_its_weight(tmp_path: Path, part
     settings, batch = folder_batch(tmp_path / "light", parts, loss_weight=0.25)
     light, plain = losses(parts, settings, batch), losses(parts, *folder_batch(tmp_path / "plain", parts))
     assert plain.min() > 0 and torch.equal(light, 0.25 * plain)
-    told = make_loss(parts, settings)(batch)  # by tenth the loss is told as it is
+    told = make_loss(parts, settings)(batch)  # the losses by tenth are unweighted
     assert sum(float(told[f"loss_t{k}"][0]) for k in range(10)) == pytest.approx(float(plain[0]))

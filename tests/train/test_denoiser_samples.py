@@ -1,4 +1,4 @@
-"""What the denoiser is trained and measured on: its own image and caption with each sample, mirrored where asked."""
+"""The denoiser is trained and measured on each sample's own image and caption, mirrored if requested."""
 
 import copy
 from pathlib import Path
@@ -57,7 +57,7 @@ def measured(
     parts: ModelParts,
     monkeypatch: pytest.MonkeyPatch,
 ) -> ValidationSamples:
-    """What the held-out loss is measured on."""
+    """The samples that the held-out loss is measured on."""
     seen: list[ValidationSamples] = []
     monkeypatch.setattr(
         denoiser_data, "held_out_loss", lambda module, samples, **_: seen.append(samples) or {}

@@ -1,4 +1,4 @@
-"""A run writes neither over the user's files nor among the images, and its report says what it does with them."""
+"""A run never writes over the user's files or among the images, and its report says how it uses them."""
 
 import json
 from collections.abc import Callable

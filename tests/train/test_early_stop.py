@@ -1,4 +1,4 @@
-"""A run that ends by its validation loss, and keeps the best weights."""
+"""Early stopping by the validation loss, and keeping the best weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_with_patience_it_goes_on_to_the_end_and_the_best_weights_are_kept(tmp_p
     assert not all(torch.equal(p, weights[name]) for name, p in early.average.live.items())
 
 
-# Killed, and gone on with: what is kept beside the checkpoints is of the line that goes on
+# Killed and resumed: the results beside the checkpoints are those of the resumed run
 
 FALLING = [9.0, 8.0, 3.0, 7.0, 2.0, 1.0, 5.0, 6.0]
 """The best are steps 1, 2, 3, 5 and 6: that of step 3 is replaced between two checkpoints."""
@@ -72,7 +72,7 @@ KEEPING: dict[str, Any] = {
 
 
 def run(run_dir: Path, losses: Sequence[float], dies_in: int | None = None, **changes: Any) -> TrainState:
-    """A run whose measurements are `losses`, killed in the step `dies_in`."""
+    """A run whose measurements are `losses`, killed in step `dies_in`."""
 
     def die(number: int) -> None:
         if dies_in is not None and number + 1 == dies_in:
@@ -112,7 +112,7 @@ def test_a_run_that_goes_on_otherwise_keeps_nothing_of_the_steps_left_behind(
     capsys.readouterr()
     seldom = {"optim": {"average": {**KEEPING["optim"]["average"], "snapshot_every": 5}}}
     run(tmp_path, [0.0] * 4 + [4.0] * 4, validation={"every": 100, "keep_best": True}, **seldom)
-    assert read_best(tmp_path)[0] == 3  # which the better one of step 6 had replaced
+    assert read_best(tmp_path)[0] == 3  # the better one of step 6 had replaced it
     assert sorted(path.name for path in (tmp_path / "averages").iterdir()) == [
         "step-000002", "step-000004", "step-000005", "step-000008",
     ]  # fmt: skip

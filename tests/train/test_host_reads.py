@@ -1,4 +1,4 @@
-"""Between two rows of metrics no training step waits for the device: it is asked nothing, and sent no blocking copy.
+"""Between two rows of metrics no training step waits for the device: no value is read, no copy blocks.
 
 The device is torch's `meta`, which has no values: reading one (`item`, `bool`, `cpu`, `nonzero`) raises an error.
 """
@@ -80,7 +80,7 @@ def make_loss(folder: Path, trainable: str) -> tuple[DenoiserLoss, DenoiserSetti
 
 
 def to_meta(module: DenoiserLoss) -> DenoiserLoss:
-    """Every weight without its values; what the optimizer is given are the new ones."""
+    """Every weight without its values; the optimizer gets the new ones."""
     before = dict(module.named_parameters())
     module.to(META).train()
     after = dict(module.named_parameters())
@@ -91,7 +91,7 @@ def to_meta(module: DenoiserLoss) -> DenoiserLoss:
 
 
 def batch() -> Batch:
-    """Three samples as a loader gives them."""
+    """Three samples as they come from a loader."""
     generator = torch.Generator().manual_seed(0)
 
     def sample(number: int) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def batch() -> Batch:
 
 
 def steps(module: DenoiserLoss, settings: DenoiserSettings, batches: Iterator[Batch]) -> Iterator[None]:
-    """Optimizer steps with all that a run does after each of them."""
+    """Optimizer steps, each followed by everything that a run does after it."""
     accelerator = Distant(cpu=True)
     averages = WeightAverages(module, settings.optim.ema_decay, settings.optim.average)
     state = TrainState(module, make_optimizer(module, settings.optim), averages)
@@ -126,7 +126,7 @@ def _never(state: TrainState, path: Path) -> None:
 def test_no_step_waits_for_the_device(tmp_path: Path, trainable: str) -> None:
     module, settings = make_loss(tmp_path, trainable)
     done = steps(to_meta(module), settings, cycle([batch()]))
-    next(done)  # copies what stays on the device
+    next(done)  # the first step copies what then stays on the device
     with NoBlockingCopies():
         assert len(list(islice(done, 2))) == 2
 

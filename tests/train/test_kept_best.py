@@ -1,4 +1,4 @@
-"""A fine-tune that keeps its best: the model written has the best weights, and the contexts that it was trained on."""
+"""A fine-tuning run that keeps its best: the result has the best weights, and as many prompt chunks as in training."""
 
 import json
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from train.run.best import read_best
 from train.run.denoiser_model import make_parts
 
 LOSSES = [3.0, 1.0, 2.0, 4.0]
-"""What is told after each step: the second is the best."""
+"""The losses returned after each step: the second is the best."""
 
 
 def told(losses: list[float], measure: Callable[..., dict[str, float]]) -> Callable[..., dict[str, float]]:
-    """What measures as a run does, and then tells another number."""
+    """Measures as a run does, but returns another number."""
     waiting = iter(losses)
 
     def held_out_loss(*args: Any, **options: Any) -> dict[str, float]:
@@ -34,7 +34,7 @@ def told(losses: list[float], measure: Callable[..., dict[str, float]]) -> Calla
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four steps in two contexts, from the cache; training drops every caption, and validation none."""
+    """Four steps with two prompt chunks and the cache; training drops every caption, validation none."""
     folder = tmp_path_factory.mktemp("best")
     save_parts(make_sd1(folder / "tokenizer"), folder / "base")
     write_squares(folder / "data")

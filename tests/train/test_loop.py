@@ -1,4 +1,4 @@
-"""What one step leaves behind: means over the global batch, and what a module says of some of its samples only."""
+"""One step: means over the global batch, and metrics that only some samples have."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from train.run.run import Run
 
 
 class Tenths(PointLoss):
-    """A second loss that only every other sample has, and a third that none has."""
+    """A second metric that only every other sample has, and a third that none has."""
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         loss = super().forward(batch)["loss"]

@@ -1,4 +1,4 @@
-"""Learning rate and optimizer groups, against their formulas."""
+"""Learning rate and optimizer groups against their formulas, and the private names that the step relies on."""
 
 import pytest
 from torch import nn

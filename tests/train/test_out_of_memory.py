@@ -1,4 +1,4 @@
-"""A device whose memory is too small: micro-batches are halved and the step is done again, with the same result."""
+"""If the device runs out of memory, micro-batches are halved and the step is repeated, with the same result."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: c
 
 
 class Large(PointLoss):
-    """Asks for more memory than there is when it is given more than `limit` samples, after some work on them."""
+    """Runs out of memory, after some work, when given more than `limit` samples."""
 
     def __init__(self, limit: int, error: RuntimeError = CUDA) -> None:
         super().__init__(dropout=0)
@@ -39,7 +39,7 @@ def test_micro_batches_are_halved_and_the_step_is_done_again(
 ) -> None:
     module = Large(limit=1, error=error)
     train(make_settings(tmp_path / "halved", max_micro_batch=64), module)
-    assert module.tries[:7] == [4, 2, 1, 1, 1, 1, 1]  # from then on one at a time
+    assert module.tries[:7] == [4, 2, 1, 1, 1, 1, 1]  # one at a time from then on
     assert "out of memory: from now on at most 1 samples at once" in capsys.readouterr().err
     train(make_settings(tmp_path / "one", max_micro_batch=1), PointLoss(dropout=0))
     assert_same_run(tmp_path / "halved", tmp_path / "one")

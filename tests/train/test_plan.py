@@ -1,4 +1,4 @@
-"""`--plan`: its counts are those of the run, what it measures is real, and it writes nothing."""
+"""`--plan`: its counts match the run, its measurements are real, and it writes nothing."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ PROGRAM: dict[str, Any] = {"program": "denoiser", "preview": {"prompts": ["red"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model, seven squares, and a wide picture beside them in `mixed`."""
+    """A tiny model, seven squares, and in `mixed` a wide image besides."""
     folder = tmp_path_factory.mktemp("plans")
     save_parts(make_sd1(folder / "tokenizer"), folder / "base")
     write_squares(folder / "data")
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_config(folder: Path, name: str, data: dict[str, Any] | None = None, **changes: Any) -> Path:
-    """A configuration whose run and cache are in folders of their own."""
+    """A configuration with its own run directory and cache."""
     own: dict[str, Any] = {"base": str(folder / "base"), "cache": {"folder": str(folder / f"{name}-cache")}}
     own["data"] = {"path": str(folder / "data"), "height": 16, "width": 16, **(data or {})}
     path = folder / f"{name}.yaml"
@@ -76,7 +76,7 @@ def shards(cache: Path) -> list[torch.Tensor]:
 
 
 def test_the_plan_counts_what_the_run_then_makes(folder: Path) -> None:
-    """Parameters, the cache's bytes and a checkpoint's, against the files of the run itself."""
+    """Parameters, bytes of the cache and of a checkpoint are compared with the files of the run."""
     config = make_config(folder, "lora", trainable="lora", num_steps=3)
     plan = plan_of(config)
     assert (plan.images.num_lacking, plan.captions.num_lacking) == (
@@ -152,7 +152,7 @@ def test_what_may_not_be_meant_so_is_noted(folder: Path) -> None:
 def test_the_checkpoints_kept_and_the_one_being_written(
     tmp_path: Path, keep_every: int | None, expected: int
 ) -> None:
-    """Of steps 3, 6, 9, 10 the last two stay; saved at multiples of 4 as well, 4 and 8 stay too."""
+    """Of steps 3, 6, 9, 10 the last two are kept; with multiples of 4 kept as well, 4 and 8 too."""
     settings = make_settings(tmp_path, num_steps=10, save_every=3, keep_checkpoints=2, keep_every=keep_every)
     assert most_checkpoints(settings) == expected + 1
 

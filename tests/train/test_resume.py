@@ -1,4 +1,4 @@
-"""Going on with a run: to the last bit, with other settings where that is harmless, or from the weights alone."""
+"""Resuming a run: exact to the last bit, with other settings where harmless, or from the weights alone."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from train.settings.shared import TrainSettings
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of eight unbroken steps, each of two micro-batches; an epoch is two steps."""
+    """An uninterrupted run of eight steps, each of two micro-batches; an epoch has two steps."""
     run_dir = tmp_path_factory.mktemp("whole")
     train(make_settings(run_dir, max_micro_batch=2))
     return run_dir
@@ -41,7 +41,7 @@ def test_n_steps_then_m_are_n_plus_m_to_the_last_bit(tmp_path: Path, whole: Path
 
 def test_a_crash_in_the_middle_of_accumulation_loses_nothing(tmp_path: Path, whole: Path) -> None:
     def crash(number: int) -> None:
-        if number == 11:  # the second micro-batch of step 6; steps 5 and 6 are done again
+        if number == 11:  # the second micro-batch of step 6; steps 5 and 6 are repeated
             raise RuntimeError("the lights went out")
 
     settings = make_settings(tmp_path, max_micro_batch=2, save_every=4)
@@ -54,7 +54,7 @@ def test_a_crash_in_the_middle_of_accumulation_loses_nothing(tmp_path: Path, who
         3,
         4,
         5,
-    ]  # step 3 has a row of validation as well
+    ]  # step 3 also has a validation row
     train(settings)
     assert_same_run(tmp_path, whole)
 
@@ -186,9 +186,7 @@ def test_a_fork_goes_on_with_itself(tmp_path: Path, whole: Path) -> None:
             make_settings(tmp_path / name, fork_from=str(whole / "checkpoints/step-000008")), stops
         )
     assert_same_run(tmp_path / "once", tmp_path / "twice")
-    assert (
-        train(make_settings(tmp_path / "twice")).step == 8
-    )  # the same run without naming where it came from
+    assert train(make_settings(tmp_path / "twice")).step == 8  # the same run without its source
 
 
 def test_a_fork_from_nothing_is_refused(tmp_path: Path) -> None:

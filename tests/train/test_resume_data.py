@@ -1,4 +1,4 @@
-"""Going on with a run whose data is no longer what it was: refused with what has changed; a fork accepts it."""
+"""Resuming a run whose data has changed is refused with the changes; a fork accepts it."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from train.run.run import Run
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of two steps, a checkpoint after each: data/, masks/, run/ and run.yaml."""
+    """The folder of a run of two steps with a checkpoint after each: data/, masks/, run/ and run.yaml."""
     folder = tmp_path_factory.mktemp("pristine")
     data = write_squares(folder / "data")
     for path in sorted(data.glob("*.png")):
@@ -60,7 +60,7 @@ def config(folder: Path, name: str, source: str, masks: str) -> Path:
 
 @pytest.fixture
 def folder(pristine: Path) -> Path:
-    """The same again, whatever an earlier test did to it: the settings name the place of the data."""
+    """Restored to that state before each test, at the same path, which the settings contain."""
     saved = pristine.parent / "saved"
     if not saved.exists():
         shutil.copytree(pristine, saved)
@@ -78,7 +78,7 @@ def write_rows(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def paint(folder: Path, name: str, color: str) -> None:
-    """An image of this colour with a white mask."""
+    """Write an image of this colour with a white mask."""
     Image.new("RGB", (16, 16), color).save(folder / "data" / name)
     Image.new("L", (16, 16), 255).save(folder / "masks" / name)
 
@@ -102,7 +102,7 @@ def edit_first_row(folder: Path, **values: Any) -> None:
 
 def black_out(folder: Path) -> None:
     mask = Image.new("L", (16, 16), 0)
-    mask.putpixel((0, 0), 255)  # where nothing counts a sample is refused
+    mask.putpixel((0, 0), 255)  # a sample whose mask is black everywhere is refused
     mask.save(folder / "masks/red.png")
 
 
@@ -149,7 +149,7 @@ def test_changed_data_is_refused_in_one_line_and_nothing_is_touched(
 
 
 def files_of(run_dir: Path) -> dict[str, bytes]:
-    """Every file of a run but its lock."""
+    """Every file of a run except its lock."""
     files = (path for path in run_dir.rglob("*") if path.is_file() and path.name != "run.lock")
     return {path.relative_to(run_dir).as_posix(): path.read_bytes() for path in files}
 
@@ -182,7 +182,7 @@ def test_where_the_data_lies_is_no_part_of_its_fingerprint(folder: Path) -> None
 
 
 def survey(folder: Path, name: str, at: Path) -> TrainingData:
-    """What a run would train on, its data lying in a folder; nothing is remembered from elsewhere."""
+    """What a run on the data of a folder would train on, without an index from elsewhere."""
     made = config(folder, name, source=str(at / "data"), masks=str(at / "masks"))
     return read_data(Run(load_settings(DenoiserSettings, made)), folder=folder / f"memo-{name}")
 

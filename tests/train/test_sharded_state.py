@@ -1,4 +1,4 @@
-"""A state in shards (FSDP2, two processes with gloo) trains, is saved and is loaded as a whole one is."""
+"""A sharded state (FSDP2, two processes with gloo) trains, saves and loads like an unsharded one."""
 
 import json
 import shutil
@@ -33,9 +33,9 @@ SHARDED = {**CHANGES, "sharding": "full"}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`whole` is a run of one process; two made `shards`, and `resumed` from where the first was after four steps.
+    """`whole` is a run of one process; two processes made `shards`, and `resumed` from step 4 of the first.
 
-    `copies-NAME`: the last checkpoint of `whole` and of `shards`, loaded into shards and saved again.
+    `copies-NAME`: the last checkpoints of `whole` and `shards`, loaded into shards and saved again.
     """
     folder = tmp_path_factory.mktemp("sharded")
     train_blocks(folder / "whole", dict(CHANGES))
@@ -71,7 +71,7 @@ def tensors_of(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def assert_close(folder: Path, other: Path) -> None:
-    """Two checkpoints of the same names, shapes and, but for rounding, values."""
+    """Two checkpoints have the same names and shapes, and the same values up to rounding."""
     one, two = tensors_of(folder), tensors_of(other)
     assert {name: t.shape for name, t in one.items()} == {name: t.shape for name, t in two.items()}
     for name, tensor in one.items():
@@ -86,7 +86,7 @@ def rows(run_dir: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("name", ["shards", "resumed"])
 def test_shards_train_as_a_whole_state(folder: Path, name: str) -> None:
-    """Gradients, clipping, moments and averages: nothing differs but by rounding, validation between steps or not."""
+    """Gradients, clipping, moments and averages differ only by rounding, with or without validation between steps."""
     for step in (4, 8):
         part = f"checkpoints/step-{step:06d}"
         assert_close(folder / "whole" / part, folder / name / part)
@@ -120,7 +120,7 @@ def test_a_checkpoint_through_shards_is_the_same_to_the_last_bit(folder: Path, n
 
 
 def test_moments_come_back_in_the_layout_of_their_weights(folder: Path) -> None:
-    """One process, no shards, but channels_last: what a fused optimizer needs to go on to the last bit."""
+    """One process without shards, but with channels_last, which a fused optimizer needs kept to resume exactly."""
     copy_of_the_half(folder / "whole", folder / "alone")
     train_blocks(folder / "alone", dict(CHANGES))
     one, two = (tensors_of(folder / run / "checkpoints/step-000008") for run in ("whole", "alone"))
@@ -128,7 +128,7 @@ def test_moments_come_back_in_the_layout_of_their_weights(folder: Path) -> None:
 
 
 def test_a_measurement_leaves_the_trained_weights_in_the_shards(tmp_path: Path) -> None:
-    """Nothing but validation between the steps: what else gathers the weights would give them back after it."""
+    """Only validation happens between the steps, because everything else that gathers weights reshards them."""
     changes = {"preview_every": 100, "validation": {"every": 1}, "optim": {"ema_decay": 0.9}}
     train_blocks(tmp_path / "whole", dict(changes))
     job: Job = {

@@ -1,4 +1,4 @@
-"""The program `autoencoder` on coloured squares: it learns, and its result is a stock diffusers folder."""
+"""The program `autoencoder` on coloured squares learns, and its result is a stock diffusers folder."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_its_scaling_factor_gives_latents_of_unit_size(folder: Path) -> None:
 
 
 def write_oblong(folder: Path) -> Path:
-    """Six images whose sides, in buckets of the budget 64 x 64, would be 44 px and the like as multiples of 4."""
+    """Six images whose bucket sides, for a budget of 64 x 64, would be multiples of 4 such as 44 px."""
     folder.mkdir()
     for number, size in enumerate([(96, 64), (64, 96), (80, 60), (64, 64), (100, 56), (112, 28)]):
         Image.new("RGB", size, (40 * number, 20, 200)).save(folder / f"{number}.png")
@@ -61,7 +61,7 @@ def write_oblong(folder: Path) -> Path:
 
 
 def test_it_trains_on_buckets_of_any_size(tmp_path: Path) -> None:
-    """Sides that the network alone could halve, the pyramid could not."""
+    """The network could halve such sides, but the pyramid could not."""
     config = write_config(
         tmp_path / "c.yaml", AUTOENCODER, write_oblong(tmp_path / "data"), tmp_path / "run", num_steps=3
     )
@@ -108,7 +108,7 @@ class Posterior:
 
 
 class Linear(nn.Module):
-    """Half of the pixels as latents, of which each is the variance as well; decoded to three quarters of itself."""
+    """Encodes to half the pixels, with each latent as its own variance; decodes to three quarters of its input."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The contrastive loss: equal to open_clip's, blind to equal texts, and the same on several processes."""
+"""The contrastive loss equals open_clip's, ignores pairs with equal texts, and is the same on several processes."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def make_pairs(texts: list[int], weights: list[float] | None = None) -> Pairs:
 
 
 def rows(pairs: Pairs, chosen: list[int]) -> Pairs:
-    """Some of the pairs, as leaves of their own."""
+    """Some of the pairs, as separate leaf tensors."""
     images, texts = (t[chosen].detach().requires_grad_() for t in (pairs.images, pairs.texts))
     return Pairs(images, texts, pairs.token_ids[chosen], pairs.weights[chosen])
 
@@ -42,7 +42,7 @@ def test_loss_equals_that_of_open_clip() -> None:
 
 
 def test_accuracy_counts_both_directions() -> None:
-    # every image finds its text; text 1 leans towards image 0
+    # every image finds its text, but text 1 is more similar to image 0
     images, texts = (
         torch.eye(3),
         functional.normalize(torch.tensor([[1.0, 0, 0], [2, 1, 0], [0, 0, 1]]), dim=1),
@@ -78,7 +78,7 @@ def mean_loss(pairs: Pairs, num_rows: int, processes: Processes = ALONE) -> Tens
 
 
 def one_process(rank: int, folder: str) -> None:
-    """One of two processes: its share's loss and gradients, left in a file."""
+    """One of two processes: writes the loss and gradients of its share to a file."""
     torch.set_num_threads(1)
     store = f"file://{folder}/rendezvous"
     distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)

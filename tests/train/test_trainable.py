@@ -37,7 +37,7 @@ def settings_of(trainable: str, **changes: Any) -> TrainableSettings:
 
 
 def moved(parts: ModelParts, settings: TrainableSettings) -> dict[str, float]:
-    """Two steps of training; the names of the weights that moved, and how far."""
+    """Train for two steps; returns the names of the weights that moved, and how far."""
     groups = choose_trained(parts, settings, seed=0, learning_rate=0.01)
     modules = torch.nn.ModuleDict({"unet": parts.denoiser, "text_encoder": parts.text_encoder})
     before = {name: p.detach().clone() for name, p in modules.named_parameters()}
@@ -59,7 +59,7 @@ def moved(parts: ModelParts, settings: TrainableSettings) -> dict[str, float]:
 def test_what_is_named_is_trained_and_nothing_else(trainable: str, tmp_path: Path) -> None:
     parts, settings = make_sd1(tmp_path), settings_of(trainable)
     for module in parts.modules():
-        module.requires_grad_(True)  # as networks begin
+        module.requires_grad_(True)  # as in new networks
     names = set(moved(parts, settings))
     trained = {f"{part}.{name}" for part, module in (("unet", parts.denoiser), ("text_encoder", parts.text_encoder))
                for name, p in module.named_parameters() if p.requires_grad}  # fmt: skip
@@ -192,7 +192,7 @@ def test_what_was_trained_is_saved_and_loaded(trainable: str, tmp_path: Path) ->
     parts = load_parts(base.folder)
     moved(parts, settings)
     parts.denoiser.eval(), parts.text_encoder.eval()
-    for number in (1, 2):  # a second time in place of the first
+    for number in (1, 2):  # the second replaces the first
         save_trained(parts, tmp_path / "run" / "pipeline", settings, base, provenance={"number": number})
     with torch.no_grad():
         torch.testing.assert_close(predict(load_parts(tmp_path / "run" / "pipeline")), predict(parts))

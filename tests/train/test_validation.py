@@ -1,4 +1,4 @@
-"""The held-out loss: the same draws every time, the same number however it is shared, and a run left as it was."""
+"""The held-out loss: the same draws every time, the same value for any number of processes, no effect on the run."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ NUM_SAMPLES, NUM_DRAWS = 7, 4
 
 
 class Latents(Dataset[dict[str, Any]]):
-    """Batch dictionaries as training has them: everything is drawn anew each epoch, captions are dropped."""
+    """Batch dictionaries as in training: everything is redrawn each epoch, captions are dropped."""
 
     def __init__(self, sizes: tuple[int, ...] = (4,) * NUM_SAMPLES) -> None:
         self.sizes = sizes
@@ -134,7 +134,7 @@ def test_any_number_of_processes_gives_the_same_number(sizes: tuple[int, ...], n
         calls.add(module.num_calls)
     assert mean_and_error(total) == pytest.approx(alone, rel=1e-6)
     assert sorted(indices) == list(range(NUM_SAMPLES))
-    assert len(calls) == 1  # a sharded network is called as often on every rank
+    assert len(calls) == 1  # a sharded network is called equally often on every process
     one = [key.sample_index for keys in held_out().batches(8, 1, 3) for key in keys if key.weight]
     assert one == [1, 4]
 
