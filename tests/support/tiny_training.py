@@ -105,7 +105,7 @@ def train_with_stops(settings: TrainSettings, stops: list[int], dataset: Points 
             train(settings, PointLoss(on_forward=interrupt), dataset)
         except Interrupted:
             continue
-        raise AssertionError("the run came to its end before the signal")
+        raise AssertionError("the run ended before the signal")
     return train(settings, dataset=dataset)
 
 

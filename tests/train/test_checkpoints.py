@@ -125,7 +125,7 @@ def test_older_ones_go_only_after_the_new_one_verifies(
 
     state.step = 3
     monkeypatch.setattr(os, "rename", rename_and_flip)
-    with pytest.raises(UserError, match=r"just written is not whole.*step-000003/weights") as caught:
+    with pytest.raises(UserError, match=r"just written is damaged.*step-000003/weights") as caught:
         save_checkpoint(state, tmp_path / "checkpoints", 1)
     good = tmp_path / "checkpoints/step-000002"
     assert f"the last good checkpoint is {good}" in str(caught.value)

@@ -117,8 +117,8 @@ def test_a_run_that_goes_on_otherwise_keeps_nothing_of_the_steps_left_behind(
         "step-000002", "step-000004", "step-000005", "step-000008",
     ]  # fmt: skip
     said = capsys.readouterr().err
-    assert "averages: removed what is of steps after 4, step-000006" in said
-    assert "best: removed what is of steps after 4, step-000006" in said
+    assert "averages: removed the results of steps after 4: step-000006" in said
+    assert "best: removed the results of steps after 4: step-000006" in said
 
 
 def test_what_a_killed_writer_left_beside_the_best_and_the_averages_goes(tmp_path: Path) -> None:

@@ -171,14 +171,14 @@ def test_where_there_is_no_plan_one_line_says_so(tmp_path: Path, capsys: pytest.
     )
     assert autoencoder.main([str(config), "--plan"]) == 2
     assert capsys.readouterr().err == (
-        "error: --plan is for the program denoiser, and this one is autoencoder: leave it out\n"
+        "error: --plan works only with the program denoiser, not autoencoder: leave it out\n"
     )
     assert not (tmp_path / "run").exists()
 
 
 def test_what_training_would_refuse_the_plan_refuses(folder: Path) -> None:
     config = make_config(folder, "refused", {"holdout_fraction": 1e-9}, validation={"every": 2})
-    with pytest.raises(UserError, match=r"holds out none of 7 images, which validation\.every needs"):
+    with pytest.raises(UserError, match=r"holds out none of 7 images, but validation\.every needs"):
         denoiser.plan(load_settings(DenoiserSettings, config))
 
 
@@ -186,7 +186,7 @@ def test_what_training_would_refuse_the_plan_refuses(folder: Path) -> None:
 def test_the_command_starts_the_program(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = make_config(folder, "by-command")
     assert CliRunner().invoke(app, ["train", str(config), "--plan"]).exit_code == 0
-    assert "2 steps; 3.0 epochs in all" in capfd.readouterr().out
+    assert "2 steps; 3.0 epochs in total" in capfd.readouterr().out
     assert not (folder / "by-command").exists()
 
 

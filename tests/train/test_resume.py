@@ -113,7 +113,7 @@ def test_harmless_changes_are_told_and_the_run_goes_on(
     changed = {"num_steps": 3, "log_every": 2, "keep_checkpoints": 5, "validation": {"every": 1}}
     assert train(make_settings(tmp_path, **changed)).step == 3
     said = capsys.readouterr().err
-    assert "num_steps was 2, now 3; the learning-rate curve changes from here on" in said
+    assert "num_steps was 2, now 3; the learning-rate schedule changes from here on" in said
     for line in ("log_every was 1, now 2", "keep_checkpoints was 2, now 5", "validation.every was 3, now 1"):
         assert line in said
     assert train(make_settings(tmp_path, **changed)).step == 3

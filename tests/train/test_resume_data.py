@@ -215,7 +215,7 @@ def test_checkpoints_that_do_not_name_their_data_are_gone_on_from_with_a_word(
         write_manifest(checkpoint)
     repaint(folder)
     assert run_program([str(folder / "run.yaml"), "num_steps=3"]) == 0
-    assert "do not say which data they are of, so it was not compared" in capsys.readouterr().err
+    assert "do not record their training data, so it was not compared" in capsys.readouterr().err
     assert (folder / "run/checkpoints/step-000003/data.json").is_file()
 
 

@@ -157,7 +157,7 @@ def test_other_programs_do_not_stream(folder: Path, capsys: pytest.CaptureFixtur
     data = {"path": str(folder / "shards"), "height": 16, "width": 16, "streaming": True}
     config = write_tree(folder, "text", {**TEXT_ENCODER, "data": data})
     assert text_encoder.main([str(config)]) == 2
-    assert "only `denoiser` streams" in capsys.readouterr().err
+    assert "only `denoiser` can stream" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -201,5 +201,5 @@ def test_what_was_trained_is_saved_and_loaded(trainable: str, tmp_path: Path) ->
 
 def test_an_adapter_needs_a_base() -> None:
     check_base(settings_of("unet"), None)
-    with pytest.raises(UserError, match="trainable = 'lora' without a base model: name one by base: MODEL"):
+    with pytest.raises(UserError, match="trainable = 'lora' without a base model: set base: MODEL"):
         check_base(settings_of("lora"), None)
