@@ -64,7 +64,7 @@ def test_passes_are_counted_by_the_batches_of_an_epoch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(make_settings(tmp_path, global_batch_size=64, num_steps=3))
-    assert "7 samples (3.0 passes)" in capsys.readouterr().err
+    assert "7 samples (3.0 epochs)" in capsys.readouterr().err
 
 
 def test_a_seed_that_torch_does_not_take_is_refused(tmp_path: Path) -> None:
