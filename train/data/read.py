@@ -133,6 +133,6 @@ def write_data_report(
         report,
         fingerprint=data.fingerprint.hash,
         num_held_out=len(held_out),
-        samples=[replace(fate, held_out=fate.sample_id in held_out) for fate in report.samples],
+        samples=[replace(outcome, held_out=outcome.sample_id in held_out) for outcome in report.samples],
     )
     write_report(report, folder, data.reading.samples)
