@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ldm.data.sources.folder import read_folder
+from ldm.data.sources.image_folder import read_folder
 from ldm.demos.emoji_score import evaluate_emoji
 from ldm.errors import UserError
 from ldm.generation.prompts import read_prompts

@@ -25,7 +25,7 @@ from ldm.models.engines.compiled import compile_denoiser
 from ldm.types import Conditioning
 from tests.support.tiny_models import make_sd1
 from tests.support.tiny_runs import DENOISER, train_parts, write_config
-from tests.support.tiny_training import PointTask, make_settings
+from tests.support.tiny_training import PointLoss, make_settings
 from train import denoiser
 from train.loop.steps import Batch, train_steps
 from train.run.run import Run
@@ -105,11 +105,11 @@ def test_the_eight_bit_optimizer_learns(parts: tuple[Path, dict[str, str]], tmp_
 
 
 def test_no_step_waits_for_the_gpu(tmp_path: Path) -> None:
-    """CUDA raises an error wherever the host would wait for the device."""
-    accelerator, task, state, settings = begun(tmp_path)
+    """CUDA itself raises an error wherever the host would wait for it."""
+    accelerator, module, state, settings = begun(tmp_path)
     batches = [points(4)] * 4
-    records = train_steps(state, task, iter(batches), accelerator, settings)
-    next(records)  # allocates what stays on the device
+    records = train_steps(state, module, iter(batches), accelerator, settings)
+    next(records)  # sets up what stays on the device
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -118,13 +118,13 @@ def test_no_step_waits_for_the_gpu(tmp_path: Path) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def begun(tmp_path: Path, task: nn.Module | None = None) -> tuple[Accelerator, nn.Module, Any, Any]:
+def begun(tmp_path: Path, module: nn.Module | None = None) -> tuple[Accelerator, nn.Module, Any, Any]:
     """A run of points set up on the GPU."""
     settings = make_settings(tmp_path / "run", device="auto", num_steps=4)
     run = Run(settings, planning=True)
     assert run.device.type == "cuda"
-    state = run.start(task or PointTask(dropout=0))
-    return run.accelerator, run.prepare(state.task), state, settings
+    state = run.start(module or PointLoss(dropout=0))
+    return run.accelerator, run.prepare(state.module), state, settings
 
 
 def points(count: int) -> Batch:
@@ -138,8 +138,8 @@ def points(count: int) -> Batch:
 # Memory
 
 
-class Hungry(PointTask):
-    """Needs more memory than the GPU has if there is more than one sample."""
+class Hungry(PointLoss):
+    """Asks for more than the GPU has for more than one sample."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         if len(batch["weight"]) > 1:
@@ -148,9 +148,9 @@ class Hungry(PointTask):
         return super().forward(batch)
 
 
-def test_a_real_out_of_memory_error_halves_the_micro_batch(tmp_path: Path) -> None:
-    accelerator, task, state, settings = begun(tmp_path, Hungry(dropout=0))
-    record = next(train_steps(state, task, iter([points(4)]), accelerator, settings))
+def test_a_real_lack_of_memory_halves_the_micro_batch(tmp_path: Path) -> None:
+    accelerator, module, state, settings = begun(tmp_path, Hungry(dropout=0))
+    record = next(train_steps(state, module, iter([points(4)]), accelerator, settings))
     assert record.micro_batch == 1
     _, plain, plain_state, _ = begun(tmp_path)
     expected = next(train_steps(plain_state, plain, iter([points(4)]), accelerator, settings))

@@ -1,4 +1,4 @@
-"""Program: a KL autoencoder from images (Rombach et al. 2022, without the adversary).
+"""Program: a KL autoencoder, trained on images (Rombach et al. 2022, without the adversarial loss).
 
 `python -m train.autoencoder CONFIG key=value ...` or `ldm train CONFIG`. Rerun the same command to resume.
 The run's `autoencoder/` is a diffusers AutoencoderKL whose scaling factor was measured on the training images.
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from ldm.config import Settings
 from ldm.data.batches import ImageSamples, pixel_batches
-from ldm.data.cache.moments import cache_root
+from ldm.data.cache.cache_folder import cache_root
 from ldm.data.prepare import BucketedSample
 from ldm.errors import UserError
 from ldm.evaluation.metrics import WINDOW_PX, psnr, ssim
@@ -25,25 +25,27 @@ from ldm.io.files import new_folder, write_json
 from ldm.io.images import image_grid, tensor_to_images
 from ldm.models.fresh import AutoencoderShape, make_autoencoder
 
-from .data.read import TrainingData, read_data, write_data_report
+from .data.read import TrainingData, check_image_size, read_data, write_data_report
+from .loop.state import TrainState
 from .loop.steps import Batch
 from .run.program import run_program
 from .run.run import Run
-from .run.state import TrainState
 from .settings.shared import TrainSettings
 
 
 class ReconstructionSettings(Settings):
-    """What the autoencoder is punished for; every term is a mean over pixels or latents."""
+    """The terms of the loss; each is a mean over pixels or latents."""
 
-    l1_weight: float = Field(1.0, ge=0, description="absolute error of the pixels")
-    l2_weight: float = Field(1.0, ge=0, description="squared error of the pixels, which PSNR measures")
-    detail_weight: float = Field(
-        1.0, ge=0, description="absolute error of the Laplacian pyramid: edges at each scale"
+    l1_weight: float = Field(1.0, ge=0, description="weight of the pixels' absolute error")
+    l2_weight: float = Field(
+        1.0, ge=0, description="weight of the pixels' squared error, which PSNR measures"
     )
-    detail_levels: int = Field(3, ge=1, description="scales of the pyramid; each halves H and W once more")
+    detail_weight: float = Field(
+        1.0, ge=0, description="weight of the Laplacian pyramid's absolute error: edges at each scale"
+    )
+    detail_levels: int = Field(3, ge=1, description="scales of the pyramid; each halves H and W")
     kl_weight: float = Field(
-        1e-3, ge=0, description="pulls the latents towards a standard normal, and so smooths them"
+        1e-3, ge=0, description="weight of the divergence from a standard normal, which smooths the latents"
     )
 
 
@@ -56,45 +58,42 @@ class AutoencoderSettings(TrainSettings):
 
 
 def size_multiple(settings: AutoencoderSettings) -> int:
-    """What image sides must be multiples of: the network and the pyramid each halve them so often."""
+    """What image sides must be multiples of, since the network and the pyramid halve them: pixels."""
     return math.lcm(settings.model.downscale, 2**settings.objective.detail_levels)
 
 
 def check_size(settings: AutoencoderSettings) -> None:
-    """Refuse an image size that cannot be halved often enough, or measured.
+    """Refuse an image size that cannot be halved often enough, or is too small to be measured.
 
     Raises:
-        UserError: names the key and the multiple.
+        UserError: names the setting and the multiple.
     """
     multiple = size_multiple(settings)
     least = math.ceil(WINDOW_PX / multiple) * multiple
-    for name in ("height", "width"):
-        value = getattr(settings.data, name)
-        if value % multiple or value < least:
-            raise UserError(
-                f"data.{name} = {value}",
-                f"choose a multiple of {multiple} from {least} on: model.block_out_channels and "
-                "objective.detail_levels halve it",
-            )
+    hint = (
+        f"choose a multiple of {multiple}, at least {least}, because model.block_out_channels and "
+        "objective.detail_levels halve it"
+    )
+    check_image_size(settings.data, multiple, hint, least)
 
 
 def check_buckets(data: TrainingData) -> None:
-    """Refuse buckets too narrow to be measured.
+    """Refuse buckets that are too small to be measured.
 
     Raises:
-        UserError: names the narrowest.
+        UserError: names the smallest.
     """
     height, width = min((one.size for one in [*data.train, *data.held_out]), key=min)
     if min(height, width) < WINDOW_PX:
         raise UserError(
-            f"data.buckets = true: a bucket is {height} x {width} px, and reconstructions are measured from "
-            f"{WINDOW_PX} px on",
+            f"data.buckets = true: a bucket is {height} x {width} px, but measuring reconstructions needs at least "
+            f"{WINDOW_PX} px",
             "raise data.height and data.width, or lower data.max_aspect",
         )
 
 
 def laplacian_pyramid(image: Tensor, levels: int) -> list[Tensor]:
-    """The bands of [B, 3, H, W], finest first: each level less its own blur (Burt & Adelson 1983)."""
+    """The bands of [B, 3, H, W], finest first: each level minus its blur (Burt & Adelson 1983)."""
     bands = []
     for _ in range(levels):
         smaller = functional.avg_pool2d(image, 2)
@@ -105,12 +104,12 @@ def laplacian_pyramid(image: Tensor, levels: int) -> list[Tensor]:
 
 
 def kl_to_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, variance) || N(0, 1)), a mean over the latents, [B, C, h, w] -> [B]."""
+    """KL(N(mean, variance) || N(0, 1)), averaged over the latents: [B, C, h, w] -> [B]."""
     return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).mean(dim=(1, 2, 3))
 
 
-class AutoencoderTask(nn.Module):
-    """The network and its loss as one module: a batch in, one loss a sample out."""
+class AutoencoderLoss(nn.Module):
+    """The network and its loss as one module: a batch in, one loss per sample out."""
 
     def __init__(self, autoencoder: nn.Module, objective: ReconstructionSettings) -> None:
         super().__init__()
@@ -151,7 +150,7 @@ def reconstruct(autoencoder: nn.Module, pixel_values: Tensor) -> Tensor:
 
 
 def measure(autoencoder: nn.Module, placed: Sequence[BucketedSample]) -> dict[str, float]:
-    """Mean PSNR (dB) and SSIM over samples, from the posterior's mean."""
+    """Mean PSNR (dB) and SSIM over samples, of reconstructions from the posterior's mean."""
     device = next(autoencoder.parameters()).device
     scores = []
     for pixel_values in pixel_batches(placed):
@@ -163,7 +162,7 @@ def measure(autoencoder: nn.Module, placed: Sequence[BucketedSample]) -> dict[st
 
 @torch.no_grad()
 def latent_std(autoencoder: nn.Module, placed: Sequence[BucketedSample]) -> float:
-    """Root mean square of the latents drawn, by mean and variance: one over it is the scaling factor for unit size."""
+    """Root mean square of sampled latents, from means and variances; the scaling factor is its inverse."""
     device = next(autoencoder.parameters()).device
     squares = []
     for pixel_values in pixel_batches(placed):
@@ -173,7 +172,7 @@ def latent_std(autoencoder: nn.Module, placed: Sequence[BucketedSample]) -> floa
 
 
 def write_grid(autoencoder: nn.Module, placed: Sequence[BucketedSample], path: Path) -> None:
-    """A picture of originals, each above its reconstruction."""
+    """Write an image of originals, each above its reconstruction."""
     shown = [one for one in placed if one.size == placed[0].size][:16]
     pixel_values = torch.stack([one.pixels() for one in shown])
     output = reconstruct(autoencoder, pixel_values.to(next(autoencoder.parameters()).device)).cpu()
@@ -186,7 +185,7 @@ def train(settings: AutoencoderSettings) -> None:
     check_size(settings)
     run = Run(settings)
     autoencoder: Any = make_autoencoder(settings.model, settings.data.height)
-    task = AutoencoderTask(autoencoder, settings.objective)
+    loss = AutoencoderLoss(autoencoder, settings.objective)
     scale = settings.model.downscale
     data = read_data(run, folder=cache_root(), multiple=size_multiple(settings))
     check_buckets(data)
@@ -202,8 +201,8 @@ def train(settings: AutoencoderSettings) -> None:
         with state.average.applied():
             write_grid(autoencoder, data.held_out or data.train, path)
 
-    state = run.train(
-        task,
+    state = run.train(  # the training loop
+        loss,
         dataset,
         bucket_of=[one.size for one in data.train],
         preview=preview,

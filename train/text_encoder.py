@@ -1,8 +1,8 @@
-"""Program: a CLIP, an image tower and a text tower trained to find each other (Radford et al. 2021).
+"""Program: a CLIP model, whose image and text encoders learn to match images and captions (Radford et al. 2021).
 
 `python -m train.text_encoder CONFIG key=value ...` or `ldm train CONFIG`. Rerun the same command to resume.
-The run's `text_encoder/` is a transformers CLIPTextModel, `tokenizer/` a CLIPTokenizer whose vocabulary was
-learned from the training captions.
+The run's `text_encoder/` is a transformers CLIPTextModel; its `tokenizer/` is a CLIPTokenizer with a vocabulary learned
+from the training captions.
 """
 
 import math
@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ldm.data.batches import ImageSamples, pixel_batches
-from ldm.data.cache.moments import cache_root
+from ldm.data.cache.cache_folder import cache_root
 from ldm.data.prepare import BucketedSample
 from ldm.errors import UserError
 from ldm.evaluation.metrics import recall_at
@@ -34,28 +34,29 @@ from ldm.noise import permutation
 
 from .data.read import TrainingData, read_data, write_data_report
 from .loop.contrastive import Pairs, contrastive_losses
+from .loop.processes import Processes
+from .loop.state import TrainState
 from .loop.steps import Batch
 from .run.program import run_program
 from .run.run import Run
-from .run.state import TrainState
 from .settings.shared import TrainSettings
 
 MAX_SCALE = 100.0
-"""What the learned scale of the similarities is held under, as CLIP's was."""
+"""Upper limit of the learned scale of the similarities, as in CLIP."""
 NUM_CANDIDATES = 1000
-"""The most images that recall is measured on; it falls as the candidates grow in number."""
+"""The most images that recall is measured on; it falls with the number of candidates."""
 
 
 class TextEncoderSettings(TrainSettings):
     """Settings of the program `text_encoder`."""
 
     program: Literal["text_encoder"]
-    num_merges: int = Field(default=1000, ge=0, le=MAX_MERGES, description="vocabulary size less 514")
+    num_merges: int = Field(default=1000, ge=0, le=MAX_MERGES, description="vocabulary size minus 514")
     model: ClipShape = ClipShape()
 
 
-class TextEncoderTask(nn.Module):
-    """The two towers and their loss as one module: a batch in, one loss a sample out.
+class ContrastiveLoss(nn.Module):
+    """The two encoders and their loss as one module: a batch in, one loss per sample out.
 
     Args:
         clip: an open_clip model.
@@ -63,10 +64,10 @@ class TextEncoderTask(nn.Module):
         num_rows: the most samples of a batch that one process gets.
     """
 
-    def __init__(self, clip: nn.Module, tokenizer: Any, num_rows: int) -> None:
+    def __init__(self, clip: nn.Module, tokenizer: Any, num_rows: int, processes: Processes) -> None:
         super().__init__()
         self.clip: Any = clip
-        self.tokenizer, self.num_rows = tokenizer, num_rows
+        self.tokenizer, self.num_rows, self.processes = tokenizer, num_rows, processes
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Per-sample `loss` and `accuracy`, each [b]; see `contrastive_losses`."""
@@ -74,7 +75,8 @@ class TextEncoderTask(nn.Module):
         ids = token_ids(self.tokenizer, batch["caption"]).to(images.device)
         texts = self.clip.encode_text(ids, normalize=True).float()
         scale = self.clip.logit_scale.clamp(max=math.log(MAX_SCALE)).exp()
-        return contrastive_losses(Pairs(images, texts, ids, batch["weight"]), scale, self.num_rows)
+        pairs = Pairs(images, texts, ids, batch["weight"])
+        return contrastive_losses(pairs, scale, self.num_rows, self.processes)
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """[B, 3, H, W] -> unit vectors [B, E]."""
@@ -93,10 +95,10 @@ class TextEncoderTask(nn.Module):
         return (torch.cat(images) @ torch.cat(texts).T).cpu()
 
 
-def measure(task: TextEncoderTask, placed: Sequence[BucketedSample]) -> dict[str, float]:
-    """Recall at 1 and 5 among at most `NUM_CANDIDATES` of the samples, by their first captions."""
+def measure(loss: ContrastiveLoss, placed: Sequence[BucketedSample]) -> dict[str, float]:
+    """Recall at 1 and 5 among at most `NUM_CANDIDATES` samples, with their first captions."""
     chosen = [placed[i] for i in permutation(len(placed), "recall")[:NUM_CANDIDATES]]
-    similarity = task.similarity(chosen)
+    similarity = loss.similarity(chosen)
     numbers: dict[str, float] = {"num_images": len(chosen)}
     for num_best in (1, 5):
         recalls = recall_at(similarity, [one.sample.text for one in chosen], num_best)
@@ -104,10 +106,10 @@ def measure(task: TextEncoderTask, placed: Sequence[BucketedSample]) -> dict[str
     return numbers
 
 
-def write_grid(task: TextEncoderTask, placed: Sequence[BucketedSample], path: Path) -> None:
-    """A picture of images, each above the caption among theirs that is nearest to it."""
+def write_grid(loss: ContrastiveLoss, placed: Sequence[BucketedSample], path: Path) -> None:
+    """Write a grid of images, each above the caption among theirs that is most similar to it."""
     shown = placed[:16]
-    nearest = task.similarity(shown).argmax(dim=1).tolist()
+    nearest = loss.similarity(shown).argmax(dim=1).tolist()
     images = tensor_to_images(torch.stack([one.pixels() for one in shown]))
     image_grid(images, num_columns=8, captions=[shown[i].sample.text for i in nearest]).save(path)
 
@@ -116,8 +118,8 @@ def rows_per_process(settings: TextEncoderSettings, num_processes: int) -> int:
     """The most samples of a batch that one process gets.
 
     Raises:
-        UserError: they do not go through the network at once. The samples of a batch are each other's wrong
-            answers: in pieces they would be fewer, and the loss another one.
+        UserError: they do not go through the network at once. Each sample is compared with all others of its batch, so
+            smaller pieces would change the loss.
     """
     num_rows = math.ceil(settings.global_batch_size / num_processes)
     if settings.max_micro_batch < num_rows:
@@ -129,7 +131,7 @@ def rows_per_process(settings: TextEncoderSettings, num_processes: int) -> int:
 
 
 def warn_of_long_captions(tokenizer: Any, captions: Sequence[str]) -> None:
-    """Say on stderr how many captions do not fit the context."""
+    """Warn of captions that do not fit in the context."""
     limit = tokenizer.model_max_length
     cut = [text for text in captions if len(tokenizer(text, verbose=False)["input_ids"]) > limit]
     if cut:
@@ -141,7 +143,7 @@ def train(settings: TextEncoderSettings) -> None:
     """Train, then write `text_encoder/`, `tokenizer/` and `report.json` into the run directory."""
     if settings.data.buckets:
         raise UserError(
-            "data.buckets = true for the text encoder", "its image tower reads one size: leave it out"
+            "data.buckets = true for the text encoder", "leave it out, because CLIP takes images of one size"
         )
     run = Run(settings)
     data = read_data(run, folder=cache_root())
@@ -152,15 +154,16 @@ def train(settings: TextEncoderSettings) -> None:
         warn_of_long_captions(tokenizer, captions)
     size = (settings.data.height, settings.data.width)
     clip = make_open_clip(settings.model, vocab_size=len(tokenizer), image_size_px=size)
-    task = TextEncoderTask(clip, tokenizer, rows_per_process(settings, run.accelerator.num_processes))
+    num_rows = rows_per_process(settings, run.processes.num_processes)
+    loss = ContrastiveLoss(clip, tokenizer, num_rows, run.processes)
     dataset = ImageSamples(data.train, seed=settings.seed, flip=settings.data.flip)
 
     def preview(state: TrainState, path: Path) -> None:
         with state.average.applied():
-            write_grid(task, data.held_out or data.train, path)
+            write_grid(loss, data.held_out or data.train, path)
 
-    state = run.train(
-        task,
+    state = run.train(  # the training loop
+        loss,
         dataset,
         bucket_of=[one.size for one in data.train],
         preview=preview,
@@ -171,16 +174,16 @@ def train(settings: TextEncoderSettings) -> None:
         with new_folder(run.run_dir / "tokenizer", replace=True) as folder:
             write_tokenizer(folder, merges, settings.model.context_length)
         with state.average.applied():
-            _write_result(run, task, data)
+            _write_result(run, loss, data)
 
 
-def _write_result(run: Run, task: TextEncoderTask, data: TrainingData) -> None:
+def _write_result(run: Run, loss: ContrastiveLoss, data: TrainingData) -> None:
     with new_folder(run.run_dir / "text_encoder", replace=True) as folder:
-        to_transformers(task.clip).save_pretrained(folder)
-    report = {"train": measure(task, data.train)}
+        to_transformers(loss.clip).save_pretrained(folder)
+    report = {"train": measure(loss, data.train)}
     if data.held_out:
-        report["held_out"] = measure(task, data.held_out)
-    write_json(run.run_dir / "report.json", {"vocab_size": len(task.tokenizer), **report})
+        report["held_out"] = measure(loss, data.held_out)
+    write_json(run.run_dir / "report.json", {"vocab_size": len(loss.tokenizer), **report})
     for split, numbers in report.items():
         recalls = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items() if name != "num_images")
         print(f"{split}: {recalls} among {numbers['num_images']} images")

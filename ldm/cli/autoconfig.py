@@ -11,7 +11,7 @@ from ldm.errors import UserError
 if TYPE_CHECKING:
     from ldm.data.prepare import DataSettings, Prepared
     from ldm.data.sample import ImageInfo, Refusal
-    from ldm.data.sources.read import Reading
+    from ldm.data.sources.reading import Reading
 
 MAX_OTHER_FRACTION, OTHER_ASPECT = 0.05, 1.1
 """Buckets are turned on if more than this share of the images differs from the model's aspect ratio by this factor."""
@@ -115,7 +115,7 @@ def describe_base(base: str) -> BaseFacts:
 
 def survey_reading(reading: "Reading", *, rehash: bool = False) -> "dict[str, ImageInfo | Refusal]":
     """Decode every image that is not in the index, with a progress bar; the results are added to the index."""
-    from ldm.data.cache.moments import cache_root
+    from ldm.data.cache.cache_folder import cache_root
     from ldm.data.image_index import ImageIndex
     from ldm.data.survey import survey
     from ldm.io.progress import work_bar
@@ -142,7 +142,7 @@ def describe_data(source: Mapping[str, object], model: BaseFacts) -> DataFacts:
     from ldm.config import validate
     from ldm.data.prepare import DataSettings, prepare
     from ldm.data.sample import ImageInfo
-    from ldm.data.sources.read import SourceSettings, read_sources
+    from ldm.data.sources.reading import SourceSettings, read_sources
 
     reading = read_sources([validate(SourceSettings, source, "ldm init")])
     facts = survey_reading(reading)

@@ -124,7 +124,7 @@ def check(
     from ldm.cli.data_text import refusal_lines, summary_lines
     from ldm.config import validate
     from ldm.data.report.report import make_report, write_report
-    from ldm.data.sources.read import SourceSettings, passed_over, read_sources
+    from ldm.data.sources.reading import SourceSettings, ignored_files, read_sources
 
     size = _size(height, width, buckets)
     if report is not None:
@@ -145,7 +145,7 @@ def check(
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2, ensure_ascii=False))
     else:
-        typer.echo("\n".join(summary_lines(path, found, reading, passed_over(source))))
+        typer.echo("\n".join(summary_lines(path, found, reading, ignored_files(source))))
     if report is not None:
         _, page = write_report(found, report, reading.samples)
         typer.echo(f"report: {page}", err=as_json)
@@ -167,8 +167,8 @@ def prune(
     The cache contains encoded images and captions, and networks converted for OpenVINO. Removed files are created
     again when they are needed. Damaged files and leftovers of killed runs are removed too.
     """
-    from ldm.data.cache.moments import cache_root
-    from ldm.data.cache.moments import prune as prune_cache
+    from ldm.data.cache.cache_folder import cache_root
+    from ldm.data.cache.prune import prune as prune_cache
 
     root = folder or cache_root()
     if folder is not None and not folder.is_dir():

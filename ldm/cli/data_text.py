@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from ldm.cli.messages import shown
 
 if TYPE_CHECKING:
-    from ldm.data.report.parts import DataReport
-    from ldm.data.sources.read import Reading
+    from ldm.data.report.contents import DataReport
+    from ldm.data.sources.reading import Reading
 
 NUM_SHOWN = 3
 """How many of the longest captions, and of the images with each note, are shown."""
@@ -20,32 +20,34 @@ MAX_REASON_LETTERS = 600
 def refusal_lines(report: "DataReport", reading: "Reading") -> Iterator[str]:
     """The first refused samples, each with the reason, and how many more there are."""
     names = {sample.sample_id: sample.image.name for sample in reading.samples}
-    refused = [fate for fate in report.samples if not fate.used]
-    for fate in refused[:MAX_REFUSALS]:
-        name = names.get(fate.sample_id, fate.sample_id)
-        named = fate.reason.startswith((name, " ".join(name.split())))
-        reason = fate.reason if named else f"{name}: {fate.reason}"
+    refused = [outcome for outcome in report.samples if not outcome.used]
+    for outcome in refused[:MAX_REFUSALS]:
+        name = names.get(outcome.sample_id, outcome.sample_id)
+        named = outcome.reason.startswith((name, " ".join(name.split())))
+        reason = outcome.reason if named else f"{name}: {outcome.reason}"
         yield f"error: {shown(reason, MAX_REASON_LETTERS)}"
     if len(refused) > MAX_REFUSALS:
         yield f"error: {len(refused) - MAX_REFUSALS} more cannot be used; --report FOLDER lists them all"
 
 
 def summary_lines(
-    path: str, report: "DataReport", reading: "Reading", passed_over: Mapping[str, int]
+    path: str, report: "DataReport", reading: "Reading", ignored_files: Mapping[str, int]
 ) -> Iterator[str]:
     """A summary of the data.
 
     Args:
-        passed_over: number of files that are not samples, by suffix.
+        ignored_files: number of files that are not samples, by suffix.
     """
     captions = report.captions
     counted = f"{captions.num_captions} captions ({captions.num_different} different)"
     yield f"{shown(path)}: {report.num_used} usable images, {counted}"
-    used = {fate.sample_id: fate for fate in report.samples if fate.used}
+    used = {outcome.sample_id: outcome for outcome in report.samples if outcome.used}
     if used:
         common = list(report.sizes.items())[:NUM_SHOWN]
         yield "sizes: " + ", ".join(f"{size} ({count})" for size, count in common)
-        sides = [side for fate in used.values() for side in (fate.width, fate.height) if side is not None]
+        sides = [
+            side for outcome in used.values() for side in (outcome.width, outcome.height) if side is not None
+        ]
         yield f"smallest side: {min(sides)} pixels; largest: {max(sides)} pixels"
     if report.buckets:
         yield "buckets: " + ", ".join(f"{bucket} ({count})" for bucket, count in report.buckets.items())
@@ -57,8 +59,8 @@ def summary_lines(
     yield from _duplicate_lines(report)
     for note, names in report.notes.items():
         yield f"note: {shown(note)}: {len(names)} images ({_first(names)})"
-    if passed_over:
-        counted = ", ".join(f"{count} {shown(kind)}" for kind, count in passed_over.items())
+    if ignored_files:
+        counted = ", ".join(f"{count} {shown(kind)}" for kind, count in ignored_files.items())
         yield f"note: files skipped: {counted}"
 
 

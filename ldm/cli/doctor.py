@@ -193,7 +193,7 @@ def _free_disk(*, cache: bool) -> dict[str, dict[str, Any]]:
     """Free space for this folder and, if the packages load that know where it is, for the cache."""
     folders = {"this folder": Path.cwd()}
     if cache:
-        from ldm.data.cache.moments import cache_root
+        from ldm.data.cache.cache_folder import cache_root
 
         folders["the cache"] = cache_root()
     return {

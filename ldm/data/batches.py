@@ -1,10 +1,10 @@
-"""What a sample is at its turn, and turns collated into batches.
+"""A sample as a training item, with its random draws, and items collated into batches.
 
-Every draw of a turn is a function of (seed, epoch, sample id): not of the rank, the worker, the batch or history.
+Every draw is a function of (seed, epoch, sample id), never of the rank, the worker, the batch or what was drawn before.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -17,16 +17,22 @@ from ldm import noise
 from ldm.data.captions import CaptionSettings, caption_for, flip_allowed
 from ldm.data.order import SampleKey
 from ldm.data.prepare import BucketedSample
-from ldm.data.sample import Sample
+from ldm.data.sample import ImageInput, Sample
 from ldm.io.images import image_to_tensor, resize_and_crop
 
 Draw = tuple[int | str, ...]
+
+BATCH_NAMES = frozenset({
+    "sample_id", "pixel_values", "moments", "posterior_noise", "noise", "position", "caption", "weight", "loss_weight",
+    "loss_mask", "perturbation", "offset",
+})  # fmt: skip
+"""The names that a batch of any task may hold."""
 
 NO_DROPOUT = CaptionSettings(dropout=0.0)
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Dictionaries of one sample each as one dictionary: tensors stacked, numbers as float32, the rest as lists."""
+    """Merge the dictionaries of several samples: tensors stacked, floats as a float32 tensor, the rest as lists."""
     return {name: _stack([item[name] for item in items]) for name in items[0]}
 
 
@@ -41,15 +47,15 @@ def _stack(values: list[Any]) -> Any:
 def make_loader(
     dataset: "Dataset[Any]", order: Iterable[list[Any]], num_workers: int = 0, *, pin_memory: bool = False
 ) -> DataLoader[Any]:
-    """A loader that yields one collated dictionary an optimizer step, of the keys that `order` yields for it.
+    """A loader that yields one collated dictionary per optimizer step, for the keys that `order` yields.
 
     Args:
-        num_workers: processes that draw noise and read samples beside the training; 0 does it in this one.
-        pin_memory: put the tensors in page-locked memory, from which they go to a CUDA device without a wait.
+        num_workers: processes that read samples and draw noise in the background; 0 does it in this process.
+        pin_memory: put the tensors in page-locked memory, so that copies to a CUDA device do not block.
     """
     return DataLoader(
         dataset,
-        batch_sampler=order,  # any iterable of key lists will do
+        batch_sampler=order,  # any iterable of lists of keys works
         collate_fn=collate,
         num_workers=num_workers,
         pin_memory=pin_memory,
@@ -59,7 +65,7 @@ def make_loader(
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """From a sample to pixel values of one size, for measuring: scale to cover, crop the middle."""
+    """A sample as pixel values of a fixed size, for evaluation: scaled to cover the size, then center-cropped."""
 
     height: int
     width: int
@@ -69,22 +75,22 @@ class ImageTransform:
         """[3, H, W] in [-1, 1].
 
         Raises:
-            UserError: the file is broken, truncated or no image.
+            UserError: the file is damaged, truncated or not an image.
         """
         return image_to_tensor(resize_and_crop(sample.open(self.background), self.height, self.width))
 
 
 def draw_flip(sample: Sample, flip: bool, draw: Draw) -> bool:
-    """Whether a sample is mirrored at this turn: half of the turns, where flips are on and leave its caption true."""
+    """Whether a sample is mirrored this time: with probability 1/2, if flips are on and keep its captions true."""
     return flip and flip_allowed(sample) and noise.uniform(*draw, "flip") < 0.5
 
 
 class ImageSamples(Dataset[dict[str, Any]]):
-    """Samples as pixels and a caption, with standard normal noise in the shape of their latents.
+    """Samples as pixel values and a caption, with standard normal noise in the shape of their latents.
 
     Args:
         latent_channels: C of the noise.
-        downscale: pixels a latent.
+        downscale: pixels per latent, along each side.
     """
 
     def __init__(
@@ -120,21 +126,27 @@ class ImageSamples(Dataset[dict[str, Any]]):
 
 
 ReadImage = Callable[[int, int, bool], Tensor]
-"""`read(sample_index, crop, flip)`: the moments [2C, h, w] of a variant, or its pixel values [3, H, W]."""
+"""`read(sample_index, crop, flip)`: the moments [2C, h, w] of that crop of an image, or its pixel values [3, H, W]."""
 
 
 @dataclass(frozen=True)
 class LatentSamples(Dataset[dict[str, Any]]):
-    """Samples with every draw that the DDPM objective needs; their images as moments, or as pixels to be encoded.
+    """Samples with every draw that training needs; their images as moments, or as pixel values still to be encoded.
 
     Attributes:
         placed: the samples and where each is cropped.
-        read: gives an image variant.
-        kind: what `read` gives, and the name it has in the batch.
+        read: reads a variant of the main image.
+        kind: what `read` returns, "moments" or "pixel_values"; also its name in the batch.
         latent_channels: C.
-        downscale: pixels a latent.
-        masked: whether any sample has a loss mask; the others then get one that is 1 everywhere.
-        extra_noise: draw the further noise that offset noise and input perturbation need.
+        downscale: pixels per latent, along each side.
+        masked: whether any sample has a loss mask; samples without one then get a mask of ones.
+        extra_noise: also draw the noise that offset noise and input perturbation need.
+        images: reads a variant of each image that the task needs, by its `key`. Crop and flip are those of the main
+            image.
+        texts: the texts that the batch holds besides captions.
+
+    Raises:
+        ValueError: an image or text has the name of something else in the batch.
     """
 
     placed: Sequence[BucketedSample]
@@ -147,6 +159,11 @@ class LatentSamples(Dataset[dict[str, Any]]):
     flip: bool = False
     masked: bool = False
     extra_noise: bool = False
+    images: Mapping[str, ReadImage] = field(default_factory=dict)
+    texts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_names([*self.images, *self.texts])
 
     def __len__(self) -> int:
         return len(self.placed)
@@ -167,10 +184,12 @@ class LatentSamples(Dataset[dict[str, Any]]):
             "loss_weight": sample.loss_weight,
         }
         if self.masked:
-            item["mask"] = placed.mask(crop, flip, self.downscale)
+            item["loss_mask"] = placed.mask(crop, flip, self.downscale)
         if self.extra_noise:
             item["perturbation"] = self._normal(placed, draw, "perturbation")
             item["offset"] = torch.randn(self.latent_channels, generator=noise.generator_for(*draw, "offset"))
+        item |= {name: read(key.sample_index, crop, flip) for name, read in self.images.items()}
+        item |= {name: sample.texts[name] for name in self.texts}
         return item
 
     def _normal(self, placed: BucketedSample, draw: Draw, purpose: str) -> Tensor:
@@ -178,18 +197,35 @@ class LatentSamples(Dataset[dict[str, Any]]):
         return torch.randn(shape, generator=noise.generator_for(*draw, purpose))
 
 
+def _check_names(names: Sequence[str]) -> None:
+    taken = [name for name in names if name in BATCH_NAMES or names.count(name) > 1]
+    if taken:
+        raise ValueError(f"an image or text cannot be called {taken[0]!r}: a batch already has that name")
+
+
 def read_pixels(placed: Sequence[BucketedSample]) -> ReadImage:
-    """Reads a variant's pixel values from its image, for runs without a cache."""
+    """Reads pixel values from the image files, for runs without a cache."""
     return partial(_pixels_of, placed)
 
 
 def _pixels_of(placed: Sequence[BucketedSample], index: int, crop: int, flip: bool) -> Tensor:
-    """A function of the module and not a lambda, so that a dataset can travel to a loader process."""
+    """Not a lambda, so that the dataset can be pickled for a loader process."""
     return placed[index].pixels(crop, flip)
 
 
+def read_inputs(placed: Sequence[BucketedSample], wanted: ImageInput) -> ReadImage:
+    """Reads the pixel values of an image that the task needs from its file: `BucketedSample.input_pixels`."""
+    return partial(_input_of, placed, wanted)
+
+
+def _input_of(
+    placed: Sequence[BucketedSample], wanted: ImageInput, index: int, crop: int, flip: bool
+) -> Tensor:
+    return placed[index].input_pixels(wanted, crop, flip)
+
+
 def pixel_batches(placed: Iterable[BucketedSample], batch_size: int = 32) -> Iterator[Tensor]:
-    """Every sample's pixel values in order, [B, 3, H, W]: B at most `batch_size`, one size a batch."""
+    """The pixel values of all samples in order, [B, 3, H, W] with B up to `batch_size`; one size per batch."""
     for _, run in groupby(placed, key=lambda p: p.size):
         same_size = list(run)
         for start in range(0, len(same_size), batch_size):

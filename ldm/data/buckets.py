@@ -1,7 +1,7 @@
-"""Which size an image is trained at, and which parts of it are shown: aspect-ratio buckets at a pixel budget.
+"""The size that an image is trained at, and its crops: aspect-ratio buckets within a pixel budget.
 
 Sizes are (height, width) in pixels. Everything is a pure function of the image's size, the settings, the seed and the
-sample id, so a cached entry is found again and every process places a sample alike.
+sample id, so cache keys are stable and all processes agree.
 """
 
 import math
@@ -20,12 +20,11 @@ Size = tuple[int, int]
 
 _MAX_ASPECT = 2.0
 _SMALLEST_SHARE = 4
-"""Without upscaling, an image whose size would hold less than a quarter of the budget's pixels (half its side) is
-refused."""
+"""Without upscaling, images that would be trained at less than 1/4 of the pixel budget (half its side) are refused."""
 
 
 class BucketSettings(Settings):
-    """At which sizes images are trained, and how many crops of each."""
+    """The sizes that images are trained at, and the number of crops."""
 
     buckets: bool = Field(
         False,
@@ -53,12 +52,12 @@ class BucketSettings(Settings):
 
 @dataclass(frozen=True)
 class Placement:
-    """How an image comes to its size: scaled to cover it, then cut.
+    """How an image is brought to its size: scaled to cover it, then cropped.
 
     Attributes:
         height: of the result, in pixels; so is `width`.
-        scaled_height: of the whole image once scaled; so is `scaled_width`. One of the two sides fits exactly.
-        crops: (top, left) of every crop in the scaled image. Number 0 is the middle, to the nearest pixel.
+        scaled_height: of the whole scaled image; so is `scaled_width`. One of the two sides fits exactly.
+        crops: (top, left) of each crop in the scaled image. Crop 0 is the center, to the nearest pixel.
     """
 
     height: int
@@ -69,7 +68,7 @@ class Placement:
 
     @property
     def slack(self) -> tuple[int, int]:
-        """How far a crop may move down and to the right, in pixels."""
+        """How far a crop can move down and to the right, in pixels."""
         return self.scaled_height - self.height, self.scaled_width - self.width
 
 
@@ -84,13 +83,13 @@ def place(
     seed: int,
     sample_id: str,
 ) -> Placement | str:
-    """Where an image goes, or in one line why it cannot be used, with the mend.
+    """The placement of an image, or one line that says why it cannot be used and how to fix that.
 
     Args:
-        image_width: of the upright image, in pixels; so is `image_height`.
-        height: the size for all; with buckets, `height * width` is the budget. So is `width`.
+        image_width: of the upright image, in pixels; `image_height` likewise.
+        height: the size of all images; with buckets, `height * width` is the budget.
         multiple: with buckets, sides are multiples of it.
-        seed: with the sample id it draws the crops behind the first.
+        seed: with the sample id, determines all crops but the first.
 
     Raises:
         UserError: with buckets, the budget is smaller than `multiple` squared.
@@ -108,12 +107,12 @@ def place(
 
 
 def draw_crop(placement: Placement, *, seed: int, epoch: int, sample_id: str) -> int:
-    """Which crop a sample is shown with in an epoch: the index of one of `placement.crops`, all equally likely."""
+    """The crop of a sample in an epoch: an index into `placement.crops`, all equally likely."""
     return noise.choice(len(placement.crops), seed, epoch, sample_id, "crop")
 
 
 def scaled_size(image: Size, size: Size) -> Size:
-    """(height, width) of an image scaled, its shape kept, until it just covers `size`; halves round up."""
+    """(height, width) of an image scaled to just cover `size`, keeping its aspect ratio; halves round up."""
     (image_height, image_width), (height, width) = image, size
     if height * image_width >= width * image_height:
         return height, (2 * image_width * height + image_height) // (2 * image_height)
@@ -122,18 +121,18 @@ def scaled_size(image: Size, size: Size) -> Size:
 
 @lru_cache(maxsize=64)
 def bucket_sizes(budget: int, multiple: int, max_aspect: float) -> tuple[Size, ...]:
-    """Every bucket at a budget of pixels, tall ones first.
+    """All buckets within a pixel budget, tall ones first.
 
-    The sides are multiples of `multiple`, the area is at most the budget, the aspect ratio at most `max_aspect`, and
-    none could grow in either direction.
+    The sides are multiples of `multiple`, the area is at most the budget, the aspect ratio at most `max_aspect`, and no
+    bucket could grow in either direction.
 
     Raises:
-        UserError: the budget holds not even one such size.
+        UserError: no such size fits the budget.
     """
     sizes = _largest_sizes(budget, multiple, max_aspect, budget, budget)
     if not sizes:
         raise UserError(
-            f"a budget of {budget} pixels holds no picture with sides that are multiples of {multiple}",
+            f"a budget of {budget} pixels is too small for image sides that are multiples of {multiple}",
             f"make height and width at least {multiple}",
         )
     return sizes
@@ -143,7 +142,7 @@ def bucket_sizes(budget: int, multiple: int, max_aspect: float) -> tuple[Size, .
 def _largest_sizes(
     budget: int, multiple: int, max_aspect: float, max_height: int, max_width: int
 ) -> tuple[Size, ...]:
-    """The sizes within all these limits that could grow in neither direction, tall ones first."""
+    """The sizes within these limits that could not grow in either direction, tall ones first."""
     fronts: list[Size] = []
     for height, width in _tallest_by_width(budget, multiple, max_aspect, max_height, max_width):
         while fronts and fronts[-1][0] <= height:
@@ -155,7 +154,7 @@ def _largest_sizes(
 def _tallest_by_width(
     budget: int, multiple: int, max_aspect: float, max_height: int, max_width: int
 ) -> Iterator[Size]:
-    """For each width, narrow ones first, the tallest size within the limits, if there is one."""
+    """The tallest size within the limits for each width, narrow ones first."""
     widest = min(max_width, math.isqrt(math.ceil(budget * max_aspect)))
     for width in range(multiple, widest + 1, multiple):
         limit = min(budget // width, max_height, math.floor(max_aspect * width))
@@ -165,7 +164,7 @@ def _tallest_by_width(
 
 
 def _choose_bucket(image: Size, budget: int, multiple: int, settings: BucketSettings) -> Size | None:
-    """The bucket of the nearest shape; for an image that does not cover it, the nearest of the sizes it covers."""
+    """The bucket with the nearest aspect ratio; for an image too small for it, the nearest of the sizes it covers."""
     size = _nearest_shape(image, bucket_sizes(budget, multiple, settings.max_aspect))
     if settings.upscale or _covers(image, size):
         return size
@@ -176,7 +175,7 @@ def _choose_bucket(image: Size, budget: int, multiple: int, settings: BucketSett
 
 
 def _nearest_shape(image: Size, sizes: tuple[Size, ...]) -> Size:
-    """The size whose aspect ratio is nearest by its logarithm; the larger of two that are as near."""
+    """The size whose log aspect ratio is nearest; of two that are equally near, the larger."""
 
     def distance(size: Size) -> tuple[float, int]:
         return abs(math.log(size[1] * image[0]) - math.log(size[0] * image[1])), -size[0] * size[1]
@@ -189,14 +188,14 @@ def _covers(image: Size, size: Size) -> bool:
 
 
 def _too_small(image: Size, size: Size, settings: BucketSettings) -> str:
-    """Why an image is refused, sizes as width x height."""
+    """Why an image is refused, with sizes as width x height."""
     run, hint = f"{size[1]} x {size[0]}", "use a larger image or a smaller size, or set data.upscale=true"
     what = f"too few for a quarter of the budget {run}" if settings.buckets else f"smaller than {run}"
     return f"{image[1]} x {image[0]} pixels, {what}: {hint}"
 
 
 def _crops(down: int, right: int, num_crops: int, seed: int, sample_id: str) -> tuple[tuple[int, int], ...]:
-    """The middle, then crops drawn evenly from all that the slack allows."""
+    """The center, then crops drawn uniformly from all positions."""
 
     def draw(slack: int, number: int, side: str) -> int:
         return noise.choice(slack + 1, seed, sample_id, number, side)

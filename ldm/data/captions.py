@@ -1,4 +1,4 @@
-"""What a caption is, which of them a sample is shown with, and whether mirroring keeps it true."""
+"""Which caption a sample gets in an epoch, and whether mirroring its image keeps the captions true."""
 
 import math
 import re
@@ -19,27 +19,27 @@ _DIRECTION = re.compile(
 _KEEP_FIRST, _SEPARATOR = 1, ","
 
 MOST_ORDERS = 24
-"""A caption whose tags can come in more orders than this has too many to list (four tags that move have 24)."""
+"""Shuffled captions with more possible orders than this are not listed for the cache (four tags have 24)."""
 
 
 class CaptionSettings(Settings):
-    """What becomes of a sample's captions at each of its turns; never part of a cache."""
+    """What is done to captions in each epoch. Not part of any cache key."""
 
     dropout: float = Field(
         0.1,
         ge=0,
         le=1,
-        description="share of turns on which the caption is empty, which trains the unconditional model",
+        description="probability that a caption is replaced by an empty one, which trains the unconditional model",
     )
-    shuffle_tags: bool = Field(False, description="put the parts of a caption in another order each epoch")
+    shuffle_tags: bool = Field(False, description="shuffle the parts of each caption in every epoch")
     keep_first: int = Field(
-        _KEEP_FIRST, ge=0, description="with shuffle_tags: so many parts stay in front, in their order"
+        _KEEP_FIRST, ge=0, description="with shuffle_tags: the first N parts keep their place"
     )
     separator: str = Field(
-        _SEPARATOR, min_length=1, description="with shuffle_tags: what stands between parts"
+        _SEPARATOR, min_length=1, description="with shuffle_tags: what separates the parts"
     )
-    prefix: str = Field("", description="put before every caption but the empty one of dropout")
-    suffix: str = Field("", description="put behind every caption but the empty one of dropout")
+    prefix: str = Field("", description="text before every caption, except the empty ones of dropout")
+    suffix: str = Field("", description="text after every caption, except the empty ones of dropout")
 
     @model_validator(mode="after")
     def _check_shuffling(self) -> Self:
@@ -53,23 +53,23 @@ class CaptionSettings(Settings):
 
 
 def directional_words(caption: str) -> list[str]:
-    """The words of a caption that a mirrored image makes false, in order, each once."""
+    """The words of a caption that are wrong for a mirrored image, in order, each once."""
     words = re.findall(r"[^\W\d_]+", caption.casefold())
     return list(dict.fromkeys(word for word in words if _DIRECTION.fullmatch(word)))
 
 
 def flip_allowed(sample: Sample) -> bool:
-    """Whether a sample may be mirrored: as its folder says, or else when no caption names a direction."""
+    """Whether a sample may be mirrored: as its `flip` column says, else if no caption or text names a direction."""
     if sample.may_flip is not None:
         return sample.may_flip
-    return not any(directional_words(caption) for caption in sample.captions)
+    return not any(directional_words(text) for text in (*sample.captions, *sample.texts.values()))
 
 
 def caption_for(sample: Sample, settings: CaptionSettings, *, seed: int, epoch: int) -> str:
-    """The caption a sample is shown with in an epoch: one of its own, its tags shuffled if they are to be, or "".
+    """The caption of a sample in an epoch: one of its captions, with tags shuffled if so configured, or "".
 
     A pure function of (seed, epoch, sample id): the same on any rank and after any restart. Each kind of draw has its
-    own key, so dropping captions changes neither which caption comes nor the order of its tags.
+    own key, so dropout changes neither the choice of caption nor the order of tags.
     """
     key = (seed, epoch, sample.sample_id)
     if uniform(*key, "caption dropout") < settings.dropout:
@@ -79,20 +79,20 @@ def caption_for(sample: Sample, settings: CaptionSettings, *, seed: int, epoch: 
         kept, moving = split_tags(caption, settings)
         order = permutation(len(moving), *key, "caption tags")
         caption = _join_tags([*kept, *(moving[i] for i in order)], settings.separator)
-    return _dress(caption, settings)
+    return _add_prefix_and_suffix(caption, settings)
 
 
 def plain_caption(sample: Sample, settings: CaptionSettings) -> str:
-    """A sample's first caption as training shows it, never dropped and with its tags in their own order."""
+    """A sample's first caption with prefix and suffix, never dropped or shuffled."""
     caption = sample.text
     if settings.shuffle_tags:
         kept, moving = split_tags(caption, settings)
         caption = _join_tags([*kept, *moving], settings.separator)
-    return _dress(caption, settings)
+    return _add_prefix_and_suffix(caption, settings)
 
 
 def possible_captions(sample: Sample, settings: CaptionSettings) -> list[str] | None:
-    """Every caption that `caption_for` can give, each once; None when shuffling makes more than can be stored."""
+    """Every caption that `caption_for` can return, each once; None when shuffling makes too many to store."""
     found = [] if settings.dropout == 1 else list(sample.captions)
     if settings.shuffle_tags:
         parts = [split_tags(caption, settings) for caption in found]
@@ -100,23 +100,23 @@ def possible_captions(sample: Sample, settings: CaptionSettings) -> list[str] | 
             return None
         orders = [[*kept, *moved] for kept, moving in parts for moved in permutations(moving)]
         found = [_join_tags(tags, settings.separator) for tags in orders]
-    dressed = [_dress(caption, settings) for caption in found]
+    dressed = [_add_prefix_and_suffix(caption, settings) for caption in found]
     return list(dict.fromkeys(dressed + ([""] if settings.dropout > 0 else [])))
 
 
 def split_tags(caption: str, settings: CaptionSettings) -> tuple[list[str], list[str]]:
-    """The parts of a caption without the spaces around them: those that stay in front, and those that move."""
+    """The stripped parts of a caption: those that keep their place, and those that are shuffled."""
     tags = [tag for part in caption.split(settings.separator) if (tag := part.strip())]
     return tags[: settings.keep_first], tags[settings.keep_first :]
 
 
 def _join_tags(tags: list[str], separator: str) -> str:
-    """Tags as one caption, with a space behind a separator that has none of its own."""
+    """Join tags to a caption, with a space after a separator that does not end in one."""
     return (separator if separator[-1].isspace() else f"{separator} ").join(tags)
 
 
-def _dress(caption: str, settings: CaptionSettings) -> str:
-    """Prefix and suffix around a caption, apart by a space; a suffix such as ", by night" follows directly."""
+def _add_prefix_and_suffix(caption: str, settings: CaptionSettings) -> str:
+    """Add prefix and suffix with spaces between; a suffix such as ", by night" follows without a space."""
     if not settings.prefix and not settings.suffix:
         return caption
     front = " ".join(part for part in (settings.prefix.strip(), caption.strip()) if part)

@@ -1,9 +1,9 @@
-"""Images that are there twice: the same bytes, or pictures that look alike.
+"""Duplicate images: those with the same bytes, and those that look alike.
 
 The perceptual hash is the DCT hash of Zauner 2010 ("Implementation and Benchmarking of Perceptual Image Hash
 Functions", section 3.2.1) with two changes that icons need: a coefficient near zero counts as not positive
-(half of them are zero where a picture is symmetric, and their signs would be chance), and some of the bits tell
-the mean colour, so that a red heart is no duplicate of a blue one.
+(in a symmetric image half of them are zero, with random signs), and some bits encode the mean colour, so that a red
+heart is not a duplicate of a blue one.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,10 +25,10 @@ _Hashes = NDArray[np.uint64]
 
 
 def perceptual_hash(image: Image.Image) -> int:
-    """64 bits of which few change when an RGB image is scaled, saved again as JPEG or slightly brightened.
+    """64 bits, few of which change when an RGB image is scaled, saved again as JPEG or slightly brightened.
 
-    47 bits are the signs of the low frequencies of the luminance at 32 x 32, 17 the means of luminance and of
-    the two colour differences, each as a row of limits passed (so that a small change turns few bits).
+    47 bits are the signs of the low frequencies of the luminance at 32 x 32. 17 bits encode the means of the luminance
+    and the two colour differences in unary, so that a small change flips few bits.
     """
     small = image.convert("RGB").resize((_SIZE_PX, _SIZE_PX), Image.Resampling.BOX, reducing_gap=2.0)
     planes = np.moveaxis(np.asarray(small.convert("YCbCr"), dtype=np.float64), -1, 0)
@@ -42,7 +42,7 @@ def perceptual_hash(image: Image.Image) -> int:
 
 
 def _cosines() -> NDArray[np.float64]:
-    """The first rows of the DCT-II [7, 32], scaled so that a coefficient is in levels of grey (0 to 255)."""
+    """The first rows of the DCT-II [7, 32], scaled so that coefficients are in grey levels (0 to 255)."""
     place = (np.arange(_SIZE_PX) + 0.5) * np.pi / _SIZE_PX
     rows = np.cos(np.arange(_NUM_WAVES)[:, None] * place)
     rows[1:] *= np.sqrt(2.0)
@@ -50,7 +50,7 @@ def _cosines() -> NDArray[np.float64]:
 
 
 def exact_duplicates(facts: Mapping[str, ImageInfo]) -> list[list[str]]:
-    """The groups of sample ids whose images have the same bytes, sorted."""
+    """Groups of sample ids whose images have the same bytes, sorted."""
     by_content: dict[str, list[str]] = {}
     for sample_id, found in facts.items():
         by_content.setdefault(found.content_hash, []).append(sample_id)
@@ -58,10 +58,10 @@ def exact_duplicates(facts: Mapping[str, ImageInfo]) -> list[list[str]]:
 
 
 def near_duplicates(hashes: Mapping[str, int], max_distance: int = 4) -> list[list[str]]:
-    """The groups of sample ids whose pictures look alike: linked by pairs with at most `max_distance` bits apart.
+    """Groups of sample ids whose images look alike: connected by pairs at most `max_distance` bits apart.
 
-    Two hashes that differ in d bits agree in one of d + 1 bands of bits, so only those that agree in a band are
-    compared: a second or two for 50,000 images.
+    Two hashes that differ in d bits agree in at least one of d + 1 bands of bits, so only hashes that agree in a band
+    are compared. This takes a second or two for 50,000 images.
 
     Args:
         hashes: `perceptual_hash` by sample id.
@@ -80,12 +80,12 @@ def near_duplicates(hashes: Mapping[str, int], max_distance: int = 4) -> list[li
 
 
 def _groups(candidates: Iterable[list[str]]) -> list[list[str]]:
-    """Those of more than one member, sorted."""
+    """The groups with more than one member, sorted."""
     return sorted(sorted(members) for members in candidates if len(members) > 1)
 
 
 def _root(parent: list[int], index: int) -> int:
-    """The first of an index's group (union-find; the path is halved on the way)."""
+    """The root of an index's group (union-find with path halving)."""
     while parent[index] != index:
         parent[index] = parent[parent[index]]
         index = parent[index]
@@ -93,7 +93,7 @@ def _root(parent: list[int], index: int) -> int:
 
 
 def _close_pairs(values: _Hashes, max_distance: int) -> Iterator[tuple[int, int]]:
-    """Indices of distinct hashes at most `max_distance` bits apart; a pair may come more than once."""
+    """Index pairs of distinct hashes at most `max_distance` bits apart; a pair may be yielded more than once."""
     for band in range(max_distance + 1):
         mask = np.uint64(sum(1 << bit for bit in range(band, 64, max_distance + 1)))
         for members in _agreeing(values & mask):
@@ -101,14 +101,14 @@ def _close_pairs(values: _Hashes, max_distance: int) -> Iterator[tuple[int, int]
 
 
 def _agreeing(keys: _Hashes) -> Iterator[NDArray[np.intp]]:
-    """The indices of equal keys, for every key that occurs more than once."""
+    """The indices of each key that occurs more than once."""
     order = np.argsort(keys, kind="stable")
     starts = np.flatnonzero(np.diff(keys[order])) + 1
     yield from (members for members in np.split(order, starts) if len(members) > 1)
 
 
 def _close_among(values: _Hashes, members: NDArray[np.intp], max_distance: int) -> Iterator[tuple[int, int]]:
-    """The close pairs among some hashes, some rows at a time, so that memory stays linear."""
+    """The close pairs among some hashes, computed in blocks of rows so that memory stays linear."""
     among = values[members]
     for start in range(0, len(members), _NUM_ROWS):
         distances = np.bitwise_count(among[start : start + _NUM_ROWS, None] ^ among[start:])

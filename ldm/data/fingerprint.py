@@ -1,4 +1,4 @@
-"""Which samples a run is trained on, so that a run that goes on can tell whether they still are what they were."""
+"""A hash of every sample of a run, by which a resumed run notices that its data has changed."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from ldm.data.prepare import BucketedSample
 from ldm.data.sample import ImageSource, Sample
 
 FINGERPRINT_VERSION = 1
-"""Raised when the same sample would have another hash."""
+"""Increased when the hash of an unchanged sample changes."""
 
 _NUM_NAMED = 3
 
@@ -21,7 +21,7 @@ class Fingerprint:
     """A hash of each sample.
 
     Attributes:
-        samples: sample id -> 32 hex digits, in the order of the samples: the order of training follows from it.
+        samples: sample id -> 32 hex digits, in the order of the samples, which determines the order of training.
     """
 
     samples: Mapping[str, str]
@@ -33,15 +33,15 @@ class Fingerprint:
 
     @cached_property
     def encoded(self) -> bytes:
-        """The fingerprint as a JSON file; what an id holds that is no UTF-8 is kept, as an escape."""
+        """The fingerprint as JSON. Characters of an id that are not valid UTF-8 are escaped."""
         tree = {"version": FINGERPRINT_VERSION, "hash": self.hash, "samples": dict(self.samples)}
         return (json.dumps(tree, indent=0) + "\n").encode()
 
     def changes_since(self, before: "Fingerprint") -> str:
-        """What became of the samples, such as "2 added ('a.png', 'b.png'), 1 removed ('c.png')"; empty for nothing.
+        """What changed, such as "2 added ('a.png', 'b.png'), 1 removed ('c.png')"; empty if nothing did.
 
-        A sample has changed when its image has other bytes, or its captions, its mask, or whether it may be mirrored
-        are not what they were.
+        A sample has changed if the bytes of its image, of its mask or of another image it needs have changed, or its
+        captions, its texts, or whether it may be mirrored.
         """
         old, new = before.samples, self.samples
         kinds = {
@@ -58,7 +58,7 @@ class Fingerprint:
 
 
 def decode_fingerprint(data: bytes) -> Fingerprint | None:
-    """The fingerprint that `encoded` gave; None where the bytes are damaged or of another version."""
+    """Read what `encoded` returned; None if the bytes are damaged or of another version."""
     try:
         tree = json.loads(data)
         found = Fingerprint(dict(tree["samples"]))
@@ -68,16 +68,16 @@ def decode_fingerprint(data: bytes) -> Fingerprint | None:
 
 
 def fingerprint(placed: Sequence[BucketedSample], mask_hashes: Mapping[ImageSource, str]) -> Fingerprint:
-    """The fingerprint of the samples that a run uses, held out or not; where the data lies is no part of it.
+    """The fingerprint of the samples that a run uses, held out or not. It does not depend on where the data is.
 
     Args:
-        mask_hashes: SHA-256 of each of `mask_files(placed)`.
+        mask_hashes: SHA-256 of each mask in `mask_files(placed)`.
     """
     return Fingerprint({one.sample.sample_id: _sample_hash(one, mask_hashes) for one in placed})
 
 
 def mask_files(placed: Sequence[BucketedSample]) -> list[ImageSource]:
-    """The masks that are files of their own: transparency is in the bytes of the image."""
+    """The masks that are separate files; transparency is covered by the hash of the image."""
     return list(dict.fromkeys(mask for one in placed if (mask := _mask_file(one.sample)) is not None))
 
 
@@ -88,7 +88,8 @@ def _mask_file(sample: Sample) -> ImageSource | None:
 def _sample_hash(one: BucketedSample, mask_hashes: Mapping[ImageSource, str]) -> str:
     sample, mask = one.sample, _mask_file(one.sample)
     mask_hash = None if mask is None else mask_hashes[mask]
-    return _sha256([one.facts.content_hash, sample.captions, sample.may_flip, mask_hash])[:32]
+    told = [one.facts.content_hash, sample.captions, sample.may_flip, mask_hash, *one.inputs_record]
+    return _sha256(told)[:32]
 
 
 def _sha256(value: object) -> str:
@@ -96,5 +97,5 @@ def _sha256(value: object) -> str:
 
 
 def _some(ids: Sequence[str]) -> str:
-    """The first ones, quoted, so that an id with a line break stays in its line."""
+    """The first ones, quoted, so that a line break in an id does not break the line."""
     return ", ".join(map(repr, ids[:_NUM_NAMED])) + (", ..." if len(ids) > _NUM_NAMED else "")

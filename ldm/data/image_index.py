@@ -1,7 +1,7 @@
-"""The memo of what decoding an image once found out, so that the next run need not read the image again.
+"""What decoding found out about each image, kept so that the next run need not read the image again.
 
-A file's path, size and times of modification and change stand for its bytes. JSON lines in files that are written
-whole and never changed: any number of processes may write at once, and reading merges what is there.
+Images are recognised by path, size and the times of modification and change. The index consists of JSON Lines files
+that are written atomically and never changed, so any number of processes can write at once; reading merges all files.
 """
 
 import hashlib
@@ -18,23 +18,23 @@ from ldm.data.sample import ImageInfo, Stamp, stamp_of
 from ldm.io.files import sha256_file, write_bytes
 
 FACTS_VERSION = 2
-"""Raised when the same bytes would have other facts, such as another perceptual hash, or a stamp another form."""
+"""Increased when the same bytes would give other values, such as another perceptual hash, or stamps change."""
 
 MAX_FILES = 16
-"""With more than these, saving merges them into one."""
+"""Saving merges the files into one when there are this many."""
 
 FINE_TICK_NS, COARSE_TICK_NS = 50_000_000, 2_000_000_000
-"""How far apart two writes must be to have different times, on a usual disk and on one that keeps whole seconds."""
+"""How far apart two writes must be to get different times: on most disks, and on disks that store whole seconds."""
 
-FACTS_FIELDS = {field.name for field in fields(ImageInfo)}
+FACTS_FIELDS = {field.name for field in fields(ImageInfo)} - {"named"}
 
 
 class ImageIndex:
-    """Stamp -> Facts.
+    """Stamp -> ImageInfo.
 
     Args:
-        folder: the cache's folder; the memo is `facts/` in it.
-        rehash: distrust what earlier runs wrote; every image is read again and the answers are kept.
+        folder: the cache's folder; the index is `facts/` in it.
+        rehash: ignore what earlier runs wrote, so that every image is read again.
     """
 
     def __init__(self, folder: Path, *, rehash: bool = False) -> None:
@@ -47,11 +47,11 @@ class ImageIndex:
             self._load()
 
     def get(self, stamp: Stamp | None) -> ImageInfo | None:
-        """What is known of the file with this stamp, or None."""
+        """The entry for this stamp, or None."""
         return None if stamp is None else self._facts.get(stamp)
 
     def put(self, stamp: Stamp | None, facts: ImageInfo) -> None:
-        """Note the facts of a file whose bytes were read after its stamp was taken."""
+        """Add an entry for a file whose bytes were read after its stamp was taken."""
         if stamp is None:
             return
         self._facts[stamp] = self._new[stamp] = facts
@@ -59,10 +59,10 @@ class ImageIndex:
             self._young.add(stamp)
 
     def save(self) -> None:
-        """Add what is new to the files.
+        """Write the new entries to disk.
 
-        A file written a moment before it was read may have been written again with the same size and time: such a
-        one is read once more when that moment is over, and left out when its bytes are others.
+        A file that was modified just before it was read may have been modified again with the same size and time. Such
+        a file is read once more after a short wait, and dropped if its bytes have changed.
 
         Raises:
             UserError: the disk is full or the folder is not writable.
@@ -75,7 +75,7 @@ class ImageIndex:
             return
         merged = self._files if len(self._files) >= MAX_FILES else []
         kept = self._facts if merged else self._new
-        # the time comes first: of two files with one stamp, read in order, the later one counts
+        # the time comes first, so that of two entries for one stamp the later one wins when the files are read in order
         path = self.folder / f"facts-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl"
         write_bytes(path, "".join(_line(*entry) for entry in kept.items()).encode())
         for old in merged:
@@ -88,18 +88,19 @@ class ImageIndex:
             try:
                 text = path.read_text(encoding="utf-8", errors="replace")
             except OSError:
-                continue  # merged by another process meanwhile, or not for us to read
+                continue  # merged by another process, or not readable for us
             self._files.append(path)
             self._facts.update(entry for line in text.splitlines() for entry in _entries(line))
 
 
 def _line(stamp: Stamp, facts: ImageInfo) -> str:
-    body = json.dumps([FACTS_VERSION, *stamp, asdict(facts)])
+    kept = {name: value for name, value in asdict(facts).items() if name in FACTS_FIELDS}
+    body = json.dumps([FACTS_VERSION, *stamp, kept])
     return json.dumps([_checksum(body), body]) + "\n"
 
 
 def _entries(line: str) -> Iterator[tuple[Stamp, ImageInfo]]:
-    """The entry of a line; none where it is damaged or of another version, since a memo may forget."""
+    """The entry of a line; nothing if it is damaged or of another version, for a lost entry only costs time."""
     try:
         total, body = json.loads(line)
         if total != _checksum(body):
@@ -120,20 +121,20 @@ def _checksum(body: str) -> str:
 
 
 def _settles_ns(stamp: Stamp) -> int:
-    """From when on another write would show in the times."""
+    """The time after which another write would change the stamp."""
     return max(
         time_ns + (FINE_TICK_NS if time_ns % 1_000_000_000 else COARSE_TICK_NS) for time_ns in stamp[2:]
     )
 
 
 def _settled(stamp: Stamp, facts: ImageInfo) -> bool:
-    """Whether a file that was young when it was read has these facts now that another write would show."""
+    """Whether a recently modified file still has the same bytes, now that another write would change its stamp."""
     wait_ns = max(0, _settles_ns(stamp) - time.time_ns())
     if wait_ns > FINE_TICK_NS:
-        return False  # too long to wait for, or a clock that is wrong
+        return False  # too long to wait, or the clock is wrong
     time.sleep(wait_ns / 1e9)
     try:
         same = stamp_of(stamp[0], os.stat(stamp[0])) == stamp
         return same and sha256_file(Path(stamp[0])) == facts.content_hash
     except OSError:
-        return False  # no file of its own, such as a row of a parquet file
+        return False  # not a file by itself, such as a row of a parquet file

@@ -1,4 +1,4 @@
-"""Where the loss of a sample counts: an image of its own, or the image's transparency."""
+"""Loss masks: separate image files, or the transparency of the images."""
 
 import io
 from collections.abc import Collection, Sequence
@@ -13,7 +13,7 @@ from ldm.io.images import IMAGE_SUFFIXES, open_alpha
 
 @dataclass(frozen=True)
 class AlphaMask:
-    """The transparency of an image as an image: white where it is opaque, black where it is clear."""
+    """The transparency of an image as a grey image: white where it is opaque, black where it is transparent."""
 
     image: ImageSource
 
@@ -32,10 +32,10 @@ class AlphaMask:
 
 
 def with_masks(samples: Sequence[Sample], folder: Path, refused: Collection[str] = ()) -> list[Sample]:
-    """Each sample with its mask, an image in `folder` that is named as the sample's id, whatever its suffix.
+    """Each sample with its mask: the image in `folder` that is named like the sample's id, with any suffix.
 
     Args:
-        refused: the ids of samples that are not used; their masks may be there.
+        refused: ids of samples that are not used; the folder may still have their masks.
 
     Raises:
         UserError: the folder is missing, samples and masks do not match, or a sample has two masks.
@@ -47,7 +47,7 @@ def with_masks(samples: Sequence[Sample], folder: Path, refused: Collection[str]
     if missing:
         raise UserError(
             f"{folder}: no mask for {_some(missing)}",
-            "add white ones, or make the others a source of their own",
+            "add white masks, or move these samples to a separate source",
         )
     known = {_stem(sample_id) for sample_id in (*(sample.sample_id for sample in samples), *refused)}
     if alone := [name for stem, name in masks.items() if stem not in known]:
@@ -61,17 +61,19 @@ def _masks_by_stem(folder: Path) -> dict[str, str]:
         if PurePosixPath(name).suffix.lower() not in IMAGE_SUFFIXES:
             continue
         if _stem(name) in masks:
-            raise UserError(f"{folder}: {masks[_stem(name)]} and {name} are one mask", "keep one of them")
+            raise UserError(
+                f"{folder}: {masks[_stem(name)]} and {name} are masks of the same sample", "keep one of them"
+            )
         masks[_stem(name)] = name
     return masks
 
 
 def _stem(name: str) -> str:
-    """The name without the suffix of an image; an id such as `a.tar/b` has none."""
+    """The name without an image suffix; an id such as `a.tar/b` has none."""
     path = PurePosixPath(composed(name))
     return path.with_suffix("").as_posix() if path.suffix.lower() in IMAGE_SUFFIXES else path.as_posix()
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first three and how many there are: "a.png, b.png, c.png (3 of 12)"."""
+    """The first three and the total: "a.png, b.png, c.png (3 of 12)"."""
     return ", ".join(names[:3]) + (f" (3 of {len(names)})" if len(names) > 3 else "")

@@ -1,8 +1,8 @@
-"""Which samples make which batch: pure functions of (seed, epoch, position).
+"""The batches of an epoch: pure functions of (seed, epoch, position).
 
-A batch holds samples of one bucket, so that their images have one size. In an epoch each sample stands in exactly one
-batch; the last batch of a bucket holds what is left. Nothing depends on the rank, on the number of processes or on
-what was drawn before, so a resumed run sees what an unbroken one sees.
+All samples of a batch are from one bucket, so their images have the same size. In an epoch each sample is in exactly
+one batch; the last batch of a bucket may be smaller. Nothing depends on the rank, on the number of processes or on
+earlier draws, so a resumed run sees the same batches as an uninterrupted one.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
@@ -13,7 +13,7 @@ from ldm import noise
 
 
 class SampleKey(NamedTuple):
-    """One sample's turn: which epoch, which sample, and whether it counts in the loss."""
+    """One sample in one epoch, and its weight in the loss."""
 
     epoch: int
     sample_index: int
@@ -21,7 +21,7 @@ class SampleKey(NamedTuple):
 
 
 def members(bucket_of: Sequence[Hashable]) -> dict[Hashable, list[int]]:
-    """The sample indices of each bucket, buckets in the order of their names."""
+    """The sample indices of each bucket, sorted by bucket name."""
     found: dict[Hashable, list[int]] = {bucket: [] for bucket in sorted(set(bucket_of), key=str)}
     for index, bucket in enumerate(bucket_of):
         found[bucket].append(index)
@@ -29,7 +29,7 @@ def members(bucket_of: Sequence[Hashable]) -> dict[Hashable, list[int]]:
 
 
 def steps_per_epoch(bucket_of: Sequence[Hashable], global_batch_size: int) -> int:
-    """Optimizer steps in which each sample is seen exactly once; a bucket's last batch may be smaller."""
+    """Optimizer steps per epoch, in which each sample is seen exactly once; a bucket's last batch may be smaller."""
     return sum(-(-len(indices) // global_batch_size) for indices in members(bucket_of).values())
 
 
@@ -51,13 +51,13 @@ def epoch_batches(
 
 
 def share_of(batch: Sequence[SampleKey], rank: int, num_processes: int) -> list[SampleKey]:
-    """A rank's part of a global batch. A rank left without samples gets one that weighs nothing."""
+    """A rank's share of a global batch. A rank that would get no samples gets one of weight zero."""
     return list(batch[rank::num_processes]) or [batch[0]._replace(weight=0.0)]
 
 
 @dataclass(frozen=True)
 class BatchOrder:
-    """The batches of one rank from `start_step` to `num_steps`, one an optimizer step.
+    """The batches of one rank from `start_step` to `num_steps`, one per optimizer step.
 
     Attributes:
         bucket_of: the bucket of each sample, such as its size.

@@ -1,4 +1,4 @@
-"""From what the settings name to samples that can be trained on, each with its place in a bucket."""
+"""The data settings, and samples with their buckets and crops, ready for training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,42 +9,43 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ldm.data.buckets import BucketSettings, Placement, draw_crop, place
-from ldm.data.cache.moments import read_unchanged
-from ldm.data.sample import ImageInfo, Refusal, Sample
-from ldm.data.sources.read import Reading, SourceSettings
+from ldm.data.sample import MAIN_IMAGE, ImageInfo, ImageInput, Refusal, Sample, read_unchanged
+from ldm.data.sources.reading import Reading, SourceSettings
 from ldm.data.survey import check_bad_fraction
-from ldm.data.transform import transform_image, transform_key, transform_mask
+from ldm.data.transform import transform_image, transform_input, transform_key, transform_mask
 from ldm.io.images import WHITE, open_image
 from ldm.noise import key_to_seed
 
 
 class DataSettings(BucketSettings):
-    """The captioned images: where they lie, at which sizes they are trained, and how many may be bad."""
+    """The captioned images: where they are, the sizes they are trained at, and how many may be unusable."""
 
     path: str | None = Field(
-        None, description="a folder of captioned images; or parquet files, tars, a dataset: see `sources`"
+        None, description="a folder of captioned images, parquet files, tars or a dataset: see `sources`"
     )
     kind: Literal["auto", "folder", "parquet", "webdataset", "datasets"] = Field(
-        "auto", description="of `path`: what stands there; auto looks"
+        "auto", description="of `path`: what kind of data it is; auto detects it"
     )
     caption_column: str = Field("text", description="of `path`: the column with the captions")
     image_column: str = Field("image", description="of `path`: the column with the images, as in `sources`")
-    sources: tuple[SourceSettings, ...] = Field((), description="several places, in place of `path`")
+    sources: tuple[SourceSettings, ...] = Field((), description="several sources, instead of `path`")
     height: int = Field(64, ge=8, description="pixels; with buckets height * width is the budget")
     width: int = Field(64, ge=8, description="pixels")
     flip: bool = Field(False, description="mirror images at random where the caption stays true")
-    holdout_fraction: float = Field(0.0, ge=0, lt=1, description="share kept out of training and measured on")
+    holdout_fraction: float = Field(
+        0.0, ge=0, lt=1, description="fraction of the images held out for validation"
+    )
     max_bad_fraction: float = Field(
-        0.05, ge=0, le=1, description="the run stops when a larger share of the samples cannot be used"
+        0.05, ge=0, le=1, description="the run stops if a larger fraction of the samples cannot be used"
     )
     num_workers: int | None = Field(
         None,
         ge=0,
-        description="loader processes; 0 loads in the training process. Default: 4 on CUDA, if there are so many "
+        description="loader processes; 0 loads in the training process. Default: 4 on CUDA if there are that many "
         "cores, else 0",
     )
     streaming: bool = Field(
-        False, description="read parquet files or tars one by one as they come, instead of all before the run"
+        False, description="read parquet files or tars one by one during the run, instead of all before it"
     )
 
     @model_validator(mode="after")
@@ -75,11 +76,11 @@ class DataSettings(BucketSettings):
 
 @dataclass(frozen=True)
 class BucketedSample:
-    """A sample, what is known of its image, and where it is cropped.
+    """A sample with what decoding found out, its bucket and its crops.
 
     Attributes:
+        facts: from `survey`.
         placement: its bucket, scale and crops.
-        facts: what decoding it found out.
     """
 
     sample: Sample
@@ -96,11 +97,11 @@ class BucketedSample:
         return channels, self.placement.height // downscale, self.placement.width // downscale
 
     def crop_at(self, seed: int, epoch: int) -> int:
-        """Which of its crops is shown in an epoch."""
+        """The index of its crop in an epoch."""
         return draw_crop(self.placement, seed=seed, epoch=epoch, sample_id=self.sample.sample_id)
 
     def pixels(self, crop: int = 0, flip: bool = False) -> Tensor:
-        """A variant's pixel values [3, H, W] in [-1, 1].
+        """The pixel values of one crop, [3, H, W] in [-1, 1].
 
         Raises:
             UserError: the image is gone, or has changed since it was surveyed.
@@ -108,8 +109,29 @@ class BucketedSample:
         encoded = read_unchanged(self.sample.image, self.facts.content_hash)
         return transform_image(open_image(encoded, name=self.sample.image.name), self.placement, crop, flip)
 
+    def input_pixels(self, wanted: ImageInput, crop: int = 0, flip: bool = False) -> Tensor:
+        """The same crop of an image that a task needs; `transform_input` gives its shape and range.
+
+        Raises:
+            UserError: the image is gone, or has changed since it was surveyed.
+        """
+        source = self.sample.image if wanted.name == MAIN_IMAGE else self.sample.images[wanted.name]
+        encoded = read_unchanged(source, self.content_hash(wanted.name))
+        image = open_image(encoded, name=source.name)
+        return transform_input(image, self.placement, crop, flip, kind=wanted.kind)
+
+    def content_hash(self, name: str = MAIN_IMAGE) -> str:
+        """SHA-256 of the encoded bytes of one of its images, in hex."""
+        return (self.facts if name == MAIN_IMAGE else self.facts.named[name]).content_hash
+
+    @property
+    def inputs_record(self) -> list[dict[str, str]]:
+        """Hashes of the images and the texts that the task needs, as JSON; empty if it needs none."""
+        images = {name: found.content_hash for name, found in self.facts.named.items()}
+        return [images, dict(self.sample.texts)] if images or self.sample.texts else []
+
     def mask(self, crop: int, flip: bool, downscale: int) -> Tensor:
-        """The variant's loss mask [1, h, w] in [0, 1]; ones for a sample without one."""
+        """The same crop of the loss mask, [1, h, w] in [0, 1]; ones for a sample without a mask."""
         source = self.sample.loss_mask
         if source is None:
             image = Image.new("L", (self.facts.width, self.facts.height), 255)
@@ -118,13 +140,13 @@ class BucketedSample:
         return transform_mask(image, self.placement, crop, flip, pixels_per_latent=downscale)
 
     def variant_key(self, crop: int, flip: bool) -> str:
-        """Canonical text of what is done to the image for a variant; it enters the cache's key."""
+        """A canonical description of one crop; part of the cache key of each of the sample's images."""
         return transform_key(self.placement, crop, flip, WHITE)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run trains on and what it leaves out: used + refused = found."""
+    """The samples that can be used and those that cannot: used + refused = found."""
 
     placed: list[BucketedSample]
     refusals: list[Refusal]
@@ -134,7 +156,7 @@ class Prepared:
         return len(self.placed) + len(self.refusals)
 
     def placements(self) -> dict[str, Placement | str]:
-        """Where each sample goes, or why it cannot be used."""
+        """The placement of each sample, or why it cannot be used."""
         placed = {one.sample.sample_id: one.placement for one in self.placed}
         return {**placed, **{refusal.sample_id: refusal.reason for refusal in self.refusals}}
 
@@ -142,10 +164,10 @@ class Prepared:
 def holdout_split(
     placed: Sequence[BucketedSample], fraction: float, seed: int
 ) -> tuple[list[BucketedSample], list[BucketedSample]]:
-    """Split into (train, held out), about `fraction` held out.
+    """Split into (train, held out), with about `fraction` held out.
 
-    Samples with the same image stay together, so that nothing held out was trained on. An image's side depends on
-    its first sample's id and the seed alone: not on the order, nor on which other images there are.
+    Samples with the same image stay together, so that no held-out image is trained on. The split depends only on the
+    seed and the first sample id of each image, not on the order or on what other images there are.
     """
     first: dict[str, str] = {}
     for one in placed:
@@ -166,14 +188,14 @@ def prepare(
     multiple: int,
     seed: int,
 ) -> Prepared:
-    """Give each sample its place, and refuse what cannot be used, by name.
+    """Assign each sample a bucket and crops; refuse, by name, those that cannot be used.
 
     Args:
-        facts: what decoding found out about each sample, by its id.
+        facts: from `survey`, by sample id.
         multiple: with buckets, image sides are multiples of this many pixels.
 
     Raises:
-        UserError: more than `max_bad_fraction` of what was found is bad, or nothing is left.
+        UserError: more than `max_bad_fraction` of the samples cannot be used.
     """
     placed: list[BucketedSample] = []
     refusals = list(reading.refusals)

@@ -1,9 +1,46 @@
-"""One captioned image, wherever its bytes lie, and what was found out about it."""
+"""A captioned image with the further images and texts that a task needs, and what decoding it found.
 
+A sample has a main image, which a model learns to generate, its captions, and optionally a loss mask. A task may need
+more: InstructPix2Pix a source image and an instruction, inpainting a mask, ControlNet a control image. It lists them
+in a `TaskInputs`, which every step from reading to batches takes. Without it, samples have neither further images nor
+texts, whatever columns the data has.
+
+    inputs = TaskInputs(
+        images=(ImageInput("source", encoded=True), ImageInput("mask", "mask")), texts=("instruction",)
+    )
+    reading = read_sources(settings.all_sources(), inputs)  # Sample.images["source"], Sample.texts["instruction"]
+    facts = survey(reading.samples, image_index)            # every image decoded once; ImageInfo.named["source"]
+    prepared = prepare(reading, facts, settings, ...)       # BucketedSample
+    one.input_pixels(inputs.images[0], crop, flip)          # [3, H, W], the same crop as one.pixels(crop, flip)
+    open_shard(shard, settings, inputs=inputs, ...)         # the same for streams
+
+In a batch, a text is a list of B strings under its name, and an image a tensor under `ImageInput.key`:
+
+    LatentSamples(..., images={image.key: read for ...}, texts=inputs.texts)
+    StreamedSamples(like, inputs)                           # makes the readers itself
+
+    batch["source"]       encoded=True: moments where the batch has `moments`, else pixel_values, like the main image
+    batch["mask_pixels"]  encoded=False: [B, 1, H, W] in [0, 1]; of kind "photo" [B, 3, H, W] in [-1, 1]
+    batch["loss_mask"]    [B, 1, h, w], unrelated to an image that is called `mask`
+
+The readers are `read_inputs(placed, image)`, which decodes files, and with a cache, for encoded images, the moments:
+
+    keys = variant_keys(placed, autoencoder_hash, flip, image)      # these are in ldm.data.cache.moments
+    wanted += cache_items(placed, keys, image)                      # for MomentsCache.fill
+    moments_reader(cache, keys)
+
+The main image is `MAIN_INPUT`, named `image`; a task that needs its pixel values besides its moments asks for it so.
+
+Folders name further images in metadata columns `NAME_file_name`, as ImageFolder does; parquet files and `datasets`
+have image columns `NAME`; tars have members `KEY.NAME.png`.
+"""
+
+import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from PIL import Image
 
@@ -11,30 +48,30 @@ from ldm.errors import UserError
 from ldm.io.images import WHITE, Color, open_image
 
 Stamp = tuple[str, int, int, int]
-"""Absolute path, size in bytes, and times in nanoseconds: of the last modification and of the last change of any kind,
-which no copying program restores. While it stays, so do the bytes."""
+"""Absolute path, size in bytes, and the times of the last modification and of the last change of any kind, in
+nanoseconds; copying programs cannot restore the latter. While the stamp is the same, so are the bytes."""
 
 
 class ImageSource(Protocol):
-    """Where an encoded image lies. Small and picklable, so that it can travel to a loader process."""
+    """Where an encoded image is stored. Small and picklable, so that it can be sent to a loader process."""
 
     @property
     def name(self) -> str:
-        """What messages call it, such as `photos/0001.jpg` or `train.parquet row 7`."""
+        """Its name in messages, such as `photos/0001.jpg` or `train.parquet row 7`."""
         ...
 
     def read(self) -> bytes:
-        """The file's bytes, still encoded. Raises UserError when they are gone."""
+        """The encoded bytes. Raises UserError if they are gone."""
         ...
 
     def stamp(self) -> Stamp | None:
-        """By what a memo knows it again without reading it; None where there is nothing to go by."""
+        """Identifies the bytes without reading them; None if that is not possible."""
         ...
 
 
 @dataclass(frozen=True)
 class FileImage:
-    """An image that is a file."""
+    """An image in a file."""
 
     path: Path
 
@@ -57,9 +94,83 @@ class FileImage:
 
 
 def stamp_of(name: str, *files: os.stat_result) -> Stamp:
-    """The stamp of what lies in some files, under a name of its own."""
+    """The stamp of something named `name` that is stored in some files."""
     size = sum(status.st_size for status in files)
     return name, size, max(s.st_mtime_ns for s in files), max(s.st_ctime_ns for s in files)
+
+
+def read_unchanged(image: ImageSource, content_hash: str) -> bytes:
+    """An image's bytes, checked to be those that were surveyed.
+
+    Raises:
+        UserError: the image is gone or has changed.
+    """
+    data = image.read()
+    if hashlib.sha256(data).hexdigest() != content_hash:
+        raise UserError(f"{image.name} has changed since it was checked", "run again with cache.rehash=true")
+    return data
+
+
+ImageKind = Literal["photo", "control", "mask", "labels"]
+"""How a further image is resampled, and what its values are.
+
+photo: Lanczos, RGB in [-1, 1], like the main image. Only photos can be encoded. control: box filter, RGB in [0, 1],
+such as edges or depth. mask: box filter, grey in [0, 1]. labels: nearest neighbour, RGB in [0, 1], for maps whose
+colours are classes.
+"""
+
+
+MAIN_IMAGE = "image"
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """An image that a task needs of each sample.
+
+    Attributes:
+        name: of the further image, or `image` for the main one.
+        encoded: whether it goes through the autoencoder; else the task gets its pixel values.
+
+    Raises:
+        ValueError: an image that is not a photo is to be encoded.
+    """
+
+    name: str
+    kind: ImageKind = "photo"
+    encoded: bool = False
+
+    def __post_init__(self) -> None:
+        if self.encoded and self.kind != "photo":
+            raise ValueError(f"the image {self.name!r} is of kind {self.kind}: only photos can be encoded")
+
+    @property
+    def key(self) -> str:
+        """Its name in a batch."""
+        return self.name if self.encoded else f"{self.name}_pixels"
+
+
+MAIN_INPUT = ImageInput(MAIN_IMAGE)
+
+
+@dataclass(frozen=True)
+class TaskInputs:
+    """What a task needs of each sample besides its captions and the latents of its main image.
+
+    Attributes:
+        images: the images; one may be listed twice, encoded and not.
+        texts: columns of text.
+    """
+
+    images: tuple[ImageInput, ...] = ()
+    texts: tuple[str, ...] = ()
+
+    @property
+    def further_images(self) -> tuple[str, ...]:
+        """The names of the images besides the main one, each once."""
+        return tuple(dict.fromkeys(image.name for image in self.images if image.name != MAIN_IMAGE))
+
+
+NO_INPUTS = TaskInputs()
 
 
 @dataclass(frozen=True)
@@ -67,13 +178,15 @@ class Sample:
     """One captioned image.
 
     Attributes:
-        sample_id: unique in a run and independent of where the data lies; keys every random draw.
-        image: where the image's bytes lie.
+        sample_id: unique in a run and independent of where the data is; keys every random draw.
+        image: the main image.
         captions: its captions, at least one; the first is `text`.
-        may_flip: whether mirroring keeps the captions true, or None when the data does not say.
-        loss_weight: what its loss is multiplied with.
+        may_flip: whether the captions are still true of the mirrored image; None if the data does not say.
+        loss_weight: a factor of its loss.
         loss_mask: an image that is white where the loss counts and black where it does not.
         extra: the row's other columns.
+        images: the further images that the task needs, by name; transformed together with `image`.
+        texts: the further texts that the task needs, by name.
     """
 
     sample_id: str
@@ -83,23 +196,25 @@ class Sample:
     loss_weight: float = 1.0
     loss_mask: ImageSource | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    images: Mapping[str, ImageSource] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
         return self.captions[0]
 
     def open(self, background: Color = WHITE) -> Image.Image:
-        """The image, decoded and upright, RGB.
+        """The main image, decoded, upright and RGB.
 
         Raises:
-            UserError: it is gone, broken, truncated or no image.
+            UserError: it is gone, damaged, truncated or not an image.
         """
         return open_image(self.image.read(), name=self.image.name, background=background)
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Something that was found and cannot be used, and why, in one line with the mend."""
+    """A sample that cannot be used: one line that says why and how to fix it."""
 
     sample_id: str
     reason: str
@@ -107,15 +222,16 @@ class Refusal:
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What decoding an image once found out; kept in the memo, so plain values only.
+    """What decoding an image found out. The image index keeps it, so it has plain values only.
 
     Attributes:
         content_hash: SHA-256 of the encoded bytes, in hex.
         width: pixels, upright.
         height: pixels, upright.
-        perceptual_hash: 64 bits that hardly change when the image is scaled or saved again.
-        notes: what of the file was left out, such as "first of 12 frames used".
-        is_black: whether no pixel is anything else; of a mask, nothing of its image counts.
+        perceptual_hash: 64 bits that change little when the image is scaled or saved again.
+        notes: what was ignored in the file, such as "first of 12 frames used".
+        is_black: whether all pixels are black; a mask like that would leave nothing of its image.
+        named: the same for the sample's further images, by name. Set by `survey` and not kept in the image index.
     """
 
     content_hash: str
@@ -124,3 +240,4 @@ class ImageInfo:
     perceptual_hash: int
     notes: tuple[str, ...] = ()
     is_black: bool = False
+    named: Mapping[str, "ImageInfo"] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Shards of a stream: parquet files and tars, listed by their names alone and read when their turn comes."""
+"""Shards of a stream: parquet files and tars, listed by name and opened when they are needed."""
 
 import hashlib
 import json
@@ -9,9 +9,9 @@ from typing import Any
 
 from ldm.data.image_index import ImageIndex
 from ldm.data.prepare import BucketedSample, DataSettings, Prepared, prepare
-from ldm.data.sample import ImageInfo, Refusal, Sample
+from ldm.data.sample import NO_INPUTS, ImageInfo, Refusal, Sample, TaskInputs
 from ldm.data.sources.parquet import parquet_files, read_parquet
-from ldm.data.sources.read import Kind, Reading, SourceSettings, dressed, kind_of
+from ldm.data.sources.reading import Kind, Reading, SourceSettings, dressed, kind_of
 from ldm.data.sources.webdataset import read_tar, tar_files
 from ldm.data.survey import survey
 from ldm.errors import UserError
@@ -19,7 +19,7 @@ from ldm.errors import UserError
 READERS = {"parquet": read_parquet, "webdataset": read_tar}
 
 Gather = Callable[[list[Any]], list[Any]]
-"""Every process's list in, one after the other out, the same everywhere."""
+"""Concatenates the lists of all processes; every process gets the same result."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Shard:
 
     Attributes:
         number: among all shards of the run, from 0.
-        name: of the file in its source; begins the ids of its samples.
+        name: of the file in its source; the ids of its samples begin with it.
         settings: of its source.
-        source: the source's number where there are several.
+        source: the number of its source, if there are several.
     """
 
     number: int
@@ -42,17 +42,17 @@ class Shard:
 
     @property
     def shard_id(self) -> str:
-        """Unique in the run, and independent of where the data lies."""
+        """Unique in the run, and independent of where the data is."""
         return self.name if self.source is None else f"{self.source}/{self.name}"
 
 
 @dataclass(frozen=True)
 class OpenShard:
-    """A shard that was read and whose images were decoded once.
+    """A shard that has been read, its images decoded once.
 
     Attributes:
         prepared: the samples that can be used, and the refusals.
-        contents: a hash of what the order of its samples depends on.
+        contents: a hash of everything that the order of its samples depends on.
     """
 
     shard: Shard
@@ -68,7 +68,7 @@ class OpenShard:
 
 
 def list_shards(sources: Sequence[SourceSettings]) -> list[Shard]:
-    """The shards of all sources in order. Folders are listed; no shard is opened.
+    """The shards of all sources, in order. Folders are listed, but no shard is opened.
 
     Raises:
         UserError: a source is missing, or is of a kind that has no shards.
@@ -94,21 +94,26 @@ def _files_of(settings: SourceSettings, kind: Kind) -> list[tuple[str, Path]]:
 
 
 def shards_hash(shards: Sequence[Shard]) -> str:
-    """Of the shards' names in order: while it stays, so does the order of the shards."""
+    """A hash of the names of the shards, on which the order of the shards depends."""
     return _hash([shard.shard_id for shard in shards])
 
 
-def read_shard(shard: Shard) -> Reading:
-    """The samples of a shard, as `read_source` would give them: with their weights, masks, repeats and ids.
+def read_shard(shard: Shard, inputs: TaskInputs = NO_INPUTS) -> Reading:
+    """The samples of a shard as `read_source` returns them, with weights, masks, repeats and ids.
+
+    Args:
+        inputs: the further images and texts that the task needs.
 
     Raises:
         UserError: the file is broken or has no such columns, or two samples have one id.
     """
     settings = shard.settings
     columns = {"image_column": settings.image_column, "caption_column": settings.caption_column}
-    fates: list[Sample | Refusal] = list(READERS[shard.kind](shard.name, shard.path, **columns))
-    samples = [fate for fate in fates if isinstance(fate, Sample)]
-    refusals = [fate for fate in fates if isinstance(fate, Refusal)]
+    outcomes: list[Sample | Refusal] = list(
+        READERS[shard.kind](shard.name, shard.path, inputs=inputs, **columns)
+    )
+    samples = [outcome for outcome in outcomes if isinstance(outcome, Sample)]
+    refusals = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
     return dressed(Reading(samples, refusals), settings, str(shard.path), shard.source)
 
 
@@ -122,33 +127,35 @@ def open_shard(
     rank: int = 0,
     num_processes: int = 1,
     gather: Gather = list,
+    inputs: TaskInputs = NO_INPUTS,
 ) -> OpenShard:
-    """Read a shard, decode its images once, by all processes together, and place its samples.
+    """Read a shard, decode its images, shared among all processes, and place its samples.
 
     Args:
         multiple: with buckets, image sides are multiples of this many pixels.
-        memo: a folder where what is known of each image is remembered, in a memo of its own for each shard.
-        gather: makes what each process found out known to all; every process calls it.
+        image_index: the cache's folder, which has an image index for each shard.
+        gather: shares what each process found out with all; every process calls it.
+        inputs: the further images and texts that the task needs.
 
     Raises:
         UserError: the shard as a whole cannot be read.
     """
-    reading = read_shard(shard)
+    reading = read_shard(shard, inputs)
     known = ImageIndex(image_index / "streams" / _hash(str(shard.path.resolve()))) if image_index else None
     mine = survey(reading.samples, known, rank=rank, num_processes=num_processes)
     if known is not None:
         known.save()
     facts: dict[str, ImageInfo | Refusal] = dict(gather(list(mine.items())))
-    # how many may be bad is a question about all shards seen so far, not about one
+    # the limit is about all shards seen so far, not about one
     any_number = settings.model_copy(update={"max_bad_fraction": 1.0})
     prepared = prepare(reading, facts, any_number, multiple=multiple, seed=seed)
     return OpenShard(shard, reading, facts, prepared, contents_hash(prepared))
 
 
 def contents_hash(prepared: Prepared) -> str:
-    """Of every sample's id, size, captions and image, and of the ids refused: not of where the file lies."""
+    """A hash of every sample's id, size, captions, texts and images, and of the refused ids; not of the file's path."""
     used = [
-        (one.sample.sample_id, one.size, one.sample.captions, one.facts.content_hash)
+        (one.sample.sample_id, one.size, one.sample.captions, one.facts.content_hash, *one.inputs_record)
         for one in prepared.placed
     ]
     return _hash([used, [refusal.sample_id for refusal in prepared.refusals]])

@@ -1,10 +1,10 @@
 """Samples streamed from shards, without a pass over the data before the first step.
 
-In each epoch the shards are permuted, then the samples inside each shard, which is opened only when its turn comes. A
-batch holds samples of one shard and one bucket; what is left of a bucket at the shard's end is a smaller batch, as at
-an epoch's end without streaming. So no sample is lost and none is seen twice, the order is a pure function of (seed,
-epoch, contents of the shards), the same for any number of processes, and three numbers say where a run is. The price:
-one ragged batch for each bucket of each shard, so shards should hold many times `global_batch_size` samples.
+In each epoch the shards are shuffled, then the samples inside each shard, which is opened only when it is needed. All
+samples of a batch are from one shard and one bucket; the last batch of a bucket in a shard may be smaller. So each
+sample is seen exactly once, the order is a pure function of (seed, epoch, contents of the shards) and the same for any
+number of processes, and three numbers describe where a run is. The price is one smaller batch for each bucket of each
+shard, so shards should hold many times `global_batch_size` samples.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 from torch.utils.data import Dataset
 
 from ldm import noise
-from ldm.data.batches import LatentSamples, read_pixels
+from ldm.data.batches import LatentSamples, read_inputs, read_pixels
 from ldm.data.order import SampleKey, epoch_batches, share_of
 from ldm.data.prepare import BucketedSample
+from ldm.data.sample import NO_INPUTS, TaskInputs
 from ldm.data.stream_shards import OpenShard, Shard, shards_hash
 from ldm.errors import UserError
 
@@ -25,9 +26,9 @@ class Position(NamedTuple):
     """Where in its stream a run is.
 
     Attributes:
-        shard: place in the epoch's order of the shards, not the shard's own number.
-        batch: of the shard's batches, the one that comes next; their number when the shard is done.
-        contents: the shard's hash, which a resumed run must find again; "" while none of its batches was seen.
+        shard: position in the epoch's order of the shards, not the shard's number.
+        batch: index of the next batch in the shard; the number of its batches when the shard is done.
+        contents: the shard's hash, which a resumed run must find again; "" before its first batch.
     """
 
     epoch: int = 0
@@ -40,7 +41,7 @@ START = Position()
 
 
 class Turn(NamedTuple):
-    """A sample's turn, with the sample itself: there is no list of all to look it up in."""
+    """A sample in an epoch and its weight. It holds the sample itself, for there is no list of all samples."""
 
     epoch: int
     placed: BucketedSample
@@ -66,11 +67,11 @@ def shard_batches(
 
 @dataclass(frozen=True)
 class ShardStream:
-    """The batches of one rank, epoch after epoch, without end.
+    """The endless sequence of batches of one rank, epoch after epoch.
 
     Attributes:
         open: reads a shard. Every process calls it for the same shards in the same order.
-        reached: told of each shard opened, before its first batch.
+        reached: called with each opened shard before its first batch.
     """
 
     shards: Sequence[Shard]
@@ -82,11 +83,10 @@ class ShardStream:
     reached: Callable[[OpenShard], None] = lambda _: None
 
     def batches(self, start: Position = START) -> Iterator[tuple[Position, list[Turn]]]:
-        """Each batch from `start` on, with the position that a run resumes from when it has seen it.
+        """Each batch from `start` on, with the position from which a run resumes after that batch.
 
         Raises:
-            UserError: a shard cannot be read or has changed since `start` was saved, or no shard has a sample that
-                can be used.
+            UserError: a shard cannot be read or has changed since `start` was saved, or no shard has a usable sample.
         """
         while True:
             num_batches = 0
@@ -94,7 +94,7 @@ class ShardStream:
                 num_batches += 1
                 yield position, turns
             if not num_batches and start[1:3] == (0, 0):
-                raise UserError("no sample of any shard can be used", "look into data_report.json for why")
+                raise UserError("no sample of any shard can be used", "see data_report.json for the reasons")
             start = Position(start.epoch + 1)
 
     def _epoch(self, start: Position) -> Iterator[tuple[Position, list[Turn]]]:
@@ -122,7 +122,7 @@ class ShardStream:
 
 
 def changed(shard: Shard) -> UserError:
-    """What a user is told of a shard that is not what it was."""
+    """The error for a shard that has changed."""
     return UserError(
         f"{shard.path} has changed since this run first read it",
         "put the old file back, or use `ldm train CONFIG --fork NEW_DIR` for a new run from the weights",
@@ -130,16 +130,16 @@ def changed(shard: Shard) -> UserError:
 
 
 class StreamOrder:
-    """The batches of a run, one a step, from where it is to its last step.
+    """The batches of a run, one per step, from its current step to the last.
 
-    Iterating gives this rank's turns. A loader asks for them ahead of the steps; `state_after` knows for each step
-    where to go on behind it.
+    Iterating yields this rank's share. A loader asks for batches ahead of the steps; `state_after` knows for each step
+    where to resume after it.
 
     Args:
-        saved: `state_after` of the step before `start_step`; empty for a run from its beginning.
+        saved: what `state_after` returned when `start_step` was reached; empty for a new run.
 
     Raises:
-        UserError: the shards are not those of the run.
+        UserError: these are not the shards that the run began with.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class StreamOrder:
         self.shards_hash = shards_hash(stream.shards)
         if saved and saved["shards"] != self.shards_hash:
             raise UserError(
-                f"the {len(stream.shards)} shards are not those that this run began with",
+                f"the {len(stream.shards)} shards are not the ones that this run began with",
                 "put the old ones back, or use `ldm train CONFIG --fork NEW_DIR` for a new run from the weights",
             )
         names = [name for name in Position._fields if name in saved]
@@ -162,7 +162,7 @@ class StreamOrder:
             yield turns
 
     def state_after(self, step: int) -> dict[str, Any]:
-        """Where the run is after `step` steps, as plain values for the checkpoint. Earlier steps are forgotten."""
+        """Where the stream is after `step` steps, as plain values for the checkpoint. Earlier steps are forgotten."""
         for earlier in [known for known in self._after if known < step]:
             del self._after[earlier]
         return {**self._after[step]._asdict(), "shards": self.shards_hash}
@@ -170,15 +170,24 @@ class StreamOrder:
 
 @dataclass(frozen=True)
 class StreamedSamples(Dataset[dict[str, Any]]):
-    """Turns as the items that a batch is made of; the images are decoded as they come.
+    """The items of a stream's batches; images are decoded when they are needed.
 
     Attributes:
-        like: how: its settings, without its samples.
+        like: a data set without samples, whose settings are used.
+        inputs: the images and texts that a task needs.
     """
 
     like: LatentSamples
+    inputs: TaskInputs = NO_INPUTS
 
     def __getitem__(self, turn: Turn) -> dict[str, Any]:
         one = [turn.placed]
-        samples = replace(self.like, placed=one, read=read_pixels(one), kind="pixel_values")
+        samples = replace(
+            self.like,
+            placed=one,
+            read=read_pixels(one),
+            kind="pixel_values",
+            images={image.key: read_inputs(one, image) for image in self.inputs.images},
+            texts=self.inputs.texts,
+        )
         return samples[SampleKey(turn.epoch, 0, turn.weight)]

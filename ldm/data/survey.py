@@ -1,93 +1,100 @@
-"""Every image read and decoded once before the run, so that no bad one is met in the middle of it."""
+"""Read and decode every image once before the run, so that no damaged one stops it halfway."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from dataclasses import replace
 
 from ldm.data.duplicates import perceptual_hash
+from ldm.data.image_index import ImageIndex
 from ldm.data.masks import AlphaMask
-from ldm.data.sample import ImageInfo, ImageSource, Refusal, Sample, Stamp
+from ldm.data.sample import ImageInfo, ImageSource, Refusal, Sample
 from ldm.errors import UserError
 from ldm.io.images import open_image_noted
 
 _NUM_NAMED = 10
 
 
-class FactsMemo(Protocol):
-    """What was found out in earlier runs."""
-
-    def get(self, stamp: Stamp) -> ImageInfo | None:
-        """The facts of an image whose stamp has not changed, or None."""
-        ...
-
-    def put(self, stamp: Stamp, facts: ImageInfo) -> None:
-        """Keep the facts of an image under its stamp."""
-        ...
-
-
 def survey(
     samples: Sequence[Sample],
-    image_index: FactsMemo | None,
+    image_index: ImageIndex | None,
     *,
     rank: int = 0,
     num_processes: int = 1,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, ImageInfo | Refusal]:
-    """The facts of each sample's image by the sample's id, or why it cannot be used.
+    """What decoding finds out about each sample's images, by sample id, or why the sample cannot be used.
 
-    An image is read and fully decoded, once however many samples show it, and not at all when the memo knows it.
-    A mask is decoded too, must have the image's size and let something of it count.
+    Each image is read and fully decoded once, even if several samples share it, and not at all if the index has it.
+    A loss mask must have the image's size and must not be black everywhere. Further images must have the aspect ratio
+    of the main image; what is found out about them is in `ImageInfo.named`.
 
     Args:
-        memo: what was found out in earlier runs, or None to distrust it.
-        rank: of this process; a process does every `num_processes`-th image, and the shares together are everything.
+        image_index: what earlier runs found out, or None to read every image.
+        rank: of this process, which decodes every `num_processes`-th image; together the processes decode all.
         on_progress: called with (done, total) after each image of this process.
     """
-    pairs = list(dict.fromkeys((sample.image, sample.loss_mask) for sample in samples))[rank::num_processes]
+    mine = list(dict.fromkeys(map(_images_of, samples)))[rank::num_processes]
     surveyor = _Surveyor(image_index)
-    found: dict[tuple[ImageSource, ImageSource | None], ImageInfo | str] = {}
-    for done, (image, mask) in enumerate(pairs, start=1):
-        found[image, mask] = surveyor.facts_or_fault(image, mask)
-        on_progress(done, len(pairs))
-    fates = {s.sample_id: found.get((s.image, s.loss_mask)) for s in samples}
+    found: dict[_Images, ImageInfo | str] = {}
+    for done, images in enumerate(mine, start=1):
+        found[images] = surveyor.facts_or_fault(*images)
+        on_progress(done, len(mine))
+    outcomes = {s.sample_id: found.get(_images_of(s)) for s in samples}
     return {
-        sample_id: fate if isinstance(fate, ImageInfo) else Refusal(sample_id, fate)
-        for sample_id, fate in fates.items()
-        if fate is not None
+        sample_id: outcome if isinstance(outcome, ImageInfo) else Refusal(sample_id, outcome)
+        for sample_id, outcome in outcomes.items()
+        if outcome is not None
     }
 
 
-def content_hashes(images: Iterable[ImageSource], image_index: FactsMemo | None) -> dict[ImageSource, str]:
-    """SHA-256 of each image's encoded bytes, in hex. An image is read only where the memo does not know it.
+_Images = tuple[ImageSource, ImageSource | None, tuple[tuple[str, ImageSource], ...]]
+"""A sample's image, its loss mask and its further images by name."""
+
+
+def _images_of(sample: Sample) -> _Images:
+    return sample.image, sample.loss_mask, tuple(sample.images.items())
+
+
+def content_hashes(images: Iterable[ImageSource], image_index: ImageIndex | None) -> dict[ImageSource, str]:
+    """SHA-256 of each image's encoded bytes, in hex. Images that the index has are not read.
 
     Raises:
-        UserError: an image is gone or cannot be decoded.
+        UserError: an image is missing or cannot be decoded.
     """
     surveyor = _Surveyor(image_index)
     return {image: surveyor.facts(image).content_hash for image in images}
 
 
 class _Surveyor:
-    """Looks at images, each content once."""
+    """Decodes images, those with the same bytes once."""
 
-    def __init__(self, image_index: FactsMemo | None) -> None:
+    def __init__(self, image_index: ImageIndex | None) -> None:
         self.image_index = image_index
         self.by_content: dict[str, ImageInfo] = {}
 
-    def facts_or_fault(self, image: ImageSource, mask: ImageSource | None) -> ImageInfo | str:
-        """An image's facts, or in one line what is wrong with it or with its mask."""
+    def facts_or_fault(
+        self, image: ImageSource, mask: ImageSource | None, named: tuple[tuple[str, ImageSource], ...]
+    ) -> ImageInfo | str:
+        """What was found out about an image, or one line on what is wrong with it, its mask or a further image."""
         try:
             facts = self.facts(image)
             if mask is not None:
                 _check_mask(mask, self.facts(mask), facts)
+            further = {name: self._further(name, source, facts) for name, source in named}
         except UserError as error:
             return " ".join(str(error).split())
         except MemoryError:
-            return f"{image.name}: too large for this machine's memory: shrink it"
+            return f"{image.name}: too large for the memory of this machine: shrink it"
+        return replace(facts, named=further) if further else facts
+
+    def _further(self, name: str, source: ImageSource, main: ImageInfo) -> ImageInfo:
+        """What was found out about a further image, which must have the aspect ratio of the main image."""
+        facts = self.facts(source)
+        _check_aspect(name, source, facts, main)
         return facts
 
     def facts(self, image: ImageSource) -> ImageInfo:
-        stamp = image.stamp()  # before reading: a file that changes meanwhile has another one afterwards
+        stamp = image.stamp()  # before reading, so that a file that changes meanwhile gets another stamp
         if self.image_index is None or stamp is None:
             return self._look(image)
         facts = self.image_index.get(stamp)
@@ -106,7 +113,7 @@ class _Surveyor:
 
 def _decode(data: bytes, name: str, content_hash: str) -> ImageInfo:
     picture, notes = open_image_noted(data, name=name)
-    _, brightest = picture.convert("L").getextrema()  # grey, as the loss takes a mask
+    _, brightest = picture.convert("L").getextrema()  # in grey, as the loss uses the mask
     size = picture.width, picture.height
     return ImageInfo(content_hash, *size, perceptual_hash(picture), tuple(notes), is_black=brightest == 0)
 
@@ -115,23 +122,31 @@ def _check_mask(mask: ImageSource, mask_facts: ImageInfo, facts: ImageInfo) -> N
     if mask_facts.is_black:
         what = "transparent" if isinstance(mask, AlphaMask) else "black"
         raise UserError(
-            f"{mask.name}: {what} everywhere, so nothing of the image counts", "mend it or take it out"
+            f"{mask.name}: {what} everywhere, so nothing of the image would count", "fix it or remove it"
         )
     if (mask_facts.width, mask_facts.height) != (facts.width, facts.height):
         sizes = f"{mask_facts.width} x {mask_facts.height}, its image {facts.width} x {facts.height}"
         raise UserError(f"{mask.name}: the mask is {sizes}", "give both the same size")
 
 
+def _check_aspect(name: str, source: ImageSource, facts: ImageInfo, main: ImageInfo) -> None:
+    """Refuse an image whose aspect ratio differs from its main image's by more than rounding, one pixel."""
+    sides = (facts.width, facts.height, main.width, main.height)
+    if abs(facts.width * main.height - main.width * facts.height) >= max(sides):
+        sizes = f"{facts.width} x {facts.height}, its image {main.width} x {main.height}"
+        raise UserError(f"{source.name}: the image {name!r} is {sizes}", "give both the same aspect ratio")
+
+
 def check_bad_fraction(num_found: int, refusals: Sequence[Refusal], max_bad_fraction: float) -> None:
-    """Stop when too many samples are bad.
+    """Stop if too many samples cannot be used.
 
     Args:
-        num_found: how many there are, used or refused.
-        refusals: all of them, those of reading and those of the survey.
-        max_bad_fraction: the largest share of bad ones to go on with, 0 to 1.
+        num_found: the number of samples, used or refused.
+        refusals: those of reading and those of the survey.
+        max_bad_fraction: the largest fraction of refusals to accept, 0 to 1.
 
     Raises:
-        UserError: there are more; the first ten reasons are named.
+        UserError: there are more; the message gives the first ten reasons.
     """
     if not num_found or len(refusals) / num_found <= max_bad_fraction:
         return
@@ -140,5 +155,5 @@ def check_bad_fraction(num_found: int, refusals: Sequence[Refusal], max_bad_frac
     raise UserError(
         f"{len(refusals)} of {num_found} samples are bad, more than max_bad_fraction {max_bad_fraction:g} allows"
         f" ({named})",
-        "mend them or take them out",
+        "fix or remove them",
     )

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
+import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from pydantic import Field, model_validator
+from torch import nn
 
 from ldm.config import Settings
 from ldm.models.vae import downscale
@@ -107,6 +109,22 @@ def make_unet(
         attention_head_dim=heads,
         norm_num_groups=shape.norm_num_groups,
     )
+
+
+def widen_input(unet: UNet2DConditionModel, in_channels: int) -> None:
+    """Give a UNet more input channels, with zero weights, so that they do not change its output at first.
+
+    InstructPix2Pix starts like this from a text-to-image model (Brooks et al. 2023, section 3.2).
+    """
+    narrow = unet.conv_in
+    wide = nn.Conv2d(in_channels, narrow.out_channels, narrow.kernel_size, padding=narrow.padding).to(
+        narrow.weight
+    )
+    weight = torch.zeros_like(wide.weight)
+    weight[:, : narrow.in_channels] = narrow.weight.detach()
+    wide.load_state_dict({**narrow.state_dict(), "weight": weight})
+    unet.conv_in = wide
+    unet.register_to_config(in_channels=in_channels)
 
 
 def _down(attends: bool) -> Literal["CrossAttnDownBlock2D", "DownBlock2D"]:

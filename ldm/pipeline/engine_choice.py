@@ -71,7 +71,7 @@ def choose_engine(engine: str, denoiser: UNetDenoiser, work: Work) -> OpenVINODe
     folder = converted_folder(denoiser, in_passes=work.reuses_features)
     if engine == "auto" and not is_converted(folder) and not _pays(denoiser, work):
         return None
-    from ldm.data.cache.moments import mark_used  # as in `converted_folder`
+    from ldm.data.cache.cache_folder import mark_used  # as in `converted_folder`
 
     try:
         made = openvino_denoiser(denoiser, folder, in_passes=work.reuses_features)
@@ -86,8 +86,8 @@ def choose_engine(engine: str, denoiser: UNetDenoiser, work: Work) -> OpenVINODe
 
 def converted_folder(denoiser: UNetDenoiser, *, in_passes: bool = False) -> Path:
     """Where the cache keeps the converted network of a denoiser, by a hash of its weights."""
+    from ldm.data.cache.cache_folder import cache_root  # not needed for torch, and slow to import
     from ldm.data.cache.keys import tensors_hash
-    from ldm.data.cache.moments import cache_root  # not needed for torch, and slow to import
 
     made_by = f"{CONVERSION_VERSION}-{version('openvino') if find_spec('openvino') else 'none'}"
     kind = f"-cut{NUM_FRESH_LAYERS}" if in_passes else ""

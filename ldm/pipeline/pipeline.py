@@ -32,7 +32,7 @@ from ldm.models.generation_settings import (
     spell_out,
 )
 from ldm.models.loading.folder import weights_hash
-from ldm.models.loading.model import ModelParts, save_parts
+from ldm.models.loading.model import ModelParts, load_model, save_parts
 from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder
 from ldm.noise import image_generators, normal_per_image

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from ldm import noise
 from ldm.data.batches import collate
-from ldm.data.cache.moments import CacheItem, MomentsCache, PromptCache, entry_key
+from ldm.data.cache.keys import entry_key
+from ldm.data.cache.moments import CacheItem, MomentsCache
+from ldm.data.cache.prompt_cache import PromptCache
 from ldm.models.vae import KLAutoencoder
 from ldm.types import Conditioning
 

@@ -13,7 +13,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from ldm.cli.app import app
-from ldm.data.cache.moments import CacheItem, MomentsCache, entry_key
+from ldm.data.cache.keys import entry_key
+from ldm.data.cache.moments import CacheItem, MomentsCache
 from ldm.pipeline.pipeline import Pipeline
 from tests.support.tiny_models import ZERO_SNR_SCHEDULER, make_sd2
 from tests.support.tiny_runs import write_squares
@@ -60,7 +61,7 @@ def test_the_report_is_written_beside_not_into_the_data(tmp_path: Path) -> None:
     assert json.loads(printed.stdout) == report and printed.exit_code == 2
     assert "data:image/jpeg;base64," in (tmp_path / "report" / "data_report.html").read_text()
     long = ldm_data("check", folder, "--report", tmp_path / ("report" * 60))
-    assert long.exit_code == 2 and "too long for the name of a file: shorten it" in long.stderr
+    assert long.exit_code == 2 and "too long for a file name: shorten it" in long.stderr
     inside = ldm_data("check", folder, "--report", folder / "report")
     assert (inside.exit_code, inside.stdout) == (2, "")
     assert "is inside the data: choose a folder outside" in inside.stderr

@@ -171,7 +171,7 @@ def test_overwriting_and_bad_arguments_are_refused(here: Path) -> None:
     assert "is inside the data" in refusal("a", "--base", "base", "--output", "a/b.yaml")
     assert "did you mean 'unet'" in refusal("a", "--trainable", "une")
     assert "no such folder or file" in refusal("b", "--base", "base")
-    assert "too long for the name of a file" in refusal("a", "--base", "base", "--output", "c" * 300)
+    assert "too long for a file name" in refusal("a", "--base", "base", "--output", "c" * 300)
     assert "no model 'bass'" in refusal("a", "--base", "bass", "--output", "c.yaml")
     (here / "a/000.png").write_bytes(b"broken")
     assert "1 of 3 samples are bad" in refusal("a", "--base", "base", "--output", "c.yaml")

@@ -1,4 +1,4 @@
-"""What a sample is at its turn: draws that are functions of their key alone."""
+"""Samples as training items: draws that are functions of their key alone."""
 
 from itertools import combinations
 from pathlib import Path
@@ -65,8 +65,8 @@ def test_the_draws_of_one_item_are_independent(placed: list[BucketedSample]) -> 
         assert abs(torch.corrcoef(torch.stack([one, two]))[0, 1]) < 0.5
 
 
-def test_a_mask_is_cut_and_mirrored_as_its_image(tmp_path: Path) -> None:
-    """An image that is its own mask, white where the loss counts, from left to right in steps."""
+def test_a_mask_is_cropped_and_mirrored_like_its_image(tmp_path: Path) -> None:
+    """An image that is its own mask, from black to white in steps."""
     ramp = Image.new("L", (40, 16))
     for column in range(40):
         ramp.paste(255 * (column // 4) // 10, (column, 0, column + 1, 16))
@@ -82,12 +82,12 @@ def test_a_mask_is_cut_and_mirrored_as_its_image(tmp_path: Path) -> None:
     for epoch in range(30):
         item = dataset[SampleKey(epoch, 0)]
         cells = torch.nn.functional.avg_pool2d((item["pixel_values"][:1] + 1) / 2, 4)
-        torch.testing.assert_close(item["mask"], cells, atol=0.02, rtol=0)
-        masks.add(tuple(item["mask"].flatten().tolist()))
-    assert len(masks) > 3  # crops, and mirrored ones
+        torch.testing.assert_close(item["loss_mask"], cells, atol=0.02, rtol=0)
+        masks.add(tuple(item["loss_mask"].flatten().tolist()))
+    assert len(masks) > 3  # several crops, mirrored and not
 
 
-def test_a_sample_shows_all_its_crops_and_what_may_be_mirrored_is(tmp_path: Path) -> None:
+def test_all_crops_are_drawn_and_samples_that_may_be_mirrored_are(tmp_path: Path) -> None:
     for name, caption in (("a", "an arrow to the left"), ("b", "a square")):
         Image.new("RGB", (40, 16), "red").save(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(caption)
@@ -99,7 +99,7 @@ def test_a_sample_shows_all_its_crops_and_what_may_be_mirrored_is(tmp_path: Path
     assert 15 < sum(turn[2] for turn in turns[1]) < 45
 
 
-def test_weights_masks_and_further_noise_come_along_where_they_are_asked_for(tmp_path: Path) -> None:
+def test_weights_masks_and_extra_noise_are_included_when_asked_for(tmp_path: Path) -> None:
     image = Image.new("RGBA", (16, 16), (255, 0, 0, 255))
     image.paste((0, 0, 0, 0), (0, 0, 16, 8))
     image.save(tmp_path / "a.png")
@@ -108,15 +108,15 @@ def test_weights_masks_and_further_noise_come_along_where_they_are_asked_for(tmp
     placed = prepare_source(source)
     item = latents(placed, masked=True, extra_noise=True)[SampleKey(0, 0)]
     assert item["loss_weight"] == 0.5
-    assert item["mask"].shape == (1, 4, 4)
-    assert item["mask"][0, :, 0].tolist() == [0, 0, 1, 1]
+    assert item["loss_mask"].shape == (1, 4, 4)
+    assert item["loss_mask"][0, :, 0].tolist() == [0, 0, 1, 1]
     assert item["perturbation"].shape == (3, 4, 4) and item["offset"].shape == (3,)
     assert not torch.equal(item["perturbation"], item["noise"])
 
 
 def prepare_source(source: dict[str, object], **settings: object) -> list[BucketedSample]:
     from ldm.data.prepare import DataSettings, prepare
-    from ldm.data.sources.read import read_sources
+    from ldm.data.sources.reading import read_sources
     from ldm.data.survey import survey
 
     data = DataSettings.model_validate({"sources": [source], "height": 16, "width": 16, **settings})

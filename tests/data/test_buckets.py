@@ -1,4 +1,4 @@
-"""Buckets: sizes are lawful, the nearest shape is chosen, nothing is enlarged unasked, placing is a pure function."""
+"""Buckets: valid sizes, the nearest aspect ratio, no enlarging unless asked for, and placing as a pure function."""
 
 import math
 from typing import Any
@@ -46,7 +46,7 @@ def placed(*image: int, **kind: Any) -> Placement:
 
 
 def distance(size: tuple[int, int], width: int, height: int) -> float:
-    """Between the shape of a size (height, width) and that of an image."""
+    """Distance between the log aspect ratios of a size (height, width) and an image."""
     return abs(math.log(size[1] / size[0]) - math.log(width / height))
 
 
@@ -143,7 +143,7 @@ def test_a_small_image_gets_the_best_size_it_covers_or_a_reason(width: int, heig
         ((512, 512), (512, 512)),
         ((1920, 1080), (384, 640)),
         ((1080, 1920), (640, 384)),
-        ((500, 600), (576, 448)),  # smaller than the square nearest to its shape
+        ((500, 600), (576, 448)),  # smaller than the square, which has the nearest aspect ratio
         ((300, 1000), (512, 256)),
         ((320, 320), (320, 320)),
     ],
@@ -167,7 +167,7 @@ def test_the_smallest_image_used_has_a_quarter_of_the_budget() -> None:
         assert placed(*image, buckets=True, upscale=True).height
 
 
-def test_one_size_refuses_what_is_smaller_and_names_both_sizes() -> None:
+def test_without_buckets_smaller_images_are_refused_with_both_sizes() -> None:
     for image in ((511, 900), (900, 511)):
         reason = put(*image)
         assert isinstance(reason, str)
@@ -178,7 +178,7 @@ def test_one_size_refuses_what_is_smaller_and_names_both_sizes() -> None:
     assert placed(512, 512).slack == (0, 0)
 
 
-def test_one_size_is_taken_as_it_is() -> None:
+def test_without_buckets_the_size_is_used_as_it_is() -> None:
     placement = place(
         40, 30, height=20, width=28, multiple=64, settings=BucketSettings(), seed=0, sample_id="a"
     )
@@ -191,7 +191,7 @@ def test_the_scaled_size_is_rounded_to_the_nearest_pixel() -> None:
     assert scaled_size((4, 6), (3, 3)) == (3, 5)  # 4.5
 
 
-def test_crops_depend_on_seed_sample_and_number_alone() -> None:
+def test_crops_depend_only_on_seed_sample_and_index() -> None:
     kind = {"buckets": True, "crop_variants": 4}
     crops = placed(2000, 520, **kind).crops
     assert crops == placed(2000, 520, **kind).crops
@@ -208,7 +208,7 @@ def test_drawn_crops_reach_both_ends() -> None:
     assert {top for top, _ in places} == {0}
 
 
-def test_the_epoch_draws_among_the_crops() -> None:
+def test_each_epoch_draws_one_of_the_crops() -> None:
     placement = placed(2000, 512, crop_variants=3)
     drawn = [draw_crop(placement, seed=0, epoch=epoch, sample_id="a") for epoch in range(40)]
     assert set(drawn) == {0, 1, 2}
@@ -222,7 +222,7 @@ def test_a_budget_too_small_for_one_bucket_is_refused() -> None:
         put(100, 100, 60, buckets=True)
 
 
-def test_a_shape_without_buckets_is_refused_with_the_mend() -> None:
+def test_max_aspect_without_buckets_is_refused() -> None:
     with pytest.raises(UserError, match=r"max_aspect = 3.0 has no effect .* set buckets=true"):
         validate(BucketSettings, {"max_aspect": 3})
     both = BucketSettings(buckets=True, max_aspect=3)

@@ -1,4 +1,4 @@
-"""The cache: what misses and what hits, each key its own moments, shares, and a fill that was killed."""
+"""The moments cache: misses and hits, the right moments for each key, sharing among processes, killed fills."""
 
 import hashlib
 import os
@@ -17,17 +17,10 @@ from torch import nn
 
 from ldm.data.cache import fill as cache_fill
 from ldm.data.cache import shards as cache_shards
-from ldm.data.cache.moments import (
-    CacheItem,
-    CacheSettings,
-    MomentsCache,
-    cache_root,
-    entry_key,
-    prompt_key,
-    read_unchanged,
-    tensors_hash,
-)
-from ldm.data.sample import FileImage
+from ldm.data.cache.cache_folder import CacheSettings, cache_root
+from ldm.data.cache.keys import entry_key, prompt_key, tensors_hash
+from ldm.data.cache.moments import CacheItem, MomentsCache
+from ldm.data.sample import FileImage, read_unchanged
 from ldm.errors import UserError
 from tests.support.tiny_cache import MODEL, Encoder, filled, item, items, key_of, pixels_of, shards
 from tests.support.tiny_models import make_sd1
@@ -40,7 +33,7 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
 
 
-def test_what_changes_an_entry_misses_and_all_else_hits() -> None:
+def test_a_key_changes_with_everything_that_changes_the_entry_and_nothing_else() -> None:
     base = ("bytes", "transform", "weights")
     assert entry_key(*base) == entry_key(*base)
     others = [entry_key(*(*base[:i], "other", *base[i + 1 :])) for i in range(3)]
@@ -49,7 +42,7 @@ def test_what_changes_an_entry_misses_and_all_else_hits() -> None:
     assert len(set(keys)) == len(keys) and all(len(key) == 64 for key in keys)
 
 
-def test_a_networks_hash_is_of_names_dtypes_shapes_bytes_and_config(tmp_path: Path) -> None:
+def test_a_networks_hash_covers_names_dtypes_shapes_bytes_and_config(tmp_path: Path) -> None:
     base = tensors_hash(network())
     assert tensors_hash(network().to(memory_format=torch.channels_last)) == base
     assert tensors_hash(network().eval().requires_grad_(False)) == base
@@ -104,7 +97,7 @@ def test_each_key_has_its_own_moments_in_any_order(tmp_path: Path) -> None:
         assert cache.read(wish.key).dtype == torch.float32
 
 
-def test_a_reader_that_writes_into_its_tensor_spoils_no_other(tmp_path: Path) -> None:
+def test_writing_into_a_read_tensor_does_not_change_the_entry(tmp_path: Path) -> None:
     cache = filled(tmp_path, NAMES)
     kept = cache.read(key_of(NAMES[0])).clone()
     cache.read(key_of(NAMES[0])).zero_()
@@ -116,14 +109,14 @@ def test_a_missing_entry_is_named(tmp_path: Path) -> None:
         filled(tmp_path, NAMES[:2]).read(key_of("x"))
 
 
-def test_a_cache_travels_to_a_loader_process(tmp_path: Path) -> None:
+def test_a_cache_can_be_pickled_for_a_loader_process(tmp_path: Path) -> None:
     cache = filled(tmp_path, NAMES)
     copy = pickle.loads(pickle.dumps(cache))
     assert torch.equal(copy.read(key_of(NAMES[3])), cache.read(key_of(NAMES[3])))
 
 
 def bits(folder: Path) -> dict[str, str]:
-    """What a cache holds of NAMES, as hashes."""
+    """The entries of NAMES in a cache, as hashes."""
     cache = MomentsCache(folder, MODEL)
     return {name: hashlib.sha256(cache.read(key_of(name)).numpy()).hexdigest() for name in NAMES}
 
@@ -150,7 +143,7 @@ def test_after_the_barrier_a_process_sees_what_the_others_wrote(tmp_path: Path) 
     caches = [MomentsCache(tmp_path, MODEL) for _ in range(3)]
 
     def fill(rank: int) -> None:
-        """The first waits for the second, and that for the third."""
+        """The first waits for the second, which waits for the third."""
         others = (lambda: fill(rank + 1)) if rank < 2 else (lambda: None)
         caches[rank].fill(items(NAMES), Encoder(), rank=rank, num_processes=3, barrier=others, batch_size=2)
 
@@ -158,7 +151,7 @@ def test_after_the_barrier_a_process_sees_what_the_others_wrote(tmp_path: Path) 
     assert all(key_of(name) in cache.store for name in NAMES for cache in caches)
 
 
-def test_processes_that_share_no_disk_are_told(tmp_path: Path) -> None:
+def test_processes_without_a_shared_disk_get_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"5 of 11 entries are missing .* on a disk that all processes share"):
         MomentsCache(tmp_path, MODEL).fill(items(NAMES), Encoder(), rank=0, num_processes=2, batch_size=2)
 
@@ -187,7 +180,7 @@ MomentsCache(Path(sys.argv[1]), MODEL).fill(items([f"image {index}" for index in
 """
 
 
-def test_a_killed_fill_goes_on_where_it_was_and_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_killed_fill_resumes_and_ends_with_the_same_bits(tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     done = subprocess.run([sys.executable, "-c", KILLED, str(folder)], env={**os.environ, "PYTHONPATH": "."})
     assert done.returncode == -signal.SIGKILL
@@ -198,8 +191,8 @@ def test_a_killed_fill_goes_on_where_it_was_and_ends_with_the_same_bits(tmp_path
     assert bits(folder) == bits(tmp_path / "whole")
 
 
-def test_a_batch_that_is_there_in_part_keeps_the_bits_of_the_whole(tmp_path: Path) -> None:
-    """Other runs leave other gaps: a batch is made of the neighbours in `wanted`, whatever is there."""
+def test_completing_a_partial_batch_gives_the_same_bits(tmp_path: Path) -> None:
+    """Other runs leave other gaps: a batch is made of neighbours in `wanted`, whatever the cache already has."""
     filled(tmp_path / "whole", NAMES)
     cache = filled(tmp_path, NAMES)
     parts = {key_of(name): {"moments": cache.read(key_of(name))} for name in NAMES[::2]}
@@ -231,7 +224,7 @@ def test_shards_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lim
     assert num_entries == ([1, 2, 2, 2, 2, 2] if limit == "MAX_SHARD_SEC" else [3, 4, 4])
 
 
-def test_a_disk_that_is_too_full_is_seen_before_anything_is_written(
+def test_a_full_disk_is_noticed_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "free")
@@ -261,7 +254,7 @@ def test_an_image_that_changed_since_it_was_checked_is_refused(tmp_path: Path) -
         read_unchanged(FileImage(path), content_hash)
 
 
-def test_where_the_cache_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value, root in (
         ("HOME", str(tmp_path), tmp_path / ".cache/open-ldm"),
         ("XDG_CACHE_HOME", "relative", tmp_path / ".cache/open-ldm"),

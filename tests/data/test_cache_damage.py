@@ -1,4 +1,4 @@
-"""A damaged cache: named by shard and key, set aside, encoded anew; what is good in it stays."""
+"""Damage in the cache is reported by shard and key, and encoded again; valid entries are kept."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_a_flipped_byte_is_named_and_only_its_entry_is_encoded_again(tmp_path: P
     assert watched(tmp_path)[0].missing(map(key_of, NAMES)) == []
 
 
-def test_it_goes_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damage_is_reported_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     filled(tmp_path, NAMES)
     (path,) = shards(tmp_path)
     flip_byte(path, offset_of(path, key_of(NAMES[0])))
@@ -41,7 +41,7 @@ def test_it_goes_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == f"warning: {path}: entry {key_of(NAMES[0])} is damaged\n"
 
 
-def test_damage_that_is_met_in_training_is_an_error_never_a_wrong_latent(tmp_path: Path) -> None:
+def test_damage_found_in_training_is_an_error_and_never_a_wrong_latent(tmp_path: Path) -> None:
     filled(tmp_path, NAMES)
     (path,) = shards(tmp_path)
     flip_byte(path, offset_of(path, key_of(NAMES[4])))
@@ -52,7 +52,7 @@ def test_damage_that_is_met_in_training_is_an_error_never_a_wrong_latent(tmp_pat
     assert len(said) == 1
 
 
-def test_a_second_shard_stands_in_for_a_damaged_one(tmp_path: Path) -> None:
+def test_another_shard_replaces_a_damaged_one(tmp_path: Path) -> None:
     first = filled(tmp_path, NAMES)
     (path,) = shards(tmp_path)
     good = {key_of(name): {"moments": first.read(key_of(name))} for name in NAMES}
@@ -65,7 +65,7 @@ def test_a_second_shard_stands_in_for_a_damaged_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", range(0, 1500, 29))
-def test_no_byte_of_a_shard_can_change_unseen(tmp_path: Path, place: int) -> None:
+def test_any_changed_byte_of_a_shard_is_noticed(tmp_path: Path, place: int) -> None:
     before = filled(tmp_path, NAMES[:2])
     good = {name: before.read(key_of(name)) for name in NAMES[:2]}
     (path,) = shards(tmp_path)
@@ -77,17 +77,17 @@ def test_no_byte_of_a_shard_can_change_unseen(tmp_path: Path, place: int) -> Non
 
 
 @pytest.mark.parametrize("size", [0, 5, 40, -1])
-def test_a_truncated_shard_is_set_aside(tmp_path: Path, size: int) -> None:
+def test_a_truncated_shard_is_renamed(tmp_path: Path, size: int) -> None:
     filled(tmp_path, NAMES)
     (path,) = shards(tmp_path)
     path.write_bytes(path.read_bytes()[:size])
     cache, said = watched(tmp_path)
     assert cache.fill(items(NAMES), Encoder()).num_encoded == len(NAMES)
-    assert len(said) == 1 and said[0].startswith(f"{path} is no whole shard")
+    assert len(said) == 1 and said[0].startswith(f"{path} is not a valid shard")
     assert not path.exists() and path.with_name(path.name + ".damaged").exists()
 
 
-def test_a_foreign_shard_is_set_aside(tmp_path: Path) -> None:
+def test_a_shard_of_another_model_is_renamed(tmp_path: Path) -> None:
     other = "b" * 64
     filled(tmp_path, NAMES, other)
     (path,) = shards(tmp_path)
@@ -101,13 +101,13 @@ def test_a_foreign_shard_is_set_aside(tmp_path: Path) -> None:
     assert mine.exists()
 
 
-def test_one_processs_reading_outlives_what_others_remove(tmp_path: Path) -> None:
+def test_an_open_shard_stays_readable_when_another_process_removes_it(tmp_path: Path) -> None:
     cache = filled(tmp_path, NAMES)
     [path.unlink() for path in shards(tmp_path)]
     assert torch.isfinite(cache.read(key_of(NAMES[0]))).all()
 
 
-def test_what_is_good_stays_in_use_where_nothing_can_be_written(
+def test_valid_entries_of_a_read_only_cache_stay_in_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled(tmp_path, NAMES)

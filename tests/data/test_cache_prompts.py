@@ -1,4 +1,4 @@
-"""Cached captions: each once and the empty one, its own row in any order, as another encoder would not give it."""
+"""Cached captions: each once and the empty one, the right row in any order, separate for each text encoder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.data.cache.moments import PromptCache, combined_hash
+from ldm.data.cache.keys import combined_hash
+from ldm.data.cache.prompt_cache import PromptCache
 from ldm.errors import UserError
 from ldm.types import Conditioning
 from tests.support.tiny_models import make_sd1
@@ -16,7 +17,7 @@ MODEL = "c" * 64
 
 
 class TextEncoder:
-    """Texts -> rows that belong to them, with or without what is optional."""
+    """Texts -> rows that depend on the text, with or without the optional fields."""
 
     def __init__(self, optional: bool = True) -> None:
         self.optional, self.seen = optional, list[str]()
@@ -63,7 +64,7 @@ def test_another_encoder_context_or_number_of_chunks_misses(tmp_path: Path) -> N
     assert [bool(PromptCache(tmp_path, h).missing(TEXTS)) for h in hashes] == [False, True, True, True]
 
 
-def test_a_caption_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_caption_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the caption 'a cat' is not in the cache"):
         PromptCache(tmp_path, MODEL).read(["a cat"])
 
@@ -73,7 +74,7 @@ def test_embeddings_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         PromptCache(tmp_path, MODEL).fill(TEXTS, lambda texts: TextEncoder()(texts).map(lambda t: t / 0))
 
 
-def test_a_clip_text_encoder_is_read_back_to_the_bit(tmp_path: Path) -> None:
+def test_the_output_of_a_clip_text_encoder_is_read_back_bit_by_bit(tmp_path: Path) -> None:
     text_encoder = make_sd1(tmp_path / "model").text_encoder
     texts = ["a red apple on a table", "the large blue square"]
     cache = PromptCache(tmp_path, MODEL)

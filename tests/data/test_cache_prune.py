@@ -1,4 +1,4 @@
-"""Pruning: by age, by size, the oldest first; tried dry; nothing that is not the cache's."""
+"""Pruning by age and by size, oldest first; dry runs; files of others are never removed."""
 
 import os
 import time
@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ldm.data.cache.moments import MomentsCache, mark_used, prune
+from ldm.data.cache.cache_folder import mark_used
+from ldm.data.cache.moments import MomentsCache
+from ldm.data.cache.prune import prune
 from ldm.data.image_index import ImageIndex
 from ldm.data.sample import ImageInfo
 from ldm.errors import UserError
@@ -31,7 +33,7 @@ def old_shards(folder: Path, *days: float) -> list[Path]:
     return made
 
 
-def test_what_was_not_used_for_long_goes(tmp_path: Path) -> None:
+def test_entries_unused_for_long_are_removed(tmp_path: Path) -> None:
     new, older, oldest = old_shards(tmp_path, 1, 20, 40)
     assert prune(tmp_path, older_than_days=60).removed == ()
     would = prune(tmp_path, older_than_days=10, dry_run=True)
@@ -43,7 +45,7 @@ def test_what_was_not_used_for_long_goes(tmp_path: Path) -> None:
     assert MomentsCache(tmp_path, MODEL).missing(map(key_of, ["image 0", "image 1"])) == [key_of("image 1")]
 
 
-def test_above_a_size_the_oldest_go_first(tmp_path: Path) -> None:
+def test_above_a_size_the_oldest_are_removed_first(tmp_path: Path) -> None:
     made = old_shards(tmp_path, 3, 1, 2)
     size = made[0].stat().st_size
     assert [f.path for f in prune(tmp_path, max_bytes=2 * size, dry_run=True).removed] == [made[0]]
@@ -60,17 +62,17 @@ def test_reading_a_shard_keeps_it(tmp_path: Path) -> None:
     age(used, 0.5)
     before = used.stat().st_mtime
     MomentsCache(tmp_path, MODEL).read(key_of("image 0"))
-    assert used.stat().st_mtime == before  # at most once a day
+    assert used.stat().st_mtime == before  # the time is set at most once a day
     assert [file.path for file in prune(tmp_path, older_than_days=30).removed] == [unused]
 
 
 def left_by_killed_writers(folder: Path) -> list[Path]:
-    """What is left where a shard of moments and a file of the memo were being written, under the writers' names."""
+    """Temporary files of a shard and of the image index, as a killed process leaves them."""
     image_index = ImageIndex(folder)
     image_index.put(("/data/a.png", 1, 1_000_000_000), ImageInfo("0" * 64, 3, 4, 5, ()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ldm.io.files.os.fsync", lambda handle: 1 / 0)
-        patch.setattr(Path, "unlink", lambda path, missing_ok: None)  # who is killed removes nothing
+        patch.setattr(Path, "unlink", lambda path, missing_ok: None)  # a killed process removes nothing
         for write in (lambda: filled(folder, ["another image"]), image_index.save):
             with pytest.raises(ZeroDivisionError):
                 write()
@@ -102,7 +104,7 @@ def test_only_what_the_cache_wrote_is_removed(tmp_path: Path) -> None:
     link = shard.with_name(f"moments-{'0' * 32}.safetensors")
     link.symlink_to(outside)
     litter[0].write_bytes(b"x")
-    assert prune(tmp_path).removed == ()  # a process may be writing it just now
+    assert prune(tmp_path).removed == ()  # a process may still be writing it
     for path in litter:
         age(path, 2)
     removed = prune(tmp_path, max_bytes=0).removed
@@ -111,7 +113,7 @@ def test_only_what_the_cache_wrote_is_removed(tmp_path: Path) -> None:
 
 
 def converted(folder: Path, name: str, days: float) -> Path:
-    """A network as it lies in the cache, unused for some days."""
+    """A converted network in the cache, unused for some days."""
     place = folder / "openvino" / name
     (place / "full").mkdir(parents=True)
     for file in ("full/openvino_model.bin", "comparison.json"):
@@ -121,7 +123,7 @@ def converted(folder: Path, name: str, days: float) -> Path:
     return place
 
 
-def test_converted_networks_go_whole_and_by_their_last_use(tmp_path: Path) -> None:
+def test_converted_networks_are_removed_as_a_whole_by_their_last_use(tmp_path: Path) -> None:
     (shard,) = old_shards(tmp_path, 20)
     weights = "a" * 64
     new, old = (converted(tmp_path, f"{weights}-1-2026.{n}.0-1", days) for n, days in ((1, 40), (2, 40)))

@@ -1,4 +1,4 @@
-"""Which caption a sample is shown with, what is done to it, and which captions forbid mirroring."""
+"""Drawing captions, shuffling and dropping them, and captions that forbid mirroring."""
 
 from itertools import permutations
 from pathlib import Path
@@ -49,19 +49,19 @@ def sample(*captions: str, may_flip: bool | None = None, sample_id: str = "a.png
 
 
 def draw(shown: Sample, seed: int = 0, num_epochs: int = 60, **kind: Any) -> list[str]:
-    """The captions of a sample in the first epochs, without dropout unless it is asked for."""
+    """The captions of a sample in the first epochs, by default without dropout."""
     caption_settings = CaptionSettings(**{"dropout": 0, **kind})
     return [caption_for(shown, caption_settings, seed=seed, epoch=epoch) for epoch in range(num_epochs)]
 
 
-def test_the_folder_decides_on_flips_before_the_words_do() -> None:
+def test_the_flip_column_takes_precedence_over_the_words() -> None:
     assert flip_allowed(sample("an apple"))
     assert not flip_allowed(sample("an arrow", "a left arrow"))
     assert flip_allowed(sample("a left arrow", may_flip=True))
     assert not flip_allowed(sample("an apple", may_flip=False))
 
 
-def test_captions_are_drawn_from_the_key_alone() -> None:
+def test_captions_depend_only_on_the_key() -> None:
     shown = sample("a", "b", "c", sample_id="x.png")
     first = draw(shown)
     plain = CaptionSettings(dropout=0)
@@ -71,21 +71,21 @@ def test_captions_are_drawn_from_the_key_alone() -> None:
     assert first != draw(sample("a", "b", "c", sample_id="y.png"))
 
 
-def test_the_draws_are_those_of_the_first_models() -> None:
-    """By the key of each draw: changing one would change what every run of before was shown."""
+def test_the_draws_have_not_changed_since_the_first_models() -> None:
+    """Changing the key of a draw would change the captions of every earlier run."""
     shown = sample("a", "b", "c", sample_id="x.png")
     assert "".join(draw(shown, seed=5, num_epochs=12)) == "bccacbcccbbb"
     assert "".join(c or "-" for c in draw(shown, seed=5, num_epochs=12, dropout=0.4)) == "bcca-bcc-bb-"
 
 
-def test_dropout_has_its_share_and_leaves_the_choice_alone() -> None:
+def test_dropout_has_its_probability_and_does_not_affect_the_choice() -> None:
     shown = [sample("a", "b", sample_id=f"{i}.png") for i in range(100)]
     kept = [caption for one in shown for caption in draw(one, 3, 20)]
     some = [caption for one in shown for caption in draw(one, 3, 20, dropout=0.1)]
     assert 0.07 < some.count("") / len(some) < 0.13
     assert all(s in ("", k) for s, k in zip(some, kept, strict=True))
     assert 0.45 < kept.count("a") / len(kept) < 0.55
-    # Were one draw used for both, dropping would favour one caption.
+    # If one draw were used for both, dropout would favour one caption.
     left = [s for s in some if s]
     assert 0.45 < left.count("a") / len(left) < 0.55
     assert set(draw(shown[0], dropout=1.0)) == {""}
@@ -94,7 +94,7 @@ def test_dropout_has_its_share_and_leaves_the_choice_alone() -> None:
 TAGS = "a cat, sitting,black ,, by night"
 
 
-def test_tags_come_in_every_order_behind_those_that_stay() -> None:
+def test_tags_occur_in_every_order_after_those_that_stay() -> None:
     shown = draw(sample(TAGS), shuffle_tags=True, num_epochs=80)
     orders = {", ".join(("a cat", *rest)) for rest in permutations(("sitting", "black", "by night"))}
     assert set(shown) == orders
@@ -111,13 +111,13 @@ def test_how_many_tags_stay_is_a_setting() -> None:
     assert pairs == {("a cat", "sitting")}
 
 
-def test_tags_may_be_parted_by_something_else() -> None:
+def test_tags_may_have_another_separator() -> None:
     shown = draw(sample("a|b, c|d"), shuffle_tags=True, keep_first=0, separator="|")
     assert set(shown) == {"| ".join(order) for order in permutations(("a", "b, c", "d"))}
     assert set(draw(sample("a b"), shuffle_tags=True, keep_first=0, separator=" ")) == {"a b", "b a"}
 
 
-def test_shuffling_moves_no_other_draw() -> None:
+def test_shuffling_changes_no_other_draw() -> None:
     shown = sample("a", "b, c, d", "")
     kind: dict[str, Any] = {"dropout": 0.3, "num_epochs": 80}
     plain, shuffled = draw(shown, **kind), draw(shown, shuffle_tags=True, keep_first=0, **kind)
@@ -135,7 +135,7 @@ def test_shuffling_moves_no_other_draw() -> None:
         ("", ".", "a cat."),
     ],
 )
-def test_prefix_and_suffix_stand_apart_from_the_caption(prefix: str, suffix: str, expected: str) -> None:
+def test_prefix_and_suffix_are_separated_from_the_caption(prefix: str, suffix: str, expected: str) -> None:
     assert set(draw(sample(" a cat "), prefix=prefix, suffix=suffix)) == {expected}
 
 
@@ -159,7 +159,7 @@ def test_the_possible_captions_are_listed_unless_they_are_many() -> None:
     assert possible_captions(sample("a, b, c, d, e, f"), shuffled) is None
 
 
-def test_the_plain_caption_is_the_first_as_it_is_shown() -> None:
+def test_the_plain_caption_is_the_first_with_prefix_and_suffix() -> None:
     assert plain_caption(sample("b", "a"), CaptionSettings(dropout=1, prefix="x", suffix="y")) == "x b y"
     many = CaptionSettings(shuffle_tags=True, prefix="x")
     assert possible_captions(sample("a,b,c,d,e,f"), many) is None
@@ -182,7 +182,7 @@ def test_the_plain_caption_is_the_first_as_it_is_shown() -> None:
         suffix=st.sampled_from(["", ", s"]),
     ),
 )
-def test_what_is_shown_is_one_of_the_possible_captions(captions: list[str], kind: CaptionSettings) -> None:
+def test_every_drawn_caption_is_one_of_the_possible_ones(captions: list[str], kind: CaptionSettings) -> None:
     shown = sample(*captions)
     possible = possible_captions(shown, kind)
     if possible is not None:

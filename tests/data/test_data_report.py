@@ -1,4 +1,4 @@
-"""The data report: no sample goes missing, what is worth a look is listed, and the page is safe to open."""
+"""The data report: no sample is missing, problems are listed, and the page is safe to open."""
 
 import hashlib
 import json
@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw
 from ldm.data.buckets import BucketSettings, Placement, place
 from ldm.data.duplicates import perceptual_hash
 from ldm.data.report import page as report_page
-from ldm.data.report.parts import DataReport
+from ldm.data.report.contents import DataReport
 from ldm.data.report.report import make_report, write_report
 from ldm.data.sample import FileImage, ImageInfo, Refusal, Sample
-from ldm.data.sources.read import Reading
+from ldm.data.sources.reading import Reading
 from ldm.errors import UserError
 from ldm.io.images import open_image_noted
 
@@ -23,7 +23,7 @@ EVIL = '<script>alert("1")</script><img src=x onerror=alert(2)>&amp;\'"'
 
 
 def picture(path: Path, seed: int, size: tuple[int, int] = (40, 32)) -> Path:
-    """A picture that is like no other of these tests."""
+    """An image unlike any other in these tests."""
     image = Image.new("RGB", size, ["red", "lime", "blue", "white", "black", "yellow"][seed % 6])
     draw = ImageDraw.Draw(image)
     draw.rectangle((2 + 3 * seed, 4, 9 + 3 * seed, 20), "teal")
@@ -70,10 +70,10 @@ def placed(samples: list[Sample], settings: BucketSettings, size: int) -> dict[s
     }
 
 
-# Nothing is dropped in silence
+# Nothing is dropped silently
 
 
-def test_every_sample_found_has_a_fate(tmp_path: Path) -> None:
+def test_every_sample_found_has_an_entry(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(picture(tmp_path / "0.png", 0).read_bytes()[:80])
     small, large = picture(tmp_path / "s.png", 1, (12, 40)), picture(tmp_path / "l.png", 2, (80, 41))
     samples = [sample(path) for path in (large, tmp_path / "broken.png", small)]
@@ -98,17 +98,17 @@ def test_a_sample_without_facts_or_placement_is_an_error(tmp_path: Path) -> None
         make_report(Reading(samples, []), facts_of(samples), {})
 
 
-def test_nothing_found_is_a_report_too(tmp_path: Path) -> None:
+def test_a_report_on_no_samples(tmp_path: Path) -> None:
     report = report_of([], count_tokens=len, context_length=4)
     assert (report.num_found, report.captions.num_captions, report.buckets) == (0, 0, {})
     write_report(report, tmp_path, [])
     assert json.loads((tmp_path / "data_report.json").read_text())["num_found"] == 0
 
 
-# What is worth a look
+# Problems
 
 
-def test_duplicates_are_told_apart_from_repeats(tmp_path: Path) -> None:
+def test_repeats_are_not_duplicates(tmp_path: Path) -> None:
     first, other = picture(tmp_path / "a.png", 0), picture(tmp_path / "z.png", 1)
     copy, again = tmp_path / "b.png", tmp_path / "c.jpg"
     copy.write_bytes(first.read_bytes())
@@ -116,12 +116,12 @@ def test_duplicates_are_told_apart_from_repeats(tmp_path: Path) -> None:
     samples = [sample(path) for path in (first, copy, again, other)]
     samples += [sample(first, sample_id="a.png#2"), sample(copy, sample_id="z.png#2")]
     report = report_of(samples)
-    assert report.exact_duplicates == [["a.png", "b.png", "z.png#2"]]  # z.png#2 is no repeat of z.png
+    assert report.exact_duplicates == [["a.png", "b.png", "z.png#2"]]  # z.png#2 is not a repeat of z.png
     assert report.near_duplicates == [["a.png", "c.jpg"]]
     assert report.num_repeats == 1
 
 
-def test_a_refused_image_is_no_duplicate(tmp_path: Path) -> None:
+def test_a_refused_image_is_not_a_duplicate(tmp_path: Path) -> None:
     path = picture(tmp_path / "a.png", 0)
     samples = [sample(path), sample(path, sample_id="again")]
     assert report_of(samples).exact_duplicates == [["a.png", "again"]]
@@ -144,7 +144,7 @@ def test_captions_against_the_context(tmp_path: Path) -> None:
     assert (captions.num_captions, captions.num_different, captions.unit) == (4, 3, "tokens")
     assert captions.lengths == [(3, 2), (5, 1), (6, 1)]
     assert [(one.sample_id, one.num_tokens) for one in captions.truncated] == [("b", 6)]
-    assert [fate.num_tokens for fate in report.samples] == [5, 6]
+    assert [outcome.num_tokens for outcome in report.samples] == [5, 6]
     cut = report_of(samples, count_tokens=count_words, context_length=4).captions.truncated
     assert [one.sample_id for one in cut] == ["b", "a"]  # the longest first
     letters = report_of(samples).captions
@@ -219,7 +219,7 @@ def test_the_page_escapes_what_comes_from_the_data(tmp_path: Path) -> None:
     assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
 
 
-def test_the_page_shows_so_many_images_and_counts_the_rest(
+def test_the_page_shows_a_limited_number_of_images_and_counts_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report_page, "MAX_THUMBNAILS", 5)
@@ -230,12 +230,12 @@ def test_the_page_shows_so_many_images_and_counts_the_rest(
     assert sum(tag == "img" for tag, _ in page.tags) == 5
     shown = [name for name in (f"{index}.png" for index in range(9)) if name in page.text]
     assert shown == ["0.png", "1.png", "3.png", "5.png", "7.png"]
-    assert "and 4 further used samples, in data_report.json" in page.text
+    assert "4 more used samples in data_report.json" in page.text
     samples.append(sample(tmp_path / "4.png", sample_id="copy"))
     page = page_of(report_of(samples, *refusals), tmp_path / "report", samples)
     assert sum(tag == "img" for tag, _ in page.tags) == 5  # two of them in the group of duplicates
     assert "row 1" in page.text and "row 2" not in page.text
-    assert "and 2 further lines, in data_report.json" in page.text
+    assert "2 more lines in data_report.json" in page.text
 
 
 def test_the_page_frames_what_is_trained_on(tmp_path: Path) -> None:
@@ -247,19 +247,19 @@ def test_the_page_frames_what_is_trained_on(tmp_path: Path) -> None:
     assert style == "left:25.00%;top:0.00%;width:50.00%;height:100.00%"
 
 
-def test_the_json_holds_every_fate(tmp_path: Path) -> None:
+def test_the_json_has_every_sample(tmp_path: Path) -> None:
     path = picture(tmp_path / "a.png", 0)
     samples = [sample(path, "a猫 \ud800"), sample(path, sample_id="again")]
     report = report_of(samples, Refusal("x", "gone"), count_tokens=count_words, context_length=3)
     write_report(report, tmp_path / "report", samples)
     value = json.loads((tmp_path / "report" / "data_report.json").read_bytes())
-    assert [fate["sample_id"] for fate in value["samples"]] == ["a.png", "again", "x"]
+    assert [outcome["sample_id"] for outcome in value["samples"]] == ["a.png", "again", "x"]
     assert value["num_found"] == value["num_used"] + value["num_refused"] == 3
     assert value["captions"]["truncated"][0]["caption"] == "a猫 \ud800"
     assert value["exact_duplicates"] == [["a.png", "again"]]
 
 
-def test_an_image_that_has_gone_leaves_the_page_whole(tmp_path: Path) -> None:
+def test_the_page_is_complete_when_an_image_is_gone(tmp_path: Path) -> None:
     path = picture(tmp_path / "a.png", 0)
     samples = [sample(path)]
     report = report_of(samples)
@@ -267,3 +267,15 @@ def test_an_image_that_has_gone_leaves_the_page_whole(tmp_path: Path) -> None:
     page = page_of(report, tmp_path / "report", samples)
     assert "No such file" in page.text
     assert "img" not in {tag for tag, _ in page.tags}
+
+
+def test_the_page_shows_the_further_images_of_a_sample_with_the_same_crop(tmp_path: Path) -> None:
+    main, source = picture(tmp_path / "a.png", 0), picture(tmp_path / "s.png", 1)
+    gone = FileImage(tmp_path / "gone.png")
+    samples = [replace(sample(main), images={"source": FileImage(source), "mask": gone})]
+    placements = {"a.png": Placement(24, 24, 24, 48, ((0, 12),))}
+    report = report_of(samples, placements=placements)
+    page = page_of(report, tmp_path / "report", samples)
+    assert [found["alt"] for tag, found in page.tags if tag == "img"] == ["", "source"]
+    assert len([found["style"] for _, found in page.tags if found.get("class") == "crop"]) == 2
+    assert "gone.png: No such file" in page.text

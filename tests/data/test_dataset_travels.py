@@ -1,4 +1,4 @@
-"""What the denoiser is trained on can be pickled, so that loader processes of any start method are given it."""
+"""Training data sets can be pickled, so loader processes work with any start method."""
 
 import pickle
 from pathlib import Path
@@ -14,7 +14,7 @@ from ldm.models.loading.model import ModelParts
 from tests.support.tiny_models import make_sd1
 from tests.support.tiny_runs import COMMON, write_squares
 from tests.support.tiny_streams import first, make_stream, write_shards
-from train.data.latents import image_reader, latent_samples
+from train.data.latents import image_readers, latent_samples
 from train.data.read import read_data
 from train.run.run import Run
 from train.settings.denoiser import DenoiserSettings
@@ -41,23 +41,21 @@ def assert_equal(one: dict[str, Any], two: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_a_dataset_that_has_travelled_gives_equal_items(
-    tmp_path: Path, parts: ModelParts, cached: bool
-) -> None:
+def test_an_unpickled_dataset_has_equal_items(tmp_path: Path, parts: ModelParts, cached: bool) -> None:
     run, settings = make_run(tmp_path, cached)
     placed = read_data(run, folder=tmp_path / "cache").train
-    images = image_reader(run, placed, parts.autoencoder, settings.cache)
+    images = image_readers(run, placed, parts.autoencoder, settings)
     for first_number, samples in ((0, placed), (2, placed[2:])):
-        dataset = latent_samples(settings, parts.autoencoder, samples, images, first=first_number)
+        dataset = latent_samples(settings, parts.autoencoder, samples, images.starting_at(first_number))
         travelled = pickle.loads(pickle.dumps(dataset))
         for index in range(len(samples)):
             assert_equal(travelled[SampleKey(1, index)], dataset[SampleKey(1, index)])
     assert ("moments" in dataset[SampleKey(0, 0)]) == cached
 
 
-def test_a_streamed_dataset_that_has_travelled_gives_equal_items(tmp_path: Path, parts: ModelParts) -> None:
+def test_an_unpickled_streamed_dataset_has_equal_items(tmp_path: Path, parts: ModelParts) -> None:
     run, settings = make_run(tmp_path, cached=False)
-    images = image_reader(run, (), parts.autoencoder, settings.cache)
+    images = image_readers(run, (), parts.autoencoder, settings)
     dataset = StreamedSamples(latent_samples(settings, parts.autoencoder, (), images))
     travelled = pickle.loads(pickle.dumps(dataset))
     (tmp_path / "shards").mkdir()

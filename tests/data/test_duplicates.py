@@ -1,4 +1,4 @@
-"""Exact and near duplicates: what changes the hash little, what changes it much, and which groups come of it."""
+"""Exact and near duplicates: changes that the hash tolerates, changes that it does not, and the resulting groups."""
 
 import io
 
@@ -11,12 +11,12 @@ from ldm.data.sample import ImageInfo
 
 
 def hash_distance(first: int, second: int) -> int:
-    """How many of the 64 bits differ: 0 for the same picture, some 20 for two unlike ones."""
+    """How many of the 64 bits differ: 0 for the same image, about 20 for different ones."""
     return (first ^ second).bit_count()
 
 
 def scene(seed: int, size: int = 96) -> Image.Image:
-    """A picture of some coloured shapes."""
+    """An image of some coloured shapes."""
     rng = np.random.default_rng(seed)
     image = Image.new("RGB", (size, size), tuple(map(int, rng.integers(0, 256, 3))))
     draw = ImageDraw.Draw(image)
@@ -36,7 +36,7 @@ def saved_again(image: Image.Image, quality: int) -> Image.Image:
 
 
 def heart(color: str) -> Image.Image:
-    """The same shape in any colour; it is symmetric, so half of its waves are zero."""
+    """The same shape in any colour. It is symmetric, so half of its frequencies are zero."""
     image = Image.new("RGB", (64, 64), "white")
     ImageDraw.Draw(image).ellipse((8, 8, 56, 56), color)
     return image
@@ -46,7 +46,7 @@ def heart(color: str) -> Image.Image:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_the_same_picture_stored_otherwise_is_near(seed: int) -> None:
+def test_the_same_image_saved_differently_is_near(seed: int) -> None:
     image = scene(seed)
     first = perceptual_hash(image)
     assert hash_distance(first, perceptual_hash(saved_again(image, 60))) <= 3
@@ -62,14 +62,14 @@ def test_fine_grain_does_not_count() -> None:
     assert hash_distance(*map(perceptual_hash, noisy)) <= 4
 
 
-def test_unlike_pictures_are_far() -> None:
+def test_different_images_are_far() -> None:
     hashes = [perceptual_hash(scene(seed)) for seed in range(60)]
     distances = [hash_distance(a, b) for i, a in enumerate(hashes) for b in hashes[:i]]
     assert min(distances) > 4
     assert 15 < np.mean(distances) < 32
 
 
-def test_every_bit_tells_something() -> None:
+def test_every_bit_varies() -> None:
     flat = [Image.new("RGB", (8, 8), color) for color in ("black", "white", "red", "blue", "lime", "yellow")]
     hashes = [perceptual_hash(image) for image in [*flat, *map(scene, range(60))]]
     ones = np.bitwise_or.reduce(np.array(hashes, np.uint64))
@@ -84,7 +84,7 @@ def test_the_colour_counts() -> None:
     assert hash_distance(black, white) > 4
 
 
-def test_a_symmetric_picture_keeps_its_hash() -> None:
+def test_a_symmetric_image_keeps_its_hash() -> None:
     image = heart("red")
     assert hash_distance(perceptual_hash(image), perceptual_hash(saved_again(image, 50))) <= 1
 
@@ -112,7 +112,7 @@ def flipped(value: int, *bits: int) -> int:
     return value
 
 
-def test_near_means_at_most_so_many_bits() -> None:
+def test_near_means_at_most_max_distance_bits() -> None:
     base = 0x0123456789ABCDEF
     hashes = {"a": base, "b": flipped(base, 0, 13, 26, 63), "c": flipped(base, 1, 2, 30, 31, 62)}
     assert near_duplicates(hashes) == [["a", "b"]]
@@ -127,7 +127,7 @@ def test_links_make_one_group() -> None:
     assert near_duplicates(chain) == [["a", "b", "c", "d", "e"]]
 
 
-def test_the_groups_are_those_of_comparing_all_with_all() -> None:
+def test_the_groups_equal_those_of_comparing_all_pairs() -> None:
     rng = np.random.default_rng(0)
     bases = rng.integers(0, 2**64, 150, dtype=np.uint64)
     values = [
@@ -140,8 +140,8 @@ def test_the_groups_are_those_of_comparing_all_with_all() -> None:
         assert near_duplicates(hashes, limit) == groups_by_comparing_all(hashes, limit)
 
 
-def test_a_crowded_band_is_compared_whole() -> None:
-    band = sum(1 << bit for bit in range(0, 64, 3))  # the first of three bands, the same in all
+def test_a_crowded_band_is_compared_completely() -> None:
+    band = sum(1 << bit for bit in range(0, 64, 3))  # the first of three bands, equal in all hashes
     values = np.random.default_rng(1).integers(0, 2**30, 600).tolist()
     hashes = {f"{index:03d}": value & ~band for index, value in enumerate(values)}
     found = near_duplicates(hashes, 2)
@@ -150,7 +150,7 @@ def test_a_crowded_band_is_compared_whole() -> None:
 
 
 def groups_by_comparing_all(hashes: dict[str, int], limit: int) -> list[list[str]]:
-    """The connected groups, found by walking from neighbour to neighbour."""
+    """The connected components, found by walking from neighbour to neighbour."""
     left, found = sorted(hashes), []
     while left:
         group, border = [left.pop(0)], 0

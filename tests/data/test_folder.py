@@ -7,7 +7,7 @@ import pytest
 from ldm.data.buckets import Placement
 from ldm.data.prepare import BucketedSample, DataSettings, holdout_split
 from ldm.data.sample import FileImage, ImageInfo, Sample
-from ldm.data.sources.folder import read_folder
+from ldm.data.sources.image_folder import read_folder
 from ldm.errors import UserError
 from tests.support.tiny_folders import image, jsonl, row
 
@@ -31,7 +31,7 @@ def test_jsonl_in_its_own_order_with_all_columns(tmp_path: Path) -> None:
     assert first.open().size
 
 
-def test_csv_and_parquet_read_as_jsonl_does(tmp_path: Path) -> None:
+def test_csv_and_parquet_are_read_like_jsonl(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -91,7 +91,7 @@ def test_the_folder_is_left_as_it_was(tmp_path: Path) -> None:
 
 
 def some(num_samples: int) -> list[BucketedSample]:
-    """Samples that share no image."""
+    """Samples with different images."""
     placement = Placement(8, 8, 8, 8, ((0, 0),))
     return [
         BucketedSample(
@@ -105,7 +105,7 @@ def ids(placed: list[BucketedSample]) -> list[str]:
     return [one.sample.sample_id for one in placed]
 
 
-def test_holdout_depends_on_the_sample_alone() -> None:
+def test_holdout_depends_only_on_the_sample() -> None:
     placed = some(2000)
     train, held_out = holdout_split(placed, 0.1, seed=5)
     assert 150 < len(held_out) < 250

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.tiny_folders import fault_of, image, jsonl, row
 
-# Each builds a faulty folder; the name of the fault is what the message must say.
+# Each builds a faulty folder; the argument is what the message must say.
 Build = Callable[[Path], None]
 FAULTS: dict[str, tuple[str, Build]] = {}
 
@@ -47,7 +47,7 @@ def empty_csv(root: Path) -> None:
     (root / "metadata.csv").write_text("")
 
 
-@fault(r"holds metadata\.jsonl and metadata\.csv: keep one")
+@fault(r"has metadata\.jsonl and metadata\.csv: keep one")
 def two_formats(root: Path) -> None:
     jsonl(root)
     (root / "metadata.csv").write_text("file_name,text\n")
@@ -128,7 +128,7 @@ def number_as_text(root: Path) -> None:
     jsonl(root, row("a.png", 7))
 
 
-@fault(r"line 1: \\ud83d is no character")
+@fault(r"line 1: \\ud83d is not a character")
 def half_a_character(root: Path) -> None:
     image(root / "a.png")
     jsonl(root, row("a.png", "x \ud83d"))
@@ -238,20 +238,20 @@ def unlisted(root: Path) -> None:
     jsonl(root, row("a.png"))
 
 
-@fault(r"metadata\.jsonl: 1 \.txt file beside images that have a row \(a\.txt\)")
+@fault(r"metadata\.jsonl: 1 \.txt file next to images that have a row \(a\.txt\)")
 def both_ways(root: Path) -> None:
     image(root / "a.png")
     jsonl(root, row("a.png"))
     (root / "a.txt").write_text("another caption")
 
 
-@fault(r"the metadata lies deeper, in train/metadata\.jsonl: name the folder")
+@fault(r"the metadata is in a subfolder: train/metadata\.jsonl: name the folder")
 def nested_metadata(root: Path) -> None:
     image(root / "train" / "a.png")
     jsonl(root / "train", row("a.png"))
 
 
-@fault(r"photo\.HEIC: this image format is not read: convert it to PNG or JPEG")
+@fault(r"photo\.HEIC: this image format is not supported: convert it to PNG or JPEG")
 def unreadable_format(root: Path) -> None:
     image(root / "a.png")
     (root / "a.txt").write_text("x")

@@ -1,4 +1,4 @@
-"""How names in metadata, files and their captions find each other, and what stands in a file's place."""
+"""Matching the names of metadata, images and captions, and files that are not what they should be."""
 
 import errno
 import os
@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from ldm.data.masks import with_masks
-from ldm.data.sources.folder import read_folder
-from ldm.data.sources.read import SourceSettings, kind_of
+from ldm.data.sources.image_folder import read_folder
+from ldm.data.sources.reading import SourceSettings, kind_of
 from ldm.errors import UserError
 from tests.support.tiny_folders import fault_of, image, jsonl, row
-from tests.support.tiny_sources import fates, png, read, tar
+from tests.support.tiny_sources import outcomes, png, read, tar
 
 NFC, NFD = (unicodedata.normalize(form, "été") for form in ("NFC", "NFD"))
 
@@ -36,7 +36,7 @@ def listed(make: Build) -> Build:
 
 
 def beside(*names: str) -> Build:
-    """A folder of some images, or captions where the suffix says so."""
+    """A folder of images and captions, by suffix."""
 
     def build(root: Path) -> None:
         for name in names:
@@ -48,30 +48,30 @@ def beside(*names: str) -> Build:
 FAULTS: dict[str, tuple[str, Build]] = {
     "swapped": (r"line 2: 'a red apple, .{60,70}\.\.\.' is too long .*columns .* are swapped", swapped),
     "long path": (
-        r"is too long for the name of a file",
+        r"is too long for a file name",
         lambda root: jsonl(root, row("a/" * 2500 + "a.png")),
     ),
     "broken link": (
-        r"'a\.png' in .* is a link to nothing: put the file",
+        r"'a\.png' in .* is a broken link: put the file",
         listed(lambda path: path.symlink_to("b")),
     ),
-    "loop": (r"'a\.png' in .* is a link to nothing", listed(lambda path: path.symlink_to("a.png"))),
+    "loop": (r"'a\.png' in .* is a broken link", listed(lambda path: path.symlink_to("a.png"))),
     "pipe": (r"'a\.png' in .* is a pipe, not a file", listed(os.mkfifo)),
     "folder": (r"'a\.png' in .* is a folder, not a file", listed(Path.mkdir)),
     "two sidecars": (
-        r"a\.TXT and a\.txt are both the caption of one image: rename or remove",
+        r"a\.TXT and a\.txt are captions of the same image: rename or remove",
         beside("a.png", "a.txt", "a.TXT"),
     ),
     "two images": (
-        r"a\.jpg and a\.png have one \.txt file between them: rename or remove",
+        r"a\.jpg and a\.png share one \.txt file: rename or remove",
         beside("a.jpg", "a.png", "a.txt"),
     ),
     "csv column twice": (
-        r"metadata\.csv, line 1: 'text' is there twice",
+        r"metadata\.csv, line 1: 'text' occurs twice",
         csv("file_name,text, text\na.png,x,y\n"),
     ),
     "json key twice": (
-        r"metadata\.jsonl, line 1: 'text' is there twice: keep one",
+        r"metadata\.jsonl, line 1: 'text' occurs twice: keep one",
         lambda root: (root / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "x", "text": "y"}'),
     ),
     "semicolons": (
@@ -87,7 +87,7 @@ FAULTS: dict[str, tuple[str, Build]] = {
         r"no 'text': .* set caption_column \(--caption-column\) to prompt",
         csv("file_name,prompt\na.png,x\n"),
     ),
-    "raw": (r"b\.CR3: this image format is not read", beside("a.png", "a.txt", "b.CR3")),
+    "raw": (r"b\.CR3: this image format is not supported", beside("a.png", "a.txt", "b.CR3")),
 }
 
 
@@ -97,7 +97,7 @@ def test_a_fault_is_named_in_one_short_line(tmp_path: Path, name: str) -> None:
     assert len(str(fault_of(tmp_path / "data", build, message))) < 400
 
 
-def test_a_folder_that_may_not_be_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_not_accessible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image(tmp_path / "inside/a.png")
     jsonl(tmp_path, row("inside/a.png"))
     stat = Path.stat
@@ -109,13 +109,13 @@ def test_a_folder_that_may_not_be_entered(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Path, "stat", closed)
     for source in (tmp_path, tmp_path / "inside/a.png", tmp_path / "inside"):
-        with pytest.raises(UserError, match=r"inside.*: Permission denied: make the folder"):
+        with pytest.raises(UserError, match=r"inside.*: Permission denied: make its folder"):
             settings = SourceSettings(path=str(source))
             assert kind_of(settings) == "folder"
             read_folder(source)
 
 
-def test_names_that_only_unicode_tells_apart_are_one(tmp_path: Path) -> None:
+def test_unicode_forms_of_a_name_are_equal(tmp_path: Path) -> None:
     image(tmp_path / f"txt/{NFD}.png")
     (tmp_path / f"txt/{NFC}.txt").write_text("summer")
     assert read_folder(tmp_path / "txt")[0].captions == ("summer",)
@@ -130,7 +130,7 @@ def test_names_that_only_unicode_tells_apart_are_one(tmp_path: Path) -> None:
     assert with_masks([sample], tmp_path / "masks")[0].loss_mask
 
 
-def test_a_column_called_image_holds_the_names_where_there_is_no_other(tmp_path: Path) -> None:
+def test_without_file_name_the_column_image_has_the_names(tmp_path: Path) -> None:
     image(tmp_path / "a.png")
     (tmp_path / "metadata.csv").write_text("image , text\na.png,x\n")
     (sample,) = read(tmp_path).samples
@@ -150,12 +150,12 @@ def test_further_suffixes_are_images(tmp_path: Path, suffix: str, kind: str) -> 
     assert read_folder(tmp_path)[0].open().size == (8, 8)
 
 
-def test_texts_about_the_images_are_no_samples_of_a_tar(tmp_path: Path) -> None:
+def test_documents_in_a_tar_are_not_samples(tmp_path: Path) -> None:
     about = {name: "about" for name in ("README.txt", "LICENSE", "more/readme.md")}
     path = tar(tmp_path / "a.tar", {**about, "x.png": png(), "x.txt": "an x", "credits.png": png()})
-    assert fates(read(path)) == {
+    assert outcomes(read(path)) == {
         "a.tar/x": ("an x",),
         "a.tar/credits": "a.tar: credits: no caption: add a .txt or .json file of this name",
     }
     twice = tar(tmp_path / "b.tar", {"x.png": png(), "x.json": '{"text": "x", "text": "y"}'})
-    assert "'text' is there twice" in str(fates(read(twice)))
+    assert "'text' occurs twice" in str(outcomes(read(twice)))

@@ -1,4 +1,4 @@
-"""The order of the samples: each once an epoch, the same for any number of processes, a function of its key alone."""
+"""The order of the samples: each once per epoch, the same for any number of processes, a function of its key alone."""
 
 from collections import Counter
 
@@ -21,12 +21,12 @@ def test_with_one_bucket_the_last_batch_is_the_smaller_one() -> None:
 
 
 @pytest.mark.parametrize("bucket_of", [ONE, MIXED])
-def test_each_sample_is_seen_exactly_once_an_epoch(bucket_of: list[str]) -> None:
+def test_each_sample_is_seen_exactly_once_per_epoch(bucket_of: list[str]) -> None:
     keys = [key for batch in epochs(bucket_of, 3) for key in batch]
     assert Counter(keys) == {SampleKey(epoch, i): 1 for epoch in range(3) for i in range(10)}
 
 
-def test_a_batch_holds_one_bucket_and_the_batches_are_mixed() -> None:
+def test_a_batch_is_from_one_bucket_and_the_batches_are_shuffled() -> None:
     assert steps_per_epoch(MIXED, 4) == 4  # six wide in two, three tall, one square
     batches = epochs(MIXED, 8)
     names = [{MIXED[key.sample_index] for key in batch} for batch in batches]
@@ -54,12 +54,12 @@ def test_the_ranks_share_the_global_batch_of_one_process(bucket_of: list[str], n
 
 
 @pytest.mark.parametrize("start", [1, 3, 5])
-def test_a_resumed_order_goes_on_where_it_stopped(start: int) -> None:
+def test_a_resumed_order_continues_where_it_stopped(start: int) -> None:
     assert list(BatchOrder(0, MIXED, 4, 0, 9))[start:] == list(BatchOrder(0, MIXED, 4, start, 9))
 
 
-def test_the_batches_of_an_epoch_do_not_hang_on_the_names_of_other_buckets() -> None:
-    """More samples in one bucket leave the order inside another as it is."""
+def test_the_batches_of_a_bucket_do_not_depend_on_other_buckets() -> None:
+    """More samples in one bucket do not change the order inside another."""
     more = [*MIXED, "square", "square"]
     before, after = (
         [key.sample_index for batch in epoch_batches(0, seed=1, bucket_of=each, global_batch_size=20)

@@ -1,4 +1,4 @@
-"""The odd and hostile files that Pillow's own tests open: each is used or refused by name, in bounded time and memory.
+"""The odd and hostile files of Pillow's own tests: each is used or refused by name, in bounded time and memory.
 
 The files come with Pillow's source package. It is downloaded from the package index, once if LDM_DOWNLOADS names a
 folder to keep it in; without a network the test is skipped.
@@ -19,9 +19,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MAX_SEC = 240
 MAX_MORE_BYTES = 3 << 30
-"""Address space beyond what the imports take: the largest image allowed needs under 2 GiB."""
+"""Address space besides that of the imports; the largest image allowed needs less than 2 GiB."""
 
-# Runs in a process of its own: a crash of a decoder must not take the tests with it.
+# Runs in a separate process, so that a crash of a decoder does not end the tests.
 PROGRAM = """
 import json, resource, sys
 from pathlib import Path
@@ -35,19 +35,19 @@ in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpage
 resource.setrlimit(resource.RLIMIT_AS, (in_use + more_bytes, in_use + more_bytes))
 paths = sorted(path for path in root.rglob("*") if path.is_file())
 samples = [Sample(path.relative_to(root).as_posix(), FileImage(path), ("x",)) for path in paths]
-fates = {}
-for name, fate in survey(samples, None).items():
-    fates[name] = [fate.width, fate.height] if isinstance(fate, Facts) else fate.reason
-    if isinstance(fate, Facts):
+outcomes = {}
+for name, outcome in survey(samples, None).items():
+    outcomes[name] = [outcome.width, outcome.height] if isinstance(outcome, Facts) else outcome.reason
+    if isinstance(outcome, Facts):
         AlphaMask(FileImage(root / name)).read()
-print(json.dumps(fates))
+print(json.dumps(outcomes))
 """
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def source_package(folder: Path) -> Path:
-    """Pillow's source package of the version installed, in `folder`."""
+    """Pillow's source package of the installed version, in `folder`."""
     found = sorted(folder.glob(f"[Pp]illow-{PIL.__version__}.tar.gz"))
     if found:
         return found[0]
@@ -87,7 +87,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def fates(corpus: Path) -> dict[str, Any]:
+def outcomes(corpus: Path) -> dict[str, Any]:
     """The size of each image, or why it is refused, by its name in the corpus."""
     program = [sys.executable, "-W", "error", "-c", PROGRAM, str(corpus), str(MAX_MORE_BYTES)]
     done = subprocess.run(
@@ -99,10 +99,10 @@ def fates(corpus: Path) -> dict[str, Any]:
     return found
 
 
-def test_every_file_is_used_or_refused_by_name(corpus: Path, fates: dict[str, Any]) -> None:
-    assert fates.keys() == {p.relative_to(corpus).as_posix() for p in corpus.rglob("*") if p.is_file()}
-    assert len(fates) > 1000
-    refused = {name: fate for name, fate in fates.items() if isinstance(fate, str)}
+def test_every_file_is_used_or_refused_by_name(corpus: Path, outcomes: dict[str, Any]) -> None:
+    assert outcomes.keys() == {p.relative_to(corpus).as_posix() for p in corpus.rglob("*") if p.is_file()}
+    assert len(outcomes) > 1000
+    refused = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)}
     assert not {name: reason for name, reason in refused.items() if f"{corpus / name}: " not in reason}
     assert not {name: reason for name, reason in refused.items() if "\n" in reason or len(reason) > 500}
     assert not {name: reason for name, reason in refused.items() if "memory" in reason.lower()}
@@ -130,9 +130,9 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_a_known_file_has_the_fate_that_it_should(fates: dict[str, Any], name: str) -> None:
+def test_a_known_file_has_the_expected_outcome(outcomes: dict[str, Any], name: str) -> None:
     expected = KNOWN[name]
     if isinstance(expected, str):
-        assert expected in fates[name]
+        assert expected in outcomes[name]
     else:
-        assert fates[name] == expected
+        assert outcomes[name] == expected

@@ -10,10 +10,10 @@ from PIL import Image
 
 from ldm.config import validate
 from ldm.data.masks import AlphaMask
-from ldm.data.sources.read import SourceSettings, kind_of, read_sources
+from ldm.data.sources.reading import SourceSettings, kind_of, read_sources
 from ldm.errors import UserError
 from tests.support.tiny_folders import image, jsonl, row
-from tests.support.tiny_sources import captioned, fates, parquet, png, read, tar
+from tests.support.tiny_sources import captioned, outcomes, parquet, png, read, tar
 
 
 def folder(root: Path, *names: str) -> Path:
@@ -27,9 +27,9 @@ def one_row() -> dict[str, Any]:
     return {"image": [png()], "text": ["x"]}
 
 
-def test_a_folder_reads_as_it_always_did(tmp_path: Path) -> None:
+def test_a_folder_is_read_as_ever(tmp_path: Path) -> None:
     reading = read(folder(tmp_path / "data", "a.png", "b/c.png"))
-    assert fates(reading) == {"a.png": ("this is a.png",), "b/c.png": ("this is b/c.png",)}
+    assert outcomes(reading) == {"a.png": ("this is a.png",), "b/c.png": ("this is b/c.png",)}
     assert [sample.image.read() for sample in reading.samples] == 2 * [
         (tmp_path / "data" / "a.png").read_bytes()
     ]
@@ -77,16 +77,16 @@ def test_the_kind_of_a_folder(tmp_path: Path, kind: str, files: list[str]) -> No
         ("metadata.parquet and parquet files: set kind", ["a.jpg", "metadata.parquet", "0.parquet"]),
     ],
 )
-def test_a_folder_that_is_two_things(tmp_path: Path, message: str, files: list[str]) -> None:
+def test_a_folder_of_two_kinds(tmp_path: Path, message: str, files: list[str]) -> None:
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(UserError, match=f"holds {message}"):
+    with pytest.raises(UserError, match=f"has {message}"):
         kind_of(SourceSettings(path=str(tmp_path)))
     assert kind_of(SourceSettings(path=str(tmp_path), kind="parquet")) == "parquet"
 
 
-def test_the_kind_of_a_file_and_what_has_none(tmp_path: Path) -> None:
+def test_the_kind_of_a_file(tmp_path: Path) -> None:
     assert kind_of(SourceSettings(path=str(parquet(tmp_path / "a.PARQUET", one_row())))) == "parquet"
     assert kind_of(SourceSettings(path=str(tar(tmp_path / "a.tar", {})))) == "webdataset"
     assert kind_of(SourceSettings(path="someone/something", kind="datasets")) == "datasets"
@@ -100,7 +100,7 @@ def test_the_kind_of_a_file_and_what_has_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.tar: no samples"):
         read(tmp_path / "a.tar")
     image(tmp_path / "b.png")
-    with pytest.raises(UserError, match="holds images and tars: set kind to folder or webdataset"):
+    with pytest.raises(UserError, match="has images and tars: set kind to folder or webdataset"):
         read(tmp_path)
 
 
@@ -109,7 +109,7 @@ def bad_second(path: Path) -> Path:
     return parquet(path, {"image": [png(1), png(2), png(3)], "text": ["one", None, "three"]})
 
 
-def test_repeats_have_ids_of_their_own_and_the_same_image(tmp_path: Path) -> None:
+def test_repeats_have_different_ids_and_the_same_image(tmp_path: Path) -> None:
     reading = read(bad_second(tmp_path / "a.parquet"), repeats=3, loss_weight=0.25)
     rows = [f"a.parquet/{row}" for row in range(3)]
     ids = [sample.sample_id for sample in reading.samples]
@@ -120,7 +120,7 @@ def test_repeats_have_ids_of_their_own_and_the_same_image(tmp_path: Path) -> Non
     assert reading.num_found == 9
 
 
-def test_several_sources_with_weights_of_their_own(tmp_path: Path) -> None:
+def test_several_sources_with_different_weights(tmp_path: Path) -> None:
     folder(tmp_path / "mine", "a.png")
     tar(tmp_path / "regular.tar", captioned("a", "b"))
     settings = [
@@ -137,7 +137,7 @@ def test_several_sources_with_weights_of_their_own(tmp_path: Path) -> None:
     assert read_sources(settings[:1]).samples[0].sample_id == "a.png"
 
 
-def test_two_samples_of_one_name(tmp_path: Path) -> None:
+def test_two_samples_with_the_same_id(tmp_path: Path) -> None:
     tar(tmp_path / "a.tar", captioned("a", "a#2"))
     assert len(read(tmp_path / "a.tar").samples) == 2
     with pytest.raises(UserError, match=r"a\.tar: two samples are called 'a\.tar/a#2'"):
@@ -163,14 +163,14 @@ def test_masks_and_samples_match_or_nothing_is_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="masks: no such folder"):
         read(data, masks=masks)
     image(masks / "a.png")
-    with pytest.raises(UserError, match=r"masks: no mask for b\.png: add white ones"):
+    with pytest.raises(UserError, match=r"masks: no mask for b\.png: add white masks"):
         read(data, masks=masks)
     image(masks / "b.png")
     image(masks / "bb.png")
     with pytest.raises(UserError, match=r"masks: no sample for the masks bb\.png"):
         read(data, masks=masks)
     image(masks / "b.jpg")
-    with pytest.raises(UserError, match=r"b\.jpg and b\.png are one mask"):
+    with pytest.raises(UserError, match=r"b\.jpg and b\.png are masks of the same sample"):
         read(data, masks=masks)
 
 

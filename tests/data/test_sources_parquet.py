@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ldm.errors import UserError
-from tests.support.tiny_sources import fates, parquet, png, raw_text, read
+from tests.support.tiny_sources import outcomes, parquet, png, raw_text, read
 
 
 def columns(num_rows: int = 5) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def test_rows_over_several_row_groups_and_files(tmp_path: Path) -> None:
     assert [s.image.read() for s in reading.samples] == 2 * [png(row) for row in range(5)]
     assert [s.captions for s in reading.samples][:2] == [("number 0",), ("number 1",)]
     assert reading.samples[0].extra == {"licence": "CC0"}
-    assert fates(read(tmp_path / "data" / "a.parquet")).keys() == {f"a.parquet/{i}" for i in range(5)}
+    assert outcomes(read(tmp_path / "data" / "a.parquet")).keys() == {f"a.parquet/{i}" for i in range(5)}
 
 
 def test_plain_bytes_named_columns_and_several_captions(tmp_path: Path) -> None:
@@ -46,14 +46,14 @@ def test_plain_bytes_named_columns_and_several_captions(tmp_path: Path) -> None:
     assert (second.captions, second.may_flip) == (("two",), None)
     assert second.image.read() == png(2)
     with pytest.raises(
-        UserError, match=r"a\.parquet: no column 'image': set image_column to one there: picture"
+        UserError, match=r"a\.parquet: no column 'image': set image_column to one of the columns: picture"
     ):
         read(path)
     with pytest.raises(UserError, match=r"'prompt' holds list.*: set image_column to one with images"):
         read(path, image_column="prompt", caption_column="flip")
 
 
-def test_an_image_travels_and_knows_its_place(tmp_path: Path) -> None:
+def test_an_image_can_be_pickled_and_names_its_row(tmp_path: Path) -> None:
     image = read(parquet(tmp_path / "a.parquet", columns())).samples[3].image
     again = pickle.loads(pickle.dumps(image))
     assert len(pickle.dumps(image)) < 1000
@@ -83,11 +83,11 @@ def faulty() -> dict[str, Any]:
 
 def test_a_bad_row_is_refused_and_the_others_are_used(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", faulty())
-    assert fates(read(path)) == {
+    assert outcomes(read(path)) == {
         "a.parquet/0": ("fine",),
         "a.parquet/1": "a.parquet row 1: 'text' is not UTF-8 at byte 3: save it as UTF-8",
-        "a.parquet/2": "a.parquet row 2: no image bytes: take the row out",
-        "a.parquet/3": "a.parquet row 3: no image bytes: take the row out",
+        "a.parquet/2": "a.parquet row 2: no image bytes: remove the row",
+        "a.parquet/3": "a.parquet row 3: no image bytes: remove the row",
         "a.parquet/4": "a.parquet row 4: no 'text': fill it in",
         "a.parquet/5": ("last",),
     }
@@ -106,8 +106,8 @@ def test_files_named_by_their_split(tmp_path: Path) -> None:
     for name in ("train-00000-of-00002", "train-00001-of-00002", "val-00000-of-00001", "test/0"):
         parquet(tmp_path / f"{name}.parquet", columns(1))
     assert len(read(tmp_path).samples) == 2
-    assert list(fates(read(tmp_path, split="validation"))) == ["val-00000-of-00001.parquet/0"]
-    assert list(fates(read(tmp_path, split="test"))) == ["test/0.parquet/0"]
+    assert list(outcomes(read(tmp_path, split="validation"))) == ["val-00000-of-00001.parquet/0"]
+    assert list(outcomes(read(tmp_path, split="test"))) == ["test/0.parquet/0"]
     with pytest.raises(
         UserError, match="no files of the split 'other': set split to one of test, train, valid"
     ):
@@ -141,30 +141,30 @@ def saved(tmp_path: Path) -> Path:
 
     plain = {name: columns(3)[name] for name in ("image", "text")}
     bad = faulty()
-    bad["image"][2] = None  # `datasets` does not save an image without bytes and path
+    bad["image"][2] = None  # `datasets` cannot save an image without bytes and path
     datasets.DatasetDict({"train": split(bad), "test": split(plain)}).save_to_disk(tmp_path / "saved")
     return tmp_path / "saved"
 
 
 def test_a_saved_dataset_and_its_splits(saved: Path) -> None:
     reading = read(saved, split="test")
-    assert fates(reading) == {f"test/{row}": (f"number {row}",) for row in range(3)}
+    assert outcomes(reading) == {f"test/{row}": (f"number {row}",) for row in range(3)}
     image = pickle.loads(pickle.dumps(reading.samples[2].image))
     assert len(pickle.dumps(image)) < 1000
     assert image.read() == png(2)
     assert image.name == f"{saved} test row 2"
     assert image.stamp() == reading.samples[2].image.stamp() != reading.samples[1].image.stamp()
     assert reading.samples[2].extra == {"n": 2}
-    assert list(fates(read(saved))) == ["train/0", "train/5", "train/1", "train/2", "train/3", "train/4"]
-    assert "train row 1: 'text' is not UTF-8 at byte 3" in str(fates(read(saved))["train/1"])
-    assert "train row 3: no image bytes" in str(fates(read(saved))["train/3"])
+    assert list(outcomes(read(saved))) == ["train/0", "train/5", "train/1", "train/2", "train/3", "train/4"]
+    assert "train row 1: 'text' is not UTF-8 at byte 3" in str(outcomes(read(saved))["train/1"])
+    assert "train row 3: no image bytes" in str(outcomes(read(saved))["train/3"])
     shutil.copytree(saved / "test", saved.parent / "alone")
     assert len(read(saved.parent / "alone").samples) == 3
     with pytest.raises(UserError, match="unknown split 'tests': did you mean 'test'"):
         read(saved, split="tests")
 
 
-def test_a_dataset_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_dataset_is_named(tmp_path: Path) -> None:
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "dataset_dict.json").write_text("{")
     with pytest.raises(UserError, match=r"saved: the dataset cannot be loaded \(.*\)") as error:

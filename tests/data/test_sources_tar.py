@@ -10,7 +10,7 @@ import pytest
 
 from ldm.data.sources.webdataset import MAX_CAPTION_BYTES
 from ldm.errors import UserError
-from tests.support.tiny_sources import captioned, fates, json_text, png, read, tar
+from tests.support.tiny_sources import captioned, json_text, outcomes, png, read, tar
 
 
 def test_files_that_share_a_name_are_a_sample(tmp_path: Path) -> None:
@@ -35,17 +35,19 @@ def test_files_that_share_a_name_are_a_sample(tmp_path: Path) -> None:
     )
     assert (second.sample_id, second.captions, second.extra) == ("0.tar/b", ("a dog",), {"licence": "CC0"})
     assert (first.image.read(), second.image.read()) == (png(1), png(2))
-    assert "'text'" in str(fates(read(path))["0.tar/b"])
+    assert "'text'" in str(outcomes(read(path))["0.tar/b"])
 
 
 def test_a_folder_of_tars(tmp_path: Path) -> None:
     tar(tmp_path / "x" / "1.tar", captioned("a", "b"))
     tar(tmp_path / "0.tar", captioned("a"))
     (tmp_path / "0_stats.json").write_text("{}")
-    assert list(fates(read(tmp_path))) == ["0.tar/a", "x/1.tar/a", "x/1.tar/b"]
+    assert list(outcomes(read(tmp_path))) == ["0.tar/a", "x/1.tar/a", "x/1.tar/b"]
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["0.tar", "0_stats.json", "1.tar", "x"]
     (tmp_path / "2.tar.gz").write_bytes(b"")
-    with pytest.raises(UserError, match=r"a compressed tar is not read \(2\.tar\.gz\): uncompress it first"):
+    with pytest.raises(
+        UserError, match=r"compressed tars are not supported \(2\.tar\.gz\): decompress it first"
+    ):
         read(tmp_path)
 
 
@@ -62,7 +64,7 @@ def test_long_and_foreign_names(tmp_path: Path) -> None:
         assert sample.image.read() == png()
 
 
-def test_an_image_travels_and_knows_its_place(tmp_path: Path) -> None:
+def test_an_image_can_be_pickled_and_names_its_member(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", captioned("a", "b"))
     image = read(path).samples[1].image
     again = pickle.loads(pickle.dumps(image))
@@ -106,8 +108,8 @@ REASONS = {
     "c": "a.tar: c.txt: not UTF-8 at byte 3",
     "d": "a.tar: d.json: not JSON",
     "e": "a.tar: e: several images (jpg, png, txt): set image_column",
-    "f": "a.tar: f: this image format is not read",
-    "g": "a.tar: g.txt: 1048577 bytes are no caption",
+    "f": "a.tar: f: this image format is not supported",
+    "g": "a.tar: g.txt: 1048577 bytes are too many for a caption",
     "h": "a.tar: h: no image, only v2.png: files belong together up to the first dot",
     "i": "a.tar: i: 'text' is 7, not text",
     "j": "a.tar: j.json: not a JSON object",
@@ -121,7 +123,7 @@ def test_a_bad_sample_is_refused_and_the_others_are_used(tmp_path: Path) -> None
     for refusal, reason in zip(reading.refusals, REASONS.values(), strict=True):
         assert reason in refusal.reason
         assert "\n" not in refusal.reason
-    assert "a.tar/e" in fates(read(tmp_path / "a.tar", image_column="jpg"))
+    assert "a.tar/e" in outcomes(read(tmp_path / "a.tar", image_column="jpg"))
     assert len(read(tmp_path / "a.tar", image_column="jpg").samples) == 2
 
 
@@ -131,10 +133,10 @@ HOSTILE: dict[str, tuple[str, Any]] = {
     "x/../../a.png": ("leads out of the tar", png()),
     "soft.png": ("'soft.png' is a link", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}),
     "hard.png": ("is a link", {"type": tarfile.LNKTYPE, "linkname": "good.png"}),
-    "device.png": ("is no plain file", {"type": tarfile.CHRTYPE}),
-    "pipe.png": ("is no plain file", {"type": tarfile.FIFOTYPE}),
-    "two\nlines.png": (r"'two\\nlines.png' is no name in UTF-8", png()),
-    "bad\udcff.png": (r"'bad\\udcff.png' is no name in UTF-8", png()),
+    "device.png": ("is not a regular file", {"type": tarfile.CHRTYPE}),
+    "pipe.png": ("is not a regular file", {"type": tarfile.FIFOTYPE}),
+    "two\nlines.png": (r"'two\\nlines.png' is not a UTF-8 name", png()),
+    "bad\udcff.png": (r"'bad\\udcff.png' is not a UTF-8 name", png()),
     "..": ("'..' leads out of the tar", png()),
 }
 
@@ -151,16 +153,16 @@ def test_a_hostile_member_is_refused_by_name(tmp_path: Path, name: str) -> None:
     assert all("\n" not in r.reason + r.sample_id for r in reading.refusals)
 
 
-def test_a_name_that_is_there_twice(tmp_path: Path) -> None:
+def test_a_name_that_occurs_twice(tmp_path: Path) -> None:
     tar(tmp_path / "a.tar", captioned("a", "b"))
     with tarfile.open(tmp_path / "a.tar", "a") as file:
         file.addfile(tarfile.TarInfo("a.txt"))
-    assert fates(read(tmp_path / "a.tar"))["a.tar/b"] == ("a b",)
-    assert "'a.txt' is there twice" in str(fates(read(tmp_path / "a.tar"))["a.tar/a"])
+    assert outcomes(read(tmp_path / "a.tar"))["a.tar/b"] == ("a b",)
+    assert "'a.txt' occurs twice" in str(outcomes(read(tmp_path / "a.tar"))["a.tar/a"])
 
 
 def header_with(path: Path, member: int, **fields: int) -> None:
-    """Overwrite the size in a member's header, with a checksum that fits."""
+    """Overwrite the size in a member's header, with a matching checksum."""
     with tarfile.open(path) as file:
         info = file.getmembers()[member]
     data = bytearray(path.read_bytes())
@@ -192,6 +194,6 @@ def damage(path: Path, kind: str) -> None:
 def test_a_damaged_tar_is_refused_whole(tmp_path: Path, kind: str) -> None:
     path = tar(tmp_path / "a.tar", captioned("a", "b", "c"))
     damage(path, kind)
-    with pytest.raises(UserError, match=r"a\.tar: not a readable tar \(.+\): get it again, whole") as error:
+    with pytest.raises(UserError, match=r"a\.tar: not a readable tar \(.+\): download it again") as error:
         read(path)
     assert "\n" not in str(error.value)

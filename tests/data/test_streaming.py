@@ -1,4 +1,4 @@
-"""Streaming: a pure order, every sample once an epoch, exact positions, and no shard read before its turn."""
+"""Streaming: a pure order, every sample once per epoch, exact positions, and no shard read before it is needed."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from ldm.data.batches import LatentSamples, make_loader
 from ldm.data.captions import CaptionSettings
-from ldm.data.sources.read import SourceSettings, read_sources
+from ldm.data.sources.reading import SourceSettings, read_sources
 from ldm.data.stream_shards import list_shards, read_shard
 from ldm.data.streaming import START, Position, StreamedSamples, StreamOrder, shard_order
 from ldm.errors import UserError
@@ -45,7 +45,7 @@ sys.addaudithook(_note)
 
 @pytest.fixture
 def opened() -> Any:
-    """The names of the files that Python opens meanwhile."""
+    """The names of the files that Python opens during a test."""
     global _watching
     OPENED.clear()
     _watching = True
@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shards(tmp_path_factory.mktemp("shards"))
 
 
-def test_every_sample_stands_once_in_an_epoch_in_batches_of_one_size(folder: Path) -> None:
+def test_every_sample_is_seen_once_per_epoch_in_batches_of_one_size(folder: Path) -> None:
     every = {sample.sample_id for sample in read_sources([SourceSettings(path=str(folder))]).samples}
     assert len(every) == 17
     for epoch in (0, 1):
@@ -78,12 +78,12 @@ def test_the_order_is_a_function_of_seed_and_epoch(folder: Path) -> None:
     assert one_epoch(stream) != one_epoch(stream, 1)
     orders = {tuple(shard_order(4, seed=0, epoch=epoch)) for epoch in range(8)}
     assert len(orders) > 4
-    # the samples inside a shard are permuted as well
+    # the samples inside a shard are shuffled too
     insides = [[n for batch in one_epoch(stream, epoch) for n in batch if n[0] == "0"] for epoch in range(3)]
     assert insides[0] != insides[1] != insides[2]
 
 
-def test_the_order_does_not_depend_on_where_the_data_lies(folder: Path, tmp_path: Path) -> None:
+def test_the_order_does_not_depend_on_where_the_data_is(folder: Path, tmp_path: Path) -> None:
     assert one_epoch(make_stream(write_shards(tmp_path / "elsewhere"))) == one_epoch(make_stream(folder))
 
 
@@ -97,10 +97,10 @@ def test_processes_share_each_global_batch(folder: Path, num_processes: int) -> 
         for rank, (_, part) in enumerate(parts):
             mine = [turn for turn in part if turn.weight]
             assert mine == turns[rank::num_processes]
-            assert part  # a rank without samples runs along with one that weighs nothing
+            assert part  # a rank without samples gets one of weight zero
 
 
-def test_processes_decode_a_shard_in_shares(folder: Path) -> None:
+def test_processes_share_the_decoding_of_a_shard(folder: Path) -> None:
     settings = data_settings(folder)
     shard = list_shards(settings.all_sources())[0]
     shares: list[list[Any]] = []
@@ -109,20 +109,20 @@ def test_processes_decode_a_shard_in_shares(folder: Path) -> None:
         shares.append(mine)
         return [fact for share in shares for fact in share]
 
-    with pytest.raises(KeyError):  # the first has its half alone
+    with pytest.raises(KeyError):  # the first process has only its half
         opener(settings, rank=0, num_processes=2, gather=collect)(shard)
     assert opener(settings, rank=1, num_processes=2, gather=collect)(shard) == opener(settings)(shard)
     assert [len(share) for share in shares] == [4, 3]
 
 
-def test_a_run_goes_on_from_any_position(folder: Path) -> None:
+def test_a_run_resumes_from_any_position(folder: Path) -> None:
     unbroken = first(make_stream(folder), NUM_BATCHES)
     for number, (position, _) in enumerate(unbroken):
         rest = first(make_stream(folder), NUM_BATCHES - number - 1, position)
         assert rest == unbroken[number + 1 :]
 
 
-def test_a_tar_is_opened_when_its_turn_comes(tmp_path: Path, opened: list[str]) -> None:
+def test_a_tar_is_opened_when_it_is_needed(tmp_path: Path, opened: list[str]) -> None:
     for number in range(5):
         write_tar(tmp_path / f"{number}.tar", range(4 * number, 4 * number + 4))
     opened.clear()
@@ -138,7 +138,7 @@ def test_a_tar_is_opened_when_its_turn_comes(tmp_path: Path, opened: list[str]) 
     assert set(opened) == {f"{order[0]}.tar", f"{order[1]}.tar"}
 
 
-def test_a_resumed_run_opens_the_shard_it_is_in_and_none_before(tmp_path: Path, opened: list[str]) -> None:
+def test_a_resumed_run_opens_its_current_shard_and_none_before(tmp_path: Path, opened: list[str]) -> None:
     for number in range(5):
         write_tar(tmp_path / f"{number}.tar", range(4 * number, 4 * number + 4))
     opened.clear()
@@ -146,7 +146,7 @@ def test_a_resumed_run_opens_the_shard_it_is_in_and_none_before(tmp_path: Path, 
     assert set(opened) == {f"{shard_order(5, seed=0, epoch=0)[3]}.tar"}
 
 
-def test_a_broken_parquet_file_is_noticed_at_its_turn_and_named(tmp_path: Path) -> None:
+def test_a_damaged_parquet_file_is_reported_when_it_is_needed(tmp_path: Path) -> None:
     write_shards(tmp_path)
     last = shard_order(4, seed=0, epoch=0)[-1]
     (tmp_path / f"{last}.parquet").write_bytes(b"no parquet")
@@ -164,16 +164,16 @@ def test_a_shard_that_changed_is_noticed_on_resuming_inside_it(tmp_path: Path) -
     write_parquet(shard, range(40, 46))
     with pytest.raises(UserError, match=f"{shard.name} has changed since this run first read it"):
         first(make_stream(tmp_path), 1, position)
-    first(make_stream(tmp_path), 1, START)  # a new run takes it as it is
+    first(make_stream(tmp_path), 1, START)  # a new run accepts it
 
 
-def test_other_shards_are_not_those_of_the_run(tmp_path: Path) -> None:
+def test_shards_other_than_those_of_the_run_are_refused(tmp_path: Path) -> None:
     stream = make_stream(write_shards(tmp_path))
     order = StreamOrder(stream, 0, 5, {})
     assert len(list(order)) == 5
     saved = order.state_after(3)
     (tmp_path / "3.parquet").rename(tmp_path / "4.parquet")
-    with pytest.raises(UserError, match="the 4 shards are not those"):
+    with pytest.raises(UserError, match="the 4 shards are not the ones"):
         StreamOrder(make_stream(tmp_path), 3, 5, saved)
 
 
@@ -184,7 +184,7 @@ def test_no_usable_sample_ends_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_what_is_saved_belongs_to_the_step_however_far_a_loader_is_ahead(
+def test_the_saved_position_is_that_of_the_step_however_far_the_loader_is_ahead(
     folder: Path, num_workers: int
 ) -> None:
     like = LatentSamples([], lambda *_: torch.zeros(0), "", 0, CaptionSettings(), 4, 4)
@@ -202,7 +202,7 @@ def test_what_is_saved_belongs_to_the_step_however_far_a_loader_is_ahead(
     assert [ids(turns) for turns in resumed] == [ids(turns) for _, turns in unbroken[5:]]
 
 
-def test_the_samples_are_those_that_reading_all_at_once_gives(folder: Path, tmp_path: Path) -> None:
+def test_the_samples_are_the_same_as_without_streaming(folder: Path, tmp_path: Path) -> None:
     write_shards(tmp_path / "deep/er")
     parquet(tmp_path / "deep/0.parquet", {"image": [picture(0), None, picture(1)], "text": ["a", "b", "c"]})
     write_tar(tmp_path / "more.tar", [30, 31])
@@ -229,7 +229,7 @@ def test_what_cannot_be_streamed_is_refused(tmp_path: Path) -> None:
         data_settings(tmp_path, path=None, sources=[{"path": "x", "masks": "y"}])
 
 
-def test_a_memo_spares_decoding_a_shard_again(folder: Path, tmp_path: Path) -> None:
+def test_with_an_index_a_shard_is_not_decoded_again(folder: Path, tmp_path: Path) -> None:
     settings = data_settings(folder)
     shard = list_shards(settings.all_sources())[0]
     found = opener(settings, image_index=tmp_path)(shard)

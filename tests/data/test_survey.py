@@ -1,15 +1,16 @@
 """The survey decodes every image once, remembers what it found, and refuses by name."""
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from ldm.data.duplicates import perceptual_hash
+from ldm.data.image_index import ImageIndex
 from ldm.data.masks import AlphaMask
-from ldm.data.sample import FileImage, ImageInfo, Refusal, Sample, Stamp
+from ldm.data.sample import FileImage, ImageInfo, Refusal, Sample
 from ldm.data.survey import check_bad_fraction, survey
 from ldm.errors import UserError
 from tests.support.tiny_sources import png
@@ -19,25 +20,11 @@ READS: list[str] = []
 
 @dataclass(frozen=True)
 class Noted(FileImage):
-    """A file that notes when it is read."""
+    """A file that records when it is read."""
 
     def read(self) -> bytes:
         READS.append(self.path.name)
         return super().read()
-
-
-@dataclass
-class ImageIndex:
-    kept: dict[Stamp, ImageInfo] = field(default_factory=dict)
-
-    def __len__(self) -> int:  # an empty one is false, and still a memo
-        return len(self.kept)
-
-    def get(self, stamp: Stamp) -> ImageInfo | None:
-        return self.kept.get(stamp)
-
-    def put(self, stamp: Stamp, facts: ImageInfo) -> None:
-        self.kept[stamp] = facts
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +38,7 @@ def sample(path: Path, data: bytes) -> Sample:
 
 
 def truncated_jpeg(path: Path) -> bytes:
-    """What `Image.verify()` lets pass."""
+    """A file that `Image.verify()` accepts."""
     Image.effect_noise((64, 64), 50).save(path, "JPEG")
     data = path.read_bytes()[:-200]
     path.write_bytes(data)
@@ -80,7 +67,7 @@ def samples_of(root: Path) -> list[Sample]:
     ]
 
 
-def test_facts_of_good_images_and_reasons_of_bad_ones(tmp_path: Path) -> None:
+def test_good_images_are_described_and_bad_ones_refused_with_a_reason(tmp_path: Path) -> None:
     samples = samples_of(tmp_path)
     found = survey(samples, None)
     assert list(found) == [sample.sample_id for sample in samples]
@@ -92,7 +79,7 @@ def test_facts_of_good_images_and_reasons_of_bad_ones(tmp_path: Path) -> None:
     assert isinstance(turned, ImageInfo)
     assert (turned.width, turned.height) == (2, 6)
     assert found["moving.gif"].notes == ("animated: first of 2 frames used",)
-    reasons = {key: fate.reason for key, fate in found.items() if isinstance(fate, Refusal)}
+    reasons = {key: outcome.reason for key, outcome in found.items() if isinstance(outcome, Refusal)}
     assert reasons == {
         "cut.jpg": reasons["cut.jpg"],
         "text.png": f"{tmp_path}/text.png: not an image in a known format, or its header is broken: "
@@ -103,8 +90,8 @@ def test_facts_of_good_images_and_reasons_of_bad_ones(tmp_path: Path) -> None:
     assert "cut.jpg: broken image (image file is truncated" in reasons["cut.jpg"]
 
 
-def test_an_image_is_read_once_and_not_again_with_a_memo(tmp_path: Path) -> None:
-    samples, image_index = samples_of(tmp_path), ImageIndex()
+def test_an_image_is_read_once_and_not_again_with_an_index(tmp_path: Path) -> None:
+    samples, image_index = samples_of(tmp_path), ImageIndex(tmp_path / "cache")
     first = survey(samples, image_index)
     assert sorted(READS) == sorted({sample.image.path.name for sample in samples})
     READS.clear()
@@ -121,26 +108,26 @@ def test_an_image_is_read_once_and_not_again_with_a_memo(tmp_path: Path) -> None
     assert len(READS) == len(samples) - 1
 
 
-def test_shares_of_processes_together_are_everything(tmp_path: Path) -> None:
+def test_the_shares_of_the_processes_cover_everything(tmp_path: Path) -> None:
     samples = samples_of(tmp_path)
-    whole, image_index = survey(samples, None), ImageIndex()
+    whole, image_index = survey(samples, None), ImageIndex(tmp_path / "cache")
     READS.clear()
     shares = [survey(samples, image_index, rank=rank, num_processes=3) for rank in range(3)]
-    assert len(READS) == len(set(READS)) == len(samples) - 1  # the repeat is read on one of them only
+    assert len(READS) == len(set(READS)) == len(samples) - 1  # the repeat is read by one of them only
     assert sum(map(len, shares)) == len(samples)
-    assert {key: fate for share in shares for key, fate in share.items()} == whole
+    assert {key: outcome for share in shares for key, outcome in share.items()} == whole
     assert [len(survey(samples[:1], None, rank=rank, num_processes=2)) for rank in range(2)] == [1, 0]
 
 
-def test_cut_off_exif_data_is_no_fault_and_worth_no_warning(tmp_path: Path) -> None:
-    exif = b"Exif\0\0II*\0\x08\0\0\0\x09\0\x12\x01"  # nine entries announced, not one of them whole
+def test_truncated_exif_data_is_accepted_without_a_warning(tmp_path: Path) -> None:
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x09\0\x12\x01"  # announces nine entries, none of them complete
     Image.new("RGB", (6, 2)).save(tmp_path / "a.jpg", exif=exif, dpi=(72, 72))
-    fate = survey([Sample("a.jpg", FileImage(tmp_path / "a.jpg"), ("x",))], None)["a.jpg"]
-    assert isinstance(fate, ImageInfo)
-    assert (fate.width, fate.height) == (6, 2)
+    outcome = survey([Sample("a.jpg", FileImage(tmp_path / "a.jpg"), ("x",))], None)["a.jpg"]
+    assert isinstance(outcome, ImageInfo)
+    assert (outcome.width, outcome.height) == (6, 2)
 
 
-def test_progress_is_told(tmp_path: Path) -> None:
+def test_progress_is_reported(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     survey(samples_of(tmp_path), None, on_progress=lambda done, total: told.append((done, total)))
     assert told == [(done, 8) for done in range(1, 9)]
@@ -157,15 +144,18 @@ def test_a_mask_is_decoded_and_has_the_size_of_its_image(tmp_path: Path) -> None
     assert found["good"] == found["alpha"] == survey([whole], None)["a.png"]
     assert "mask-small.png: the mask is 2 x 2, its image 4 x 3" in found["small"].reason
     assert "mask-broken.png: not an image" in found["broken"].reason
-    assert "mask-black.png: black everywhere, so nothing of the image counts: mend" in found["black"].reason
+    assert (
+        "mask-black.png: black everywhere, so nothing of the image would count: fix it"
+        in found["black"].reason
+    )
 
 
-def test_an_image_without_anything_opaque_has_no_use_for_its_transparency(tmp_path: Path) -> None:
-    clear, image_index = tmp_path / "clear.png", ImageIndex()
+def test_a_fully_transparent_image_is_refused_with_an_alpha_mask(tmp_path: Path) -> None:
+    clear, image_index = tmp_path / "clear.png", ImageIndex(tmp_path / "cache")
     Image.new("RGBA", (4, 3), (255, 0, 0, 0)).save(clear)
     image = FileImage(clear)
     samples = [Sample("plain", image, ("x",)), Sample("clear", image, ("x",), loss_mask=AlphaMask(image))]
-    for _ in range(2):  # the second time from the memo
+    for _ in range(2):  # the second time from the index
         found = survey(samples, image_index)
         assert isinstance(found["plain"], ImageInfo)
         assert isinstance(found["clear"], Refusal)
@@ -173,16 +163,16 @@ def test_an_image_without_anything_opaque_has_no_use_for_its_transparency(tmp_pa
 
 
 def bad(number: int) -> list[Refusal]:
-    return [Refusal(str(index), f"image {index}: broken: mend it") for index in range(number)]
+    return [Refusal(str(index), f"image {index}: broken: fix it") for index in range(number)]
 
 
-def test_a_few_bad_ones_are_let_pass() -> None:
+def test_a_few_bad_samples_are_accepted() -> None:
     check_bad_fraction(100, bad(29), 0.29)
     check_bad_fraction(0, [], 0.05)
     check_bad_fraction(5, bad(5), 1.0)
 
 
-def test_many_bad_ones_stop_the_run_and_ten_are_named() -> None:
+def test_many_bad_samples_stop_the_run_and_ten_are_named() -> None:
     with pytest.raises(
         UserError, match=r"^6 of 100 samples are bad, more than max_bad_fraction 0\.05"
     ) as error:

@@ -1,4 +1,4 @@
-"""Pixel values and mask weights of a placed image; the version that must change with them."""
+"""Pixel values and mask weights of a placed image, and the version number that must change with them."""
 
 import hashlib
 from dataclasses import replace
@@ -17,7 +17,7 @@ from ldm.errors import UserError
 
 
 def picture(width: int, height: int) -> Image.Image:
-    """Gradients with a fine, irregular texture; integers only, so the same everywhere."""
+    """Gradients with a fine, irregular texture; computed with integers, so the same on every machine."""
     y, x, c = np.indices((height, width, 3))
     return Image.fromarray(((7 * x + 3 * y + 50 * c + (x * y * (c + 1)) % 97) % 256).astype(np.uint8))
 
@@ -38,7 +38,7 @@ def placed(image: Image.Image, height: int, width: int, crop_variants: int = 1) 
 
 @pytest.mark.parametrize("image_size", [(40, 30), (33, 47), (100, 24), (24, 24), (9, 50)])
 @pytest.mark.parametrize("flip", [False, True])
-def test_the_middle_is_what_the_one_size_transform_gives(
+def test_the_center_crop_equals_the_transform_to_a_fixed_size(
     tmp_path: Path, image_size: tuple[int, int], flip: bool
 ) -> None:
     image = picture(*image_size)
@@ -51,7 +51,7 @@ def test_the_middle_is_what_the_one_size_transform_gives(
         assert torch.equal(made, plain.flip(-1) if flip else plain)
 
 
-def test_an_image_of_its_size_is_cut_to_the_pixel() -> None:
+def test_without_scaling_crops_are_exact_to_the_pixel() -> None:
     image = picture(40, 24)
     whole = transform_image(image, placed(image, 24, 40))
     assert whole.min() >= -1 and whole.max() <= 1
@@ -65,10 +65,10 @@ def test_an_image_of_its_size_is_cut_to_the_pixel() -> None:
     assert len({left for _, left in placement.crops}) > 2
 
 
-def test_an_image_of_another_shape_than_it_was_placed_by_is_refused() -> None:
+def test_an_image_whose_shape_has_changed_is_refused() -> None:
     placement = placed(picture(40, 30), 24, 24)
     transform_image(picture(80, 60), placement)
-    with pytest.raises(UserError, match="an image is 30 x 40 pixels and was of another shape"):
+    with pytest.raises(UserError, match="an image is 30 x 40 pixels and had another shape"):
         transform_image(picture(30, 40), placement)
 
 
@@ -78,7 +78,7 @@ def half_white(width: int, height: int, white_from: int) -> Image.Image:
     return Image.fromarray(values)
 
 
-def test_a_mask_is_the_share_of_white_in_each_latent() -> None:
+def test_a_mask_is_the_fraction_of_white_in_each_latent() -> None:
     placement = placed(picture(32, 16), 16, 32)
     weights = transform_mask(half_white(32, 16, 18), placement, pixels_per_latent=8)
     assert weights.shape == (1, 2, 4) and weights.dtype == torch.float32
@@ -90,7 +90,7 @@ def test_a_mask_is_the_share_of_white_in_each_latent() -> None:
     assert transform_mask(Image.new("RGB", (32, 16), "white"), placement, pixels_per_latent=4).min() == 1
 
 
-def test_a_mask_is_cut_where_its_image_is() -> None:
+def test_a_mask_is_cropped_like_its_image() -> None:
     image = picture(64, 16)
     marks = Image.merge("RGB", [half_white(64, 16, 23)] * 3)
     placement = placed(image, 16, 16, crop_variants=6)
@@ -104,14 +104,14 @@ def test_a_mask_is_cut_where_its_image_is() -> None:
 
 def test_a_mask_that_does_not_fit_is_refused() -> None:
     placement = placed(picture(640, 427), 64, 64)
-    transform_mask(half_white(96, 64, 3), placement, pixels_per_latent=8)  # the same shape, rounded
+    transform_mask(half_white(96, 64, 3), placement, pixels_per_latent=8)  # the same aspect ratio, rounded
     with pytest.raises(UserError, match="a mask is 427 x 640 pixels and has another shape than its image"):
         transform_mask(half_white(427, 640, 3), placement, pixels_per_latent=8)
     with pytest.raises(UserError, match="multiples of 24"):
         transform_mask(half_white(96, 64, 3), placement, pixels_per_latent=24)
 
 
-def test_the_key_names_all_that_changes_the_pixels() -> None:
+def test_the_key_contains_everything_that_changes_the_pixels() -> None:
     image = picture(80, 30)
     placement = placed(image, 24, 24, crop_variants=3)
     middle = transform_key(placement)
@@ -126,15 +126,15 @@ def test_the_key_names_all_that_changes_the_pixels() -> None:
         transform_key(placed(image, 32, 24)),
     }
     assert len(keys) == 7
-    fitting = placed(picture(24, 24), 24, 24, crop_variants=2)  # a crop that cannot move is the middle
+    fitting = placed(picture(24, 24), 24, 24, crop_variants=2)  # a crop that cannot move is centered
     assert transform_key(fitting, 1) == transform_key(fitting, 0) == middle
 
 
 GOLDEN = (1, "a012cdf5900365e8a9831cfe0cb04f959b0476c664124e9c02c5994354134b70")
-"""The version, and the hash of what it makes. If this test fails: raise TRANSFORM_VERSION, then write both here."""
+"""The version and the hash of its output. If the test fails, increase TRANSFORM_VERSION and write both here."""
 
 
-def test_the_version_goes_up_when_the_output_changes() -> None:
+def test_the_version_changes_with_the_output() -> None:
     digest = hashlib.sha256()
     for size, (height, width) in (((90, 61), (24, 32)), ((37, 80), (32, 32)), ((10, 11), (16, 24))):
         image = picture(*size)

@@ -12,7 +12,8 @@ from ldm.diffusion.schedulers import make_scheduler
 from ldm.errors import UserError
 from ldm.models.loading.model import load_parts, save_parts
 from tests.support.tiny_models import SD1_SCHEDULER, SD2_SCHEDULER, ZERO_SNR_SCHEDULER, make_sd1
-from train.denoiser import DenoiserSettings, make_task, schedule_of
+from train.run.denoiser_model import make_loss, path_of
+from train.settings.denoiser import DenoiserSettings
 
 BARE = {"_class_name": "PNDMScheduler"}
 STOCK: dict[str, dict[str, Any]] = {
@@ -49,7 +50,7 @@ def test_what_is_trained_on_is_what_is_sampled_on(base: Path, name: str, sampler
     config = STOCK[name]
     parts = load_parts(base)
     parts.scheduler_config = config
-    schedule = schedule_of(settings_of(base, config), parts)
+    schedule = path_of(settings_of(base, config), parts)
     theirs = make_scheduler(sampler, config)
     if config is ZERO_SNR_SCHEDULER:  # some samplers put a level of 2^-24 in place of zero
         assert torch.allclose(schedule.alphas_cumprod, theirs.alphas_cumprod, rtol=0, atol=1e-7)
@@ -59,10 +60,10 @@ def test_what_is_trained_on_is_what_is_sampled_on(base: Path, name: str, sampler
 
 
 def test_the_path_of_a_base_reaches_the_task(base: Path) -> None:
-    schedule = make_task(settings_of(base, ZERO_SNR_SCHEDULER)).schedule
+    schedule = make_loss(settings_of(base, ZERO_SNR_SCHEDULER)).schedule
     assert schedule.settings.prediction_type == "v_prediction"
     assert schedule.alphas_cumprod[-1] == 0
-    assert make_task(settings_of(base, SD1_SCHEDULER)).schedule.settings.prediction_type == "epsilon"
+    assert make_loss(settings_of(base, SD1_SCHEDULER)).schedule.settings.prediction_type == "epsilon"
 
 
 @pytest.mark.parametrize(
@@ -79,5 +80,5 @@ def test_the_path_of_a_base_reaches_the_task(base: Path) -> None:
 def test_a_path_that_training_does_not_know_is_refused(base: Path, key: str, value: Any) -> None:
     settings = settings_of(base, {**SD1_SCHEDULER, key: value})
     with pytest.raises(UserError, match=rf"model: scheduler/scheduler_config\.json.*{key}") as refusal:
-        make_task(settings)
+        make_loss(settings)
     assert "\n" not in str(refusal.value)

@@ -13,7 +13,7 @@ import pytest
 from ldm.config import to_yaml
 from ldm.errors import UserError
 from ldm.io.locks import LOCK, FolderLock
-from tests.support.tiny_training import Points, PointTask, make_settings, train
+from tests.support.tiny_training import PointLoss, Points, make_settings, train
 from train.run.program import run_program
 from train.run.run import Run
 from train.settings.shared import TrainSettings
@@ -71,7 +71,7 @@ def test_a_run_that_finished_before_the_lock_was_taken_is_noticed(tmp_path: Path
     train(make_settings(run_dir, num_steps=1, optim={"learning_rate": 0.5}))
     before = (run_dir / "config.yaml").read_bytes()
     with pytest.raises(UserError, match=r"optim\.learning_rate was 0\.5, now 0\.01"):
-        early.train(PointTask(), Points(), bucket_of=["all"] * 7, preview=lambda state, path: None)
+        early.train(PointLoss(), Points(), bucket_of=["all"] * 7, preview=lambda state, path: None)
     assert (run_dir / "config.yaml").read_bytes() == before
 
 

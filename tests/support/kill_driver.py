@@ -1,8 +1,8 @@
-"""Kill runs of `tiny_training` with SIGKILL: `python -m tests.support.kill_driver RUN_DIR STRIDE OTHER_RUN_DIR NUMBER`.
+"""Kills runs of `tiny_training`: `python -m tests.support.kill_driver RUN_DIR STRIDE OTHER_RUN_DIR NUMBER`.
 
-In the first directory, at every STRIDE-th file operation of a checkpoint; in the other, NUMBER times at random moments.
-Each run is a fork of this process, which imports everything once and computes nothing itself. Every run resumes from
-what the previous killed one left; none finishes. It prints how many were killed in each directory.
+It sends SIGKILL, in the first directory at every STRIDE-th file operation of a checkpoint, in the other NUMBER times at
+random moments. Each run is a fork of this process, which imports everything once and computes nothing itself. Every run
+resumes what the killed one before it left; none finishes. Prints how many were killed in each directory.
 """
 
 import os
@@ -19,10 +19,10 @@ import safetensors.torch
 import torch
 from accelerate import Accelerator
 
-import train.run
+import train.run.run
 from tests.support.tiny_training import make_settings
 from tests.support.tiny_training import train as run_to_the_end
-from train.run.state import save_checkpoint
+from train.run.checkpoints import save_checkpoint
 
 CHANGES: dict[str, Any] = {"num_steps": 100, "save_every": 1, "keep_checkpoints": 1}
 WRITING = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate"}
@@ -30,7 +30,7 @@ WRITING = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod",
 
 
 def in_a_fork(program: Callable[[], object], watch: Callable[[int], None] = lambda pid: None) -> bool:
-    """Run a program; returns whether it was killed. `watch` is called with its process id in the meantime."""
+    """Run a program in a fork; returns whether it was killed. `watch` gets the process id while it runs."""
     pid = os.fork()
     if not pid:
         try:
@@ -46,7 +46,7 @@ def in_a_fork(program: Callable[[], object], watch: Callable[[int], None] = lamb
 
 
 def train_until_killed(run_dir: Path, boundary: int) -> None:
-    """Resume, and die before the next checkpoint's file operation with that number, or exit after the checkpoint."""
+    """Continue to the next checkpoint, and die before its file operation number `boundary`, or exit after it."""
     left = -1
 
     def count(event: str, arguments: object) -> None:
@@ -72,13 +72,13 @@ def train_until_killed(run_dir: Path, boundary: int) -> None:
     sys.addaudithook(count)
     os.fsync = counted(os.fsync)
     safetensors.torch.save_file = counted(safetensors.torch.save_file)
-    setattr(train.run, "save_checkpoint", save)  # noqa: B010  # imported there, not exported
+    setattr(train.run.run, "save_checkpoint", save)  # noqa: B010  # it is imported there, not exported
     run_to_the_end(make_settings(run_dir, **CHANGES))
 
 
 def kill_at_boundaries(run_dir: Path, stride: int) -> int:
-    """Kill at the first file operation of a checkpoint, then `stride` operations later, and so on to the last."""
-    in_a_fork(partial(train_until_killed, run_dir, 0))  # so that there is an older checkpoint to remove
+    """Kill at the first file operation of a checkpoint, then `stride` later, and so on to the last."""
+    in_a_fork(partial(train_until_killed, run_dir, 0))  # so that an older checkpoint has to be removed
     return next(
         number
         for number in range(1000)
@@ -87,7 +87,7 @@ def kill_at_boundaries(run_dir: Path, stride: int) -> int:
 
 
 def kill_at_moments(run_dir: Path, number: int) -> int:
-    """Kill at moments drawn at random."""
+    """Kill at random moments."""
     draw = random.Random(0)
 
     def kill(pid: int) -> None:
@@ -100,7 +100,9 @@ def kill_at_moments(run_dir: Path, number: int) -> int:
 
 
 if __name__ == "__main__":
-    torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], fused=True)  # do all lazy imports once
+    torch.optim.AdamW(
+        [torch.nn.Parameter(torch.ones(1))], fused=True
+    )  # import what torch imports on first use
     Accelerator(cpu=True)
     first, stride, second, number = sys.argv[1:]
     print(kill_at_boundaries(Path(first), int(stride)), kill_at_moments(Path(second), int(number)))

@@ -1,4 +1,4 @@
-"""Jobs for processes started by a launcher: `python -m tests.support.launch_driver FILE`, with a JSON list of jobs.
+"""Jobs for processes that a launcher starts: `python -m tests.support.launch_driver FILE`, with a JSON list of jobs.
 
     {"do": "points", "run_dir": ..., "changes": {...}, "kill": [rank, forward pass]}  a run of `tiny_training`
         "spoiled": [epoch, index]: that sample is NaN in that epoch
@@ -6,9 +6,9 @@
     {"do": "copy", "run_dir": ..., "changes": {...}, "to": ...}       its newest checkpoint, loaded and saved again
     {"do": "denoiser", "run_dir": ..., "config": FILE}                the program itself
 
-`kill`: the process with that rank kills itself before that forward pass, once. The networks are small, so that nothing
-large is imported except for `denoiser`. With `sharding: full` the driver asserts that every parameter
-is a shard.
+`kill`: the process of that rank kills itself with SIGKILL before that forward pass, once. The networks are small test
+networks, so that nothing large is imported except for `denoiser`. With `sharding: full`, every parameter is asserted to
+be a shard.
 """
 
 import json
@@ -26,17 +26,18 @@ from torch.distributed.tensor import DTensor
 
 from ldm.data.batches import collate
 from ldm.data.order import SampleKey
-from tests.support.tiny_training import Points, PointTask, make_settings
+from tests.support.tiny_training import PointLoss, Points, make_settings
 from tests.support.tiny_training import train as train_points
+from train.loop.state import TrainState
 from train.loop.steps import Batch
+from train.run.checkpoints import save_checkpoint
 from train.run.run import Run
-from train.run.state import TrainState, save_checkpoint
 
 Job = dict[str, Any]
 
 
-class BlockTask(nn.Module):
-    """What matters to sharding in a denoiser: blocks in a list, a frozen weight, channels_last."""
+class BlockLoss(nn.Module):
+    """What sharding has to handle in a denoiser: blocks in a list, a frozen weight, channels_last, parameter groups."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +54,7 @@ class BlockTask(nn.Module):
         return self.groups
 
     def guess(self, x: Tensor) -> Tensor:
-        """[b] from x [b, 4]."""
+        """x [b, 4] -> [b]."""
         hidden = self.first(x[:, :, None, None]).flatten(1)
         for block in self.blocks:
             hidden = block(hidden)
@@ -61,14 +62,14 @@ class BlockTask(nn.Module):
         return guessed
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Per-sample `loss` [b] of guessing the mean of x [b, 4]."""
+        """Per-sample `loss` [b] of predicting the mean of x [b, 4]."""
         return {"loss": (self.guess(batch["x"]) - batch["x"].mean(dim=1)).square()}
 
 
 def assert_shards(state: TrainState, sharded: bool) -> None:
-    for tensor in [*state.task.parameters(), *state.average.tensors().values()]:
+    for tensor in [*state.module.parameters(), *state.average.tensors().values()]:
         assert isinstance(tensor, DTensor) == sharded
-        # a bias with one number is only on the first process
+        # a bias of one number is only on the first process
         assert (
             not isinstance(tensor, DTensor)
             or tensor.to_local().numel() * 2 == tensor.numel()
@@ -79,24 +80,24 @@ def assert_shards(state: TrainState, sharded: bool) -> None:
 
 
 def train_blocks(run_dir: Path, changes: dict[str, Any]) -> None:
-    """Train to the end, with validation, previews and output as in the programs."""
-    run, task, points = Run(make_settings(run_dir, **changes)), BlockTask(), Points()
+    """Train to the end, with validation, previews and a result like the programs."""
+    run, module, points = Run(make_settings(run_dir, **changes)), BlockLoss(), Points()
     batch = collate([points[SampleKey(0, index, 1.0)] for index in range(7)])
 
     @torch.no_grad()
     def validate(state: TrainState) -> dict[str, float]:
         assert_shards(state, run.sharded)
         with state.average.applied():
-            return {"validation_loss": float(task(batch)["loss"].mean())}
+            return {"validation_loss": float(module(batch)["loss"].mean())}
 
     @torch.no_grad()
     def show(state: TrainState, path: Path) -> None:
         with state.average.applied():
-            shown = task.guess(batch["x"]).tolist() + task(batch)["loss"].tolist()
+            shown = module.guess(batch["x"]).tolist() + module(batch)["loss"].tolist()
         if run.main:
             path.write_text(json.dumps(shown))
 
-    state = run.train(task, points, bucket_of=["all"] * 7, preview=show, validate=validate)
+    state = run.train(module, points, bucket_of=["all"] * 7, preview=show, validate=validate)
     if run.main:
         show(state, run_dir / "result.json")
     run.accelerator.wait_for_everyone()
@@ -105,14 +106,14 @@ def train_blocks(run_dir: Path, changes: dict[str, Any]) -> None:
 def copy_checkpoint(run_dir: Path, changes: dict[str, Any], to: Path) -> None:
     """Load a run's newest checkpoint and save it elsewhere."""
     run = Run(make_settings(run_dir, **changes))
-    state = run.start(BlockTask())
+    state = run.start(BlockLoss())
     assert_shards(state, run.sharded)
     save_checkpoint(state, to, 1, writes=run.main)
     run.accelerator.wait_for_everyone()
 
 
 def train_denoiser(config: str) -> None:
-    """Run the whole program, and keep the process group for the next job."""
+    """The whole program, which keeps the process group for the next job."""
     from ldm.config import load_settings
     from train.denoiser import DenoiserSettings, train
 
@@ -121,7 +122,7 @@ def train_denoiser(config: str) -> None:
 
 
 def dying(run_dir: Path, kill: list[int] | None) -> Callable[[int], None]:
-    """A callback for each forward pass that kills the process once."""
+    """A function that a module calls in each forward pass."""
     marker = run_dir.with_suffix(".killed")
 
     def on_forward(number: int) -> None:
@@ -133,13 +134,13 @@ def dying(run_dir: Path, kill: list[int] | None) -> Callable[[int], None]:
 
 
 def do(job: Job) -> None:
-    """Run one job."""
+    """Do one job."""
     run_dir, changes = Path(job["run_dir"]), dict(job.get("changes", {}))
     match job["do"]:
         case "points":
             train_points(
                 make_settings(run_dir, **changes),
-                PointTask(job.get("dropout", 0.2), on_forward=dying(run_dir, job.get("kill"))),
+                PointLoss(job.get("dropout", 0.2), on_forward=dying(run_dir, job.get("kill"))),
                 Points({tuple(job["spoiled"]): math.nan} if "spoiled" in job else None),
             )
         case "blocks":

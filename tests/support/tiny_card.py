@@ -10,7 +10,7 @@ from PIL import Image
 
 from ldm.data.image_index import ImageIndex
 from ldm.data.report.report import make_report, write_report
-from ldm.data.sources.read import SourceSettings, read_source
+from ldm.data.sources.reading import SourceSettings, read_source
 from ldm.data.survey import survey
 from ldm.export.card.model_card import write_card
 from ldm.export.card.samples import SamplePicture

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from ldm.data.prepare import DataSettings, Prepared, prepare
-from ldm.data.sources.folder import read_folder
-from ldm.data.sources.read import SourceSettings, read_sources
+from ldm.data.sources.image_folder import read_folder
+from ldm.data.sources.reading import SourceSettings, read_sources
 from ldm.data.survey import survey
 from ldm.errors import UserError
 

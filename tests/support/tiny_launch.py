@@ -1,4 +1,4 @@
-"""Start `tests.support.launch_driver` in several processes, as a user starts training, and wait for it."""
+"""Start `tests.support.launch_driver` in several processes, as a user starts training, and wait for the end."""
 
 import json
 import os
@@ -15,13 +15,13 @@ TIMEOUT_SEC = 120
 
 
 def driver(file: Path, jobs: list[Job]) -> list[str]:
-    """The launcher's arguments for running the jobs."""
+    """A launcher's arguments for doing the jobs."""
     file.write_text(json.dumps(jobs))
     return ["-m", "tests.support.launch_driver", str(file)]
 
 
 def start(command: list[str], **environment: str) -> "subprocess.Popen[str]":
-    """Start a launcher in a new session, so that none of its processes outlives `finish`."""
+    """Start a launcher in its own session, so that nothing it starts outlives `finish`."""
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -34,13 +34,13 @@ def start(command: list[str], **environment: str) -> "subprocess.Popen[str]":
 
 
 def finish(*launchers: "subprocess.Popen[str]") -> list[str]:
-    """The stderr of each launcher; asserts that all succeeded."""
+    """Returns each launcher's stderr, and asserts that all exited with 0."""
     try:
         said = [launcher.communicate(timeout=TIMEOUT_SEC)[1] for launcher in launchers]
     finally:
         for launcher in launchers:
             if launcher.poll() is None:
-                # torchrun stops its workers, each of which has its own session
+                # torchrun ends its workers, each of which has its own session
                 launcher.send_signal(signal.SIGTERM)
                 print(launcher.communicate()[1])
     for launcher, text in zip(launchers, said, strict=True):

@@ -40,7 +40,7 @@ DENOISER: dict[str, Any] = {
 
 
 def write_squares(folder: Path) -> Path:
-    """Seven coloured squares, 16 px, with two captions each. An epoch has a batch of four and one of three."""
+    """Seven coloured squares, 16 px, with two captions each: with batches of four, an epoch ends with one of three."""
     folder.mkdir(parents=True)
     lines = []
     for color in COLORS:
@@ -53,7 +53,7 @@ def write_squares(folder: Path) -> Path:
 
 
 def write_config(path: Path, program: dict[str, Any], data: Path, run_dir: Path, **changes: Any) -> Path:
-    """A configuration file for one of the programs above."""
+    """Write a configuration file for one of the programs above."""
     tree = {
         **COMMON,
         **program,

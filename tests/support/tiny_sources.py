@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from ldm.data.sources.read import Reading, SourceSettings, read_source
+from ldm.data.sources.reading import Reading, SourceSettings, read_source
 
 
 def png(level: int = 0, size: tuple[int, int] = (4, 3)) -> bytes:
@@ -64,8 +64,8 @@ def read(path: Path, **settings: Any) -> Reading:
     return read_source(SourceSettings(path=str(path), **settings))
 
 
-def fates(reading: Reading) -> dict[str, str | tuple[str, ...]]:
-    """By id, the captions of usable samples and the reasons of refused ones."""
+def outcomes(reading: Reading) -> dict[str, str | tuple[str, ...]]:
+    """The captions of what is used and the reasons of what is refused, by id."""
     assert reading.num_found == len(reading.samples) + len(reading.refusals)
     used = {sample.sample_id: sample.captions for sample in reading.samples}
     return {**used, **{refusal.sample_id: refusal.reason for refusal in reading.refusals}}

@@ -1,4 +1,4 @@
-"""The smallest real run: seven points, a network with fifty weights, and the loop and checkpoints of all programs."""
+"""The smallest real run: seven points, a network of fifty weights, and the loop and checkpoints of all programs."""
 
 import json
 import signal
@@ -14,11 +14,11 @@ from ldm import noise
 from ldm.config import validate
 from ldm.data.order import SampleKey
 from ldm.io.files import read_tensors
+from train.loop.state import TrainState
 from train.loop.steps import Batch
 from train.run.checkpoints import checkpoints
 from train.run.run import Run
 from train.run.signals import Interrupted
-from train.run.state import TrainState
 from train.settings.shared import TrainSettings
 
 TREE: dict[str, Any] = {
@@ -36,13 +36,13 @@ TREE: dict[str, Any] = {
 
 
 def make_settings(run_dir: Path, **changes: Any) -> TrainSettings:
-    """Settings for a run of eight steps, with changes; `optim` changes single settings in its group."""
+    """Settings of a run of eight steps with changes; `optim` changes single settings."""
     optim = {**TREE["optim"], **changes.pop("optim", {})}
     return validate(TrainSettings, {**TREE, "run_dir": str(run_dir), **changes, "optim": optim})
 
 
 class Points(Dataset[dict[str, Any]]):
-    """Seven points with new noise in each epoch; `spoiled` maps (epoch, index) to a value to use instead."""
+    """Seven points with noise drawn in each epoch; `spoiled` maps (epoch, index) to a value to use instead."""
 
     def __init__(self, spoiled: dict[tuple[int, int], float] | None = None) -> None:
         self.spoiled = spoiled or {}
@@ -57,8 +57,8 @@ class Points(Dataset[dict[str, Any]]):
         return {"sample_id": sample_id, "x": drawn + value, "weight": key.weight}
 
 
-class PointTask(nn.Module):
-    """A network with dropout; `on_forward` is called with the number of previous forward passes."""
+class PointLoss(nn.Module):
+    """A network with dropout; `on_forward` gets the number of earlier forward passes."""
 
     def __init__(self, dropout: float = 0.2, on_forward: Callable[[int], None] = lambda _: None) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class PointTask(nn.Module):
         self.on_forward, self.num_forwards = on_forward, 0
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Per-sample `loss` [b] of guessing the mean of x [b, 4]."""
+        """Per-sample `loss` [b] of predicting the mean of x [b, 4]."""
         self.on_forward(self.num_forwards)
         self.num_forwards += 1
         return {"loss": (self.net(batch["x"]).squeeze(1) - batch["x"].mean(dim=1)).square()}
@@ -75,16 +75,16 @@ class PointTask(nn.Module):
 
 @torch.no_grad()
 def measure(state: TrainState) -> dict[str, float]:
-    """A number to which every weight contributes."""
-    return {"validation_loss": sum(float(p.sum()) for p in state.task.parameters())}
+    """A number that depends on every weight."""
+    return {"validation_loss": sum(float(p.sum()) for p in state.module.parameters())}
 
 
 def train(
-    settings: TrainSettings, task: PointTask | None = None, dataset: Points | None = None, **options: Any
+    settings: TrainSettings, module: PointLoss | None = None, dataset: Points | None = None, **options: Any
 ) -> TrainState:
     """Train, or resume, to the last step of the settings."""
     return Run(settings).train(
-        task or PointTask(),
+        module or PointLoss(),
         dataset or Points(),
         bucket_of=["all"] * 7,
         preview=lambda state, path: None,
@@ -94,7 +94,7 @@ def train(
 
 
 def train_with_stops(settings: TrainSettings, stops: list[int], dataset: Points | None = None) -> TrainState:
-    """Train to the end, but interrupt the run in each of these forward passes and start it again."""
+    """Train to the end, interrupted by a signal in each forward pass of `stops`, one per start."""
     for stop in stops:
 
         def interrupt(number: int, stop: int = stop) -> None:
@@ -102,15 +102,15 @@ def train_with_stops(settings: TrainSettings, stops: list[int], dataset: Points 
                 signal.raise_signal(signal.SIGTERM)
 
         try:
-            train(settings, PointTask(on_forward=interrupt), dataset)
+            train(settings, PointLoss(on_forward=interrupt), dataset)
         except Interrupted:
             continue
-        raise AssertionError("the run came to its end before the signal")
+        raise AssertionError("the run ended before the signal")
     return train(settings, dataset=dataset)
 
 
 def outcome(run_dir: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any]]:
-    """The results of a run: all tensors of its newest checkpoint, its rows without timings, and the saved state."""
+    """The results of a run: every tensor of its newest checkpoint, its rows without times, the saved numbers."""
     newest = checkpoints(run_dir / "checkpoints")[-1]
     tensors = {
         f"{path.stem}/{name}": tensor
@@ -123,7 +123,7 @@ def outcome(run_dir: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dic
 
 
 def assert_same_run(first: Path, second: Path) -> None:
-    """Assert that both runs gave the same results, bit by bit."""
+    """Both runs have the same results to the last bit."""
     (tensors, *rest), (other_tensors, *other_rest) = outcome(first), outcome(second)
     assert rest == other_rest
     assert tensors.keys() == other_tensors.keys() and len(tensors) == 4 * 5

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: nothing moves, they are written down, and too many end the run."""
+"""Steps whose loss or gradient is not finite: weights stay, the steps are recorded, and too many end the run."""
 
 import json
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from ldm.io.files import read_tensors
 from tests.support.launch_driver import Job
 from tests.support.tiny_launch import TORCHRUN, driver, finish, start
 from tests.support.tiny_training import (
+    PointLoss,
     Points,
-    PointTask,
     assert_same_run,
     make_settings,
     outcome,
@@ -25,28 +25,30 @@ from tests.support.tiny_training import (
     train_with_stops,
 )
 from train.loop.averages import WeightAverages
-from train.loop.gradient_step import apply_gradients, step_unless
-from train.loop.optim import make_optimizer
+from train.loop.optim import apply_gradients, make_optimizer, step_unless
+from train.loop.state import TrainState
 from train.loop.steps import Batch, accumulate_gradients, train_steps
-from train.run.state import TrainState, load_checkpoint, save_checkpoint
+from train.run.checkpoints import load_checkpoint, save_checkpoint
 from train.settings.shared import OptimSettings
 
 NAN, INF = float("nan"), float("inf")
 
 
 def first_of_step(step: int) -> tuple[int, int]:
-    """The turn of the first sample of a step, from 1."""
+    """The epoch and index of the first sample of a step, from 1."""
     key = next(iter(BatchOrder(0, ["all"] * 7, 4, step - 1, step)))[0]
     return key.epoch, key.sample_index
 
 
-def make_state(task: nn.Module) -> TrainState:
-    return TrainState(task, make_optimizer(task.parameters(), OptimSettings()), WeightAverages(task, 0.5))
+def make_state(module: nn.Module) -> TrainState:
+    return TrainState(
+        module, make_optimizer(module.parameters(), OptimSettings()), WeightAverages(module, 0.5)
+    )
 
 
 def everything(state: TrainState) -> dict[str, Tensor]:
-    """A copy of all that a step may move."""
-    found = dict(state.task.named_parameters()) | {
+    """A copy of everything that a step may change."""
+    found = dict(state.module.named_parameters()) | {
         f"average/{n}": t for n, t in state.average.tensors().items()
     }
     for number, slots in enumerate(state.optimizer.state.values()):
@@ -54,15 +56,15 @@ def everything(state: TrainState) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in found.items()}
 
 
-class Steep(PointTask):
-    """A loss of nought for the point that is nought everywhere, with a gradient that is not finite."""
+class Steep(PointLoss):
+    """A zero loss at the origin, with a gradient that is not finite there."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         size = batch["x"].square().sum(dim=1)
         return {"loss": (size * next(self.parameters()).sum().square()).sqrt()}
 
 
-class Infinite(PointTask):
+class Infinite(PointLoss):
     """An infinite loss with a finite gradient."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -71,14 +73,14 @@ class Infinite(PointTask):
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF, 1e38])
 def test_a_step_that_is_not_finite_moves_nothing(tmp_path: Path, value: float) -> None:
-    task = PointTask(dropout=0)
-    state, accelerator = make_state(task), Accelerator(cpu=True)
+    module = PointLoss(dropout=0)
+    state, accelerator = make_state(module), Accelerator(cpu=True)
     good, bad = torch.randn(4, 4), torch.full((4, 4), value)
     batches = [
         {"sample_id": ["a", "b", "c", "d"], "x": x, "weight": torch.ones(4)} for x in (good, bad, bad, good)
     ]
     seen = []
-    for record in train_steps(state, task, batches, accelerator, make_settings(tmp_path)):
+    for record in train_steps(state, module, batches, accelerator, make_settings(tmp_path)):
         seen.append((record.skipped.item(), record.bad.item(), everything(state)))
     assert [flags for *flags, _ in seen] == [[False, False], [True, True], [True, True], [False, False]]
     assert state.step == 4
@@ -89,15 +91,15 @@ def test_a_step_that_is_not_finite_moves_nothing(tmp_path: Path, value: float) -
 
 
 @pytest.mark.parametrize("kind", [Steep, Infinite])
-def test_a_loss_or_a_gradient_that_is_not_finite_is_enough(tmp_path: Path, kind: type[PointTask]) -> None:
-    task = kind(dropout=0)
-    state, accelerator = make_state(task), Accelerator(cpu=True)
+def test_a_loss_or_a_gradient_that_is_not_finite_is_enough(tmp_path: Path, kind: type[PointLoss]) -> None:
+    module = kind(dropout=0)
+    state, accelerator = make_state(module), Accelerator(cpu=True)
     batch = {"sample_id": ["a"], "x": torch.zeros(1, 4), "weight": torch.ones(1)}
-    before = [p.detach().clone() for p in task.parameters()]
-    (record,) = train_steps(state, task, [batch], accelerator, make_settings(tmp_path))
+    before = [p.detach().clone() for p in module.parameters()]
+    (record,) = train_steps(state, module, [batch], accelerator, make_settings(tmp_path))
     assert torch.isfinite(record.metrics["loss"]) != torch.isfinite(record.grad_norm)
     assert record.skipped and record.bad
-    assert all(torch.equal(old, new) for old, new in zip(before, task.parameters(), strict=True))
+    assert all(torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -115,13 +117,13 @@ def test_optimizers_that_do_not_know_of_skipping_skip_too(
 
 
 def test_nothing_waits_for_the_device() -> None:
-    """A tensor without values says when it is asked for one."""
+    """A tensor without values raises an error when it is read."""
     with FakeTensorMode():
-        task = PointTask(dropout=0)
-        state, loss = make_state(task), torch.ones(())
-        for parameter in task.parameters():
+        module = PointLoss(dropout=0)
+        state, loss = make_state(module), torch.ones(())
+        for parameter in module.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        _, skipped, bad = apply_gradients(state, list(task.parameters()), loss, 1.0)
+        _, skipped, bad = apply_gradients(state, list(module.parameters()), loss, 1.0)
         state.average.update(1, skipped)
         with pytest.raises(DataDependentOutputException):
             bool(bad)
@@ -132,7 +134,7 @@ def test_nothing_waits_for_the_device() -> None:
 
 @pytest.fixture(scope="module")
 def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of eight steps of which the third and the sixth are bad."""
+    """A run of eight steps; the third and the sixth are bad."""
     run_dir = tmp_path_factory.mktemp("spoiled")
     train(make_settings(run_dir, log_every=4), dataset=Points({first_of_step(3): NAN, first_of_step(6): INF}))
     return run_dir
@@ -155,7 +157,7 @@ def test_a_bad_step_is_counted_and_its_samples_are_written_down(spoiled: Path) -
 
 @pytest.mark.parametrize("spoiling", [0, 1])
 def test_two_processes_skip_together_and_write_down_the_whole_batch(tmp_path: Path, spoiling: int) -> None:
-    """One process alone has the spoiled sample: every second one of a batch is its own."""
+    """Only one of two processes has the spoiled sample, since each takes every second sample of a batch."""
     third = next(iter(BatchOrder(0, ["all"] * 7, 4, 2, 3)))
     turn = third[spoiling]
     job: Job = {"do": "points", "run_dir": str(tmp_path / "two"), "dropout": 0.0}
@@ -167,9 +169,9 @@ def test_two_processes_skip_together_and_write_down_the_whole_batch(tmp_path: Pa
     assert sorted(row["samples"]) == sorted(f"point-{key.sample_index}" for key in third)
     assert [name for name, loss in row["samples"].items() if loss == "nan"] == [f"point-{turn.sample_index}"]
     spoiled = Points({(turn.epoch, turn.sample_index): NAN})
-    train(make_settings(tmp_path / "one"), PointTask(dropout=0), spoiled)
+    train(make_settings(tmp_path / "one"), PointLoss(dropout=0), spoiled)
     (tensors, *rest), (others, *other_rest) = outcome(tmp_path / "two"), outcome(tmp_path / "one")
-    assert rest[1] == other_rest[1]  # the number of bad steps among it
+    assert rest[1] == other_rest[1]  # including the number of bad steps
     assert all(torch.allclose(tensors[name], others[name], atol=1e-4) for name in others)
 
 
@@ -189,7 +191,7 @@ def test_rows_of_steps_done_again_are_written_once(tmp_path: Path) -> None:
     dataset = Points({first_of_step(3): NAN, first_of_step(5): NAN})
     settings = make_settings(tmp_path, save_every=2)
     with pytest.raises(RuntimeError):
-        train(settings, PointTask(on_forward=crash), dataset)
+        train(settings, PointLoss(on_forward=crash), dataset)
     with (tmp_path / "bad_steps.jsonl").open("a") as file:
         file.write('{"step": 6, "sam')
     train(settings, dataset=dataset)
@@ -216,48 +218,48 @@ def test_a_skipped_step_that_is_logged_has_no_loss(tmp_path: Path) -> None:
     assert rows[1] == {"step": 2, "skipped": True, "learning_rate": 0.01}
 
 
-# fp16: the loss is scaled, and a gradient too large for it is no bad step but a lower scale
+# fp16: the loss is scaled; a gradient that overflows lowers the scale and is not a bad step
 
 
-def scaled_step(state: TrainState, task: PointTask, x: Tensor) -> tuple[float, bool, bool]:
+def scaled_step(state: TrainState, module: PointLoss, x: Tensor) -> tuple[float, bool, bool]:
     assert state.scaler is not None
-    loss = task({"x": x})["loss"].mean()
+    loss = module({"x": x})["loss"].mean()
     state.scaler.scale(loss).backward()
-    grad_norm, skipped, bad = apply_gradients(state, list(task.parameters()), loss.detach(), 1.0)
+    grad_norm, skipped, bad = apply_gradients(state, list(module.parameters()), loss.detach(), 1.0)
     state.optimizer.zero_grad()
     return float(grad_norm), bool(skipped), bool(bad)
 
 
 def test_an_overflow_lowers_the_scale_and_is_no_bad_step(tmp_path: Path) -> None:
-    task = PointTask(dropout=0)
-    state, x = make_state(task), torch.randn(4, 4)
+    module = PointLoss(dropout=0)
+    state, x = make_state(module), torch.randn(4, 4)
     state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**128 / 1.5, growth_interval=2)
     before = everything(state)
-    assert scaled_step(state, task, x * 1e3)[1:] == (True, False)
+    assert scaled_step(state, module, x * 1e3)[1:] == (True, False)
     assert all(torch.equal(before[name], tensor) for name, tensor in list(everything(state).items())[:8])
     scale = state.scaler.get_scale()
     assert scale == pytest.approx(2.0**127 / 1.5)
-    assert scaled_step(state, task, torch.full((1, 4), NAN))[1:] == (True, True)
+    assert scaled_step(state, module, torch.full((1, 4), NAN))[1:] == (True, True)
     state.scaler.update(1024.0)
-    grad_norm, *flags = scaled_step(state, task, x)
+    grad_norm, *flags = scaled_step(state, module, x)
     assert flags == [False, False]
-    moved = dict(task.named_parameters())["net.0.weight"]
+    moved = dict(module.named_parameters())["net.0.weight"]
     assert not torch.equal(before["net.0.weight"], moved)
-    unscaled = make_state(PointTask(dropout=0))
+    unscaled = make_state(PointLoss(dropout=0))
     accumulate_gradients(
-        unscaled.task,
+        unscaled.module,
         {"sample_id": list("abcd"), "x": x, "weight": torch.ones(4)},
         Accelerator(cpu=True),
         4,
     )
-    other_norm, *_ = apply_gradients(unscaled, list(unscaled.task.parameters()), torch.ones(()), 1.0)
+    other_norm, *_ = apply_gradients(unscaled, list(unscaled.module.parameters()), torch.ones(()), 1.0)
     assert grad_norm == pytest.approx(float(other_norm))
-    assert torch.allclose(dict(unscaled.task.named_parameters())["net.0.weight"], moved)
+    assert torch.allclose(dict(unscaled.module.named_parameters())["net.0.weight"], moved)
     state.step = 3
     checkpoint = save_checkpoint(state, tmp_path, 1)
-    other = make_state(PointTask())
+    other = make_state(PointLoss())
     other.scaler = torch.amp.GradScaler("cpu")
     load_checkpoint(other, checkpoint)
     assert other.scaler.state_dict() == state.scaler.state_dict()
     assert other.scaler.state_dict()["_growth_tracker"] == 1
-    assert read_tensors(checkpoint / "weights.safetensors").keys() == dict(task.named_parameters()).keys()
+    assert read_tensors(checkpoint / "weights.safetensors").keys() == dict(module.named_parameters()).keys()

@@ -1,4 +1,4 @@
-"""The best step and the end, decided by the rows alone, and the best weights, whole or absent."""
+"""The best step and early stopping are decided from the rows alone; the best weights are written atomically."""
 
 import errno
 import math
@@ -13,11 +13,11 @@ from torch import nn
 
 from ldm.errors import UserError
 from train.loop.averages import WeightAverages
-from train.run.best import best_step, keep_best, lend_best, prune_best, read_best, should_stop
+from train.run.best import apply_best, best_step, keep_best, prune_best, read_best, should_stop
 
 
 def rows_of(*losses: float) -> list[dict[str, Any]]:
-    """A measurement every 10 steps, with logged training steps between."""
+    """A measurement every 10 steps, with logged training steps in between."""
     rows: list[dict[str, Any]] = []
     for number, loss in enumerate(losses, 1):
         rows += [{"step": 10 * number - 5, "loss": 0.0}, {"step": 10 * number, "validation_loss": loss}]
@@ -29,7 +29,9 @@ def test_the_lowest_is_the_best_and_the_first_of_equals() -> None:
     assert best_step([{"step": 5, "loss": 0.1}]) is None
     assert best_step(rows_of(math.nan, 2, math.nan)) == 20
     assert best_step(rows_of(math.nan, math.inf)) is None
-    assert best_step([*rows_of(1, 2), {"step": 10, "validation_loss": 3.0}]) == 20  # a step's last row counts
+    assert (
+        best_step([*rows_of(1, 2), {"step": 10, "validation_loss": 3.0}]) == 20
+    )  # the last row of a step counts
 
 
 def test_patience_counts_the_measurements_since_the_best() -> None:
@@ -87,14 +89,14 @@ def test_without_a_finite_loss_the_average_is_taken_with_a_warning(
     averages = WeightAverages(nn.Linear(2, 1), 0.5)
     before = {name: tensor.clone() for name, tensor in averages.tensors().items()}
     (tmp_path / "metrics.jsonl").write_text('{"step": 3, "validation_loss": NaN}\n')
-    lend_best(tmp_path, averages)
+    apply_best(tmp_path, averages)
     assert "warning: no validation loss was finite" in capsys.readouterr().err
     assert all(torch.equal(tensor, before[name]) for name, tensor in averages.tensors().items())
     (tmp_path / "metrics.jsonl").write_text('{"step": 3, "validation_loss": 1.0}\n')
     with pytest.raises(UserError, match="no best weights"):
-        lend_best(tmp_path, averages)
+        apply_best(tmp_path, averages)
     keep_best(tmp_path, {name: tensor + 1 for name, tensor in before.items()}, 10, rows_of(1))
-    lend_best(tmp_path, averages)
+    apply_best(tmp_path, averages)
     assert "the best step was 10" in capsys.readouterr().out
     assert all(torch.equal(tensor, before[name] + 1) for name, tensor in averages.tensors().items())
 
@@ -115,7 +117,7 @@ def test_a_full_disk_leaves_the_former_best(tmp_path: Path, monkeypatch: pytest.
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr("os.fsync", full)  # the weights are written by then, the rest is not
+    monkeypatch.setattr("os.fsync", full)  # the weights have been written by then, the rest has not
     with pytest.raises(UserError, match="the disk is full"):
         keep_best(tmp_path, {"w": torch.ones(2)}, 20, rows_of(2, 1))
     step, tensors = read_best(tmp_path)

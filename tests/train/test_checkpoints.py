@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: whole or not there, verified, damaged ones named, rotated, and what a full disk does."""
+"""Checkpoints are written atomically, verified and rotated; damaged ones are named, and a full disk is survived."""
 
 import os
 import resource
@@ -14,14 +14,13 @@ import torch
 
 from ldm.errors import UserError
 from ldm.io.files import check_free_space, manifest_fault, read_tensors, remove_leftovers
-from tests.support.tiny_training import PointTask, assert_same_run, make_settings, outcome, train
-from train.run.checkpoints import checkpoints, newest_whole, remove_old, step_of
-from train.run.state import save_checkpoint
+from tests.support.tiny_training import PointLoss, assert_same_run, make_settings, outcome, train
+from train.run.checkpoints import checkpoints, newest_whole, remove_old, save_checkpoint, step_of
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of eight unbroken steps with all of its checkpoints."""
+    """An uninterrupted run of eight steps with all of its checkpoints."""
     run_dir = tmp_path_factory.mktemp("whole")
     train(make_settings(run_dir, save_every=2, keep_checkpoints=9))
     return run_dir
@@ -58,7 +57,7 @@ def test_damage_is_named_and_the_checkpoint_before_is_found(
     damage(folder / "step-000008" / name)
     newest, faults = newest_whole(folder)
     assert newest == folder / "step-000006"
-    # a manifest that is still JSON names the file it no longer fits
+    # a manifest that is still valid JSON names the file that no longer matches
     (fault,) = faults.values()
     assert f"step-000008/{name}" in fault or name == "manifest.json"
 
@@ -75,18 +74,18 @@ def test_a_run_goes_back_to_the_last_good_checkpoint_and_says_so(
     assert "step-000006/weights.safetensors has changed since it was written; going back to" in said
     assert "resuming at step 4" in said
     assert_same_run(tmp_path, whole)
-    assert steps(tmp_path) == [4, 8]  # two whole ones
+    assert steps(tmp_path) == [4, 8]  # two undamaged ones
 
 
 def test_no_whole_checkpoint_is_no_fresh_start(tmp_path: Path, whole: Path) -> None:
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     for checkpoint in checkpoints(tmp_path / "checkpoints"):
         truncate(checkpoint / "state.json")
-    with pytest.raises(UserError, match=r"no checkpoint is whole: .*step-000008/state.json has changed"):
+    with pytest.raises(UserError, match=r"all checkpoints are damaged: .*step-000008/state.json has changed"):
         train(make_settings(tmp_path))
 
 
-# Which stay
+# Which are kept
 
 
 def test_the_newest_stay_and_those_at_multiples(tmp_path: Path, whole: Path) -> None:
@@ -125,7 +124,7 @@ def test_older_ones_go_only_after_the_new_one_verifies(
 
     state.step = 3
     monkeypatch.setattr(os, "rename", rename_and_flip)
-    with pytest.raises(UserError, match=r"just written is not whole.*step-000003/weights") as caught:
+    with pytest.raises(UserError, match=r"just written is damaged.*step-000003/weights") as caught:
         save_checkpoint(state, tmp_path / "checkpoints", 1)
     good = tmp_path / "checkpoints/step-000002"
     assert f"the last good checkpoint is {good}" in str(caught.value)
@@ -135,7 +134,7 @@ def test_older_ones_go_only_after_the_new_one_verifies(
 def test_no_checkpoint_holds_a_number_that_is_not_finite(tmp_path: Path) -> None:
     state = train(make_settings(tmp_path, num_steps=1))
     folder = tmp_path / "checkpoints"
-    for tensor in (next(iter(state.task.parameters())), next(iter(state.average.tensors().values()))):
+    for tensor in (next(iter(state.module.parameters())), next(iter(state.average.tensors().values()))):
         before = tensor.detach().clone()
         for value in (float("nan"), float("inf")):
             with torch.no_grad():
@@ -151,7 +150,7 @@ def test_no_checkpoint_holds_a_number_that_is_not_finite(tmp_path: Path) -> None
 
 
 def test_another_network_is_refused(tmp_path: Path) -> None:
-    class Wider(PointTask):
+    class Wider(PointLoss):
         def __init__(self) -> None:
             super().__init__()
             self.net.append(torch.nn.Linear(1, 1))
@@ -181,7 +180,7 @@ def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path) -> None:
 
 @contextmanager
 def files_of_at_most(num_bytes: int) -> Iterator[None]:
-    """Writing more into one file fails, as on a disk that fills up meanwhile."""
+    """Writing more to one file fails, as on a disk that fills up."""
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
@@ -222,7 +221,7 @@ def test_the_space_is_looked_at_before_writing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of three megabytes; only root may make one."""
+    """A disk of three megabytes, which only root can create."""
     folder = tmp_path / "small"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
@@ -252,7 +251,7 @@ def test_a_run_on_a_full_disk_stops_and_goes_on_when_there_is_room(
             ballast.write_bytes(b"x" * (shutil.disk_usage(small_disk).free - room))
 
     with pytest.raises(UserError, match=said + ".*the last good checkpoint is .*step-000002"):
-        train(settings, PointTask(on_forward=fill))
+        train(settings, PointLoss(on_forward=fill))
     assert steps(small_disk / "run") == [2] and not list((small_disk / "run/checkpoints").glob(".*"))
     ballast.unlink()
     train(settings)
@@ -261,7 +260,7 @@ def test_a_run_on_a_full_disk_stops_and_goes_on_when_there_is_room(
 
 def test_each_file_holds_every_trained_weight(whole: Path) -> None:
     checkpoint = whole / "checkpoints/step-000004"
-    names = {name for name, _ in PointTask().named_parameters()}
+    names = {name for name, _ in PointLoss().named_parameters()}
     for file, suffixes in {
         "weights": [""],
         "average": [""],

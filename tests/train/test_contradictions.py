@@ -1,4 +1,4 @@
-"""Settings that contradict each other are refused in one line with the mend, and not followed in part."""
+"""Settings that contradict each other are refused in one line that says how to fix it."""
 
 from typing import Any
 
@@ -22,15 +22,15 @@ DENOISER: dict[str, Any] = {
     [
         (
             {"num_steps": 100},
-            "optim.num_warmup_steps = 100 of num_steps = 100: the learning rate would only rise",
+            "optim.num_warmup_steps = 100 of num_steps = 100: the learning rate would never stop rising",
         ),
         ({"num_steps": 60}, "set optim.num_warmup_steps=3"),
         (
             {"model": {"block_out_channels": [16, 32], "attention": [False, True]}},
-            "model is given, but the model of base has its own: leave it out",
+            "model is given, but base determines it: leave it out",
         ),
-        ({"schedule": {"prediction_type": "v_prediction"}}, "schedule is given, but the model of base"),
-        ({"defaults": {"guidance_scale": 5}}, "defaults is given, but the model of base"),
+        ({"schedule": {"prediction_type": "v_prediction"}}, "schedule is given, but base determines it"),
+        ({"defaults": {"guidance_scale": 5}}, "defaults is given, but base determines it"),
         ({"validation": {"every": 5}}, "set data.holdout_fraction above 0"),
         ({"parts": {"autoencoder": "a", "text_encoder": "b"}}, "give either base: MODEL or parts"),
     ],

@@ -1,4 +1,4 @@
-"""What the denoiser is trained and measured on: its own image and caption with each sample, mirrored where asked."""
+"""The denoiser is trained and measured on each sample's own image and caption, mirrored if requested."""
 
 import copy
 from pathlib import Path
@@ -10,19 +10,18 @@ from PIL import Image
 
 from ldm.config import validate
 from ldm.data.order import SampleKey
-from ldm.data.prepare import BucketedSample
 from ldm.diffusion.path import DDPMPath, ScheduleSettings
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.clip_vocabulary import learn_merges, make_tokenizer
 from ldm.models.loading.model import ModelParts
+from ldm.tasks.text_to_image import TextToImage
 from tests.support.tiny_models import CONTEXT_LENGTH, make_sd1
 from tests.support.tiny_runs import COMMON, write_squares
-from train import denoiser
-from train.data.latents import cached_texts, image_reader, latent_samples, text_encoder_hash
+from train.data import denoiser_data
+from train.data.latents import cached_texts, image_readers, latent_samples, text_encoder_hash
 from train.data.read import TrainingData, read_data
-from train.loop.denoiser_task import DenoiserTask
+from train.loop.denoiser_loss import DenoiserLoss
 from train.loop.validation import ValidationSamples
-from train.run import preview
 from train.run.run import Run
 from train.settings.denoiser import DenoiserSettings
 
@@ -58,12 +57,14 @@ def measured(
     parts: ModelParts,
     monkeypatch: pytest.MonkeyPatch,
 ) -> ValidationSamples:
-    """What the held-out loss is measured on."""
+    """The samples that the held-out loss is measured on."""
     seen: list[ValidationSamples] = []
-    monkeypatch.setattr(denoiser, "held_out_loss", lambda task, samples, **_: seen.append(samples) or {})
-    task = DenoiserTask(parts, settings, DDPMPath(ScheduleSettings()), [])
-    images = image_reader(run, [*data.train, *data.held_out], parts.autoencoder, settings.cache)
-    validate_now = denoiser.held_out(run, settings, task, data, images)
+    monkeypatch.setattr(
+        denoiser_data, "held_out_loss", lambda module, samples, **_: seen.append(samples) or {}
+    )
+    module = DenoiserLoss(parts, settings, DDPMPath(ScheduleSettings()), [])
+    images = image_readers(run, [*data.train, *data.held_out], parts.autoencoder, settings)
+    validate_now = denoiser_data.validation(run, settings, module, data, images)
     validate_now(run.start(torch.nn.Linear(1, 1)))
     (samples,) = seen
     return samples
@@ -93,31 +94,9 @@ def test_many_tags_are_measured_and_drawn_as_they_are_trained(
     run, settings, data = read(tmp_path, {"holdout_fraction": 0.5}, **changes)
     samples = measured(run, settings, data, parts, monkeypatch)
     assert set(samples.captions) == {f"photo of {TAGS}, by night"}
-    assert drawn_prompts(parts, settings, data.train, monkeypatch) == {f"photo of {TAGS}, by night"}
-
-
-def drawn_prompts(
-    parts: ModelParts,
-    settings: DenoiserSettings,
-    placed: list[BucketedSample],
-    monkeypatch: pytest.MonkeyPatch,
-) -> set[str]:
-    """The prompts of a preview for which none are set."""
-    seen: list[str] = []
-
-    class Drawn:
-        images = (Image.new("RGB", (1, 1)),)
-
-    class Fake:
-        def __init__(self, *_: Any, **__: Any) -> None: ...
-
-        def generate(self, prompts: tuple[str, ...], **_: Any) -> Drawn:
-            seen.extend(prompts)
-            return Drawn()
-
-    monkeypatch.setattr(preview, "Pipeline", Fake)
-    preview.write_preview(parts, settings, placed, Path("unused"), torch.device("cpu"), writes=False)
-    return set(seen)
+    assert set(denoiser_data.preview_inputs(settings, data.train, TextToImage()).prompts) == {
+        f"photo of {TAGS}, by night"
+    }
 
 
 @pytest.mark.parametrize("every", [0, 1])
@@ -138,7 +117,7 @@ def test_images_are_mirrored_where_it_is_asked_for(tmp_path: Path, parts: ModelP
     image.save(tmp_path / "data/a.png")
     (tmp_path / "data/a.txt").write_text("a flag")
     run, settings, data = read(tmp_path, {"flip": flip})
-    images = image_reader(run, data.train, parts.autoencoder, settings.cache)
+    images = image_readers(run, data.train, parts.autoencoder, settings)
     dataset = latent_samples(settings, parts.autoencoder, data.train, images)
     shown = [dataset[SampleKey(epoch, 0)]["pixel_values"] for epoch in range(20)]
     mirrored = [torch.equal(pixels, data.train[0].pixels(0, True)) for pixels in shown]

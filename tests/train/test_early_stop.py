@@ -1,4 +1,4 @@
-"""A run that ends by its validation loss, and keeps the best weights."""
+"""Early stopping by the validation loss, and keeping the best weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.tiny_training import Points, PointTask, make_settings, outcome
+from tests.support.tiny_training import PointLoss, Points, make_settings, outcome
+from train.loop.state import TrainState
 from train.run.best import read_best
 from train.run.run import Run
-from train.run.state import TrainState
 
 LOSSES = [5.0, 3.0, 4.0, 4.0, 1.0, 1.0, 1.0, 1.0]
 """What is measured after step 1, 2, ...: the best so far at step 2, and again at step 5."""
@@ -21,7 +21,7 @@ def train(run_dir: Path, patience: int) -> TrainState:
         run_dir, save_every=1, validation={"every": 1, "patience": patience, "keep_best": True}
     )
     return Run(settings).train(
-        PointTask(),
+        PointLoss(),
         Points(),
         bucket_of=["all"] * 7,
         preview=lambda state, path: None,
@@ -59,7 +59,7 @@ def test_with_patience_it_goes_on_to_the_end_and_the_best_weights_are_kept(tmp_p
     assert not all(torch.equal(p, weights[name]) for name, p in early.average.live.items())
 
 
-# Killed, and gone on with: what is kept beside the checkpoints is of the line that goes on
+# Killed and resumed: the results beside the checkpoints are those of the resumed run
 
 FALLING = [9.0, 8.0, 3.0, 7.0, 2.0, 1.0, 5.0, 6.0]
 """The best are steps 1, 2, 3, 5 and 6: that of step 3 is replaced between two checkpoints."""
@@ -72,14 +72,14 @@ KEEPING: dict[str, Any] = {
 
 
 def run(run_dir: Path, losses: Sequence[float], dies_in: int | None = None, **changes: Any) -> TrainState:
-    """A run whose measurements are `losses`, killed in the step `dies_in`."""
+    """A run whose measurements are `losses`, killed in step `dies_in`."""
 
     def die(number: int) -> None:
         if dies_in is not None and number + 1 == dies_in:
             raise KeyboardInterrupt
 
     return Run(make_settings(run_dir, **{**KEEPING, **changes})).train(
-        PointTask(on_forward=die),
+        PointLoss(on_forward=die),
         Points(),
         bucket_of=["all"] * 7,
         preview=lambda state, path: None,
@@ -112,13 +112,13 @@ def test_a_run_that_goes_on_otherwise_keeps_nothing_of_the_steps_left_behind(
     capsys.readouterr()
     seldom = {"optim": {"average": {**KEEPING["optim"]["average"], "snapshot_every": 5}}}
     run(tmp_path, [0.0] * 4 + [4.0] * 4, validation={"every": 100, "keep_best": True}, **seldom)
-    assert read_best(tmp_path)[0] == 3  # which the better one of step 6 had replaced
+    assert read_best(tmp_path)[0] == 3  # the better one of step 6 had replaced it
     assert sorted(path.name for path in (tmp_path / "averages").iterdir()) == [
         "step-000002", "step-000004", "step-000005", "step-000008",
     ]  # fmt: skip
     said = capsys.readouterr().err
-    assert "averages: removed what is of steps after 4, step-000006" in said
-    assert "best: removed what is of steps after 4, step-000006" in said
+    assert "averages: removed the results of steps after 4: step-000006" in said
+    assert "best: removed the results of steps after 4: step-000006" in said
 
 
 def test_what_a_killed_writer_left_beside_the_best_and_the_averages_goes(tmp_path: Path) -> None:

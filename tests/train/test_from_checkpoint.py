@@ -1,4 +1,4 @@
-"""A model out of a checkpoint: what the run would have written if it had ended there."""
+"""The model of a checkpoint is what the run would have written if it had ended there."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from train.run.from_checkpoint import main, write_model
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six steps from nothing, saved every three, averages of two widths."""
+    """Six steps from scratch, saved every three, with averages of two widths."""
     root = tmp_path_factory.mktemp("scratch")
     optim = {**COMMON["optim"], "average": {"widths": [0.05, 0.2]}}
     return _trained(root, {**DENOISER, "parts": train_parts(root)}, optim=optim)
@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lora_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA on a tiny model, with the average of a decay."""
+    """A LoRA on a tiny model, with one average with a decay."""
     root = tmp_path_factory.mktemp("lora")
     save_parts(make_sd1(root / "tokenizer"), root / "base")
     program = {"program": "denoiser", "base": str(root / "base"), "trainable": "lora", "lora": {"rank": 2}}

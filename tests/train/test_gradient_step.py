@@ -1,4 +1,4 @@
-"""Clipping inside the fused optimizer: the same moves as torch's own clipping before it."""
+"""Clipping inside the fused optimizer gives the same steps as torch's clipping before it."""
 
 import copy
 
@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from train.loop.gradient_step import step_clipped
-from train.loop.optim import make_optimizer
+from train.loop.optim import make_optimizer, step_clipped
 from train.settings.shared import OptimSettings
 
 GO_ON = torch.tensor(False)
@@ -31,7 +30,7 @@ def test_the_moves_are_those_of_a_clipped_gradient(max_norm: float, fused: bool)
         other.grad = mine.grad.clone()
     parameters = list(ours.parameters())
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    # an epsilon of the gradient's order: AdamW alone would undo any scaling
+    # an epsilon as large as the gradient, since AdamW alone would undo any scaling
     made = [torch.optim.AdamW(net.parameters(), lr=0.1, eps=0.1, fused=fused) for net in (ours, theirs)]
     step_clipped(GO_ON, made[0], parameters, norm, max_norm)
     assert nn.utils.clip_grad_norm_(theirs.parameters(), max_norm) == norm

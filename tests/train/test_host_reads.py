@@ -1,4 +1,4 @@
-"""Between two rows of metrics no training step waits for the device: it is asked nothing, and sent no blocking copy.
+"""Between two rows of metrics no training step waits for the device: no value is read, no copy blocks.
 
 The device is torch's `meta`, which has no values: reading one (`item`, `bool`, `cpu`, `nonzero`) raises an error.
 """
@@ -21,12 +21,12 @@ from ldm.diffusion.path import DDPMPath
 from ldm.types import Conditioning
 from tests.support.tiny_models import make_sd1
 from train.loop.averages import WeightAverages
-from train.loop.denoiser_task import DenoiserTask
+from train.loop.denoiser_loss import DenoiserLoss
 from train.loop.optim import make_optimizer
+from train.loop.state import TrainState
 from train.loop.steps import Batch, train_steps
 from train.run.after_steps import AfterSteps
 from train.run.log import TrainLog
-from train.run.state import TrainState
 from train.run.trainable import choose_trained
 from train.settings.denoiser import DenoiserSettings
 
@@ -64,7 +64,7 @@ def fused_on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_get_fused_kernels_supported_devices", lambda: ["cpu", "cuda", "meta"])
 
 
-def make_task(folder: Path, trainable: str) -> tuple[DenoiserTask, DenoiserSettings]:
+def make_loss(folder: Path, trainable: str) -> tuple[DenoiserLoss, DenoiserSettings]:
     tree = {
         "program": "denoiser", "run_dir": str(folder / "run"), "base": "tiny", "trainable": trainable, "num_steps": 9,
         "global_batch_size": 3, "max_micro_batch": 2, "log_every": 100, "data": {"path": "none"}, **KINDS[trainable],
@@ -73,25 +73,25 @@ def make_task(folder: Path, trainable: str) -> tuple[DenoiserTask, DenoiserSetti
     settings = validate(DenoiserSettings, tree)
     parts = make_sd1(folder)
     groups = choose_trained(parts, settings, seed=0, learning_rate=1e-3)
-    task = DenoiserTask(parts, settings, DDPMPath(settings.schedule), groups)
+    module = DenoiserLoss(parts, settings, DDPMPath(settings.schedule), groups)
     if not settings.trains_text_encoder:
-        task.prompts = lambda captions: Conditioning(torch.zeros(len(captions), 16, 32))
-    return task, settings
+        module.prompts = lambda captions: Conditioning(torch.zeros(len(captions), 16, 32))
+    return module, settings
 
 
-def to_meta(task: DenoiserTask) -> DenoiserTask:
-    """Every weight without its values; what the optimizer is given are the new ones."""
-    before = dict(task.named_parameters())
-    task.to(META).train()
-    after = dict(task.named_parameters())
+def to_meta(module: DenoiserLoss) -> DenoiserLoss:
+    """Every weight without its values; the optimizer gets the new ones."""
+    before = dict(module.named_parameters())
+    module.to(META).train()
+    after = dict(module.named_parameters())
     replaced = {parameter: after[name] for name, parameter in before.items()}
-    for group in task.groups:
+    for group in module.groups:
         group["params"] = [replaced[parameter] for parameter in group["params"]]
-    return task
+    return module
 
 
 def batch() -> Batch:
-    """Three samples as a loader gives them."""
+    """Three samples as they come from a loader."""
     generator = torch.Generator().manual_seed(0)
 
     def sample(number: int) -> dict[str, Any]:
@@ -105,16 +105,16 @@ def batch() -> Batch:
     return collate([sample(number) for number in range(3)])
 
 
-def steps(task: DenoiserTask, settings: DenoiserSettings, batches: Iterator[Batch]) -> Iterator[None]:
-    """Optimizer steps with all that a run does after each of them."""
+def steps(module: DenoiserLoss, settings: DenoiserSettings, batches: Iterator[Batch]) -> Iterator[None]:
+    """Optimizer steps, each followed by everything that a run does after it."""
     accelerator = Distant(cpu=True)
-    averages = WeightAverages(task, settings.optim.ema_decay, settings.optim.average)
-    state = TrainState(task, make_optimizer(task, settings.optim), averages)
+    averages = WeightAverages(module, settings.optim.ema_decay, settings.optim.average)
+    state = TrainState(module, make_optimizer(module, settings.optim), averages)
     log = TrainLog(settings.run_dir, start_step=0, num_steps=settings.num_steps, main=True)
     after = AfterSteps(
         settings, accelerator, state, log, preview=_never, validate=None, save=lambda state: None
     )
-    for record in train_steps(state, task, batches, accelerator, settings):
+    for record in train_steps(state, module, batches, accelerator, settings):
         yield after(record, stopping=False)
 
 
@@ -124,9 +124,9 @@ def _never(state: TrainState, path: Path) -> None:
 
 @pytest.mark.parametrize("trainable", KINDS)
 def test_no_step_waits_for_the_device(tmp_path: Path, trainable: str) -> None:
-    task, settings = make_task(tmp_path, trainable)
-    done = steps(to_meta(task), settings, cycle([batch()]))
-    next(done)  # copies what stays on the device
+    module, settings = make_loss(tmp_path, trainable)
+    done = steps(to_meta(module), settings, cycle([batch()]))
+    next(done)  # the first step copies what then stays on the device
     with NoBlockingCopies():
         assert len(list(islice(done, 2))) == 2
 

@@ -1,4 +1,4 @@
-"""A fine-tune that keeps its best: the model written has the best weights, and the contexts that it was trained on."""
+"""A fine-tuning run that keeps its best: the result has the best weights, and as many prompt chunks as in training."""
 
 import json
 from collections.abc import Callable
@@ -13,14 +13,16 @@ from ldm.models.loading.model import load_parts, save_parts
 from tests.support.tiny_models import make_sd1
 from tests.support.tiny_runs import COMMON, DENOISER, write_squares
 from train import denoiser
+from train.data import denoiser_data
 from train.run.best import read_best
+from train.run.denoiser_model import make_parts
 
 LOSSES = [3.0, 1.0, 2.0, 4.0]
-"""What is told after each step: the second is the best."""
+"""The losses returned after each step: the second is the best."""
 
 
 def told(losses: list[float], measure: Callable[..., dict[str, float]]) -> Callable[..., dict[str, float]]:
-    """What measures as a run does, and then tells another number."""
+    """Measures as a run does, but returns another number."""
     waiting = iter(losses)
 
     def held_out_loss(*args: Any, **options: Any) -> dict[str, float]:
@@ -32,7 +34,7 @@ def told(losses: list[float], measure: Callable[..., dict[str, float]]) -> Calla
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four steps in two contexts, from the cache; training drops every caption, and validation none."""
+    """Four steps with two prompt chunks and the cache; training drops every caption, validation none."""
     folder = tmp_path_factory.mktemp("best")
     save_parts(make_sd1(folder / "tokenizer"), folder / "base")
     write_squares(folder / "data")
@@ -50,7 +52,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = folder / "run.yaml"
     config.write_text(yaml.safe_dump({**COMMON, **DENOISER, "run_dir": str(folder / "run"), **changes}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(denoiser, "held_out_loss", told(LOSSES, denoiser.held_out_loss))
+        patch.setattr(denoiser_data, "held_out_loss", told(LOSSES, denoiser_data.held_out_loss))
         assert denoiser.main([str(config)]) == 0
     return folder / "run"
 
@@ -77,4 +79,4 @@ def test_fewer_contexts_than_the_base_has_take_none_away(run_dir: Path) -> None:
     for num_chunks, wanted in ((1, 2), (2, 2), (3, 3)):
         more = {"base": str(run_dir / "pipeline"), "prompt_chunks": num_chunks}
         settings = denoiser.DenoiserSettings.model_validate({**tree, **more})
-        assert denoiser.make_parts(settings).defaults.max_prompt_chunks == wanted
+        assert make_parts(settings).defaults.max_prompt_chunks == wanted

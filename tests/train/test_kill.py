@@ -1,4 +1,4 @@
-"""SIGKILL at the file operations of a checkpoint and at any moment: the run that goes on ends as an undisturbed one."""
+"""After SIGKILL, at a file operation of a checkpoint or at any moment, the resumed run ends like an undisturbed one."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def kill(*arguments: object) -> list[int]:
-    """Have runs killed; returns how many were, at file operations and at moments."""
+    """Kill runs; returns how many were killed at file operations and at random moments."""
     command = [sys.executable, "-m", "tests.support.kill_driver", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     driver = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
@@ -31,8 +31,8 @@ def kill(*arguments: object) -> list[int]:
     return [int(number) for number in driver.stdout.split()]
 
 
-# A checkpoint is five files made, made readable, forced to the disk and read again, a folder renamed, and an older one
-# removed: some 60 file operations.
+# For a checkpoint five files are created, made readable, synced and read again, a folder is renamed, and an older one
+# removed: about 60 file operations.
 @pytest.mark.parametrize(
     ("stride", "number"), [(7, 3), pytest.param(1, 20, marks=pytest.mark.slow)], ids=["some", "all"]
 )
@@ -40,7 +40,9 @@ def test_kill_9_while_a_checkpoint_is_written_or_at_any_moment_loses_nothing(
     tmp_path: Path, whole: Path, stride: int, number: int
 ) -> None:
     killed = kill(tmp_path / "boundaries", stride, tmp_path / "moments", number)
-    assert killed[0] * stride > 40 and killed[1] > 0  # on a fast machine the run may end before all were
+    assert (
+        killed[0] * stride > 40 and killed[1] > 0
+    )  # on a fast machine the run may end before all are killed
     for name in ("boundaries", "moments"):
         train(make_settings(tmp_path / name, **SELDOM))
         assert not list((tmp_path / name).rglob(".*"))

@@ -1,4 +1,4 @@
-"""Launchers: two that meet, a worker that dies and comes back, and the files for `accelerate launch` and Slurm."""
+"""Launchers: two that connect, a worker that dies and restarts, and the files for `accelerate launch` and Slurm."""
 
 import os
 import re
@@ -14,14 +14,14 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from ldm.errors import UserError
 from tests.support.launch_driver import Job
 from tests.support.tiny_launch import ROOT, TORCHRUN, driver, finish, start
-from tests.support.tiny_training import PointTask, assert_same_run, make_settings, outcome, train
+from tests.support.tiny_training import PointLoss, assert_same_run, make_settings, outcome, train
 from train.run.devices import asked_to_shard
 
 CHANGES: dict[str, Any] = {"save_every": 2}
-DROPOUT = 0.0  # which each process draws for itself
+DROPOUT = 0.0  # since each process draws its own masks
 
 SRUN = """#!/bin/bash
-# two machines, each under its own name for the job
+# two machines, each with its own name
 "$@" & first=$!
 "$@" & second=$!
 wait $first && wait $second
@@ -35,14 +35,14 @@ def free_port() -> int:
 
 
 def assert_trained_as_one(run_dir: Path, one: Path) -> None:
-    """The losses to 1e-5, and the weights to a thousandth of the way that they went."""
+    """The losses agree to 1e-5, and the weights to a thousandth of how far they moved."""
     (tensors, rows, _), (other, other_rows, _) = outcome(run_dir), outcome(one)
     for key in ("loss", "validation_loss"):
         found, wanted = ([row[key] for row in each if key in row] for each in (rows, other_rows))
         assert found == pytest.approx(wanted, rel=1e-5)
     names = [name for name in other if name.startswith("weights/")]
     a, b = (torch.cat([found[name].flatten() for name in names]) for found in (tensors, other))
-    start_weights = dict(PointTask(DROPOUT).named_parameters())
+    start_weights = dict(PointLoss(DROPOUT).named_parameters())
     first = torch.cat([start_weights[name.partition("/")[2]].detach().flatten() for name in names])
     assert (b - first).norm() > 0.01
     assert (a - b).norm() <= 1e-3 * (b - first).norm()
@@ -52,7 +52,7 @@ def assert_trained_as_one(run_dir: Path, one: Path) -> None:
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process."""
     run_dir = tmp_path_factory.mktemp("one")
-    train(make_settings(run_dir, **CHANGES), PointTask(DROPOUT))
+    train(make_settings(run_dir, **CHANGES), PointLoss(DROPOUT))
     return run_dir
 
 
@@ -72,7 +72,7 @@ def test_two_launchers_that_meet_train_as_one_process(tmp_path: Path, one: Path)
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_comes_back_and_loses_nothing(tmp_path: Path) -> None:
-    """Killed in step 6, so that the run goes on from the checkpoint of step 4; it ends as an undisturbed one."""
+    """Killed in step 6, the run resumes from the checkpoint of step 4 and ends like an undisturbed one."""
     jobs = [points(tmp_path / "whole"), points(tmp_path / "killed", kill=[1, 5])]
     command = [*TORCHRUN, "--standalone", "--max-restarts", "1", "--nproc-per-node", "2"]
     environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # pytorch/pytorch#135712
@@ -90,7 +90,7 @@ def test_a_worker_that_is_killed_comes_back_and_loses_nothing(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_the_slurm_file_starts_launchers_that_meet(tmp_path: Path, one: Path) -> None:
-    """Slurm's two commands stand for a cluster of two machines, both of which are this one."""
+    """Slurm's two commands simulate a cluster of two machines, both of which are this one."""
     commands = {
         "srun": SRUN,
         "scontrol": "#!/bin/bash\necho 127.0.0.1\n",
@@ -120,7 +120,7 @@ def test_accelerate_reads_its_files(name: str, kind: str) -> None:
 
 
 def test_accelerate_launch_asks_for_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the file fsdp2.yaml puts into the processes' environment is what `asked_to_shard` reads there."""
+    """`asked_to_shard` reads the environment variables that fsdp2.yaml sets."""
     settings = make_settings(tmp_path)
     assert not asked_to_shard(settings)
     file = ROOT / "configs/accelerate/fsdp2.yaml"

@@ -1,4 +1,4 @@
-"""What one step leaves behind: means over the global batch, and what a task says of some of its samples only."""
+"""One step: means over the global batch, and metrics that only some samples have."""
 
 from pathlib import Path
 
@@ -7,13 +7,13 @@ import torch
 from accelerate import Accelerator
 
 from ldm.errors import UserError
-from tests.support.tiny_training import PointTask, assert_same_run, make_settings, train
+from tests.support.tiny_training import PointLoss, assert_same_run, make_settings, train
 from train.loop.steps import Batch, Periodic, accumulate_gradients, sums_of
 from train.run.run import Run
 
 
-class Tenths(PointTask):
-    """A second loss that only every other sample has, and a third that none has."""
+class Tenths(PointLoss):
+    """A second metric that only every other sample has, and a third that none has."""
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         loss = super().forward(batch)["loss"]
@@ -24,17 +24,17 @@ class Tenths(PointTask):
 
 @pytest.mark.parametrize("size", [1, 3, 5])
 def test_a_mean_is_over_the_samples_that_have_a_value(size: int) -> None:
-    task, x = Tenths(dropout=0), torch.randn(5, 4)
+    module, x = Tenths(dropout=0), torch.randn(5, 4)
     weight = torch.tensor([1.0, 1, 1, 1, 0])
     batch = {"sample_id": list("abcde"), "x": x, "weight": weight}
-    found = accumulate_gradients(task, batch, Accelerator(cpu=True), size)
-    losses = task(batch)["loss"].detach()
+    found = accumulate_gradients(module, batch, Accelerator(cpu=True), size)
+    losses = module(batch)["loss"].detach()
     assert torch.allclose(found.metrics["loss"], losses[:4].mean())
     assert torch.allclose(found.metrics["loss_t0"], losses[[1, 3]].mean())
     assert found.metrics["loss_t1"].isnan()
     assert torch.allclose(found.sample_losses, losses) and found.sample_ids == list("abcde")
-    gradient = [p.grad for p in task.parameters()]
-    expected = torch.autograd.grad(task(batch)["loss"][:4].mean(), list(task.parameters()))
+    gradient = [p.grad for p in module.parameters()]
+    expected = torch.autograd.grad(module(batch)["loss"][:4].mean(), list(module.parameters()))
     assert all(
         g is not None and torch.allclose(g, e, atol=1e-6) for g, e in zip(gradient, expected, strict=True)
     )
@@ -64,7 +64,7 @@ def test_passes_are_counted_by_the_batches_of_an_epoch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(make_settings(tmp_path, global_batch_size=64, num_steps=3))
-    assert "7 samples (3.0 passes)" in capsys.readouterr().err
+    assert "7 samples (3.0 epochs)" in capsys.readouterr().err
 
 
 def test_a_seed_that_torch_does_not_take_is_refused(tmp_path: Path) -> None:

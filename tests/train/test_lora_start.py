@@ -1,4 +1,4 @@
-"""Training that goes on from a LoRA file."""
+"""Training that starts from a LoRA file."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A device whose memory is too small: micro-batches are halved and the step is done again, with the same result."""
+"""If the device runs out of memory, micro-batches are halved and the step is repeated, with the same result."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ldm.config import to_yaml
 from ldm.errors import UserError
-from tests.support.tiny_training import PointTask, assert_same_run, make_settings, outcome, train
+from tests.support.tiny_training import PointLoss, assert_same_run, make_settings, outcome, train
 from train.loop.steps import Batch
 from train.run.program import run_program
 from train.settings.shared import TrainSettings
@@ -17,8 +17,8 @@ CUDA = torch.OutOfMemoryError("the device is full")
 CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory")
 
 
-class Large(PointTask):
-    """Asks for more memory than there is when it is given more than `limit` samples, after some work on them."""
+class Large(PointLoss):
+    """Runs out of memory, after some work, when given more than `limit` samples."""
 
     def __init__(self, limit: int, error: RuntimeError = CUDA) -> None:
         super().__init__(dropout=0)
@@ -37,20 +37,20 @@ class Large(PointTask):
 def test_micro_batches_are_halved_and_the_step_is_done_again(
     tmp_path: Path, error: RuntimeError, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    task = Large(limit=1, error=error)
-    train(make_settings(tmp_path / "halved", max_micro_batch=64), task)
-    assert task.tries[:7] == [4, 2, 1, 1, 1, 1, 1]  # from then on one at a time
-    assert "out of memory: at most 1 samples at once from here on" in capsys.readouterr().err
-    train(make_settings(tmp_path / "one", max_micro_batch=1), PointTask(dropout=0))
+    module = Large(limit=1, error=error)
+    train(make_settings(tmp_path / "halved", max_micro_batch=64), module)
+    assert module.tries[:7] == [4, 2, 1, 1, 1, 1, 1]  # one at a time from then on
+    assert "out of memory: from now on at most 1 samples at once" in capsys.readouterr().err
+    train(make_settings(tmp_path / "one", max_micro_batch=1), PointLoss(dropout=0))
     assert_same_run(tmp_path / "halved", tmp_path / "one")
 
 
 def test_what_was_added_up_before_the_memory_ran_out_is_forgotten(tmp_path: Path) -> None:
     """It runs out in the second micro-batch of a step."""
-    task = Large(limit=2)
-    train(make_settings(tmp_path / "late", max_micro_batch=2), task)
-    assert task.tries[6:12] == [2, 1, 1, 1, 1, 1]
-    train(make_settings(tmp_path / "never", max_micro_batch=2), PointTask(dropout=0))
+    module = Large(limit=2)
+    train(make_settings(tmp_path / "late", max_micro_batch=2), module)
+    assert module.tries[6:12] == [2, 1, 1, 1, 1, 1]
+    train(make_settings(tmp_path / "never", max_micro_batch=2), PointLoss(dropout=0))
     late, never = outcome(tmp_path / "late")[0], outcome(tmp_path / "never")[0]
     assert all(torch.allclose(late[name], never[name], rtol=1e-3, atol=1e-6) for name in late)
 
@@ -82,7 +82,7 @@ def test_one_sample_too_many_is_a_line(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_samples_that_are_compared_are_not_parted(tmp_path: Path) -> None:
-    task = Large(limit=1)
+    module = Large(limit=1)
     with pytest.raises(UserError, match="with 4 samples at once: choose a smaller global_batch_size"):
-        train(make_settings(tmp_path), task, may_split=False)
-    assert task.tries == [4]
+        train(make_settings(tmp_path), module, may_split=False)
+    assert module.tries == [4]

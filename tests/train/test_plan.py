@@ -1,4 +1,4 @@
-"""`--plan`: its counts are those of the run, what it measures is real, and it writes nothing."""
+"""`--plan`: its counts match the run, its measurements are real, and it writes nothing."""
 
 import json
 import subprocess
@@ -23,8 +23,8 @@ from tests.support.tiny_models import make_sd1
 from tests.support.tiny_runs import AUTOENCODER, COMMON, write_config, write_squares
 from tests.support.tiny_training import make_settings
 from train import autoencoder, denoiser
+from train.data.denoiser_data import read_training_data
 from train.data.latents import latent_samples
-from train.data.read import read_data
 from train.loop.steps import micro_batches
 from train.plan.plan import Plan, make_plan, most_checkpoints
 from train.plan.step_cost import forget_peak, memory_in_use, peak_memory
@@ -37,7 +37,7 @@ PROGRAM: dict[str, Any] = {"program": "denoiser", "preview": {"prompts": ["red"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model, seven squares, and a wide picture beside them in `mixed`."""
+    """A tiny model, seven squares, and in `mixed` a wide image besides."""
     folder = tmp_path_factory.mktemp("plans")
     save_parts(make_sd1(folder / "tokenizer"), folder / "base")
     write_squares(folder / "data")
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_config(folder: Path, name: str, data: dict[str, Any] | None = None, **changes: Any) -> Path:
-    """A configuration whose run and cache are in folders of their own."""
+    """A configuration with its own run directory and cache."""
     own: dict[str, Any] = {"base": str(folder / "base"), "cache": {"folder": str(folder / f"{name}-cache")}}
     own["data"] = {"path": str(folder / "data"), "height": 16, "width": 16, **(data or {})}
     path = folder / f"{name}.yaml"
@@ -60,10 +60,10 @@ def make_config(folder: Path, name: str, data: dict[str, Any] | None = None, **c
 def plan_of(config: Path) -> Plan:
     settings = load_settings(DenoiserSettings, config)
     run = Run(settings, planning=True)
-    task, _, multiple = denoiser.set_up(run, settings)
-    data = read_data(run, multiple=multiple, folder=settings.cache.root())
+    loss, _ = denoiser.make_model(run, settings)
+    data = read_training_data(run, settings, loss)
     return make_plan(
-        run, settings, task, data, partial(latent_samples, settings, task.parts.autoencoder, data.train)
+        run, settings, loss, data, partial(latent_samples, settings, loss.parts.autoencoder, data.train)
     )
 
 
@@ -76,7 +76,7 @@ def shards(cache: Path) -> list[torch.Tensor]:
 
 
 def test_the_plan_counts_what_the_run_then_makes(folder: Path) -> None:
-    """Parameters, the cache's bytes and a checkpoint's, against the files of the run itself."""
+    """Parameters, bytes of the cache and of a checkpoint are compared with the files of the run."""
     config = make_config(folder, "lora", trainable="lora", num_steps=3)
     plan = plan_of(config)
     assert (plan.images.num_lacking, plan.captions.num_lacking) == (
@@ -152,7 +152,7 @@ def test_what_may_not_be_meant_so_is_noted(folder: Path) -> None:
 def test_the_checkpoints_kept_and_the_one_being_written(
     tmp_path: Path, keep_every: int | None, expected: int
 ) -> None:
-    """Of steps 3, 6, 9, 10 the last two stay; saved at multiples of 4 as well, 4 and 8 stay too."""
+    """Of steps 3, 6, 9, 10 the last two are kept; with multiples of 4 kept as well, 4 and 8 too."""
     settings = make_settings(tmp_path, num_steps=10, save_every=3, keep_checkpoints=2, keep_every=keep_every)
     assert most_checkpoints(settings) == expected + 1
 
@@ -171,14 +171,14 @@ def test_where_there_is_no_plan_one_line_says_so(tmp_path: Path, capsys: pytest.
     )
     assert autoencoder.main([str(config), "--plan"]) == 2
     assert capsys.readouterr().err == (
-        "error: --plan is for the program denoiser, and this one is autoencoder: leave it out\n"
+        "error: --plan works only with the program denoiser, not autoencoder: leave it out\n"
     )
     assert not (tmp_path / "run").exists()
 
 
 def test_what_training_would_refuse_the_plan_refuses(folder: Path) -> None:
     config = make_config(folder, "refused", {"holdout_fraction": 1e-9}, validation={"every": 2})
-    with pytest.raises(UserError, match=r"holds out none of 7 images, which validation\.every needs"):
+    with pytest.raises(UserError, match=r"holds out none of 7 images, but validation\.every needs"):
         denoiser.plan(load_settings(DenoiserSettings, config))
 
 
@@ -186,7 +186,7 @@ def test_what_training_would_refuse_the_plan_refuses(folder: Path) -> None:
 def test_the_command_starts_the_program(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = make_config(folder, "by-command")
     assert CliRunner().invoke(app, ["train", str(config), "--plan"]).exit_code == 0
-    assert "2 steps; 3.0 epochs in all" in capfd.readouterr().out
+    assert "2 steps; 3.0 epochs in total" in capfd.readouterr().out
     assert not (folder / "by-command").exists()
 
 

@@ -1,4 +1,4 @@
-"""One process, two, and accumulation train the same model; so does a run that goes on with fewer processes."""
+"""One process, two processes, and accumulation train the same model, as does a run resumed with fewer processes."""
 
 import json
 import shutil
@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from ldm.config import load_settings
 from tests.support.tiny_runs import DENOISER, train_parts, write_config
 from train import denoiser
+from train.run.denoiser_model import make_loss
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -28,7 +29,7 @@ RUN = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine samples in batches of four: the last batch of an epoch has one, and a second process then none.
+    """Nine samples in batches of four: the last batch of an epoch has one sample, so a second process has none.
 
     `whole` is a run of one process.
     """
@@ -70,8 +71,8 @@ def final_weights(run_dir: Path) -> torch.Tensor:
 def start_weights(config: Path) -> torch.Tensor:
     settings = load_settings(denoiser.DenoiserSettings, config)
     torch.manual_seed(settings.seed)
-    task = denoiser.make_task(settings)
-    return flat({name: p.detach() for name, p in task.named_parameters() if p.requires_grad})
+    module = make_loss(settings)
+    return flat({name: p.detach() for name, p in module.named_parameters() if p.requires_grad})
 
 
 def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -79,9 +80,9 @@ def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def assert_same_training(folder: Path, other: Path) -> None:
-    """The losses to 1e-5, the learning rates, and the weights to a thousandth of the way that they went.
+    """The losses agree to 1e-5, the learning rates exactly, and the weights to a thousandth of how far they moved.
 
-    A weight without a true gradient moves by rounding errors alone under AdamW, so the whole vector is compared.
+    Under AdamW a weight with a zero gradient moves by rounding errors, so the whole vector is compared.
     """
     one, two = rows(folder / "whole"), rows(other)
     assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-5)

@@ -1,4 +1,4 @@
-"""Going on with a run: to the last bit, with other settings where that is harmless, or from the weights alone."""
+"""Resuming a run: exact to the last bit, with other settings where harmless, or from the weights alone."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from ldm.config import load_settings, to_yaml
 from ldm.errors import UserError
 from ldm.io.files import read_tensors
 from tests.support.tiny_training import (
-    PointTask,
+    PointLoss,
     assert_same_run,
     make_settings,
     outcome,
@@ -23,7 +23,7 @@ from train.settings.shared import TrainSettings
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of eight unbroken steps, each of two micro-batches; an epoch is two steps."""
+    """An uninterrupted run of eight steps, each of two micro-batches; an epoch has two steps."""
     run_dir = tmp_path_factory.mktemp("whole")
     train(make_settings(run_dir, max_micro_batch=2))
     return run_dir
@@ -41,12 +41,12 @@ def test_n_steps_then_m_are_n_plus_m_to_the_last_bit(tmp_path: Path, whole: Path
 
 def test_a_crash_in_the_middle_of_accumulation_loses_nothing(tmp_path: Path, whole: Path) -> None:
     def crash(number: int) -> None:
-        if number == 11:  # the second micro-batch of step 6; steps 5 and 6 are done again
+        if number == 11:  # the second micro-batch of step 6; steps 5 and 6 are repeated
             raise RuntimeError("the lights went out")
 
     settings = make_settings(tmp_path, max_micro_batch=2, save_every=4)
     with pytest.raises(RuntimeError):
-        train(settings, PointTask(on_forward=crash))
+        train(settings, PointLoss(on_forward=crash))
     assert [row["step"] for row in _rows(tmp_path)] == [
         1,
         2,
@@ -54,7 +54,7 @@ def test_a_crash_in_the_middle_of_accumulation_loses_nothing(tmp_path: Path, who
         3,
         4,
         5,
-    ]  # step 3 has a row of validation as well
+    ]  # step 3 also has a validation row
     train(settings)
     assert_same_run(tmp_path, whole)
 
@@ -84,13 +84,13 @@ def test_a_run_that_stops_keeps_the_snapshots_of_an_unbroken_one(tmp_path: Path)
 
 def test_other_micro_batches_give_the_same_run_but_for_rounding(tmp_path: Path) -> None:
     slowly: dict[str, Any] = {"optim": {"num_warmup_steps": 2}}
-    one = train(make_settings(tmp_path / "one", **slowly), PointTask(dropout=0))
-    stopped = PointTask(dropout=0, on_forward=lambda number: _stop(number == 3))
+    one = train(make_settings(tmp_path / "one", **slowly), PointLoss(dropout=0))
+    stopped = PointLoss(dropout=0, on_forward=lambda number: _stop(number == 3))
     with pytest.raises(RuntimeError):
         train(make_settings(tmp_path / "two", save_every=1, **slowly), stopped)
     again = make_settings(tmp_path / "two", save_every=1, max_micro_batch=1, **slowly)
-    two = train(again, PointTask(dropout=0))
-    start, a, b = (_flat(task) for task in (PointTask(), one.task, two.task))
+    two = train(again, PointLoss(dropout=0))
+    start, a, b = (_flat(module) for module in (PointLoss(), one.module, two.module))
     assert 0 < (a - b).norm() <= 1e-3 * (a - start).norm()
 
 
@@ -99,8 +99,8 @@ def _stop(now: bool) -> None:
         raise RuntimeError
 
 
-def _flat(task: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in task.parameters()])
+def _flat(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
 # What may change
@@ -113,7 +113,7 @@ def test_harmless_changes_are_told_and_the_run_goes_on(
     changed = {"num_steps": 3, "log_every": 2, "keep_checkpoints": 5, "validation": {"every": 1}}
     assert train(make_settings(tmp_path, **changed)).step == 3
     said = capsys.readouterr().err
-    assert "num_steps was 2, now 3; the learning-rate curve changes from here on" in said
+    assert "num_steps was 2, now 3; the learning-rate schedule changes from here on" in said
     for line in ("log_every was 1, now 2", "keep_checkpoints was 2, now 5", "validation.every was 3, now 1"):
         assert line in said
     assert train(make_settings(tmp_path, **changed)).step == 3
@@ -157,7 +157,7 @@ def test_a_setting_that_came_into_being_since_does_not_keep_a_run_from_going_on(
 
 def test_without_a_checkpoint_any_setting_may_change(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
-        train(make_settings(tmp_path), PointTask(on_forward=lambda number: _stop(number == 1)))
+        train(make_settings(tmp_path), PointLoss(on_forward=lambda number: _stop(number == 1)))
     assert train(make_settings(tmp_path, num_steps=1, seed=3)).step == 1
 
 
@@ -171,12 +171,12 @@ def test_a_fork_starts_from_the_weights_alone(tmp_path: Path, whole: Path) -> No
     )
     state = train(fork)
     assert state.step == 1
-    assert all(torch.allclose(p, end[name], atol=1e-9) for name, p in state.task.named_parameters())
+    assert all(torch.allclose(p, end[name], atol=1e-9) for name, p in state.module.named_parameters())
     assert all(
         torch.allclose(average, end[name], atol=1e-9) for name, average in state.average.tensors().items()
     )
     assert {float(slots["step"]) for slots in state.optimizer.state.values()} == {1.0}
-    start = dict(PointTask().named_parameters())
+    start = dict(PointLoss().named_parameters())
     assert not any(torch.equal(start[name], end[name]) for name in end)
 
 
@@ -186,9 +186,7 @@ def test_a_fork_goes_on_with_itself(tmp_path: Path, whole: Path) -> None:
             make_settings(tmp_path / name, fork_from=str(whole / "checkpoints/step-000008")), stops
         )
     assert_same_run(tmp_path / "once", tmp_path / "twice")
-    assert (
-        train(make_settings(tmp_path / "twice")).step == 8
-    )  # the same run without naming where it came from
+    assert train(make_settings(tmp_path / "twice")).step == 8  # the same run without its source
 
 
 def test_a_fork_from_nothing_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Going on with a run whose data is no longer what it was: refused with what has changed; a fork accepts it."""
+"""Resuming a run whose data has changed is refused with the changes; a fork accepts it."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from train.run.run import Run
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of two steps, a checkpoint after each: data/, masks/, run/ and run.yaml."""
+    """The folder of a run of two steps with a checkpoint after each: data/, masks/, run/ and run.yaml."""
     folder = tmp_path_factory.mktemp("pristine")
     data = write_squares(folder / "data")
     for path in sorted(data.glob("*.png")):
@@ -60,7 +60,7 @@ def config(folder: Path, name: str, source: str, masks: str) -> Path:
 
 @pytest.fixture
 def folder(pristine: Path) -> Path:
-    """The same again, whatever an earlier test did to it: the settings name the place of the data."""
+    """Restored to that state before each test, at the same path, which the settings contain."""
     saved = pristine.parent / "saved"
     if not saved.exists():
         shutil.copytree(pristine, saved)
@@ -78,7 +78,7 @@ def write_rows(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def paint(folder: Path, name: str, color: str) -> None:
-    """An image of this colour with a white mask."""
+    """Write an image of this colour with a white mask."""
     Image.new("RGB", (16, 16), color).save(folder / "data" / name)
     Image.new("L", (16, 16), 255).save(folder / "masks" / name)
 
@@ -102,7 +102,7 @@ def edit_first_row(folder: Path, **values: Any) -> None:
 
 def black_out(folder: Path) -> None:
     mask = Image.new("L", (16, 16), 0)
-    mask.putpixel((0, 0), 255)  # where nothing counts a sample is refused
+    mask.putpixel((0, 0), 255)  # a sample whose mask is black everywhere is refused
     mask.save(folder / "masks/red.png")
 
 
@@ -142,14 +142,14 @@ def test_changed_data_is_refused_in_one_line_and_nothing_is_touched(
     assert run_program([str(folder / "run.yaml"), "num_steps=3"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith(
-        f"error: the data is not what {folder / 'run'} was begun with: {said}: put the old"
+        f"error: the data has changed since {folder / 'run'} was started: {said}: restore the old"
     )
     assert "--fork NEW_DIR" in line
     assert files_of(folder / "run") == before
 
 
 def files_of(run_dir: Path) -> dict[str, bytes]:
-    """Every file of a run but its lock."""
+    """Every file of a run except its lock."""
     files = (path for path in run_dir.rglob("*") if path.is_file() and path.name != "run.lock")
     return {path.relative_to(run_dir).as_posix(): path.read_bytes() for path in files}
 
@@ -182,7 +182,7 @@ def test_where_the_data_lies_is_no_part_of_its_fingerprint(folder: Path) -> None
 
 
 def survey(folder: Path, name: str, at: Path) -> TrainingData:
-    """What a run would train on, its data lying in a folder; nothing is remembered from elsewhere."""
+    """What a run on the data of a folder would train on, without an index from elsewhere."""
     made = config(folder, name, source=str(at / "data"), masks=str(at / "masks"))
     return read_data(Run(load_settings(DenoiserSettings, made)), folder=folder / f"memo-{name}")
 
@@ -198,7 +198,7 @@ def test_a_fork_accepts_other_data_and_holds_to_it_from_then_on(
     assert run_program([*fork, "num_steps=3"]) == 0
     remove(folder)
     assert run_program([*fork, "num_steps=4"]) == 2
-    assert f"the data is not what {folder / 'fork'} was begun with: 1 removed" in capsys.readouterr().err
+    assert f"the data has changed since {folder / 'fork'} was started: 1 removed" in capsys.readouterr().err
 
 
 def test_without_a_checkpoint_the_data_may_change(folder: Path) -> None:
@@ -215,7 +215,7 @@ def test_checkpoints_that_do_not_name_their_data_are_gone_on_from_with_a_word(
         write_manifest(checkpoint)
     repaint(folder)
     assert run_program([str(folder / "run.yaml"), "num_steps=3"]) == 0
-    assert "do not say which data they are of, so it was not compared" in capsys.readouterr().err
+    assert "do not record their training data, so it was not compared" in capsys.readouterr().err
     assert (folder / "run/checkpoints/step-000003/data.json").is_file()
 
 

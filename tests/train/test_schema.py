@@ -1,4 +1,4 @@
-"""`ldm schema`: the JSON schema of the settings holds for the configurations shipped and names what is wrong."""
+"""`ldm schema`: the shipped configurations match the JSON schema of the settings, which finds mistakes."""
 
 import json
 from pathlib import Path
@@ -13,11 +13,11 @@ from ldm.config import read_yaml
 from train.settings.schema import SETTINGS, main, schema
 
 FILES = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
-CONFIGS = [path for path in FILES if path.parent.name != "accelerate"]  # those are of Accelerate's launcher
+CONFIGS = [path for path in FILES if path.parent.name != "accelerate"]  # those are for Accelerate's launcher
 
 
 def faults(tree: Any, part: dict[str, Any], whole: dict[str, Any], key: str = "") -> list[str]:
-    """What a schema says against a tree: unknown keys, missing ones, values outside a list of choices."""
+    """The faults of a tree by a schema: unknown keys, missing keys, values outside a list of choices."""
     if "$ref" in part:
         return faults(tree, whole["$defs"][part["$ref"].rpartition("/")[2]], whole, key)
     if "anyOf" in part:

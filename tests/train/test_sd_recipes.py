@@ -1,4 +1,4 @@
-"""The Stable Diffusion recipes from data to picture: cache, train, kill, resume, generate, on narrow networks."""
+"""The Stable Diffusion recipes from data to image: cache, train, kill, resume, generate, with narrow networks."""
 
 import json
 import os
@@ -38,7 +38,7 @@ RECIPES = {
 
 
 def widen(parts: ModelParts, *, text_width: int, heads: int | tuple[int, ...], linear: bool) -> ModelParts:
-    """The tiny model with the structure of Stable Diffusion: four levels of two resnets, 8 pixels a latent."""
+    """A tiny model with the structure of Stable Diffusion: four levels of two resnets, 8 pixels per latent."""
     torch.manual_seed(1)
     unet = UNet2DConditionModel(
         sample_size=8, block_out_channels=(16, 32, 32, 32), norm_num_groups=8, cross_attention_dim=text_width,
@@ -54,7 +54,7 @@ def widen(parts: ModelParts, *, text_width: int, heads: int | tuple[int, ...], l
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models, `sd1` and `sd2`, and twelve photos of three shapes with captions beside them."""
+    """Two models, `sd1` and `sd2`, and twelve captioned photos of three shapes."""
     folder = tmp_path_factory.mktemp("recipes")
     save_parts(widen(make_sd1(folder / "a"), text_width=32, heads=2, linear=False), folder / "sd1")
     save_parts(widen(make_sd2(folder / "b"), text_width=48, heads=(2, 4, 4, 4), linear=True), folder / "sd2")
@@ -82,7 +82,7 @@ def run(arguments: list[str]) -> str:
 
 
 def kill_at_step(arguments: list[str], run_dir: Path, step: int) -> None:
-    """Start the run, and kill it and its children when it has done so many steps."""
+    """Start the run, and kill it and its children after this many steps."""
     process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
     metrics = run_dir / "metrics.jsonl"
     deadline = time.monotonic() + 200

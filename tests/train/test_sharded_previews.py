@@ -1,4 +1,4 @@
-"""A sharded run of the denoiser (FSDP2, two processes with gloo): drawn pictures leave it as it was, and it ends."""
+"""Previews do not change a sharded run of the denoiser (FSDP2, two processes with gloo), nor block it."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.support.tiny_launch import TORCHRUN, driver, finish, start
 from tests.support.tiny_models import make_sd1
 from tests.support.tiny_runs import DENOISER, write_config, write_squares
 
-pytestmark = pytest.mark.slow  # its four runs take some twenty seconds
+pytestmark = pytest.mark.slow  # its four runs take about twenty seconds
 
 TRAINABLE = ("unet", "unet+text_encoder")
 PERIODS = {"drawn": 2, "plain": 100}
@@ -23,7 +23,7 @@ PERIODS = {"drawn": 2, "plain": 100}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four runs of two processes, `unet-drawn` and the like."""
+    """Four runs of two processes, such as `unet-drawn`."""
     folder = tmp_path_factory.mktemp("previews")
     save_parts(make_sd1(folder / "tokenizer"), folder / "base")
     data = write_squares(folder / "data")

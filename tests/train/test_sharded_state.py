@@ -1,4 +1,4 @@
-"""A state in shards (FSDP2, two processes with gloo) trains, is saved and is loaded as a whole one is."""
+"""A sharded state (FSDP2, two processes with gloo) trains, saves and loads like an unsharded one."""
 
 import json
 import shutil
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.io.files import read_json, read_tensors
-from tests.support.launch_driver import BlockTask, Job, train_blocks
+from tests.support.launch_driver import BlockLoss, Job, train_blocks
 from tests.support.tiny_launch import TORCHRUN, driver, finish, start
 from tests.support.tiny_training import make_settings
 from train.loop.sharding import blocks
 from train.run.best import read_best
+from train.run.checkpoints import load_checkpoint
 from train.run.devices import asked_to_shard
 from train.run.run import Run
-from train.run.state import load_checkpoint
 
 CHANGES: dict[str, Any] = {
     "save_every": 4,
@@ -33,9 +33,9 @@ SHARDED = {**CHANGES, "sharding": "full"}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`whole` is a run of one process; two made `shards`, and `resumed` from where the first was after four steps.
+    """`whole` is a run of one process; two processes made `shards`, and `resumed` from step 4 of the first.
 
-    `copies-NAME`: the last checkpoint of `whole` and of `shards`, loaded into shards and saved again.
+    `copies-NAME`: the last checkpoints of `whole` and `shards`, loaded into shards and saved again.
     """
     folder = tmp_path_factory.mktemp("sharded")
     train_blocks(folder / "whole", dict(CHANGES))
@@ -71,7 +71,7 @@ def tensors_of(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def assert_close(folder: Path, other: Path) -> None:
-    """Two checkpoints of the same names, shapes and, but for rounding, values."""
+    """Two checkpoints have the same names and shapes, and the same values up to rounding."""
     one, two = tensors_of(folder), tensors_of(other)
     assert {name: t.shape for name, t in one.items()} == {name: t.shape for name, t in two.items()}
     for name, tensor in one.items():
@@ -86,7 +86,7 @@ def rows(run_dir: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("name", ["shards", "resumed"])
 def test_shards_train_as_a_whole_state(folder: Path, name: str) -> None:
-    """Gradients, clipping, moments and averages: nothing differs but by rounding, validation between steps or not."""
+    """Gradients, clipping, moments and averages differ only by rounding, with or without validation between steps."""
     for step in (4, 8):
         part = f"checkpoints/step-{step:06d}"
         assert_close(folder / "whole" / part, folder / name / part)
@@ -120,7 +120,7 @@ def test_a_checkpoint_through_shards_is_the_same_to_the_last_bit(folder: Path, n
 
 
 def test_moments_come_back_in_the_layout_of_their_weights(folder: Path) -> None:
-    """One process, no shards, but channels_last: what a fused optimizer needs to go on to the last bit."""
+    """One process without shards, but with channels_last, which a fused optimizer needs kept to resume exactly."""
     copy_of_the_half(folder / "whole", folder / "alone")
     train_blocks(folder / "alone", dict(CHANGES))
     one, two = (tensors_of(folder / run / "checkpoints/step-000008") for run in ("whole", "alone"))
@@ -128,7 +128,7 @@ def test_moments_come_back_in_the_layout_of_their_weights(folder: Path) -> None:
 
 
 def test_a_measurement_leaves_the_trained_weights_in_the_shards(tmp_path: Path) -> None:
-    """Nothing but validation between the steps: what else gathers the weights would give them back after it."""
+    """Only validation happens between the steps, because everything else that gathers weights reshards them."""
     changes = {"preview_every": 100, "validation": {"every": 1}, "optim": {"ema_decay": 0.9}}
     train_blocks(tmp_path / "whole", dict(changes))
     job: Job = {
@@ -148,17 +148,17 @@ def test_a_measurement_leaves_the_trained_weights_in_the_shards(tmp_path: Path) 
 
 
 def test_one_process_goes_on_from_shards(folder: Path) -> None:
-    state = Run(make_settings(folder / "fresh", **CHANGES)).start(BlockTask())
+    state = Run(make_settings(folder / "fresh", **CHANGES)).start(BlockLoss())
     load_checkpoint(state, folder / "shards/checkpoints/step-000008")
     saved = read_tensors(folder / "shards/checkpoints/step-000008/weights.safetensors")
-    assert all(torch.equal(p, saved[name]) for name, p in state.task.named_parameters() if p.requires_grad)
+    assert all(torch.equal(p, saved[name]) for name, p in state.module.named_parameters() if p.requires_grad)
     copy_of_the_half(folder / "shards", folder / "handed-over")
     train_blocks(folder / "handed-over", dict(CHANGES))
     assert_close(folder / "whole/checkpoints/step-000008", folder / "handed-over/checkpoints/step-000008")
 
 
 @pytest.mark.parametrize(
-    ("changes", "mend"),
+    ("changes", "hint"),
     [
         ({"program": "autoencoder", "validation": {}}, "only the denoiser"),
         ({"mixed_precision": "fp16"}, "mixed_precision=bf16"),
@@ -171,7 +171,7 @@ def test_what_does_not_go_with_shards_is_refused(tmp_path: Path, changes: dict[s
 
 
 def test_blocks_are_those_of_the_outermost_lists() -> None:
-    task = BlockTask()
-    assert list(blocks(task)) == [task.blocks[0], task.blocks[2]]
+    module = BlockLoss()
+    assert list(blocks(module)) == [module.blocks[0], module.blocks[2]]
     nested = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.ModuleList([torch.nn.Linear(1, 1)]))])
     assert list(blocks(torch.nn.Sequential(nested))) == [nested[0]]

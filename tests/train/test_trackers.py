@@ -1,4 +1,4 @@
-"""What trackers are told: every logged number, and nothing private."""
+"""Trackers receive every logged number, and nothing private."""
 
 import json
 import sys
@@ -66,7 +66,7 @@ def test_the_names_of_this_machine_are_known(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("socket.gethostname", lambda: "tower-7.example.org")
     monkeypatch.setenv("LOGNAME", "quokka")
     monkeypatch.setenv("HOME", "/home/root")
-    assert own_names() == ["tower-7.example.org", "tower-7", "quokka"]  # and not `root`
+    assert own_names() == ["tower-7.example.org", "tower-7", "quokka"]  # but not `root`
     assert redacted({"note": "quokka@tower-7.example.org"}) == {"note": "<name>@<name>"}
 
 
@@ -81,7 +81,7 @@ def test_an_absent_package_is_named_with_its_mend(name: TrackerName, monkeypatch
 
 
 class Listener:
-    """A tracker that remembers."""
+    """A tracker that stores what it receives."""
 
     def __init__(self) -> None:
         self.told: list[tuple[int, dict[str, float]]] = []
@@ -125,7 +125,7 @@ def test_other_ranks_are_silent(tmp_path: Path) -> None:
 def test_a_resumed_run_forgets_the_steps_it_does_again(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     rows = [json.dumps({"step": step, "loss": step / 3}) for step in (1, 2, 3)]
-    file.write_text("\n".join(rows) + '\n{"step": 4, "lo')  # killed while it wrote
+    file.write_text("\n".join(rows) + '\n{"step": 4, "lo')  # killed while writing
     with TrainLog(tmp_path, start_step=2, num_steps=9, main=True) as log:
         log.append({"step": 3, "loss": 7.0})
     assert file.read_text().startswith("\n".join(rows[:2]) + '\n{"step": 3, "loss": 7.0')
@@ -135,7 +135,7 @@ def test_a_resumed_run_forgets_the_steps_it_does_again(tmp_path: Path) -> None:
 
 
 def bytes_of(folder: Path) -> bytes:
-    """Every name and every byte below a folder, but for wandb's own logs, which are not sent."""
+    """Every name and every byte in a folder, except wandb's own logs, which are not sent."""
     paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("debug")]
     return b"".join(str(path.relative_to(folder)).encode() + path.read_bytes() for path in paths)
 
@@ -172,7 +172,7 @@ def test_tensorboard_reads_back_what_was_logged(tmp_path: Path, monkeypatch: pyt
 def test_wandb_is_told_nothing_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    PartialState()  # Accelerate's trackers ask it who is the main process
+    PartialState()  # Accelerate's trackers need it to know the main process
     written = follow_a_run("wandb", tmp_path / "run", monkeypatch)
     assert b"learning_rate" in written
     for private in (TOKEN, str(tmp_path), "quokka", "tower-7", "photos"):

@@ -1,4 +1,4 @@
-"""The program `autoencoder` on coloured squares: it learns, and its result is a stock diffusers folder."""
+"""The program `autoencoder` on coloured squares learns, and its result is a stock diffusers folder."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ldm.data.batches import ImageTransform
-from ldm.data.sources.folder import read_folder
+from ldm.data.sources.image_folder import read_folder
 from tests.support.tiny_runs import AUTOENCODER, write_config, write_squares
-from train.autoencoder import AutoencoderTask, ReconstructionSettings, latent_std, main
+from train.autoencoder import AutoencoderLoss, ReconstructionSettings, latent_std, main
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_its_scaling_factor_gives_latents_of_unit_size(folder: Path) -> None:
 
 
 def write_oblong(folder: Path) -> Path:
-    """Six images whose sides, in buckets of the budget 64 x 64, would be 44 px and the like as multiples of 4."""
+    """Six images whose bucket sides, for a budget of 64 x 64, would be multiples of 4 such as 44 px."""
     folder.mkdir()
     for number, size in enumerate([(96, 64), (64, 96), (80, 60), (64, 64), (100, 56), (112, 28)]):
         Image.new("RGB", size, (40 * number, 20, 200)).save(folder / f"{number}.png")
@@ -61,7 +61,7 @@ def write_oblong(folder: Path) -> Path:
 
 
 def test_it_trains_on_buckets_of_any_size(tmp_path: Path) -> None:
-    """Sides that the network alone could halve, the pyramid could not."""
+    """The network could halve such sides, but the pyramid could not."""
     config = write_config(
         tmp_path / "c.yaml", AUTOENCODER, write_oblong(tmp_path / "data"), tmp_path / "run", num_steps=3
     )
@@ -73,10 +73,10 @@ def test_it_trains_on_buckets_of_any_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["data.height=15"], "data.height = 15: choose a multiple of 8 from 16 on"),
-        (["data.width=20"], "data.width = 20: choose a multiple of 8 from 16 on"),
-        (["data.height=8"], "data.height = 8: choose a multiple of 8 from 16 on"),
-        (["objective.detail_levels=5"], "data.height = 16: choose a multiple of 32 from 32 on"),
+        (["data.height=15"], "data.height = 15: choose a multiple of 8, at least 16"),
+        (["data.width=20"], "data.width = 20: choose a multiple of 8, at least 16"),
+        (["data.height=8"], "data.height = 8: choose a multiple of 8, at least 16"),
+        (["objective.detail_levels=5"], "data.height = 16: choose a multiple of 32, at least 32"),
         (
             ["objective.detail_levels=1", "model.block_out_channels=[8,8,8,8]", "data.width=20"],
             "data.width = 20: choose a multiple of 8",
@@ -108,7 +108,7 @@ class Posterior:
 
 
 class Linear(nn.Module):
-    """Half of the pixels as latents, of which each is the variance as well; decoded to three quarters of itself."""
+    """Encodes to half the pixels, with each latent as its own variance; decodes to three quarters of its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ def test_each_weight_counts_its_own_term(name: str) -> None:
     }
     bands = fine.abs().mean(dim=(1, 2, 3)) + coarse.abs().mean(dim=(1, 2, 3))
     term = terms[name].mean(dim=(1, 2, 3)) if name in terms else bands
-    loss = AutoencoderTask(Linear(), settings)(batch)["loss"]
+    loss = AutoencoderLoss(Linear(), settings)(batch)["loss"]
     torch.testing.assert_close(loss, 2.5 * term * batch["loss_weight"])
 
 

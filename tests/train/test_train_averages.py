@@ -1,4 +1,4 @@
-"""The weights' moving averages in training: by formula, lent and taken back, skipped, saved, resumed to the bit."""
+"""The weights' moving averages: their formula, swapping, skipped steps, saving, and exact resuming."""
 
 import copy
 from pathlib import Path
@@ -18,7 +18,7 @@ KINDS = [AverageSettings(), TWO]
 
 
 def moved(module: nn.Module, step: int) -> None:
-    """Give the weights new values that depend on the step alone."""
+    """Set the weights to values that depend only on the step."""
     generator = torch.Generator().manual_seed(step)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -26,7 +26,7 @@ def moved(module: nn.Module, step: int) -> None:
 
 
 def follow(averages: WeightAverages, module: nn.Module, steps: range) -> list[Tensor]:
-    """Move and average over some steps; the live weight after each."""
+    """Move and average for some steps; returns the live weight after each."""
     seen = []
     for step in steps:
         moved(module, step)
@@ -144,7 +144,7 @@ def test_a_snapshot_is_whole_and_holds_every_width(tmp_path: Path) -> None:
     stored = read_tensors(path / "averages.safetensors")
     assert stored.keys() == averages.tensors().keys()
     assert all(torch.equal(stored[name], tensor) for name, tensor in averages.tensors().items())
-    save_snapshot(averages, 3, tmp_path / "averages")  # a resumed run comes by again
+    save_snapshot(averages, 3, tmp_path / "averages")  # a resumed run writes it again
     assert [p.name for p in path.parent.iterdir()] == ["step-000003"]
 
 

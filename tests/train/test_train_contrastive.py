@@ -1,4 +1,4 @@
-"""The contrastive loss: equal to open_clip's, blind to equal texts, and the same on several processes."""
+"""The contrastive loss equals open_clip's, ignores pairs with equal texts, and is the same on several processes."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from torch import Tensor, distributed, multiprocessing
 from torch.nn import functional
 
 from train.loop.contrastive import Pairs, contrastive_losses
+from train.loop.processes import ALONE, Processes
 
 SCALE = torch.tensor(8.0)
 
@@ -27,7 +28,7 @@ def make_pairs(texts: list[int], weights: list[float] | None = None) -> Pairs:
 
 
 def rows(pairs: Pairs, chosen: list[int]) -> Pairs:
-    """Some of the pairs, as leaves of their own."""
+    """Some of the pairs, as separate leaf tensors."""
     images, texts = (t[chosen].detach().requires_grad_() for t in (pairs.images, pairs.texts))
     return Pairs(images, texts, pairs.token_ids[chosen], pairs.weights[chosen])
 
@@ -41,7 +42,7 @@ def test_loss_equals_that_of_open_clip() -> None:
 
 
 def test_accuracy_counts_both_directions() -> None:
-    # every image finds its text; text 1 leans towards image 0
+    # every image finds its text, but text 1 is more similar to image 0
     images, texts = (
         torch.eye(3),
         functional.normalize(torch.tensor([[1.0, 0, 0], [2, 1, 0], [0, 0, 1]]), dim=1),
@@ -71,18 +72,18 @@ SHARES = [[0, 2, 4], [1, 3]]
 TEXTS = [1, 2, 3, 2, 1]
 
 
-def mean_loss(pairs: Pairs, num_rows: int) -> Tensor:
-    """A process' share of the mean over all five samples."""
-    return contrastive_losses(pairs, SCALE, num_rows)["loss"].sum() / len(TEXTS)
+def mean_loss(pairs: Pairs, num_rows: int, processes: Processes = ALONE) -> Tensor:
+    """A process's share of the mean over all five samples."""
+    return contrastive_losses(pairs, SCALE, num_rows, processes)["loss"].sum() / len(TEXTS)
 
 
 def one_process(rank: int, folder: str) -> None:
-    """One of two processes: its share's loss and gradients, left in a file."""
+    """One of two processes: writes the loss and gradients of its share to a file."""
     torch.set_num_threads(1)
     store = f"file://{folder}/rendezvous"
     distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     pairs = rows(make_pairs(TEXTS), SHARES[rank])
-    loss = mean_loss(pairs, num_rows=3)
+    loss = mean_loss(pairs, num_rows=3, processes=Processes(rank, 2))
     loss.backward()
     result = {"loss": loss.detach(), "images": pairs.images.grad, "texts": pairs.texts.grad}
     torch.save(result, f"{folder}/{rank}.pt")

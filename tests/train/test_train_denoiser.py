@@ -1,4 +1,4 @@
-"""The program `denoiser` on tiny parts: what it writes, exact resume, signals, processes, and wrong settings."""
+"""The program `denoiser` with tiny parts: what it writes, exact resuming, signals, processes, wrong settings."""
 
 import json
 import signal
@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 from ldm.config import load_settings
 from tests.support.tiny_runs import DENOISER, train_parts, write_config
 from train import denoiser
+from train.run.denoiser_model import make_loss
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data, trained parts and one denoiser run of six unbroken steps."""
+    """A folder with data, trained parts and an uninterrupted denoiser run of six steps."""
     folder = tmp_path_factory.mktemp("runs")
     train_parts(folder)
     assert denoiser.main([str(make_config(folder, "whole"))]) == 0
@@ -51,11 +52,11 @@ def weights_of(run_dir: Path) -> dict[str, torch.Tensor]:
 
 
 def fresh_weights(config: Path) -> dict[str, torch.Tensor]:
-    """What a run starts from."""
+    """The weights that a run starts from."""
     settings = load_settings(denoiser.DenoiserSettings, config)
     torch.manual_seed(settings.seed)
-    task = denoiser.make_task(settings)
-    return {name: p.detach() for name, p in task.named_parameters() if p.requires_grad}
+    module = make_loss(settings)
+    return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
 
 
 def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -110,7 +111,7 @@ def test_a_signal_saves_and_the_same_command_goes_on_to_the_last_bit(
     with monkeypatch.context() as patch:
         patch.setattr(denoiser, "write_preview", draw_and_interrupt)
         assert denoiser.main([str(config)]) == 128 + number
-    assert "run the same command to go on" in capsys.readouterr().err
+    assert "run the same command to resume" in capsys.readouterr().err
     assert not (folder / f"broken-{number.name}" / "pipeline").exists()
     assert denoiser.main([str(config)]) == 0
     assert "resuming at step 3" in capsys.readouterr().err
@@ -150,7 +151,7 @@ def test_two_processes_train_as_one(folder: Path) -> None:
     assert losses(folder / "two") == pytest.approx(losses(folder / "whole"), rel=1e-5)
     start = flat(fresh_weights(folder / "whole.yaml"))
     one, two = (flat(weights_of(folder / name)) for name in ("whole", "two"))
-    # a weight without a true gradient moves by rounding errors alone under AdamW, so the whole vector is compared
+    # under AdamW a weight with a zero gradient moves by rounding errors, so the whole vector is compared
     assert (one - two).norm() <= 1e-3 * (one - start).norm()
 
 
@@ -167,7 +168,7 @@ def test_a_finished_model_can_be_trained_on(folder: Path) -> None:
 
 
 def test_the_report_measures_captions_against_all_that_is_read_of_them(folder: Path) -> None:
-    for num_chunks, num_tokens in ((1, 12), (2, 22)):  # a chunk holds ten tokens beside its start and end
+    for num_chunks, num_tokens in ((1, 12), (2, 22)):  # a chunk has ten tokens besides its start and end
         name = f"chunks-{num_chunks}"
         config = make_config(folder, name, num_steps=3, prompt_chunks=num_chunks)
         assert denoiser.main([str(config)]) == 0

@@ -1,4 +1,4 @@
-"""The program `denoiser` on a stream: exact resume in the middle of a shard, two processes, and wrong settings."""
+"""The program `denoiser` on a stream: exact resuming in the middle of a shard, two processes, wrong settings."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ NUM_STEPS = 11
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards, trained parts, and an unbroken run `whole`."""
+    """Shards, trained parts, and an uninterrupted run `whole`."""
     folder = tmp_path_factory.mktemp("streams")
     train_parts(folder)
     write_shards(folder / "shards")
@@ -82,7 +82,7 @@ def assert_same_run(first: Path, second: Path) -> None:
 
 
 def broken_at(folder: Path, name: str, step: int) -> Path:
-    """The configuration of a run that was killed when it had made `step` steps of `whole`."""
+    """The configuration of a run that was killed after `step` steps of `whole`."""
     shutil.copytree(folder / "whole", folder / name)
     for later in range(step + 1, NUM_STEPS + 1):
         shutil.rmtree(folder / name / f"checkpoints/step-{later:06d}")
@@ -135,7 +135,7 @@ def test_a_signal_in_the_middle_of_a_shard_saves_the_place(
 
 
 def with_workers(folder: Path) -> dict[str, Any]:
-    """A loader process, which is some batches ahead of the steps."""
+    """One loader process, which is a few batches ahead of the steps."""
     settings = data_settings(folder / "shards", num_workers=1)
     return settings.model_dump(mode="json", exclude_unset=True)
 
@@ -157,7 +157,7 @@ def test_other_programs_do_not_stream(folder: Path, capsys: pytest.CaptureFixtur
     data = {"path": str(folder / "shards"), "height": 16, "width": 16, "streaming": True}
     config = write_tree(folder, "text", {**TEXT_ENCODER, "data": data})
     assert text_encoder.main([str(config)]) == 2
-    assert "only `denoiser` streams" in capsys.readouterr().err
+    assert "only `denoiser` can stream" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_what_needs_all_samples_is_refused(
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(folder: Path) -> None:
-    """Each decodes its share of a shard and both walk the same order; a batch of one leaves the second without."""
+    """Each decodes its share of a shard, and both follow the same order; a batch of one leaves the second empty."""
     config = make_config(folder, "two", cache={"enabled": False, "folder": str(folder / "cache-of-two")})
     command = [*LAUNCHER, "-m", "train.denoiser", str(config)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)

@@ -1,4 +1,4 @@
-"""The program `text_encoder`, run to its end on eight coloured squares."""
+"""The program `text_encoder`, run to the end on eight coloured squares."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ def make_config(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The configuration of a run that has ended."""
+    """The configuration of a finished run."""
     config = make_config(tmp_path_factory.mktemp("squares"))
     assert main([str(config)]) == 0
     return config

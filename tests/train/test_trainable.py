@@ -37,13 +37,13 @@ def settings_of(trainable: str, **changes: Any) -> TrainableSettings:
 
 
 def moved(parts: ModelParts, settings: TrainableSettings) -> dict[str, float]:
-    """Two steps of training; the names of the weights that moved, and how far."""
+    """Train for two steps; returns the names of the weights that moved, and how far."""
     groups = choose_trained(parts, settings, seed=0, learning_rate=0.01)
     modules = torch.nn.ModuleDict({"unet": parts.denoiser, "text_encoder": parts.text_encoder})
     before = {name: p.detach().clone() for name, p in modules.named_parameters()}
-    task = torch.nn.Module()
-    task.parameter_groups = lambda: groups  # type: ignore[assignment]
-    optimizer = make_optimizer(task, OptimSettings(learning_rate=0.01, weight_decay=0))
+    module = torch.nn.Module()
+    module.parameter_groups = lambda: groups  # type: ignore[assignment]
+    optimizer = make_optimizer(module, OptimSettings(learning_rate=0.01, weight_decay=0))
     for _ in range(2):
         predict(parts).square().mean().backward()
         optimizer.step()
@@ -59,7 +59,7 @@ def moved(parts: ModelParts, settings: TrainableSettings) -> dict[str, float]:
 def test_what_is_named_is_trained_and_nothing_else(trainable: str, tmp_path: Path) -> None:
     parts, settings = make_sd1(tmp_path), settings_of(trainable)
     for module in parts.modules().values():
-        module.requires_grad_(True)  # as networks begin
+        module.requires_grad_(True)  # as in new networks
     names = set(moved(parts, settings))
     trained = {f"{part}.{name}" for part, module in (("unet", parts.denoiser), ("text_encoder", parts.text_encoder))
                for name, p in module.named_parameters() if p.requires_grad}  # fmt: skip
@@ -83,9 +83,9 @@ def test_the_text_encoder_has_its_own_learning_rate(tmp_path: Path) -> None:
     settings = settings_of("unet+text_encoder", text_encoder_learning_rate=1e-4)
     groups = choose_trained(make_sd1(tmp_path), settings, seed=0, learning_rate=1e-3)
     optim = OptimSettings(learning_rate=1e-3, weight_decay=0.3)
-    task = torch.nn.Module()
-    task.parameter_groups = lambda: groups  # type: ignore[assignment]
-    optimizer = make_optimizer(task, optim)
+    module = torch.nn.Module()
+    module.parameter_groups = lambda: groups  # type: ignore[assignment]
+    optimizer = make_optimizer(module, optim)
     assert [g["name"] for g in optimizer.param_groups] == ["unet", "unet", "text_encoder", "text_encoder"]
     set_learning_rate(optimizer, 0.5)
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.5, 0.5, 0.05, 0.05])
@@ -97,10 +97,10 @@ def test_the_text_encoder_has_its_own_learning_rate(tmp_path: Path) -> None:
 
 def test_a_new_token_does_not_decay(tmp_path: Path) -> None:
     groups = choose_trained(make_sd1(tmp_path), settings_of("embedding"), seed=0, learning_rate=1e-3)
-    task = torch.nn.Module()
-    task.parameter_groups = lambda: groups  # type: ignore[assignment]
+    module = torch.nn.Module()
+    module.parameter_groups = lambda: groups  # type: ignore[assignment]
     assert [
-        g["weight_decay"] for g in make_optimizer(task, OptimSettings(weight_decay=0.3)).param_groups
+        g["weight_decay"] for g in make_optimizer(module, OptimSettings(weight_decay=0.3)).param_groups
     ] == [0]
 
 
@@ -192,7 +192,7 @@ def test_what_was_trained_is_saved_and_loaded(trainable: str, tmp_path: Path) ->
     parts = load_parts(base.folder)
     moved(parts, settings)
     parts.denoiser.eval(), parts.text_encoder.eval()
-    for number in (1, 2):  # a second time in place of the first
+    for number in (1, 2):  # the second replaces the first
         save_trained(parts, tmp_path / "run" / "pipeline", settings, base, provenance={"number": number})
     with torch.no_grad():
         torch.testing.assert_close(predict(load_parts(tmp_path / "run" / "pipeline")), predict(parts))
@@ -201,5 +201,5 @@ def test_what_was_trained_is_saved_and_loaded(trainable: str, tmp_path: Path) ->
 
 def test_an_adapter_needs_a_base() -> None:
     check_base(settings_of("unet"), None)
-    with pytest.raises(UserError, match="trainable = 'lora' without a base model: name one by base: MODEL"):
+    with pytest.raises(UserError, match="trainable = 'lora' without a base model: set base: MODEL"):
         check_base(settings_of("lora"), None)

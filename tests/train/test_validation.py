@@ -1,4 +1,4 @@
-"""The held-out loss: the same draws every time, the same number however it is shared, and a run left as it was."""
+"""The held-out loss: the same draws every time, the same value for any number of processes, no effect on the run."""
 
 from typing import Any
 
@@ -12,6 +12,7 @@ from ldm.config import validate
 from ldm.data.batches import SampleKey
 from ldm.errors import UserError
 from train.loop.averages import WeightAverages
+from train.loop.processes import Processes
 from train.loop.validation import (
     ValidationSamples,
     ValidationSettings,
@@ -26,7 +27,7 @@ NUM_SAMPLES, NUM_DRAWS = 7, 4
 
 
 class Latents(Dataset[dict[str, Any]]):
-    """Batch dictionaries as training has them: everything is drawn anew each epoch, captions are dropped."""
+    """Batch dictionaries as in training: everything is redrawn each epoch, captions are dropped."""
 
     def __init__(self, sizes: tuple[int, ...] = (4,) * NUM_SAMPLES) -> None:
         self.sizes = sizes
@@ -51,7 +52,7 @@ class Latents(Dataset[dict[str, Any]]):
         }
 
 
-class Task(nn.Module):
+class Network(nn.Module):
     """A denoiser of two channels with dropout, whose loss depends on every draw and on the caption."""
 
     def __init__(self) -> None:
@@ -100,7 +101,7 @@ def test_what_an_item_lacks_is_not_made_up() -> None:
 
 
 def test_the_number_is_the_mean_over_the_samples_with_its_standard_error() -> None:
-    samples, task = held_out(), Task().eval()
+    samples, module = held_out(), Network().eval()
     each = []
     for index in range(NUM_SAMPLES):
         items = samples[SampleKey(0, index)]
@@ -109,8 +110,8 @@ def test_the_number_is_the_mean_over_the_samples_with_its_standard_error() -> No
             batch[name] = torch.stack(batch[name])
         batch["position"] = torch.tensor(batch["position"])
         with torch.no_grad():
-            each.append(float(task(batch)["loss"].mean()))
-    found = held_out_loss(task, samples, batch_size=8, device=CPU)
+            each.append(float(module(batch)["loss"].mean()))
+    found = held_out_loss(module, samples, batch_size=8, device=CPU)
     expected = torch.tensor(each, dtype=torch.float64)
     assert found["validation_loss"] == pytest.approx(float(expected.mean()), rel=1e-6)
     assert found["validation_loss_stderr"] == pytest.approx(
@@ -122,18 +123,18 @@ def test_the_number_is_the_mean_over_the_samples_with_its_standard_error() -> No
 @pytest.mark.parametrize("sizes", [(4,) * NUM_SAMPLES, (4, 2, 4, 4, 2, 4, 4)])
 @pytest.mark.parametrize("num_processes", [2, 3, 5, 8])
 def test_any_number_of_processes_gives_the_same_number(sizes: tuple[int, ...], num_processes: int) -> None:
-    task, samples = Task().eval(), held_out(sizes, buckets=sizes)
-    alone = held_out_loss(task, samples, batch_size=64, device=CPU)
+    module, samples = Network().eval(), held_out(sizes, buckets=sizes)
+    alone = held_out_loss(module, samples, batch_size=64, device=CPU)
     total, calls, indices = torch.zeros(3, dtype=torch.float64), set(), []
     for rank in range(num_processes):
-        task.num_calls = 0
-        batches = list(samples.batches(8, rank, num_processes))
+        module.num_calls = 0
+        batches = list(samples.batches(8, Processes(rank, num_processes)))
         indices += [key.sample_index for keys in batches for key in keys if key.weight]
-        total += loss_sums(task, samples, iter(batches), CPU)
-        calls.add(task.num_calls)
+        total += loss_sums(module, samples, iter(batches), CPU)
+        calls.add(module.num_calls)
     assert mean_and_error(total) == pytest.approx(alone, rel=1e-6)
     assert sorted(indices) == list(range(NUM_SAMPLES))
-    assert len(calls) == 1  # a sharded network is called as often on every rank
+    assert len(calls) == 1  # a sharded network is called equally often on every process
     one = [key.sample_index for keys in held_out().batches(8, 1, 3) for key in keys if key.weight]
     assert one == [1, 4]
 
@@ -147,28 +148,28 @@ def test_a_batch_has_one_bucket_and_no_more_than_asked(batch_size: int) -> None:
 
 
 def test_a_run_is_left_as_it_was() -> None:
-    task = Task()
-    task.net.train(), task.frozen.eval()
-    averages = WeightAverages(task, 0.5)
-    before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+    module = Network()
+    module.net.train(), module.frozen.eval()
+    averages = WeightAverages(module, 0.5)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     average = {name: tensor.clone() for name, tensor in averages.tensors().items()}
     state = torch.get_rng_state()
-    first = held_out_loss(task, held_out(), batch_size=8, device=CPU, average=averages)
-    assert held_out_loss(task, held_out(), batch_size=8, device=CPU, average=averages) == first
+    first = held_out_loss(module, held_out(), batch_size=8, device=CPU, average=averages)
+    assert held_out_loss(module, held_out(), batch_size=8, device=CPU, average=averages) == first
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in task.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert all(torch.equal(tensor, average[name]) for name, tensor in averages.tensors().items())
-    assert task.training and task.net[1].training and not task.frozen.training
+    assert module.training and module.net[1].training and not module.frozen.training
 
 
 def test_the_averaged_weights_are_measured() -> None:
-    task = Task()
-    averages = WeightAverages(task, 0.5)
-    of_average = held_out_loss(task, held_out(), batch_size=8, device=CPU)
+    module = Network()
+    averages = WeightAverages(module, 0.5)
+    of_average = held_out_loss(module, held_out(), batch_size=8, device=CPU)
     with torch.no_grad():
-        task.net[0].weight.add_(1)
-    assert held_out_loss(task, held_out(), batch_size=8, device=CPU, average=averages) == of_average
-    assert held_out_loss(task, held_out(), batch_size=8, device=CPU) != of_average
+        module.net[0].weight.add_(1)
+    assert held_out_loss(module, held_out(), batch_size=8, device=CPU, average=averages) == of_average
+    assert held_out_loss(module, held_out(), batch_size=8, device=CPU) != of_average
 
 
 def test_contradictions_are_refused() -> None:

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from train.run.metric_window import MetricWindow
+from train.loop.state import MetricWindow
 
 NO, YES = torch.tensor(False), torch.tensor(True)
 

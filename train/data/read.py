@@ -1,4 +1,4 @@
-"""The run's samples: read, decoded once by all processes together, placed, split; and what became of each."""
+"""The run's samples: read, decoded once by all processes together, assigned to buckets, split, and reported."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,10 +6,10 @@ from pathlib import Path
 
 from ldm.data.fingerprint import Fingerprint, fingerprint, mask_files
 from ldm.data.image_index import ImageIndex
-from ldm.data.prepare import BucketedSample, Prepared, holdout_split, prepare
+from ldm.data.prepare import BucketedSample, DataSettings, Prepared, holdout_split, prepare
 from ldm.data.report.report import make_report, write_report
-from ldm.data.sample import ImageInfo, Refusal, Sample
-from ldm.data.sources.read import Reading, read_sources
+from ldm.data.sample import NO_INPUTS, ImageInfo, Refusal, Sample, TaskInputs
+from ldm.data.sources.reading import Reading, read_sources
 from ldm.data.survey import content_hashes, survey
 from ldm.errors import UserError
 from ldm.models.clip import ClipTextEncoder
@@ -19,13 +19,13 @@ from ..run.run import Run
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run trains on, what it measures on, and all that was found.
+    """The training and validation samples of a run, and how they were found.
 
     Attributes:
-        reading: the samples as the sources gave them.
-        facts: what decoding found out, by sample id.
-        prepared: the samples that can be used, and the refusals.
-        fingerprint: of the samples that can be used.
+        reading: the samples as read from the sources.
+        facts: the result of decoding each, by sample id.
+        prepared: the usable samples, and the refusals.
+        fingerprint: of the usable samples.
     """
 
     train: list[BucketedSample]
@@ -36,42 +36,47 @@ class TrainingData:
     fingerprint: Fingerprint
 
 
-def read_data(run: Run, *, folder: Path, multiple: int = 8, rehash: bool = False) -> TrainingData:
+def read_data(
+    run: Run, *, folder: Path, multiple: int = 8, rehash: bool = False, inputs: TaskInputs = NO_INPUTS
+) -> TrainingData:
     """Read, check and split the run's images.
 
     Args:
-        folder: the cache's, where what is known of each image is remembered.
+        folder: the cache's folder, which has an index of the images decoded before.
         multiple: with buckets, image sides are multiples of this many pixels.
-        rehash: read every image again, whatever is remembered.
+        rehash: reread every image instead of using the index.
+        inputs: the further images and texts that the task needs.
 
     Raises:
-        UserError: too many images are bad, or none is left; or the run was begun with others.
+        UserError: too many images are bad, or none is left; or the run was started with other data.
     """
     settings, data = run.settings, run.settings.data
     if data.streaming:
-        raise UserError(f"data.streaming = true in the program {settings.program}", "only `denoiser` streams")
-    reading = read_sources(data.all_sources())
+        raise UserError(
+            f"data.streaming = true in the program {settings.program}", "only `denoiser` can stream"
+        )
+    reading = read_sources(data.all_sources(), inputs)
     facts = survey_together(run, reading.samples, folder, rehash)
     prepared = prepare(reading, facts, data, multiple=multiple, seed=settings.seed)
     found = fingerprint_of(prepared, folder)
-    run.go_on_with(found)
+    run.use_data(found)
     if prepared.refusals and run.main:
         where = "`ldm data check`" if run.planning else "data_report.html"
-        run.warn(f"{len(prepared.refusals)} of {prepared.num_found} samples are not used; {where} says why")
+        run.warn(f"{len(prepared.refusals)} of {prepared.num_found} samples are not used; see {where}")
     train, held_out = holdout_split(prepared.placed, data.holdout_fraction, settings.seed)
     if not train:
         raise UserError("no image is left to train on", "add images, or lower data.holdout_fraction")
     if settings.validation.every and not held_out:
         raise UserError(
-            f"data.holdout_fraction = {data.holdout_fraction} holds out none of {len(train)} images, which "
-            "validation.every needs",
+            f"data.holdout_fraction = {data.holdout_fraction} holds out none of {len(train)} images, but "
+            "validation.every needs some",
             "raise it, or add images",
         )
     return TrainingData(train, held_out, reading, facts, prepared, found)
 
 
 def fingerprint_of(prepared: Prepared, folder: Path) -> Fingerprint:
-    """The fingerprint of the samples that can be used; what is known of their masks is read from `folder`."""
+    """The fingerprint of the usable samples; `folder` has the index with the hashes of their masks."""
     masks = mask_files(prepared.placed)
     return fingerprint(prepared.placed, content_hashes(masks, ImageIndex(folder)) if masks else {})
 
@@ -79,31 +84,42 @@ def fingerprint_of(prepared: Prepared, folder: Path) -> Fingerprint:
 def survey_together(
     run: Run, samples: Sequence[Sample], folder: Path, rehash: bool
 ) -> Mapping[str, ImageInfo | Refusal]:
-    """Each process decodes its share and notes it in the memo; then all read the whole memo."""
+    """Each process decodes its share and adds it to the index; then all read the whole index."""
     image_index = ImageIndex(folder, rehash=rehash)
-    rank, num_processes = run.accelerator.process_index, run.accelerator.num_processes
+    processes = run.processes
     with run.progress("reading images", "image", len(samples)) as on_progress:
         known = survey(
             samples,
             image_index,
-            rank=rank,
-            num_processes=num_processes,
+            rank=processes.rank,
+            num_processes=processes.num_processes,
             on_progress=lambda done, _: on_progress(done),
         )
     image_index.save()
-    if num_processes == 1:
+    if processes.num_processes == 1:
         return known
-    run.accelerator.wait_for_everyone()
+    processes.barrier()
     return survey(samples, ImageIndex(folder))
+
+
+def check_image_size(data: DataSettings, multiple: int, hint: str, least: int = 1) -> None:
+    """Refuse a height or width that is not a multiple of `multiple` pixels, or smaller than `least`.
+
+    Raises:
+        UserError: names the setting.
+    """
+    for name, value in (("height", data.height), ("width", data.width)):
+        if value % multiple or value < least:
+            raise UserError(f"data.{name} = {value}", hint)
 
 
 def write_data_report(
     folder: Path, data: TrainingData, text_encoder: ClipTextEncoder | None = None, num_chunks: int = 1
 ) -> None:
-    """`data_report.json` and `data_report.html`: the fate of each sample.
+    """Write `data_report.json` and `data_report.html`: what happened to each sample.
 
     Args:
-        text_encoder: reads the captions, in `num_chunks` chunks.
+        text_encoder: counts the captions' tokens, of which `num_chunks` chunks are used.
     """
     report = make_report(
         data.reading,
@@ -117,6 +133,6 @@ def write_data_report(
         report,
         fingerprint=data.fingerprint.hash,
         num_held_out=len(held_out),
-        samples=[replace(fate, held_out=fate.sample_id in held_out) for fate in report.samples],
+        samples=[replace(outcome, held_out=outcome.sample_id in held_out) for outcome in report.samples],
     )
     write_report(report, folder, data.reading.samples)

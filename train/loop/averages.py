@@ -1,4 +1,4 @@
-"""The moving averages of the trained weights: one by a decay, or several of given widths with snapshots of them."""
+"""Moving averages of the trained weights: one with a decay, or several of given widths, with snapshots."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,16 +17,16 @@ from .sharding import assign, full, gathered, local
 
 
 class AverageSettings(Settings):
-    """Averages of the power-function kind, in place of the one of `ema_decay` (Karras et al. 2024)."""
+    """Power-function averages, in place of the one with `ema_decay` (Karras et al. 2024)."""
 
     widths: tuple[float, ...] = Field(
-        (), description="relative widths, such as [0.05, 0.1], at most 0.28; none: the average of ema_decay"
+        (), description="relative widths, such as [0.05, 0.1], at most 0.28; none: one average with ema_decay"
     )
     applied_width: float | None = Field(
-        None, description="of which previews, validation and the result are made; default: the first width"
+        None, description="the width used for previews, validation and the result; default: the first"
     )
     snapshot_every: int = Field(
-        0, ge=0, description="optimizer steps between snapshots for `ldm ema`, best of two widths; 0: none"
+        0, ge=0, description="optimizer steps between snapshots for `ldm ema`, best with two widths; 0: none"
     )
 
     def model_post_init(self, _: Any) -> None:
@@ -41,11 +41,11 @@ class AverageSettings(Settings):
 
 
 class WeightAverages:
-    """Exponential moving averages of the trained weights, one a width, or the one of a decay.
+    """Moving averages of the trained weights: one for each width, or a single one with a decay.
 
-    By a decay: average <- average + (1 - d) (weight - average), d = min(decay, (1 + step)/(10 + step)); the ramp lets
-    a short run forget its random start. By widths: `ldm.diffusion.ema`. Frozen weights have no average: of a LoRA only
-    the adapter's weights are averaged.
+    With a decay: average <- average + (1 - d) (weight - average), d = min(decay, (1 + step)/(10 + step)); the ramp lets
+    a short run forget its random start. With widths: see `ldm.diffusion.ema`. Frozen weights have no average; of a LoRA
+    run, only the adapter's weights are averaged.
 
     Attributes:
         live: the trained weights by name.
@@ -61,21 +61,21 @@ class WeightAverages:
 
     @torch.no_grad()
     def update(self, step: int, skipped: Tensor | None = None) -> None:
-        """Take in the weights after optimizer step `step` (from 1).
+        """Update the averages after optimizer step `step` (from 1).
 
         Args:
-            skipped: 1 where the step was skipped, else 0, one number on the weights' device; the averages then stay
-                as they are, and nothing waits for the device.
+            skipped: a number on the weights' device, 1 if the step was skipped, which leaves the averages unchanged,
+                else 0. The host does not wait for it.
         """
         live = [local(tensor) for tensor in self.live.values()]
         for width, average in self._averages.items():
             weight = self._update_weight(step, width)
             own = [local(tensor) for tensor in average.values()]
             if skipped is None:
-                torch._foreach_lerp_(own, live, weight)
+                lerp_all(own, live, weight)
             else:
                 taken = weight * (1 - skipped.detach().float().reshape(()))
-                torch._foreach_lerp_(own, live, [taken] * len(live))
+                lerp_all(own, live, [taken] * len(live))
 
     def _update_weight(self, step: int, width: float | None) -> float:
         if width is not None:
@@ -83,7 +83,7 @@ class WeightAverages:
         return 1 - (min(self.decay, (1 + step) / (10 + step)) if self.decay else 0.0)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every average by the weight's name; with widths by `width-0.05/` and the weight's name. Not copies."""
+        """Every average by the weight's name, prefixed with `width-0.05/` if there are widths. Not copies."""
         return {
             name if width is None else stored_name(width, name): tensor
             for width, average in self._averages.items()
@@ -92,7 +92,7 @@ class WeightAverages:
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take the averages from a checkpoint; the names and shapes must be the same."""
+        """Load the averages of a checkpoint, which must have the same names and shapes."""
         own = self.tensors()
         assert tensors.keys() == own.keys()
         for name, tensor in tensors.items():
@@ -100,16 +100,16 @@ class WeightAverages:
 
     @torch.no_grad()
     def replace_applied(self, weights: dict[str, Tensor]) -> None:
-        """Let `applied` lend these weights from now on, such as those of the best step."""
+        """Make `applied` use these weights from now on, such as those of the best step."""
         assert weights.keys() == self._applied.keys()
         for name, tensor in weights.items():
             assign(self._applied[name], tensor)
 
     def to_whole(self, live: dict[str, Tensor]) -> Callable[[], None]:
-        """Have `applied` lend whole tensors, not shards, to the parameters `live`. Every process must call it.
+        """Make `applied` swap whole tensors, not shards, with the parameters `live`. Every process must call it.
 
         Returns:
-            what puts the shards in their place again.
+            a function that restores the shards.
         """
         shards = self.live, self._applied
         self.live, self._applied = live, {name: full(tensor) for name, tensor in self._applied.items()}
@@ -121,7 +121,7 @@ class WeightAverages:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The module carries the averaged weights inside the block, its own again after it."""
+        """Inside the block the module has the averaged weights, afterwards its own again."""
         self._swap()
         try:
             yield
@@ -136,16 +136,24 @@ class WeightAverages:
             self._applied[name].copy_(kept)
 
 
+def lerp_all(tensors: list[Tensor], ends: list[Tensor], weights: float | list[Tensor]) -> None:
+    """tensor <- tensor + weight (end - tensor), in place, for all tensors in one launch.
+
+    torch has no public function for this; `Tensor.lerp_` on each of some hundred tensors takes as many launches.
+    """
+    torch._foreach_lerp_(tensors, ends, weights)
+
+
 def save_snapshot(averages: WeightAverages, step: int, folder: Path, *, writes: bool = True) -> Path:
-    """Write the averages of all widths into `folder/step-NNNNNN/`, whole or not at all; an older one is replaced.
+    """Write the averages of all widths into `folder/step-NNNNNN/`, atomically; an existing one is replaced.
 
     Args:
-        writes: whether this process writes; where they are sharded, every process must call this.
+        writes: whether this process writes; if the averages are sharded, every process must call this.
 
     Raises:
         UserError: the disk is full or not writable.
     """
-    assert averages.widths  # snapshots of a decay cannot be put together again
+    assert averages.widths  # snapshots of an average with a decay cannot be recombined
     dest = folder / f"step-{step:06d}"
     tensors = gathered(averages.tensors(), keep=writes)
     if not writes:

@@ -1,19 +1,22 @@
-"""Learning rate and optimizer; the unit of both is the optimizer step."""
+"""Learning rate, optimizer, and the step that moves the weights; the unit of all three is the optimizer step."""
 
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ldm.errors import UserError
 
 from ..settings.shared import OptimizerName, OptimSettings
+from .sharding import full
+from .state import TrainState
 
 ParameterGroup = dict[str, Any]
-"""`params`: a list; `lr_scale`: of the learning rate, 1 where it is left out; `weight_decay`: in place of the
-settings'; `name`."""
+"""`params`: a list; `lr_scale`: factor of the learning rate, default 1; `weight_decay`: overrides the settings;
+`name`."""
 
 
 def learning_rate_at(step: int, num_steps: int, settings: OptimSettings) -> float:
@@ -28,18 +31,27 @@ def learning_rate_at(step: int, num_steps: int, settings: OptimSettings) -> floa
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Give every parameter group this learning rate times its own `lr_scale`."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+
+
+# The optimizer
+
+
 def make_optimizer(
     trained: nn.Module | Iterable[nn.Parameter], settings: OptimSettings, name: OptimizerName | None = None
 ) -> torch.optim.Optimizer:
     """AdamW; weight decay on matrices and kernels only, not on biases and norms.
 
     Args:
-        trained: a module, asked for its `parameter_groups() -> list[ParameterGroup]` if it has that; or parameters.
-            What has no `requires_grad` is left out.
-        name: default: `settings.optimizer` where the settings have it, else fused AdamW.
+        trained: parameters, or a module; if it has `parameter_groups() -> list[ParameterGroup]`, those are used.
+            Parameters without `requires_grad` are left out.
+        name: default: `settings.optimizer`.
 
     Raises:
-        UserError: eight bits were asked for without bitsandbytes or without CUDA.
+        UserError: 8-bit AdamW was requested without bitsandbytes or without CUDA.
     """
     groups = [half for group in _groups_of(trained) for half in _split_decay(group, settings.weight_decay)]
     options: dict[str, Any] = {"lr": settings.learning_rate, "betas": (0.9, settings.beta2)}
@@ -57,7 +69,7 @@ def _groups_of(trained: nn.Module | Iterable[nn.Parameter]) -> list[ParameterGro
 
 
 def _split_decay(group: ParameterGroup, weight_decay: float) -> Iterator[ParameterGroup]:
-    """A group as one of matrices, which decay, and one of vectors, which do not; the empty ones left out."""
+    """Split a group into matrices, which decay, and vectors, which do not; empty groups are left out."""
     trained = [p for p in group["params"] if p.requires_grad]
     own = {"lr_scale": 1.0, "weight_decay": weight_decay} | group
     halves: list[ParameterGroup] = [own | {"params": [p for p in trained if p.ndim > 1]}]
@@ -70,7 +82,7 @@ def _eight_bit_adamw() -> Any:
         raise UserError("optim.optimizer = 'adamw_8bit' without a CUDA device", "set optim.optimizer=adamw")
     try:
         from bitsandbytes.optim import AdamW8bit
-    except Exception as error:  # it fails in many ways where it does not suit the CUDA that is there
+    except Exception as error:  # it fails in many ways when it does not match the installed CUDA
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"optim.optimizer = 'adamw_8bit' needs bitsandbytes ({reason})",
@@ -79,7 +91,71 @@ def _eight_bit_adamw() -> Any:
     return AdamW8bit
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Give every parameter group this learning rate times its own `lr_scale`."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+# The step: clip the gradient and move the weights, unless something is not finite. Nothing waits for the device.
+
+
+def apply_gradients(
+    state: TrainState, parameters: list[nn.Parameter], loss: Tensor, max_grad_norm: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Clip the gradient and move the weights, unless the loss or the gradient is not finite.
+
+    Returns:
+        the gradient's norm before clipping, whether the step was skipped, and whether it was a bad step; numbers on the
+        device. With fp16, a step skipped only because the scaled gradient overflowed is not bad: the scale is lowered.
+    """
+    scaler = state.scaler
+    if scaler is not None:
+        scaler.unscale_(state.optimizer)
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    grad_norm = full(norm)
+    loss_fault = ~torch.isfinite(loss)
+    skipped = bad = loss_fault | ~torch.isfinite(grad_norm)
+    step_clipped(skipped, state.optimizer, parameters, norm, max_grad_norm)
+    if scaler is not None:
+        bad = loss_fault | (skipped & (scale_on_device(scaler) <= 1))
+        scaler.update()
+    return grad_norm, skipped, bad
+
+
+def step_clipped(
+    skipped: Tensor,
+    optimizer: torch.optim.Optimizer,
+    parameters: list[nn.Parameter],
+    norm: Tensor,
+    max_norm: float,
+) -> None:
+    """`step_unless`, with gradients of norm `norm` scaled down to `max_norm` if they are longer.
+
+    A fused optimizer scales them as it reads them, which saves a pass over memory; it cannot if they are sharded.
+    """
+    if decides_on_device(optimizer) and not isinstance(norm, DTensor):
+        optimizer.grad_scale = ((norm.float() + 1e-6) / max_norm).clamp(min=1.0)  # type: ignore[attr-defined]
+    else:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    step_unless(skipped, optimizer)
+
+
+def step_unless(skipped: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """One optimizer step, which changes no weight, moment or step counter if `skipped` is true.
+
+    Fused optimizers read `found_inf` on the device; for any other optimizer the host has to wait.
+    """
+    if decides_on_device(optimizer):
+        optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+        optimizer.step()
+    elif not skipped.item():
+        optimizer.step()
+
+
+def decides_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer's kernel reads `grad_scale` and `found_inf`, as fused AdamW does.
+
+    Only a private attribute says so; torch's own GradScaler reads it for the same purpose.
+    """
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def scale_on_device(scaler: torch.amp.GradScaler) -> Tensor:
+    """The scale of the loss. `scaler.get_scale()`, the public way, would wait for the device."""
+    assert scaler._scale is not None  # set when the loss was scaled
+    return scaler._scale

@@ -1,13 +1,11 @@
-"""A network cut over the processes (FSDP2): whole tensors become shards, and shards whole tensors.
+"""Sharding a network over the processes (FSDP2): from whole tensors to shards and back.
 
-torch's `fully_shard` is used itself, on CUDA and on the CPU alike: Accelerate's plugin gives plain DDP on the CPU and
-says nothing, so what it does could be tested on several GPUs alone. Where nothing is sharded, every function here
-passes on what it is given.
+This uses torch's `fully_shard` directly, on CUDA and on the CPU alike. Accelerate's plugin silently falls back to plain
+DDP on the CPU, so sharding could only be tested on several GPUs. Without sharding, every function here returns its
+argument unchanged.
 """
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,31 +14,31 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def shard(task: nn.Module, device: torch.device) -> None:
-    """Cut every parameter of `task` along its first axis over all processes, each of which must call this.
+def shard(module: nn.Module, device: torch.device, num_processes: int) -> None:
+    """Split every parameter of `module` along its first axis over all processes. Every process must call it.
 
-    Process 0's weights are taken. A block of the network (what stands in a list of modules) is gathered when its turn
-    comes and given back after it. The parameters are other objects then: those in `task.parameter_groups()` are
-    replaced, and optimizers and averages are to be made afterwards.
+    The weights are those of process 0. Each block of the network (a member of a list of modules) is gathered when it
+    runs and resharded afterwards. Parameters become new objects: those in `module.parameter_groups()` are replaced, and
+    optimizers and averages must be made afterwards.
     """
-    before = dict(task.named_parameters())
+    before = dict(module.named_parameters())
     for parameter in before.values():
-        parameter.data = parameter.data.contiguous()  # FSDP2 knows no channels_last
-    for tensor in [*task.parameters(), *task.buffers()]:
+        parameter.data = parameter.data.contiguous()  # FSDP2 does not support channels_last
+    for tensor in [*module.parameters(), *module.buffers()]:
         torch.distributed.broadcast(tensor.data, src=0)
-    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for module in [*blocks(task), task]:
-        # said outright: what is left whole after a forward pass alone (validation) would be out of date at the next
-        fully_shard(module, mesh=mesh, reshard_after_forward=True)
-    after = dict(task.named_parameters())
+    mesh = init_device_mesh(device.type, (num_processes,))
+    for part in [*blocks(module), module]:
+        # explicit, since weights left gathered after a forward pass alone (validation) would be stale in the next one
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+    after = dict(module.named_parameters())
     replaced = {parameter: after[name] for name, parameter in before.items()}
-    for group in getattr(task, "parameter_groups", list)():
+    for group in getattr(module, "parameter_groups", list)():
         group["params"] = [replaced[parameter] for parameter in group["params"]]
-    assert all(isinstance(parameter, DTensor) for parameter in task.parameters())
+    assert all(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """What stands in the outermost lists of modules, and has parameters."""
+    """The members of the outermost lists of modules that have parameters."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from (block for block in child if any(True for _ in block.parameters()))
@@ -48,26 +46,26 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield from blocks(child)
 
 
-def is_sharded(task: nn.Module) -> bool:
+def is_sharded(module: nn.Module) -> bool:
     """Whether `shard` was called on it."""
-    return isinstance(task, FSDPModule)
+    return isinstance(module, FSDPModule)
 
 
 def full(tensor: Tensor) -> Tensor:
-    """The whole of a tensor. Every process must call it; itself where it is not cut."""
+    """The whole tensor, gathered if it is sharded. Every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor, in the same memory; itself where it is not cut."""
+    """This process's shard, sharing memory; the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Whole tensors, one after another, those that were cut on the CPU. Every process must call it.
+    """Whole tensors, gathered one by one; those that were sharded are on the CPU. Every process must call it.
 
     Args:
-        keep: whether this process wants them; else they are empty.
+        keep: whether this process needs them; otherwise the gathered ones are empty.
     """
     found = {}
     for name, tensor in tensors.items():
@@ -78,8 +76,8 @@ def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     return found
 
 
-def cut_like(tensor: Tensor, whole: Tensor) -> Tensor:
-    """A copy of `whole`, which every process has, cut as `tensor` is, on its device and in its memory layout."""
+def shard_like(tensor: Tensor, whole: Tensor) -> Tensor:
+    """A copy of `whole`, which every process has, with the sharding, device and memory layout of `tensor`."""
     if not isinstance(tensor, DTensor):
         return torch.empty_like(tensor, dtype=whole.dtype).copy_(whole)
     return distribute_tensor(
@@ -89,46 +87,28 @@ def cut_like(tensor: Tensor, whole: Tensor) -> Tensor:
 
 @torch.no_grad()
 def assign(tensor: Tensor, whole: Tensor) -> None:
-    """Give a tensor, cut or not, the values of a whole one, which every process has."""
-    tensor.copy_(cut_like(tensor, whole) if isinstance(tensor, DTensor) else whole)
+    """Copy a whole tensor, which every process has, into a tensor that may be sharded."""
+    tensor.copy_(shard_like(tensor, whole) if isinstance(tensor, DTensor) else whole)
 
 
-def all_reduce_max(number: int) -> int:
-    """The largest of all processes' numbers. Every process must call it.
+def unshard(module: nn.Module) -> None:
+    """Gather every parameter of a sharded network until `reshard`. Every process must call it.
 
-    They talk from host to host, so that none waits for what its device still has to do.
+    Until then a process may run parts of the network alone. Before the next backward pass all processes must have run
+    the same parts, because FSDP records what ran and prefetches accordingly. Changes to the parameters are lost at
+    `reshard`.
     """
-    found = torch.tensor(number)
-    world = torch.distributed.group.WORLD
-    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=_hosts(world))
-    return int(found)
+    for part in _sharded_parts(module):
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
 
 
-@lru_cache(maxsize=1)
-def _hosts(world: Any) -> Any:
-    """A group of all processes whose tensors lie on the CPU: `world` itself where it is one."""
-    if torch.distributed.get_backend(world) == "gloo":
-        return world
-    return torch.distributed.new_group(backend="gloo")
+def reshard(module: nn.Module) -> None:
+    """Undo `unshard`."""
+    for part in _sharded_parts(module):
+        part.reshard()
+        part.set_reshard_after_forward(True, recurse=False)
 
 
-def unshard(task: nn.Module) -> None:
-    """Gather every parameter of a sharded network, for as long as until `reshard`. Every process must call it.
-
-    Its parts then run without the others, but before the next backward pass every process must have run them alike:
-    FSDP notes what ran, and gathers ahead by it. What is written into the parameters is forgotten by `reshard`.
-    """
-    for module in _sharded_parts(task):
-        module.set_reshard_after_forward(False, recurse=False)
-        module.unshard()
-
-
-def reshard(task: nn.Module) -> None:
-    """Give back what `unshard` gathered."""
-    for module in _sharded_parts(task):
-        module.reshard()
-        module.set_reshard_after_forward(True, recurse=False)
-
-
-def _sharded_parts(task: nn.Module) -> list[FSDPModule]:
-    return [module for module in task.modules() if isinstance(module, FSDPModule)]
+def _sharded_parts(module: nn.Module) -> list[FSDPModule]:
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]

@@ -1,4 +1,4 @@
-"""The training loop: one generator, one record an optimizer step; the program's main loop is a `for` over it."""
+"""The training steps: a generator that yields one record per optimizer step. `Run.train` loops over it."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -14,28 +14,28 @@ from ldm.errors import UserError
 from ldm.models.devices import free_cached_memory, is_out_of_memory
 from ldm.models.engines.compiled import is_compiled
 
-from ..run.state import TrainState
 from ..settings.shared import TrainSettings
-from .gradient_step import apply_gradients
-from .optim import learning_rate_at, set_learning_rate
-from .sharding import all_reduce_max, is_sharded
+from .optim import apply_gradients, learning_rate_at, set_learning_rate
+from .processes import all_reduce_max, processes_of
+from .sharding import is_sharded
+from .state import TrainState
 
 Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimizer step. Its tensors are left on the device, so that nothing waits for it.
+    """One optimizer step. Its tensors stay on the device, so that nothing waits for it.
 
     Attributes:
         step: steps done, from 1.
         metrics: means over the global batch.
         grad_norm: before clipping.
-        skipped: whether the weights were left as they are, because the loss or the gradient is not finite.
-        bad: whether it was skipped for more than an overflow that a lower scale of the loss mends (fp16).
-        sample_ids: of this rank's samples.
-        sample_losses: [b], theirs.
-        micro_batch: at most so many samples were put through the network at once.
+        skipped: whether the weights were left unchanged because the loss or the gradient was not finite.
+        bad: whether it was skipped for another reason than an fp16 overflow, which a lower loss scale fixes.
+        sample_ids: of this process's samples.
+        sample_losses: [b], their losses.
+        micro_batch: the most samples that went through the network at once.
     """
 
     step: int
@@ -58,26 +58,28 @@ def train_steps(
     *,
     may_split: bool = True,
 ) -> Iterator[StepRecord]:
-    """Train on `batches`, one an optimizer step, from `state.step` on; `state` is up to date at each yield.
+    """Train on `batches`, one per optimizer step, from `state.step` on; `state` is up to date at each yield.
 
     Args:
-        model: `state.task` as Accelerate prepared it. It maps a batch to a dictionary of per-sample tensors [b],
-            among them `loss`.
-        may_split: whether the loss of a sample is its own, so that smaller micro-batches give the same result.
+        model: `state.module` as Accelerate prepared it. It maps a batch to a dictionary of per-sample tensors [b],
+            including `loss`.
+        may_split: whether each sample's loss is independent of the others, so that smaller micro-batches give the
+            same result.
 
     Raises:
-        UserError: the device's memory does not hold one sample, or several processes' share is too large for it.
+        UserError: one sample does not fit in the device's memory, or with several processes one's share does not.
     """
-    parameters = [p for p in state.task.parameters() if p.requires_grad]
+    parameters = [p for p in state.module.parameters() if p.requires_grad]
     size, compiled = settings.max_micro_batch, is_compiled(model)
-    share = -(-settings.global_batch_size // accelerator.num_processes)
+    processes = processes_of(accelerator)
+    share = -(-settings.global_batch_size // processes.num_processes)
     for batch in batches:
         if compiled:
             batch = padded(batch, min(-(-len(batch["weight"]) // size) * size, share))
         learning_rate = learning_rate_at(state.step, settings.num_steps, settings.optim)
         set_learning_rate(state.optimizer, learning_rate)
-        # whatever the networks draw themselves (dropout) is a function of the step as well
-        torch.manual_seed(noise.key_to_seed(settings.seed, state.step, accelerator.process_index, "network"))
+        # what the networks draw themselves (dropout) is a function of the step as well
+        torch.manual_seed(noise.key_to_seed(settings.seed, state.step, processes.rank, "network"))
         size, gradients = gradients_in_memory(
             model, batch, accelerator, size, clear=state.optimizer.zero_grad, may_split=may_split
         )
@@ -101,7 +103,7 @@ def train_steps(
 
 @dataclass(frozen=True)
 class Gradients:
-    """What adding up a global batch's gradient leaves besides: means over it, and this rank's samples' losses [b]."""
+    """Of a global batch: the means of its metrics, and the losses [b] of this process's samples."""
 
     metrics: dict[str, Tensor]
     sample_ids: list[str]
@@ -117,17 +119,17 @@ def gradients_in_memory(
     clear: Callable[[], None],
     may_split: bool = True,
 ) -> tuple[int, Gradients]:
-    """`accumulate_gradients` in micro-batches that the device's memory holds: halved and done again where it does not.
+    """`accumulate_gradients`, repeated with half the micro-batch each time it does not fit in the device's memory.
 
     Args:
-        size: of a micro-batch, at most.
-        clear: forgets the gradients added up so far.
+        size: the largest micro-batch to try.
+        clear: discards the gradients accumulated so far.
 
     Returns:
-        the size that held, and the gradients.
+        the size that fitted, and the gradients.
 
     Raises:
-        UserError: there is nothing left to halve.
+        UserError: the micro-batch cannot be halved any further.
     """
     while True:
         try:
@@ -136,7 +138,7 @@ def gradients_in_memory(
             if not is_out_of_memory(error):
                 raise
             size = min(size, len(batch["weight"]))
-            hint = _why_not_halved(size, accelerator.num_processes, may_split)
+            hint = _why_not_halved(size, processes_of(accelerator).num_processes, may_split)
             if hint:
                 raise UserError(f"out of memory with {size} samples at once", hint) from error
             size = -(-size // 2)
@@ -145,25 +147,26 @@ def gradients_in_memory(
 
 
 def _why_not_halved(size: int, num_processes: int, may_split: bool) -> str:
-    """What a user has to do instead of halving micro-batches of `size`, or nothing."""
+    """What the user has to do where micro-batches of `size` cannot be halved; empty if they can."""
     if size == 1:
         return "use smaller images or a smaller network"
     if not may_split:
         return "choose a smaller global_batch_size"
-    # the other processes would wait for gradients that never come
+    # the other processes would wait forever for gradients
     return f"set max_micro_batch={size // 2}" if num_processes > 1 else ""
 
 
 def accumulate_gradients(
     model: nn.Module, batch: Batch, accelerator: Accelerator, max_micro_batch: int
 ) -> Gradients:
-    """Add up the gradient of the mean loss over the *global* batch, in micro-batches.
+    """Accumulate the gradient of the mean loss over the *global* batch, in micro-batches.
 
-    DDP averages gradients over the ranks, so a rank's share is weighed by the number of processes over the samples
-    of the global batch: ranks with fewer samples then count for less, as they should.
+    DDP averages gradients over the processes. Each process therefore weights its summed loss by the number of processes
+    divided by the samples of the global batch, so that processes with fewer samples count for less.
     """
     micros = list(micro_batches(batch, max_micro_batch))
-    if is_sharded(model):  # each forward pass gathers weights from all processes, so all need as many
+    num_processes = processes_of(accelerator).num_processes
+    if is_sharded(model):  # each forward pass gathers weights from all processes, so all need the same number
         idle = {**micros[-1], "weight": torch.zeros_like(micros[-1]["weight"])}
         micros += [idle] * (all_reduce_max(len(micros)) - len(micros))
     total = accelerator.reduce(to_device(batch["weight"], accelerator.device).sum(), "sum")
@@ -175,7 +178,7 @@ def accumulate_gradients(
         weight = micro["weight"]
         with nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
             losses = model(micro)
-            loss = (losses["loss"] * weight).sum() * accelerator.num_processes / total
+            loss = (losses["loss"] * weight).sum() * num_processes / total
             accelerator.backward(loss)
         sample_losses.append(losses["loss"].detach())
         part = sums_of(losses, weight)
@@ -188,10 +191,10 @@ def accumulate_gradients(
 
 @torch.no_grad()
 def sums_of(losses: dict[str, Tensor], weight: Tensor) -> Tensor:
-    """[2, N]: of each of N per-sample tensors [b] the weighted sum, and the weight of the samples that have a value.
+    """[2, N]: for each of N per-sample tensors [b] the weighted sum, and the total weight of the samples with a value.
 
-    NaN is no value, for instance in the loss of a tenth of the timesteps that a sample does not lie in; but in `loss`
-    itself it is one.
+    NaN means no value, for instance in the loss of a tenth of the timesteps that the sample is not in, except in
+    `loss` itself.
     """
     values = torch.stack([value.float() for value in losses.values()])
     absent = values.isnan()
@@ -200,15 +203,15 @@ def sums_of(losses: dict[str, Tensor], weight: Tensor) -> Tensor:
 
 
 def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
-    """A batch cut into pieces of at most `size` samples."""
+    """Split a batch into pieces of at most `size` samples."""
     for start in range(0, len(batch["weight"]), size):
         yield {name: values[start : start + size] for name, values in batch.items()}
 
 
 def padded(batch: Batch, num_samples: int) -> Batch:
-    """A batch of so many samples: its last one again and again, weighing nothing.
+    """A batch filled up to `num_samples` with copies of its last sample that have weight 0.
 
-    Compiled networks take a minute or more for each new number of samples.
+    Compiled networks take a minute or more for each new batch size.
     """
     weight: Tensor = batch["weight"]
     count = len(weight)
@@ -226,7 +229,7 @@ def batch_to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on `device`. Nothing waits: to CUDA it goes from page-locked memory, where it is put if need be."""
+    """A tensor on `device`. The host does not wait: copies to CUDA are made from page-locked memory."""
     if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -234,7 +237,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Periodic:
-    """Something that is due every so many optimizer steps, and at the end.
+    """Something that is due every few optimizer steps, and at the end.
 
     Attributes:
         every: optimizer steps; 0: never.
@@ -245,6 +248,6 @@ class Periodic:
     also: int | None = None
 
     def due(self, step: int, last: int) -> bool:
-        """Whether the step just done asks for it."""
+        """Whether it is due after `step`."""
         periods = [period for period in (self.every, self.also) if period]
         return bool(periods) and (step == last or any(step % period == 0 for period in periods))

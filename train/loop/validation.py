@@ -1,8 +1,8 @@
-"""The loss on samples kept out of training, always at the same noise: two measurements differ by the weights alone.
+"""The loss on held-out samples, always with the same noise: two measurements differ only through the weights.
 
-Each held-out sample is measured at K noise levels, one in each K-th of the range, with draws that belong to its id: the
-same at every step, in every run and for any number of processes. The samples are shared over the processes, and each
-puts the same number of equal batches through the network, so that none waits for another for long.
+Each held-out sample is measured at K noise levels, one in each K-th of the range. Its draws are keyed by its id, so
+they are the same at every step, in every run and for any number of processes. Each process takes a share of the samples
+and runs the network equally often.
 """
 
 import math
@@ -22,30 +22,32 @@ from ldm.data.order import SampleKey
 from ldm.errors import UserError
 from ldm.models.engines.compiled import uncompiled
 
+from .processes import ALONE, Processes
+
 
 class ValidationSettings(Settings):
-    """The loss on the held-out samples, and what is decided by it."""
+    """The loss on the held-out samples, and the decisions based on it."""
 
-    every: int = Field(0, ge=0, description="optimizer steps between two measurements; 0 turns them off")
+    every: int = Field(0, ge=0, description="optimizer steps between measurements; 0: never")
     num_timesteps_per_sample: int = Field(
-        4, ge=1, description="noise levels each held-out sample is shown at"
+        4, ge=1, description="noise levels at which each held-out sample is measured"
     )
-    batch_size: int = Field(32, ge=1, description="noisy samples a process puts through the network at once")
+    batch_size: int = Field(32, ge=1, description="noisy samples per forward pass of a process")
     patience: int = Field(
-        0, ge=0, description="measurements without a new best after which to stop; 0: never"
+        0, ge=0, description="stop after this many measurements without a new best; 0: never"
     )
     keep_best: bool = Field(False, description="keep the averaged weights with the lowest loss in best/")
 
     def model_post_init(self, _: Any) -> None:
         if not self.every and (self.patience or self.keep_best):
-            raise ValueError("patience and keep_best go by the validation loss; set validation.every as well")
+            raise ValueError("patience and keep_best need the validation loss: set validation.every as well")
 
 
 class Averaged(Protocol):
-    """What holds an average of the weights and can lend it to the network."""
+    """An average of the weights that the network can use for a while."""
 
     def applied(self) -> AbstractContextManager[None]:
-        """The network carries the averaged weights inside the block."""
+        """Inside the block the network has the averaged weights."""
         ...
 
 
@@ -53,9 +55,9 @@ class ValidationSamples:
     """Held-out samples, each as K batch dictionaries with fixed draws and its caption.
 
     Args:
-        dataset: indexed by SampleKey, such as LatentSamples. What it draws itself, such as a crop, is that of epoch 0.
-        captions: one a sample; nothing is dropped or shuffled here.
-        buckets: what samples must share to be stacked in one batch, such as their size; None when all are alike.
+        dataset: indexed by SampleKey, such as LatentSamples. Its own draws, such as the crop, are those of epoch 0.
+        captions: one per sample; they are neither dropped nor shuffled.
+        buckets: what samples of one batch must share, such as their size; None if all are alike.
 
     Raises:
         UserError: there is no sample.
@@ -87,26 +89,26 @@ class ValidationSamples:
             for k in range(self.num_draws)
         ]
 
-    def batches(self, batch_size: int, rank: int = 0, num_processes: int = 1) -> Iterator[list[SampleKey]]:
-        """A rank's samples in batches of at most `batch_size` noisy ones (and at least one sample).
+    def batches(self, batch_size: int, processes: Processes = ALONE) -> Iterator[list[SampleKey]]:
+        """A process's samples in batches of at most `batch_size` noisy ones (and at least one sample).
 
-        Of each bucket rank r has samples r, r + n, ... Where they do not go round it gets one that weighs nothing:
-        sharded networks need every rank to run as often as the others.
+        Process r of n has samples r, r + n, ... of each bucket. If it has fewer than another process, it gets one more
+        with weight 0, because a sharded network must run equally often on all of them.
         """
         size = max(1, batch_size // self.num_draws)
         for bucket in sorted(set(self.buckets), key=str):
             members = [i for i, each in enumerate(self.buckets) if each == bucket]
-            keys = [SampleKey(0, i) for i in members[rank::num_processes]]
-            if len(keys) < -(-len(members) // num_processes):
+            keys = [SampleKey(0, i) for i in members[processes.rank :: processes.num_processes]]
+            if len(keys) < -(-len(members) // processes.num_processes):
                 keys.append(SampleKey(0, members[0], weight=0.0))
             yield from (keys[start : start + size] for start in range(0, len(keys), size))
 
 
 def fixed_draws(item: Mapping[str, Any], k: int, num_draws: int) -> dict[str, Any]:
-    """Draw k of K of what an item holds of `noise`, `posterior_noise` and `position`.
+    """Draw k of K for those of `noise`, `posterior_noise` and `position` that an item has.
 
-    The positions of a sample lie one in each of [0, 1/K), [1/K, 2/K), ... They and the noise are keyed by the sample's
-    id and not by the run's seed, so that runs can be compared.
+    A sample has one position in each of [0, 1/K), [1/K, 2/K), ... Positions and noise are keyed by the sample's id, not
+    by the run's seed, so that runs can be compared.
     """
     key = ("validation", item["sample_id"], k)
     draws: dict[str, Any] = {
@@ -120,37 +122,37 @@ def fixed_draws(item: Mapping[str, Any], k: int, num_draws: int) -> dict[str, An
 
 
 def held_out_loss(
-    task: nn.Module,
+    module: nn.Module,
     samples: ValidationSamples,
     *,
     batch_size: int,
     device: torch.device,
     average: Averaged | None = None,
+    processes: Processes = ALONE,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, float]:
-    """The mean loss of the held-out samples and its standard error; every process must call it.
+    """The mean loss of the held-out samples and its standard error. Every process must call it.
 
-    Evaluation mode, no gradient, the averaged weights. The same number for any number of processes, but for rounding.
+    In evaluation mode, without gradients, with the averaged weights. The number of processes changes only the rounding.
 
     Args:
-        task: maps a batch to per-sample tensors, among them `loss` [b]; bare, or as FSDP has sharded it.
-        average: lends `task` the averaged weights.
+        module: maps a batch to per-sample tensors, including `loss` [b]; plain or sharded, not wrapped by DDP.
+        average: the averaged weights of `module`.
 
     Returns:
-        `validation_loss`, and from two samples on `validation_loss_stderr`, over the samples.
+        `validation_loss`, and with at least two samples `validation_loss_stderr`.
     """
-    rank, num_processes = _place()
-    with average.applied() if average else nullcontext(), evaluating(task):
-        batches = samples.batches(batch_size, rank, num_processes)
-        sums = loss_sums(task, samples, batches, device, autocast)
-    if num_processes > 1:
+    with average.applied() if average else nullcontext(), evaluating(module):
+        batches = samples.batches(batch_size, processes)
+        sums = loss_sums(module, samples, batches, device, autocast)
+    if processes.num_processes > 1:
         sums = sums.to(device)
         torch.distributed.all_reduce(sums)
     return mean_and_error(sums)
 
 
 def loss_sums(
-    task: nn.Module,
+    module: nn.Module,
     samples: ValidationSamples,
     batches: Iterator[list[SampleKey]],
     device: torch.device,
@@ -161,7 +163,7 @@ def loss_sums(
     for keys in batches:
         batch = collate([item for key in keys for item in samples[key]])
         with torch.no_grad(), autocast():
-            losses = task(_on(batch, device))["loss"]
+            losses = module(_on(batch, device))["loss"]
         each = losses.double().cpu().view(len(keys), samples.num_draws).mean(dim=1)
         weight = torch.tensor([key.weight for key in keys], dtype=torch.float64)
         sums += torch.stack([(weight * each).sum(), (weight * each.square()).sum(), weight.sum()])
@@ -169,7 +171,7 @@ def loss_sums(
 
 
 def mean_and_error(sums: Tensor) -> dict[str, float]:
-    """The mean of n losses and its standard error sqrt(var / n), var with n - 1, from what `loss_sums` adds up."""
+    """The mean of n losses and its standard error sqrt(var / n), with the unbiased variance, from `loss_sums`."""
     total, squares, count = sums.tolist()
     mean = total / count
     found = {"validation_loss": mean}
@@ -181,7 +183,7 @@ def mean_and_error(sums: Tensor) -> dict[str, float]:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block, and nothing compiled; after it each part is in the mode it was in."""
+    """Evaluation mode and no compiled code inside the block; afterwards each part has its former mode."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -190,13 +192,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes.items():
             part.training = mode
-
-
-def _place() -> tuple[int, int]:
-    """This process's rank and the number of processes."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return 0, 1
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
 def _on(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

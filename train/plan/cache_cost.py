@@ -1,43 +1,46 @@
-"""What the cache lacks, and what filling it takes: a few images and captions are encoded. Nothing is written."""
+"""What the cache lacks, and what filling it costs, measured on a few images and captions. Nothing is written."""
 
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ldm.data.batches import ReadImage, read_pixels
-from ldm.data.cache.moments import MomentsCache, PromptCache, prompt_key, tensors_hash
+from ldm.data.batches import read_inputs, read_pixels
+from ldm.data.cache.keys import prompt_key, tensors_hash
+from ldm.data.cache.moments import MomentsCache, variant_keys
+from ldm.data.cache.prompt_cache import PromptCache
 from ldm.data.cache.shards import Shard, ShardFault, ShardStore
 from ldm.data.prepare import BucketedSample
+from ldm.data.sample import MAIN_INPUT
 
 from ..data.latents import (
-    EmbedPrompts,
+    ImageReaders,
     cached_texts,
     encode_captions,
     encode_images,
     text_encoder_hash,
-    variant_keys,
 )
-from ..loop.denoiser_task import DenoiserTask
+from ..loop.denoiser_loss import DenoiserLoss, EmbedPrompts
 from ..run.run import Run
 from ..settings.denoiser import DenoiserSettings
 from .step_cost import settle
 
 NUM_ENCODED = 8
-"""Images, and captions, that are encoded to measure how long one takes: the cache encodes so many images at once."""
+"""Images and captions that are encoded to measure the time for one: the batch size for images in the cache."""
 
 
 @dataclass(frozen=True)
 class CacheCost:
-    """What the cache lacks of one kind of entry, and what filling it takes.
+    """What the cache lacks of one kind of entry, and what filling it costs.
 
     Attributes:
-        num_bytes: on the disk, of all that is lacking.
-        each_sec: seconds an entry, in one process.
+        num_bytes: of the missing entries, on the disk.
+        each_sec: seconds per entry, in one process.
     """
 
     num_wanted: int = 0
@@ -47,7 +50,7 @@ class CacheCost:
 
 
 def entries_there(store: ShardStore) -> set[str]:
-    """The keys that a store's shards name. Nothing is opened for good, verified or set aside."""
+    """The keys in a store's shards, which are neither verified nor moved."""
     keys: set[str] = set()
     for path in store.folder.glob(f"{store.kind}-*.safetensors"):
         with suppress(ShardFault, OSError):
@@ -56,56 +59,62 @@ def entries_there(store: ShardStore) -> set[str]:
 
 
 def plan_images(
-    run: Run, settings: DenoiserSettings, task: DenoiserTask, placed: Sequence[BucketedSample]
-) -> tuple[CacheCost, tuple[str, ReadImage]]:
-    """What the cache lacks of the images, and what stands for them in a batch: moments that are all zero.
+    run: Run, settings: DenoiserSettings, loss: DenoiserLoss, placed: Sequence[BucketedSample]
+) -> tuple[CacheCost, ImageReaders]:
+    """What the cache lacks of the images, and readers that give moments that are all zero in their place.
 
     Without a cache the images themselves are read, and encoded in each step.
     """
-    autoencoder = task.parts.autoencoder.to(run.device)
+    autoencoder = loss.parts.autoencoder.to(run.device)
+    images = loss.task.inputs.images
+    inputs = {image.key: read_inputs(placed, image) for image in images}
     if not settings.cache.enabled:
-        return CacheCost(), ("pixel_values", read_pixels(placed))
+        return CacheCost(), ImageReaders("pixel_values", read_pixels(placed), inputs)
     autoencoder_hash = tensors_hash(autoencoder.vae)
-    store = MomentsCache(settings.cache.root(), autoencoder_hash).store
-    there = entries_there(store)
+    there = entries_there(MomentsCache(settings.cache.root(), autoencoder_hash).store)
+    encoded = [MAIN_INPUT, *(image for image in images if image.encoded)]
     wanted = {
-        key: (one, variant)
+        key: (one, partial(one.input_pixels, image, *variant))
+        for image in encoded
         for one, variants in zip(
-            placed, variant_keys(placed, autoencoder_hash, settings.data.flip), strict=True
+            placed, variant_keys(placed, autoencoder_hash, settings.data.flip, image), strict=True
         )
         for variant, key in variants.items()
     }
     lacking = [entry for key, entry in wanted.items() if key not in there]
-    shapes = [_moments_shape(one, task) for one, _ in lacking]
-    some = [entry for entry in lacking if entry[0].size == lacking[0][0].size][:NUM_ENCODED]
+    some = [load for one, load in lacking if one.size == lacking[0][0].size][:NUM_ENCODED]
 
     def encode(number: int) -> None:
-        with ThreadPoolExecutor(4) as pool:  # as the cache loads them
-            pixels = list(pool.map(lambda entry: entry[0].pixels(*entry[1]), some[:number]))
+        with ThreadPoolExecutor(4) as pool:  # like the cache
+            pixels = list(pool.map(lambda load: load(), some[:number]))
         encode_images(autoencoder, torch.stack(pixels))
 
     seconds = _seconds_each(run.device, encode, len(some))
     autoencoder.to("cpu")
-    num_bytes = sum(4 * torch.Size(shape).numel() for shape in shapes)
+    num_bytes = sum(4 * torch.Size(_moments_shape(one, loss)).numel() for one, _ in lacking)
     cost = CacheCost(len(wanted), len(lacking), num_bytes, seconds)
-    return cost, ("moments", lambda index, crop, flip: torch.zeros(_moments_shape(placed[index], task)))
+
+    def zeros(index: int, crop: int, flip: bool) -> Tensor:
+        return torch.zeros(_moments_shape(placed[index], loss))
+
+    return cost, ImageReaders("moments", zeros, inputs | {image.key: zeros for image in encoded[1:]})
 
 
-def _moments_shape(one: BucketedSample, task: DenoiserTask) -> tuple[int, int, int]:
+def _moments_shape(one: BucketedSample, loss: DenoiserLoss) -> tuple[int, int, int]:
     """[2C, h, w]."""
-    autoencoder = task.parts.autoencoder
+    autoencoder = loss.parts.autoencoder
     channels, height, width = one.latent_shape(autoencoder.num_channels, autoencoder.pixels_per_latent)
     return 2 * channels, height, width
 
 
 def plan_captions(
-    run: Run, settings: DenoiserSettings, task: DenoiserTask, placed: Sequence[BucketedSample]
+    run: Run, settings: DenoiserSettings, loss: DenoiserLoss, placed: Sequence[BucketedSample]
 ) -> tuple[CacheCost, EmbedPrompts | None]:
-    """What the cache lacks of the captions, and what stands for its answers: those for an empty caption.
+    """What the cache lacks of the captions, and what replaces their embeddings: those of the empty caption.
 
-    None where the text encoder is asked at each step; it then stays on the device.
+    None if the text encoder runs in each step; it then stays on the device.
     """
-    text_encoder = task.parts.text_encoder.to(run.device)
+    text_encoder = loss.parts.text_encoder.to(run.device)
     texts = cached_texts(placed, settings)
     if texts is None:
         return CacheCost(), None
@@ -126,7 +135,7 @@ def plan_captions(
 
 
 def _seconds_each(device: torch.device, encode: Callable[[int], object], number: int) -> float:
-    """Seconds that one of `number` takes when all are encoded at once, after one by itself; 0 when there is none."""
+    """Seconds per item when `number` are encoded at once, after a first one alone; 0 if there is none."""
     if not number:
         return 0.0
     encode(1)  # the first call prepares kernels

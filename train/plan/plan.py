@@ -1,40 +1,41 @@
-"""`ldm train CONFIG --plan`: what a run would be and cost, counted and measured, not guessed. Nothing is written."""
+"""`ldm train CONFIG --plan`: what a run would do and cost, counted and measured. Nothing is written."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from ldm.data.batches import LatentSamples, ReadImage
+from ldm.data.batches import LatentSamples
 from ldm.data.order import steps_per_epoch
 from ldm.io.files import free_bytes
 
+from ..data.latents import ImageReaders
 from ..data.read import TrainingData
-from ..loop.denoiser_task import DenoiserTask
+from ..loop.denoiser_loss import DenoiserLoss
 from ..loop.steps import Periodic
+from ..run.checkpoints import checkpoint_tensors
 from ..run.run import Run
-from ..run.state import checkpoint_tensors
 from ..settings.denoiser import DenoiserSettings
 from ..settings.shared import TrainSettings
 from .cache_cost import CacheCost, plan_captions, plan_images
 from .step_cost import Size, StepCost, measure_steps, memory_in_use
 
 NUM_SHOWN = 3
-"""How many reasons of refusals are shown."""
+"""How many reasons for refusals are shown."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would be.
+    """What a run would do and cost.
 
     Attributes:
-        num_found: samples found; `num_train` and `num_held_out` are used, `refusals` are the others' reasons.
-        buckets: (height, width) in pixels -> number of samples trained on.
-        start_step: where the run goes on from; 0 for a new one.
+        num_found: samples found; `num_train` and `num_held_out` are used, `refusals` are the reasons for the others.
+        buckets: (height, width) in pixels -> number of training samples.
+        start_step: the step that the run resumes from; 0 for a new run.
         checkpoint_bytes: of one checkpoint.
-        num_checkpoints: how many are on the disk at most: those kept, and one that is being written.
-        free_bytes: on the disk of the run's directory, and on the cache's.
-        notes: what may not be meant so.
+        num_checkpoints: the most on the disk at once: those kept, and one being written.
+        free_bytes: on the disk of the run's directory, and on that of the cache.
+        notes: what may be a mistake.
     """
 
     num_found: int
@@ -60,18 +61,18 @@ class Plan:
 
     @property
     def num_passes(self) -> float:
-        """How often each sample is seen in all."""
+        """How often each sample is seen in total."""
         return self.num_steps / self.steps_per_epoch
 
     @property
     def encode_sec(self) -> float:
-        """Seconds that filling the cache takes, shared over the processes."""
+        """Seconds to fill the cache, shared by the processes."""
         costs = (self.images, self.captions)
         return sum(cost.num_lacking * cost.each_sec for cost in costs) / self.num_processes
 
     @property
     def steps_sec(self) -> float:
-        """Seconds of the steps that are left, without validations, previews and checkpoints."""
+        """Seconds for the remaining steps, without validation, previews and checkpoints."""
         return (self.num_steps - self.start_step) * self.step.step_sec
 
     def __str__(self) -> str:
@@ -87,8 +88,8 @@ class Plan:
         sizes = (f"{width} x {height} ({count})" for (height, width), count in self.buckets.items())
         yield "buckets", ", ".join(sizes)
         begin = f" from step {self.start_step}" if self.start_step else ""
-        yield "steps", f"{self.num_steps}{begin}, of {self.global_batch_size} samples at most"
-        yield "epoch", f"{self.steps_per_epoch} steps; {self.num_passes:.1f} epochs in all"
+        yield "steps", f"{self.num_steps}{begin}, of at most {self.global_batch_size} samples"
+        yield "epoch", f"{self.steps_per_epoch} steps; {self.num_passes:.1f} epochs in total"
         pieces = f"{step.num_micro_batches} micro-batches of at most {step.micro_batch}"
         yield "batch", f"{pieces} in each of {self.num_processes} processes on {self.device}"
         yield "parameters", f"{self.num_trained:,} trained of {self.num_parameters:,}"
@@ -98,8 +99,8 @@ class Plan:
         yield "time", f"{step.step_sec:.3g} s a step, the median of {step.num_timed}"
         yield from self._cache_rows()
         left = f"{_duration(self.steps_sec)} of steps and {_duration(self.encode_sec)} of encoding"
-        yield "to the end", f"{left}; validations, previews and checkpoints come on top"
-        most = f"{self.num_checkpoints} checkpoints of {_bytes(self.checkpoint_bytes)} at most"
+        yield "remaining", f"{left}, plus validation, previews and checkpoints"
+        most = f"at most {self.num_checkpoints} checkpoints of {_bytes(self.checkpoint_bytes)}"
         yield "disk", f"{most}; {_bytes(self.free_bytes[0])} free"
         yield from (("note", note) for note in self.notes)
 
@@ -113,24 +114,24 @@ class Plan:
 def make_plan(
     run: Run,
     settings: DenoiserSettings,
-    task: DenoiserTask,
+    loss: DenoiserLoss,
     data: TrainingData,
-    samples_of: Callable[[tuple[str, ReadImage]], LatentSamples],
+    samples_of: Callable[[ImageReaders], LatentSamples],
 ) -> Plan:
-    """Count and measure what a run on `data` would be. Every process must call it; `task` is trained by it.
+    """Count and measure what a run on `data` would do. Every process must call it; `loss` is trained by it.
 
     Args:
-        samples_of: makes the dataset of `data.train` from what a batch holds of the images and how it is read.
+        samples_of: makes the dataset of `data.train` from the readers of its images.
     """
     everything = [*data.train, *data.held_out]
-    parameters = {p for module in task.parts.modules().values() for p in module.parameters()}
+    parameters = {p for part in loss.parts.modules().values() for p in part.parameters()}
     bucket_of = [one.size for one in data.train]
-    images, reader = plan_images(run, settings, task, everything)
-    captions, task.prompts = plan_captions(run, settings, task, everything)
+    images, readers = plan_images(run, settings, loss, everything)
+    captions, loss.prompts = plan_captions(run, settings, loss, everything)
     in_use = memory_in_use(run.device)
-    state = run.start(task)
+    state = run.start(loss)
     start_step = state.step
-    step = measure_steps(run, state, samples_of(reader), bucket_of, in_use)
+    step = measure_steps(run, state, samples_of(readers), bucket_of, in_use)
     checkpoint = [tensor for group in checkpoint_tensors(state).values() for tensor in group.values()]
     plan = Plan(
         num_found=data.prepared.num_found,
@@ -142,7 +143,7 @@ def make_plan(
         steps_per_epoch=steps_per_epoch(bucket_of, settings.global_batch_size),
         start_step=start_step,
         num_steps=settings.num_steps,
-        num_processes=run.accelerator.num_processes,
+        num_processes=run.processes.num_processes,
         device=run.device.type,
         num_trained=sum(p.numel() for p in parameters if p.requires_grad),
         num_parameters=sum(p.numel() for p in parameters),
@@ -157,15 +158,15 @@ def make_plan(
 
 
 def most_checkpoints(settings: TrainSettings) -> int:
-    """How many checkpoints lie on the disk at once at most: those kept at the end, and one that is being written."""
+    """The most checkpoints on the disk at once: those kept at the end, and one being written."""
     due, last = Periodic(settings.save_every, also=settings.keep_every).due, settings.num_steps
     saved = [step for step in range(1, last + 1) if due(step, last)]
-    for_ever = {step for step in saved if settings.keep_every and step % settings.keep_every == 0}
-    return len({*saved[-settings.keep_checkpoints :], *for_ever}) + 1
+    permanent = {step for step in saved if settings.keep_every and step % settings.keep_every == 0}
+    return len({*saved[-settings.keep_checkpoints :], *permanent}) + 1
 
 
 def notes_on(plan: Plan, settings: DenoiserSettings) -> Iterator[str]:
-    """What of a plan may not be meant so, with the mend."""
+    """What may be a mistake in a plan, and how to fix it."""
     batch, step, num_idle = plan.global_batch_size, plan.step, plan.num_processes - plan.global_batch_size
     if num_idle > 0:
         yield f"global_batch_size = {batch}: {num_idle} of {plan.num_processes} processes have no sample in a step"
@@ -174,11 +175,11 @@ def notes_on(plan: Plan, settings: DenoiserSettings) -> Iterator[str]:
     if plan.num_passes < 1:
         yield f"not every sample is seen: an epoch has {plan.steps_per_epoch} steps, num_steps = {plan.num_steps}"
     if plan.num_held_out and not settings.validation.every:
-        yield f"nothing is measured on the {plan.num_held_out} samples held out: set validation.every"
+        yield f"the {plan.num_held_out} held-out samples are not used: set validation.every"
     if plan.start_step == plan.num_steps:
-        yield f"{settings.run_dir} is at its end: give it more num_steps, or another run_dir"
+        yield f"{settings.run_dir} is finished: set a larger num_steps, or another run_dir"
     if step.micro_batch < min(step.num_samples, settings.max_micro_batch):
-        yield f"memory holds {step.micro_batch} samples at once: set max_micro_batch={step.micro_batch}"
+        yield f"only {step.micro_batch} samples at once fit in memory: set max_micro_batch={step.micro_batch}"
     needs = plan.num_checkpoints * plan.checkpoint_bytes, plan.images.num_bytes + plan.captions.num_bytes
     for need, free, what in zip(needs, plan.free_bytes, ("checkpoints", "cache"), strict=True):
         if need > free:

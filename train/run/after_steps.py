@@ -1,4 +1,4 @@
-"""What is done after the steps of a run: told, measured, drawn, averages kept, saved, each at its period."""
+"""What happens after each step of a run, each at its own interval: log, validate, preview, snapshot, save."""
 
 import math
 from collections.abc import Callable
@@ -10,31 +10,33 @@ import torch
 from accelerate import Accelerator
 
 from ..loop.averages import save_snapshot
+from ..loop.processes import processes_of
 from ..loop.sharding import is_sharded
+from ..loop.state import TrainState
 from ..loop.steps import Periodic, StepRecord
 from ..settings.shared import TrainSettings
 from .bad_steps import BadSteps
 from .best import keep_best, prune_best, should_stop
 from .log import TrainLog, read_metrics
-from .state import TrainState
 
 Preview = Callable[[TrainState, Path], None]
 Validate = Callable[[TrainState], dict[str, float]]
 
 
 class AfterSteps:
-    """Called with each step's record; what is due at it is done in the order of the module's first line.
+    """Called with each step's record; does what is due, in the order of this module's first line.
 
-    So the rows and snapshots of a step are there before its checkpoint: a run that goes on from it has them all.
+    The rows and snapshots of a step are therefore written before its checkpoint, and a run that resumes from the
+    checkpoint has them all.
 
     Args:
-        preview: draws a picture of what the state can do; the main process writes it. Where the state is sharded every
-            process calls it and runs the network as often, else the main one alone.
+        preview: draws a preview image of the state, which the main process writes. If the state is sharded, every
+            process calls it and runs the network equally often; otherwise only the main process does.
         validate: measures the state, on every process.
         save: writes a checkpoint; every process calls it.
 
     Attributes:
-        finished: whether the validation loss has stopped falling, so that no step should follow.
+        finished: whether training should stop early because the validation loss no longer falls.
     """
 
     def __init__(
@@ -49,19 +51,20 @@ class AfterSteps:
         save: Callable[[TrainState], None],
     ) -> None:
         self.accelerator = accelerator
-        self.settings, self.main, self.state, self.log = settings, accelerator.is_main_process, state, log
+        self.settings, self.state, self.log = settings, state, log
+        self.main = processes_of(accelerator).is_main
         self.preview, self.validate, self.save = preview, validate, save
         self.micro_batch = settings.max_micro_batch
         self.bad = BadSteps(settings.run_dir / "bad_steps.jsonl", state, settings.max_bad_steps, accelerator)
-        self.telling = Periodic(settings.log_every)
+        self.logging = Periodic(settings.log_every)
         self.finished = self._is_finished()
         self.validating = Periodic(settings.validation.every if validate else 0)
-        self.drawing = Periodic(settings.preview_every)
-        self.keeping = Periodic(settings.optim.average.snapshot_every)
+        self.previewing = Periodic(settings.preview_every)
+        self.snapshotting = Periodic(settings.optim.average.snapshot_every)
         self.saving = Periodic(settings.save_every, also=settings.keep_every)
 
     def __call__(self, record: StepRecord, *, stopping: bool) -> None:
-        """Do what is due after a step. A run that stops here is measured like one that goes on, and saved.
+        """Do what is due after a step. If the run stops here, it is measured as usual and saved.
 
         Raises:
             UserError: too many steps were skipped, or the checkpoint could not be written.
@@ -71,19 +74,19 @@ class AfterSteps:
         self.state.window.add(record.metrics, record.skipped)
         if record.micro_batch < self.micro_batch:
             self.micro_batch = record.micro_batch
-            self.log.say(f"out of memory: at most {self.micro_batch} samples at once from here on")
-        if self.telling.due(step, last):
-            self._tell(record)
+            self.log.say(f"out of memory: from now on at most {self.micro_batch} samples at once")
+        if self.logging.due(step, last):
+            self._log(record)
         if self.validating.due(step, last):
             self._validate(step)
-        if not stopping and self.drawing.due(step, last):
-            self._draw(step)
-        if self.keeping.due(step, last):
+        if not stopping and self.previewing.due(step, last):
+            self._preview(step)
+        if self.snapshotting.due(step, last):
             save_snapshot(self.state.average, step, self.settings.run_dir / "averages", writes=self.main)
         if stopping or self.finished or self.saving.due(step, last):
             self._save(step)
 
-    def _tell(self, record: StepRecord) -> None:
+    def _log(self, record: StepRecord) -> None:
         self._settle(record.step)
         means = self.state.window.take()
         if math.isnan(float(means["loss"])):  # every step since the last row was skipped
@@ -116,7 +119,7 @@ class AfterSteps:
         return read_metrics(self.settings.run_dir) if self.main else []
 
     def _is_finished(self) -> bool:
-        """Whether the validation loss says so; every process hears what the main one read in its rows."""
+        """Whether the validation loss says so; the main process reads its rows and tells the others."""
         patience = self.settings.validation.patience
         if not patience:
             return False
@@ -125,12 +128,12 @@ class AfterSteps:
         )
         return bool(self.accelerator.reduce(stop, "sum") > 0)
 
-    def _draw(self, step: int) -> None:
+    def _preview(self, step: int) -> None:
         path = self.settings.run_dir / "previews" / f"step-{step:06d}.png"
         with self.state.whole():
-            # FSDP notes each forward pass and gathers ahead by it in the next backward pass: all processes alike, or
-            # they wait for each other for ever
-            if self.main or is_sharded(self.state.task):
+            # FSDP records each forward pass and prefetches accordingly in the next backward pass; if only some
+            # processes ran it, they would wait for each other forever
+            if self.main or is_sharded(self.state.module):
                 path.parent.mkdir(exist_ok=True)
                 self.preview(self.state, path)
 

@@ -1,16 +1,39 @@
-"""Folders named after steps: which there are, which is the newest whole checkpoint, and which may go."""
+"""Checkpoints: safetensors and JSON, written atomically, verified, and only then rotated."""
 
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.io.files import manifest_fault
+from ldm.io.files import (
+    check_free_space,
+    manifest_fault,
+    new_folder,
+    read_json,
+    read_tensors,
+    write_bytes,
+    write_json,
+    write_manifest,
+    write_tensors,
+)
+
+from ..loop.sharding import assign, gathered, shard_like
+from ..loop.state import MetricWindow, TrainState, trained_weights
 
 NAME = re.compile(r"step-(\d+)")
 DATA_FILE = "data.json"
-"""In a checkpoint, the fingerprint of what the run is trained on; a run on a stream has none."""
+"""In a checkpoint, the fingerprint of the training data; absent if the data is a stream."""
+SMALL_FILES_BYTES = 2**20
+"""Room for the files of a checkpoint other than its tensors: names, state and manifest."""
+
+
+# Folders named after steps
 
 
 def step_of(checkpoint: Path) -> int:
@@ -21,7 +44,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoint folders, oldest first; or others of steps, such as those of snapshots."""
+    """The folders of steps in `folder`, such as checkpoints or snapshots, oldest first."""
     return sorted((p for p in folder.glob("step-*") if NAME.fullmatch(p.name) and p.is_dir()), key=step_of)
 
 
@@ -29,7 +52,7 @@ def newest_whole(folder: Path) -> tuple[Path | None, dict[Path, str]]:
     """The newest checkpoint that verifies, and what is wrong with each newer one.
 
     Raises:
-        UserError: there are checkpoints and none of them is whole; a fresh start would hide the loss.
+        UserError: there are checkpoints but all are damaged; a fresh start would hide the loss.
     """
     faults: dict[Path, str] = {}
     found = checkpoints(folder)
@@ -40,16 +63,17 @@ def newest_whole(folder: Path) -> tuple[Path | None, dict[Path, str]]:
         faults[checkpoint] = fault
     if found:
         raise UserError(
-            f"no checkpoint is whole: {faults[found[-1]]}", f"restore it, or remove {folder} to start afresh"
+            f"all checkpoints are damaged: {faults[found[-1]]}",
+            f"restore one, or remove {folder} to start from scratch",
         )
     return None, faults
 
 
 def remove_old(newest: Path, keep_last: int, keep_every: int | None, damaged: Collection[Path] = ()) -> None:
-    """Remove what the checkpoint `newest`, just verified, makes superfluous.
+    """Remove the checkpoints that are no longer needed now that `newest` is verified.
 
-    The newest `keep_last` stay, and those at multiples of `keep_every`; no damaged ones, nor those of a later step:
-    the run came back from before them.
+    The newest `keep_last` are kept, and those at multiples of `keep_every`. Damaged ones are removed, and those of
+    later steps, because the run went back to an earlier one.
     """
     step = step_of(newest)
     found = checkpoints(newest.parent)
@@ -61,8 +85,168 @@ def remove_old(newest: Path, keep_last: int, keep_every: int | None, damaged: Co
 
 
 def remove_after(folder: Path, step: int) -> list[Path]:
-    """Remove the folders of steps after `step`, which a run that goes on from there does again; returns them."""
+    """Remove and return the folders of steps after `step`, which the resumed run will repeat."""
     later = [each for each in checkpoints(folder) if step_of(each) > step]
     for each in later:
         shutil.rmtree(each)
     return later
+
+
+# Saving
+
+
+def save_checkpoint(
+    state: TrainState,
+    folder: Path,
+    keep_last: int,
+    keep_every: int | None = None,
+    damaged: Collection[Path] = (),
+    writes: bool = True,
+) -> Path:
+    """Write `folder/step-NNNNNN`, verify it, and only then remove older and damaged ones.
+
+    Args:
+        writes: whether this process writes; if the state is sharded, every process must call this.
+
+    Raises:
+        UserError: the disk is full, the new checkpoint does not verify, or the weights are no longer finite. The last
+            good checkpoint is kept, and the error names it.
+    """
+    dest = folder / f"step-{state.step:06d}"
+    tensors = {name: gathered(group, keep=writes) for name, group in checkpoint_tensors(state).items()}
+    if not writes:
+        return dest
+    with _naming_the_last_good(folder):
+        for group in (tensors["weights"], tensors["average"]):
+            _check_finite(group, state.step)
+        num_bytes = sum(t.nbytes for group in tensors.values() for t in group.values())
+        data = state.data.encoded if state.data else b""
+        check_free_space(folder, num_bytes + len(data) + SMALL_FILES_BYTES)
+        with new_folder(dest, replace=True) as temporary:
+            for name, group in tensors.items():
+                write_tensors(temporary / f"{name}.safetensors", group)
+            write_json(temporary / "state.json", _numbers(state))
+            if data:
+                write_bytes(temporary / DATA_FILE, data)
+            write_manifest(temporary)
+        fault = manifest_fault(dest)
+        if fault:
+            raise UserError(f"the checkpoint just written is damaged: {fault}", "check the disk")
+    remove_old(dest, keep_last, keep_every, damaged)
+    return dest
+
+
+def checkpoint_tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a checkpoint by file and name; not copies, and shards if the state is sharded."""
+    return {
+        "weights": trained_weights(state.module),
+        "average": state.average.tensors(),
+        "optimizer": _optimizer_tensors(state),
+    }
+
+
+@contextmanager
+def _naming_the_last_good(folder: Path) -> Iterator[None]:
+    """Add to a UserError which checkpoint is still good."""
+    try:
+        yield
+    except UserError as error:
+        try:
+            good, _ = newest_whole(folder)
+        except UserError:
+            good = None
+        kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
+        raise UserError(error.what, f"{error.hint}; {kept}") from error
+
+
+def _check_finite(tensors: dict[str, Tensor], step: int) -> None:
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(
+                f"the weights are no longer finite at step {step} ({name})",
+                "lower optim.learning_rate and continue from the weights with `ldm train CONFIG --fork NEW_DIR`",
+            )
+
+
+def _numbers(state: TrainState) -> dict[str, Any]:
+    numbers: dict[str, Any] = {"step": state.step, "num_bad_steps": state.num_bad_steps}
+    numbers["window"] = state.window.numbers()
+    if state.stream:
+        numbers["stream"] = state.stream
+    return numbers if state.scaler is None else {**numbers, "scaler": state.scaler.state_dict()}
+
+
+def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
+    names: dict[Tensor, str] = {p: name for name, p in state.module.named_parameters()}
+    return {
+        f"{names[parameter]}/{key}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for parameter, slots in state.optimizer.state.items()
+        for key, value in slots.items()
+    }
+
+
+# Loading
+
+
+def load_checkpoint(state: TrainState, checkpoint: Path) -> None:
+    """Restore `state` from a checkpoint.
+
+    Raises:
+        UserError: a file is missing or unreadable, or the checkpoint is of another network.
+    """
+    load_weights(state.module, checkpoint)
+    average = read_tensors(checkpoint / "average.safetensors")
+    _check_same(average, state.average.tensors(), checkpoint)
+    state.average.load(average)
+    _load_optimizer(state, read_tensors(checkpoint / "optimizer.safetensors"))
+    numbers = read_json(checkpoint / "state.json")
+    state.step, state.num_bad_steps = int(numbers["step"]), int(numbers.get("num_bad_steps", 0))
+    device = next(state.module.parameters()).device
+    state.window = MetricWindow.from_numbers(numbers.get("window", {}), device)
+    state.stream = numbers.get("stream", {})
+    if state.scaler is not None and "scaler" in numbers:
+        state.scaler.load_state_dict(numbers["scaler"])
+
+
+def load_weights(module: nn.Module, checkpoint: Path) -> None:
+    """Load the trained weights of a checkpoint into `module`.
+
+    Raises:
+        UserError: the file is missing or unreadable, or holds the weights of another network.
+    """
+    assign_weights(module, read_tensors(checkpoint / "weights.safetensors"), checkpoint)
+
+
+@torch.no_grad()
+def assign_weights(module: nn.Module, weights: dict[str, Tensor], checkpoint: Path) -> None:
+    """Copy trained weights, read from a checkpoint, into `module` by their names.
+
+    Raises:
+        UserError: they are the weights of another network.
+    """
+    live = trained_weights(module)
+    _check_same(weights, live, checkpoint)
+    for name, tensor in weights.items():
+        assign(live[name], tensor)
+
+
+def _check_same(stored: dict[str, Tensor], live: dict[str, Tensor], checkpoint: Path) -> None:
+    if {n: t.shape for n, t in stored.items()} != {n: t.shape for n, t in live.items()}:
+        raise UserError(f"{checkpoint} holds another network", "use another run_dir for another model")
+
+
+def _load_optimizer(state: TrainState, tensors: dict[str, Tensor]) -> None:
+    parameters = dict(state.module.named_parameters())
+    slots: dict[str, dict[str, Any]] = {}
+    for path, tensor in tensors.items():
+        name, _, key = path.rpartition("/")
+        slots.setdefault(name, {})[key] = tensor
+    for name, values in slots.items():
+        parameter = parameters[name]
+        state.optimizer.state[parameter] = {key: _slot(value, parameter) for key, value in values.items()}
+
+
+def _slot(value: Tensor, parameter: Tensor) -> Tensor:
+    """A moment or the step counter as AdamW's fused kernel needs it: on the parameter's device, and a moment in the
+    parameter's memory layout, because the kernel walks through both in the order of their bytes."""
+    return shard_like(parameter, value) if value.shape == parameter.shape else value.to(parameter.device)

@@ -1,4 +1,4 @@
-"""A model from a run's checkpoint, as the run would write it if it ended there: how `ldm export` reads a checkpoint.
+"""The model of a checkpoint, as the run would write it if it ended there: `ldm export` reads checkpoints this way.
 
 Run as `python -m train.run.from_checkpoint CHECKPOINT DEST WEIGHTS`.
 """
@@ -15,11 +15,10 @@ from ldm.errors import UserError, unknown_name
 from ldm.io.files import manifest_fault, read_tensors
 from ldm.models.adapters.folder import find_base
 
-from ..denoiser import make_task
 from ..loop.averages import AverageSettings
 from ..settings.denoiser import DenoiserSettings
-from .checkpoints import step_of
-from .state import give_weights
+from .checkpoints import assign_weights, step_of
+from .denoiser_model import make_loss
 from .trainable import save_trained
 
 
@@ -27,30 +26,32 @@ def write_model(checkpoint: Path, dest: Path, weights: str = "average") -> None:
     """Write the model of a checkpoint into the folder `dest`.
 
     Args:
-        weights: "average", the one that the run's result is; "trained"; or one of `optim.average.widths`.
+        weights: "average", which the run's result uses; "trained"; or one of `optim.average.widths`.
 
     Raises:
-        UserError: the checkpoint is damaged or of another program, or the run keeps no such average.
+        UserError: the checkpoint is damaged or of another program, or the run has no such average.
     """
     if fault := manifest_fault(checkpoint):
         raise UserError(fault, "choose another checkpoint of the run")
     config = checkpoint.parents[1] / "config.yaml"
     if (program := read_yaml(config).get("program")) != "denoiser":
-        raise UserError(f"{config} is of the program {program}", "name a run of the program denoiser")
+        raise UserError(
+            f"{config} is a configuration of the program {program}", "name a run of the program denoiser"
+        )
     settings = load_settings(DenoiserSettings, config)
     chosen = chosen_weights(checkpoint, settings.optim.average, weights)
-    task = make_task(settings)
-    give_weights(task, chosen, checkpoint)
+    loss = make_loss(settings)
+    assign_weights(loss, chosen, checkpoint)
     base = find_base(settings.base) if settings.base is not None and settings.is_adapter else None
     made = {"step": step_of(checkpoint), "weights": weights}
-    save_trained(task.parts, dest, settings, base, provenance=made)
+    save_trained(loss.parts, dest, settings, base, provenance=made)
 
 
 def chosen_weights(checkpoint: Path, average: AverageSettings, weights: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint that are asked for, by the weights' names.
+    """The requested tensors of a checkpoint, by the weights' names.
 
     Raises:
-        UserError: the run keeps no such average.
+        UserError: the run has no such average.
     """
     if weights == "trained":
         return read_tensors(checkpoint / "weights.safetensors")

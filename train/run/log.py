@@ -1,4 +1,4 @@
-"""What a run tells: a live line with loss, rate and time left, `metrics.jsonl`, and the trackers."""
+"""What a run reports: a live line with loss, speed and time left, `metrics.jsonl`, and the trackers."""
 
 import json
 import math
@@ -30,9 +30,9 @@ def duration(seconds: float) -> str:
 
 
 class TrainLog:
-    """The console, metrics file and trackers of one run; silent on every rank but the first.
+    """The console, metrics file and trackers of one run; silent on every process but the main one.
 
-    On a terminal a progress bar lives at the bottom; elsewhere (a file, a job's log) the same line is printed every
+    A terminal shows a progress bar at the bottom; elsewhere (a file, a job's log) the same line is printed every
     `line_every_sec`. The trackers are closed with the log.
     """
 
@@ -76,13 +76,13 @@ class TrainLog:
             tracker.close()
 
     def say(self, text: str) -> None:
-        """One line for the person watching."""
+        """Print one line on stderr."""
         self.console.print(text, highlight=False, markup=False)
 
     def record(self, record: StepRecord) -> None:
-        """Log one step: read its metrics off the device, show them, append them to the file.
+        """Log one step: read its metrics from the device, show them, append them to the file.
 
-        A loss of a tenth of the timesteps, `loss_t0` to `loss_t9`, is left out when it is NaN: no sample was there.
+        The loss of a tenth of the timesteps, `loss_t0` to `loss_t9`, is left out if it is NaN: no sample was in it.
 
         Raises:
             UserError: the loss is no longer finite.
@@ -104,7 +104,7 @@ class TrainLog:
         self._show(record.step, values["loss"])
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add one JSON object, with its `step`, to metrics.jsonl, and its numbers to the trackers."""
+        """Append a JSON object, which has a `step`, to metrics.jsonl, and send its numbers to the trackers."""
         if not self.main:
             return
         line = json.dumps({**row, "elapsed_sec": round(time.monotonic() - self.started, 1)})
@@ -130,12 +130,12 @@ def _without_empty_tenths(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    """What trackers draw: the row's numbers without its step."""
+    """What trackers plot: the row's numbers without its step."""
     return {n: v for n, v in row.items() if n != "step" and type(v) in (int, float)}
 
 
 def drop_rows_after(path: Path, step: int) -> None:
-    """Forget logged steps that a resumed run will do again, and a last line that a killed one left half-written."""
+    """Remove the rows of steps that a resumed run repeats, and a last line left incomplete when a run was killed."""
     if path.is_file():
         rows = [json.dumps(row) + "\n" for row in read_metrics(path) if row["step"] <= step]
         write_bytes(path, "".join(rows).encode())

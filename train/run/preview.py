@@ -1,54 +1,107 @@
-"""Pictures drawn during training."""
+"""Images generated during training."""
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
-from ldm.data.captions import plain_caption
-from ldm.data.prepare import BucketedSample
+from ldm.diffusion.guidance import guide_with_negative
+from ldm.diffusion.sampling import denoise, plan_sampling
+from ldm.diffusion.schedulers import make_scheduler
 from ldm.io.images import image_grid
 from ldm.models.loading.model import ModelParts
+from ldm.noise import image_generators, normal_per_image
+from ldm.pipeline.decoding import decode_images
 from ldm.pipeline.pipeline import Pipeline
+from ldm.tasks import Task, encoder_for
+from ldm.types import Conditioning
 
 from ..loop.validation import evaluating
-from ..settings.denoiser import DenoiserSettings
+from ..settings.denoiser import PreviewSettings
+
+
+@dataclass(frozen=True)
+class PreviewInputs:
+    """What previews are generated from.
+
+    Attributes:
+        prompts: N prompts.
+        images: the images that the task needs by name, each [N, channels, H, W]; of held-out or training samples.
+    """
+
+    prompts: Sequence[str]
+    images: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def write_preview(
     parts: ModelParts,
-    settings: DenoiserSettings,
-    placed: Sequence[BucketedSample],
+    task: Task,
+    settings: PreviewSettings,
+    inputs: PreviewInputs,
     path: Path,
     device: torch.device,
     *,
     writes: bool = True,
 ) -> None:
-    """A row of pictures of the preview prompts, image i from seed i.
+    """Generate an image for each prompt and write them to `path` as a grid; image i has seed i.
 
     Args:
-        writes: whether this process writes them; where the network is sharded, every process must call this.
+        writes: whether this process writes it; if the network is sharded, every process must call this.
     """
-    chosen = settings.preview
-    prompts = chosen.prompts or tuple(plain_caption(one.sample, settings.captions) for one in placed[:8])
     with on_device(parts, device), evaluating(parts.denoiser), evaluating(parts.text_encoder):
-        made = Pipeline(parts, model_id="preview").generate(
-            prompts, num_inference_steps=chosen.num_inference_steps, guidance_scale=chosen.guidance_scale
-        )
+        if task.inputs.images:
+            images = generate_with_inputs(parts, task, settings, inputs, device)
+        else:
+            images = _generate(parts, settings, inputs.prompts)
     if writes:
-        image_grid(made.images, num_columns=min(8, len(made.images))).save(path)
+        image_grid(images, num_columns=min(8, len(images))).save(path)
+
+
+def _generate(parts: ModelParts, settings: PreviewSettings, prompts: Sequence[str]) -> list[Image.Image]:
+    made = Pipeline(parts, model_id="preview").generate(
+        prompts, num_inference_steps=settings.num_inference_steps, guidance_scale=settings.guidance_scale
+    )
+    return made.images
+
+
+@torch.no_grad()
+def generate_with_inputs(
+    parts: ModelParts, task: Task, settings: PreviewSettings, inputs: PreviewInputs, device: torch.device
+) -> list[Image.Image]:
+    """An image for each prompt, of a task that takes images as well; their size is that of the input images."""
+    images = {name: image.to(device) for name, image in inputs.images.items()}
+    encode = encoder_for(task, parts.autoencoder)
+
+    def conditioning(prompts: Sequence[str]) -> Conditioning:
+        return task.generation_conditioning(parts.text_encoder(list(prompts)), images, encode)
+
+    scheduler = make_scheduler(parts.defaults.scheduler, parts.scheduler_config)
+    plan = plan_sampling(scheduler, settings.num_inference_steps)
+    negative = conditioning([""] * len(inputs.prompts))
+    denoiser = guide_with_negative(parts.denoiser, negative, settings.guidance_scale)
+    generators = image_generators(range(len(inputs.prompts)))
+    height, width = next(iter(images.values())).shape[2:]
+    downscale = parts.autoencoder.pixels_per_latent
+    shape = (parts.autoencoder.num_channels, height // downscale, width // downscale)
+    noise = normal_per_image(generators, shape).to(device)
+    steps = denoise(denoiser, plan, noise, conditioning(inputs.prompts), generators=generators)
+    (_, latents), *_ = deque(steps, maxlen=1)
+    return decode_images(parts.autoencoder, latents)[0]
 
 
 @contextmanager
 def on_device(parts: ModelParts, device: torch.device) -> Iterator[None]:
-    """The encoders, which leave the device once their answers are cached, come back to it inside the block.
+    """Inside the block the encoders are on the device, which they leave once their outputs are cached.
 
-    One that is there is not touched: `to` would cut up again what is gathered of a sharded network.
+    An encoder that is already there is not moved: `to` would reshard a network that was gathered.
     """
     encoders: tuple[nn.Module, ...] = (parts.autoencoder, parts.text_encoder)
-    away = [(each, place) for each in encoders if (place := _place(each)).type != device.type]
+    away = [(each, place) for each in encoders if (place := _device_of(each)).type != device.type]
     for encoder, _ in away:
         encoder.to(device)
     try:
@@ -58,5 +111,5 @@ def on_device(parts: ModelParts, device: torch.device) -> Iterator[None]:
             encoder.to(place)
 
 
-def _place(module: nn.Module) -> torch.device:
+def _device_of(module: nn.Module) -> torch.device:
     return next(module.parameters()).device

@@ -1,4 +1,4 @@
-"""What every program's `main` does: read the settings, run or plan, and say what a user can mend in one line."""
+"""What every program's `main` does: read the settings, run or plan, and report a user's mistake in one line."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -17,14 +17,14 @@ from .signals import Interrupted
 AnyTrainSettings = TypeVar("AnyTrainSettings", bound=TrainSettings)
 
 PLAN = "--plan"
-"""The argument that says what a run would be instead of running it."""
+"""The argument that describes a run instead of starting it."""
 
 
 def _planner(
     plan: Callable[[AnyTrainSettings], None] | None, program: str
 ) -> Callable[[AnyTrainSettings], None]:
     if plan is None:
-        raise UserError(f"{PLAN} is for the program denoiser, and this one is {program}", "leave it out")
+        raise UserError(f"{PLAN} works only with the program denoiser, not {program}", "leave it out")
     return plan
 
 
@@ -34,10 +34,10 @@ def run_program(
     argv: Sequence[str] | None = None,
     plan: Callable[[AnyTrainSettings], None] | None = None,
 ) -> int:
-    """A program's `main`: read `CONFIG key=value ...`, run, and turn what a user can mend into one line and code 2.
+    """A program's `main`: read `CONFIG key=value ...`, run, and report a user's mistake in one line with exit code 2.
 
     Args:
-        plan: what `--plan` among the arguments does instead of running.
+        plan: called instead of `program` if `--plan` is among the arguments.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:

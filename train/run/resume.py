@@ -1,4 +1,4 @@
-"""Going on with a run: what may change of its settings and its data, and a new run from the weights of another."""
+"""Resuming a run: which settings may change, that its data may not, and new runs from the weights of another."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ MAY_CHANGE = {
     "fork_from",
     "trackers",
 }
-"""Besides the periods, what may change in a run that has begun: what is said and kept and how far it goes, not what is
-computed."""
+"""What may change when a run is resumed, besides the intervals: what is reported and kept and how long it runs, but not
+what is computed."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting that is not what it was when the run began."""
+    """A setting that has changed since the run was started."""
 
     key: str
     before: Any
@@ -40,7 +40,7 @@ class Difference:
 
     @property
     def allowed(self) -> bool:
-        """Whether the run may go on with it."""
+        """Whether the run may be resumed with it."""
         name = self.key.rpartition(".")[2]
         return self.key in MAY_CHANGE or name == "every" or name.endswith("_every")
 
@@ -64,10 +64,10 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def check_resumable(settings: TrainSettings) -> list[str]:
-    """What a run that has checkpoints goes on with differently, a line each; empty where there is none to go on with.
+    """The changed settings of a run that is resumed, a line each; empty if there is nothing to resume.
 
     Raises:
-        UserError: the change would make it another run, or the run is past its last step already.
+        UserError: the change would make it another run, or the run is already past its last step.
     """
     path, found = settings.run_dir / "config.yaml", checkpoints(settings.run_dir / "checkpoints")
     if not (path.is_file() and found):
@@ -76,48 +76,48 @@ def check_resumable(settings: TrainSettings) -> list[str]:
     refused = [str(each) for each in changed if not each.allowed]
     if refused:
         raise UserError(
-            f"{settings.run_dir} was begun with other settings: {', '.join(refused)}",
+            f"{settings.run_dir} was started with other settings: {', '.join(refused)}",
             "use the same settings to resume, or `ldm train CONFIG --fork NEW_DIR` for a new run from its weights",
         )
     if step_of(found[-1]) > settings.num_steps:
         raise UserError(
             f"num_steps = {settings.num_steps}, but {settings.run_dir} is at step {step_of(found[-1])}",
-            "give at least that many, or another run_dir",
+            "set at least that many, or another run_dir",
         )
     return [str(each) + _consequence(each, settings) for each in changed if each.key != "run_dir"]
 
 
 def _saved(settings: TrainSettings, path: Path) -> dict[str, Any]:
-    """The settings a run was begun with; those that came into being since are at their defaults."""
+    """The settings that a run was started with; settings added to this program since then have their defaults."""
     tree = read_yaml(path)
     try:
         return validate(type(settings), tree).model_dump(mode="json")
-    except UserError:  # one that is no longer there: it will be named among the differences
+    except UserError:  # a setting that no longer exists: it will be named among the differences
         return tree
 
 
 def _consequence(changed: Difference, settings: TrainSettings) -> str:
     if changed.key == "num_steps" and settings.optim.lr_schedule != "constant":
-        return "; the learning-rate curve changes from here on"
+        return "; the learning-rate schedule changes from here on"
     return ""
 
 
 def check_same_data(run_dir: Path, data: Fingerprint) -> list[str]:
-    """A line where the checkpoints of a run do not say what it was trained on; nothing where that is `data`.
+    """Check that a run was trained on `data` so far; returns a line if its checkpoints do not record that.
 
-    All checkpoints of a run say the same, so a damaged one is passed over.
+    All checkpoints of a run record the same, so damaged ones are skipped.
 
     Raises:
-        UserError: samples came, went or changed, or stand in another order: it would be another run.
+        UserError: samples were added, removed, changed or reordered, which would make it another run.
     """
     found = checkpoints(run_dir / "checkpoints")
     before = next((known for each in reversed(found) if (known := _trained_on(each))), None)
     if before is None:
-        return ["the checkpoints do not say which data they are of, so it was not compared"] if found else []
+        return ["the checkpoints do not record their training data, so it was not compared"] if found else []
     if changes := data.changes_since(before):
         raise UserError(
-            f"the data is not what {run_dir} was begun with: {changes}",
-            "put the old data back, or use `ldm train CONFIG --fork NEW_DIR` for a new run from its weights",
+            f"the data has changed since {run_dir} was started: {changes}",
+            "restore the old data, or use `ldm train CONFIG --fork NEW_DIR` for a new run from its weights",
         )
     return []
 
@@ -125,15 +125,15 @@ def check_same_data(run_dir: Path, data: Fingerprint) -> list[str]:
 def _trained_on(checkpoint: Path) -> Fingerprint | None:
     try:
         return decode_fingerprint((checkpoint / DATA_FILE).read_bytes())
-    except OSError:  # of a run that began before there were fingerprints, or damaged
+    except OSError:  # damaged, or from a version without fingerprints
         return None
 
 
 def fork_source(settings: TrainSettings) -> Path | None:
-    """The checkpoint whose weights a new run starts from: `fork_from`, or the newest whole one of that run.
+    """The checkpoint whose weights a new run starts from: `fork_from`, or the newest undamaged one of that run.
 
     Raises:
-        UserError: there is none, it is damaged, or it is this run's own.
+        UserError: there is none, it is damaged, or it belongs to this run.
     """
     source = settings.fork_from
     if source is None:

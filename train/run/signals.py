@@ -1,4 +1,4 @@
-"""Stopping on SIGINT and SIGTERM: every process ends at the same step, with the state saved."""
+"""Stopping on SIGINT and SIGTERM: every process stops after the same step, with the state saved."""
 
 import os
 import signal
@@ -7,9 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from accelerate import Accelerator
-
-from ..loop.sharding import all_reduce_max
+from ..loop.processes import Processes, all_reduce_max
 
 
 class Interrupted(Exception):
@@ -17,7 +15,7 @@ class Interrupted(Exception):
 
     def __init__(self, signal_number: int, step: int) -> None:
         self.exit_code = 128 + signal_number
-        super().__init__(f"stopped and saved at step {step}; run the same command to go on")
+        super().__init__(f"stopped and saved at step {step}; run the same command to resume")
 
 
 @dataclass
@@ -28,7 +26,7 @@ class StopSignal:
 
     @contextmanager
     def watching(self) -> Iterator["StopSignal"]:
-        """Handle both signals inside the block, and put the former handlers back after it."""
+        """Handle both signals inside the block, and restore the former handlers afterwards."""
         former = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield self
@@ -41,8 +39,8 @@ class StopSignal:
             os._exit(128 + number)
         self.number = number
 
-    def agreed(self, accelerator: Accelerator) -> int:
-        """The signal that any rank received, or 0: all ranks stop at the same step. No device is waited for."""
-        if accelerator.num_processes == 1:
+    def agreed(self, processes: Processes) -> int:
+        """The signal that any process received, or 0, so that all stop at the same step. No device is waited for."""
+        if processes.num_processes == 1:
             return self.number
         return all_reduce_max(self.number)

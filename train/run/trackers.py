@@ -1,7 +1,8 @@
-"""TensorBoard and Weights & Biases beside metrics.jsonl: numbers, and the settings without what is private.
+"""TensorBoard and Weights & Biases in addition to metrics.jsonl: the numbers, and the settings without private values.
 
-TensorBoard's files are written here: the writers of torch and Accelerate put the computer's name into the file name and
-start a second run for the settings. Weights & Biases goes through Accelerate, told to collect nothing of the machine.
+TensorBoard's files are written here, because the writers of torch and Accelerate put the computer's name into the file
+name and start a second run for the settings. Weights & Biases is used through Accelerate, and set up to collect nothing
+about the machine.
 """
 
 import json
@@ -21,10 +22,10 @@ TrackerName = Literal["tensorboard", "wandb"]
 
 
 class Tracker(Protocol):
-    """Something that is told the numbers of a run."""
+    """Something that receives the numbers of a run."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Take in the numbers of a step."""
+        """Record the numbers of a step."""
         ...
 
     def close(self) -> None:
@@ -35,7 +36,7 @@ class Tracker(Protocol):
 def open_trackers(
     names: Sequence[TrackerName], run_dir: Path, settings: Mapping[str, Any], *, start_step: int = 0
 ) -> list[Tracker]:
-    """Start trackers; only the main process should. `settings` are redacted here.
+    """Start trackers, on the main process only. `settings` are redacted here.
 
     Raises:
         UserError: the package of one is not installed.
@@ -57,7 +58,7 @@ def check_trackers(names: Sequence[TrackerName]) -> None:
 
 
 class TensorBoard:
-    """Event files in `run_dir/tensorboard/`, one a start; TensorBoard drops steps that a resumed run does again."""
+    """Event files in `run_dir/tensorboard/`, one per start; TensorBoard drops steps that a resumed run repeats."""
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any], start_step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import SessionLog
@@ -73,7 +74,7 @@ class TensorBoard:
         self._write(step=start_step, summary=_text_summary("settings", json.dumps(config, indent=2)))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """One scalar a name."""
+        """Write one scalar per name."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
@@ -92,7 +93,7 @@ class TensorBoard:
 
 
 def _text_summary(tag: str, text: str) -> Any:
-    """JSON text as the plugin `text` shows it: indented by four, Markdown leaves it as it is."""
+    """JSON for the plugin `text`; indented by four spaces, so that Markdown leaves it unchanged."""
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.compat.proto.types_pb2 import DT_STRING
@@ -104,7 +105,7 @@ def _text_summary(tag: str, text: str) -> Any:
 
 
 class WeightsAndBiases:
-    """A run of the project `open-ldm` (or $WANDB_PROJECT); a resumed run goes on in the same one."""
+    """A run of the project `open-ldm` (or $WANDB_PROJECT); a resumed run continues the same one."""
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any], start_step: int) -> None:
         import wandb
@@ -124,11 +125,11 @@ class WeightsAndBiases:
         self.tracker.run.define_metric("*", step_metric="step")
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """The step travels as a number: a step done again after a resumption is then not refused."""
+        """Log the step as a number, since W&B would reject a step that a resumed run repeats."""
         self.tracker.log({**values, "step": step})
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the remaining numbers."""
         self.tracker.finish()
 
 
@@ -141,14 +142,14 @@ PRIVATE: dict[str, Any] = {
     "disable_git": True,
     "disable_code": True,
     "save_code": False,
-    "console": "off",  # the lines on the console name the run's folder
+    "console": "off",  # lines on the console contain the path of the run
     "silent": True,
 }
 """Settings of wandb that keep it from collecting anything but the numbers it is given."""
 
 
 def _wandb_id(run_dir: Path) -> str:
-    """The run's id at Weights & Biases: drawn once, kept in the run's folder."""
+    """The run's id at Weights & Biases, drawn once and stored in the run's directory."""
     path = run_dir / "wandb.json"
     if not path.is_file():
         write_json(path, {"id": uuid.uuid4().hex[:12]})

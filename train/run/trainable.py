@@ -1,4 +1,4 @@
-"""What of a model is trained, with which learning rates, and how the result is saved."""
+"""Which parts of a model are trained, with which learning rates, and how the result is saved."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,26 +33,26 @@ Trainable = Literal["unet", "lora", "text_encoder", "unet+text_encoder", "embedd
 
 
 class TrainableSettings(Settings):
-    """What is trained, and what that may cost."""
+    """What is trained, and how memory and time are saved."""
 
     trainable: Trainable = Field("unet", description="embedding: a new token (textual inversion)")
     text_encoder_learning_rate: float | None = Field(
-        None, gt=0, description="at its peak; default: optim.learning_rate"
+        None, gt=0, description="peak learning rate; default: optim.learning_rate"
     )
     lora: LoraSettings = LoraSettings()
-    embedding: EmbeddingSettings | None = Field(None, description="of trainable: embedding")
+    embedding: EmbeddingSettings | None = Field(None, description="only for trainable: embedding")
     gradient_checkpointing: bool = Field(
         False,
-        description="compute activations twice instead of keeping them: less memory, about a third slower",
+        description="recompute activations instead of keeping them: less memory, about a third slower",
     )
     channels_last: bool | None = Field(
-        None, description="the UNet's memory layout that convolutions in bf16 and fp16 like. Default: on CUDA"
+        None, description="memory layout of the UNet, faster for bf16 and fp16 convolutions; default: on CUDA"
     )
     compile: bool = Field(
         False,
-        description="torch.compile of the UNet: faster on CUDA, after a minute or more for each image size",
+        description="compile the UNet: faster on CUDA, after a minute or more for each image size",
     )
-    attention: AttentionBackend = Field("sdpa", description="xformers: only where a real call of it succeeds")
+    attention: AttentionBackend = Field("sdpa", description="xformers: refused unless a test call succeeds")
 
     @model_validator(mode="after")
     def _agree(self) -> "TrainableSettings":
@@ -70,28 +70,28 @@ class TrainableSettings(Settings):
 
     @property
     def trains_text_encoder(self) -> bool:
-        """Whether gradients flow through the text encoder: prompts are then encoded anew in every step."""
+        """Whether gradients flow through the text encoder; prompts are then encoded in every step."""
         return self.trainable not in ("unet", "lora") or (self.trainable == "lora" and self.lora.text_encoder)
 
     @property
     def is_adapter(self) -> bool:
-        """Whether the result is kept apart from its base model."""
+        """Whether the result is saved apart from its base model."""
         return self.trainable in ("lora", "embedding")
 
 
 def choose_trained(
     parts: ModelParts, settings: TrainableSettings, *, seed: int, learning_rate: float
 ) -> list[ParameterGroup]:
-    """Set up a model for training: new weights where they are asked for, gradients for what is trained alone.
+    """Set up a model for training: add new weights if requested, and enable gradients only for what is trained.
 
     Call it once, before the model is moved to its device and before the optimizer is made.
 
     Args:
-        seed: of a LoRA's random start.
+        seed: for a LoRA's random initial weights.
         learning_rate: of the groups with `lr_scale` 1.
 
     Raises:
-        UserError: the LoRA's layers, the LoRA to go on from or the new token do not suit the model.
+        UserError: the LoRA's layers, the LoRA to start from, or the new token do not fit the model.
     """
     for module in parts.modules().values():
         module.requires_grad_(False)
@@ -106,7 +106,7 @@ def choose_trained(
     elif settings.trainable == "embedding":
         assert settings.embedding is not None
         add_embedding(parts.text_encoder, settings.embedding)
-        # a decay would pull the new words towards no word at all
+        # weight decay would pull the new tokens towards zero, which is no word
         groups = [_group("embedding", [embedding_vectors(parts.text_encoder)], scale) | {"weight_decay": 0.0}]
     else:
         named = settings.trainable.split("+")
@@ -126,10 +126,10 @@ def put_in_lora(
     seed: int,
     names: Mapping[str, LoraNames] = SD1.lora,
 ) -> None:
-    """A LoRA to train: a new one, or the one to go on from.
+    """Add the LoRA to train: a new one, or the one to start from.
 
     Raises:
-        UserError: it does not suit the networks, or changes others than the settings say.
+        UserError: it does not fit the networks, or changes other networks than the settings say.
     """
     if settings.start is None:
         return add_lora(networks, settings, seed)
@@ -141,7 +141,7 @@ def put_in_lora(
 
 
 def _as_trained(settings: LoraSettings, weights: LoraWeights) -> LoraSettings:
-    """The settings of a LoRA that went on from another: that one's size and place, and no path."""
+    """The settings of a LoRA that started from another: that one's rank and layers, without its path."""
     if settings.start is None:
         return settings
     config = next(iter(weights.configs.values()))
@@ -165,13 +165,13 @@ def apply_memory_settings(parts: ModelParts, settings: TrainableSettings, device
     """Gradient checkpointing, memory layout, attention and compiling, on a model after `choose_trained`.
 
     Raises:
-        UserError: xformers was asked for and does not run on `device`.
+        UserError: xformers was requested and does not run on `device`.
     """
     unet, text_model = parts.denoiser.unet, parts.text_encoder.model
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         if settings.trains_text_encoder:
-            # transformers gave it another name within version 5
+            # transformers renamed it within version 5
             enable = getattr(text_model, "activation_checkpointing_enable", None)
             (enable or text_model.gradient_checkpointing_enable)({"use_reentrant": False})
     on_cuda = device.type == "cuda"
@@ -183,13 +183,13 @@ def apply_memory_settings(parts: ModelParts, settings: TrainableSettings, device
 
 
 def check_base(settings: TrainableSettings, base: str | None) -> None:
-    """Refuse what needs a base model and has none.
+    """Refuse to train an adapter or the text encoder without a base model.
 
     Raises:
-        UserError: a LoRA or a token was asked for with a model that is not on the disk.
+        UserError: `trainable` needs a base model and there is none.
     """
     if base is None and "unet" not in settings.trainable:
-        raise UserError(f"trainable = {settings.trainable!r} without a base model", "name one by base: MODEL")
+        raise UserError(f"trainable = {settings.trainable!r} without a base model", "set base: MODEL")
 
 
 def save_trained(
@@ -200,10 +200,10 @@ def save_trained(
     *,
     provenance: dict[str, Any] | None = None,
 ) -> None:
-    """Write the model as it is now, in place of what stands at `folder`: whole, or the adapter alone.
+    """Write the model to `folder`, replacing what is there: the whole model, or only the adapter.
 
     Args:
-        base: what the adapter was trained on, found with `ldm.models.adapters.folder.find_base` before training.
+        base: the model that the adapter was trained on, from `ldm.models.adapters.folder.find_base` before training.
 
     Raises:
         UserError: the disk is full or not writable.

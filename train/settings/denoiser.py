@@ -6,27 +6,28 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ldm.config import Settings, checked_by
-from ldm.data.cache.moments import CacheSettings
+from ldm.data.cache.cache_folder import CacheSettings
 from ldm.data.captions import CaptionSettings
 from ldm.diffusion.interval import EVERYWHERE, check_interval
 from ldm.diffusion.objective import ObjectiveSettings
 from ldm.diffusion.path import ScheduleSettings
 from ldm.models.fresh import DenoiserShape
 from ldm.models.generation_settings import MAX_PROMPT_CHUNKS
+from ldm.tasks import check_task
 
 from ..run.trainable import TrainableSettings
 from .shared import TrainSettings
 
 
 class PartsSettings(Settings):
-    """Trained parts for a denoiser from scratch."""
+    """Trained parts for training a denoiser from scratch."""
 
-    autoencoder: Path = Field(description="run directory of `autoencoder`, or a model's folder")
-    text_encoder: Path = Field(description="run directory of `text_encoder`, or a model's folder")
+    autoencoder: Path = Field(description="a run of `autoencoder`, or a model's folder")
+    text_encoder: Path = Field(description="a run of `text_encoder`, or a model's folder")
 
 
 class PreviewSettings(Settings):
-    """The pictures drawn during training, always from the same noise."""
+    """The images generated during training, always from the same noise."""
 
     prompts: tuple[str, ...] = Field((), description="default: the captions of the first eight images")
     num_inference_steps: int = Field(20, ge=1)
@@ -34,28 +35,31 @@ class PreviewSettings(Settings):
 
 
 class SamplingDefaults(Settings):
-    """What the finished model is best sampled with; written into its ldm.json."""
+    """Default sampling settings of the finished model, written to its ldm.json."""
 
     num_inference_steps: int = Field(25, ge=1)
     guidance_scale: float = Field(3.0, ge=0)
     guidance_rescale: float = Field(0.0, ge=0, le=1)
     guidance_interval: Annotated[tuple[float, float], checked_by(check_interval)] = Field(
-        EVERYWHERE, description="where guidance is used: [0, 0.5] is the first half of the steps"
+        EVERYWHERE, description="when guidance is used: [0, 0.5] is the first half of the steps"
     )
     scheduler: str = "dpmpp_2m"
 
 
 BASE_HAS_ITS_OWN = ("model", "schedule", "defaults")
-"""Settings of a model from scratch alone."""
+"""Settings that only apply to training from scratch."""
 
 
 class DenoiserSettings(TrainSettings, TrainableSettings):
     """Settings of the program `denoiser`."""
 
     program: Literal["denoiser"]
+    task: Annotated[str, checked_by(check_task)] = Field(
+        "text-to-image", description="what the denoiser is told besides the prompt"
+    )
     base: str | None = Field(
         None,
-        description="the model to go on from: emoji, a folder, a run, or a Hub id; `model` is then its own",
+        description="the model to start from: emoji, a folder, a run, or a Hub id; it determines `model`",
     )
     parts: PartsSettings | None = None
     model: DenoiserShape = DenoiserShape()
@@ -66,7 +70,7 @@ class DenoiserSettings(TrainSettings, TrainableSettings):
         1,
         ge=1,
         le=MAX_PROMPT_CHUNKS,
-        description="pieces of 75 tokens (the context less two) that captions are read in",
+        description="chunks of 75 tokens (the context less two) that captions may fill",
     )
     cache: CacheSettings = CacheSettings()
     preview: PreviewSettings = PreviewSettings()
@@ -77,4 +81,4 @@ class DenoiserSettings(TrainSettings, TrainableSettings):
             raise ValueError("give either base: MODEL or parts: {autoencoder, text_encoder}")
         for name in BASE_HAS_ITS_OWN if self.base is not None else ():
             if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} is given, but the model of base has its own: leave it out")
+                raise ValueError(f"{name} is given, but base determines it: leave it out")

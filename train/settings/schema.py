@@ -1,4 +1,4 @@
-"""The JSON schema of the programs' settings: `python -m train.settings.schema [PROGRAM]`, which `ldm schema` starts."""
+"""The JSON schema of the programs' settings: `python -m train.settings.schema [PROGRAM]`, run by `ldm schema`."""
 
 import json
 import os
@@ -20,14 +20,14 @@ SETTINGS = {
     "text_encoder": "TextEncoderSettings",
     "denoiser": "DenoiserSettings",
 }
-"""Each program's module and its kind of settings."""
+"""Each program's module and the class of its settings."""
 
 
 def settings_of(program: str) -> type[TrainSettings]:
-    """The kind of settings of a program.
+    """The class of a program's settings.
 
     Raises:
-        UserError: there is no such program.
+        UserError: the program is unknown.
     """
     if program not in SETTINGS:
         raise unknown_name("program", program, SETTINGS)
@@ -36,7 +36,7 @@ def settings_of(program: str) -> type[TrainSettings]:
 
 
 def schema(program: str | None = None) -> dict[str, Any]:
-    """The JSON schema (draft 2020-12) of one program's settings, or of any's, told apart by `program:`."""
+    """The JSON schema (draft 2020-12) of one program's settings, or of all programs', distinguished by `program:`."""
     if program is None:
         kinds = [settings_of(name) for name in SETTINGS]
         union: Any = Annotated[reduce(or_, kinds), Field(discriminator="program")]
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 

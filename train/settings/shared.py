@@ -1,4 +1,4 @@
-"""The settings that every training program shares; each program adds its own."""
+"""The settings that all training programs share; each program adds its own."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,30 +8,34 @@ from pydantic import Field, model_validator
 
 from ldm.config import Settings
 from ldm.data.prepare import DataSettings
-from ldm.data.sources.read import SourceSettings
+from ldm.data.sources.reading import SourceSettings
 
 from ..loop.averages import AverageSettings
 from ..loop.validation import ValidationSettings
 from ..run.trackers import TrackerName
 
 OptimizerName = Literal["adamw", "adamw_8bit"]
-"""torch's fused AdamW, or bitsandbytes' with moments of eight bits."""
+"""torch's fused AdamW, or bitsandbytes' AdamW with 8-bit moments."""
 
 MASKS = ("masks", "alpha_mask")
 
 
 class OptimSettings(Settings):
-    """AdamW, its learning rate over the optimizer steps, and the average of the weights."""
+    """AdamW, its learning-rate schedule, and the average of the weights."""
 
     optimizer: OptimizerName = Field("adamw", description="adamw_8bit needs bitsandbytes and CUDA")
     learning_rate: float = Field(1e-4, gt=0)
     lr_schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up")
     num_warmup_steps: int = Field(100, ge=0, description="optimizer steps of linear warm-up")
-    final_lr_fraction: float = Field(0.01, ge=0, le=1, description="where the cosine ends, of learning_rate")
+    final_lr_fraction: float = Field(
+        0.01, ge=0, le=1, description="end of the cosine, as a fraction of learning_rate"
+    )
     weight_decay: float = Field(0.01, ge=0)
-    beta2: float = Field(0.99, gt=0, lt=1, description="AdamW's second decay")
+    beta2: float = Field(0.99, gt=0, lt=1, description="AdamW's decay of the second moment")
     max_grad_norm: float = Field(1.0, gt=0)
-    ema_decay: float = Field(0.999, ge=0, lt=1, description="of the weights' moving average; 0 turns it off")
+    ema_decay: float = Field(
+        0.999, ge=0, lt=1, description="decay of the weights' moving average; 0 turns it off"
+    )
     average: AverageSettings = AverageSettings()
 
     @model_validator(mode="after")
@@ -46,45 +50,47 @@ class OptimSettings(Settings):
                 "or set lr_schedule=cosine"
             )
         if self.average.widths and not self.ema_decay:
-            raise ValueError("ema_decay = 0 turns averages off, average.widths asks for some: leave out one")
+            raise ValueError(
+                "ema_decay = 0 turns averages off, but average.widths asks for some: leave one out"
+            )
         return self
 
 
 class TrainSettings(Settings):
-    """What every program needs to know."""
+    """The settings of every program."""
 
     program: Literal["autoencoder", "text_encoder", "denoiser"]
-    run_dir: Path = Field(description="where the run's files go; rerunning with the same one resumes")
+    run_dir: Path = Field(description="the run's directory; rerun with the same one to resume")
     seed: int = Field(0, ge=0, lt=2**63)
-    num_steps: int = Field(gt=0, description="optimizer steps in all")
-    global_batch_size: int = Field(32, gt=0, description="samples an optimizer step, over all processes")
-    max_micro_batch: int = Field(64, gt=0, description="samples a process puts through the network at once")
+    num_steps: int = Field(gt=0, description="optimizer steps in total")
+    global_batch_size: int = Field(32, gt=0, description="samples per optimizer step, over all processes")
+    max_micro_batch: int = Field(64, gt=0, description="the most samples per forward pass of a process")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field(
         "no", description="bf16 and fp16 need a CUDA device; weights stay float32"
     )
-    device: Literal["auto", "cpu"] = Field("auto", description="auto: CUDA where there is one")
+    device: Literal["auto", "cpu"] = Field("auto", description="auto: CUDA if available")
     sharding: Literal["none", "full"] = Field(
         "none",
-        description="full: each of several processes holds a part of the weights and of the optimizer (FSDP2)",
+        description="full: each of several processes holds a shard of the weights and of the optimizer (FSDP2)",
     )
-    log_every: int = Field(20, gt=0, description="optimizer steps")
+    log_every: int = Field(20, gt=0, description="optimizer steps between rows of metrics.jsonl")
     save_every: int = Field(500, gt=0, description="optimizer steps between checkpoints")
-    preview_every: int = Field(500, gt=0, description="optimizer steps between preview pictures")
-    keep_checkpoints: int = Field(2, gt=0, description="how many of the newest checkpoints stay")
+    preview_every: int = Field(500, gt=0, description="optimizer steps between preview images")
+    keep_checkpoints: int = Field(2, gt=0, description="how many of the newest checkpoints are kept")
     keep_every: int | None = Field(
-        None, gt=0, description="checkpoints are also made at multiples of this, and these are never removed"
+        None, gt=0, description="optimizer steps between further checkpoints that are never removed"
     )
     max_bad_steps: int = Field(
-        10, gt=0, description="so many steps skipped, as their loss or gradient is not finite, end the run"
+        10,
+        gt=0,
+        description="end the run after this many steps skipped for a loss or gradient that is not finite",
     )
-    fork_from: Path | None = Field(
-        None, description="a run, or a checkpoint of one, whose weights this run starts from"
-    )
+    fork_from: Path | None = Field(None, description="a run or checkpoint whose weights this run starts from")
     data: DataSettings
     optim: OptimSettings = OptimSettings()
     validation: ValidationSettings = ValidationSettings()
     trackers: tuple[TrackerName, ...] = Field(
-        (), description="also told the logged numbers: tensorboard, wandb"
+        (), description="where the logged numbers also go: tensorboard, wandb"
     )
 
     @model_validator(mode="after")
@@ -105,13 +111,13 @@ class TrainSettings(Settings):
         if num_warmup_steps and num_warmup_steps >= self.num_steps:
             raise ValueError(
                 f"optim.num_warmup_steps = {num_warmup_steps} of num_steps = {self.num_steps}: the learning rate "
-                f"would only rise; set optim.num_warmup_steps={self.num_steps // 20} or a larger num_steps"
+                f"would never stop rising; set optim.num_warmup_steps={self.num_steps // 20} or a larger num_steps"
             )
         return self
 
 
 def _without_effect(settings: TrainSettings) -> Iterator[str]:
-    """The keys of what is set and the program would not read."""
+    """The keys that are set but not used by the program."""
     if settings.program == "denoiser":
         return
     for name, field in ValidationSettings.model_fields.items():

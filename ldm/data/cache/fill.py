@@ -1,7 +1,8 @@
-"""Filling the cache: by all processes in shares, in batches that depend on what is wanted alone, shard by shard.
+"""Filling the cache, shared among all processes and written shard by shard.
 
-A batch is encoded whole or not at all, and its composition never depends on what is there already or on the number
-of processes: so a cache that was filled by four processes, or killed and filled on, has the same bits.
+The batches depend only on what is wanted, never on what the cache already has or on the number of processes, and a
+batch is encoded as a whole or not at all. So a cache filled by four processes, or killed and resumed, has the same
+bits.
 """
 
 import time
@@ -16,13 +17,13 @@ from ldm.io.files import check_free_space
 MAX_SHARD_ENTRIES = 256
 MAX_SHARD_BYTES = 64 * 2**20
 MAX_SHARD_SEC = 60.0
-"""A shard is written when it is as large or as old as this; killed, a fill loses no more."""
+"""A shard is written when it reaches one of these; a killed fill loses no more than that."""
 SPARE_BYTES = 64 * 2**20
-"""What filling leaves free on the disk."""
+"""Free disk space that filling leaves."""
 
 
 class Keyed(Protocol):
-    """Something that is to be in the cache."""
+    """Something that the cache shall hold."""
 
     @property
     def key(self) -> str: ...
@@ -30,26 +31,31 @@ class Keyed(Protocol):
 
 Item = TypeVar("Item", bound=Keyed)
 Encode = Callable[[Iterable[Sequence[Item]]], Iterator[Sequence[Parts]]]
-"""Batches of items -> for each batch, in order, the parts of each of its entries, in order."""
+"""Batches of items -> for each batch in order, the tensors of each of its entries in order."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Who fills: this process, of how many, and how it waits for the others."""
+    """This process among all that fill the cache, and how it waits for the others."""
 
     rank: int = 0
     num_processes: int = 1
     barrier: Callable[[], None] = lambda: None
 
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes what is written once."""
+        return self.rank == 0
+
 
 @dataclass(frozen=True)
 class Filled:
-    """What filling did in this process.
+    """What this process did to fill the cache.
 
     Attributes:
-        num_found: entries of its share that were there and good.
+        num_found: entries of its share that the cache already had, verified.
         num_encoded: entries that it encoded and wrote.
-        num_bytes: of those.
+        num_bytes: size of the entries it wrote.
     """
 
     num_found: int
@@ -66,12 +72,12 @@ def fill_store(
     processes: Processes,
     on_progress: Callable[[int], None],
 ) -> Filled:
-    """Encode what `store` lacks of `wanted`; afterwards every process can read all of it.
+    """Encode the entries of `wanted` that `store` lacks; afterwards every process can read all of them.
 
-    Every process must pass the same `wanted`. Each entry of this process's share that is there already is verified.
+    Every process must pass the same `wanted`. Existing entries of this process's share are verified.
 
     Raises:
-        UserError: the disk is too full or not writable, or after the barrier something is still missing.
+        UserError: the disk is full or not writable, or entries are still missing after the barrier.
     """
     unique = list({item.key: item for item in wanted}.values())
     batches = [unique[start : start + batch_size] for start in range(0, len(unique), batch_size)]
@@ -94,10 +100,10 @@ def fill_store(
 
 
 class ShardWriter:
-    """Entries in, shards of bounded size out.
+    """Collects entries and writes them in shards of bounded size.
 
     Args:
-        num_lacking: entries that all processes together will write, to know how much room they need.
+        num_lacking: entries that all processes together will write, to check for enough disk space.
     """
 
     def __init__(self, store: ShardStore, num_lacking: int) -> None:
@@ -107,7 +113,7 @@ class ShardWriter:
         self._pending_bytes, self._since = 0, time.monotonic()
 
     def add(self, entries: dict[str, Parts]) -> None:
-        """Take the entries of one batch; write a shard when there are enough."""
+        """Add the entries of one batch; write a shard when there are enough."""
         size = sum(part.nbytes for parts in entries.values() for part in parts.values())
         if not self.num_entries and entries:
             needed = self.num_lacking * size // len(entries) + SPARE_BYTES
@@ -125,7 +131,7 @@ class ShardWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is pending, less what another run has written meanwhile."""
+        """Write the pending entries, except those that another run has written in the meantime."""
         pending, self._pending = self._pending, {}
         self._pending_bytes, self._since = 0, time.monotonic()
         self.store.refresh()
@@ -137,5 +143,5 @@ def _check_complete(store: ShardStore, wanted: Sequence[Keyed]) -> None:
     if missing:
         raise UserError(
             f"{missing} of {len(wanted)} entries are missing from {store.folder} after it was filled",
-            "let cache.folder be on a disk that all processes share",
+            "put cache.folder on a disk that all processes share",
         )

@@ -1,4 +1,4 @@
-"""What an entry of the cache is called: a hash of everything that its content depends on, and of nothing else."""
+"""Cache keys: hashes of everything that an entry depends on, and of nothing else."""
 
 import hashlib
 import json
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 ENTRY_VERSION = 1
-"""Raised when an entry of the same inputs would hold something else, such as another order of its channels."""
+"""Increased when the same inputs would give a different entry, such as another order of channels."""
 
 UNSTABLE_SETTINGS = frozenset({"transformers_version", "dtype", "torch_dtype", "architectures"})
-"""Of a network's config, what says nothing about its output; neither do the names that begin with `_`."""
+"""Config values that do not affect a network's output; those that begin with `_` do not either."""
 
 
 def entry_key(content_hash: str, transform_key: str, autoencoder_hash: str) -> str:
@@ -20,7 +20,7 @@ def entry_key(content_hash: str, transform_key: str, autoencoder_hash: str) -> s
 
     Args:
         content_hash: SHA-256 of the encoded image's bytes.
-        transform_key: size, crop, flip, background and `TRANSFORM_VERSION`, of `ldm.data.transform`.
+        transform_key: of `ldm.data.transform`: size, crop, flip, background and `TRANSFORM_VERSION`.
         autoencoder_hash: `tensors_hash` of the autoencoder.
     """
     return _hash_of("moments", content_hash, transform_key, autoencoder_hash)
@@ -32,14 +32,14 @@ def prompt_key(text: str, text_encoder_hash: str) -> str:
 
 
 def combined_hash(*parts: str | int) -> str:
-    """One hash of several, 64 hex digits: for a text encoder with its tokenizer, context and number of chunks."""
+    """A hash of several values, 64 hex digits; for a text encoder with its tokenizer, context and number of chunks."""
     return _hash_of("combined", *parts)
 
 
 def tensors_hash(module: nn.Module) -> str:
-    """What a network is: the names, dtypes, shapes and bytes of its state and its config, 64 hex digits.
+    """A hash of a network: the names, dtypes, shapes and bytes of its state, and its config. 64 hex digits.
 
-    The same on every device and in every memory format.
+    It is the same on every device and in every memory format.
     """
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
@@ -54,19 +54,19 @@ def tensors_hash(module: nn.Module) -> str:
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """A tensor's bytes in row-major order, of any dtype and on any device."""
+    """The bytes of a tensor of any dtype on any device, in row-major order."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     array: Any = flat.view(torch.uint8).numpy()
     return memoryview(array)
 
 
 def _hash_of(*parts: str | int) -> str:
-    """JSON keeps the parts apart: ("a", "bc") and ("ab", "c") differ."""
+    """JSON separates the parts: ("a", "bc") and ("ab", "c") differ."""
     return hashlib.sha256(json.dumps([ENTRY_VERSION, *parts]).encode()).hexdigest()
 
 
 def _configs(module: nn.Module, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The topmost configs of a module: a network inside a wrapper of ours, not the layers inside the network."""
+    """The topmost configs of a module: those of networks inside our wrappers, not those of layers in a network."""
     config = getattr(module, "config", None)
     if config is None:
         for child_name, child in module.named_children():

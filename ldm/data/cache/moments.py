@@ -1,94 +1,76 @@
-"""The cache of what the frozen networks say: moments of images and embeddings of captions.
+"""The cache of image moments: what the frozen autoencoder returns for each crop and flip of each image.
 
-It cannot go stale: an entry's key is a hash of the image's bytes, the transform and the autoencoder's weights, so
-what changes gets another key. It holds the posterior's mean and log-variance, never a sample of it, one entry for each
-crop and flip. Every entry is verified on its first reading in a process. The dataset's own folder is never written to.
+It cannot become stale: the key of an entry is a hash of the image's bytes, the transform and the autoencoder's weights,
+so anything that changes gets a new key. An entry is the posterior's mean and log-variance, never a sample from it.
+Entries are verified when a process first reads them. Nothing is written to the folder of the data.
 """
 
-import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from ldm.config import Settings
+from ldm.data.batches import ReadImage
 from ldm.data.cache.fill import Filled, Processes, fill_store
-from ldm.data.cache.keys import combined_hash, entry_key, prompt_key, tensors_hash
-from ldm.data.cache.prompts import HINT, PromptCache
-from ldm.data.cache.prune import Pruned, mark_used, prune
-from ldm.data.cache.shards import Parts, ShardStore, report_damage
-from ldm.data.sample import ImageSource
+from ldm.data.cache.keys import entry_key
+from ldm.data.cache.shards import MISSING_HINT, Parts, ShardStore, report_damage
+from ldm.data.captions import flip_allowed
+from ldm.data.prepare import BucketedSample
+from ldm.data.sample import MAIN_INPUT, ImageInput
 from ldm.errors import UserError
-
-__all__ = [
-    "CacheItem",
-    "CacheSettings",
-    "Filled",
-    "MomentsCache",
-    "PromptCache",
-    "Pruned",
-    "cache_root",
-    "combined_hash",
-    "entry_key",
-    "mark_used",
-    "prompt_key",
-    "prune",
-    "read_unchanged",
-    "tensors_hash",
-]
-
-
-class CacheSettings(Settings):
-    """Where the frozen networks' answers are kept from run to run."""
-
-    enabled: bool = Field(True, description="encode each image and caption once instead of every epoch")
-    folder: Path | None = Field(
-        None, description="default: $LDM_CACHE_DIR, else open-ldm in the user's cache folder"
-    )
-    rehash: bool = Field(False, description="read every image again instead of trusting its size and times")
-
-    def root(self) -> Path:
-        """The cache's folder."""
-        return self.folder.expanduser() if self.folder else cache_root()
-
-
-def cache_root() -> Path:
-    """$LDM_CACHE_DIR, or `open-ldm` in $XDG_CACHE_HOME or ~/.cache."""
-    if own := os.environ.get("LDM_CACHE_DIR"):
-        return Path(own).expanduser()
-    # to be ignored unless absolute, says its specification
-    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (shared if shared.is_absolute() else Path.home() / ".cache") / "open-ldm"
-
-
-def read_unchanged(image: ImageSource, content_hash: str) -> bytes:
-    """An image's bytes, which must still be those that were checked: what `CacheItem.load` should read.
-
-    Raises:
-        UserError: they are gone or have changed.
-    """
-    data = image.read()
-    if hashlib.sha256(data).hexdigest() != content_hash:
-        raise UserError(f"{image.name} has changed since it was checked", "run again with cache.rehash=true")
-    return data
 
 
 @dataclass(frozen=True)
 class CacheItem:
-    """An entry that is wanted.
+    """An entry that the cache shall hold.
 
     Attributes:
-        key: of `entry_key`.
-        load: the pixel values [3, H, W] in [-1, 1] that the key stands for; may be called in a thread.
+        key: from `entry_key`.
+        load: returns its pixel values [3, H, W] in [-1, 1]; may be called in a thread.
     """
 
     key: str
     load: Callable[[], Tensor]
+
+
+VariantKeys = list[dict[tuple[int, bool], str]]
+"""For each sample the cache key of each (crop, flip) that may be drawn."""
+
+
+def variant_keys(
+    placed: Sequence[BucketedSample],
+    autoencoder_hash: str,
+    flip: bool,
+    image: ImageInput = MAIN_INPUT,
+) -> VariantKeys:
+    """The cache keys of all variants of one image of every sample."""
+    return [
+        {
+            (crop, flipped): entry_key(
+                one.content_hash(image.name), one.variant_key(crop, flipped), autoencoder_hash
+            )
+            for crop in range(len(one.placement.crops))
+            for flipped in ((False, True) if flip and flip_allowed(one.sample) else (False,))
+        }
+        for one in placed
+    ]
+
+
+def cache_items(
+    placed: Sequence[BucketedSample],
+    keys: VariantKeys,
+    image: ImageInput = MAIN_INPUT,
+) -> list[CacheItem]:
+    """Every variant of one image of every sample, for `MomentsCache.fill`; grouped by size."""
+    return [
+        CacheItem(key, partial(one.input_pixels, image, *variant))
+        for one, variants in sorted(zip(placed, keys, strict=True), key=lambda pair: pair[0].size)
+        for variant, key in variants.items()
+    ]
 
 
 class MomentsCache:
@@ -97,7 +79,7 @@ class MomentsCache:
     Args:
         folder: the cache's folder, `cache_root()` unless the settings name another.
         autoencoder_hash: `tensors_hash` of the autoencoder.
-        on_damage: told in one line of every damaged shard and entry; by default it goes to stderr.
+        on_damage: called with one line for every damaged shard and entry; by default it prints to stderr.
     """
 
     def __init__(
@@ -106,7 +88,7 @@ class MomentsCache:
         self.store = ShardStore(folder, "moments", autoencoder_hash, on_damage)
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """Which of the keys have no good entry, each once, in order. Reads and verifies all others."""
+        """The keys without a valid entry, each once, in order. Reads and verifies all others."""
         self.store.refresh()
         return [key for key in dict.fromkeys(keys) if self.store.get(key) is None]
 
@@ -124,17 +106,17 @@ class MomentsCache:
     ) -> Filled:
         """Encode what is missing; afterwards every process can read all of `wanted`.
 
-        Every process passes the same `wanted`. `batch_size` neighbours go into one batch, or into one for each size
-        among them: order `wanted` by size. A fill that is killed keeps the shards that it has written.
+        Every process passes the same `wanted`. A batch is `batch_size` consecutive items, encoded separately for each
+        size, so `wanted` should be sorted by size. If killed, it keeps the shards already written.
 
         Args:
-            encode_images: pixel_values [B, 3, H, W] -> moments [B, 2C, h, w]; called only when something is missing.
-            rank: of this process; `barrier` waits until all `num_processes` have come to it.
+            encode_images: pixel_values [B, 3, H, W] -> moments [B, 2C, h, w]; called only if something is missing.
+            rank: of this process; `barrier` waits for all `num_processes`.
             num_loaders: threads that load images ahead.
-            on_progress: told how many entries of this process's share are there.
+            on_progress: called with the number of entries of this process's share that are there.
 
         Raises:
-            UserError: an image has gone or changed, the disk is too full or not writable, moments are not finite.
+            UserError: an image is gone or has changed, the disk is full or not writable, or moments are not finite.
         """
 
         def encode(batches: Iterable[Sequence[CacheItem]]) -> Iterator[list[Parts]]:
@@ -151,21 +133,31 @@ class MomentsCache:
         )
 
     def read(self, key: str) -> Tensor:
-        """The moments of an entry, [2C, h, w] float32, in memory of its own.
+        """The moments of an entry, [2C, h, w] float32, as a copy.
 
         Raises:
-            UserError: there is none, or it is damaged.
+            UserError: it is missing or damaged.
         """
         if key not in self.store:
             self.store.refresh()
         parts = self.store.get(key)
         if parts is None:
-            raise UserError(f"the entry {key} is not in the cache {self.store.folder}", HINT)
+            raise UserError(f"the entry {key} is not in the cache {self.store.folder}", MISSING_HINT)
         return parts["moments"]
 
 
+def moments_reader(cache: MomentsCache, keys: VariantKeys) -> ReadImage:
+    """Reads moments [2C, h, w] from a cache that has been filled."""
+    return partial(_read_moments, cache, keys)
+
+
+def _read_moments(cache: MomentsCache, keys: VariantKeys, index: int, crop: int, flip: bool) -> Tensor:
+    """Not a lambda, so that the dataset can be pickled for a loader process."""
+    return cache.read(keys[index][crop, flip])
+
+
 def _loaded(batches: Iterable[Sequence[CacheItem]], num_loaders: int) -> Iterator[list[Tensor]]:
-    """The pixel values of each batch in turn; threads load the next batch meanwhile."""
+    """The pixel values of each batch in turn, while threads load the next one."""
     with ThreadPoolExecutor(num_loaders) as pool:
         ahead: list[Future[Tensor]] = []
         for batch in batches:
@@ -178,7 +170,7 @@ def _loaded(batches: Iterable[Sequence[CacheItem]], num_loaders: int) -> Iterato
 
 @torch.no_grad()
 def _encode(images: Sequence[Tensor], encode_images: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """The moments of images [3, H, W], in order; those of one size are encoded together."""
+    """The moments of images [3, H, W], in order; images of the same size are encoded together."""
     rows_of: dict[torch.Size, list[int]] = {}
     for row, image in enumerate(images):
         rows_of.setdefault(image.shape, []).append(row)
@@ -186,6 +178,6 @@ def _encode(images: Sequence[Tensor], encode_images: Callable[[Tensor], Tensor])
     for rows in rows_of.values():
         moments = encode_images(torch.stack([images[row] for row in rows])).detach().float().cpu()
         if not torch.isfinite(moments).all():
-            raise UserError("the autoencoder gives moments that are not finite", "use it in float32")
+            raise UserError("the autoencoder returns moments that are not finite", "use it in float32")
         found |= zip(rows, moments, strict=True)
     return [found[row] for row in range(len(images))]

@@ -1,6 +1,5 @@
-"""Making the cache smaller: what was not used for long goes, the oldest first, and nothing that is not the cache's."""
+"""Pruning the cache: what was not used for long is removed, oldest first, and never a file that is not the cache's."""
 
-import os
 import re
 import shutil
 import time
@@ -15,16 +14,16 @@ from ldm.io.files import disk_errors
 
 MODEL_FOLDER = re.compile(r"(moments|prompts)/[0-9a-f]{64}")
 CONVERTED = re.compile(r"(\.tmp-)?[0-9a-f]{64}-[0-9]+-[\w.+-]+")
-"""A folder below `openvino/`: a network converted for it, or what is left of one."""
+"""A folder below `openvino/`: a converted network, or the remains of one."""
 LEFT_BEHIND = re.compile(
     r"\.tmp-((moments|prompts)-[0-9a-f]{32}\.safetensors|facts-[0-9]{20}-[0-9a-f]{8}\.jsonl)-[0-9a-f]{8}"
 )
-"""What a process that was killed while writing left behind."""
+"""Temporary files of processes that were killed while writing."""
 
 
 @dataclass(frozen=True)
 class CacheFile:
-    """A file of the cache that goes, or the folder of a converted network."""
+    """A file of the cache, or the folder of a converted network."""
 
     path: Path
     size_bytes: int
@@ -33,7 +32,7 @@ class CacheFile:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What pruning removed, or with `dry_run` would remove, and what is left."""
+    """What pruning removed, or would remove with `dry_run`, and how much is left."""
 
     removed: tuple[CacheFile, ...]
     kept_bytes: int
@@ -50,10 +49,10 @@ def prune(
     max_bytes: int | None = None,
     dry_run: bool = False,
 ) -> Pruned:
-    """Remove what was not used for `older_than_days` from the cache `folder`, then the oldest above `max_bytes`.
+    """Remove from a cache what was not used for `older_than_days`, then the oldest entries above `max_bytes`.
 
-    That are shards, and networks converted for another engine. Damaged shards and what a killed process left behind go
-    too, after a day. A run that reads a shard goes on doing so.
+    This covers shards and networks converted for another engine. Damaged shards and temporary files of killed processes
+    are removed too, after a day. A run that has a removed shard open can still read it.
 
     Raises:
         UserError: a limit is negative, or the folder is not writable.
@@ -81,13 +80,13 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
         return
     gone = path if path.name.startswith(".tmp-") else path.with_name(f".tmp-{path.name}")
-    with suppress(FileNotFoundError):  # another process was faster
-        path.rename(gone)  # so that nobody finds half of it
+    with suppress(FileNotFoundError):  # another process removed it first
+        path.rename(gone)  # so that no process finds half of it
     shutil.rmtree(gone, ignore_errors=True)
 
 
 def _converted(folder: Path) -> Iterator[CacheFile]:
-    """Whole networks that were converted."""
+    """Completely converted networks."""
     yield from (file for file in _folders(folder) if not file.path.name.startswith(".tmp-"))
 
 
@@ -99,12 +98,6 @@ def _folders(folder: Path) -> Iterator[CacheFile]:
             with suppress(FileNotFoundError):
                 size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
                 yield CacheFile(path, size, (time.time() - path.stat().st_mtime) / DAY_SEC)
-
-
-def mark_used(folder: Path) -> None:
-    """Note that a converted network is used now; where the cache is not writable it counts as old."""
-    with suppress(OSError):
-        os.utime(folder)
 
 
 def _shards(folder: Path) -> Iterator[CacheFile]:
@@ -122,7 +115,7 @@ def _litter(folder: Path) -> Iterator[CacheFile]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Every plain file where the cache puts its own; links are not followed."""
+    """Every regular file in the cache's own folders; links are not followed."""
     places = [p for p in folder.glob("*/*") if MODEL_FOLDER.fullmatch(p.relative_to(folder).as_posix())]
     for place in [*places, folder / "facts"]:
         if place.is_dir() and not place.is_symlink() and not place.parent.is_symlink():
@@ -133,5 +126,5 @@ def _cache_file(path: Path) -> Iterator[CacheFile]:
     try:
         status = path.stat()
     except FileNotFoundError:
-        return  # another process was faster
+        return  # another process removed it first
     yield CacheFile(path, status.st_size, (time.time() - status.st_mtime) / DAY_SEC)

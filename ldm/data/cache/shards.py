@@ -1,8 +1,8 @@
-"""The shards of the cache: safetensors files that are written once, memory-mapped, and trusted only after a check.
+"""The shards of the cache: safetensors files that are written once, memory-mapped, and verified when read.
 
-A shard holds some hundred entries and the checksum of each. Its name is drawn anew each time, so that any number of
-processes may write at once and none writes over another's. What turns out to be damaged is named and set aside
-(`*.damaged`); the good entries of that shard are kept in a new one.
+A shard holds up to a few hundred entries with their checksums. Its name is random, so any number of processes can write
+at once without overwriting each other. A damaged shard is reported and renamed (`*.damaged`); its good entries are
+copied to a new one.
 """
 
 import hashlib
@@ -29,16 +29,17 @@ Parts = dict[str, Tensor]
 FORMAT = "open-ldm cache 1"
 DAMAGED = ".damaged"
 DAY_SEC = 24 * 3600
+MISSING_HINT = "run again: it is then encoded"
 SHARD_NAME = re.compile(r"(moments|prompts)-[0-9a-f]{32}\.safetensors")
 
 
 def report_damage(message: str) -> None:
-    """Say on stderr what is wrong with the cache."""
+    """Print a warning to stderr."""
     print(f"warning: {message}", file=sys.stderr)
 
 
 def checksum(key: str, parts: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of an entry: its key, and the name, dtype, shape and bytes of each of its tensors."""
+    """SHA-256 of an entry: its key, and the name, dtype, shape and bytes of each of its tensors."""
     digest = hashlib.sha256(key.encode())
     for name, tensor in sorted(parts.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
@@ -47,10 +48,10 @@ def checksum(key: str, parts: Mapping[str, Tensor]) -> str:
 
 
 def shard_bytes(kind: str, model_hash: str, entries: Mapping[str, Parts]) -> bytes:
-    """A shard as a safetensors file; tensor `KEY/NAME` is a part of entry KEY."""
+    """A shard as a safetensors file; the tensor `KEY/NAME` belongs to the entry KEY."""
     from safetensors.torch import save
 
-    assert not any("/" in key for key in entries), "a key is no path"
+    assert not any("/" in key for key in entries), "a key has no slash"
     tensors = {
         f"{key}/{name}": part.detach().cpu().contiguous()
         for key, parts in entries.items()
@@ -61,12 +62,12 @@ def shard_bytes(kind: str, model_hash: str, entries: Mapping[str, Parts]) -> byt
 
 
 class ShardFault(Exception):
-    """A file that is no whole shard of this kind and model."""
+    """A file that is not a valid shard of this kind and model."""
 
 
 @dataclass
 class Shard:
-    """One shard, open. Reading goes on even when the file is renamed or removed meanwhile."""
+    """An open shard. It stays readable when the file is renamed or removed."""
 
     path: Path
     handle: Any
@@ -80,7 +81,7 @@ class Shard:
         """Map a shard into memory and read its header.
 
         Raises:
-            ShardFault: it is truncated, no safetensors file, or of another kind or model.
+            ShardFault: it is truncated, not a safetensors file, or of another kind or model.
             OSError: it is gone or not readable.
         """
         from safetensors import SafetensorError, safe_open
@@ -94,14 +95,14 @@ class Shard:
         if (head.get("format"), head.get("kind"), head.get("model")) != (FORMAT, kind, model_hash):
             raise ShardFault("it was written for something else")
         names: dict[str, list[str]] = {}
-        for name in handle.keys():  # noqa: SIM118  # no mapping
+        for name in handle.keys():  # noqa: SIM118  # not a mapping
             names.setdefault(name.partition("/")[0], []).append(name)
         if not isinstance(sums, dict) or sums.keys() != names.keys():
             raise ShardFault("its header is damaged")
         return cls(path, handle, sums, names)
 
     def read(self, key: str) -> Parts | None:
-        """An entry, in memory of its own; None when it does not have its checksum."""
+        """A copy of an entry; None if its checksum does not match."""
         parts = {name.partition("/")[2]: self.handle.get_tensor(name).clone() for name in self.names[key]}
         if key not in self.verified:
             if checksum(key, parts) != self.checksums[key]:
@@ -111,7 +112,7 @@ class Shard:
         return parts
 
     def _note_use(self) -> None:
-        """Keep the day of the last use as the file's time, for `prune`."""
+        """Set the file's time to that of its last use, to within a day, for `prune`."""
         if self.used:
             return
         self.used = True
@@ -119,17 +120,17 @@ class Shard:
             if time.time() - os.stat(self.path).st_mtime > DAY_SEC:
                 os.utime(self.path)
         except OSError:
-            pass  # a cache that may only be read, or a shard that was set aside
+            pass  # a read-only cache, or a shard that was renamed
 
 
 class ShardStore:
-    """All entries of one kind for one network, in a folder of shards. Picklable: a copy opens its own shards.
+    """All entries of one kind for one network, in a folder of shards. Picklable: the copy opens the shards again.
 
     Args:
         root: the cache's folder.
         kind: `moments` or `prompts`.
-        model_hash: the network that made the entries.
-        on_damage: told in one line of every damaged shard and entry.
+        model_hash: of the network that made the entries.
+        on_damage: called with one line for every damaged shard and entry.
     """
 
     def __init__(
@@ -145,27 +146,27 @@ class ShardStore:
         return ShardStore, (self.root, self.kind, self.model_hash, self.on_damage)
 
     def __contains__(self, key: str) -> bool:
-        """Whether the index has an entry, checked or not."""
+        """Whether there is an entry, verified or not."""
         return key in self._where
 
     def refresh(self) -> None:
-        """Open the shards that were written since the last time. Those already open stay so."""
+        """Open the shards that were written since the last call. Those already open stay open."""
         for path in sorted(self.folder.glob(f"{self.kind}-*.safetensors")):
             if path in self._shards or path in self._unusable or not SHARD_NAME.fullmatch(path.name):
                 continue
             try:
                 self._add(Shard.open(path, self.kind, self.model_hash))
             except FileNotFoundError:
-                pass  # pruned or set aside by another process meanwhile
+                pass  # pruned or renamed by another process
             except ShardFault as fault:
-                self.on_damage(f"{path} is no whole shard ({fault}); it is set aside")
+                self.on_damage(f"{path} is not a valid shard ({fault}); it is renamed to *{DAMAGED}")
                 self._rename(path)
             except OSError as error:
                 self._unusable.add(path)
                 self.on_damage(f"{path} cannot be read ({error.strerror})")
 
     def get(self, key: str) -> Parts | None:
-        """An entry, verified when this process reads it for the first time; None when there is no good one."""
+        """An entry, verified when this process first reads it; None if there is no valid one."""
         while shard := self._where.get(key):
             parts = shard.read(key)
             if parts is not None:
@@ -176,7 +177,7 @@ class ShardStore:
         return None
 
     def write(self, entries: Mapping[str, Parts]) -> None:
-        """Write entries as one new shard, which appears whole or not at all.
+        """Write entries as one new shard, atomically.
 
         Raises:
             UserError: the disk is full or the folder is not writable.
@@ -193,7 +194,7 @@ class ShardStore:
             self._where.setdefault(key, shard)
 
     def _forget(self, shard: Shard, keys: Iterable[str]) -> None:
-        """Never look into `shard` for `keys` again; another shard may have them too."""
+        """Stop using `shard` for `keys`; another shard may have them too."""
         for key in list(keys):
             del shard.checksums[key]
             others = (other for other in self._shards.values() if key in other.checksums)
@@ -203,7 +204,7 @@ class ShardStore:
                 self._where[key] = other
 
     def _set_aside(self, shard: Shard) -> None:
-        """Rename a shard with a damaged entry, after its good entries are safe in another."""
+        """Rename a shard with a damaged entry, after copying its good entries to another."""
         read = {key: shard.read(key) for key in shard.checksums}
         bad = [key for key, parts in read.items() if parts is None]
         for key in bad:
@@ -212,7 +213,7 @@ class ShardStore:
         try:
             self.write({key: parts for key, parts in read.items() if parts is not None})
         except UserError:
-            return  # the cache may only be read: the good entries stay in use where they are
+            return  # a read-only cache: the good entries are used where they are
         if self._rename(shard.path):
             self._shards.pop(shard.path)
             self._forget(shard, shard.checksums)
@@ -222,7 +223,7 @@ class ShardStore:
         try:
             path.rename(path.with_name(path.name + DAMAGED))
         except FileNotFoundError:
-            pass  # another process set it aside
+            pass  # another process renamed it
         except OSError:
             return False
         return True

@@ -1,6 +1,6 @@
-"""The data report: the fate of every sample that was found, and what is worth a look before training on them.
+"""The data report: what happened to every sample, and what to look at before training.
 
-Nothing is dropped in silence: every sample found has one entry, used + refused = found.
+Nothing is dropped silently: every sample found has an entry, and used + refused = found.
 """
 
 import json
@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.data.duplicates import exact_duplicates, near_duplicates
+from ldm.data.report.contents import CaptionReport, DataReport, LicenceReport, SampleOutcome, TruncatedCaption
 from ldm.data.report.page import report_page
-from ldm.data.report.parts import CaptionReport, DataReport, LicenceReport, SampleFate, TruncatedCaption
 from ldm.data.sample import ImageInfo, Refusal, Sample
 from ldm.io.files import write_bytes
 
 if TYPE_CHECKING:
     from ldm.data.buckets import Placement
-    from ldm.data.sources.read import Reading
+    from ldm.data.sources.reading import Reading
 
 JSON_NAME, PAGE_NAME = "data_report.json", "data_report.html"
 _RIGHTS = re.compile(r"licen[cs]e|copyright|attribution|credit|^rights$|^(author|artist|creator)s?$")
@@ -34,83 +34,85 @@ def make_report(
     count_tokens: Callable[[str], int] | None = None,
     context_length: int | None = None,
 ) -> DataReport:
-    """What became of every sample of `reading`.
+    """Report on every sample of `reading`.
 
     Args:
         reading: the samples and refusals of the sources.
-        facts: of each sample, from `survey`.
-        placements: of each sample with facts, from `place`: its bucket and crops, or why it is refused.
-        count_tokens: of a caption, start and end included.
-        context_length: how many of those fit; with n chunks of a context L, n (L - 2) + 2.
+        facts: from `survey`, by sample id.
+        placements: from `place`, by id of the samples that could be decoded: bucket and crops, or why it is refused.
+        count_tokens: caption -> number of tokens, including start and end.
+        context_length: how many tokens the text encoder reads: n (L - 2) + 2 for n chunks of context L.
 
     Raises:
-        KeyError: a sample is without facts or placement, so that it would go missing.
+        KeyError: a sample has no facts or placement, so it would be missing from the report.
     """
     captions = [caption for sample in reading.samples for caption in sample.captions]
     num_tokens = (
         {caption: count_tokens(caption) for caption in dict.fromkeys(captions)} if count_tokens else {}
     )
-    fates = [_fate(sample, facts[sample.sample_id], placements, num_tokens) for sample in reading.samples]
-    used = [sample for sample, fate in zip(reading.samples, fates, strict=True) if fate.used]
-    fates += [SampleFate(refusal.sample_id, False, refusal.reason) for refusal in reading.refusals]
-    num_refused = sum(not fate.used for fate in fates)
+    outcomes = [
+        _outcome(sample, facts[sample.sample_id], placements, num_tokens) for sample in reading.samples
+    ]
+    used = [sample for sample, outcome in zip(reading.samples, outcomes, strict=True) if outcome.used]
+    outcomes += [SampleOutcome(refusal.sample_id, False, refusal.reason) for refusal in reading.refusals]
+    num_refused = sum(not outcome.used for outcome in outcomes)
     assert len(used) + num_refused == len(reading.samples) + len(reading.refusals), "a sample went missing"
     repeats = _repeats(used)
     found_once = _facts_of((sample.sample_id for sample in used if sample.sample_id not in repeats), facts)
     exact = exact_duplicates(found_once)
     return DataReport(
-        num_found=len(fates),
+        num_found=len(outcomes),
         num_used=len(used),
         num_refused=num_refused,
         num_repeats=len(repeats),
         captions=_caption_report(used, num_tokens, context_length),
-        buckets=_occupancy(fates),
-        sizes=_counted(f"{fate.width} x {fate.height}" for fate in fates if fate.used),
+        buckets=_occupancy(outcomes),
+        sizes=_counted(f"{outcome.width} x {outcome.height}" for outcome in outcomes if outcome.used),
         exact_duplicates=exact,
         near_duplicates=_near_duplicates(found_once, exact),
         licences=_licences(used),
-        notes=_notes(fates),
-        samples=fates,
+        notes=_notes(outcomes),
+        samples=outcomes,
     )
 
 
 def write_report(report: DataReport, folder: Path, samples: Sequence[Sample]) -> tuple[Path, Path]:
-    """Write `data_report.json` and `data_report.html` into a folder; the page shows some of the samples' images.
+    """Write `data_report.json` and `data_report.html` to a folder; the page shows some of the images.
 
     Raises:
         UserError: the disk is full or the folder is not writable.
     """
     text = json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n"
-    # half a surrogate pair in a caption is no UTF-8; as \udc80 it is valid JSON
+    # a lone surrogate in a caption is not UTF-8, but valid JSON as \udc80
     write_bytes(folder / JSON_NAME, text.encode("utf-8", "backslashreplace"))
     page = report_page(report, samples)
     write_bytes(folder / PAGE_NAME, page.encode("utf-8", "backslashreplace"))
     return folder / JSON_NAME, folder / PAGE_NAME
 
 
-def _fate(
+def _outcome(
     sample: Sample,
     found: ImageInfo | Refusal,
     placements: "Mapping[str, Placement | str] | None",
     num_tokens: Mapping[str, int],
-) -> SampleFate:
+) -> SampleOutcome:
     if isinstance(found, Refusal):
-        return SampleFate(sample.sample_id, False, found.reason)
+        return SampleOutcome(sample.sample_id, False, found.reason)
     known: dict[str, Any] = {"width": found.width, "height": found.height, "notes": found.notes}
     if num_tokens:
         known["num_tokens"] = max(num_tokens[caption] for caption in sample.captions)
     placement = placements[sample.sample_id] if placements is not None else None
     if isinstance(placement, str):
-        return SampleFate(sample.sample_id, False, placement, **known)
+        return SampleOutcome(sample.sample_id, False, placement, **known)
     if placement is not None:
         known["bucket"] = f"{placement.width} x {placement.height}"
         known["scaled"] = f"{placement.scaled_width} x {placement.scaled_height}"
         known["crops"] = placement.crops
-    return SampleFate(sample.sample_id, True, **known)
+    return SampleOutcome(sample.sample_id, True, **known)
 
 
 def _repeats(samples: Sequence[Sample]) -> set[str]:
-    """The ids of samples that a source's `repeats` made: `a.png#2` with the very image of `a.png`."""
+    """The ids of samples made by a source's `repeats`: `a.png#2` with the same image as `a.png`."""
     images = {sample.sample_id: sample.image.name for sample in samples}
     repeats = set()
     for sample in samples:
@@ -125,7 +127,7 @@ def _facts_of(ids: Iterable[str], facts: Mapping[str, ImageInfo | Refusal]) -> d
 
 
 def _near_duplicates(facts: Mapping[str, ImageInfo], exact: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Groups of different files that look alike; the first of the same ones stands for them."""
+    """Groups of different files that look alike; exact duplicates are represented by the first."""
     further = {sample_id for group in exact for sample_id in group[1:]}
     return near_duplicates({id_: found.perceptual_hash for id_, found in facts.items() if id_ not in further})
 
@@ -148,9 +150,9 @@ def _caption_report(
     )
 
 
-def _occupancy(fates: Iterable[SampleFate]) -> dict[str, int]:
-    """Used samples by bucket, the smallest width first."""
-    counts = Counter(fate.bucket for fate in fates if fate.used and fate.bucket is not None)
+def _occupancy(outcomes: Iterable[SampleOutcome]) -> dict[str, int]:
+    """The number of used samples by bucket, smallest width first."""
+    counts = Counter(outcome.bucket for outcome in outcomes if outcome.used and outcome.bucket is not None)
     return dict(sorted(counts.items(), key=lambda entry: [int(side) for side in entry[0].split(" x ")]))
 
 
@@ -167,13 +169,13 @@ def _licences(samples: Sequence[Sample]) -> LicenceReport:
 
 
 def _counted(values: Iterable[str]) -> dict[str, int]:
-    """How often each value is there, the most common first."""
+    """The number of times each value occurs, most common first."""
     return dict(Counter(values).most_common())
 
 
-def _notes(fates: Iterable[SampleFate]) -> dict[str, list[str]]:
+def _notes(outcomes: Iterable[SampleOutcome]) -> dict[str, list[str]]:
     notes: dict[str, list[str]] = {}
-    for fate in fates:
-        for note in fate.notes if fate.used else ():
-            notes.setdefault(note, []).append(fate.sample_id)
+    for outcome in outcomes:
+        for note in outcome.notes if outcome.used else ():
+            notes.setdefault(note, []).append(outcome.sample_id)
     return notes

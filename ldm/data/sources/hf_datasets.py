@@ -1,4 +1,4 @@
-"""Captioned images of the `datasets` library: a folder that `save_to_disk` wrote, or the name of a dataset."""
+"""Captioned images from the `datasets` library: a folder that `save_to_disk` wrote, or a dataset by name."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from ldm.data.sample import FileImage, Refusal, Sample, Stamp, stamp_of
+from ldm.data.sample import NO_INPUTS, FileImage, Refusal, Sample, Stamp, TaskInputs, stamp_of
 from ldm.data.sources.metadata import table_rows
 from ldm.data.sources.parquet import image_bytes, image_present, plain_columns, sample_or_refusal
 from ldm.data.sources.scan import is_file
@@ -17,7 +17,7 @@ _BATCH_ROWS = 1000
 
 @dataclass(frozen=True)
 class DatasetsKey:
-    """Which dataset: its folder or name, its configuration and its split."""
+    """A dataset: its folder or name, its configuration and its split."""
 
     path: str
     config_name: str | None = None
@@ -31,15 +31,21 @@ class DatasetsKey:
 
 @dataclass(frozen=True)
 class DatasetsImage:
-    """The image of one row, counted from 0. Each process opens the dataset once."""
+    """The image of one row, counted from 0. Each process opens the dataset once.
+
+    Attributes:
+        input_name: of a further image; None for the main one.
+    """
 
     dataset: DatasetsKey
     row: int
     column: str
+    input_name: str | None = None
 
     @property
     def name(self) -> str:
-        return f"{self.dataset.path} {self.dataset.split} row {self.row}"
+        place = f"{self.dataset.path} {self.dataset.split} row {self.row}"
+        return f"{place}, {self.input_name}" if self.input_name else place
 
     def read(self) -> bytes:
         try:
@@ -47,12 +53,12 @@ class DatasetsImage:
         except IndexError:
             raise UserError(f"{self.name}: no such row any more", "start again") from None
         path = value.get("path") if isinstance(value, dict) and not value.get("bytes") else None
-        if path and not self.dataset.is_saved:  # a download of the library's own
+        if path and not self.dataset.is_saved:  # a file that the library downloaded
             return FileImage(Path(path)).read()
         return image_bytes(value, self.name)
 
     def stamp(self) -> Stamp | None:
-        """By the files that the dataset lies in, all together."""
+        """Of all the files of the dataset together."""
         files = [Path(file["filename"]).stat() for file in open_dataset(self.dataset).cache_files]
         if not files:
             return None
@@ -67,25 +73,36 @@ def is_saved_dataset(root: Path) -> bool:
 
 
 def read_datasets(
-    dataset: DatasetsKey, *, image_column: str, caption_column: str
+    dataset: DatasetsKey, *, image_column: str, caption_column: str, inputs: TaskInputs = NO_INPUTS
 ) -> Iterator[Sample | Refusal]:
-    """Every row as a sample `split/row`, or as a refusal where its caption or its image is missing or faulty.
+    """Every row as a sample `split/row`, or as a refusal if its caption or an image is missing or faulty.
+
+    Args:
+        inputs: the further images and texts that the task needs; each has a column of its name.
 
     Raises:
         UserError: the dataset cannot be loaded, or has no such split or columns.
     """
     found = open_dataset(dataset)
-    columns = plain_columns(dataset.path, found.features.arrow_schema, image_column, caption_column)
-    tables = found.select_columns([image_column, *columns]).with_format("arrow").iter(batch_size=_BATCH_ROWS)
+    columns = plain_columns(dataset.path, found.features.arrow_schema, image_column, caption_column, inputs)
+    image_columns = list(dict.fromkeys((image_column, *inputs.further_images)))
+    tables = (
+        found.select_columns([*image_columns, *columns]).with_format("arrow").iter(batch_size=_BATCH_ROWS)
+    )
     first_row = 0
     for table in tables:
-        present = image_present(table.column(image_column))
+        present = {column: image_present(table.column(column)) for column in image_columns}
         rows = table_rows(table.select(columns), partial(_place, dataset, first_row))
         for index, row in enumerate(rows):
             image = DatasetsImage(dataset, first_row + index, image_column)
-            lost = dataset.is_saved and not present[index]  # elsewhere a path will do
-            fault = f"{image.name}: no image bytes: take the row out" if lost else None
-            yield sample_or_refusal(row, f"{dataset.split}/{image.row}", image, caption_column, fault)
+            named = {name: DatasetsImage(dataset, image.row, name, name) for name in inputs.further_images}
+            images = {image_column: image, **named}
+            # in downloaded datasets a cell may hold a path
+            lost = [column for column in images if dataset.is_saved and not present[column][index]]
+            faults = [f"{images[column].name}: no image bytes" for column in lost]
+            yield sample_or_refusal(
+                row, f"{dataset.split}/{image.row}", image, caption_column, named, inputs.texts, faults
+            )
         first_row += table.num_rows
 
 
@@ -100,10 +117,10 @@ def _cells(dataset: DatasetsKey, column: str) -> Any:
 
 @lru_cache(maxsize=8)
 def open_dataset(dataset: DatasetsKey) -> Any:
-    """A `datasets.Dataset`, opened once a process.
+    """A `datasets.Dataset`, opened once per process.
 
     Raises:
-        UserError: it is not there, cannot be loaded or has no such split.
+        UserError: it does not exist, cannot be loaded or has no such split.
     """
     import datasets
 
@@ -112,10 +129,10 @@ def open_dataset(dataset: DatasetsKey) -> Any:
             found = datasets.load_from_disk(dataset.path)
         else:
             found = datasets.load_dataset(dataset.path, dataset.config_name, split=dataset.split)
-    except Exception as error:  # the library raises nearly anything
+    except Exception as error:  # the library raises almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{dataset.path}: the dataset cannot be loaded ({reason})", "name another or mend it"
+            f"{dataset.path}: the dataset cannot be loaded ({reason})", "name another or fix it"
         ) from error
     if not isinstance(found, datasets.DatasetDict):
         return found

@@ -1,10 +1,10 @@
-"""Rows that know where they came from: of metadata.jsonl, .csv and .parquet, and of any Arrow table."""
+"""Rows of metadata.jsonl, .csv and .parquet and of Arrow tables, with their places for messages; samples from rows."""
 
 import csv
 import io
 import json
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ _KNOWN_COLUMNS = {"file_name", "image", "text", "captions", "flip"}
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its values by column, and its place for messages ("metadata.csv, line 3")."""
+    """A row: its values by column, and its place for messages ("metadata.csv, line 3")."""
 
     place: str
     values: dict[str, Any]
@@ -30,12 +30,12 @@ def metadata_file(root: Path) -> Path | None:
     """The metadata file of a folder, or None.
 
     Raises:
-        UserError: there are several.
+        UserError: there is more than one.
     """
     found = [root / name for name in FILE_NAMES if is_file(root / name)]
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
-        raise UserError(f"{root}: holds {names}", "keep one of them")
+        raise UserError(f"{root}: has {names}", "keep one of them")
     return found[0] if found else None
 
 
@@ -43,20 +43,20 @@ def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a metadata file, in order.
 
     Raises:
-        UserError: the file is not UTF-8, or a row cannot be read; the message names the line.
+        UserError: the file is not UTF-8, or a row cannot be read; the message gives the line.
     """
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
     return readers[path.suffix](path)
 
 
 def decode_utf8(path: Path, data: bytes | None = None) -> str:
-    """The text of a file, without a byte order mark and with plain line ends.
+    """The text of a file, without a byte order mark and with "\\n" line ends.
 
     Args:
-        data: what is in it, if it was read already.
+        data: its content, if already read.
 
     Raises:
-        UserError: the bytes are not UTF-8; the message names line and byte offset.
+        UserError: the bytes are not UTF-8; the message gives line and byte offset.
     """
     try:
         found = path.read_bytes() if data is None else data
@@ -76,21 +76,21 @@ def clean_caption(text: str, place: str) -> str:
     """A caption without surrounding white space, in Unicode's composed form (NFC).
 
     Raises:
-        UserError: it is empty or holds half of a surrogate pair; the message begins with `place`.
+        UserError: it is empty or contains a lone surrogate; the message begins with `place`.
     """
     caption = unicodedata.normalize("NFC", text.strip())
     if not caption:
-        raise UserError(f"{place}: empty caption", "write a caption or take the image out")
+        raise UserError(f"{place}: empty caption", "write a caption or remove the image")
     try:
         caption.encode()
     except UnicodeEncodeError as error:
         bad = f"\\u{ord(caption[error.start]):04x}"
-        raise UserError(f"{place}: {bad} is no character", "write the caption as UTF-8") from error
+        raise UserError(f"{place}: {bad} is not a character", "write the caption as UTF-8") from error
     return caption
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
-    # Not splitlines(): a caption may hold U+2028 or U+0085.
+    # Not splitlines(): a caption may contain U+2028 or U+0085.
     for number, line in enumerate(decode_utf8(path).split("\n"), start=1):
         if not line.strip():
             continue
@@ -98,17 +98,17 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
         try:
             values = loads_once(line, place)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{place}: not JSON ({error})", "write one JSON object a line") from error
+            raise UserError(f"{place}: not JSON ({error})", "write one JSON object per line") from error
         if not isinstance(values, dict):
             raise UserError(f"{place}: not a JSON object", 'write {"file_name": ..., "text": ...}')
         yield Row(place, values)
 
 
 def loads_once(text: str, place: str) -> Any:
-    """What a text of JSON says.
+    """Parse JSON.
 
     Raises:
-        UserError: an object has a key twice, so that one of two values would be dropped.
+        UserError: an object has a key twice, so that one of the two values would be lost.
         ValueError: it is not JSON.
     """
 
@@ -122,7 +122,7 @@ def loads_once(text: str, place: str) -> Any:
 def _refuse_twice(place: str, columns: Sequence[str]) -> None:
     for column in columns:
         if column and columns.count(column) > 1:
-            raise UserError(f"{place}: {column!r} is there twice", "keep one of the two")
+            raise UserError(f"{place}: {column!r} occurs twice", "keep one of the two")
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
@@ -130,7 +130,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
     try:
         reader.fieldnames = _header(path, reader.fieldnames or ())
         for values in reader:
-            # A quoted caption may span lines; the row is named by the last of them.
+            # A quoted caption may span several lines; the last one names the row.
             place = f"{path}, line {reader.line_num}"
             if None in values:
                 raise UserError(
@@ -144,7 +144,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
 
 
 def _header(path: Path, columns: Sequence[str]) -> list[str]:
-    """The columns' names without blanks around them."""
+    """The stripped names of the columns."""
     for separator, name in ((";", "semicolons"), ("\t", "tabs")):
         if len(columns) == 1 and separator in columns[0]:
             raise UserError(f"{path}: its columns are separated by {name}", "save it with commas")
@@ -165,10 +165,10 @@ def _read_parquet(path: Path) -> Iterator[Row]:
 
 
 def table_rows(table: Any, place: Callable[[int], str]) -> Iterator[Row]:
-    """The rows of a `pyarrow.Table`; text that is not UTF-8 comes as bytes, so that its row alone is at fault.
+    """The rows of a `pyarrow.Table`. Text that is not UTF-8 is returned as bytes, so that only its row is at fault.
 
     Args:
-        place: the name for messages of the row with an index, counted from 0.
+        place: index of a row, from 0 -> its place for messages.
     """
     if table.num_rows:
         _refuse_twice(place(0), table.column_names)
@@ -192,15 +192,26 @@ def _value(scalar: Any) -> Any:
 
 
 def sample_of_row(
-    row: Row, sample_id: str, image: ImageSource, *, caption_column: str, file_column: str | None = None
+    row: Row,
+    sample_id: str,
+    image: ImageSource,
+    *,
+    caption_column: str,
+    file_column: str | None = None,
+    images: Mapping[str, ImageSource] | None = None,
+    texts: Sequence[str] = (),
 ) -> Sample:
     """A sample from its image and the row that describes it.
 
-    The row has one or several captions in `caption_column` and may have further ones in `captions`, and in `flip`
-    whether a mirrored image leaves them true; every other column goes into `extra`.
+    The row has one or more captions in `caption_column` and may have further ones in `captions`. `flip` says whether
+    they are still true of the mirrored image. All other columns go into `extra`.
+
+    Args:
+        images: the further images of the sample, by name.
+        texts: the columns of the further texts that the task needs.
 
     Raises:
-        UserError: a caption is missing, empty or no text, or `flip` is neither true nor false.
+        UserError: a caption or text is missing, empty or not a text, or `flip` is neither true nor false.
     """
     used = {file_column, caption_column, "captions", "flip"}
     return Sample(
@@ -209,11 +220,13 @@ def sample_of_row(
         captions=_captions(row, caption_column),
         may_flip=row_bool(row, "flip"),
         extra={key: value for key, value in row.values.items() if key not in used},
+        images=images or {},
+        texts={name: clean_caption(row_text(row, name), row.place) for name in texts},
     )
 
 
 def _captions(row: Row, column: str) -> tuple[str, ...]:
-    """Each once, in order, those of the caption column first."""
+    """Each caption once, in order, those of the caption column first."""
     several = isinstance(row.values.get(column), list) and row.values[column]
     captions = row_list(row, column) if several else [row_text(row, column, "caption_column")]
     further = row_list(row, "captions") if column != "captions" else []
@@ -221,26 +234,26 @@ def _captions(row: Row, column: str) -> tuple[str, ...]:
 
 
 def name_column(row: Row, column: str) -> str:
-    """The column with the file's name: `file_name`, or `image` where there is none and it holds text."""
+    """The column with the file name: `file_name`, or `image` if the row has no `file_name` and `image` is a text."""
     if column == "file_name" and column not in row.values and isinstance(row.values.get("image"), str):
         return "image"
     return column
 
 
-def row_text(row: Row, column: str, setting: str) -> str:
-    """A text that must be there and not empty.
+def row_text(row: Row, column: str, setting: str | None = None) -> str:
+    """A text that is required.
 
     Args:
-        setting: by which a user names the column.
+        setting: the setting that names the column; None if its name is fixed.
 
     Raises:
-        UserError: it is not, or is no text.
+        UserError: it is missing, empty or not a text.
     """
     value = row.values.get(column)
     if value is None or value in ("", []):
         raise UserError(
             f"{row.place}: no {column!r}",
-            "fill it in" if column in row.values else _mend(row, column, setting),
+            "fill it in" if column in row.values else _hint(row, column, setting),
         )
     if isinstance(value, bytes):
         return _decoded(row, column, value)
@@ -249,8 +262,12 @@ def row_text(row: Row, column: str, setting: str) -> str:
     return value
 
 
-def _mend(row: Row, column: str, setting: str) -> str:
-    """What to do about a column that is not there."""
+def _hint(row: Row, column: str, setting: str | None) -> str:
+    """What to do about a missing column."""
+    if setting is None:
+        return (
+            f"the task needs it in every row; this one has {', '.join(row.values)}: add it or rename a column"
+        )
     others = [name for name in row.values if name not in _KNOWN_COLUMNS]
     guess = nearest(column, row.values) or (others[0] if len(others) == 1 else None)
     to = f" to {guess}" if guess else ""
@@ -270,7 +287,7 @@ def _decoded(row: Row, column: str, data: bytes) -> str:
 
 
 def row_list(row: Row, column: str) -> list[str]:
-    """A list of texts, empty when the column is; in CSV it is written as JSON."""
+    """A list of texts, empty if the column is. CSV files have it as JSON."""
     value = row.values.get(column)
     if isinstance(value, str) and value.startswith("["):
         try:
@@ -287,7 +304,7 @@ def row_list(row: Row, column: str) -> list[str]:
 
 
 def row_bool(row: Row, column: str) -> bool | None:
-    """True, False, or None when the column is empty."""
+    """True, False, or None if the column is empty."""
     value = row.values.get(column)
     if isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"

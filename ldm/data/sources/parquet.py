@@ -1,16 +1,16 @@
-"""Captioned images inside parquet files: one row a sample, the encoded image in a column.
+"""Captioned images in parquet files: a row is a sample, with the encoded image in a column.
 
-Only the captions and other plain columns are read at first; an image when it is wanted.
+Reading a file reads only captions and other plain columns; images are read when they are needed.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ldm.data.sample import ImageSource, Refusal, Sample, Stamp, stamp_of
+from ldm.data.sample import NO_INPUTS, ImageSource, Refusal, Sample, Stamp, TaskInputs, stamp_of
 from ldm.data.sources.metadata import Row, sample_of_row, table_rows
 from ldm.data.sources.scan import scan
 from ldm.errors import UserError, nearest
@@ -24,9 +24,10 @@ class ParquetImage:
     """The image of one row.
 
     Attributes:
-        row: in the file, counted from 0.
-        first_row: the row that its row group begins with.
-        column: bytes, or a structure with the field `bytes`, as `datasets` writes it.
+        row: in the file, from 0.
+        column: has bytes, or structures with a field `bytes` as `datasets` writes them.
+        first_row: of its row group.
+        input_name: of a further image; None for the main one.
     """
 
     path: Path
@@ -34,17 +35,18 @@ class ParquetImage:
     row: int
     column: str
     first_row: int = 0
+    input_name: str | None = None
 
     @property
     def name(self) -> str:
-        return f"{self.path.name} row {self.row}"
+        return f"{self.path.name} row {self.row}" + (f", {self.input_name}" if self.input_name else "")
 
     def read(self) -> bytes:
-        column = _read_column(self.path, self.stamp(), self.row_group, self.column)
+        column = _column_reader(self.column)(self.path, self.stamp(), self.row_group, self.column)
         try:
             value = column[self.row - self.first_row].as_py()
         except IndexError:
-            raise UserError(f"{self.name}: no such row any more", "start again") from None
+            raise UserError(f"{self.name}: this row no longer exists", "start again") from None
         return image_bytes(value, self.name)
 
     def stamp(self) -> Stamp | None:
@@ -52,7 +54,7 @@ class ParquetImage:
 
 
 def row_stamp(path: Path, entry: str) -> Stamp | None:
-    """The stamp of an entry of a file: its own name, and size and times of the whole file."""
+    """The stamp of an entry in a file: the name of the entry, and size and times of the file."""
     try:
         status = path.stat()
     except OSError:
@@ -61,23 +63,28 @@ def row_stamp(path: Path, entry: str) -> Stamp | None:
 
 
 def image_bytes(value: Any, name: str) -> bytes:
-    """The encoded image in a cell: bytes, or a mapping with `bytes`.
+    """The encoded image in a cell, which holds bytes or a mapping with `bytes`.
 
     Raises:
-        UserError: there are none; a path in their place is not followed.
+        UserError: there are no bytes. A path instead of them is not followed.
     """
     data = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(data, bytes) and data:
         return data
     path = value.get("path") if isinstance(value, dict) else None
     if path:
-        raise UserError(f"{name}: only the path {path!r} of an image", "save the images inside the file")
-    raise UserError(f"{name}: no image bytes", "take the row out")
+        raise UserError(f"{name}: only the path {path!r} of an image", "store the images in the file")
+    raise UserError(f"{name}: no image bytes", "remove the row")
 
 
-@lru_cache(maxsize=2)
+@cache
+def _column_reader(column: str) -> Callable[..., Any]:
+    """`_read_column` with a separate cache for each column, so that columns do not evict each other."""
+    return lru_cache(maxsize=2)(_read_column)
+
+
 def _read_column(path: Path, stamp: Stamp | None, row_group: int, column: str) -> Any:
-    """A column of a row group: the least that parquet reads. The stamp makes a changed file another one."""
+    """A column of a row group, the smallest unit that can be read. The stamp makes the cache notice a changed file."""
     import pyarrow  # type: ignore[import-untyped]
 
     with open_parquet(path) as file:
@@ -91,7 +98,7 @@ def open_parquet(path: Path) -> Any:
     """A `pyarrow.parquet.ParquetFile`, which is a context manager.
 
     Raises:
-        UserError: the file is gone or broken.
+        UserError: the file is gone or damaged.
     """
     import pyarrow
     import pyarrow.parquet  # type: ignore[import-untyped]
@@ -109,9 +116,9 @@ def _broken(path: Path, error: Exception) -> UserError:
 
 
 def parquet_files(root: Path, split: str) -> list[tuple[str, Path]]:
-    """The parquet files of a folder with their names relative to it, or one file with its own name.
+    """The parquet files of a folder with their names relative to it, or a single file with its name.
 
-    Where every file is named by a split (`train-00000.parquet`, `test/0.parquet`), only those of `split` are taken.
+    If all files are named after a split (`train-00000.parquet`, `test/0.parquet`), only those of `split` are used.
 
     Raises:
         UserError: there are none, or none of the split.
@@ -131,7 +138,7 @@ def parquet_files(root: Path, split: str) -> list[tuple[str, Path]]:
 
 
 def _split_of(name: str) -> str | None:
-    """The split that a file or its folder is named by."""
+    """The split that a file or its folder is named after."""
     for part in reversed(PurePosixPath(name).parts):
         if found := _SPLIT.match(part):
             return _OTHER_NAMES.get(found[1], found[1])
@@ -139,36 +146,53 @@ def _split_of(name: str) -> str | None:
 
 
 def read_parquet(
-    name: str, path: Path, *, image_column: str, caption_column: str
+    name: str, path: Path, *, image_column: str, caption_column: str, inputs: TaskInputs = NO_INPUTS
 ) -> Iterator[Sample | Refusal]:
-    """Every row of a file as a sample, or as a refusal where its caption or its image is missing or faulty.
+    """Every row of a file as a sample, or as a refusal if its caption or an image is missing or faulty.
 
     Args:
-        name: the file's name, which begins the ids: row 7 is `name/7`.
+        name: the file's name, with which the ids begin: row 7 is `name/7`.
+        inputs: the further images and texts that the task needs; each has a column of its name.
 
     Raises:
-        UserError: the file is broken or has no such columns.
+        UserError: the file is damaged or has no such columns.
     """
     with open_parquet(path) as file:
-        columns = plain_columns(path, file.schema_arrow, image_column, caption_column)
+        columns = plain_columns(path, file.schema_arrow, image_column, caption_column, inputs)
         first_row = 0
         for group in range(file.num_row_groups):
-            lost = _rows_without_image(file, group, image_column)
+            lost = {
+                column: _rows_without_image(file, group, column)
+                for column in (image_column, *inputs.further_images)
+            }
             for index, row in enumerate(_group_rows(file, path, group, columns, first_row)):
-                image = ParquetImage(path, group, first_row + index, image_column, first_row)
-                fault = f"{image.name}: no image bytes: take the row out" if index in lost else None
-                yield sample_or_refusal(row, f"{name}/{image.row}", image, caption_column, fault)
+                place = partial(ParquetImage, path, group, first_row + index, first_row=first_row)
+                image = place(image_column)
+                named = {column: place(column, input_name=column) for column in inputs.further_images}
+                images = {image_column: image, **named}
+                faults = [
+                    f"{images[column].name}: no image bytes" for column in images if index in lost[column]
+                ]
+                yield sample_or_refusal(
+                    row, f"{name}/{image.row}", image, caption_column, named, inputs.texts, faults
+                )
             first_row += file.metadata.row_group(group).num_rows
 
 
 def sample_or_refusal(
-    row: Row, sample_id: str, image: ImageSource, caption_column: str, fault: str | None = None
+    row: Row,
+    sample_id: str,
+    image: ImageSource,
+    caption_column: str,
+    images: Mapping[str, ImageSource],
+    texts: Sequence[str],
+    faults: Sequence[str],
 ) -> Sample | Refusal:
-    """The sample of a row, or why it is none: the fault given, or the first one in the row."""
-    if fault:
-        return Refusal(sample_id, fault)
+    """The sample of a row, or a refusal for the first of `faults` or the first fault in the row itself."""
+    if faults:
+        return Refusal(sample_id, f"{faults[0]}: remove the row")
     try:
-        return sample_of_row(row, sample_id, image, caption_column=caption_column)
+        return sample_of_row(row, sample_id, image, caption_column=caption_column, images=images, texts=texts)
     except UserError as error:
         return Refusal(sample_id, str(error))
 
@@ -184,7 +208,7 @@ def _group_rows(file: Any, path: Path, group: int, columns: list[str], first_row
 
 
 def _rows_without_image(file: Any, group: int, column: str) -> set[int]:
-    """The places in a row group where the image is null. Read only where the file's statistics count some."""
+    """The rows of a row group whose image is null. The column is read only if the file's statistics count any."""
     chunks = file.metadata.row_group(group)
     leaves = [chunks.column(index) for index in range(chunks.num_columns)]
     statistics = [leaf.statistics for leaf in leaves if leaf.path_in_schema in (column, f"{column}.bytes")]
@@ -195,7 +219,7 @@ def _rows_without_image(file: Any, group: int, column: str) -> set[int]:
 
 
 def image_present(cells: Any) -> list[bool]:
-    """For each cell of an image column (an Arrow array) whether it holds bytes."""
+    """For each cell of an image column (an Arrow array), whether it has bytes."""
     import pyarrow
     import pyarrow.compute  # type: ignore[import-untyped]
 
@@ -204,21 +228,27 @@ def image_present(cells: Any) -> list[bool]:
     return cells.is_valid().to_pylist()  # type: ignore[no-any-return]
 
 
-def plain_columns(place: object, schema: Any, image_column: str, caption_column: str) -> list[str]:
-    """The columns of an Arrow schema to read with the captions: texts, numbers and lists of texts, no images.
+def plain_columns(
+    place: object, schema: Any, image_column: str, caption_column: str, inputs: TaskInputs = NO_INPUTS
+) -> list[str]:
+    """The columns of an Arrow schema to read together with the captions: texts, numbers and lists of texts.
 
     Raises:
-        UserError: the column of images or of captions is not there, or the former holds no images.
+        UserError: the column of images or captions, or of a further image or text, is missing, or a column of images
+            has something else.
     """
     for column, setting in ((image_column, "image_column"), (caption_column, "caption_column")):
         if column not in schema.names:
             guess = nearest(column, schema.names) or ", ".join(schema.names)
-            raise UserError(f"{place}: no column {column!r}", f"set {setting} to one there: {guess}")
-    if not _holds_images(schema.field(image_column).type):
-        found = schema.field(image_column).type
-        raise UserError(
-            f"{place}: column {image_column!r} holds {found}", "set image_column to one with images"
-        )
+            raise UserError(f"{place}: no column {column!r}", f"set {setting} to one of the columns: {guess}")
+    for column in (*inputs.further_images, *inputs.texts):
+        if column not in schema.names:
+            there = ", ".join(schema.names)
+            raise UserError(f"{place}: no column {column!r}, which the task needs", f"rename one of {there}")
+    for column in (image_column, *inputs.further_images):
+        if not _holds_images(found := schema.field(column).type):
+            hint = "set image_column to one with images" if column == image_column else "put images in it"
+            raise UserError(f"{place}: column {column!r} holds {found}", hint)
     wanted = {field.name for field in schema if _is_plain(field.type)} | {caption_column}
     return [name for name in schema.names if name in wanted and name != image_column]
 

@@ -1,4 +1,4 @@
-"""The files of a folder: which are looked at, what they are called, and that a name leads to one of them."""
+"""The files of a folder: listing them, comparing their names, and resolving names without leaving the folder."""
 
 import errno
 import os
@@ -10,10 +10,10 @@ from ldm.errors import UserError
 from ldm.io.images import UNREADABLE_SUFFIXES
 
 DOCUMENTS = frozenset({"readme", "license", "licence", "notice", "attribution", "credits"})
-"""Stems of texts that are about the images and are no captions."""
+"""Stems of text files that are not captions."""
 
 _NOT_OURS = frozenset({"@eaDir"})
-"""Folders in which a file server keeps its own thumbnails."""
+"""Folders in which file servers keep thumbnails."""
 _LONGEST_SHOWN = 80
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -25,10 +25,10 @@ _KINDS = {
 
 
 def scan(root: Path) -> list[str]:
-    """The sorted names of all files below `root`, relative and with "/"; hidden ones are passed over.
+    """The sorted names of all files below `root`, relative and with "/"; hidden files are ignored.
 
     Raises:
-        UserError: a folder is unreadable or a link, a file's name is not UTF-8, or it is a picture that is not read.
+        UserError: a folder is unreadable or a link, a file's name is not UTF-8, or an image has an unsupported format.
     """
     names = []
     for folder, subfolders, files in os.walk(root, onerror=_refuse_unreadable):
@@ -49,10 +49,10 @@ def _refuse_unreadable(error: OSError) -> None:
 
 
 def _check_name(root: Path, name: str) -> None:
-    """Refuse what we would otherwise have to pass over, or could not key a random draw by."""
+    """Refuse files that would otherwise be ignored, and names that cannot key a random draw."""
     if suffix(name) in UNREADABLE_SUFFIXES:
         raise UserError(
-            f"{root / name}: this image format is not read", "convert it to PNG or JPEG, or move it away"
+            f"{root / name}: this image format is not supported", "convert it to PNG or JPEG, or move it away"
         )
     try:
         name.encode()
@@ -62,25 +62,25 @@ def _check_name(root: Path, name: str) -> None:
 
 
 def suffix(name: str) -> str:
-    """Its last suffix, in small letters: ".png"."""
+    """The last suffix in lower case: ".png"."""
     return PurePosixPath(name).suffix.lower()
 
 
 def stem(name: str) -> str:
-    """The name without its suffix, composed: `a/b.c.png` and `a/b.c.txt` belong together."""
+    """The name without its last suffix, in composed form: `a/b.c.png` and `a/b.c.txt` belong together."""
     return composed(PurePosixPath(name).with_suffix("").as_posix())
 
 
 def composed(name: str) -> str:
-    """A name in Unicode's composed form (NFC): disks and editors differ in it, and nobody sees it."""
+    """A name in Unicode's composed form (NFC). File systems and editors differ in the form they use."""
     return unicodedata.normalize("NFC", name)
 
 
 def status_of(path: Path) -> os.stat_result | None:
-    """What stands at a path, links followed; None where nothing does.
+    """The status of a path, following links; None if nothing is there.
 
     Raises:
-        UserError: it cannot be looked at: a folder above it is closed to us, or its name is too long for any file.
+        UserError: a folder above it is not accessible, or the name is too long for a file.
     """
     try:
         return path.stat()
@@ -88,38 +88,38 @@ def status_of(path: Path) -> os.stat_result | None:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return None
         if error.errno == errno.ENAMETOOLONG:
-            raise UserError(f"{quoted(str(path))}: too long for the name of a file", "shorten it") from error
-        raise UserError(f"{path}: {error.strerror}", "make the folder that it lies in accessible") from error
+            raise UserError(f"{quoted(str(path))}: too long for a file name", "shorten it") from error
+        raise UserError(f"{path}: {error.strerror}", "make its folder accessible") from error
 
 
 def is_file(path: Path) -> bool:
-    """Whether a plain file stands there. Raises UserError as `status_of`."""
+    """Whether it is a regular file. Raises UserError like `status_of`."""
     status = status_of(path)
     return status is not None and stat.S_ISREG(status.st_mode)
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder stands there. Raises UserError as `status_of`."""
+    """Whether it is a folder. Raises UserError like `status_of`."""
     status = status_of(path)
     return status is not None and stat.S_ISDIR(status.st_mode)
 
 
 def file_inside(root: Path, name: str, place: str) -> Path:
-    """The path of a file named in a folder.
+    """The path of a file that is named relative to a folder.
 
     Args:
         place: where it is named, for messages.
 
     Raises:
-        UserError: the name leads elsewhere, or to nothing, or to something that is no file.
+        UserError: the name leads out of the folder, or does not lead to a regular file.
     """
     path, parts, shown = root / name, PurePosixPath(name), quoted(name)
     if parts.is_absolute() or ".." in parts.parts or "\0" in name:
         raise UserError(f"{place}: {shown} points outside {root}", "use a name relative to the folder")
     if any(len(os.fsencode(part)) > 255 for part in parts.parts) or len(os.fsencode(path)) >= 4096:
         raise UserError(
-            f"{place}: {shown} is too long for the name of a file",
-            "look whether the columns of names and captions are swapped",
+            f"{place}: {shown} is too long for a file name",
+            "check whether the columns of names and captions are swapped",
         )
     if not is_file(path):
         raise _no_file(path, f"{place}: {shown}", root)
@@ -129,31 +129,31 @@ def file_inside(root: Path, name: str, place: str) -> Path:
 
 
 def _no_file(path: Path, named: str, root: Path) -> UserError:
-    """What stands in the place of a file that should be there."""
+    """The error for a name that does not lead to a regular file."""
     status = status_of(path)
     if status is not None:
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
-        return UserError(
-            f"{named} in {root} is {kind}, not a file", "put the file there or take the name out"
-        )
+        return UserError(f"{named} in {root} is {kind}, not a file", "put the file there or remove the name")
     if path.is_symlink():
-        return UserError(f"{named} in {root} is a link to nothing", "put the file itself there")
+        return UserError(f"{named} in {root} is a broken link", "put the file itself there")
     return UserError(f"{named} is not in {root}", "add the file or remove the row")
 
 
 def refuse_inside(named: str, place: Path, data: Path, *, choose: str = "a folder") -> None:
-    """Refuse to write into the data.
+    """Refuse to write into the folder of the data.
 
     Args:
-        named: the place as the user gave it, with the option or the key.
+        named: the place as the user gave it, with its option or key.
 
     Raises:
-        UserError: `place` is `data` or lies in it, by whatever links.
+        UserError: `place` is `data` or inside it, after resolving links.
     """
     if place.resolve().is_relative_to(data.resolve()):
-        raise UserError(f"{named} is inside the data", f"choose {choose} outside: the data stays as it is")
+        raise UserError(
+            f"{named} is inside the data", f"choose {choose} elsewhere: the data is never written to"
+        )
 
 
 def quoted(name: str) -> str:
-    """A name as messages show it: in quotes, control characters escaped, cut where it is long."""
+    """A name as shown in messages: quoted, with control characters escaped, shortened if long."""
     return repr(name if len(name) <= _LONGEST_SHOWN else name[:_LONGEST_SHOWN] + "...")

@@ -1,7 +1,7 @@
-"""Captioned images inside WebDataset tars: the files that share their name up to the first dot are one sample.
+"""Captioned images in WebDataset tars: files with the same name up to the first dot are one sample.
 
-A tar is indexed once by its headers and then read by offset. Nothing is unpacked, so no member can get out; one
-that tries (an absolute name, `..`, a link, a device) is refused by name.
+A tar is indexed once by its headers and then read by offset. Nothing is unpacked, so no member can escape; members that
+try to (an absolute name, `..`, a link, a device) are refused by name.
 """
 
 import tarfile
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ldm.data.sample import Refusal, Sample, Stamp
+from ldm.data.sample import NO_INPUTS, Refusal, Sample, Stamp, TaskInputs
 from ldm.data.sources.metadata import Row, loads_once, sample_of_row
 from ldm.data.sources.parquet import row_stamp
 from ldm.data.sources.scan import DOCUMENTS, scan
@@ -23,7 +23,7 @@ MAX_CAPTION_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class TarImage:
-    """A member of a tar, read by its place.
+    """A member of a tar, read by its offset.
 
     Attributes:
         offset: of its first byte in the tar.
@@ -48,7 +48,7 @@ class TarImage:
         except OSError as error:
             raise UserError(f"{self.path}: {error.strerror}", "make the tar readable") from error
         if len(data) != self.size:
-            raise UserError(f"{self.name}: cut off", "get the tar again")
+            raise UserError(f"{self.name}: cut off", "download the tar again")
         return data
 
     def stamp(self) -> Stamp | None:
@@ -57,14 +57,14 @@ class TarImage:
 
 @dataclass
 class _Group:
-    """The members of one sample by what follows the first dot of their names, and the first fault among them."""
+    """The members of a sample by what follows the first dot of their names, and the first fault among them."""
 
     members: dict[str, TarImage] = field(default_factory=dict)
     fault: str | None = None
 
 
 def tar_files(root: Path) -> list[tuple[str, Path]]:
-    """The tars of a folder with their names relative to it, or one tar with its own name.
+    """The tars of a folder with their names relative to it, or a single tar with its name.
 
     Raises:
         UserError: there are none, or some are compressed.
@@ -72,7 +72,7 @@ def tar_files(root: Path) -> list[tuple[str, Path]]:
     names = [root.name] if root.is_file() else scan(root)
     packed = [name for name in names if name.lower().endswith(COMPRESSED_SUFFIXES)]
     if packed:
-        raise UserError(f"{root}: a compressed tar is not read ({packed[0]})", "uncompress it first")
+        raise UserError(f"{root}: compressed tars are not supported ({packed[0]})", "decompress it first")
     if root.is_file():
         return [(root.name, root)]
     names = [name for name in names if name.lower().endswith(".tar")]
@@ -81,31 +81,35 @@ def tar_files(root: Path) -> list[tuple[str, Path]]:
     return [(name, root / name) for name in names]
 
 
-def read_tar(name: str, path: Path, *, image_column: str, caption_column: str) -> Iterator[Sample | Refusal]:
-    """Every group of files in a tar as a sample, or as a refusal where image or caption are missing or faulty.
+def read_tar(
+    name: str, path: Path, *, image_column: str, caption_column: str, inputs: TaskInputs = NO_INPUTS
+) -> Iterator[Sample | Refusal]:
+    """Every group of files in a tar as a sample, or as a refusal if an image or the caption is missing or faulty.
 
-    A caption is the whole `.txt` file, or else the value named `caption_column` of the `.json` file, whose other
-    values go into `extra`. Names that begin with a dot are passed over, and README, LICENSE and the like.
+    The caption is the content of the `.txt` file, or else the value `caption_column` of the `.json` file, whose other
+    values go into `extra`. Names that begin with a dot are ignored, and so are README, LICENSE and the like.
 
     Args:
-        name: the tar's name, which begins the ids: the files `a/b.jpg` and `a/b.txt` are `name/a/b`.
-        image_column: which image is meant where a sample has several, as its suffix (`jpg`).
+        name: the tar's name, with which the ids begin: the files `a/b.jpg` and `a/b.txt` are `name/a/b`.
+        image_column: the suffix of the main image (`jpg`) if a sample has several.
+        inputs: the further images and texts that the task needs: an image `source` is the member `KEY.source.png` (or
+            another suffix), a text `instruction` the member `KEY.instruction.txt` or a value of the `.json` file.
 
     Raises:
-        UserError: the tar is broken or cut off.
+        UserError: the tar is damaged or truncated.
     """
     for key, group in _groups(path).items():
         if _is_document(key, group):
             continue
         sample_id = f"{name}/{key}"
         try:
-            yield _sample(sample_id, f"{path.name}: {key}", group, image_column, caption_column)
+            yield _sample(sample_id, f"{path.name}: {key}", group, image_column, caption_column, inputs)
         except UserError as error:
             yield Refusal(sample_id, str(error))
 
 
 def _is_document(key: str, group: _Group) -> bool:
-    """Whether these are texts about the images, as LICENSE and README.txt."""
+    """Whether these are documents such as LICENSE and README.txt."""
     return (
         key.rpartition("/")[2].lower() in DOCUMENTS
         and group.members.keys() <= {"", "md", "txt"}
@@ -113,16 +117,45 @@ def _is_document(key: str, group: _Group) -> bool:
     )
 
 
-def _sample(sample_id: str, place: str, group: _Group, image_column: str, caption_column: str) -> Sample:
+def _sample(
+    sample_id: str, place: str, group: _Group, image_column: str, caption_column: str, inputs: TaskInputs
+) -> Sample:
     if group.fault:
-        raise UserError(group.fault, "take it out or put a plain file there")
+        raise UserError(group.fault, "remove it or put a regular file there")
     image = _choose_image(place, group.members, image_column)
     values = _read_json(group.members["json"]) if "json" in group.members else {}
     if "txt" in group.members:
         values[caption_column] = _read_text(group.members["txt"])
     if not values:
         raise UserError(f"{place}: no caption", "add a .txt or .json file of this name")
-    return sample_of_row(Row(place, values), sample_id, image, caption_column=caption_column)
+    values |= {
+        text: _read_text(member) for text in inputs.texts if (member := group.members.get(f"{text}.txt"))
+    }
+    return sample_of_row(
+        Row(place, values),
+        sample_id,
+        image,
+        caption_column=caption_column,
+        images={name: _named_image(place, group.members, name) for name in inputs.further_images},
+        texts=inputs.texts,
+    )
+
+
+def _named_image(place: str, members: dict[str, TarImage], name: str) -> TarImage:
+    """The member `KEY.NAME.SUFFIX` with an image suffix."""
+    found = [
+        member
+        for ending, member in members.items()
+        if ending.startswith(f"{name}.") and f".{ending.removeprefix(f'{name}.')}" in IMAGE_SUFFIXES
+    ]
+    if not found:
+        raise UserError(
+            f"{place}: no image {name!r}, which the task needs",
+            f"add it as {place.split(': ')[1]}.{name}.png",
+        )
+    if len(found) > 1:
+        raise UserError(f"{place}: several images {name!r}", "keep one of them")
+    return found[0]
 
 
 def _choose_image(place: str, members: dict[str, TarImage], image_column: str) -> TarImage:
@@ -133,7 +166,7 @@ def _choose_image(place: str, members: dict[str, TarImage], image_column: str) -
     if len(images) > 1:
         raise UserError(f"{place}: several images ({there})", "set image_column to one suffix")
     if any(f".{suffix}" in UNREADABLE_SUFFIXES for suffix in members):
-        raise UserError(f"{place}: this image format is not read ({there})", "convert it to PNG or JPEG")
+        raise UserError(f"{place}: this image format is not supported ({there})", "convert it to PNG or JPEG")
     if not images:
         raise UserError(f"{place}: no image, only {there}", "files belong together up to the first dot")
     return next(iter(images.values()))
@@ -141,7 +174,7 @@ def _choose_image(place: str, members: dict[str, TarImage], image_column: str) -
 
 def _read_text(member: TarImage) -> str:
     if member.size > MAX_CAPTION_BYTES:
-        raise UserError(f"{member.name}: {member.size} bytes are no caption", "take the file out")
+        raise UserError(f"{member.name}: {member.size} bytes are too many for a caption", "remove the file")
     try:
         return member.read().decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
@@ -159,7 +192,7 @@ def _read_json(member: TarImage) -> dict[str, Any]:
 
 
 def _groups(path: Path) -> dict[str, _Group]:
-    """The samples of a tar by their names up to the first dot, in the order of the tar."""
+    """The samples of a tar by name up to the first dot, in the order of the tar."""
     groups: dict[str, _Group] = {}
     for member in _members(path):
         fault = _fault(member)
@@ -170,7 +203,7 @@ def _groups(path: Path) -> dict[str, _Group]:
         stem, _, suffix = base.partition(".")
         group = groups.setdefault(f"{folder}/{stem}" if folder and stem else stem or name, _Group())
         if suffix.lower() in group.members:
-            fault = "is there twice"
+            fault = "occurs twice"
         if fault and not group.fault:
             group.fault = f"{path.name}: '{name}' {fault}"
         group.members[suffix.lower()] = TarImage(path, member.offset_data, member.size, name)
@@ -178,23 +211,23 @@ def _groups(path: Path) -> dict[str, _Group]:
 
 
 def _fault(member: tarfile.TarInfo) -> str | None:
-    """What is wrong with a member, going by its header."""
+    """What is wrong with a member according to its header."""
     if member.isdir():
         return None
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts:
         return "leads out of the tar"
     if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in member.name):
-        return "is no name in UTF-8"
+        return "is not a UTF-8 name"
     if member.issym() or member.islnk():
         return "is a link"
     if not member.isreg() or member.issparse():
-        return "is no plain file"
+        return "is not a regular file"
     return None
 
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """The headers of a tar in order. tarfile takes garbage between them for the end; here it is refused."""
+    """The headers of a tar in order. tarfile takes garbage between them for the end; here it is an error."""
     try:
         size = path.stat().st_size
         with tarfile.open(path, "r:") as tar:
@@ -203,15 +236,15 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
                 if member.offset < end or member.size < 0 or member.offset_data > size:
                     raise tarfile.ReadError(f"a wrong header at byte {member.offset}")
                 end = member.offset_data + (member.size if member.isreg() else 0)
-                tar.members = []  # type: ignore[attr-defined]  # or it would keep every header
+                tar.members = []  # type: ignore[attr-defined]  # it would keep every header
                 yield member
             _check_end(path, tar.offset)
-    except Exception as error:  # headers of foreign bytes raise nearly anything
-        raise UserError(f"{path}: not a readable tar ({_one_line(error)})", "get it again, whole") from error
+    except Exception as error:  # bad headers raise almost anything
+        raise UserError(f"{path}: not a readable tar ({_one_line(error)})", "download it again") from error
 
 
 def _check_end(path: Path, offset: int) -> None:
-    """After the last member there are only zeros."""
+    """Check that only zeros follow the last member."""
     with path.open("rb") as file:
         file.seek(offset)
         while chunk := file.read(1 << 20):

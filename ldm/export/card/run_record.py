@@ -21,7 +21,7 @@ class RunRecord:
         name: of its directory.
         settings: the resolved configuration, private parts included.
         rows: of metrics.jsonl.
-        data_report: as `ldm.data.report.report` or `ldm.data.report.stream` writes it.
+        data_report: as `ldm.data.report.report` or `ldm.data.report.stream_report` writes it.
         step: whose weights the model has: the best, or of a checkpoint; None for the last.
         weights: which of that step: "average" as validation measures them, or others of a checkpoint.
         reports: what evaluations measured of exactly these weights.

@@ -1,4 +1,4 @@
-"""The denoiser's loss: what is frozen stays out of mixed precision, and a sample's weight and mask count."""
+"""The denoiser's loss: frozen encoders ignore mixed precision, and loss weights and loss masks have an effect."""
 
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from ldm.models.loading.model import ModelParts
 from tests.support.tiny_models import make_sd1
 from tests.support.tiny_runs import COMMON, write_squares
 from tests.support.tiny_sources import tar
-from train.data.latents import image_reader, latent_samples
+from train.data.latents import image_readers, latent_samples
 from train.data.read import read_data
 from train.data.streams import begin_stream, streamed_samples
-from train.loop.denoiser_task import DenoiserTask
+from train.loop.denoiser_loss import DenoiserLoss
 from train.run.run import Run
 from train.settings.denoiser import DenoiserSettings
 
@@ -37,31 +37,31 @@ def make_settings(folder: Path, **changes: Any) -> DenoiserSettings:
     return validate(DenoiserSettings, {**tree, "cache": cache, "data": {"path": "data"}, **changes})
 
 
-def make_task(parts: ModelParts, settings: DenoiserSettings) -> DenoiserTask:
-    return DenoiserTask(parts, settings, DDPMPath(ScheduleSettings()), [])
+def make_loss(parts: ModelParts, settings: DenoiserSettings) -> DenoiserLoss:
+    return DenoiserLoss(parts, settings, DDPMPath(ScheduleSettings()), [])
 
 
 def test_a_frozen_encoder_says_under_autocast_what_the_cache_holds(tmp_path: Path, parts: ModelParts) -> None:
-    task = make_task(parts, make_settings(tmp_path))
+    module = make_loss(parts, make_settings(tmp_path))
     random = torch.Generator().manual_seed(0)
     batch = {
         "pixel_values": torch.randn(2, 3, 16, 16, generator=random),
         "posterior_noise": torch.randn(2, 4, 8, 8, generator=random),
     }
-    plain = task.latents(batch), task.embed(["a red apple"], CPU)
+    plain = module.latents(batch), module.embed(["a red apple"], CPU)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = task.latents(batch), task.embed(["a red apple"], CPU)
+        mixed = module.latents(batch), module.embed(["a red apple"], CPU)
         assert torch.is_autocast_enabled("cpu")
     assert torch.equal(mixed[0], plain[0]) and torch.equal(mixed[1].prompt_embeds, plain[1].prompt_embeds)
     assert mixed[1].prompt_embeds.dtype == torch.float32
 
 
 def test_a_trained_text_encoder_is_in_mixed_precision(tmp_path: Path, parts: ModelParts) -> None:
-    task = make_task(parts, make_settings(tmp_path, trainable="unet+text_encoder"))
+    module = make_loss(parts, make_settings(tmp_path, trainable="unet+text_encoder"))
     parts.text_encoder.requires_grad_(True)
-    plain = task.embed(["a red apple"], CPU).prompt_embeds
+    plain = module.embed(["a red apple"], CPU).prompt_embeds
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = task.embed(["a red apple"], CPU).prompt_embeds
+        mixed = module.embed(["a red apple"], CPU).prompt_embeds
     assert mixed.requires_grad and not torch.equal(mixed.float(), plain)
 
 
@@ -78,7 +78,7 @@ def half(box: tuple[int, int, int, int]) -> Image.Image:
 def folder_batch(
     folder: Path, parts: ModelParts, seen: tuple[int, int, int, int] = LEFT, **source: Any
 ) -> tuple[DenoiserSettings, dict[str, Any]]:
-    """Two samples of a folder as training has them; beside it lie masks that are white where `seen` says."""
+    """Two samples of a folder as in training; beside it are masks that are white inside `seen`."""
     data = write_squares(folder / "data")
     for path in data.glob("*.png"):
         (folder / "masks").mkdir(exist_ok=True)
@@ -87,7 +87,7 @@ def folder_batch(
     settings = make_settings(folder, data=tree)
     run = Run(settings)
     placed = read_data(run, folder=folder / "cache").train
-    images = image_reader(run, placed, parts.autoencoder, settings.cache)
+    images = image_readers(run, placed, parts.autoencoder, settings)
     dataset = latent_samples(settings, parts.autoencoder, placed, images)
     return settings, collate([dataset[SampleKey(0, index)] for index in (0, 1)])
 
@@ -95,7 +95,7 @@ def folder_batch(
 def stream_batch(
     folder: Path, parts: ModelParts, seen: tuple[int, int, int, int] = LEFT, **source: Any
 ) -> tuple[DenoiserSettings, dict[str, Any]]:
-    """Two samples of a stream: white pictures, opaque where `seen` says, so that on white they are all the same."""
+    """Two samples of a stream: white images, opaque only inside `seen`, so on a white background they are equal."""
     folder.mkdir()
     picture = Image.new("RGB", (16, 16), "white")
     picture.putalpha(half(seen))
@@ -107,7 +107,7 @@ def stream_batch(
     data = {"sources": sources, "height": 16, "width": 16, "streaming": True}
     settings = make_settings(folder, data=data)
     run = Run(settings)
-    images = image_reader(run, (), parts.autoencoder, settings.cache)
+    images = image_readers(run, (), parts.autoencoder, settings)
     dataset = streamed_samples(settings, latent_samples(settings, parts.autoencoder, (), images))
     run.run_dir.mkdir()
     turns = next(iter(begin_stream(run, settings, parts.text_encoder, 4)(0, {})))
@@ -117,11 +117,11 @@ def stream_batch(
 def losses(parts: ModelParts, settings: DenoiserSettings, batch: dict[str, Any]) -> Tensor:
     """[b]."""
     with torch.no_grad():
-        return make_task(parts, settings)(batch)["loss"]
+        return make_loss(parts, settings)(batch)["loss"]
 
 
 def assert_halves(left: Tensor, right: Tensor, whole: Tensor) -> None:
-    """A masked loss is the mean over what the mask shows, so two equal halves have the whole for their mean."""
+    """A masked loss is the mean inside the mask, so the mean of two equal halves is the loss of the whole."""
     assert not torch.isclose(left, whole, rtol=1e-3).any()
     torch.testing.assert_close((left + right) / 2, whole, rtol=1e-5, atol=0)
 
@@ -146,5 +146,5 @@ def test_the_loss_of_a_sample_is_multiplied_with_its_weight(tmp_path: Path, part
     settings, batch = folder_batch(tmp_path / "light", parts, loss_weight=0.25)
     light, plain = losses(parts, settings, batch), losses(parts, *folder_batch(tmp_path / "plain", parts))
     assert plain.min() > 0 and torch.equal(light, 0.25 * plain)
-    told = make_task(parts, settings)(batch)  # by tenth the loss is told as it is
+    told = make_loss(parts, settings)(batch)  # the losses by tenth are unweighted
     assert sum(float(told[f"loss_t{k}"][0]) for k in range(10)) == pytest.approx(float(plain[0]))

@@ -1,4 +1,4 @@
-"""Where the samples come from: folders, parquet files, WebDataset tars, `datasets`, one or several together."""
+"""Reading samples from folders, parquet files, WebDataset tars and `datasets`, from one source or several."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from ldm.config import Settings
 from ldm.data.masks import AlphaMask, with_masks
-from ldm.data.sample import Refusal, Sample
-from ldm.data.sources.folder import read_folder
+from ldm.data.sample import NO_INPUTS, Refusal, Sample, TaskInputs
 from ldm.data.sources.hf_datasets import DatasetsKey, is_saved_dataset, read_datasets
+from ldm.data.sources.image_folder import read_folder
 from ldm.data.sources.metadata import FILE_NAMES
 from ldm.data.sources.parquet import parquet_files, read_parquet
 from ldm.data.sources.scan import is_folder, scan, status_of, stem, suffix
@@ -24,36 +24,34 @@ Kind = Literal["folder", "parquet", "webdataset", "datasets"]
 
 
 class SourceSettings(Settings):
-    """One place that samples come from. Images for prior preservation are a second source with its own loss_weight."""
+    """A source of samples. Images for prior preservation are a second source with its own loss_weight."""
 
     path: str = Field(
         description="a folder of captioned images, a parquet file or a folder of them, a WebDataset tar or a folder "
         "of them, a folder written by `save_to_disk`, or with kind: datasets a name on the Hub"
     )
     kind: Literal["auto", "folder", "parquet", "webdataset", "datasets"] = Field(
-        "auto", description="what stands at path; auto looks"
+        "auto", description="what kind of data it is; auto detects it"
     )
     caption_column: str = Field("text", description="the column with the caption, a text or a list of texts")
     image_column: str = Field(
         "image",
-        description="the column with the encoded image; in a metadata file the one with the file name, "
-        "when it is not file_name; in tars the suffix to take where a sample has several images",
+        description="the column with the encoded image; in metadata files the column with the file name, "
+        "if it is not file_name; in tars the suffix to use if a sample has several images",
     )
-    split: str = Field("train", description="the split, where datasets or parquet files have several")
+    split: str = Field("train", description="the split, if datasets or parquet files have several")
     config_name: str | None = Field(
-        None, description="the configuration of a dataset on the Hub that has several"
+        None, description="the configuration, if a dataset on the Hub has several"
     )
     repeats: int = Field(
-        1, ge=1, description="how many times an epoch shows each sample, with draws of their own"
+        1, ge=1, description="how many times each sample is used per epoch, with different random draws"
     )
-    loss_weight: float = Field(1.0, gt=0, description="what the loss of these samples is multiplied with")
+    loss_weight: float = Field(1.0, gt=0, description="factor of the loss of these samples")
     masks: Path | None = Field(
         None,
-        description="a folder with an image for each sample, named as its id, white where the loss counts, else black",
+        description="a folder with an image for each sample, named after its id, white where the loss counts",
     )
-    alpha_mask: bool = Field(
-        False, description="whether the loss counts where the images are opaque, and there only"
-    )
+    alpha_mask: bool = Field(False, description="whether the loss counts only where the images are opaque")
 
     @field_validator("alpha_mask")
     @classmethod
@@ -65,7 +63,7 @@ class SourceSettings(Settings):
 
 @dataclass(frozen=True)
 class Reading:
-    """What a source holds: everything found is either used or refused."""
+    """The samples of a source: everything found is either used or refused."""
 
     samples: list[Sample]
     refusals: list[Refusal]
@@ -75,43 +73,49 @@ class Reading:
         return len(self.samples) + len(self.refusals)
 
 
-def read_sources(sources: Sequence[SourceSettings]) -> Reading:
-    """The samples of all sources in order; where there are several, the ids of the first begin with `0/`, and so on.
+def read_sources(sources: Sequence[SourceSettings], inputs: TaskInputs = NO_INPUTS) -> Reading:
+    """The samples of all sources, in order. With several sources, the ids of the first begin with `0/`, and so on.
+
+    Args:
+        inputs: the further images and texts that the task needs.
 
     Raises:
         UserError: as `read_source`.
     """
     if len(sources) == 1:
-        return read_source(sources[0])
-    readings = [read_source(settings, index) for index, settings in enumerate(sources)]
+        return read_source(sources[0], inputs=inputs)
+    readings = [read_source(settings, index, inputs) for index, settings in enumerate(sources)]
     return Reading(
         [sample for reading in readings for sample in reading.samples],
         [refusal for reading in readings for refusal in reading.refusals],
     )
 
 
-def read_source(settings: SourceSettings, index: int | None = None) -> Reading:
+def read_source(
+    settings: SourceSettings, index: int | None = None, inputs: TaskInputs = NO_INPUTS
+) -> Reading:
     """The samples of a source with their weights and masks, each `repeats` times ("a.png", "a.png#2", ...).
 
     Args:
-        index: the source's number among several, which then begins the ids.
+        index: the source's number among several, with which the ids then begin.
+        inputs: the further images and texts that the task needs.
 
     Raises:
-        UserError: the source is missing, empty or faulty as a whole, two samples have one id, or the masks do not
-            match the samples. A faulty row of a parquet file, a tar or a dataset is a refusal instead; of a folder
-            `read_folder` says what is wrong, and there is nothing to go on with.
+        UserError: the source is missing, empty or faulty as a whole, two samples have the same id, or the masks do not
+            match the samples. A faulty row of a parquet file, a tar or a dataset becomes a refusal; a fault in a
+            folder is an error.
     """
-    reading = _read(settings, kind_of(settings))
+    reading = _read(settings, kind_of(settings), inputs)
     if not reading.num_found:
         raise UserError(f"{settings.path}: no samples", "name another source")
     return dressed(reading, settings, settings.path, index)
 
 
 def dressed(reading: Reading, settings: SourceSettings, place: str, index: int | None = None) -> Reading:
-    """What was read at `place` with all that the source's settings say of it: weights, masks, repeats and ids.
+    """Apply the source's settings to what was read at `place`: weights, masks, repeats and ids.
 
     Raises:
-        UserError: two samples have one id, or the masks do not match the samples.
+        UserError: two samples have the same id, or the masks do not match the samples.
     """
     samples = [replace(sample, loss_weight=settings.loss_weight) for sample in reading.samples]
     if settings.alpha_mask:
@@ -125,17 +129,18 @@ def dressed(reading: Reading, settings: SourceSettings, place: str, index: int |
 
 
 def kind_of(settings: SourceSettings) -> Kind:
-    """What stands at a source's path, by its settings or else by looking.
+    """The kind of a source, from its settings or detected from its files.
 
     Raises:
-        UserError: nothing is there, or it could be more than one kind.
+        UserError: there is nothing at its path, or it could be more than one kind.
     """
     root = Path(settings.path)
     if settings.kind == "datasets":
         return "datasets"
     if status_of(root) is None:
         raise UserError(
-            f"{root}: no such folder or file", "name another, or set kind to datasets for a name on the Hub"
+            f"{root}: no such folder or file",
+            "name another, or set kind to datasets for a dataset on the Hub",
         )
     if settings.kind != "auto":
         return settings.kind
@@ -157,15 +162,15 @@ def _kind_of_folder(root: Path) -> Kind:
     if len(found) > 1:
         (one, kind), (other, another) = list(found.items())[:2]
         kinds = " or ".join(dict.fromkeys((kind, another)))
-        raise UserError(f"{root}: holds {one} and {other}", f"set kind to {kinds} (--kind)")
+        raise UserError(f"{root}: has {one} and {other}", f"set kind to {kinds} (--kind)")
     return next(iter(found.values()), "folder")
 
 
 def _kinds_in(names: Sequence[str]) -> dict[str, Kind]:
-    """What a folder holds that samples could come from, each with its kind.
+    """What a folder has that samples could come from, each with its kind.
 
-    Metadata and images are one folder. A parquet file named as a tar beside it describes that one: so does a
-    downloader write its shards.
+    Metadata and images together are one folder. A parquet file with the name of a tar next to it describes that tar, as
+    img2dataset writes them.
     """
     tars = [name for name in names if name.lower().endswith((".tar", *COMPRESSED_SUFFIXES))]
     described = {stem(name) for name in tars}
@@ -183,8 +188,8 @@ def _kinds_in(names: Sequence[str]) -> dict[str, Kind]:
     return found
 
 
-def passed_over(settings: SourceSettings) -> dict[str, int]:
-    """How many files of a source's folder are no part of it, by suffix, the most first; hidden ones do not count.
+def ignored_files(settings: SourceSettings) -> dict[str, int]:
+    """The number of ignored files in a source's folder by suffix, most frequent first; hidden files do not count.
 
     Raises:
         UserError: as `kind_of`.
@@ -193,35 +198,37 @@ def passed_over(settings: SourceSettings) -> dict[str, int]:
     if kind == "datasets" or not is_folder(root):
         return {}
     names = scan(root)
-    captions = {".txt"} if not set(FILE_NAMES) & set(names) else set()  # metadata has the captions itself
+    captions = {".txt"} if not set(FILE_NAMES) & set(names) else set()  # the metadata has the captions
     own = {"parquet": {".parquet"}, "webdataset": {".tar"}, "folder": {*IMAGE_SUFFIXES, *captions}}[kind]
     others = (name for name in names if suffix(name) not in own and name not in FILE_NAMES)
     return dict(Counter(suffix(name) or "without a suffix" for name in others).most_common())
 
 
-def _read(settings: SourceSettings, kind: Kind) -> Reading:
+def _read(settings: SourceSettings, kind: Kind, inputs: TaskInputs) -> Reading:
     root, captions, images = Path(settings.path), settings.caption_column, settings.image_column
     if kind == "folder":
         files = "file_name" if images == "image" else images
-        return Reading(read_folder(root, caption_column=captions, file_column=files), [])
-    fates: list[Sample | Refusal] = []
+        return Reading(read_folder(root, caption_column=captions, file_column=files, inputs=inputs), [])
+    outcomes: list[Sample | Refusal] = []
     if kind == "datasets":
         key = DatasetsKey(settings.path, settings.config_name, settings.split)
-        fates.extend(read_datasets(key, image_column=images, caption_column=captions))
+        outcomes.extend(read_datasets(key, image_column=images, caption_column=captions, inputs=inputs))
     if kind == "parquet":
         for name, path in parquet_files(root, settings.split):
-            fates.extend(read_parquet(name, path, image_column=images, caption_column=captions))
+            outcomes.extend(
+                read_parquet(name, path, image_column=images, caption_column=captions, inputs=inputs)
+            )
     if kind == "webdataset":
         for name, path in tar_files(root):
-            fates.extend(read_tar(name, path, image_column=images, caption_column=captions))
+            outcomes.extend(read_tar(name, path, image_column=images, caption_column=captions, inputs=inputs))
     return Reading(
-        [fate for fate in fates if isinstance(fate, Sample)],
-        [fate for fate in fates if isinstance(fate, Refusal)],
+        [outcome for outcome in outcomes if isinstance(outcome, Sample)],
+        [outcome for outcome in outcomes if isinstance(outcome, Refusal)],
     )
 
 
 def _repeated(reading: Reading, repeats: int, prefix: str) -> Reading:
-    """Samples and refusals again and again, so that their proportion stays."""
+    """Repeat samples and refusals alike, so that their ratio stays the same."""
     ends = ["", *(f"#{turn}" for turn in range(2, repeats + 1))]
     return Reading(
         [replace(s, sample_id=f"{prefix}{s.sample_id}{end}") for end in ends for s in reading.samples],
@@ -230,7 +237,7 @@ def _repeated(reading: Reading, repeats: int, prefix: str) -> Reading:
 
 
 def _refuse_same_ids(place: str, reading: Reading) -> None:
-    """An id keys a sample's random draws, so no two may be the same."""
+    """Ids key the random draws of samples, so they must be different."""
     seen: set[str] = set()
     for sample_id in [s.sample_id for s in reading.samples] + [r.sample_id for r in reading.refusals]:
         if sample_id in seen:

@@ -1,4 +1,4 @@
-"""The memo: what is known of a file while its path, size and time stay; many writers; damage is forgotten."""
+"""The image index: entries hold while path, size and times stay the same; many writers; damaged lines are dropped."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ def stamp(name: str = "a.png", size: int = 1, mtime_ns: int = OLD_NS, ctime_ns: 
     return f"/data/{name}", size, mtime_ns, ctime_ns
 
 
-def test_facts_come_back_while_the_stamp_stays(tmp_path: Path) -> None:
+def test_an_entry_is_found_while_the_stamp_is_the_same(tmp_path: Path) -> None:
     image_index = ImageIndex(tmp_path)
     image_index.put(stamp(), facts_of())
     image_index.put(stamp("b\ud800.png"), facts_of("b"))
@@ -45,7 +45,7 @@ def test_facts_come_back_while_the_stamp_stays(tmp_path: Path) -> None:
     assert ImageIndex(tmp_path, rehash=True).get(stamp()) is None
 
 
-def test_what_rehashing_finds_is_kept(tmp_path: Path) -> None:
+def test_the_entries_of_rehashing_are_kept(tmp_path: Path) -> None:
     first = ImageIndex(tmp_path)
     first.put(stamp("b.png"), facts_of("b"))
     first.save()
@@ -55,8 +55,8 @@ def test_what_rehashing_finds_is_kept(tmp_path: Path) -> None:
     assert ImageIndex(tmp_path).get(stamp()) == facts_of() and ImageIndex(tmp_path).get(stamp("b.png"))
 
 
-def test_of_two_answers_for_one_file_the_later_one_counts(tmp_path: Path) -> None:
-    """What rehashing finds must not lose against what it distrusts, in whatever order a disk lists its files."""
+def test_of_two_entries_for_a_file_the_later_one_counts(tmp_path: Path) -> None:
+    """The entries of rehashing must win over older ones, in whatever order the file system lists the files."""
     for turn in range(12):
         image_index = ImageIndex(tmp_path, rehash=True)
         image_index.put(stamp(), facts_of(f"answer {turn}"))
@@ -86,7 +86,7 @@ def test_many_write_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
     image_index = ImageIndex(tmp_path)
     image_index.put(stamp(), facts_of())
     image_index.save()
-    assert len(list((tmp_path / "facts").iterdir())) == 1  # more than enough to be merged
+    assert len(list((tmp_path / "facts").iterdir())) == 1  # enough to be merged
     again = ImageIndex(tmp_path)
     for writer in range(3):
         for turn in range(MAX_FILES):
@@ -94,7 +94,7 @@ def test_many_write_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", range(0, 100, 4))
-def test_a_damaged_line_is_forgotten_and_the_others_are_not(tmp_path: Path, place: int) -> None:
+def test_a_damaged_line_is_dropped_and_the_others_are_not(tmp_path: Path, place: int) -> None:
     image_index = ImageIndex(tmp_path)
     for name in ("a", "b", "c"):
         image_index.put(stamp(name), facts_of(name))
@@ -109,24 +109,24 @@ def test_a_damaged_line_is_forgotten_and_the_others_are_not(tmp_path: Path, plac
 
 
 def read(path: Path, image_index: ImageIndex) -> Stamp:
-    """Survey a file as a run does: its stamp, then its bytes."""
+    """Survey a file like a run: first its stamp, then its bytes."""
     found = FileImage(path).stamp()
     assert found is not None
     image_index.put(found, facts_of(path.read_text()))
     return found
 
 
-def test_a_file_written_again_in_the_same_moment_is_not_remembered(tmp_path: Path) -> None:
+def test_a_file_modified_again_right_away_is_not_remembered(tmp_path: Path) -> None:
     for name in ("same", "changed", "gone"):
         (tmp_path / name).write_text("one")
     image_index = ImageIndex(tmp_path / "cache")
     stamps = {name: read(tmp_path / name, image_index) for name in ("same", "changed", "gone")}
     (tmp_path / "changed").write_text("two")
-    os.utime(tmp_path / "changed", ns=(stamps["changed"][2],) * 2)  # a clock that ticks slowly
+    os.utime(tmp_path / "changed", ns=(stamps["changed"][2],) * 2)  # a slow clock
     (tmp_path / "gone").unlink()
     (tmp_path / "raced").write_text("two")
     raced = FileImage(tmp_path / "raced").stamp()
-    image_index.put(raced, facts_of("one"))  # read before a change that no time shows
+    image_index.put(raced, facts_of("one"))  # read before a change that the times do not show
     image_index.save()
     again = ImageIndex(tmp_path / "cache")
     assert again.get(stamps["same"]) == facts_of("one")
@@ -134,7 +134,7 @@ def test_a_file_written_again_in_the_same_moment_is_not_remembered(tmp_path: Pat
     assert again.get(raced) is None
 
 
-def test_a_disk_that_keeps_whole_seconds_is_trusted_after_two(tmp_path: Path) -> None:
+def test_times_in_whole_seconds_are_trusted_after_two_seconds(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_text("one")
     now_ns = path.stat().st_mtime_ns // 10**9 * 10**9
@@ -149,7 +149,7 @@ def test_a_disk_that_keeps_whole_seconds_is_trusted_after_two(tmp_path: Path) ->
 
 
 def test_another_file_with_the_old_size_and_time_is_read_again(tmp_path: Path) -> None:
-    """As `cp -p`, rsync and unpackers leave it."""
+    """As after `cp -p`, rsync or unpacking."""
     path = tmp_path / "a"
     path.write_text("one")
     os.utime(path, ns=(OLD_NS, OLD_NS))
@@ -157,7 +157,7 @@ def test_another_file_with_the_old_size_and_time_is_read_again(tmp_path: Path) -
     found = read(path, image_index)
     image_index.save()
     assert ImageIndex(tmp_path / "cache").get(FileImage(path).stamp()) == facts_of("one")
-    time.sleep(0.02)  # or the clock of the disk may not have ticked
+    time.sleep(0.02)  # so that the clock of the file system advances
     path.write_text("two")
     os.utime(path, ns=(OLD_NS, OLD_NS))
     again = FileImage(path).stamp()

@@ -1,4 +1,4 @@
-"""The cached embeddings of captions: each caption once, and the empty one, which guidance is trained with."""
+"""The cache of caption embeddings: each caption once, and the empty one for classifier-free guidance."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,12 +9,11 @@ from torch import Tensor
 
 from ldm.data.cache.fill import Filled, Processes, fill_store
 from ldm.data.cache.keys import prompt_key
-from ldm.data.cache.shards import Parts, ShardStore, report_damage
+from ldm.data.cache.shards import MISSING_HINT, Parts, ShardStore, report_damage
 from ldm.errors import UserError
 from ldm.types import Conditioning
 
 EncodePrompts = Callable[[list[str]], Conditioning]
-HINT = "run again: it is then encoded"
 
 
 @dataclass(frozen=True)
@@ -26,12 +25,12 @@ class PromptItem:
 
 
 class PromptCache:
-    """Captions -> Conditioning, encoded once for each text encoder.
+    """Captions -> Conditioning, encoded once per text encoder.
 
     Args:
-        folder: the cache's folder, `ldm.data.cache.moments.cache_root()` unless the settings name another.
-        text_encoder_hash: of the network, its tokenizer, its context and the number of chunks, see `combined_hash`.
-        on_damage: told in one line of every damaged shard and entry; by default it goes to stderr.
+        folder: the cache's folder, `cache_root()` unless the settings name another.
+        text_encoder_hash: `combined_hash` of the network, its tokenizer, its context and the number of chunks.
+        on_damage: called with one line for every damaged shard and entry; by default it prints to stderr.
     """
 
     def __init__(
@@ -41,7 +40,7 @@ class PromptCache:
         self.store = ShardStore(folder, "prompts", text_encoder_hash, on_damage)
 
     def missing(self, texts: Iterable[str]) -> list[str]:
-        """Which of the captions, and of the empty one, have no good entry; each once, sorted."""
+        """The captions without a valid entry, including the empty one; each once, sorted."""
         self.store.refresh()
         return [item.text for item in self._items(texts) if self.store.get(item.key) is None]
 
@@ -56,14 +55,14 @@ class PromptCache:
         batch_size: int = 32,
         on_progress: Callable[[int], None] = lambda _: None,
     ) -> Filled:
-        """Encode the captions that are missing, and the empty one. Every process passes the same `texts`.
+        """Encode the missing captions, and the empty one. Every process passes the same `texts`.
 
         Args:
-            encode_prompts: B texts -> Conditioning with B rows; called only when something is missing.
-            on_progress: told how many captions of this process's share are there.
+            encode_prompts: B texts -> Conditioning with B rows; called only if something is missing.
+            on_progress: called with the number of captions of this process's share that are there.
 
         Raises:
-            UserError: the disk is too full or not writable, or an embedding is not finite.
+            UserError: the disk is full or not writable, or an embedding is not finite.
         """
 
         def encode(batches: Iterable[Sequence[PromptItem]]) -> Iterator[list[Parts]]:
@@ -82,10 +81,10 @@ class PromptCache:
         )
 
     def read(self, texts: Sequence[str]) -> Conditioning:
-        """The embeddings of B captions, row i for text i: prompt_embeds [B, L, D], the others as they were encoded.
+        """The embeddings of B captions, one row each: prompt_embeds [B, L, D], other fields as they were encoded.
 
         Raises:
-            UserError: a caption is missing or its entry is damaged.
+            UserError: the entry of a caption is missing or damaged.
         """
         rows = [self._row(text) for text in texts]
         stacked: dict[str, Tensor] = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
@@ -99,16 +98,16 @@ class PromptCache:
             self.store.refresh()
         parts = self.store.get(key)
         if parts is None:
-            raise UserError(f"the caption {text!r} is not in the cache {self.store.folder}", HINT)
+            raise UserError(f"the caption {text!r} is not in the cache {self.store.folder}", MISSING_HINT)
         return parts
 
     def _items(self, texts: Iterable[str]) -> list[PromptItem]:
-        """Each caption once, and the empty one; sorted, so that the batches do not hang on the samples' order."""
+        """Each caption once, and the empty one; sorted, so that batches do not depend on the sample order."""
         return [PromptItem(prompt_key(text, self.text_encoder_hash), text) for text in sorted({"", *texts})]
 
 
 def _rows(embeds: Conditioning, batch: Sequence[PromptItem]) -> list[Parts]:
-    assert len(embeds) == len(batch), "one row of embeddings a caption"
+    assert len(embeds) == len(batch), "one row of embeddings per caption"
     embeds = embeds.map(lambda tensor: tensor.detach().cpu())
     fields: list[tuple[str, Tensor | None]] = [
         ("prompt_embeds", embeds.prompt_embeds),
@@ -117,5 +116,7 @@ def _rows(embeds: Conditioning, batch: Sequence[PromptItem]) -> list[Parts]:
     ]
     for row, item in enumerate(batch):
         if not torch.isfinite(embeds.prompt_embeds[row]).all():
-            raise UserError(f"the text encoder gives no finite embedding of {item.text!r}", "use float32")
+            raise UserError(
+                f"the text encoder returns an embedding that is not finite for {item.text!r}", "use float32"
+            )
     return [{name: t[row] for name, t in fields if t is not None} for row in range(len(batch))]

@@ -1,4 +1,4 @@
-"""What is known of a stream so far: it grows shard by shard, and is what decides whether too many samples are bad."""
+"""The report on a stream, which grows shard by shard and stops the run if too many samples are unusable."""
 
 import json
 import re
@@ -16,25 +16,25 @@ from ldm.io.files import read_json, write_bytes, write_json
 
 FOLDER = "data_report"
 NUM_BEFORE_JUDGING = 100
-"""With fewer samples seen, and shards still to come, no share of bad ones stops the run."""
+"""The run is not stopped before this many samples have been seen, unless there are no more shards."""
 
 _NUM_NAMED = 10
 _OWN_FILE = re.compile(r"shard-\d{5}\.json")
 
 
 class StreamReport:
-    """`data_report.json` with a row a shard, and in `data_report/` the fate of every sample of each shard.
+    """`data_report.json` with a row per shard, and in `data_report/` what happened to every sample of each shard.
 
-    Duplicates are looked for inside each shard. A run that goes on reads its rows again, so that a shard is counted
-    once and is recognised when it has changed.
+    Duplicates are searched inside each shard only. A resumed run reads the rows again, so that each shard is counted
+    once and a changed shard is noticed.
 
     Args:
         folder: the run's directory.
-        num_shards: how many there are in all.
-        resumed: whether rows of an earlier process of this run count.
-        main: whether this process writes. All keep the same rows.
-        count_tokens: of a caption, start and end included.
-        context_length: how many of them fit.
+        num_shards: the number of shards in total.
+        resumed: whether to read the rows of an earlier process of this run.
+        main: whether this process writes. All processes keep the same rows.
+        count_tokens: caption -> number of tokens, including start and end.
+        context_length: how many tokens the text encoder reads.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class StreamReport:
             _remove_old(folder / FOLDER)
 
     def add(self, found: OpenShard) -> None:
-        """Take in a shard that was opened; one that was seen before must be what it was.
+        """Add an opened shard; one that was seen before must be unchanged.
 
         Raises:
-            UserError: it is not, or of all that was seen too much is bad.
+            UserError: it has changed, or too many of the samples seen so far cannot be used.
         """
         known = self.rows.get(found.shard.shard_id)
         if known is not None and known["contents"] != found.contents:
@@ -77,7 +77,7 @@ class StreamReport:
         self._check()
 
     def summary(self) -> dict[str, Any]:
-        """The counts over the shards seen so far, and their rows; used + refused = found."""
+        """Counts over the shards seen so far, and their rows; used + refused = found."""
         rows = list(self.rows.values())
         buckets: Counter[str] = Counter()
         for row in rows:
@@ -108,12 +108,12 @@ class StreamReport:
         raise UserError(
             f"{num_refused} of the {num_found} samples seen so far are bad, more than max_bad_fraction "
             f"{self.max_bad_fraction:g} allows ({'; '.join(reasons[:_NUM_NAMED])})",
-            "mend them or take them out",
+            "fix or remove them",
         )
 
 
 def _remove_old(folder: Path) -> None:
-    """What a run that came to no checkpoint wrote; anything else in the folder is not ours."""
+    """Remove the files of a run that was killed before its first checkpoint, and no other files."""
     for path in folder.glob("shard-*.json"):
         if _OWN_FILE.fullmatch(path.name):
             path.unlink()
@@ -124,7 +124,7 @@ def _file_of(shard: Shard) -> str:
 
 
 def _row(found: OpenShard) -> dict[str, Any]:
-    """A shard in a few numbers, as JSON has them."""
+    """A summary of a shard as JSON values."""
     prepared = found.prepared
     buckets = Counter(f"{one.placement.width} x {one.placement.height}" for one in prepared.placed)
     return {

@@ -1,4 +1,4 @@
-"""A run writes neither over the user's files nor among the images, and its report says what it does with them."""
+"""A run never writes over the user's files or among the images, and its report says how it uses them."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from ldm.errors import UserError
 from ldm.io.files import remove_leftovers
 from tests.support.tiny_runs import AUTOENCODER, write_config, write_squares
 from train.autoencoder import main
-from train.run.output_checks import check_places
+from train.run.directory import check_outputs
 from train.settings.denoiser import DenoiserSettings
 
 
@@ -91,7 +91,7 @@ def test_neither_masks_nor_the_cache_are_forgotten(
     }
     settings = validate(DenoiserSettings, tree)
     with pytest.raises(UserError, match=named) if named else nullcontext():
-        check_places(settings)
+        check_outputs(settings)
 
 
 def test_a_report_made_beforehand_may_lie_there(tmp_path: Path) -> None:

@@ -1,0 +1,163 @@
+"""The denoiser's training data as the loop takes it: all samples read before the run, or shards of a stream."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from ldm.data.captions import directional_words, plain_caption
+from ldm.data.prepare import BucketedSample
+from ldm.data.streaming import StreamOrder
+from ldm.tasks import Task
+
+from ..loop.denoiser_loss import DenoiserLoss
+from ..loop.state import TrainState
+from ..loop.validation import ValidationSamples, held_out_loss
+from ..run.after_steps import Validate
+from ..run.denoiser_model import size_multiple
+from ..run.preview import PreviewInputs
+from ..run.run import Run
+from ..settings.denoiser import DenoiserSettings
+from .latents import ImageReaders, cached_prompts, image_readers, latent_samples
+from .read import TrainingData, read_data, write_data_report
+from .streams import begin_stream, check_streaming, streamed_samples
+
+
+@dataclass(frozen=True)
+class DenoiserData:
+    """What `Run.train` and the previews take.
+
+    Attributes:
+        preview: the prompts of the settings, or the first captions, and the images that the task needs.
+        bucket_of: the size of each sample; empty for a stream.
+        stream: makes the order of a stream; None if all samples are read before the run.
+        validate: measures the loss on held-out samples; None if that is off.
+        opened: writes the data report, once the run's directory exists.
+    """
+
+    dataset: "Dataset[Any]"
+    preview: PreviewInputs
+    bucket_of: Sequence[tuple[int, int]] = ()
+    stream: Callable[[int, Mapping[str, Any]], StreamOrder] | None = None
+    validate: Validate | None = None
+    opened: Callable[[], None] = lambda: None
+
+
+def read_samples(run: Run, settings: DenoiserSettings, loss: DenoiserLoss) -> DenoiserData:
+    """Read all samples, and fill the cache with their latents and prompt embeddings.
+
+    Raises:
+        UserError: images are missing or bad, or the data of a resumed run has changed.
+    """
+    parts, data = loss.parts, read_training_data(run, settings, loss)
+    if settings.data.flip and run.main:
+        warn_flips(data.train)
+    samples = [*data.train, *data.held_out]
+    readers = image_readers(run, samples, parts.autoencoder, settings)
+    loss.prompts = cached_prompts(run, samples, parts.text_encoder, settings)
+    return DenoiserData(
+        latent_samples(settings, parts.autoencoder, data.train, readers),
+        preview_inputs(settings, data.train, loss.task),
+        bucket_of=[one.size for one in data.train],
+        validate=validation(run, settings, loss, data, readers) if settings.validation.every else None,
+        opened=lambda: write_data_report(run.run_dir, data, parts.text_encoder, settings.prompt_chunks),
+    )
+
+
+def read_training_data(run: Run, settings: DenoiserSettings, loss: DenoiserLoss) -> TrainingData:
+    """The samples of a run of the denoiser, not yet encoded; errors as `read_data`."""
+    multiple = size_multiple(loss.parts)
+    return read_data(
+        run,
+        folder=settings.cache.root(),
+        multiple=multiple,
+        rehash=settings.cache.rehash,
+        inputs=loss.task.inputs,
+    )
+
+
+def open_stream(run: Run, settings: DenoiserSettings, loss: DenoiserLoss) -> DenoiserData:
+    """Samples that are read from shards during the run.
+
+    Raises:
+        UserError: the settings need all samples before the run, or a source has no shards.
+    """
+    check_streaming(settings)
+    parts = loss.parts
+    if loss.task.inputs.images:
+        run.warn(f"no previews of the task {loss.task.name}: a stream has no images before the run")
+    readers = image_readers(run, (), parts.autoencoder, settings)
+    loss.prompts = cached_prompts(run, (), parts.text_encoder, settings)
+    return DenoiserData(
+        streamed_samples(settings, latent_samples(settings, parts.autoencoder, (), readers)),
+        PreviewInputs(settings.preview.prompts),
+        stream=begin_stream(run, settings, parts.text_encoder, size_multiple(parts)),
+    )
+
+
+def preview_inputs(
+    settings: DenoiserSettings, samples: Sequence[BucketedSample], task: Task
+) -> PreviewInputs:
+    """The prompts of the settings, or the captions of the first eight samples; with the images of the first samples."""
+    images = task.inputs.images
+    if images:  # stacked, so of one size
+        samples = [one for one in samples if one.size == samples[0].size]
+    captions = (plain_caption(one.sample, settings.captions) for one in samples[:8])
+    prompts = settings.preview.prompts or tuple(captions)
+    shown = [samples[i % len(samples)] for i in range(len(prompts))]
+    return PreviewInputs(
+        prompts, {image.name: torch.stack([one.input_pixels(image) for one in shown]) for image in images}
+    )
+
+
+def validation(
+    run: Run,
+    settings: DenoiserSettings,
+    loss: DenoiserLoss,
+    data: TrainingData,
+    readers: ImageReaders,
+) -> Validate:
+    """A function that measures the loss on the held-out samples, each with its first caption.
+
+    Args:
+        readers: of the training samples, followed by the held-out samples.
+
+    Raises:
+        UserError: there are none.
+    """
+    own = readers.starting_at(len(data.train))
+    dataset = latent_samples(settings, loss.parts.autoencoder, data.held_out, own)
+    samples = ValidationSamples(
+        dataset,
+        [plain_caption(one.sample, settings.captions) for one in data.held_out],
+        num_timesteps_per_sample=settings.validation.num_timesteps_per_sample,
+        buckets=[one.size for one in data.held_out],
+    )
+
+    def validate(state: TrainState) -> dict[str, float]:
+        return held_out_loss(
+            loss,
+            samples,
+            batch_size=settings.validation.batch_size,
+            device=run.device,
+            average=state.average,
+            processes=run.processes,
+            autocast=run.accelerator.autocast,
+        )
+
+    return validate
+
+
+def warn_flips(placed: Sequence[BucketedSample]) -> None:
+    """Warn of captions that a mirrored image would contradict, if flips are on and the data does not say."""
+    samples = [one.sample for one in placed if one.sample.may_flip is None]
+    unsaid = [s for s in samples if any(directional_words(c) for c in s.captions)]
+    if unsaid:
+        print(
+            f"warning: data.flip is on; {len(unsaid)} images whose captions name a direction are never mirrored, "
+            f"for instance {unsaid[0].text!r}; text and asymmetric objects are not recognised",
+            file=sys.stderr,
+        )

@@ -1,0 +1,125 @@
+"""Denoiser, text encoder and objective as one module: a batch in, one loss per sample out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from ldm.diffusion.objective import diffusion_loss, split_by_tenth, timestep_at
+from ldm.diffusion.path import ProbabilityPath
+from ldm.models.dropout import set_dropout_keys
+from ldm.models.loading.model import ModelParts
+from ldm.tasks import find_task, input_latents
+from ldm.types import Conditioning
+
+from ..settings.denoiser import DenoiserSettings
+from .optim import ParameterGroup
+from .steps import Batch, to_device
+
+EmbedPrompts = Callable[[list[str]], Conditioning]
+
+
+class DenoiserLoss(nn.Module):
+    """The loss of a denoiser as a module, whose parameters are those of the networks that are trained.
+
+    The autoencoder and a frozen text encoder are used, but are not submodules.
+
+    Attributes:
+        parts: the whole model.
+        task: what the denoiser is told besides the prompt.
+        prompts: the outputs of a frozen text encoder, from the cache; None calls the text encoder.
+    """
+
+    def __init__(
+        self,
+        parts: ModelParts,
+        settings: DenoiserSettings,
+        path: ProbabilityPath,
+        groups: Sequence[ParameterGroup],
+    ) -> None:
+        super().__init__()
+        self.denoiser = parts.denoiser
+        if settings.trains_text_encoder:
+            self.text_encoder = parts.text_encoder
+        self.settings, self.path, self.groups = settings, path, list(groups)
+        self.task = find_task(settings.task)
+        self.parts = parts  # not a module, so its networks are not moved, saved or trained with this one
+        self.prompts: EmbedPrompts | None = None
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The groups for the optimizer."""
+        return self.groups
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Per-sample `loss` [b], and for each tenth of the timesteps `loss_tK` and `count_tK` [b]."""
+        set_dropout_keys(self, batch["noise"])
+        latents = self.latents(batch)
+        timesteps = timestep_at(batch["position"], self.path, self.settings.objective)
+        loss = diffusion_loss(
+            self.denoiser,
+            latents,
+            batch["noise"],
+            timesteps,
+            self.conditioning(batch, latents.device),
+            self.path,
+            self.settings.objective,
+            mask=batch.get("loss_mask"),
+            offset=batch.get("offset"),
+            perturbation=batch.get("perturbation"),
+        )
+        return {
+            "loss": loss * batch["loss_weight"],
+            **by_tenth(loss, self.path.tenth(timesteps)),
+        }
+
+    def latents(self, batch: Batch) -> Tensor:
+        """The batch's latents [b, C, h, w], sampled from its moments or from those of its pixel values."""
+        moments = batch["moments"] if "moments" in batch else self.encode(batch["pixel_values"])
+        return self.parts.autoencoder.sample_posterior(moments, batch["posterior_noise"])
+
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """[b, 3, H, W] -> moments [b, 2C, h, w]."""
+        with frozen_encoder(pixel_values.device):
+            return self.parts.autoencoder.encode(pixel_values)
+
+    def conditioning(self, batch: Batch, device: torch.device) -> Conditioning:
+        """What the denoiser is told about the batch: its captions, and the images that the task needs."""
+        latents, pixel_values = {}, {}
+        for image in self.task.inputs.images:
+            if image.encoded:
+                latents[image.name] = self.input_latents(batch, image.key)
+            else:
+                pixel_values[image.name] = batch[image.key]
+        prompt = self.embed(batch["caption"], device)
+        return self.task.training_conditioning(prompt, latents, pixel_values)
+
+    def input_latents(self, batch: Batch, key: str) -> Tensor:
+        """The latents [b, C, h, w] of an image that the task needs; the batch has moments of all images, or of none."""
+        moments = batch[key] if "moments" in batch else self.encode(batch[key])
+        return input_latents(self.task, self.parts.autoencoder, moments)
+
+    def embed(self, captions: list[str], device: torch.device) -> Conditioning:
+        """The captions' embeddings, from the cache or from the text encoder."""
+        if self.prompts is not None:
+            return self.prompts(captions).map(lambda tensor: to_device(tensor, device))
+        with nullcontext() if self.settings.trains_text_encoder else frozen_encoder(device):
+            embeds: Conditioning = self.parts.text_encoder(captions, num_chunks=self.settings.prompt_chunks)
+            return embeds
+
+
+@contextmanager
+def frozen_encoder(device: torch.device) -> Iterator[None]:
+    """Inside the block an encoder computes what the cache would hold: no gradient, and float32 in mixed precision.
+
+    Stable Diffusion's autoencoder would overflow in fp16.
+    """
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+def by_tenth(loss: Tensor, tenths: Tensor) -> dict[str, Tensor]:
+    """`loss_tK` and `count_tK`, each [b]: for samples in tenth K the loss and 1, for others 0 and 0."""
+    losses, counts = split_by_tenth(loss, tenths)
+    found = {f"loss_t{tenth}": part for tenth, part in enumerate(losses)}
+    return found | {f"count_t{tenth}": part for tenth, part in enumerate(counts)}

@@ -1,0 +1,116 @@
+"""Everything a run needs to continue: weights, optimizer, averages, and the sums of the metrics not yet logged."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.data.fingerprint import Fingerprint
+from ldm.diffusion.objective import NUM_TENTHS
+
+from .averages import WeightAverages
+from .sharding import is_sharded, reshard, unshard
+
+
+@dataclass
+class MetricWindow:
+    """Sums of the steps' metrics since the last row of metrics.jsonl, kept on the device so that nothing waits for it.
+
+    Part of the checkpoint, so a resumed run writes the same rows.
+
+    Attributes:
+        sums: by name, in float64; `steps` counts the steps that were not skipped.
+    """
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, metrics: dict[str, Tensor], skipped: Tensor) -> None:
+        """Add the metrics of a step, unless it was skipped."""
+        kept = ~skipped.bool()
+        for name, value in {**metrics, "steps": torch.ones_like(metrics["loss"])}.items():
+            part = torch.where(kept, value, 0.0).double()
+            self.sums[name] = self.sums[name] + part if name in self.sums else part
+
+    def take(self) -> dict[str, Tensor]:
+        """The means since the last call, which starts a new window; NaN if there was no step, or no sample.
+
+        `loss_tK` is the mean over the samples in tenth K; `count_tK` says how many there were.
+        """
+        sums, self.sums = self.sums, {}
+        counts = {f"count_t{tenth}" for tenth in range(NUM_TENTHS)}
+        return {
+            name: value / sums[name.replace("loss_t", "count_t") if name.startswith("loss_t") else "steps"]
+            for name, value in sums.items()
+            if name != "steps" and name not in counts
+        }
+
+    def numbers(self) -> dict[str, float]:
+        """The sums as plain numbers, for a checkpoint."""
+        return {name: float(value) for name, value in self.sums.items()}
+
+    @classmethod
+    def from_numbers(cls, numbers: dict[str, float], device: torch.device) -> "MetricWindow":
+        """The inverse of `numbers`, exact to the last bit."""
+        return cls({name: torch.tensor(v, dtype=torch.float64, device=device) for name, v in numbers.items()})
+
+
+@dataclass
+class TrainState:
+    """Everything a run needs to continue. There is no random state: every draw is a function of the step.
+
+    Attributes:
+        module: maps a batch to its losses, and holds the weights.
+        step: optimizer steps done, including the skipped ones.
+        num_bad_steps: steps skipped because the loss or the gradient was not finite.
+        scaler: scales the loss, with fp16 only.
+        window: metrics since the last row of metrics.jsonl.
+        stream: the position in a stream of shards; empty without one.
+        data: fingerprint of the training data; None for a stream.
+    """
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: WeightAverages
+    step: int = 0
+    num_bad_steps: int = 0
+    scaler: torch.amp.GradScaler | None = None
+    window: MetricWindow = field(default_factory=MetricWindow)
+    stream: dict[str, Any] = field(default_factory=dict)
+    data: Fingerprint | None = None
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside the block each process has whole weights, sharded or not. Every process must enter it.
+
+        A single process may read and write them. A sharded network must be run by all processes or none.
+        """
+        undo = self.to_whole()
+        try:
+            yield
+        finally:
+            undo()
+
+    def to_whole(self) -> Callable[[], None]:
+        """Gather the weights and the average that previews and results use. Every process must call it.
+
+        Returns:
+            a function that shards them again; until it is called, the state can be neither trained nor saved.
+        """
+        if not is_sharded(self.module):
+            return lambda: None
+        unshard(self.module)
+        shard_averages = self.average.to_whole(trained_weights(self.module))
+
+        def undo() -> None:
+            shard_averages()
+            reshard(self.module)
+
+        return undo
+
+
+def trained_weights(module: nn.Module) -> dict[str, Tensor]:
+    """The trainable weights by name; not copies."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}

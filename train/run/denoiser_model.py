@@ -1,0 +1,131 @@
+"""The denoiser's model as a run starts with it: a base model, or a fresh UNet between trained parts."""
+
+from pathlib import Path
+
+import torch
+
+from ldm.diffusion.path import DDPMPath
+from ldm.diffusion.schedulers import training_path
+from ldm.errors import UserError
+from ldm.models.clip import ClipTextEncoder
+from ldm.models.fresh import make_unet, widen_input
+from ldm.models.loading.components import load_text_model, load_tokenizer, load_vae
+from ldm.models.loading.folder import Defaults
+from ldm.models.loading.model import ModelParts, load_parts
+from ldm.models.loading.source import find_model
+from ldm.models.unet import UNetDenoiser
+from ldm.models.vae import KLAutoencoder
+from ldm.tasks import find_task
+
+from ..loop.denoiser_loss import DenoiserLoss
+from ..settings.denoiser import DenoiserSettings, PartsSettings
+from .trainable import choose_trained
+
+
+def make_loss(settings: DenoiserSettings) -> DenoiserLoss:
+    """The model with its loss, ready for training: a function of the settings alone.
+
+    Raises:
+        UserError: a part is missing, or does not fit the settings.
+    """
+    parts = make_parts(settings)
+    groups = choose_trained(parts, settings, seed=settings.seed, learning_rate=settings.optim.learning_rate)
+    return DenoiserLoss(parts, settings, path_of(settings, parts), groups)
+
+
+def make_parts(settings: DenoiserSettings) -> ModelParts:
+    """The model to train: `base`, or a fresh UNet between the trained `parts`.
+
+    Raises:
+        UserError: a part is missing, or the base model does not fit the task.
+    """
+    return load_base(settings) if settings.base is not None else make_fresh(settings)
+
+
+def load_base(settings: DenoiserSettings) -> ModelParts:
+    """The base model, with the input channels that the task needs."""
+    assert settings.base is not None
+    parts = load_parts(find_model(settings.base)[0])
+    # generation must not cut prompts shorter than the captions of this run
+    num_chunks = max(parts.defaults.max_prompt_chunks, settings.prompt_chunks)
+    parts.defaults = parts.defaults.model_copy(update={"max_prompt_chunks": num_chunks})
+    fit_input_channels(parts, settings)
+    return parts
+
+
+def fit_input_channels(parts: ModelParts, settings: DenoiserSettings) -> None:
+    """Add the task's channels to a UNet that takes only latents; new weights are zero.
+
+    Raises:
+        UserError: the UNet takes other channels, or only an adapter is trained, which cannot hold the new weights.
+    """
+    latent_channels = parts.autoencoder.num_channels
+    needed = latent_channels + find_task(settings.task).concat_channels(latent_channels)
+    given = parts.denoiser.input_channels
+    if given == needed:
+        return
+    what = f"base = {settings.base} has a UNet with {given} input channels, task {settings.task!r} needs {needed}"
+    if given != latent_channels:
+        raise UserError(what, "choose another base or task")
+    if settings.is_adapter:
+        raise UserError(what, "set trainable: unet, because an adapter cannot add channels")
+    widen_input(parts.denoiser.unet, needed)
+
+
+def make_fresh(settings: DenoiserSettings) -> ModelParts:
+    """A fresh UNet with a trained autoencoder and text encoder."""
+    assert settings.parts is not None
+    data = settings.data
+    autoencoder, text_encoder = load_autoencoder(settings.parts), load_text_encoder(settings.parts)
+    unet = make_unet(
+        settings.model,
+        latent_channels=autoencoder.num_channels,
+        concat_channels=find_task(settings.task).concat_channels(autoencoder.num_channels),
+        latent_size=data.height // autoencoder.pixels_per_latent,
+        text_width=text_encoder.text_width,
+    )
+    defaults = Defaults(
+        height=data.height,
+        width=data.width,
+        max_prompt_chunks=settings.prompt_chunks,
+        **settings.defaults.model_dump(),
+    )
+    scheduler_config = DDPMPath(settings.schedule).scheduler_config()
+    return ModelParts(UNetDenoiser(unet), autoencoder, text_encoder, scheduler_config, defaults)
+
+
+def load_autoencoder(parts: PartsSettings) -> KLAutoencoder:
+    """The autoencoder of a run of `autoencoder`, or of a model's folder."""
+    own = parts.autoencoder / "autoencoder"
+    folder = own if own.is_dir() else _part(parts.autoencoder / "vae", "autoencoder")
+    return KLAutoencoder(load_vae(folder, torch.float32))
+
+
+def load_text_encoder(parts: PartsSettings) -> ClipTextEncoder:
+    """The text encoder and tokenizer of a run of `text_encoder`, or of a model's folder."""
+    folder = _part(parts.text_encoder / "text_encoder", "text_encoder")
+    tokenizer = load_tokenizer(parts.text_encoder / "tokenizer")
+    return ClipTextEncoder(tokenizer, load_text_model(folder, torch.float32))
+
+
+def _part(folder: Path, program: str) -> Path:
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist", f"finish a run of the program {program} first")
+    return folder
+
+
+def path_of(settings: DenoiserSettings, parts: ModelParts) -> DDPMPath:
+    """The path to train on: that of the settings, or the one that `base` was trained on.
+
+    Raises:
+        UserError: the noise schedule of `base` is not supported.
+    """
+    if settings.base is None:
+        return DDPMPath(settings.schedule)
+    return DDPMPath(training_path(parts.scheduler_config, settings.base))
+
+
+def size_multiple(parts: ModelParts) -> int:
+    """What image sides must be multiples of, since autoencoder and UNet halve them: pixels."""
+    levels = len(parts.denoiser.unet.config.block_out_channels)
+    return int(parts.autoencoder.pixels_per_latent * 2 ** (levels - 1))
