@@ -70,7 +70,7 @@ def test_a_missing_caption_is_named(tmp_path: Path) -> None:
 
 
 def test_embeddings_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no finite embedding of ''"):
+    with pytest.raises(UserError, match="an embedding that is not finite for ''"):
         PromptCache(tmp_path, MODEL).fill(TEXTS, lambda texts: TextEncoder()(texts).map(lambda t: t / 0))
 
 
