@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ldm.errors import UserError
 from ldm.export.artefact import export
-from ldm.export.hub.push import push_folder
-from ldm.export.options import ExportOptions
-from ldm.export.source import load_source
+from ldm.export.export_options import ExportOptions
+from ldm.export.export_source import load_source
+from ldm.export.hub.upload import push_folder
 
 
 def parse() -> argparse.Namespace:

@@ -17,7 +17,7 @@ FOLDER = re.compile(r"step-\d+")
 
 @contextmanager
 def model_of(source: str, weights: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What `ldm.export.source.load_source` is to be called with for a model, a run or a checkpoint.
+    """What `ldm.export.export_source.load_source` is to be called with for a model, a run or a checkpoint.
 
     A checkpoint's model is written for the moment. A run that is not finished gives its newest checkpoint.
 

@@ -9,7 +9,7 @@ from ldm.cli import export_options as given
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
-    from ldm.export.options import ExportOptions
+    from ldm.export.export_options import ExportOptions
 
 
 def export(
@@ -37,7 +37,7 @@ def export(
     draws a picture from fixed noise and encodes an image. Both must be ours to 1/255, or the export fails. DEST holds
     the model, a model card (README.md) and export.json with the hashes of the files and the difference found.
     """
-    from ldm.export.options import ExportOptions
+    from ldm.export.export_options import ExportOptions
 
     options = ExportOptions(
         format=format,
@@ -52,7 +52,7 @@ def export(
         overwrite=overwrite,
     )
     if push_to_hub is not None:
-        from ldm.export.hub.push import check_repo_id
+        from ldm.export.hub.upload import check_repo_id
 
         check_repo_id(push_to_hub)  # before minutes of work
     else:
@@ -77,7 +77,7 @@ def _refuse_unsent(**given: Any) -> None:
 def _export(source: str, weights: str | None, dest: Path, options: "ExportOptions") -> None:
     from ldm.cli.checkpoint import model_of
     from ldm.export.artefact import export as write_export
-    from ldm.export.source import load_source
+    from ldm.export.export_source import load_source
     from ldm.io.files import is_taken
 
     if is_taken(dest) and not options.overwrite:

@@ -45,7 +45,7 @@ def push(
     Only files of known names are sent, after a look for tokens, absolute paths, e-mail addresses and places inside
     them. The token comes from `hf auth login` or HF_TOKEN. The folder is not changed.
     """
-    from ldm.export.hub.push import check_repo_id
+    from ldm.export.hub.upload import check_repo_id
 
     check_repo_id(repo_id)
     if dry_run:
@@ -68,7 +68,7 @@ def send(
         UserError: nothing may be sent, or the Hub refuses.
         typer.Exit: the answer was no.
     """
-    from ldm.export.hub.push import check_outgoing, push_folder
+    from ldm.export.hub.upload import check_outgoing, push_folder
 
     outgoing = check_outgoing(folder)
     if not yes:

@@ -10,10 +10,10 @@ from typing import Any
 from ldm.errors import UserError
 from ldm.export.card.draw_samples import draw_samples
 from ldm.export.card.model_card import write_card
+from ldm.export.export_options import ExportOptions
+from ldm.export.export_source import ExportSource
 from ldm.export.formats.registry import WRITERS
 from ldm.export.hub.outgoing import CARD, REPORT
-from ldm.export.options import ExportOptions
-from ldm.export.source import ExportSource
 from ldm.export.verify.compare import Verdict
 from ldm.io.files import new_folder, sha256_file, write_json
 from ldm.version import __version__

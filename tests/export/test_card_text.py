@@ -16,7 +16,7 @@ from ldm.export.card.draw_samples import draw_samples
 from ldm.export.card.markdown import code, escaped, fenced, table
 from ldm.export.card.samples import SamplePicture, write_samples
 from ldm.export.card.source_card import read_source_card
-from ldm.export.source import load_source
+from ldm.export.export_source import load_source
 from ldm.models.adapters.lora_files import write_lora_diffusers, write_lora_peft
 from ldm.models.loading.model import save_parts
 from ldm.pipeline.pipeline import Pipeline

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from ldm.export.artefact import export
-from ldm.export.options import ExportOptions
-from ldm.export.source import load_source
+from ldm.export.export_options import ExportOptions
+from ldm.export.export_source import load_source
 from ldm.export.verify.compare import TOLERANCE
 from ldm.models.adapters.folder import Adapter, find_base, save_adapter
 from ldm.models.adapters.lora import LoraSettings

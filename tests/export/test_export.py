@@ -12,9 +12,9 @@ import ldm.export.verify.compare
 from ldm.cli.app import app
 from ldm.errors import UserError
 from ldm.export.artefact import ExportReport, export
+from ldm.export.export_options import ExportOptions
+from ldm.export.export_source import load_source
 from ldm.export.formats.diffusers_folder import networks
-from ldm.export.options import ExportOptions
-from ldm.export.source import load_source
 from ldm.export.verify import readers
 from ldm.export.verify.trial import largest_difference, trial_answer, trial_for
 from ldm.io.files import read_json, sha256_file, write_json

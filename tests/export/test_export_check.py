@@ -13,8 +13,8 @@ from ldm.cli.app import app
 from ldm.cli.checkpoint import find_checkpoint
 from ldm.errors import UserError
 from ldm.export.artefact import export
-from ldm.export.options import ExportOptions
-from ldm.export.source import load_source
+from ldm.export.export_options import ExportOptions
+from ldm.export.export_source import load_source
 from ldm.export.verify import readers
 from ldm.export.verify.check import check
 from ldm.io.files import read_json, write_json

@@ -16,7 +16,7 @@ from ldm.export.card.licences import licence_keys
 from ldm.export.card.run_record import RunRecord, read_run
 from ldm.export.card.subject import BaseModel, find_base, hub_datasets
 from ldm.export.card.training import measurements_of, training_section
-from ldm.export.source import ExportSource, load_source
+from ldm.export.export_source import ExportSource, load_source
 from tests.support.tiny_card import FINGERPRINT, card_of, make_run, picture, section, whole_model
 
 TOKEN = "hf_" + "aB3" * 11

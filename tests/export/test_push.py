@@ -8,7 +8,7 @@ import torch
 from huggingface_hub import constants
 
 from ldm.errors import UserError
-from ldm.export.hub.push import push_folder
+from ldm.export.hub.upload import push_folder
 from ldm.io.files import sha256_file, write_json, write_tensors
 from tests.support.hub_server import TOKEN, HubServer
 from tests.support.hub_store import Repository

@@ -59,7 +59,7 @@ def test_a_dry_run_names_all_that_must_not_leave(hub: HubServer, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("answer", "code", "told"),
+    ("output", "code", "told"),
     [("n\n", 1, "nothing was sent"), ("", 2, "error: nothing was sent, for nobody answered: add --yes")],
 )
 def test_without_a_yes_nothing_is_sent(

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from ldm.errors import UserError
-from ldm.export.hub.errors import redact
-from ldm.export.hub.push import push_folder
+from ldm.export.hub.failures import redact
+from ldm.export.hub.upload import push_folder
 from tests.support.hub_http import CUT, LOST, Fault
 from tests.support.hub_server import TOKEN, USER, HubServer
 from tests.support.hub_store import Repository

@@ -14,7 +14,7 @@ from ldm.data.sources.read import SourceSettings, read_source
 from ldm.data.survey import survey
 from ldm.export.card.model_card import write_card
 from ldm.export.card.samples import SamplePicture
-from ldm.export.source import ExportSource
+from ldm.export.export_source import ExportSource
 from ldm.models.adapters.folder import Adapter, find_base, save_adapter
 from ldm.models.adapters.lora import LoraSettings, add_lora, lora_weights
 from ldm.models.loading.folder import weights_hash

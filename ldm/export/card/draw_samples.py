@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ldm.config import read_yaml
 from ldm.export.card.samples import SamplePicture
-from ldm.export.source import ExportSource
+from ldm.export.export_source import ExportSource
 from ldm.pipeline.pipeline import Pipeline
 
 PROMPTS = (

@@ -20,7 +20,7 @@ from ldm.export.card.source_card import CARD, read_source_card
 from ldm.export.card.subject import CardSubject, find_base, hub_datasets
 from ldm.export.card.training import measurements_of, training_section, write_curves
 from ldm.export.card.usage import use_section
-from ldm.export.source import ExportSource
+from ldm.export.export_source import ExportSource
 from ldm.io.files import write_bytes
 from ldm.io.redaction import redacted, redacted_prose
 
@@ -48,7 +48,7 @@ def write_card(
         title: the heading; shown as it is.
         licence: of the weights, an SPDX name such as "mit", or an address; by default what the model's own card says.
         repo_id: USER/NAME on the Hub, for the examples.
-        format: a key of `ldm.export.options.FORMATS`.
+        format: a key of `ldm.export.export_options.FORMATS`.
         samples: pictures that the model made; the first one's prompt is the example.
         name: what the folder is called in the end; default: the model's id.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ldm.export.card.run_record import RunRecord
 from ldm.export.card.source_card import SourceCard
-from ldm.export.source import ExportSource
+from ldm.export.export_source import ExportSource
 from ldm.io.redaction import redacted
 from ldm.models.loading.folder import ADAPTER
 from ldm.models.loading.source import EMBEDDED, HUB_ID

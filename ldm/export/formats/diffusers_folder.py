@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ldm.errors import UserError
-from ldm.export.source import ExportSource
+from ldm.export.export_source import ExportSource
 from ldm.models.adapters.folder import LORA_FILE
 from ldm.models.adapters.lora import LoraWeights, apply_lora
 from ldm.models.adapters.lora_files import write_lora_diffusers

@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 import torch
 
 from ldm.errors import UserError
+from ldm.export.export_options import DTYPES, ExportOptions
+from ldm.export.export_source import ExportSource
 from ldm.export.formats.diffusers_folder import VARIANTS, rounded, with_lora, write_configs, write_diffusers
-from ldm.export.options import DTYPES, ExportOptions
-from ldm.export.source import ExportSource
 from ldm.export.verify.compare import Verdict, verify
 from ldm.models.adapters.folder import LORA_FILE
 from ldm.models.adapters.lora import LoraWeights
@@ -68,7 +68,7 @@ def _lora(kind: str, source: ExportSource, folder: Path, options: ExportOptions,
             "a DoRA in kohya's naming means something else to each program",
             "choose --format lora-diffusers or lora-peft",
         )
-    from ldm.export.formats.lora import lora_metadata
+    from ldm.export.formats.lora_formats import lora_metadata
     from ldm.models.adapters.lora_files import write_lora_diffusers, write_lora_kohya, write_lora_peft
 
     metadata = lora_metadata(source, title=options.title or source.model_id, licence=options.licence)
@@ -106,7 +106,7 @@ WRITERS: dict[str, Writer] = {
     "lora-kohya": partial(_lora, "kohya"),
     "openvino": _openvino,
 }
-"""By the names of `ldm.export.options.FORMATS`."""
+"""By the names of `ldm.export.export_options.FORMATS`."""
 
 
 def _own_lora(source: ExportSource) -> LoraWeights:

@@ -9,8 +9,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ldm.config import read_yaml
+from ldm.export.export_source import ExportSource
 from ldm.export.formats.single_file import has_known_unet, modelspec_metadata
-from ldm.export.source import ExportSource
 from ldm.models.adapters.lora import LoraWeights
 from ldm.models.adapters.lora_layers import LoraLayer, to_layers
 

@@ -12,7 +12,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from ldm.errors import UserError
-from ldm.export.hub.errors import Failure, Say, told_in_one_line, with_retries
+from ldm.export.hub.failures import Failure, Say, told_in_one_line, with_retries
 from ldm.export.hub.leaks import scan
 from ldm.export.hub.outgoing import REPORT, Outgoing, OutgoingFile, list_outgoing
 from ldm.models.loading.folder import read_object
