@@ -195,9 +195,9 @@ def test_unknown_names_are_refused(given: dict[str, str], said: str) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"variant": True}, "a variant of float32"),
+        ({"variant": True}, "float32 has no variant"),
         ({"fuse": False}, "sd1 has no LoRA to keep apart"),
-        ({"format": "lora-kohya"}, "sd1 is no LoRA"),
+        ({"format": "lora-kohya"}, "sd1 is not a LoRA"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ldm.export.export_source import ExportSource
-from ldm.export.formats.lora_formats import lora_metadata
+from ldm.export.formats.lora_metadata import lora_metadata
 from ldm.io.safetensors_header import read_header
 from ldm.models.adapters.folder import Adapter
 from ldm.models.adapters.lora import LoraSettings

@@ -13,7 +13,7 @@ from ldm.data.report.report import make_report, write_report
 from ldm.data.sources.read import SourceSettings, read_source
 from ldm.data.survey import survey
 from ldm.export.card.model_card import write_card
-from ldm.export.card.samples import SamplePicture
+from ldm.export.card.samples import SampleImage
 from ldm.export.export_source import ExportSource
 from ldm.models.adapters.folder import Adapter, find_base, save_adapter
 from ldm.models.adapters.lora import LoraSettings, add_lora, lora_weights
@@ -93,8 +93,8 @@ def whole_model(folder: Path) -> ExportSource:
     return ExportSource("plain", folder / "plain", parts, weights_hash(folder / "plain"))
 
 
-def picture(prompt: str = "a red apple", color: str = "red") -> SamplePicture:
-    return SamplePicture(prompt, Image.new("RGB", (16, 16), color))
+def picture(prompt: str = "a red apple", color: str = "red") -> SampleImage:
+    return SampleImage(prompt, Image.new("RGB", (16, 16), color))
 
 
 def card_of(source: ExportSource, folder: Path, **changes: Any) -> str:

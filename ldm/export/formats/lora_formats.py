@@ -1,101 +1,130 @@
-"""What a LoRA's file says of itself in its header: ModelSpec, and the `ss_` keys that kohya's programs began with.
+"""The formats of a LoRA: diffusers' names, peft's layout, and kohya's names."""
 
-Names and numbers only: no path, no prompt, nothing of who trained it or where.
-"""
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import json
-from collections.abc import Mapping
-from pathlib import Path, PurePath
-from typing import Any
+import torch
 
-from ldm.config import read_yaml
+from ldm.errors import UserError
+from ldm.export.export_options import ExportOptions
 from ldm.export.export_source import ExportSource
-from ldm.export.formats.single_file import has_known_unet, modelspec_metadata
+from ldm.export.formats.diffusers_folder import with_lora
+from ldm.export.formats.exporter import ExportedModel, ReadBack, Usage, from_pretrained, literal
+from ldm.export.formats.lora_metadata import lora_metadata
+from ldm.export.formats.single_file import has_known_unet
+from ldm.export.verify.compare import Verdict, verify
+from ldm.models.adapters.folder import LORA_FILE
 from ldm.models.adapters.lora import LoraWeights
-from ldm.models.adapters.lora_layers import LoraLayer, to_layers
+from ldm.models.adapters.lora_files import write_lora_diffusers, write_lora_kohya, write_lora_peft
+from ldm.models.devices import DTYPES
+from ldm.models.loading.folder import is_adapter
+from ldm.models.loading.model import load_parts, save_parts
+from ldm.models.loading.source import find_model
 
-RUN_KEYS = {
-    "ss_seed": "seed",
-    "ss_learning_rate": "optim.learning_rate",
-    "ss_max_train_steps": "num_steps",
-    "ss_total_batch_size": "global_batch_size",
-}
-"""kohya's keys, and the numbers in a run's configuration that they are."""
-
-
-def lora_metadata(source: ExportSource, *, title: str, licence: str | None = None) -> dict[str, str]:
-    """The header of a LoRA's file; the hash of its tensors is added when it is written.
-
-    Args:
-        source: with a LoRA.
-        title: what it is called.
-        licence: of the weights, an SPDX name such as "mit".
-    """
-    assert source.lora is not None
-    fields = modelspec_metadata(source.parts, title=title, licence=licence)
-    known = has_known_unet(source.parts)
-    architecture = fields["modelspec.architecture"] if known else "latent-diffusion"
-    fields["modelspec.architecture"] = f"{architecture}/lora"
-    fields["modelspec.implementation"] = "diffusers"
-    size = (source.parts.defaults.width, source.parts.defaults.height)
-    fields["modelspec.resolution"] = "x".join(map(str, size))
-    own = {
-        **(_generation(architecture) if known else {}),
-        "ss_zero_terminal_snr": str(bool(source.parts.scheduler_config.get("rescale_betas_zero_snr"))),
-        "ss_resolution": str(size),
-        "ss_output_name": title,
-        **_network(source.lora),
-    }
-    if source.adapter:
-        own["ss_sd_model_name"] = _plain_name(source.adapter.base)
-    return fields | own | (_run_numbers(source.run) if source.run else {})
+PROGRAMS = {"models/Lora": "AUTOMATIC1111's web UI", "models/loras": "ComfyUI"}
+"""Folders in which other programs look for a LoRA."""
 
 
-def _generation(architecture: str) -> dict[str, str]:
-    """Which Stable Diffusion it is for: what other programs choose by."""
-    is_second = "-v2" in architecture
-    return {"ss_base_model_version": "sd_v2" if is_second else "sd_v1", "ss_v2": str(is_second)}
+def export_lora_diffusers(source: ExportSource, folder: Path, options: ExportOptions, name: str) -> ReadBack:
+    """An `Exporter`: one file with diffusers' names."""
+    weights, dtype = _rounded_lora(source, options), DTYPES[options.dtype]
+    write_lora_diffusers(weights, folder / LORA_FILE, _metadata(source, options), dtype=dtype)
+    return _read_back(source, weights, "lora", folder / LORA_FILE)
 
 
-def _network(weights: LoraWeights) -> dict[str, str]:
-    """Rank, alpha and kind, of the UNet's linear layers where it has any changed."""
-    part = "unet" if "unet" in weights.configs else next(iter(weights.configs))
-    config, layers = weights.configs[part], to_layers(weights)[part].values()
-    arguments = _arguments(config, [layer for layer in layers if _is_convolution(layer)])
-    return {
-        "ss_network_module": "lycoris.kohya" if config["use_dora"] else "networks.lora",
-        "ss_network_dim": str(config["r"]),
-        "ss_network_alpha": str(config["lora_alpha"]),
-        **({"ss_network_args": json.dumps(arguments)} if arguments else {}),
-    }
+def export_lora_peft(source: ExportSource, folder: Path, options: ExportOptions, name: str) -> ReadBack:
+    """An `Exporter`: a folder for each network, as peft has them."""
+    weights = _rounded_lora(source, options)
+    write_lora_peft(weights, folder, dtype=DTYPES[options.dtype])
+    return _read_back(source, weights, "peft", folder)
 
 
-def _arguments(config: Mapping[str, Any], convolutions: list[LoraLayer]) -> dict[str, str]:
-    found = {"algo": "lora", "dora_wd": "True"} if config["use_dora"] else {}
-    if convolutions:
-        found |= {"conv_dim": str(convolutions[0].rank), "conv_alpha": str(convolutions[0].alpha)}
-    return found
+def export_lora_kohya(source: ExportSource, folder: Path, options: ExportOptions, name: str) -> ReadBack:
+    """An `Exporter`: one file with kohya's names. Refuses a DoRA, which programs scale differently."""
+    weights, file = _rounded_lora(source, options), folder / f"{name}.safetensors"
+    if any(config["use_dora"] for config in weights.configs.values()):
+        raise UserError(
+            "programs disagree on what a DoRA with kohya's names means",
+            "choose --format lora-diffusers or lora-peft",
+        )
+    write_lora_kohya(weights, file, _metadata(source, options), dtype=DTYPES[options.dtype])
+    return _read_back(source, weights, "lora", file)
 
 
-def _is_convolution(layer: LoraLayer) -> bool:
-    """Of more than one pixel, which kohya's programs train on request only."""
-    return layer.down.ndim == 4 and layer.down.shape[-1] > 1
+def lora_diffusers_usage(exported: ExportedModel) -> Usage:
+    """A `UsageOf`."""
+    return _file_usage(exported, LORA_FILE)
 
 
-def _plain_name(base: str) -> str:
-    """A model's name without the folders that it lies in."""
-    path = PurePath(base)
-    return path.parent.name if path.name == "pipeline" else path.name
+def lora_kohya_usage(exported: ExportedModel) -> Usage:
+    """A `UsageOf`; other programs are named only if they know the base model's UNet."""
+    programs = PROGRAMS if has_known_unet(exported.source.parts) else {}
+    return _file_usage(exported, f"{exported.name}.safetensors", programs)
 
 
-def _run_numbers(run: Path) -> dict[str, str]:
-    """The numbers of a training run, as far as its configuration has them."""
-    settings = read_yaml(run / "config.yaml")
-    found: dict[str, str] = {}
-    for key, path in RUN_KEYS.items():
-        value: Any = settings
-        for part in path.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        if isinstance(value, int | float):
-            found[key] = str(value)
-    return found
+def lora_peft_usage(exported: ExportedModel) -> Usage:
+    """A `UsageOf`."""
+    lora = exported.source.lora
+    loads = [
+        f"pipe.{part} = PeftModel.from_pretrained(pipe.{part}, {literal(exported.place)}, subfolder={literal(part)})"
+        for part in (["unet", "text_encoder"] if lora is None else lora.configs)
+    ]
+    return Usage(
+        python=(from_pretrained(exported.base_place), *loads),
+        imports=("from peft import PeftModel",),
+        model=exported.base_place,
+        lora=exported.name,
+        needs_download=True,
+    )
+
+
+def _file_usage(exported: ExportedModel, file: str, programs: dict[str, str] | None = None) -> Usage:
+    load = f"pipe.load_lora_weights({literal(exported.place)}, weight_name={literal(file)})"
+    return Usage(
+        python=(from_pretrained(exported.base_place), load),
+        model=exported.base_place,
+        lora=f"{exported.name}/{file}",
+        needs_download=True,
+        programs=programs or {},
+    )
+
+
+def _rounded_lora(source: ExportSource, options: ExportOptions) -> LoraWeights:
+    """The LoRA's weights as they will be stored."""
+    if source.lora is None:
+        raise UserError(
+            f"{source.model_id} is not a LoRA", "choose --format diffusers, or name a run of trainable: lora"
+        )
+    dtype: torch.dtype = DTYPES[options.dtype]
+    rounded = {name: tensor.to(dtype) for name, tensor in source.lora.tensors.items()}
+    return LoraWeights(rounded, source.lora.configs)
+
+
+def _metadata(source: ExportSource, options: ExportOptions) -> dict[str, str]:
+    return lora_metadata(source, title=options.title or source.model_id, licence=options.licence)
+
+
+def _read_back(source: ExportSource, weights: LoraWeights, reader: str, file: Path) -> ReadBack:
+    def read_back() -> tuple[Verdict, ...]:
+        with _stock_base(source) as base:
+            plain = load_parts(base)
+            expected = with_lora(plain, weights)
+            return (verify(expected, reader, folder=base, file=file, without_lora=plain),)
+
+    return read_back
+
+
+@contextmanager
+def _stock_base(source: ExportSource) -> Iterator[Path]:
+    """A stock folder of the LoRA's base; a temporary one if the base is itself an adapter."""
+    assert source.adapter is not None
+    assert source.base is not None
+    base = source.base
+    if (found := find_model(source.adapter.base)[0]) == base or not is_adapter(found):
+        yield base
+        return
+    with TemporaryDirectory(prefix="ldm-base-") as temporary:
+        save_parts(load_parts(found), Path(temporary))
+        yield Path(temporary)

@@ -13,7 +13,8 @@ from typing import Any
 
 from PIL import Image
 
-from ldm.export.hub.outgoing import PICTURE, OutgoingFile
+from ldm.export.hub.outgoing import OutgoingFile
+from ldm.export.model_files import IMAGE
 from ldm.io.redaction import TOKENS, environment_secrets
 
 MAX_HEADER_BYTES = 100_000_000
@@ -86,7 +87,7 @@ def _leaks(file: OutgoingFile, patterns: Mapping[str, re.Pattern[str]]) -> Itera
     suffix = file.path.suffix.lower()
     if suffix == ".safetensors":
         yield from _header_leaks(file, patterns)
-    elif PICTURE.fullmatch(file.name):
+    elif IMAGE.fullmatch(file.name):
         yield from _picture_leaks(file, patterns)
     elif suffix != ".bin":  # of OpenVINO: numbers
         text = file.path.read_bytes().decode("utf-8", errors="replace")

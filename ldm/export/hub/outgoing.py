@@ -10,26 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.errors import UserError
-from ldm.models.loading.folder import ADAPTER, ADAPTER_WEIGHTS, COMPONENTS, NOT_LOADED, read_object
-
-REPORT = "export.json"
-CARD = "README.md"
-TOP_FILES = frozenset(
-    {CARD, REPORT, "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "ldm.json", "model_index.json"}
-    | {ADAPTER, *ADAPTER_WEIGHTS}
-)
-PARTS = (*COMPONENTS, *NOT_LOADED, "vae_encoder", "vae_decoder")
-PART_FILES = frozenset(
-    {"config.json", "scheduler_config.json", "generation_config.json", "preprocessor_config.json"}
-    | {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"}
-    | {"special_tokens_map.json", "added_tokens.json", "openvino_model.xml", "openvino_model.bin"}
-    | {"adapter_config.json", "adapter_model.safetensors"}  # of peft, which has a folder a network
-)
-PART_WEIGHTS = re.compile(
-    r"(diffusion_pytorch_)?model(\.\w+)?(-\d+-of-\d+)?\.safetensors"
-    r"|(diffusion_pytorch_)?model\.safetensors\.index(\.\w+)?\.json"
-)
-PICTURE = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.(?:png|jpe?g|webp)", re.IGNORECASE)
+from ldm.export.model_files import CARD, IMAGE, PART_FILES, PART_WEIGHTS, PARTS, REPORT, TOP_FILES
+from ldm.models.loading.folder import read_object
 
 
 @dataclass(frozen=True)
@@ -85,7 +67,7 @@ def _candidates(folder: Path) -> Iterator[str]:
                 yield f"{part}/{path.name}"
     if (folder / CARD).is_file():
         shown = (folder / CARD).read_text(encoding="utf-8", errors="replace")
-        yield from set(PICTURE.findall(shown))
+        yield from set(IMAGE.findall(shown))
 
 
 def _single_files(folder: Path) -> Iterator[str]:

@@ -14,7 +14,8 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from ldm.errors import UserError
 from ldm.export.hub.failures import Failure, Say, told_in_one_line, with_retries
 from ldm.export.hub.leaks import scan
-from ldm.export.hub.outgoing import REPORT, Outgoing, OutgoingFile, list_outgoing
+from ldm.export.hub.outgoing import Outgoing, OutgoingFile, list_outgoing
+from ldm.export.model_files import REPORT
 from ldm.models.loading.folder import read_object
 from ldm.version import __version__
 

@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from ldm.errors import UserError
 from ldm.export.formats.diffusers_folder import with_lora, write_configs
-from ldm.export.hub.outgoing import REPORT
+from ldm.export.model_files import REPORT
 from ldm.export.verify.compare import Verdict, verify
 from ldm.export.verify.inspect import OPENVINO, peft_parts
 from ldm.models.adapters.folder import LORA_FILE, read_adapter

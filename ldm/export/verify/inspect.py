@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError
-from ldm.export.hub.outgoing import REPORT
+from ldm.export.model_files import REPORT
 from ldm.export.verify.finding import Finding, caught, refused
 from ldm.export.verify.inspect_files import inspect_files
 from ldm.export.verify.inspect_tensors import inspect_tensors

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ldm.export.hub.outgoing import PART_FILES, PART_WEIGHTS, PARTS, PICTURE, TOP_FILES
+from ldm.export.model_files import IMAGE, PART_FILES, PART_WEIGHTS, PARTS, TOP_FILES
 from ldm.export.verify.finding import Finding, caught
 from ldm.io.files import MAX_MODEL_JSON_BYTES, read_json
 from ldm.models.loading.folder import PICKLES, check_keys
@@ -82,8 +82,8 @@ def _belongs(path: Path, name: str) -> bool:
     """Whether a file is one of those that models come with."""
     if "/" not in name:
         known = name in TOP_FILES or path.suffix == ".safetensors"
-        return known or CUSTOMARY.fullmatch(name) is not None or PICTURE.fullmatch(name) is not None
+        return known or CUSTOMARY.fullmatch(name) is not None or IMAGE.fullmatch(name) is not None
     part, _, inner = name.partition("/")
     if part in PARTS:
         return inner in PART_FILES or PART_WEIGHTS.fullmatch(inner) is not None
-    return PICTURE.fullmatch(name) is not None
+    return IMAGE.fullmatch(name) is not None
