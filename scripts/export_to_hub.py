@@ -34,7 +34,7 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{report.url}: {len(report.files)} files, arrived whole")
+    print(f"{report.url}: {len(report.files)} files, arrived intact")
     return 0
 
 

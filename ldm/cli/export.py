@@ -151,7 +151,7 @@ def _export(source: str, weights: str | None, dest: Path, options: "ExportOption
     from ldm.io.files import is_taken
 
     if is_taken(dest) and not options.overwrite:
-        raise UserError(f"{dest} already exists", "choose another folder, or add --overwrite")
+        raise UserError(f"{dest} exists already", "choose another folder, or add --overwrite")
     with model_of(source, weights) as (folder, more):
         found = load_source(folder, **more)
         report = write_export(found, dest, options, say=lambda line: typer.echo(line, err=True))

@@ -52,7 +52,7 @@ def import_model(
     if dtype not in DTYPES:
         raise unknown_name("--dtype", dtype, DTYPES)
     if dest.exists() and not overwrite:
-        raise UserError(f"{dest} already exists", "choose another folder, or add --overwrite")
+        raise UserError(f"{dest} exists already", "choose another folder, or add --overwrite")
     parts = _load(file, allow_pickle, prediction_type)
     provenance = {"imported_from": file.name, "sha256": sha256_file(file)}
     save_parts(parts, dest, dtype=DTYPES[dtype], provenance=provenance, replace=overwrite)
