@@ -21,7 +21,7 @@ from ldm.models.adapters.lora_files import write_lora_diffusers, write_lora_peft
 from ldm.models.loading.model import save_parts
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.record import read_settings
-from tests.support.tiny_card import card_of, make_run, picture, section, whole_model
+from tests.support.tiny_card import card_of, make_run, sample_image, section, whole_model
 from tests.support.tiny_single_file import make_narrow_sd2
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +64,7 @@ def code_of(card: str, language: str) -> str:
 
 
 def test_the_card_of_a_run_renders(tmp_path: Path) -> None:
-    samples = [picture(), picture("a blue square", "blue"), picture(HOSTILE, "green")]
+    samples = [sample_image(), sample_image("a blue square", "blue"), sample_image(HOSTILE, "green")]
     run = make_run(tmp_path)
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config + "note: |\n  ```\n  </details> </details>\n  ````\n")
@@ -80,7 +80,7 @@ def test_the_card_of_a_run_renders(tmp_path: Path) -> None:
         "h1", "h2", "p", "img", "a", "pre", "code", "table", "thead", "tbody", "tr", "th", "td", "details",
         "summary", "ul", "li",
     }  # fmt: skip
-    assert page.text.count(" ".join(HOSTILE.split())) == 2  # the title, and the prompt below the pictures
+    assert page.text.count(" ".join(HOSTILE.split())) == 2  # the title, and the prompt below the images
 
 
 def rendered(markdown: str) -> str:

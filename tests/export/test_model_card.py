@@ -19,7 +19,7 @@ from ldm.export.card.run_record import RunRecord, read_run
 from ldm.export.card.training_facts import measurements_of, training_facts
 from ldm.export.export_source import ExportSource, load_source
 from ldm.export.formats.exporter import BaseModel
-from tests.support.tiny_card import FINGERPRINT, card_of, make_run, picture, section, whole_model
+from tests.support.tiny_card import FINGERPRINT, card_of, make_run, sample_image, section, whole_model
 
 TOKEN = "hf_" + "aB3" * 11
 
@@ -45,7 +45,7 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 def test_the_front_matter_is_what_the_hub_reads(source: ExportSource, tmp_path: Path) -> None:
-    samples = [picture(), picture("a blue --- square: #1")]
+    samples = [sample_image(), sample_image("a blue --- square: #1")]
     card = ModelCard(card_of(source, tmp_path / "out", format="lora-diffusers", samples=samples))
     assert card.data.to_dict() == {
         "license": "mit",
@@ -166,7 +166,7 @@ def test_nothing_private_is_in_it(made: Path, tmp_path: Path, monkeypatch: pytes
         "address: https://quokka:hunter2@example.org/x",
     ]
     (run / "config.yaml").write_text(config + "\n".join(planted) + "\n")
-    samples = [picture("a red apple for quokka, see /home/quokka/apple.png"), picture()]
+    samples = [sample_image("a red apple for quokka, see /home/quokka/apple.png"), sample_image()]
     folder = tmp_path / "out"
     card_of(load_source(run), folder, format="lora-kohya", samples=samples)
     private = [

@@ -93,7 +93,7 @@ def whole_model(folder: Path) -> ExportSource:
     return ExportSource("plain", folder / "plain", parts, weights_hash(folder / "plain"))
 
 
-def picture(prompt: str = "a red apple", color: str = "red") -> SampleImage:
+def sample_image(prompt: str = "a red apple", color: str = "red") -> SampleImage:
     return SampleImage(prompt, Image.new("RGB", (16, 16), color))
 
 
@@ -105,7 +105,7 @@ def card_of(source: ExportSource, folder: Path, **changes: Any) -> str:
         "licence": "MIT",
         "repo_id": None,
         "format": "diffusers",
-        "samples": [picture()],
+        "samples": [sample_image()],
     }
     return write_card(folder, source, **(asked | {"name": folder.name} | changes)).read_text(encoding="utf-8")
 
