@@ -32,7 +32,7 @@ def main() -> int:
             provenance=provenance,
             replace=True,
         )
-        write_bytes(options.dest / "README.md", card.to_markdown().encode())
+        write_bytes(options.dest / "README.md", card.encode())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

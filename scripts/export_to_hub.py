@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ldm.errors import UserError
 from ldm.export.artefact import export
-from ldm.export.hub.push import push_folder
-from ldm.export.options import ExportOptions
-from ldm.export.source import load_source
+from ldm.export.export_options import ExportOptions
+from ldm.export.export_source import load_source
+from ldm.export.hub.upload import push_folder
 
 
 def parse() -> argparse.Namespace:
@@ -36,7 +36,7 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{report.url}: {len(report.files)} files, verified")
+    print(f"{report.url}: {len(report.files)} files, arrived intact")
     return 0
 
 

@@ -17,7 +17,7 @@ FOLDER = re.compile(r"step-\d+")
 
 @contextmanager
 def model_of(source: str, weights: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The arguments of `ldm.export.source.load_source` for a model, a run or a checkpoint.
+    """The arguments of `ldm.export.export_source.load_source` for a model, a run or a checkpoint.
 
     A checkpoint is written as a temporary model. An unfinished run stands for its newest checkpoint.
 

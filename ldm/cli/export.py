@@ -1,43 +1,113 @@
-"""`ldm export`: a model for other programs, read back and compared before it is called done."""
+"""`ldm export`: writes a model for other programs, and verifies that they read it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ldm.cli import export_options as given
 from ldm.errors import UserError
+from ldm.export.formats.registry import FORMATS
 
 if TYPE_CHECKING:
-    from ldm.export.options import ExportOptions
+    from ldm.export.export_options import ExportOptions
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="The folder of a training run, a checkpoint or a model; a Hub id; or emoji.",
+    ),
+]
+Dest = Annotated[Path, typer.Argument(metavar="DEST", help="A new folder for the model and its card.")]
+Format = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        metavar="NAME",
+        help="; ".join(f"{name}: {format.summary}" for name, format in FORMATS.items()) + ".",
+    ),
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="The number format of the stored weights: float32, or float16 or bfloat16 at half the size.",
+    ),
+]
+Variant = Annotated[
+    bool,
+    typer.Option("--variant", help="Name the files after the dtype, for from_pretrained(variant='fp16')."),
+]
+MaxShardSize = Annotated[
+    str, typer.Option(metavar="SIZE", help="Split larger files of a diffusers folder, such as 2GB.")
+]
+KeepLoraApart = Annotated[
+    bool,
+    typer.Option(
+        "--keep-lora-apart",
+        help="With --format diffusers: write the base unchanged, and the LoRA's file beside it.",
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="average|trained|WIDTH",
+        help="The weights of a checkpoint to export: the average that training would end with, the weights as trained, "
+        "or the average of one of optim.average.widths.  [default: average]",
+    ),
+]
+Title = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="The model card's title.  [default: the model's name]")
+]
+Licence = Annotated[
+    str | None,
+    typer.Option(
+        "--license", metavar="SPDX", help="The licence of the weights, such as mit or creativeml-openrail-m."
+    ),
+]
+NumSamples = Annotated[int, typer.Option(min=0, metavar="N", help="The number of images on the model card.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace DEST if it exists.")]
+PushToHub = Annotated[
+    str | None,
+    typer.Option(metavar="USER/NAME", help="Send the verified export to the Hub, as ldm push does."),
+]
+Public = Annotated[
+    bool, typer.Option("--public", help="With --push-to-hub: make it visible to everyone, not only to you.")
+]
+CreatePr = Annotated[bool, typer.Option("--create-pr", help="With --push-to-hub: open a pull request.")]
+Revision = Annotated[
+    str | None,
+    typer.Option(metavar="BRANCH", help="With --push-to-hub: the branch to send it to.  [default: main]"),
+]
+Yes = Annotated[bool, typer.Option("--yes", help="With --push-to-hub: do not ask before sending.")]
 
 
 def export(
-    source: given.Source,
-    dest: given.Dest,
-    format: given.Format = "diffusers",
-    dtype: given.Dtype = "float32",
-    variant: given.Variant = False,
-    max_shard_size: given.MaxShardSize = "10GB",
-    keep_lora_apart: given.KeepLoraApart = False,
-    weights: given.Weights = None,
-    title: given.Title = None,
-    licence: given.Licence = None,
-    num_samples: given.NumSamples = 4,
-    overwrite: given.Overwrite = False,
-    push_to_hub: given.PushToHub = None,
-    public: given.Public = False,
-    create_pr: given.CreatePr = False,
-    revision: given.Revision = None,
-    yes: given.Yes = False,
+    source: Source,
+    dest: Dest,
+    format: Format = "diffusers",
+    dtype: Dtype = "float32",
+    variant: Variant = False,
+    max_shard_size: MaxShardSize = "10GB",
+    keep_lora_apart: KeepLoraApart = False,
+    weights: Weights = None,
+    title: Title = None,
+    licence: Licence = None,
+    num_samples: NumSamples = 4,
+    overwrite: Overwrite = False,
+    push_to_hub: PushToHub = None,
+    public: Public = False,
+    create_pr: CreatePr = False,
+    revision: Revision = None,
+    yes: Yes = False,
 ) -> None:
-    """Write a model for other programs, and prove that they read it.
+    """Write a model for other programs, and verify that they read it.
 
-    What was written is read back in a fresh process by the library that others use (diffusers, peft, OpenVINO), which
-    draws a picture from fixed noise and encodes an image. Both must be ours to 1/255, or the export fails. DEST holds
-    the model, a model card (README.md) and export.json with the hashes of the files and the difference found.
+    A fresh process reads the export with the library that others use (diffusers, peft, OpenVINO), draws an image from
+    fixed noise and encodes an image. Both must match ours to 1/255, or the export fails. DEST then holds the model, a
+    model card (README.md), and export.json with the hashes of the files and the measured difference.
     """
-    from ldm.export.options import ExportOptions
+    from ldm.export.export_options import ExportOptions
 
     options = ExportOptions(
         format=format,
@@ -52,7 +122,7 @@ def export(
         overwrite=overwrite,
     )
     if push_to_hub is not None:
-        from ldm.export.hub.push import check_repo_id
+        from ldm.export.hub.upload import check_repo_id
 
         check_repo_id(push_to_hub)  # before minutes of work
     else:
@@ -65,7 +135,7 @@ def export(
 
 
 def _refuse_unsent(**given: Any) -> None:
-    """Refuse options that say how to send, where nothing is sent."""
+    """Refuse options for sending if nothing is sent."""
     for name, value in given.items():
         if value:
             option = f"--{name.replace('_', '-')}"
@@ -77,11 +147,11 @@ def _refuse_unsent(**given: Any) -> None:
 def _export(source: str, weights: str | None, dest: Path, options: "ExportOptions") -> None:
     from ldm.cli.checkpoint import model_of
     from ldm.export.artefact import export as write_export
-    from ldm.export.source import load_source
+    from ldm.export.export_source import load_source
     from ldm.io.files import is_taken
 
     if is_taken(dest) and not options.overwrite:
-        raise UserError(f"{dest} exists already", "choose another place, or give --overwrite")
+        raise UserError(f"{dest} exists already", "choose another folder, or add --overwrite")
     with model_of(source, weights) as (folder, more):
         found = load_source(folder, **more)
         report = write_export(found, dest, options, say=lambda line: typer.echo(line, err=True))

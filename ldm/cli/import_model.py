@@ -1,4 +1,4 @@
-"""`ldm import`: a model in one file becomes a folder."""
+"""`ldm import`: turns a model in one file into a folder."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,40 +18,41 @@ def import_model(
             metavar="FILE", help="A .safetensors file in the original layout of Stable Diffusion 1 or 2."
         ),
     ],
-    dest: Annotated[Path, typer.Argument(metavar="DEST", help="The folder to write; it must not exist.")],
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="A new folder for the model.")],
     allow_pickle: Annotated[
         bool,
         typer.Option(
             "--allow-pickle",
-            help="Read a .ckpt, .pt, .pth or .bin too. Such files can hold programs: only tensors are taken, none of "
-            "it is run, and that in a process of its own.",
+            help="Also read a .ckpt, .pt, .pth or .bin. Such files can contain code: a separate process takes only the "
+            "tensors, and runs nothing.",
         ),
     ] = False,
     dtype: Annotated[
-        str, typer.Option(metavar="float32|float16|bfloat16", help="The number format to store.")
+        str, typer.Option(metavar="float32|float16|bfloat16", help="The number format of the stored weights.")
     ] = "float32",
     prediction_type: Annotated[
         str | None,
         typer.Option(
             metavar="epsilon|v_prediction",
-            help="What the model predicts, where the file does not say or is wrong.",
+            help="What the model predicts, if the file does not say or is wrong.",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that exists.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DEST if it exists.")] = False,
 ) -> None:
-    """Write a model in one file as a folder in the diffusers layout.
+    """Convert a model in one file to a folder in the diffusers layout.
 
-    `ldm generate --model` and `ldm train` take such a file as it is. A folder shows its settings, and can be edited.
+    `ldm generate --model` and `ldm train` also read such a file directly. A folder shows the
+    settings and can be edited.
     """
     from ldm.errors import unknown_name
     from ldm.io.files import sha256_file
+    from ldm.models.devices import DTYPES
     from ldm.models.loading.model import save_parts
-    from ldm.pipeline.pipeline import DTYPES
 
     if dtype not in DTYPES:
         raise unknown_name("--dtype", dtype, DTYPES)
     if dest.exists() and not overwrite:
-        raise UserError(f"{dest} exists already", "choose another place, or use --overwrite")
+        raise UserError(f"{dest} exists already", "choose another folder, or add --overwrite")
     parts = _load(file, allow_pickle, prediction_type)
     provenance = {"imported_from": file.name, "sha256": sha256_file(file)}
     save_parts(parts, dest, dtype=DTYPES[dtype], provenance=provenance, replace=overwrite)
@@ -59,10 +60,10 @@ def import_model(
 
 
 def _load(file: Path, allow_pickle: bool, prediction_type: str | None) -> "ModelParts":
-    """The model in a file; a pickle only where the user said so.
+    """The model in a file; a pickle only if the user allows it.
 
     Raises:
-        UserError: there is no such file, it is of another kind, or no model is in it.
+        UserError: the file does not exist, is of another kind, or does not contain a model.
     """
     from ldm.cli.messages import own_warnings
     from ldm.models.loading.folder import PICKLES
@@ -70,20 +71,20 @@ def _load(file: Path, allow_pickle: bool, prediction_type: str | None) -> "Model
     from ldm.models.loading.pickled_file import unpickled
 
     if not file.is_file():
-        raise UserError(f"{file} is no file", "name a .safetensors file")
+        raise UserError(f"{file} is not a file", "name a .safetensors file")
     if file.suffix not in (".safetensors", *PICKLES):
         raise UserError(
-            f"{file} is of another kind", f"files are read that end in .safetensors, {', '.join(PICKLES)}"
+            f"{file} is not a model file", f"name a file that ends in .safetensors, {', '.join(PICKLES)}"
         )
     if file.suffix == ".safetensors":
         with own_warnings():
             return load_single_file(file, prediction_type=prediction_type)
     if not allow_pickle:
         raise UserError(
-            f"{file} is a pickle, which can hold programs", "--allow-pickle takes its tensors alone"
+            f"{file} is a pickle, which can contain code", "add --allow-pickle to take only its tensors"
         )
     with unpickled(file) as safetensors, own_warnings():
         try:
             return load_single_file(safetensors, prediction_type=prediction_type)
-        except UserError as error:  # which names the file that the user never saw
+        except UserError as error:  # names the temporary file
             raise UserError(error.what.replace(str(safetensors), str(file)), error.hint) from error

@@ -1,4 +1,4 @@
-"""`ldm push`: a model's folder to the Hugging Face Hub."""
+"""`ldm push`: sends a model's folder to the Hugging Face Hub."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,15 +14,14 @@ if TYPE_CHECKING:
 Public = Annotated[
     bool,
     typer.Option(
-        "--public", help="Publish: without it the repository is made private, and a public one is refused."
+        "--public",
+        help="Publish. Without it a new repository is private, and an existing public one is refused.",
     ),
 ]
-CreatePr = Annotated[
-    bool, typer.Option("--create-pr", help="Open a pull request on a repository that is there.")
-]
+CreatePr = Annotated[bool, typer.Option("--create-pr", help="Open a pull request on an existing repository.")]
 Revision = Annotated[
     str | None,
-    typer.Option(metavar="BRANCH", help="Where to, such as a branch that is there.  [default: main]"),
+    typer.Option(metavar="BRANCH", help="An existing branch to send it to.  [default: main]"),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Send without asking.")]
 
@@ -36,16 +35,16 @@ def push(
     create_pr: CreatePr = False,
     revision: Revision = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List what would be sent, with sizes, and send nothing.")
+        bool, typer.Option("--dry-run", help="List the files with their sizes, and send nothing.")
     ] = False,
     yes: Yes = False,
 ) -> None:
-    """Send a model to the Hugging Face Hub, and check what has arrived.
+    """Send a model to the Hugging Face Hub, and check that it arrived intact.
 
-    Only files of known names are sent, after a look for tokens, absolute paths, e-mail addresses and places inside
-    them. The token comes from `hf auth login` or HF_TOKEN. The folder is not changed.
+    Only files with known names are sent, and only if they contain no tokens, absolute paths, e-mail addresses or
+    locations. The token comes from `hf auth login` or HF_TOKEN. The folder is not changed.
     """
-    from ldm.export.hub.push import check_repo_id
+    from ldm.export.hub.upload import check_repo_id
 
     check_repo_id(repo_id)
     if dry_run:
@@ -62,13 +61,13 @@ def send(
     revision: str | None = None,
     yes: bool = False,
 ) -> None:
-    """Ask unless `yes`, send a folder and say what became of it.
+    """Send a folder, after asking unless `yes`, and print the result.
 
     Raises:
-        UserError: nothing may be sent, or the Hub refuses.
+        UserError: the folder must not be sent, or the Hub refuses it.
         typer.Exit: the answer was no.
     """
-    from ldm.export.hub.push import check_outgoing, push_folder
+    from ldm.export.hub.upload import check_outgoing, push_folder
 
     outgoing = check_outgoing(folder)
     if not yes:
@@ -83,29 +82,31 @@ def send(
         say=lambda line: typer.echo(f"note: {line}", err=True),
     )
     if public and report.is_private:
-        typer.echo(f"note: {repo_id} was private before and stays so", err=True)
+        typer.echo(f"note: {repo_id} was already private and stays private", err=True)
     if others := [name for name in report.others if name != ".gitattributes"]:
-        typer.echo(f"note: {repo_id} also holds, from before: {', '.join(others)}", err=True)
-    typer.echo(f"{report.url}: {_amount(outgoing)}, arrived whole")
+        typer.echo(f"note: {repo_id} also has older files: {', '.join(others)}", err=True)
+    typer.echo(f"{report.url}: {_amount(outgoing)}, arrived intact")
 
 
 def _ask(question: str) -> None:
-    """Go on only after a yes."""
+    """Continue only after a yes."""
     try:
         agreed = typer.confirm(question, err=True)
     except typer.Abort:
         typer.echo(err=True)  # the end of the question's line
-        raise UserError("nothing was sent, for nobody answered", "add --yes to send without asking") from None
+        raise UserError(
+            "nothing was sent, because nobody answered", "add --yes to send without asking"
+        ) from None
     if not agreed:
         typer.echo("nothing was sent", err=True)
         raise typer.Exit(1)
 
 
 def _show(folder: Path) -> None:
-    """What would be sent and what not.
+    """List the files that would be sent, and those that would not.
 
     Raises:
-        UserError: something in it must not leave.
+        UserError: a file contains something private.
     """
     from ldm.export.hub.leaks import scan
     from ldm.export.hub.outgoing import list_outgoing
@@ -116,14 +117,14 @@ def _show(folder: Path) -> None:
     for name in outgoing.left_out:
         typer.echo(f"{'left out':>10}  {name}")
     typer.echo(f"{_size(outgoing.size_bytes):>10}  in {len(outgoing.files)} files; nothing was sent")
-    _tell(scan(outgoing.files))
+    _print_leaks(scan(outgoing.files))
 
 
-def _tell(leaks: "list[Leak]") -> None:
+def _print_leaks(leaks: "list[Leak]") -> None:
     for leak in leaks:
-        typer.echo(f"must not leave: {leak}", err=True)
+        typer.echo(f"private: {leak}", err=True)
     if leaks:
-        raise UserError(f"{len(leaks)} things must not leave", "take them out of the folder")
+        raise UserError(f"{len(leaks)} private things were found", "remove them from the folder")
 
 
 def _amount(outgoing: "Outgoing") -> str:

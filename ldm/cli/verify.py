@@ -1,4 +1,4 @@
-"""`ldm verify`: whether a model is whole, harmless, and means to others what it means to us."""
+"""`ldm verify`: checks that a model is complete and harmless, and that other libraries read it as we do."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,24 +11,24 @@ from ldm.errors import UserError
 def verify(
     path: Annotated[
         Path,
-        typer.Argument(metavar="DIR|FILE", help="A model's folder, a LoRA or a single file; anybody's."),
+        typer.Argument(metavar="DIR|FILE", help="A model's folder, a LoRA or a single file, of any origin."),
     ],
     base: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Of a LoRA: the model that it was trained on."),
+        typer.Option(metavar="MODEL", help="For a LoRA: the model that it was trained on."),
     ] = None,
     draw: Annotated[
         bool,
         typer.Option(
-            "--draw/--no-draw", help="Have the library that others use draw a picture, and compare."
+            "--draw/--no-draw", help="Also draw an image with the library that others use, and compare."
         ),
     ] = True,
 ) -> None:
-    """Look at a model's files without running them, then have it read by the library that others use.
+    """Check a model's files without running anything, then compare it with what other libraries make of it.
 
-    First the files alone: hashes (where export.json has them), pickles and code, headers, number formats, NaN, missing
-    weights. If nothing is wrong, a picture from fixed noise is drawn by us and, in a fresh process, by diffusers or
-    peft; they must agree to 1/255.
+    The files are checked first: hashes (if there is an export.json), pickles and code, headers, number formats, NaN,
+    missing weights. If they are all right, an image is drawn from fixed noise by us and, in a fresh process, by
+    diffusers or peft. The two must agree to 1/255.
     """
     from ldm.export.verify.inspect import inspect_folder
     from ldm.models.loading.source import EMBEDDED
@@ -40,7 +40,7 @@ def verify(
         typer.echo(finding)
     if bad := sum(finding.severity == "error" for finding in findings):
         faults, they = ("faults", "they are") if bad > 1 else ("fault", "it is")
-        raise UserError(f"{path} has {bad} {faults}", f"do not use it before {they} mended")
+        raise UserError(f"{path} has {bad} {faults}", f"do not use it until {they} fixed")
     if not draw:
         return
     from ldm.export.verify.check import check
@@ -48,4 +48,4 @@ def verify(
     verdict = check(path, base)
     typer.echo(verdict)
     if not verdict.passed:
-        raise UserError(f"{path} means something else to {verdict.reader}", "do not share it")
+        raise UserError(f"{verdict.reader} gets another image from {path}", "do not share it")

@@ -1,4 +1,4 @@
-"""An export: written beside its place, read back by the library that others use, compared, and only then put there."""
+"""An export: written to a temporary folder, read back by other libraries, compared, and only then moved into place."""
 
 import os
 import shutil
@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError
-from ldm.export.card.draw_samples import draw_samples
 from ldm.export.card.model_card import write_card
-from ldm.export.formats.registry import WRITERS
-from ldm.export.hub.outgoing import CARD, REPORT
-from ldm.export.options import ExportOptions
-from ldm.export.source import ExportSource
+from ldm.export.card.samples import draw_samples
+from ldm.export.export_options import ExportOptions
+from ldm.export.export_source import ExportSource
+from ldm.export.formats.exporter import exporter_of
+from ldm.export.model_files import CARD, REPORT
 from ldm.export.verify.compare import Verdict
 from ldm.io.files import new_folder, sha256_file, write_json
 from ldm.version import __version__
 
 Say = Callable[[str], None]
-"""Told what is being done, a line each."""
+"""Reports progress, one line a call."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ExportReport:
 
     Attributes:
         dest: the folder.
-        verdicts: of the readers, one or more.
+        verdicts: one or more, of the libraries that read it.
     """
 
     dest: Path
@@ -38,15 +38,15 @@ class ExportReport:
 def export(
     source: ExportSource, dest: Path, options: ExportOptions, *, say: Say = lambda _: None
 ) -> ExportReport:
-    """Write a model for other programs into a new folder, whole and verified, or not at all.
+    """Write a model for other programs into a new folder: complete and verified, or not at all.
 
     Raises:
-        UserError: the folder exists, the format does not fit the model, or the reader does not read what was written
-            or draws something else; what was written is then kept in `DEST.failed`.
+        UserError: the folder exists, or the format does not fit the model; or the reader cannot read the export or
+            draws another image, in which case the export is kept in `DEST.failed`.
     """
     with new_folder(dest, replace=options.overwrite) as temporary:
         say(f"writing {options.format}")
-        read_back = WRITERS[options.format](source, temporary, options, dest.name)
+        read_back = exporter_of(options.format)(source, temporary, options, dest.name)
         say("reading it back in a fresh process")
         try:
             verdicts = read_back()
@@ -70,12 +70,12 @@ def export(
 
 
 def _set_aside(temporary: Path, dest: Path, reason: str) -> UserError:
-    """Keep what failed beside its place, in place of an older failure."""
+    """Keep a failed export beside its destination, replacing an earlier failure."""
     failed = dest.with_name(dest.name + ".failed")
     if failed.exists():
         shutil.rmtree(failed)
     os.replace(temporary, failed)
-    return UserError(f"the export is not what it should be: {reason}", f"it is kept in {failed}")
+    return UserError(f"the export failed verification: {reason}", f"it is kept in {failed}")
 
 
 def _report(
@@ -97,7 +97,7 @@ def _report(
 
 
 def files_with_hashes(folder: Path) -> Mapping[str, dict[str, Any]]:
-    """SHA-256 and size in bytes of every file of an artefact, by its path; the card may be edited and is left out."""
+    """SHA-256 and size in bytes of every file, by path; the model card is left out, because it may be edited."""
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in found}
     return {

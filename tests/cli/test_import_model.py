@@ -1,4 +1,4 @@
-"""`ldm import`: one file becomes a folder, and a pickle gives up its tensors and nothing else."""
+"""`ldm import`: turns one file into a folder, and takes nothing but tensors from a pickle."""
 
 import os
 import pickle
@@ -30,7 +30,7 @@ def parts() -> ModelParts:
 
 @pytest.fixture(scope="module")
 def files(parts: ModelParts, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the same model twice: m.safetensors, and m.ckpt as training programs wrote it."""
+    """A folder with the same model twice: m.safetensors, and m.ckpt as training programs write it."""
     folder = tmp_path_factory.mktemp("files")
     write_single_file(parts, folder / "m.safetensors", dtype=torch.float32, metadata={})
     whole = {"state_dict": load_file(folder / "m.safetensors"), "global_step": 3, "epoch": 1}
@@ -52,7 +52,7 @@ def import_model(*arguments: object) -> Result:
 
 
 def refused(*arguments: object) -> str:
-    """The one line that refuses an import, which leaves no folder behind."""
+    """The one-line error of an import, which leaves no folder behind."""
     result = import_model(*arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
@@ -81,7 +81,7 @@ def test_a_file_becomes_a_folder(name: str, options: list[str], parts: ModelPart
     assert str(files) not in (Path("dest") / "ldm.json").read_text()
 
 
-def test_what_the_user_says_it_predicts_counts(files: Path) -> None:
+def test_the_option_for_the_prediction_type_wins(files: Path) -> None:
     import_model(files / "m.safetensors", "dest", "--prediction-type", "v_prediction", "--dtype", "float16")
     config = read_json(Path("dest") / "scheduler" / "scheduler_config.json")
     assert config["prediction_type"] == "v_prediction"
@@ -102,7 +102,7 @@ class Hostile:
 def test_a_hostile_pickle_runs_nothing(tmp_path: Path) -> None:
     path, ran = tmp_path / "evil.ckpt", tmp_path / "ran"
     torch.save({"state_dict": {"a": torch.zeros(1), "b": Hostile(tmp_path)}}, path)
-    assert "evil.ckpt is a pickle, which can hold programs: --allow-pickle" in refused(path, "dest")
+    assert "evil.ckpt is a pickle, which can contain code: add --allow-pickle" in refused(path, "dest")
     line = refused(path, "dest", "--allow-pickle")
     wanted = "evil.ckpt cannot be read (it asks for posix.system, and only tensors are read): ask for its safetensors"
     assert line.endswith(wanted)
@@ -145,7 +145,7 @@ def test_the_process_that_reads_a_pickle_is_given_no_token(monkeypatch: pytest.M
     assert "elsewhere" not in given["PYTHONPATH"]
 
 
-def test_what_lies_where_the_user_stands_is_not_imported() -> None:
+def test_modules_in_the_working_directory_are_not_imported() -> None:
     torch.save({"a": torch.ones(2)}, "x.ckpt")
     Path("torch.py").write_text("raise SystemExit('the wrong torch')")
     with unpickled(Path("x.ckpt")) as path:
@@ -155,14 +155,14 @@ def test_what_lies_where_the_user_stands_is_not_imported() -> None:
 
 
 def test_other_files_are_refused_by_name(files: Path, tmp_path: Path) -> None:
-    assert "none.safetensors is no file" in refused("none.safetensors", "dest")
+    assert "none.safetensors is not a file" in refused("none.safetensors", "dest")
     (tmp_path / "m.gguf").write_bytes(b"")
-    assert "m.gguf is of another kind: files are read that end in .safetensors" in refused("m.gguf", "dest")
+    assert "m.gguf is not a model file: name a file that ends in .safetensors" in refused("m.gguf", "dest")
     assert "unknown --dtype 'fp16'" in refused(files / "m.safetensors", "dest", "--dtype", "fp16")
 
 
 @pytest.mark.slow
-def test_pickles_that_are_torn_or_no_model_are_refused_by_name(files: Path, tmp_path: Path) -> None:
+def test_truncated_pickles_and_other_contents_are_refused_by_name(files: Path, tmp_path: Path) -> None:
     torch.save({"model.diffusion_model.out.2.bias": torch.ones(4)}, "half.ckpt")
     line = refused("half.ckpt", "dest", "--allow-pickle")
     assert line.startswith("half.ckpt: the weight ")
@@ -170,7 +170,7 @@ def test_pickles_that_are_torn_or_no_model_are_refused_by_name(files: Path, tmp_
     assert "torn.ckpt is not read" in refused("torn.ckpt", "dest", "--allow-pickle")
 
 
-def test_a_folder_that_exists_is_kept(files: Path) -> None:
+def test_an_existing_folder_is_kept(files: Path) -> None:
     Path("dest").mkdir()
     Path("dest/mine").write_text("kept")
     result = import_model(files / "m.safetensors", "dest")

@@ -14,7 +14,7 @@ from ldm.diffusion.sampling import denoise, plan_sampling
 from ldm.diffusion.scheduler_names import SCHEDULERS
 from ldm.diffusion.schedulers import make_scheduler
 from ldm.errors import UserError
-from ldm.export.verify.trial import trial_answer, trial_for
+from ldm.export.verify.trial import trial_for, trial_outputs
 from ldm.pipeline.pipeline import Pipeline, load_pipeline
 from ldm.types import Conditioning, Step
 from tests.support.tiny_models import SD1_SCHEDULER, ZERO_SNR_SCHEDULER, make_sd1
@@ -188,9 +188,9 @@ def test_left_out_it_is_the_models_own(tmp_path: Path) -> None:
 def test_an_export_is_compared_as_a_stock_pipeline_guides(tmp_path: Path) -> None:
     parts = make_sd1(tmp_path)
     trial = trial_for(parts)
-    plain = trial_answer(parts, trial)["pixels"]
+    plain = trial_outputs(parts, trial)["pixels"]
     parts.defaults = replace(parts.defaults, guidance_interval=(0.0, 0.5))
-    assert torch.equal(trial_answer(parts, trial)["pixels"], plain)
+    assert torch.equal(trial_outputs(parts, trial)["pixels"], plain)
 
 
 def test_the_network_is_called_with_half_the_rows_in_any_batch(

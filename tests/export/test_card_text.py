@@ -1,4 +1,4 @@
-"""The model card as text: it renders, its examples run, and words from elsewhere stay words."""
+"""The model card as text: it renders, its examples run, and text from elsewhere is shown literally."""
 
 import json
 import re
@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from jinja2 import UndefinedError
 from markdown_it import MarkdownIt
 from PIL import Image, ImageCms
 
 from ldm.demos.emoji_card import emoji_card
-from ldm.export.card.draw_samples import draw_samples
-from ldm.export.card.markdown import code, escaped, fenced, table
-from ldm.export.card.samples import SamplePicture, write_samples
+from ldm.export.card.markdown import code, escaped, fenced, render
+from ldm.export.card.samples import SampleImage, draw_samples, write_samples
 from ldm.export.card.source_card import read_source_card
-from ldm.export.source import load_source
+from ldm.export.export_source import load_source
 from ldm.models.adapters.lora_files import write_lora_diffusers, write_lora_peft
 from ldm.models.loading.model import save_parts
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.record import read_settings
-from tests.support.tiny_card import card_of, make_run, picture, section, whole_model
+from tests.support.tiny_card import card_of, make_run, sample_image, section, whole_model
 from tests.support.tiny_single_file import make_narrow_sd2
 
 ROOT = Path(__file__).parents[2]
@@ -31,12 +31,12 @@ HOSTILE = (
 
 
 class Page(HTMLParser):
-    """What a reader of the rendered card sees: headings, pictures, elements, and text without mark-up."""
+    """The rendered card: its headings, images, elements, and text without markup."""
 
     def __init__(self, card: str) -> None:
         super().__init__()
         self.headings: list[str] = []
-        self.pictures: list[str] = []
+        self.images: list[str] = []
         self.open: list[str] = []
         self.elements: set[str] = set()
         self.text = ""
@@ -45,7 +45,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.add(tag)
-        self.pictures += [value or "" for key, value in attrs if (tag, key) == ("img", "src")]
+        self.images += [value or "" for key, value in attrs if (tag, key) == ("img", "src")]
         self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -64,7 +64,7 @@ def code_of(card: str, language: str) -> str:
 
 
 def test_the_card_of_a_run_renders(tmp_path: Path) -> None:
-    samples = [picture(), picture("a blue square", "blue"), picture(HOSTILE, "green")]
+    samples = [sample_image(), sample_image("a blue square", "blue"), sample_image(HOSTILE, "green")]
     run = make_run(tmp_path)
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config + "note: |\n  ```\n  </details> </details>\n  ````\n")
@@ -74,24 +74,49 @@ def test_the_card_of_a_run_renders(tmp_path: Path) -> None:
         "Samples", "Use", "Model", "Training", "Data", "Curves", "Measured", "Hashes", "Software", "Licence",
         "Intended use", "Limits and risks",
     ]  # fmt: skip
-    assert page.pictures == ["samples/grid.png", "samples/curves.png"]
-    assert all((tmp_path / "out" / name).is_file() for name in page.pictures)
+    assert page.images == ["samples/grid.png", "samples/curves.png"]
+    assert all((tmp_path / "out" / name).is_file() for name in page.images)
     assert page.elements == {
         "h1", "h2", "p", "img", "a", "pre", "code", "table", "thead", "tbody", "tr", "th", "td", "details",
         "summary", "ul", "li",
     }  # fmt: skip
-    assert page.text.count(" ".join(HOSTILE.split())) == 2  # the title, and the prompt below the pictures
+    assert page.text.count(" ".join(HOSTILE.split())) == 2  # the title, and the prompt below the images
 
 
-def test_what_is_marked_up_elsewhere_is_plain_here() -> None:
-    def rendered(text: str) -> str:
-        return MarkdownIt("commonmark").enable("table").render(text)
+def rendered(markdown: str) -> str:
+    return MarkdownIt("commonmark").enable("table").render(markdown)
 
+
+def test_text_from_elsewhere_is_shown_literally() -> None:
     assert rendered(escaped("a *b* <c> |")) == "<p>a *b* &lt;c&gt; |</p>\n"
     assert rendered(code("a `` b`")) == "<p><code>a `` b`</code></p>\n"
     assert rendered(fenced("a\n````\nb")) == "<pre><code>a\n````\nb\n</code></pre>\n"
-    cells = rendered(table(("a", "b"), [(code("x|y"), escaped("\\| z"))]))
-    assert "<td><code>x|y</code></td>\n<td>\\| z</td>" in cells
+
+
+@pytest.mark.parametrize(
+    "text", ["- a", "+ a", "1. a", "12) a", "---", "- - -", "===", "-", "# a", "> a", "1.5", "-2"]
+)
+def test_a_line_of_such_text_is_a_plain_paragraph(text: str) -> None:
+    page = rendered(f"above\n{escaped(text)}\n")
+    assert page == f"<p>above\n{text.replace('>', '&gt;')}</p>\n"
+
+
+def test_a_template_escapes_by_default(tmp_path: Path) -> None:
+    """Only filters and macros give Markdown; a fact that is missing is an error."""
+    lines = [
+        "{% macro bold(text) %}**{{ text }}**{% endmacro %}",
+        "{{ text }} and {{ bold(text) }}",
+        "",
+        "| a | b |",
+        "|---|---|",
+        "| {{ text | code | cell }} | {{ text }} |",
+    ]
+    (tmp_path / "card.jinja").write_text("\n".join(lines))
+    page = rendered(render(tmp_path / "card.jinja", text="*x*|<y>"))
+    assert "<p>*x*|&lt;y&gt; and <strong>*x*|&lt;y&gt;</strong></p>" in page
+    assert "<td><code>*x*|&lt;y&gt;</code></td>\n<td>*x*|&lt;y&gt;</td>" in page
+    with pytest.raises(UndefinedError):
+        render(tmp_path / "card.jinja")
 
 
 def test_the_embedded_models_card_is_made_of_its_reports(tmp_path: Path) -> None:
@@ -108,7 +133,7 @@ def test_the_embedded_models_card_is_made_of_its_reports(tmp_path: Path) -> None
         (tmp_path / name).mkdir()
         (tmp_path / name / "report.json").write_text(json.dumps(report))
     card = (ROOT / "ldm" / "assets" / "emoji" / "README.md").read_text(encoding="utf-8")
-    assert emoji_card(tmp_path).to_markdown() == card
+    assert emoji_card(tmp_path) == card
     assert Page(card).headings == ["OpenLDM emoji", "Use", "Data", "Measured", "Limits"]
 
 
@@ -123,7 +148,7 @@ def test_the_example_of_a_folder_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert code_of(card, "bash") == "ldm generate 'a red apple' --model model\n"
     monkeypatch.chdir(tmp_path / "out")
     exec(code_of(card, "python"), {})
-    with Image.open(tmp_path / "out" / "picture.png") as image:
+    with Image.open(tmp_path / "out" / "image.png") as image:
         assert image.size == (16, 16)
 
 
@@ -143,12 +168,12 @@ def test_the_example_of_a_lora_runs(format: str, tmp_path: Path, monkeypatch: py
     card = card_of(source, folder, format=format)
     monkeypatch.chdir(tmp_path)
     exec(code_of(card, "python"), {})
-    assert (tmp_path / "picture.png").is_file()
+    assert (tmp_path / "image.png").is_file()
     file = "/pytorch_lora_weights.safetensors" if format == "lora-diffusers" else ""
     assert code_of(card, "bash") == f"ldm generate 'a red apple' --model base-model --lora hands{file}\n"
 
 
-def test_what_lies_where_is_told_by_format(tmp_path: Path) -> None:
+def test_the_examples_name_the_files_of_each_format(tmp_path: Path) -> None:
     source = load_source(make_run(tmp_path))
     told = {
         format: section(
@@ -173,10 +198,10 @@ def test_what_lies_where_is_told_by_format(tmp_path: Path) -> None:
     assert "--model film --lora film/pytorch_lora_weights.safetensors" in apart
 
 
-# Pictures, and the card that a model came with
+# Images, and the card that a model came with
 
 
-def test_the_pictures_are_what_the_model_draws(tmp_path: Path) -> None:
+def test_the_samples_are_what_the_model_draws(tmp_path: Path) -> None:
     source = load_source(make_run(tmp_path))
     samples = draw_samples(source, 3)
     assert [(one.prompt, (one.settings or {})["seed"]) for one in samples] == [
@@ -188,7 +213,7 @@ def test_the_pictures_are_what_the_model_draws(tmp_path: Path) -> None:
     assert [one.prompt for one in draw_samples(whole_model(tmp_path), 2)] == ["a red apple", "a cat"]
 
 
-def test_a_picture_is_written_with_its_settings_and_nothing_else(tmp_path: Path) -> None:
+def test_an_image_is_written_with_its_settings_and_nothing_else(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif.get_ifd(0x8825)[1] = "N"
     exif[0x010E] = "taken at home"
@@ -197,8 +222,8 @@ def test_a_picture_is_written_with_its_settings_and_nothing_else(tmp_path: Path)
     image.save(tmp_path / "camera.png", exif=exif, icc_profile=profile)
     with Image.open(tmp_path / "camera.png") as photo:
         samples = [
-            SamplePicture("red", photo),
-            SamplePicture("a red thing", photo, {"prompt": "a red thing", "seed": 3}),
+            SampleImage("red", photo),
+            SampleImage("a red thing", photo, {"prompt": "a red thing", "seed": 3}),
         ]
         names = write_samples(tmp_path, samples)
     assert names == ["samples/01.png", "samples/02.png"]
@@ -212,7 +237,7 @@ def test_a_picture_is_written_with_its_settings_and_nothing_else(tmp_path: Path)
             assert set(written.info) <= {"parameters", "ldm"}
 
 
-def test_the_card_of_a_copy_says_what_the_models_own_card_says(tmp_path: Path) -> None:
+def test_the_card_of_a_converted_model_quotes_its_own_card(tmp_path: Path) -> None:
     source = whole_model(tmp_path)
     own = [
         "---", "license: cc-by-4.0", "---", "# Plain", "", "![chart](images/chart.png) of /home/x/plain", "## Data", "",
@@ -221,11 +246,11 @@ def test_the_card_of_a_copy_says_what_the_models_own_card_says(tmp_path: Path) -
     (source.folder / "README.md").write_text("\n".join(own))
     card = card_of(source, tmp_path / "out", licence=None)
     assert "license: cc-by-4.0\n" in card
-    assert card.partition("\n## What the card of `plain` says\n\n")[2] == (
+    assert card.partition("\n## The card of `plain`\n\n")[2] == (
         "### Plain\n\nchart of plain\n#### Data\n\n```bash\n# a comment\nls\n```\n#### Limits\n~~~\n"
         "## code left open\n~~~\n"
     )
-    assert "its own card says" in section(card, "Limits and risks")
+    assert "the text of its own card below" in section(card, "Limits and risks")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +269,7 @@ def test_any_card_can_be_read(text: str, licence: str | None, body: str, tmp_pat
     assert (card.licence, card.quoted()) == (licence, body)
 
 
-def test_what_is_no_card_is_passed_over(tmp_path: Path) -> None:
+def test_an_unreadable_card_is_ignored(tmp_path: Path) -> None:
     assert read_source_card(tmp_path) is None
     (tmp_path / "README.md").write_bytes(b"\xff\xfe")
     assert read_source_card(tmp_path) is None

@@ -1,6 +1,6 @@
-"""What we write, read by programs that are not ours: every format of every kind of model, and pictures' settings.
+"""Our files read by other programs: every format of every kind of model, and the settings in images.
 
-`LDM_WRITE_TABLE=1 pytest -m slow tests/export/test_compatibility.py` writes what was measured to docs/compatibility.md.
+`LDM_WRITE_TABLE=1 pytest -m slow tests/export/test_compatibility.py` writes the results to docs/compatibility.md.
 """
 
 import os
@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from ldm.export.artefact import export
-from ldm.export.options import ExportOptions
-from ldm.export.source import load_source
+from ldm.export.export_options import ExportOptions
+from ldm.export.export_source import load_source
 from ldm.export.verify.compare import TOLERANCE
 from ldm.models.adapters.folder import Adapter, find_base, save_adapter
 from ldm.models.adapters.lora import LoraSettings
@@ -51,20 +51,20 @@ CASES = [
 ]
 CASES += [(model, *case, True) for model in MODELS for case in ADAPTED]
 LORA = LoraSettings(rank=4, alpha=6, target_modules="all", text_encoder=True)
-"""Alpha is not the rank, convolutions and the text encoder are changed."""
+"""Alpha differs from the rank; convolutions and the text encoder are changed."""
 
 Row = tuple[str, str, str]
 
 
 @pytest.fixture(scope="module")
 def measured() -> dict[Row, tuple[str, float]]:
-    """By model, what is added, and format: the reader and the largest difference."""
+    """The reader and the largest difference, by model, addition and format."""
     return {}
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The models, and with `-lora` a LoRA on each."""
+    """The models, and a LoRA for each with the suffix `-lora`."""
     root = tmp_path_factory.mktemp("models")
     save_parts(make_narrow_sd1(), root / "sd1")
     save_parts(make_narrow_sd2(), root / "sd2")
@@ -93,7 +93,7 @@ def test_the_reader_draws_what_we_draw(
     adapted: bool,
 ) -> None:
     if format == "openvino" and find_spec("openvino") is None:
-        pytest.skip("openvino is not installed")  # importing it here would report the import
+        pytest.skip("openvino is not installed")  # an import here would be reported
     source = load_source(folders[model + ("-lora" if adapted else "")])
     report = export(source, tmp_path / "out", ExportOptions(format=format, dtype=dtype, num_samples=0))
     (verdict,) = report.verdicts
@@ -109,7 +109,7 @@ def test_the_reader_draws_what_we_draw(
 @pytest.mark.slow
 @pytest.mark.openvino
 @pytest.mark.parametrize("model", ["sd1", "sd2"])
-def test_transformers_reads_the_words_and_the_text_encoder(
+def test_transformers_reads_the_tokenizer_and_the_text_encoder(
     folders: dict[str, Path], measured: dict[Row, tuple[str, float]], tmp_path: Path, model: str
 ) -> None:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -133,7 +133,9 @@ def test_transformers_reads_the_words_and_the_text_encoder(
 
 @pytest.mark.slow
 @pytest.mark.openvino
-def test_sd_parsers_reads_a_picture(measured: dict[Row, tuple[str, float]], tmp_path: Path) -> None:
+def test_sd_parsers_reads_the_settings_in_an_image(
+    measured: dict[Row, tuple[str, float]], tmp_path: Path
+) -> None:
     parsers = pytest.importorskip("sd_parsers")
     from ldm.pipeline.record import write_png
 

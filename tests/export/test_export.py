@@ -1,4 +1,4 @@
-"""`ldm export --format diffusers`: what is written is read back, and refused when it means another model."""
+"""`ldm export --format diffusers`: the export is read back, and refused if it is another model."""
 
 import json
 from dataclasses import replace
@@ -12,10 +12,10 @@ import ldm.export.verify.compare
 from ldm.cli.app import app
 from ldm.errors import UserError
 from ldm.export.artefact import ExportReport, export
-from ldm.export.options import ExportOptions
-from ldm.export.source import load_source
+from ldm.export.export_options import ExportOptions
+from ldm.export.export_source import load_source
 from ldm.export.verify import readers
-from ldm.export.verify.trial import largest_difference, trial_answer, trial_for
+from ldm.export.verify.trial import largest_difference, trial_for, trial_outputs
 from ldm.io.files import read_json, sha256_file, write_json
 from ldm.models.loading.model import load_parts, save_parts
 from tests.support.tiny_models import ZERO_SNR_SCHEDULER, make_sd1, make_sd2
@@ -26,7 +26,7 @@ QUIET = ExportOptions(num_samples=0)
 @pytest.fixture
 def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reader runs in this process, which has diffusers loaded already."""
-    monkeypatch.setattr(ldm.export.verify.compare, "_run", lambda order, _: readers.main([str(order)]))
+    monkeypatch.setattr(ldm.export.verify.compare, "_run", lambda task, _: readers.main([str(task)]))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in makers}
 
 
-def test_a_fresh_process_reads_what_the_command_wrote(models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_fresh_process_reads_the_export(models: dict[str, Path], tmp_path: Path) -> None:
     dest = tmp_path / "out"
     done = CliRunner().invoke(app, ["export", str(models["sd2"]), str(dest), "--num-samples", "0"])
     assert (done.exit_code, done.stdout) == (0, f"{dest}\n"), done.output
@@ -107,7 +107,7 @@ def test_stored_in_any_format_it_draws_what_the_rounded_weights_draw(
     ("name", "key"),
     [("sd2", "prediction_type"), ("zero", "rescale_betas_zero_snr"), ("sd1", "beta_schedule")],
 )
-def test_a_lost_setting_fails_and_is_kept_aside(
+def test_an_export_that_loses_a_setting_fails_and_is_kept(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, key: str
 ) -> None:
     import ldm.models.loading.model
@@ -126,7 +126,7 @@ def test_a_lost_setting_fails_and_is_kept_aside(
 
 
 @pytest.mark.usefixtures("read_here")
-def test_an_export_that_is_there_stays_unless_asked(models: dict[str, Path], tmp_path: Path) -> None:
+def test_an_existing_export_is_kept_unless_asked(models: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("mine")
     with pytest.raises(UserError, match="exists already"):
@@ -136,15 +136,13 @@ def test_an_export_that_is_there_stays_unless_asked(models: dict[str, Path], tmp
     assert not (tmp_path / "out/mine.txt").exists()
 
 
-def test_a_reader_that_fails_is_told_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"diffusers does not read what was written \(FileNotFoundError"
-    ) as caught:
-        ldm.export.verify.compare._run(tmp_path / "no order.json", "diffusers")
+def test_a_reader_that_fails_is_reported_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"diffusers cannot read the model \(FileNotFoundError") as caught:
+        ldm.export.verify.compare._run(tmp_path / "no task.json", "diffusers")
     assert "\n" not in str(caught.value)
 
 
-def test_answers_that_are_none_never_pass() -> None:
+def test_results_that_are_missing_or_not_finite_never_pass() -> None:
     random = torch.Generator().manual_seed(0)
     good = {
         "pixels": torch.rand(1, 3, 4, 4, generator=random),
@@ -169,10 +167,10 @@ def test_the_trial_depends_on_every_part_of_a_model(models: dict[str, Path], nam
         "text": parts.text_encoder,
     }
     trial = trial_for(parts)
-    before = trial_answer(parts, trial)
+    before = trial_outputs(parts, trial)
     with torch.no_grad():
         next(p for p in part[name].parameters() if p.ndim > 1).mul_(1.5)
-    assert largest_difference(before, trial_answer(parts, trial)) > 1
+    assert largest_difference(before, trial_outputs(parts, trial)) > 1
 
 
 @pytest.mark.parametrize(
@@ -194,12 +192,12 @@ def test_unknown_names_are_refused(given: dict[str, str], said: str) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"variant": True}, "a variant of float32"),
+        ({"variant": True}, "float32 has no variant"),
         ({"fuse": False}, "sd1 has no LoRA to keep apart"),
-        ({"format": "lora-kohya"}, "sd1 is no LoRA"),
+        ({"format": "lora-kohya"}, "sd1 is not a LoRA"),
     ],
 )
-def test_what_does_not_fit_the_model_is_refused(
+def test_options_that_do_not_fit_the_model_are_refused(
     models: dict[str, Path], tmp_path: Path, options: dict[str, object], said: str
 ) -> None:
     with pytest.raises(UserError, match=said):

@@ -1,4 +1,4 @@
-"""`ldm verify`: models of any origin, read by us and by others; and a checkpoint where a model is expected."""
+"""`ldm verify`: models of any origin, read by us and by other libraries. Also: a checkpoint instead of a model."""
 
 import shutil
 from pathlib import Path
@@ -13,8 +13,8 @@ from ldm.cli.app import app
 from ldm.cli.checkpoint import find_checkpoint
 from ldm.errors import UserError
 from ldm.export.artefact import export
-from ldm.export.options import ExportOptions
-from ldm.export.source import load_source
+from ldm.export.export_options import ExportOptions
+from ldm.export.export_source import load_source
 from ldm.export.verify import readers
 from ldm.export.verify.check import check
 from ldm.io.files import read_json, write_json
@@ -28,7 +28,7 @@ from tests.support.tiny_models import make_sd1, make_sd2
 @pytest.fixture(autouse=True)
 def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reader runs in this process, which has diffusers loaded already."""
-    monkeypatch.setattr(ldm.export.verify.compare, "_run", lambda order, _: readers.main([str(order)]))
+    monkeypatch.setattr(ldm.export.verify.compare, "_run", lambda task, _: readers.main([str(task)]))
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def ldm_verify(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, ["verify", *map(str, arguments)])
 
 
-def test_a_model_of_anybody_is_read_by_both(base: Path) -> None:
+def test_a_model_of_any_origin_is_read_by_both(base: Path) -> None:
     (base / "ldm.json").unlink()
     done = ldm_verify(base)
     assert done.exit_code == 0, done.output
@@ -67,26 +67,26 @@ def test_an_exported_lora_is_read_on_its_base(adapter: Path, base: Path, tmp_pat
     with pytest.raises(UserError, match="is a LoRA: name the model that it was trained on with --base"):
         check(dest)
     save_parts(make_sd2(tmp_path / "tokenizer"), tmp_path / "other", dtype=torch.float16)
-    with pytest.raises(UserError, match="has other weights than the base of"):
+    with pytest.raises(UserError, match="does not have the weights of"):
         check(dest, str(tmp_path / "other"))
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_lora_of_anybody_is_read(base: Path, tmp_path: Path, format: str) -> None:
+def test_a_lora_of_any_origin_is_read(base: Path, tmp_path: Path, format: str) -> None:
     weights = trained(load_parts(base), LoraSettings(rank=2, alpha=5))
     verdict = check(FORMATS[format](weights, tmp_path / "lora"), str(base))
     assert verdict.passed and verdict.lora_effect is not None and verdict.lora_effect > 1
 
 
-def test_a_reader_that_passes_a_lora_by_is_noticed(
+def test_a_reader_that_ignores_a_lora_is_noticed(
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(readers.READERS, "lora", ("diffusers", readers.read_folder))
-    with pytest.raises(UserError, match=r"largest difference .* the LoRA moves it by"):
+    with pytest.raises(UserError, match=r"largest difference .* the LoRA changes it by"):
         export(load_source(adapter), tmp_path / "out", ExportOptions(format="lora-kohya", num_samples=0))
 
 
-def test_a_lora_kept_apart_stands_beside_its_base(adapter: Path, tmp_path: Path) -> None:
+def test_a_lora_kept_apart_is_read_with_its_base(adapter: Path, tmp_path: Path) -> None:
     export(load_source(adapter), tmp_path / "out", ExportOptions(fuse=False, num_samples=0))
     verdict = check(tmp_path / "out")
     assert verdict.passed and verdict.lora_effect is not None and verdict.lora_effect > 1
@@ -96,13 +96,13 @@ def test_an_adapter_of_ours_names_its_base(adapter: Path) -> None:
     assert check(adapter).passed
 
 
-def test_faults_are_told_and_nothing_is_drawn(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faults_are_reported_and_nothing_is_drawn(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ldm.export.verify.compare, "_run", lambda *_: pytest.fail("it was read"))
     (base / "vae/diffusion_pytorch_model.safetensors").unlink()
     (base / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"x" * 100)
     done = ldm_verify(base)
     assert done.exit_code == 2
-    assert "error: unet" in done.stdout and "faults: do not use it before they are mended" in done.stderr
+    assert "error: unet" in done.stdout and "faults: do not use it until they are fixed" in done.stderr
 
 
 def test_a_file_changed_since_the_export_is_a_fault(base: Path, tmp_path: Path) -> None:
@@ -112,10 +112,10 @@ def test_a_file_changed_since_the_export_is_a_fault(base: Path, tmp_path: Path) 
     write_json(config, {**read_json(config), "prediction_type": "epsilon"})
     done = ldm_verify(tmp_path / "out")
     assert done.exit_code == 2
-    assert "scheduler/scheduler_config.json: it has changed since it was written" in done.stdout
+    assert "scheduler/scheduler_config.json: it has changed since the export" in done.stdout
 
 
-def test_a_model_that_means_something_else_to_diffusers_fails(
+def test_a_model_that_diffusers_reads_differently_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_parts(make_sd1(tmp_path / "tokenizer"), tmp_path / "model")
@@ -128,11 +128,11 @@ def test_a_model_that_means_something_else_to_diffusers_fails(
         {"diffusers": ("diffusers", lambda o: readers.read_folder({**o, "folder": str(theirs)}))},
     )
     done = ldm_verify(tmp_path / "model")
-    assert done.exit_code == 2 and "means something else to diffusers" in done.stderr
+    assert done.exit_code == 2 and "diffusers gets another image from" in done.stderr
 
 
-def test_nothing_to_verify_is_said(tmp_path: Path) -> None:
-    assert "is not there" in ldm_verify(tmp_path / "nowhere").stderr
+def test_a_path_without_a_model_is_refused(tmp_path: Path) -> None:
+    assert "does not exist" in ldm_verify(tmp_path / "nowhere").stderr
     (tmp_path / "empty").mkdir()
     assert ldm_verify(tmp_path / "empty").exit_code == 2
 

@@ -1,4 +1,4 @@
-"""What a LoRA's file says of itself."""
+"""The metadata in a LoRA file's header."""
 
 import dataclasses
 import json
@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ldm.export.formats.lora import lora_metadata
-from ldm.export.source import ExportSource
+from ldm.export.export_source import ExportSource
+from ldm.export.formats.lora_metadata import lora_metadata
 from ldm.io.safetensors_header import read_header
 from ldm.models.adapters.folder import Adapter
 from ldm.models.adapters.lora import LoraSettings
@@ -35,7 +35,7 @@ def narrow_sd2(_: Path) -> ModelParts:
     return make_narrow_sd2()
 
 
-def test_name_size_and_kind(tmp_path: Path) -> None:
+def test_the_metadata_names_title_size_and_kind(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(
         f"run_dir: {SECRET}\nseed: 7\nnum_steps: 500\nglobal_batch_size: 4\noptim: {{learning_rate: 0.0001}}\n"
     )
@@ -73,7 +73,7 @@ def test_name_size_and_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("use_dora", [False, True])
-def test_of_the_second_generation(use_dora: bool, tmp_path: Path) -> None:
+def test_the_metadata_of_a_lora_for_stable_diffusion_2(use_dora: bool, tmp_path: Path) -> None:
     settings = LoraSettings(rank=3, alpha=7, use_dora=use_dora)
     found = lora_metadata(source(tmp_path, narrow_sd2, settings), title="Film")
     assert found["modelspec.architecture"] == "stable-diffusion-v2-768-v/lora"
@@ -84,14 +84,14 @@ def test_of_the_second_generation(use_dora: bool, tmp_path: Path) -> None:
     )
 
 
-def test_of_a_model_that_other_programs_do_not_know(tmp_path: Path) -> None:
+def test_the_metadata_of_a_lora_for_an_unknown_model(tmp_path: Path) -> None:
     given = source(tmp_path, make_sd1, LoraSettings(rank=3, alpha=7))
     found = lora_metadata(given, title="Film")
     assert found["modelspec.architecture"] == "latent-diffusion/lora"
     assert not {"ss_base_model_version", "ss_v2"} & set(found)
 
 
-def test_what_most_layers_have_is_said(tmp_path: Path) -> None:
+def test_rank_and_alpha_are_those_of_most_layers(tmp_path: Path) -> None:
     given = source(tmp_path, make_sd1, LoraSettings(rank=3, alpha=7))
     assert given.lora is not None
     mixed = dataclasses.replace(given, lora=uneven(given.lora, given.parts))

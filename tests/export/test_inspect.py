@@ -1,4 +1,4 @@
-"""What is said of anybody's model: everything that is wrong with it, each thing where it lies, without loading it."""
+"""Inspecting a model of any origin: every fault is found, at its place, without loading the model."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(saved: Path, tmp_path: Path) -> Path:
-    """A copy to damage; nothing is recorded of it."""
+    """A copy to damage, without a record of its files."""
     copy = Path(shutil.copytree(saved, tmp_path / "model"))
     (copy / "export.json").unlink()
     return copy
@@ -50,13 +50,13 @@ def faults(path: Path) -> list[str]:
 
 
 def change(path: Path, edit: Callable[[dict[str, Tensor]], Any]) -> None:
-    """Write a safetensors file anew with other tensors."""
+    """Rewrite a safetensors file with other tensors."""
     tensors = load_file(path)
     edit(tensors)
     save_file(tensors, path)
 
 
-def test_of_a_good_model_there_are_facts_alone(saved: Path) -> None:
+def test_a_good_model_has_only_notes(saved: Path) -> None:
     found = inspect_folder(saved)
     assert {finding.severity for finding in found} == {"note"}
     assert "note: .: StableDiffusionPipeline in the diffusers layout, prediction type v_prediction" in lines(
@@ -68,7 +68,7 @@ def test_of_a_good_model_there_are_facts_alone(saved: Path) -> None:
     assert str(saved) not in "".join(map(str, found))
 
 
-def test_values_that_are_not_finite_are_named(model: Path) -> None:
+def test_non_finite_values_are_named(model: Path) -> None:
     def spoil(tensors: dict[str, Tensor]) -> None:
         tensors["conv_in.bias"][3] = torch.nan
         tensors["conv_out.weight"] = tensors["conv_out.weight"].half()
@@ -76,11 +76,11 @@ def test_values_that_are_not_finite_are_named(model: Path) -> None:
 
     change(model / UNET, spoil)
     assert not_finite(model / UNET) == ["conv_in.bias", "conv_out.weight"]
-    assert faults(model) == [f"error: {UNET}: 'conv_in.bias', 'conv_out.weight': values that are not finite"]
+    assert faults(model) == [f"error: {UNET}: 'conv_in.bias', 'conv_out.weight': non-finite values"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float8_e4m3fn, torch.complex64])
-def test_values_of_any_kind_are_looked_at(
+def test_values_in_any_number_format_are_checked(
     tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inspect_tensors, "CHUNK", 100)
@@ -93,7 +93,7 @@ def test_values_of_any_kind_are_looked_at(
 def test_unusual_numbers_are_a_warning(model: Path) -> None:
     change(model / UNET, lambda tensors: tensors.update(a=torch.ones(2).double(), b=torch.tensor(1)))
     found = lines(inspect_folder(model), "warning")
-    assert found == [f"warning: {UNET}: 'a': numbers of the unusual kind F64"]
+    assert found == [f"warning: {UNET}: 'a': unusual number format F64"]
 
 
 def test_weights_are_accounted_for(model: Path) -> None:
@@ -111,10 +111,10 @@ def test_weights_are_accounted_for(model: Path) -> None:
 
 def test_parts_must_fit_each_other(model: Path) -> None:
     edit_json(model / "vae" / "config.json", latent_channels=8)
-    assert "error: .: the unet has latent channels 4, the vae 8" in faults(model)
+    assert "error: .: the unet has latent channels 4, but the vae has 8" in faults(model)
 
 
-def test_everything_suspicious_is_named_and_nothing_is_run(model: Path, tmp_path: Path) -> None:
+def test_everything_suspicious_is_found_and_nothing_is_run(model: Path, tmp_path: Path) -> None:
     marker = tmp_path / "it-ran"
     (model / "unet" / "diffusion_pytorch_model.bin").write_bytes(pickle_that_makes(marker))
     (model / "notes.dat").write_bytes(pickle_that_makes(marker))
@@ -130,21 +130,21 @@ def test_everything_suspicious_is_named_and_nothing_is_run(model: Path, tmp_path
     found = inspect_folder(model)
     assert lines(found, "error", "warning") == [
         "warning: elsewhere: a link to a place outside this folder",
-        "warning: elsewhere: a linked folder, not looked into",
-        "warning: evil.py: code. Nothing of it is run here",
+        "warning: elsewhere: a linked folder, not checked",
+        "warning: evil.py: code. We do not run it",
         *[line for line in lines(found, "error") if line.startswith("error: ldm.json: is not valid JSON")],
         "warning: link.png: a link to a place outside this folder",
-        "warning: notes.dat: a pickle: loading it can run code. It is never read here",
-        "error: pipe: no regular file",
+        "warning: notes.dat: a pickle: loading it can run code. We never read it",
+        "error: pipe: not a regular file",
         "error: unet/config.json: has the key 'auto_map': models that bring code are refused",
-        "warning: unet/diffusion_pytorch_model.bin: a pickle: loading it can run code. It is never read here",
+        "warning: unet/diffusion_pytorch_model.bin: a pickle: loading it can run code. We never read it",
     ]
-    assert "note: evil.py: no part of a model; it is not read" in lines(found, "note")
+    assert "note: evil.py: not part of a model; we do not read it" in lines(found, "note")
     assert not any("samples" in line for line in map(str, found))
     assert not marker.exists()
 
 
-def test_all_faults_are_found_and_not_only_the_first(model: Path) -> None:
+def test_all_faults_are_found_not_only_the_first(model: Path) -> None:
     write_safetensors(model / "vae" / "diffusion_pytorch_model.safetensors", LIES["gap"][0])
     edit_json(
         model / "model_index.json", text_encoder=["evil", "CLIPTextModel"], scheduler=["diffusers", "X"]
@@ -160,27 +160,25 @@ def test_all_faults_are_found_and_not_only_the_first(model: Path) -> None:
         assert said in found
 
 
-def test_files_are_those_that_were_recorded(saved: Path, tmp_path: Path) -> None:
+def test_changed_and_missing_files_are_found(saved: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(saved, tmp_path / "model"))
     change(model / UNET, lambda tensors: tensors["conv_in.bias"].add_(1))
     (model / "ldm.json").unlink()
-    (model / "README.md").write_text("edited")  # a card may be
+    (model / "README.md").write_text("edited")  # which is allowed for a card
     save_file({"a": torch.ones(2, 2)}, model / "extra.safetensors")
     record = json.loads((model / "export.json").read_text())
     record["files"] |= {"../../secret": {"sha256": "0"}, "/etc/hostname": {"sha256": "0"}}
     (model / "export.json").write_text(json.dumps(record))
     found = inspect_folder(model)
     assert lines(found, "error", "warning") == [
-        "error: ../../secret: it would lie outside the folder, by export.json",
-        "error: /etc/hostname: it would lie outside the folder, by export.json",
+        "error: ../../secret: it is outside the folder, according to export.json",
+        "error: /etc/hostname: it is outside the folder, according to export.json",
         "warning: extra.safetensors: it is not recorded in export.json",
-        "error: ldm.json: it is missing, by export.json",
-        f"error: {UNET}: it has changed since it was written, by export.json",
+        "error: ldm.json: it is missing, according to export.json",
+        f"error: {UNET}: it has changed since the export, according to export.json",
     ]
     files = len(record["files"])
-    assert f"note: export.json: {files - 4} of {files} files are as they were recorded" in lines(
-        found, "note"
-    )
+    assert f"note: export.json: {files - 4} of {files} files are as recorded" in lines(found, "note")
 
 
 def lora(**changes: Tensor | None) -> dict[str, Tensor]:
@@ -196,10 +194,10 @@ def lora(**changes: Tensor | None) -> dict[str, Tensor]:
         (lora(), []),
         (lora(up=None), ["the layer 'lora_unet_mid_block_attentions_0_proj_in' has no up"]),
         (lora(up=torch.ones(8, 3)), ["proj_in' has two ranks: (4,) and (3,)"]),
-        (lora() | {"other": torch.ones(2)}, ["the weight 'other' is left over"]),
-        (lora(down=torch.full((4, 8), torch.inf)), ["lora_down.weight': values that are not finite"]),
-        ({"a.hada_w1_a": torch.ones(2)}, ["a LoHa, which is not read here"]),
-        ({"conv.weight": torch.ones(2)}, ["no model of a kind that is known here"]),
+        (lora() | {"other": torch.ones(2)}, ["the weight 'other' is unexpected"]),
+        (lora(down=torch.full((4, 8), torch.inf)), ["lora_down.weight': non-finite values"]),
+        ({"a.hada_w1_a": torch.ones(2)}, ["a LoHa, which we cannot read"]),
+        ({"conv.weight": torch.ones(2)}, ["not a known kind of model"]),
         ({"<sks>": torch.ones(1, 48)}, []),
     ],
 )
@@ -211,13 +209,13 @@ def test_a_file_by_itself(tmp_path: Path, tensors: dict[str, Tensor], said: list
     assert [line.replace("b/", "") for line in faults(tmp_path)] == found
 
 
-def test_a_pickle_is_no_model(tmp_path: Path) -> None:
+def test_a_pickle_is_not_a_model(tmp_path: Path) -> None:
     marker = tmp_path / "it-ran"
     path = tmp_path / "model.ckpt"
     path.write_bytes(pickle_that_makes(marker))
-    assert "error: model.ckpt: no model: models in one file are safetensors" in faults(path)
-    assert "error: .: no model: no model_index.json and no safetensors lie here" in faults(tmp_path)
-    with pytest.raises(UserError, match="is not there"):
+    assert "error: model.ckpt: not a model: a single file must be safetensors" in faults(path)
+    assert "error: .: not a model: it has no model_index.json and no safetensors" in faults(tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
         inspect_folder(tmp_path / "gone")
     assert not marker.exists()
 
@@ -229,7 +227,7 @@ def test_a_pickle_is_no_model(tmp_path: Path) -> None:
         ({"auto_mapping": {"parent_library": "diffusers.models"}}, "adapter_model.safetensors", []),
         ({"auto_mapping": {"parent_library": "evil"}}, "adapter_model.safetensors", ["imported from 'evil'"]),
         ({"auto_map": "x"}, "adapter_model.safetensors", ["has the key 'auto_map'"]),
-        ({"peft_type": "LORA"}, "adapter_model.bin", ["no adapter_model.safetensors", "a pickle"]),
+        ({"peft_type": "LORA"}, "adapter_model.bin", ["adapter_model.safetensors is missing", "a pickle"]),
     ],
 )
 def test_a_folder_of_peft(tmp_path: Path, config: dict[str, Any], weights: str, said: list[str]) -> None:

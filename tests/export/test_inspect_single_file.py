@@ -1,4 +1,4 @@
-"""What is said of a model in one file: its networks by shapes alone, each weight accounted for."""
+"""Inspecting a model in one file: every weight is checked, from shapes alone."""
 
 from pathlib import Path
 
@@ -35,11 +35,11 @@ def test_a_good_file_has_no_fault(tmp_path: Path, make: type) -> None:
 
 
 def test_every_weight_is_accounted_for(tensors: dict[str, Tensor], tmp_path: Path) -> None:
-    """The first fault of each network, and whatever is of none."""
+    """The first fault of each network, and weights that belong to none."""
     changed = {name: tensor for name, tensor in tensors.items() if name != f"{UNET}time_embed.0.bias"}
     changed["first_stage_model.decoder.conv_out.bias"] = torch.zeros(5)
     changed["other.weight"] = torch.zeros(2)
-    changed["model_ema.decay"] = torch.tensor(0.5)  # averages are passed over
+    changed["model_ema.decay"] = torch.tensor(0.5)  # averages are ignored
     found = faults(changed, tmp_path / "a.safetensors")
     assert found[0] == "the weight 'other.weight' belongs to no part of the model"
     assert "the unet's weight time_embedding.linear_1.bias is missing" in found[1]
@@ -52,7 +52,7 @@ def test_another_structure_and_a_missing_network_are_named(
 ) -> None:
     strange = tensors | {f"{UNET}input_blocks.99.0.weight": torch.zeros(2)}
     (found,) = faults(strange, tmp_path / "a.safetensors")
-    assert "input_blocks.99.0.weight' is not of a structure that is known here" in found
+    assert "input_blocks.99.0.weight' is not part of a known structure" in found
     bare = {name: tensor for name, tensor in tensors.items() if not name.startswith("first_stage_model.")}
     (found,) = faults(bare, tmp_path / "a.safetensors")
-    assert found.startswith("the vae is incomplete, or of another structure")
+    assert found.startswith("the vae is incomplete, or has another structure")

@@ -1,4 +1,4 @@
-"""The model card: what the Hub reads of it, what people read of it, and what must not be in it."""
+"""The model card: its metadata, its text, and what must not be in it."""
 
 import json
 import shutil
@@ -12,12 +12,14 @@ import torch
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 
-from ldm.export.card.licences import licence_keys
+from ldm.export.card.data_facts import hub_datasets
+from ldm.export.card.facts import find_base
+from ldm.export.card.front_matter import licence_keys
 from ldm.export.card.run_record import RunRecord, read_run
-from ldm.export.card.subject import BaseModel, find_base, hub_datasets
-from ldm.export.card.training import measurements_of, training_section
-from ldm.export.source import ExportSource, load_source
-from tests.support.tiny_card import FINGERPRINT, card_of, make_run, picture, section, whole_model
+from ldm.export.card.training_facts import measurements_of, training_facts
+from ldm.export.export_source import ExportSource, load_source
+from ldm.export.formats.exporter import BaseModel
+from tests.support.tiny_card import FINGERPRINT, card_of, make_run, sample_image, section, whole_model
 
 TOKEN = "hf_" + "aB3" * 11
 
@@ -43,7 +45,7 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 def test_the_front_matter_is_what_the_hub_reads(source: ExportSource, tmp_path: Path) -> None:
-    samples = [picture(), picture("a blue --- square: #1")]
+    samples = [sample_image(), sample_image("a blue --- square: #1")]
     card = ModelCard(card_of(source, tmp_path / "out", format="lora-diffusers", samples=samples))
     assert card.data.to_dict() == {
         "license": "mit",
@@ -67,7 +69,7 @@ def test_a_base_of_the_hub_is_named_with_its_relation(
     source: ExportSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert find_base(source, None) == BaseModel("base-model")
-    monkeypatch.setattr("ldm.export.card.subject.hub_id_of", lambda given: "alice/squares-base")
+    monkeypatch.setattr("ldm.export.card.facts.hub_id_of", lambda given: "alice/squares-base")
     for format, relation in (("lora-kohya", "adapter"), ("diffusers", "finetune")):
         text = card_of(source, tmp_path / "out", format=format)
         data = ModelCard(text).data
@@ -100,20 +102,20 @@ def test_the_sections_tell_what_made_the_model(made: Path, tmp_path: Path) -> No
     card = card_of(source, tmp_path / "out", format="lora-diffusers")
     training, data = section(card, "Training"), section(card, "Data")
     assert "a LoRA of rank 2, alpha 4, layers: to\\_k, fc1, text encoder included" in training
-    assert "60 of 4 pictures; the weights are of step 40, with the lowest held-out loss |" in training
+    assert "60 of 4 images; the weights are from step 40, with the lowest held-out loss |" in training
     assert "| time | 0 h 04 min |" in training and "num_warmup_steps: 2" in training
     assert "| data | `my squares` |" in data
-    assert "| pictures | 7 used, 0 refused, of 7 found |" in data
+    assert "| images | 7 used, 0 refused, of 7 found |" in data
     assert "| captions | 14, 14 different |" in data
-    assert "| size of the pictures, px | 16 x 16: 7 |" in data
-    assert "| licences of the pictures | not named: 7 |" in data
+    assert "| size of the images, px | 16 x 16: 7 |" in data
+    assert "| licences of the images | none named: 7 |" in data
     assert "| 0.125 at step 40, standard error 0.02 | `ldm train config.yaml` |" in section(card, "Measured")
     hashes = section(card, "Hashes")
     assert source.adapter is not None
     for value in (source.weights_hash, source.adapter.base_weights_hash, FINGERPRINT):
         assert f"`{value}`" in hashes
     assert f"diffusers {version('diffusers')}" in section(card, "Software")
-    assert "trained on 7 pictures only" in section(card, "Limits and risks")
+    assert "trained on only 7 images" in section(card, "Limits and risks")
     assert size_of(tmp_path / "out" / "samples" / "curves.png")[0] > 600
 
 
@@ -146,7 +148,7 @@ def test_memorisation_is_told_of_these_weights_alone(made: Path, tmp_path: Path)
     (tmp_path / "runs" / "evaluation" / "report.json").write_text(json.dumps(report))
     card = card_of(found, tmp_path / "same")
     assert "Memorisation was measured: for 75.0% of 8 training captions" in section(card, "Limits and risks")
-    assert "0.750 [0.500, 0.900] of 8 captions" in section(card, "Measured")
+    assert r"0.750 \[0.500, 0.900\] of 8 captions" in section(card, "Measured")
 
 
 def test_nothing_private_is_in_it(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +166,7 @@ def test_nothing_private_is_in_it(made: Path, tmp_path: Path, monkeypatch: pytes
         "address: https://quokka:hunter2@example.org/x",
     ]
     (run / "config.yaml").write_text(config + "\n".join(planted) + "\n")
-    samples = [picture("a red apple for quokka, see /home/quokka/apple.png"), picture()]
+    samples = [sample_image("a red apple for quokka, see /home/quokka/apple.png"), sample_image()]
     folder = tmp_path / "out"
     card_of(load_source(run), folder, format="lora-kohya", samples=samples)
     private = [
@@ -188,8 +190,10 @@ def test_a_checkpoints_card_tells_of_its_own_step(
     run = read_run(made, tmp_path / "model", "")
     assert (run.step, run.weights) == (step, weights)
     measurements = [(one.what, one.value) for one in measurements_of(run)]
-    assert measurements == [("loss on held-out pictures", "0.25 at step 60, standard error 0.02")] * measured
-    assert f"are of step {step}{' (trained)' * (weights == 'trained')} |" in training_section(run)
+    assert measurements == [("loss on held-out images", "0.25 at step 60, standard error 0.02")] * measured
+    assert not training_facts(run).is_best
+    card = card_of(replace(load_source(made), run=made, folder=tmp_path / "model"), tmp_path / "out")
+    assert f"are from step {step}{' (trained)' * (weights == 'trained')} |" in section(card, "Training")
 
 
 def test_a_run_of_which_little_is_known_has_a_card(tmp_path: Path) -> None:
@@ -199,7 +203,7 @@ def test_a_run_of_which_little_is_known_has_a_card(tmp_path: Path) -> None:
     card = card_of(replace(found, run=tmp_path / "old"), tmp_path / "out", samples=[])
     assert "The run wrote no data report." in section(card, "Data") and "`cats`" in section(card, "Data")
     assert "\n## Curves\n" not in card and "\n## Samples\n" not in card and "\n## Measured\n" not in card
-    assert "from nothing" in section(card, "Training")
+    assert "from scratch" in section(card, "Training")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["README.md"]
 
 
@@ -209,7 +213,7 @@ def test_a_streams_report_is_told(made: Path, tmp_path: Path) -> None:
     counts = {"num_shards": 9, "num_shards_seen": 4, "num_found": 2000, "num_used": 1990, "num_refused": 10}
     (run / "data_report.json").write_text(json.dumps({**counts, "buckets": {"16 x 16": 1990}, "shards": []}))
     data = section(card_of(load_source(run), tmp_path / "out"), "Data")
-    assert "| pictures | 1,990 used, 10 refused, of 2,000 found |" in data
+    assert "| images | 1,990 used, 10 refused, of 2,000 found |" in data
     assert "| shards | 4 seen of 9 |" in data
 
 
@@ -236,7 +240,7 @@ def test_a_licence_is_given_as_the_hub_has_it(licence: str | None, keys: dict[st
 
 def test_without_a_licence_the_card_says_so(source: ExportSource, tmp_path: Path) -> None:
     card = card_of(source, tmp_path / "out", licence=None)
-    assert section(card, "Licence").startswith("None was given.")
+    assert section(card, "Licence").startswith("No licence was given.")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""An exported OpenVINO folder: every network answers as ours, and a stock pipeline draws our picture with them."""
+"""An exported OpenVINO folder: its networks compute what ours do, and a stock pipeline draws our image with them."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -11,7 +11,7 @@ from ldm import UserError
 from ldm.export.formats.openvino import traced_networks, write_openvino
 from ldm.export.verify import readers
 from ldm.export.verify.openvino_reader import read_openvino
-from ldm.export.verify.trial import largest_difference, trial_answer, trial_for, trial_given
+from ldm.export.verify.trial import largest_difference, trial_for, trial_inputs, trial_outputs
 from ldm.io.files import read_json, write_tensors
 from ldm.models.engines.openvino_network import read_network
 from ldm.models.loading.model import ModelParts, load_parts
@@ -27,9 +27,9 @@ NETWORKS = ("unet", "vae_encoder", "vae_decoder", "text_encoder")
 
 
 def differences_from(parts: ModelParts, folder: Path) -> dict[str, float]:
-    """Of each network in a folder from torch's, the largest one, in standard deviations of its answer.
+    """The largest difference of each network from torch's, in standard deviations of its output.
 
-    Compared at other sizes than the networks were traced at.
+    Compared at sizes other than those used for tracing.
     """
     return {
         name: traced.difference(read_network(folder / name))
@@ -58,10 +58,10 @@ def test_an_export_is_the_model(make: Callable[[Path], ModelParts], tmp_path: Pa
     assert max(differences.values()) < 1e-4
 
     trial = trial_for(parts)
-    write_tensors(tmp_path / "given", trial_given(parts, trial))
+    write_tensors(tmp_path / "inputs", trial_inputs(parts, trial))
     pipe = read_openvino({"folder": str(folder)})
-    theirs = readers.output(pipe, {"trial": asdict(trial), "given": str(tmp_path / "given")})
-    assert largest_difference(trial_answer(parts, trial), theirs) < 0.1
+    theirs = readers.trial_outputs(pipe, {"trial": asdict(trial), "inputs": str(tmp_path / "inputs")})
+    assert largest_difference(trial_outputs(parts, trial), theirs) < 0.1
 
     check_files(parts, folder)
     parts.text_encoder.model.final_layer_norm.bias[0] += 1
@@ -71,7 +71,7 @@ def test_an_export_is_the_model(make: Callable[[Path], ModelParts], tmp_path: Pa
 
 
 def check_files(parts: ModelParts, folder: Path) -> None:
-    """What optimum-intel looks for is there, and nothing of torch."""
+    """The files that optimum-intel needs exist, and none of torch's."""
     for name in NETWORKS:
         assert sorted(path.name for path in (folder / name).iterdir()) == [
             "config.json",

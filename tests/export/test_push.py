@@ -1,4 +1,4 @@
-"""Pushing a folder: what arrives, who may see it, and that what arrived is compared."""
+"""Pushing a folder: what arrives, who can see it, and the comparison afterwards."""
 
 import os
 from pathlib import Path
@@ -8,14 +8,14 @@ import torch
 from huggingface_hub import constants
 
 from ldm.errors import UserError
-from ldm.export.hub.push import push_folder
+from ldm.export.hub.upload import push_folder
 from ldm.io.files import sha256_file, write_json, write_tensors
 from tests.support.hub_server import TOKEN, HubServer
 from tests.support.hub_store import Repository
 from tests.support.tiny_push import SENT, given_folder, given_hub, make_folder  # noqa: F401  # fixtures
 
 
-def test_a_folder_arrives_whole_and_private(hub: HubServer, folder: Path) -> None:
+def test_a_folder_arrives_complete_and_private(hub: HubServer, folder: Path) -> None:
     report = push_folder(folder, "ann/model")
     assert hub.store.repositories["ann/model"].private
     assert hub.store.files("ann/model") == {name: (folder / name).read_bytes() for name in SENT}
@@ -26,7 +26,7 @@ def test_a_folder_arrives_whole_and_private(hub: HubServer, folder: Path) -> Non
     assert len(hub.asked("POST", "/commit/")) == 1
 
 
-def test_the_token_goes_to_the_hub_alone(hub: HubServer, folder: Path) -> None:
+def test_the_token_is_sent_to_the_hub_only(hub: HubServer, folder: Path) -> None:
     push_folder(folder, "ann/model")
     assert hub.asked("PUT", "/storage/")  # which refuses a token
     for request in hub.requests:
@@ -42,11 +42,11 @@ def test_large_files_go_up_in_parts(hub: HubServer, folder: Path) -> None:
     name = "unet/diffusion_pytorch_model.safetensors"
     assert (
         len(hub.asked("PUT", "/storage/")) == -(-(folder / name).stat().st_size // 1000) + 1
-    )  # and a picture
+    )  # and an image
     assert hub.store.files("ann/model")[name] == (folder / name).read_bytes()
 
 
-def test_what_is_there_already_is_not_sent_again(hub: HubServer, tmp_path: Path) -> None:
+def test_a_file_that_has_arrived_is_not_sent_again(hub: HubServer, tmp_path: Path) -> None:
     made = make_folder(tmp_path / "model")
     first = push_folder(made, "ann/model")
     num_sent = len(hub.asked("PUT", "/storage/"))
@@ -63,7 +63,7 @@ def test_what_is_there_already_is_not_sent_again(hub: HubServer, tmp_path: Path)
     assert len(hub.asked("PUT", "/storage/")) == num_sent
 
 
-def test_what_was_there_before_is_named(hub: HubServer, tmp_path: Path) -> None:
+def test_older_files_are_listed(hub: HubServer, tmp_path: Path) -> None:
     made = make_folder(tmp_path / "model")
     old = made / "unet" / "diffusion_pytorch_model.fp16.safetensors"
     write_tensors(old, {"conv_in.weight": torch.ones(4)})
@@ -98,7 +98,7 @@ def test_a_pull_request(hub: HubServer, folder: Path) -> None:
     assert (report.revision, report.url) == ("refs/pr/1", f"{hub.url}/bea/model/discussions/1")
     assert hub.store.files("bea/model") == {}
     assert sorted(hub.store.files("bea/model", "refs/pr/1")) == SENT
-    with pytest.raises(UserError, match="the Hub has no bea/other that this token may see"):
+    with pytest.raises(UserError, match="the Hub has no bea/other that this token can access"):
         push_folder(folder, "bea/other", create_pr=True)
     assert "bea/other" not in hub.store.repositories
 
@@ -112,9 +112,9 @@ def test_a_branch(hub: HubServer, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["README.md", "unet/diffusion_pytorch_model.safetensors"])
-def test_another_file_there_than_here_is_noticed(hub: HubServer, folder: Path, name: str) -> None:
+def test_a_file_that_arrived_changed_is_noticed(hub: HubServer, folder: Path, name: str) -> None:
     hub.altered[name] = "a" * 64
-    with pytest.raises(UserError, match=f"ann/model does not hold what was sent: {name}: push again"):
+    with pytest.raises(UserError, match=f"ann/model differs from the files sent: {name}: push again"):
         push_folder(folder, "ann/model")
 
 
@@ -122,25 +122,27 @@ def test_a_file_that_the_hub_leaves_out_is_noticed(
     hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "ignored", {"ldm.json"})
-    with pytest.raises(UserError, match=r"does not hold what was sent: ldm\.json"):
+    with pytest.raises(UserError, match=r"differs from the files sent: ldm\.json"):
         push_folder(folder, "ann/model")
 
 
-def test_what_was_verified_must_be_what_is_sent(hub: HubServer, tmp_path: Path) -> None:
+def test_the_files_sent_must_be_the_verified_ones(hub: HubServer, tmp_path: Path) -> None:
     made = make_folder(tmp_path / "model")
     entries = {name: {"sha256": sha256_file(made / name)} for name in SENT if name != "README.md"}
     write_json(made / "export.json", {"files": entries})
     push_folder(made, "ann/model")
     write_json(made / "unet" / "config.json", {"in_channels": 9})
-    with pytest.raises(UserError, match=r"unet/config\.json is not what export\.json says was verified"):
+    with pytest.raises(
+        UserError, match=r"unet/config\.json has changed since it was verified \(export\.json\)"
+    ):
         push_folder(made, "ann/other")
     (made / "ldm.json").unlink()
-    with pytest.raises(UserError, match=r"ldm\.json is in export\.json and cannot be sent"):
+    with pytest.raises(UserError, match=r"ldm\.json is listed in export\.json but cannot be sent"):
         push_folder(made, "ann/other")
     assert "ann/other" not in hub.store.repositories
 
 
-def test_nothing_is_asked_where_something_must_not_leave(hub: HubServer, tmp_path: Path) -> None:
+def test_private_data_is_found_before_any_request(hub: HubServer, tmp_path: Path) -> None:
     made = make_folder(tmp_path / "model")
     (made / "README.md").write_text(f"my token is {TOKEN}")
     with pytest.raises(
@@ -171,7 +173,7 @@ def test_without_a_login(
     assert sorted(hub.store.files("ann/model")) == SENT
 
 
-def test_switched_off(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="switched off here by HF_HUB_OFFLINE"):
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE forbids access to the Hub"):
         push_folder(folder, "ann/model")

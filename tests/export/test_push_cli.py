@@ -1,4 +1,4 @@
-"""`ldm push` and scripts/export_to_hub.py; then what was pushed, loaded by diffusers and by `ldm generate`."""
+"""`ldm push` and scripts/export_to_hub.py, and loading the pushed model with diffusers and `ldm generate`."""
 
 import os
 import subprocess
@@ -41,7 +41,7 @@ def test_a_dry_run_lists_and_sends_nothing(
     assert hub.requests == []
 
 
-def test_a_dry_run_names_all_that_must_not_leave(hub: HubServer, tmp_path: Path) -> None:
+def test_a_dry_run_lists_all_private_data(hub: HubServer, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "model")
     (folder / "README.md").write_text(f"/home/bob/a /home/bob/b\n{TOKEN}")
     (folder / "optimizer.bin").write_bytes(b"x")
@@ -49,18 +49,18 @@ def test_a_dry_run_names_all_that_must_not_leave(hub: HubServer, tmp_path: Path)
     assert result.exit_code == 2
     assert "  left out  optimizer.bin" in result.stdout
     assert result.stderr.splitlines() == [
-        "must not leave: README.md (line 2): a token, hf_a...",
-        "must not leave: README.md (line 1): an absolute path, /home/bob/a",
-        "must not leave: README.md (line 1): an absolute path, /home/bob/b",
-        "error: 3 things must not leave: take them out of the folder",
+        "private: README.md (line 2): a token, hf_a...",
+        "private: README.md (line 1): an absolute path, /home/bob/a",
+        "private: README.md (line 1): an absolute path, /home/bob/b",
+        "error: 3 private things were found: remove them from the folder",
     ]
     assert push(folder, "ann/model", "--yes").exit_code == 2
     assert hub.requests == []
 
 
 @pytest.mark.parametrize(
-    ("answer", "code", "told"),
-    [("n\n", 1, "nothing was sent"), ("", 2, "error: nothing was sent, for nobody answered: add --yes")],
+    ("output", "code", "told"),
+    [("n\n", 1, "nothing was sent"), ("", 2, "error: nothing was sent, because nobody answered: add --yes")],
 )
 def test_without_a_yes_nothing_is_sent(
     hub: HubServer, folder: Path, output: str, code: int, told: str
@@ -77,7 +77,7 @@ def test_with_a_yes_it_is_sent(hub: HubServer, folder: Path) -> None:
     assert result.exit_code == 0
     revision = hub.store.repositories["ann/model"].refs["main"]
     assert f"{hub.url}/ann/model/commit/{revision}: 7 files, " in result.stdout
-    assert result.stdout.endswith(" kB, arrived whole\n")
+    assert result.stdout.endswith(" kB, arrived intact\n")
     assert sorted(hub.store.files("ann/model")) == SENT
 
 
@@ -90,7 +90,7 @@ def test_every_option_reaches_the_hub(hub: HubServer, tmp_path: Path) -> None:
     (folder / "ldm.json").unlink()
     (folder / "LICENSE").write_text("free")
     result = push(folder, "ann/model", "--public", "--yes", "--revision", "try")
-    assert result.stderr == "note: ann/model also holds, from before: ldm.json\n"
+    assert result.stderr == "note: ann/model also has older files: ldm.json\n"
     assert "LICENSE" in hub.store.files("ann/model", "try")
     assert "LICENSE" not in hub.store.files("ann/model")
     assert "/discussions/1:" in push(folder, "ann/model", "--public", "--yes", "--create-pr").stdout
@@ -100,16 +100,18 @@ def test_every_option_reaches_the_hub(hub: HubServer, tmp_path: Path) -> None:
 def test_a_refusal_is_one_line(hub: HubServer, folder: Path) -> None:
     result = push(folder, "bea/model", "--yes")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith("error: the token may not do this to bea/model (403: You don't have")
+    assert result.stderr.startswith(
+        "error: the token has no permission for this on bea/model (403: You don't have"
+    )
     assert result.stderr.count("\n") == 1
 
 
-# In programs of their own, as users run them
+# In separate processes, as users run them
 
 
 @pytest.fixture(name="outside")
 def given_environment(tmp_path: Path) -> Iterator[tuple[HubServer, dict[str, str]]]:
-    """A Hub, and the environment of a program that talks to it with an empty cache."""
+    """A Hub, and the environment of a process that uses it with an empty cache."""
     with HubServer() as server:
         kept = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
         hub = {"HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hf")}
@@ -170,7 +172,7 @@ def test_a_push_by_xet(outside: tuple[HubServer, dict[str, str]], tmp_path: Path
     folder = make_folder(tmp_path / "model")
     arguments = ("-m", "ldm", "push", folder, "ann/model", "--yes")
     told = run({**environment, "HF_HUB_DISABLE_XET": "0"}, *arguments, cwd=tmp_path)
-    assert "arrived whole" in told
+    assert "arrived intact" in told
     assert list((tmp_path / "cas").rglob("*"))
     assert not hub.asked("PUT", "/storage/")
 
@@ -183,7 +185,7 @@ def test_a_run_is_exported_and_sent_by_the_script(
     Pipeline(make_sd1(tmp_path / "tokenizer")).save(tmp_path / "run" / "pipeline")
     script = ROOT / "scripts" / "export_to_hub.py"
     told = run(environment, script, "run", "dest", "ann/model", "--licence", "mit", cwd=tmp_path)
-    assert told.splitlines()[-1].endswith("files, arrived whole")
+    assert told.splitlines()[-1].endswith("files, arrived intact")
     sent = hub.store.files("ann/model")
     assert {"export.json", "model_index.json", "unet/config.json"} <= sent.keys()
     assert sent == {name: (tmp_path / "dest" / name).read_bytes() for name in sent}

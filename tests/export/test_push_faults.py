@@ -1,4 +1,4 @@
-"""Pushing while something goes wrong: what is tried again, what is told, and that no secret is in it."""
+"""Pushing when something goes wrong: what is repeated, what is reported, and that no secret is in the messages."""
 
 import traceback
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from ldm.errors import UserError
-from ldm.export.hub.errors import redact
-from ldm.export.hub.push import push_folder
+from ldm.export.hub.failures import HTTP_ERROR, Failure, failure_of, redact
+from ldm.export.hub.upload import push_folder
 from tests.support.hub_http import CUT, LOST, Fault
 from tests.support.hub_server import TOKEN, USER, HubServer
 from tests.support.hub_store import Repository
@@ -17,7 +17,7 @@ REPO = f"{USER}/model"
 
 
 def arrives(hub: HubServer, folder: Path, fault: Fault) -> list[str]:
-    """Push in spite of a fault; gives what was said."""
+    """Push in spite of a fault; returns the messages."""
     hub.faults.append(fault)
     said: list[str] = []
     push_folder(folder, REPO, say=said.append)
@@ -30,7 +30,7 @@ def arrives(hub: HubServer, folder: Path, fault: Fault) -> list[str]:
 def refused(
     hub: HubServer, folder: Path, *faults: Fault, repo_id: str = REPO, revision: str | None = None
 ) -> str:
-    """The one line by which a push ends; no secret is in it, nor in the traceback."""
+    """The one-line error of a push; neither it nor the traceback contains a secret."""
     hub.faults += faults
     with pytest.raises(UserError) as raised:
         push_folder(folder, repo_id, revision=revision)
@@ -53,7 +53,7 @@ def refused(
         ("GET", "/tree/"),
     ],
 )
-def test_a_server_error_passes(
+def test_a_request_is_repeated_after_a_server_error(
     hub: HubServer, folder: Path, waits: list[float], method: str, path: str
 ) -> None:
     said = arrives(hub, folder, Fault(method, path, 500))
@@ -64,16 +64,18 @@ def test_a_server_error_passes(
 @pytest.mark.parametrize(
     ("method", "path"), [("POST", "/repos/create"), ("PUT", "/storage/"), ("POST", "/commit/")]
 )
-def test_the_hub_is_given_the_time_it_asks_for(
+def test_we_wait_as_long_as_the_hub_asks(
     hub: HubServer, folder: Path, waits: list[float], method: str, path: str
 ) -> None:
     arrives(hub, folder, Fault(method, path, 429, headers={"Retry-After": "7"}))
     assert waits in ([7.0], [8.0])  # the library adds one
 
 
-def test_a_pause_that_is_too_long_ends_the_push(hub: HubServer, folder: Path, waits: list[float]) -> None:
+def test_a_wait_that_is_too_long_ends_the_push(hub: HubServer, folder: Path, waits: list[float]) -> None:
     told = refused(hub, folder, Fault("POST", "/commit/", 429, headers={"Retry-After": "3600"}))
-    assert told.startswith("the Hub asks for a pause (429: it does not work today): push again later")
+    assert told.startswith(
+        "the Hub limits the rate of requests (429: it does not work today): push again later"
+    )
     assert waits == []
 
 
@@ -86,7 +88,7 @@ def test_a_connection_cut_while_a_file_is_sent(
     assert len(waits) == 2
 
 
-def test_a_commit_whose_answer_was_lost_is_not_made_twice(
+def test_a_commit_whose_response_was_lost_is_not_made_twice(
     hub: HubServer, folder: Path, waits: list[float]
 ) -> None:
     said = arrives(hub, folder, Fault("POST", "/commit/", LOST))
@@ -94,9 +96,9 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(
     assert any("No files have been modified" in line for line in said)
 
 
-def test_a_repository_whose_answer_was_lost(hub: HubServer, folder: Path, waits: list[float]) -> None:
+def test_a_repository_whose_response_was_lost(hub: HubServer, folder: Path, waits: list[float]) -> None:
     arrives(hub, folder, Fault("POST", "/repos/create", LOST))
-    assert len(hub.asked("POST", "/repos/create")) == 2  # of which the second was answered by 409
+    assert len(hub.asked("POST", "/repos/create")) == 2  # the second response was 409
     assert hub.store.repositories[REPO].private
 
 
@@ -120,21 +122,21 @@ def test_a_pull_request_is_not_opened_twice(hub: HubServer, folder: Path, waits:
         ),
         (
             403,
-            f"the token may not do this to {REPO} (403: it does not work today): use a token with write access",
+            f"the token has no permission for this on {REPO} (403: it does not work today): use a token with write",
         ),
         (
             404,
-            f"the Hub has no {REPO}, or not this revision of it (404: it does not work today): check the names",
+            f"the Hub has no {REPO}, or no such revision of it (404: it does not work today): check the names",
         ),
         (409, f"{REPO} was changed at the same time (409: it does not work today): push again"),
         (
             413,
-            "the Hub finds a file or the request too large (413: it does not work today): export again with",
+            "a file or the request is too large for the Hub (413: it does not work today): export again with",
         ),
-        (418, "the Hub refuses (418: it does not work today): mend what it names and push again"),
+        (418, "the Hub refuses (418: it does not work today): fix the cause and push again"),
     ],
 )
-def test_a_refusal_is_told_in_one_line(
+def test_a_refusal_is_reported_in_one_line(
     hub: HubServer, folder: Path, waits: list[float], status: int, told: str
 ) -> None:
     assert refused(hub, folder, Fault("POST", "/commit/", status)).startswith(told)
@@ -142,36 +144,44 @@ def test_a_refusal_is_told_in_one_line(
 
 
 def test_refusals_of_the_real_kind(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert refused(hub, folder, repo_id="bea/model").startswith("the token may not do this to bea/model (403")
-    assert refused(hub, folder, revision="nowhere").startswith(f"the Hub has no {REPO}, or not this revision")
+    assert refused(hub, folder, repo_id="bea/model").startswith(
+        "the token has no permission for this on bea/model (403"
+    )
+    assert refused(hub, folder, revision="nowhere").startswith(f"the Hub has no {REPO}, or no such revision")
     monkeypatch.setenv("HF_TOKEN", "hf_" + "z" * 30)
     assert refused(hub, folder).startswith("the Hub does not accept the token (401")
 
 
-def test_a_storage_that_refuses_what_it_was_sent(hub: HubServer, folder: Path, waits: list[float]) -> None:
+def test_a_storage_that_refuses_a_file(hub: HubServer, folder: Path, waits: list[float]) -> None:
     told = refused(hub, folder, Fault("POST", "/verify/", 422, told="the stored bytes have another hash"))
     assert told.startswith("the Hub refuses (422: the stored bytes have another hash)")
     assert hub.store.files(REPO) == {}
 
 
-def test_a_hub_that_stays_out_of_order(hub: HubServer, folder: Path, waits: list[float]) -> None:
+def test_a_hub_that_stays_unavailable(hub: HubServer, folder: Path, waits: list[float]) -> None:
     told = refused(hub, folder, Fault("POST", "/commit/", 503, times=99))
-    assert told.startswith("the Hub is out of order (503: it does not work today): push again later")
+    assert told.startswith("the Hub is unavailable (503: it does not work today): push again later")
     assert waits == [1.0, 2.0, 4.0, 8.0]
 
 
-def test_no_hub_at_all(hub: HubServer, folder: Path, waits: list[float]) -> None:
+def test_an_unreachable_hub(hub: HubServer, folder: Path, waits: list[float]) -> None:
     hub.__exit__(None, None, None)
     assert refused(hub, folder).startswith("the Hub cannot be reached (ConnectError): check the network")
 
 
-def test_front_matter_that_the_hub_finds_wrong(hub: HubServer, folder: Path) -> None:
+def test_invalid_front_matter(hub: HubServer, folder: Path) -> None:
     hub.yaml_answer["warnings"] = [{"message": "empty or missing yaml metadata"}]
     said: list[str] = []
     push_folder(folder, REPO, say=said.append)
     assert said == ["Warnings while validating metadata in README.md: - empty or missing yaml metadata"]
     hub.yaml_answer = {"errors": [{"message": '"license" must be one of ...'}], "warnings": []}
     assert '"license" must be one of' in refused(hub, folder, repo_id=f"{USER}/other")
+
+
+def test_an_error_without_a_request_is_a_failure() -> None:
+    """httpx raises an error of its own if no request was recorded."""
+    assert failure_of(HTTP_ERROR("broken")) == Failure(None, "", "HTTPError")
+    assert failure_of(ValueError("other")) is None
 
 
 def test_secrets_are_hidden() -> None:

@@ -1,4 +1,4 @@
-"""What of a folder may leave."""
+"""The files of a folder that may be sent."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ def names(folder: Path) -> list[str]:
     return [file.name for file in list_outgoing(folder).files]
 
 
-def test_only_files_of_known_names_leave(tmp_path: Path) -> None:
+def test_only_files_with_known_names_are_sent(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "model")
     for name in (
         "optimizer.safetensors",
@@ -60,7 +60,7 @@ def test_only_files_of_known_names_leave(tmp_path: Path) -> None:
     assert outgoing.size_bytes == sum((folder / name).stat().st_size for name in SENT)
 
 
-def test_shards_variants_and_other_formats_leave(tmp_path: Path) -> None:
+def test_shards_variants_and_other_formats_are_sent(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "model")
     expected = [
         "text_encoder/adapter_model.safetensors",
@@ -85,7 +85,7 @@ def test_shards_variants_and_other_formats_leave(tmp_path: Path) -> None:
     assert names(folder) == sorted([*SENT, *expected, "export.json"])
 
 
-def test_links_and_ways_out_do_not_leave(tmp_path: Path) -> None:
+def test_links_and_paths_out_of_the_folder_are_not_sent(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "model")
     (tmp_path / "secret.png").write_bytes(b"x")
     (tmp_path / "elsewhere").mkdir()
@@ -98,15 +98,15 @@ def test_links_and_ways_out_do_not_leave(tmp_path: Path) -> None:
     assert outgoing.left_out == ("LICENSE", "vae")
 
 
-def test_a_folder_that_is_no_whole_model_is_refused(tmp_path: Path) -> None:
+def test_an_incomplete_model_is_refused(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "model")
-    with pytest.raises(UserError, match=r"nowhere is no folder"):
+    with pytest.raises(UserError, match=r"nowhere is not a folder"):
         list_outgoing(tmp_path / "nowhere")
     (folder / "scheduler" / "scheduler_config.json").unlink()
     with pytest.raises(UserError, match=r"scheduler has no file to send: the model is incomplete"):
         list_outgoing(folder)
     (folder / "unet" / "openvino_model.xml").write_text("<net/>")
-    with pytest.raises(UserError, match=r"openvino_model\.xml has no \.bin beside it"):
+    with pytest.raises(UserError, match=r"openvino_model\.xml has no \.bin file beside it"):
         list_outgoing(folder)
     for path in folder.glob("unet/*"):
         path.unlink()
@@ -117,7 +117,7 @@ def test_a_folder_that_is_no_whole_model_is_refused(tmp_path: Path) -> None:
         list_outgoing(folder)
 
 
-def test_a_run_is_to_be_exported_first(tmp_path: Path) -> None:
+def test_a_run_must_be_exported_first(tmp_path: Path) -> None:
     make_folder(tmp_path / "run" / "pipeline")
     (tmp_path / "run" / "config.yaml").write_text("program: denoiser")
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""What is found in the files that are about to leave."""
+"""The search for private data in files that are about to be sent."""
 
 import gzip
 import json
@@ -22,7 +22,7 @@ TOKEN = "hf_" + "Zz9" * 10
 
 
 def found_in(path: Path) -> list[str]:
-    """What is found in one file, without its name."""
+    """The leaks in one file, without its name."""
     file = OutgoingFile(path.name, path, path.stat().st_size)
     return [str(leak).removeprefix(path.name + " ") for leak in scan([file])]
 
@@ -32,11 +32,11 @@ def found_in_text(folder: Path, text: str) -> list[str]:
     return found_in(folder / "README.md")
 
 
-# What is in them
+# Text files and headers
 
 
 def test_tokens_are_found_and_not_repeated(tmp_path: Path) -> None:
-    """Every kind of token is in `test_redaction`."""
+    """Every kind of token is tested in `test_redaction`."""
     assert found_in_text(tmp_path, f"first\nkey: {TOKEN}.\n") == ["(line 2): a token, hf_Z..."]
 
 
@@ -72,7 +72,7 @@ def test_absolute_paths_are_found(tmp_path: Path, path: str) -> None:
         assert found_in_text(tmp_path, text) == [f"(line 1): an absolute path, {path}"], text
 
 
-def test_a_folder_at_the_top_of_this_machine_is_a_path_whatever_its_name(tmp_path: Path) -> None:
+def test_any_top_level_folder_of_this_machine_is_found(tmp_path: Path) -> None:
     top = next(entry for entry in sorted(Path("/").iterdir()) if entry.is_dir() and len(entry.name) > 1)
     assert found_in_text(tmp_path, f"{top}/bob") == [f"(line 1): an absolute path, {top}/bob"]
 
@@ -100,7 +100,7 @@ def test_e_mail_addresses_are_found_but_in_licences(tmp_path: Path) -> None:
     assert found_in(tmp_path / "LICENSE") == ["(line 1): an absolute path, /home/bob/x"]
 
 
-def test_a_few_of_a_kind_are_enough(tmp_path: Path) -> None:
+def test_only_a_few_of_a_kind_are_reported(tmp_path: Path) -> None:
     assert len(found_in_text(tmp_path, "\n".join(f"/home/bob/{i}" for i in range(50)))) == 3
 
 
@@ -117,41 +117,41 @@ def test_the_header_of_safetensors_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"PK\x03\x04 a zip", struct.pack("<Q", 2**62) + b"{}", struct.pack("<Q", 2) + b"[]"]
 )
-def test_what_only_bears_the_name_of_safetensors_is_found(tmp_path: Path, data: bytes) -> None:
+def test_a_file_that_only_has_the_name_of_safetensors_is_found(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(data)
-    assert found_in(tmp_path / "model.safetensors") == ["(header): it is no safetensors file"]
+    assert found_in(tmp_path / "model.safetensors") == ["(header): it is not a safetensors file"]
 
 
-# Pictures
+# Images
 
 
-def pictures(folder: Path, exif: Image.Exif) -> Iterator[Path]:
-    """A picture of each format with this EXIF data."""
+def images(folder: Path, exif: Image.Exif) -> Iterator[Path]:
+    """An image of each format with this EXIF data."""
     for kind in ("png", "jpg", "webp"):
         path = folder / f"a.{kind}"
         Image.new("RGB", (8, 8)).save(path, exif=exif)
         yield path
 
 
-def test_the_place_of_a_photograph_is_found(tmp_path: Path) -> None:
+def test_the_location_of_a_photograph_is_found(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif.get_ifd(0x8825)[2] = (52.0, 31.0, 12.0)
     exif[0x8825] = exif.get_ifd(0x8825)
-    for path in pictures(tmp_path, exif):
-        assert found_in(path) == ["(GPS): the place where it was taken"], path
+    for path in images(tmp_path, exif):
+        assert found_in(path) == ["(GPS): the location where it was taken"], path
     text = PngInfo()
     text.add_itxt("XML:com.adobe.xmp", "<x:xmpmeta><exif:GPSLatitude>52,31N</exif:GPSLatitude></x:xmpmeta>")
     Image.new("RGB", (8, 8)).save(tmp_path / "xmp.png", pnginfo=text)
-    assert found_in(tmp_path / "xmp.png") == ["(GPS): the place where it was taken"]
+    assert found_in(tmp_path / "xmp.png") == ["(GPS): the location where it was taken"]
 
 
-def test_whose_a_photograph_is_is_found(tmp_path: Path) -> None:
+def test_the_owner_of_a_photograph_is_found(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x010F], exif[0x013B] = "Camera & Co", "Bob"
     exif[0x8769] = {0xA431: "12345", 0x9286: b"UNICODE\0" + "in /home/bob/x".encode("utf-16-be")}
-    for path in pictures(tmp_path, exif):
+    for path in images(tmp_path, exif):
         assert found_in(path) == [
-            "(EXIF): whose it is or how it was taken, Make, Artist, BodySerialNumber",
+            "(EXIF): its owner or camera, Make, Artist, BodySerialNumber",
             "(EXIF 0x9286): an absolute path, /home/bob/x",
         ], path
 
@@ -170,11 +170,11 @@ def test_every_personal_tag_is_found(tmp_path: Path, name: str) -> None:
         exif[0x8769] = {PERSONAL[name]: value}
     else:
         exif[PERSONAL[name]] = value
-    for path in pictures(tmp_path, exif):
-        assert found_in(path) == [f"(EXIF): whose it is or how it was taken, {name}"], path
+    for path in images(tmp_path, exif):
+        assert found_in(path) == [f"(EXIF): its owner or camera, {name}"], path
 
 
-def test_the_text_of_a_picture_is_read_behind_the_pixels_too(tmp_path: Path) -> None:
+def test_metadata_after_the_pixels_is_read_too(tmp_path: Path) -> None:
     text = PngInfo()
     text.add_text("parameters", "a red apple")
     said = json.dumps({"model": f"/home/bob/x {TOKEN}"})
@@ -186,15 +186,15 @@ def test_the_text_of_a_picture_is_read_behind_the_pixels_too(tmp_path: Path) -> 
     ]
 
 
-def test_a_picture_that_is_none_is_found(tmp_path: Path) -> None:
+def test_a_broken_image_is_found(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
-    assert found_in(tmp_path / "a.png") == ["(picture): it is no readable picture"]
+    assert found_in(tmp_path / "a.png") == ["(image): it cannot be read"]
 
 
 # Real models
 
 
-def test_the_embedded_model_may_leave_whole() -> None:
+def test_the_embedded_model_may_be_sent_completely() -> None:
     outgoing = list_outgoing(EMBEDDED["emoji"])
     assert outgoing.left_out == ()
     assert scan(outgoing.files) == []

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ldm.export.hub.errors import redact
+from ldm.export.hub.failures import redact
 from ldm.export.hub.leaks import scan
 from ldm.export.hub.outgoing import OutgoingFile
 from ldm.io.redaction import path_name, redacted, redacted_prose

@@ -46,7 +46,7 @@ def tensors(sd1: ModelParts, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 @pytest.mark.parametrize(
     ("unet", "message"),
     [
-        ({"layers_per_block": 1}, "the unet's layers_per_block is 1, and readers of a single file assume 2"),
+        ({"layers_per_block": 1}, "the unet's layers_per_block is 1, but readers of a single file assume 2"),
         ({"attention_head_dim": 4}, "the unet's attention_head_dim is 4, .* assume 8"),
         ({"use_linear_projection": True}, "the unet's use_linear_projection is True, .* assume False"),
         ({"norm_num_groups": 16}, "the unet's norm_num_groups is 16, .* assume 32"),
@@ -80,8 +80,8 @@ def test_a_model_of_two_levels_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("scheduler", "message"),
     [
-        ({"beta_end": 0.02}, r"beta_end is 0\.02, and readers assume 0\.012"),
-        ({"beta_schedule": "linear"}, "beta_schedule is 'linear', and readers assume 'scaled_linear'"),
+        ({"beta_end": 0.02}, r"beta_end is 0\.02, but readers assume 0\.012"),
+        ({"beta_schedule": "linear"}, "beta_schedule is 'linear', but readers assume 'scaled_linear'"),
         ({"num_train_timesteps": 500}, "num_train_timesteps is 500"),
         ({"prediction_type": "sample"}, "the model predicts 'sample', which no reader knows"),
     ],
@@ -96,7 +96,7 @@ def test_another_autoencoder_or_vocabulary_is_refused(sd1: ModelParts, tmp_path:
     text_model = sd1.text_encoder.model
     tokenizers = {
         r"the tokenizer has \d+ tokens of its own": make_tokenizer(tmp_path),
-        "prompts are padded with token 0, and readers assume 49407": clip_tokenizer("!"),
+        "prompts are padded with token 0, but readers assume 49407": clip_tokenizer("!"),
     }
     for message, tokenizer in tokenizers.items():
         with pytest.raises(UserError, match=message):

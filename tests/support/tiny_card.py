@@ -13,8 +13,8 @@ from ldm.data.report.report import make_report, write_report
 from ldm.data.sources.reading import SourceSettings, read_source
 from ldm.data.survey import survey
 from ldm.export.card.model_card import write_card
-from ldm.export.card.samples import SamplePicture
-from ldm.export.source import ExportSource
+from ldm.export.card.samples import SampleImage
+from ldm.export.export_source import ExportSource
 from ldm.models.adapters.folder import Adapter, find_base, save_adapter
 from ldm.models.adapters.lora import LoraSettings, add_lora, lora_weights
 from ldm.models.loading.folder import weights_hash
@@ -93,8 +93,8 @@ def whole_model(folder: Path) -> ExportSource:
     return ExportSource("plain", folder / "plain", parts, weights_hash(folder / "plain"))
 
 
-def picture(prompt: str = "a red apple", color: str = "red") -> SamplePicture:
-    return SamplePicture(prompt, Image.new("RGB", (16, 16), color))
+def sample_image(prompt: str = "a red apple", color: str = "red") -> SampleImage:
+    return SampleImage(prompt, Image.new("RGB", (16, 16), color))
 
 
 def card_of(source: ExportSource, folder: Path, **changes: Any) -> str:
@@ -105,7 +105,7 @@ def card_of(source: ExportSource, folder: Path, **changes: Any) -> str:
         "licence": "MIT",
         "repo_id": None,
         "format": "diffusers",
-        "samples": [picture()],
+        "samples": [sample_image()],
     }
     return write_card(folder, source, **(asked | {"name": folder.name} | changes)).read_text(encoding="utf-8")
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from ldm.cli.app import app
 from ldm.cli.checkpoint import model_of
 from ldm.errors import UserError
-from ldm.export.source import load_source
+from ldm.export.export_source import load_source
 from ldm.io.files import read_tensors
 from ldm.models.loading.model import load_parts, save_parts
 from tests.support.tiny_models import make_sd1

@@ -1,30 +1,46 @@
-"""The card of an exported model, README.md: front matter for the Hub, then all that is known of the model."""
+"""The model card of an export: README.md, with the images that it shows."""
 
-import platform
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from ldm.diffusion.interval import EVERYWHERE
-from ldm.export.card.data_section import data_section
-from ldm.export.card.layout import Card, measurement_table
-from ldm.export.card.licences import licence_keys
-from ldm.export.card.markdown import code, escaped, table
-from ldm.export.card.risks import intended_use, risks
+from ldm.evaluation.curves import draw_curves, panels_of
+from ldm.export.card.data_facts import data_facts, data_names, hub_datasets
+from ldm.export.card.facts import (
+    find_base,
+    hashes_of,
+    model_facts,
+    public_name,
+    scheduler_change,
+    software_of,
+)
+from ldm.export.card.front_matter import front_matter
+from ldm.export.card.markdown import render
 from ldm.export.card.run_record import RunRecord, read_run
-from ldm.export.card.samples import SamplePicture, samples_section, write_samples
-from ldm.export.card.source_card import CARD, read_source_card
-from ldm.export.card.subject import CardSubject, find_base, hub_datasets
-from ldm.export.card.training import measurements_of, training_section, write_curves
-from ldm.export.card.usage import use_section
-from ldm.export.source import ExportSource
+from ldm.export.card.samples import CURVES, GRID, SampleImage, write_samples
+from ldm.export.card.source_card import SourceCard, read_source_card
+from ldm.export.card.training_facts import measurements_of, memorisation_of, training_facts
+from ldm.export.card.usage import command_example, python_example
+from ldm.export.export_source import ExportSource
+from ldm.export.formats.exporter import ExportedModel, usage_of
+from ldm.export.model_files import CARD
 from ldm.io.files import write_bytes
-from ldm.io.redaction import redacted, redacted_prose
+from ldm.io.redaction import redacted_prose
+from ldm.models.loading.source import EMBEDDED
 
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
 DEFAULT_PROMPT = "a red apple"
+FEW_IMAGES = 2000
+"""The card warns of a data set with fewer images."""
+
+TRAINED = {
+    "embedding": "a new token",
+    "unet": "the denoiser",
+    "text_encoder": "the text encoder",
+    "unet+text_encoder": "the denoiser and the text encoder",
+}
+"""The values of the setting `trainable`, in words."""
 
 
 def write_card(
@@ -35,214 +51,106 @@ def write_card(
     licence: str | None,
     repo_id: str | None,
     format: str,
-    samples: Sequence[SamplePicture],
+    samples: Sequence[SampleImage],
     name: str | None = None,
 ) -> Path:
-    """Write `README.md` and the pictures that it shows, in `samples/`, into an export's folder.
+    """Write `README.md`, and the images that it shows into `samples/`.
 
-    Nothing in it tells where on which machine the model was made: paths are shortened to names, and names of this user
-    and this computer and what looks like a token are left out.
+    Nothing in it tells where the model was made: paths are shortened to names; the names of this user and this
+    computer, and anything that looks like a token, are removed.
 
     Args:
-        folder: of the export, its files written already.
-        title: the heading; shown as it is.
-        licence: of the weights, an SPDX name such as "mit", or an address; by default what the model's own card says.
+        folder: of the export, with its files already written.
+        title: the heading; shown literally.
+        licence: of the weights, an SPDX name such as "mit", or an address; default: the one on the model's own card.
         repo_id: USER/NAME on the Hub, for the examples.
-        format: a key of `ldm.export.options.FORMATS`.
-        samples: pictures that the model made; the first one's prompt is the example.
-        name: what the folder is called in the end; default: the model's id.
+        format: a key of `ldm.export.formats.registry.FORMATS`.
+        samples: images that the model made; the first one's prompt is used in the examples.
+        name: the name of the final folder; default: the model's id.
 
     Returns:
-        README.md's path.
+        The path of README.md.
 
     Raises:
         UserError: a file of the run is damaged, or the disk is full.
     """
     run = read_run(source.run, source.folder, source.weights_hash) if source.run else None
-    subject = CardSubject(
-        source=source,
-        folder=folder,
-        name=name or _public(source.model_id),
-        repo_id=repo_id,
-        format=format,
-        prompt=_example(samples, run),
-        base=find_base(source, run),
-        run=run,
-        source_card=read_source_card(source.folder) if run is None and source.adapter is None else None,
-    )
+    base = find_base(source, run)
+    exported = ExportedModel(source, folder, name or public_name(source.model_id), format, repo_id, base)
+    own_card = read_source_card(source.folder) if run is None and source.adapter is None else None
+    licence = licence or (own_card.licence if own_card else None)
     names = write_samples(folder, samples)
-    curves = write_curves(folder, run) if run else ""
-    card = Card(
-        title=escaped(title),
-        summary=_summary(subject),
-        front_matter=_front_matter(subject, licence, samples, names),
-        sections=_sections(subject, licence, samples_section(samples, names), curves),
+    text = render(
+        TEMPLATE,
+        title=title,
+        licence=licence,
+        front_matter=front_matter(
+            exported,
+            licence=licence,
+            datasets=hub_datasets(run),
+            run=run,
+            widget=[(sample.prompt, file) for sample, file in zip(samples, names, strict=True)],
+        ),
+        samples=[_Sample(redacted_prose(s.prompt), file) for s, file in zip(samples, names, strict=True)],
+        grid=GRID,
+        **_model_facts(exported, _example_prompt(samples, run), own_card),
+        hashes=hashes_of(source, run),
+        **_run_facts(run, folder),
     )
-    write_bytes(folder / CARD, card.to_markdown().encode("utf-8", "replace"))
+    write_bytes(folder / CARD, text.encode("utf-8", "replace"))
     return folder / CARD
 
 
-def _public(name: str) -> str:
-    return str(redacted(name, "path", name_paths=True))
+@dataclass(frozen=True)
+class _Sample:
+    """A sample as the template shows it."""
+
+    prompt: str
+    file: str
 
 
-def _example(samples: Sequence[SamplePicture], run: RunRecord | None) -> str:
+def _example_prompt(samples: Sequence[SampleImage], run: RunRecord | None) -> str:
     """A prompt that suits the model."""
     prompts = [sample.prompt for sample in samples] or (run.setting("preview.prompts") if run else None)
     return redacted_prose(str(prompts[0])) if prompts else DEFAULT_PROMPT
 
 
-def _front_matter(
-    subject: CardSubject, licence: str | None, samples: Sequence[SamplePicture], names: Sequence[str]
-) -> dict[str, Any]:
-    """The Hub's metadata; keys without a value are left out."""
-    base, datasets = subject.base, hub_datasets(subject.run)
-    found: dict[str, Any] = {
-        **licence_keys(_licence(subject, licence)),
-        "library_name": "diffusers",
-        "pipeline_tag": "text-to-image",
-        "base_model": base.hub_id if base else None,
-        "base_model_relation": _relation(subject) if base and base.hub_id else None,
-        "datasets": datasets,
-        "tags": _tags(subject),
-        "instance_prompt": subject.token or _prefix(subject.run),
-        "widget": [
-            {"text": redacted_prose(sample.prompt), "output": {"url": file}}
-            for sample, file in zip(samples, names, strict=True)
-        ],
-    }
-    return {key: value for key, value in found.items() if value}
-
-
-def _licence(subject: CardSubject, licence: str | None) -> str | None:
-    return licence or (subject.source_card.licence if subject.source_card else None)
-
-
-def _relation(subject: CardSubject) -> str:
-    return "adapter" if subject.is_lora_file or subject.keeps_lora_apart else "finetune"
-
-
-def _tags(subject: CardSubject) -> list[str]:
-    adapter = subject.source.adapter
-    tags = ["text-to-image", "diffusers", "stable-diffusion", "open-ldm"]
-    tags += ["lora"] if adapter is not None and adapter.kind == "lora" else []
-    tags += ["textual-inversion"] if subject.token else []
-    tags += ["template:diffusion-lora"] if subject.is_lora_file else []
-    return tags + (["openvino"] if subject.format == "openvino" else [])
-
-
-def _prefix(run: RunRecord | None) -> str | None:
-    """What every caption of the training began with, where the settings put it there."""
-    prefix = run.setting("captions.prefix") if run else None
-    return redacted_prose(prefix).strip(" ,") if isinstance(prefix, str) else None
-
-
-def _summary(subject: CardSubject) -> str:
-    """What it is, in two sentences."""
-    base, parts = subject.base, subject.source.parts
-    adapter, lora = subject.source.adapter, subject.source.lora
-    kind = "A latent diffusion model that makes pictures from text"
-    if adapter is not None:
-        kind = "A LoRA" if adapter.kind == "lora" else f"A new word, {code(subject.token or '')},"
-        kind += f" for {code(base.name)}" if base else ""
-        kind += "" if subject.is_lora_file or subject.keeps_lora_apart else ", added to its weights"
-    elif base is not None:
-        kind += f", trained from {code(base.name)}"
-    size = f"{parts.defaults.width} x {parts.defaults.height} px"
-    count = sum(t.numel() for t in lora.tensors.values()) if lora and subject.is_lora_file else None
-    weights = f", {_millions(count)} weights" if count is not None else ""
-    return (
-        f"{kind}, for pictures of {size}{weights}. Written by OpenLDM in the format {code(subject.format)}."
-    )
-
-
-def _sections(subject: CardSubject, licence: str | None, samples: str, curves: str) -> dict[str, str]:
-    run, source_card = subject.run, subject.source_card
+def _model_facts(exported: ExportedModel, prompt: str, own_card: SourceCard | None) -> dict[str, Any]:
+    """What the template says about the model and its use."""
+    source, base = exported.source, exported.base
+    usage = usage_of(exported)
     return {
-        "Samples": samples,
-        "Use": use_section(subject),
-        "Model": _model_section(subject),
-        "Training": training_section(run) if run else "",
-        "Data": data_section(run, hub_datasets(run)) if run else "",
-        "Curves": curves,
-        "Measured": measurement_table(measurements_of(run)) if run else "",
-        "Hashes": _hashes(subject),
-        "Software": _software(subject),
-        "Licence": _licence_section(_licence(subject, licence)),
-        "Intended use": intended_use(subject),
-        "Limits and risks": risks(subject),
-        f"What the card of {code(_public(subject.source.model_id))} says": source_card.quoted()
-        if source_card
-        else "",
+        "exported": exported,
+        "model": model_facts(exported),
+        "model_name": public_name(source.model_id),
+        "adapter_kind": source.adapter.kind if source.adapter else None,
+        "base_is_embedded": base is not None and base.name in EMBEDDED,
+        "usage": usage,
+        "python": python_example(exported, usage, scheduler_change(source.parts), prompt),
+        "command": command_example(exported, usage, prompt),
+        "software": software_of(exported),
+        "source_card": own_card.quoted() if own_card else None,
     }
 
 
-def _model_section(subject: CardSubject) -> str:
-    """The networks and how they are sampled."""
-    parts, defaults = subject.source.parts, subject.source.parts.defaults
-    config = parts.scheduler_config
-    zero = ", zero terminal SNR" if config.get("rescale_betas_zero_snr") else ""
-    sampled = f"{defaults.num_inference_steps} steps, guidance {defaults.guidance_scale:g}"
-    if defaults.guidance_interval != EVERYWHERE:
-        sampled += f" {_guided(*defaults.guidance_interval)} (a stock pipeline guides all steps)"
-    latents, width = parts.autoencoder.num_channels, parts.text_encoder.text_width
-    rows = [
-        ("predicts", code(str(config.get("prediction_type", "epsilon"))) + zero),
-        ("denoiser", f"{_weights(parts.denoiser)} weights"),
-        ("autoencoder", f"{_weights(parts.autoencoder)} weights, {latents} latent channels"),
-        ("text encoder", f"{_weights(parts.text_encoder)} weights, {width} numbers a token"),
-        ("size", f"{defaults.height} x {defaults.width} px (height x width)"),
-        ("best sampled with", f"{code(defaults.scheduler)}, {sampled}"),
-    ]
-    return table(("part", "value"), rows)
+def _run_facts(run: RunRecord | None, folder: Path) -> dict[str, Any]:
+    """What the template says about the run that made the model."""
+    return {
+        "training": training_facts(run) if run else None,
+        "trained": TRAINED,
+        "data": data_facts(run) if run else None,
+        "data_names": data_names(run) if run else [],
+        "holdout_fraction": run.setting("data.holdout_fraction") if run else None,
+        "curves": _draw_curves(folder, run) if run else None,
+        "measurements": measurements_of(run) if run else [],
+        "memorisation": memorisation_of(run),
+        "few_images": FEW_IMAGES,
+    }
 
 
-def _guided(start: float, end: float) -> str:
-    """Where guidance is used: rising numbers are fractions of the steps, falling ones noise levels."""
-    if start < end:
-        return f"from {start:g} to {end:g} of the steps"
-    return f"while the noise is {start:g} to {end:g} times the signal"
-
-
-def _weights(network: nn.Module) -> str:
-    return _millions(sum(parameter.numel() for parameter in network.parameters()))
-
-
-def _millions(number: int) -> str:
-    return f"{number / 1e6:.3g} M" if number >= 1e5 else f"{number:,}"
-
-
-def _hashes(subject: CardSubject) -> str:
-    source = subject.source
-    report = subject.run.data_report if subject.run else None
-    rows = [("the model that was exported", source.weights_hash)]
-    if source.adapter is not None:
-        name = f" {code(subject.base.name)}" if subject.base else ""
-        rows.append((f"its base{name}", source.adapter.base_weights_hash))
-    if report and report.get("fingerprint"):
-        rows.append(("the data: images, captions, masks, mirroring", str(report["fingerprint"])))
-    text = table(("of", "SHA-256"), [(what, code(value)) for what, value in rows])
-    return f"{text}\n\nThose of the files here are in `export.json`; `ldm verify` compares them."
-
-
-def _software(subject: CardSubject) -> str:
-    names = ["open-ldm", "torch", "diffusers", "transformers", "safetensors"]
-    names += ["peft"] if subject.source.adapter is not None else []
-    names += ["openvino"] if subject.format == "openvino" else []
-    rows = [("Python", platform.python_version()), *((name, _version(name)) for name in names)]
-    return f"Exported with {', '.join(f'{name} {number}' for name, number in rows if number)}."
-
-
-def _version(package: str) -> str:
-    from ldm.version import __version__
-
-    try:
-        return __version__ if package == "open-ldm" else version(package)
-    except PackageNotFoundError:
-        return ""
-
-
-def _licence_section(licence: str | None) -> str:
-    if licence is None:
-        return "None was given. Without one, nobody but its owner may use this model."
-    return escaped(licence)
+def _draw_curves(folder: Path, run: RunRecord) -> str | None:
+    """Draw a run's curves into the export; returns the file's name, or None if nothing was logged."""
+    if not panels_of({run.name: run.rows}):
+        return None
+    draw_curves({run.name: run.rows}, folder / CURVES)
+    return CURVES

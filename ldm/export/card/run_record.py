@@ -1,4 +1,4 @@
-"""What a training run left behind: its settings, metrics, data report, and what was measured of its weights."""
+"""The record of a training run: its settings, metrics, data report, and evaluations of its weights."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ DATA_REPORT, REPORT = "data_report.json", "report.json"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as its directory tells it; what an older run did not write is empty.
+    """What a run's directory holds; what an older run did not write is empty.
 
     Attributes:
-        name: of its directory.
-        settings: the resolved configuration, private parts included.
-        rows: of metrics.jsonl.
+        name: the name of the directory.
+        settings: the resolved configuration, including private parts.
+        rows: the rows of metrics.jsonl.
         data_report: as `ldm.data.report.report` or `ldm.data.report.stream_report` writes it.
-        step: whose weights the model has: the best, or of a checkpoint; None for the last.
-        weights: which of that step: "average" as validation measures them, or others of a checkpoint.
-        reports: what evaluations measured of exactly these weights.
+        step: the step of the model's weights: the best step, or a checkpoint's; None for the last step.
+        weights: which weights of that step: "average", which validation measures, or others of a checkpoint.
+        reports: evaluations of exactly these weights.
     """
 
     name: str
@@ -36,7 +36,7 @@ class RunRecord:
     reports: Sequence[Mapping[str, Any]]
 
     def setting(self, path: str) -> Any:
-        """A setting by its path such as "optim.learning_rate"; None where there is none."""
+        """A setting by its path, such as "optim.learning_rate"; None if it is missing."""
         found: Any = self.settings
         for key in path.split("."):
             found = found.get(key) if isinstance(found, Mapping) else None
@@ -44,7 +44,7 @@ class RunRecord:
 
     @property
     def validation(self) -> Mapping[str, Any] | None:
-        """The row with the held-out loss of the model's weights; None where it was not measured."""
+        """The row with the held-out loss of the model's weights; None if it was not measured."""
         at = [row for row in self.rows if "validation_loss" in row and self.step in (None, row["step"])]
         return at[-1] if at and self.weights == "average" else None
 
@@ -53,8 +53,8 @@ def read_run(folder: Path, model: Path, weights_hash: str) -> RunRecord:
     """Read a run's directory.
 
     Args:
-        model: the folder of the model that the run made, or one made of a checkpoint of the run.
-        weights_hash: of that model; reports of other weights are none of its.
+        model: the folder of the run's model, or of a model made from one of its checkpoints.
+        weights_hash: the model's; evaluations of other weights are ignored.
 
     Raises:
         UserError: a file of the run is damaged.
@@ -74,7 +74,7 @@ def read_run(folder: Path, model: Path, weights_hash: str) -> RunRecord:
 
 
 def _provenance(model: Path) -> Mapping[str, Any]:
-    """What is written beside a model of where it comes from; of a checkpoint, step and weights."""
+    """What the model's `ldm.json` says about its origin; for a checkpoint, its step and weights."""
     path = model / "ldm.json"
     found = read_json(path).get("provenance") if path.is_file() else None
     return found if isinstance(found, Mapping) else {}
@@ -87,7 +87,7 @@ def _best_step(folder: Path, settings: Mapping[str, Any]) -> int | None:
 
 
 def _reports_near(folder: Path) -> Iterator[Mapping[str, Any]]:
-    """The reports in a run, in the folders inside it, and in those beside it; what is no report is passed over."""
+    """The reports in a run's folder, in its subfolders and in its sibling folders; other files are skipped."""
     folder = folder.resolve()
     beside = [*folder.glob(f"*/{REPORT}"), *folder.parent.glob(f"*/{REPORT}")]
     for path in dict.fromkeys([folder / REPORT, *sorted(beside)]):

@@ -1,4 +1,4 @@
-"""The pictures that a card shows: each alone, and all in one grid with their prompts."""
+"""The images that a model card shows: drawn by the model, written one by one, and together in a grid."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -8,25 +8,32 @@ from typing import Any
 
 from PIL import Image
 
-from ldm.export.card.markdown import escaped
+from ldm.config import read_yaml
+from ldm.export.export_source import ExportSource
 from ldm.io.files import write_bytes
 from ldm.io.images import image_grid
 from ldm.io.redaction import redacted_prose
+from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.record import write_png
 
 FOLDER = "samples"
 GRID = f"{FOLDER}/grid.png"
 CURVES = f"{FOLDER}/curves.png"
 
+PROMPTS = (
+    "a red apple", "a cat", "a rocket", "a sunflower", "a slice of pizza", "a house", "a butterfly", "a guitar",
+)  # fmt: skip
+"""For a model without a run and without a new token."""
+
 _COLUMNS, _SIDE_PX = 4, 256
 
 
 @dataclass(frozen=True)
-class SamplePicture:
-    """A picture that the model made.
+class SampleImage:
+    """An image that the model made.
 
     Attributes:
-        settings: how it was made, as `Pipeline.generate` gives them; they are written into the file.
+        settings: as `Pipeline.generate` returns them; they are written into the file.
     """
 
     prompt: str
@@ -34,10 +41,39 @@ class SamplePicture:
     settings: Mapping[str, Any] | None = None
 
 
-def write_samples(folder: Path, samples: Sequence[SamplePicture]) -> list[str]:
-    """Write the pictures, and their grid where there are several; returns the names of the single ones.
+def draw_samples(source: ExportSource, number: int) -> list[SampleImage]:
+    """Draw `number` images of `sample_prompts`. The first round of prompts has seed 0, the next one 1.
 
-    Of an image nothing but its pixels is written, and its settings where they are given.
+    Raises:
+        UserError: the run's settings are damaged.
+    """
+    if number < 1:
+        return []
+    prompts = sample_prompts(source)[:number]
+    num_rounds = -(-number // len(prompts))
+    pipeline = Pipeline(source.parts, model_id=source.model_id, folder=source.folder)
+    made = pipeline.generate(prompts, seed=0, num_images=num_rounds)
+    order = [prompt * num_rounds + turn for turn in range(num_rounds) for prompt in range(len(prompts))]
+    return [
+        SampleImage(prompts[index // num_rounds], made.images[index], made.settings[index])
+        for index in order[:number]
+    ]
+
+
+def sample_prompts(source: ExportSource) -> Sequence[str]:
+    """The run's preview prompts; otherwise one with the model's new token, or `PROMPTS`."""
+    settings = read_yaml(source.run / "config.yaml") if source.run else {}
+    if found := (settings.get("preview") or {}).get("prompts"):
+        return [str(prompt) for prompt in found]
+    if source.adapter is not None and source.adapter.kind == "embedding":
+        return [f"a picture of {source.adapter.settings['token']}"]
+    return PROMPTS
+
+
+def write_samples(folder: Path, samples: Sequence[SampleImage]) -> list[str]:
+    """Write the images, and a grid if there are several; returns the names of the single files.
+
+    Only the pixels of an image are written, and its settings if it has any.
     """
     names = [f"{FOLDER}/{number:02d}.png" for number in range(1, len(samples) + 1)]
     for name, sample in zip(names, samples, strict=True):
@@ -51,23 +87,14 @@ def write_samples(folder: Path, samples: Sequence[SamplePicture]) -> list[str]:
     return names
 
 
-def draw_grid(samples: Sequence[SamplePicture]) -> Image.Image:
-    """All pictures at about 256 px a side, prompts below; small ones are enlarged by a whole factor."""
-    shown = [_at_shown_size(sample.image) for sample in samples]
+def draw_grid(samples: Sequence[SampleImage]) -> Image.Image:
+    """All images at about 256 px a side with their prompts below; small ones are enlarged by a whole factor."""
+    shown = [_resized(sample.image) for sample in samples]
     captions = [redacted_prose(sample.prompt) for sample in samples]
     return image_grid(shown, min(_COLUMNS, len(shown)), gap_px=6, captions=captions)
 
 
-def samples_section(samples: Sequence[SamplePicture], names: Sequence[str]) -> str:
-    """The pictures as Markdown; empty where there are none."""
-    if len(samples) < 2:
-        shown = zip(samples, names, strict=True)
-        return "\n\n".join(f"![{escaped(redacted_prose(one.prompt))}]({name})" for one, name in shown)
-    prompts = "; ".join(escaped(redacted_prose(sample.prompt)) for sample in samples)
-    return f"![pictures that the model made]({GRID})\n\nThe prompts: {prompts}."
-
-
-def _at_shown_size(image: Image.Image) -> Image.Image:
+def _resized(image: Image.Image) -> Image.Image:
     longest = max(image.size)
     factor = _SIDE_PX / longest if longest > _SIDE_PX else _SIDE_PX // longest
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
@@ -75,7 +102,7 @@ def _at_shown_size(image: Image.Image) -> Image.Image:
 
 
 def _pixels(image: Image.Image) -> Image.Image:
-    """The image without anything that its file said beside the pixels."""
+    """The image without its file's metadata."""
     return Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())
 
 

@@ -1,4 +1,4 @@
-"""The card that a model came with: what a copy of it in another format must go on saying."""
+"""The card that a model came with. A copy of the model in another format repeats it."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -8,40 +8,40 @@ from typing import Any
 
 import yaml
 
+from ldm.export.model_files import CARD
 from ldm.io.redaction import redacted_prose
 
-CARD = "README.md"
 MAX_BYTES = 200_000
 """Longer cards are left out."""
 
 _PARTS = re.compile(r"\A---[ \t]*\r?\n(.*?\n)---[ \t]*(?:\r?\n|\Z)(.*)\Z", re.DOTALL)
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
-_PICTURE = re.compile(r"!\[([^\]\n]*)\]\((?!https?://)[^)\n]*\)")
+_IMAGE = re.compile(r"!\[([^\]\n]*)\]\((?!https?://)[^)\n]*\)")
 
 
 @dataclass(frozen=True)
 class SourceCard:
-    """A README.md: its front matter, empty where that is no mapping, and its text."""
+    """A README.md: its front matter, empty if it is not a mapping, and its text."""
 
     front_matter: Mapping[str, Any]
     text: str
 
     @property
     def licence(self) -> str | None:
-        """What it names as the licence, where it names one."""
+        """The licence that it names, if any."""
         found = self.front_matter.get("license")
         if found == "other":
             found = self.front_matter.get("license_link") or self.front_matter.get("license_name")
         return found if isinstance(found, str) and found != "unknown" else None
 
     def quoted(self) -> str:
-        """The text as a section of another card: headings two levels lower, pictures beside it left out."""
-        text = _PICTURE.sub(r"\1", redacted_prose(self.text))
+        """The text as a section of another card: headings two levels lower, local images left out."""
+        text = _IMAGE.sub(r"\1", redacted_prose(self.text))
         return "\n".join(_lowered(text.splitlines())).strip()
 
 
 def read_source_card(folder: Path) -> SourceCard | None:
-    """The card in a model's folder; None where there is none, or none that can be read."""
+    """The card in a model's folder; None if there is none, or it cannot be read."""
     path = folder / CARD
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -60,7 +60,7 @@ def read_source_card(folder: Path) -> SourceCard | None:
 
 
 def _lowered(lines: list[str]) -> Iterator[str]:
-    """Headings two levels lower, but in code, where such a line is a comment; a block left open is closed."""
+    """Headings two levels lower, except in code, where `#` starts a comment; an open code block is closed."""
     fence = ""
     for line in lines:
         mark = _FENCE.match(line)

@@ -1,125 +1,27 @@
-"""How an export is used: in the program that its format is made for, and here."""
+"""The examples of a model card: how to use the export in Python, and with `ldm generate`."""
 
-import json
 import shlex
-from collections.abc import Callable
-from inspect import signature
 
-from ldm.diffusion.scheduler_names import SCHEDULERS
-from ldm.errors import UserError
-from ldm.export.card.markdown import code, fenced
-from ldm.export.card.subject import CardSubject
-from ldm.export.formats.single_file import has_known_unet
-from ldm.models.adapters.folder import LORA_FILE
-from ldm.models.loading.folder import weights_variant
-from ldm.models.loading.source import EMBEDDED
-
-STOCK = "StableDiffusionPipeline"
-IMPORT = f"from diffusers import {STOCK}"
-SD1_WIDTHS = [320, 640, 1280, 1280]
-"""Of Stable Diffusion's UNet. Readers of a single file know these, and need the sizes of any other from elsewhere."""
+from ldm.export.card.facts import SchedulerChange
+from ldm.export.formats.exporter import ExportedModel, Usage, literal
 
 
-def use_section(subject: CardSubject) -> str:
-    """The section "Use": Python, then the command line."""
-    parts = [_python_of(subject), _elsewhere(subject), _command_of(subject)]
-    return "\n\n".join(part for part in parts if part)
+def python_example(
+    exported: ExportedModel, usage: Usage, scheduler: SchedulerChange | None, prompt: str
+) -> str:
+    """A program that loads the export and draws the prompt with the model's default settings."""
+    classes = [usage.pipeline_class] if usage.pipeline_class else []
+    lines = list(usage.python)
+    if scheduler and usage.pipeline_class and not exported.is_lora:
+        classes.append(scheduler.class_name)
+        changes = "".join(f", {key}={value!r}" for key, value in scheduler.changes.items())
+        lines.append(f"pipe.scheduler = {scheduler.class_name}.from_config(pipe.scheduler.config{changes})")
+    imports = [f"from diffusers import {', '.join(sorted(classes))}"] if classes else []
+    return "\n".join([*imports, *usage.imports, "", *lines, *_call(exported, prompt)])
 
 
-def _python_of(subject: CardSubject) -> str:
-    lines = [*_LOADING[subject.format](subject), *_sampler(subject), *_call(subject)]
-    if subject.format == "openvino":
-        return f"In OpenVINO, with `pip install optimum-intel`:\n\n{fenced(chr(10).join(lines), 'python')}"
-    imported = sorted({STOCK, *(line.split()[2].partition(".")[0] for line in _sampler(subject))})
-    lines[0] = f"from diffusers import {', '.join(imported)}"
-    text = fenced("\n".join(lines), "python")
-    return f"In [diffusers](https://github.com/huggingface/diffusers):\n\n{text}{_base_note(subject)}"
-
-
-def _stock(subject: CardSubject, place: str) -> list[str]:
-    variant = _variant(subject) if place == subject.place else None
-    more = f", variant={_text(variant)}" if variant else ""
-    return [IMPORT, "", f"pipe = {STOCK}.from_pretrained({_text(place)}{more}, safety_checker=None)"]
-
-
-def _folder(subject: CardSubject) -> list[str]:
-    lines = _stock(subject, subject.place)
-    apart = [f"pipe.load_lora_weights({_text(subject.place)}, weight_name={_text(LORA_FILE)})"]
-    return lines + apart if subject.keeps_lora_apart else lines
-
-
-def _single_file(subject: CardSubject) -> list[str]:
-    file, place = f"{subject.name}.safetensors", _text(f"{subject.name}/{subject.name}.safetensors")
-    download = []
-    if subject.repo_id:
-        download = [f"file = hf_hub_download({_text(subject.repo_id)}, {_text(file)})"]
-        place = "file"
-    known = list(subject.source.parts.denoiser.unet.config.block_out_channels) == SD1_WIDTHS
-    sizes = "" if known else ', config="FOLDER"'
-    note = "" if known else "  # FOLDER: this model in the diffusers layout, for its sizes and words"
-    return [
-        IMPORT,
-        *(["from huggingface_hub import hf_hub_download"] if download else []),
-        "",
-        *download,
-        f"pipe = {STOCK}.from_single_file({place}{sizes}){note}",
-    ]
-
-
-def _lora(subject: CardSubject) -> list[str]:
-    load = f"pipe.load_lora_weights({_text(subject.place)}, weight_name={_text(_lora_file(subject))})"
-    return [*_stock(subject, _base_place(subject)), load]
-
-
-def _peft(subject: CardSubject) -> list[str]:
-    first, *rest = _stock(subject, _base_place(subject))
-    parts = ["unet", "text_encoder"] if subject.source.lora is None else list(subject.source.lora.configs)
-    loads = [
-        f"pipe.{part} = PeftModel.from_pretrained(pipe.{part}, {_text(subject.place)}, subfolder={_text(part)})"
-        for part in parts
-    ]
-    return [first, "from peft import PeftModel", *rest, *loads]
-
-
-def _openvino(subject: CardSubject) -> list[str]:
-    return [
-        "from optimum.intel import OVStableDiffusionPipeline",
-        "",
-        f"pipe = OVStableDiffusionPipeline.from_pretrained({_text(subject.place)})",
-    ]
-
-
-_LOADING: dict[str, Callable[[CardSubject], list[str]]] = {
-    "diffusers": _folder,
-    "single-file": _single_file,
-    "lora-diffusers": _lora,
-    "lora-kohya": _lora,
-    "lora-peft": _peft,
-    "openvino": _openvino,
-}
-
-
-def _sampler(subject: CardSubject) -> list[str]:
-    """The sampler of the model's defaults, where the stock pipeline would take another."""
-    import diffusers
-
-    parts = subject.source.parts
-    entry = SCHEDULERS[parts.defaults.scheduler]
-    if subject.is_lora_file or subject.format == "openvino" or not entry.available:
-        return []
-    config = {
-        name: parameter.default
-        for name, parameter in signature(getattr(diffusers, entry.class_name)).parameters.items()
-    } | parts.scheduler_config
-    changes = {key: value for key, value in entry.overrides.items() if config.get(key) != value}
-    if config.get("_class_name") == entry.class_name and not changes:
-        return []
-    more = "".join(f", {key}={value!r}" for key, value in changes.items())
-    return [f"pipe.scheduler = {entry.class_name}.from_config(pipe.scheduler.config{more})"]
-
-
-def _call(subject: CardSubject) -> list[str]:
-    defaults = subject.source.parts.defaults
+def _call(exported: ExportedModel, prompt: str) -> list[str]:
+    defaults = exported.source.parts.defaults
     settings = {
         "height": defaults.height,
         "width": defaults.width,
@@ -127,68 +29,15 @@ def _call(subject: CardSubject) -> list[str]:
         "guidance_scale": defaults.guidance_scale,
     }
     given = ", ".join(f"{key}={value!r}" for key, value in settings.items())
-    return [f"image = pipe({_text(subject.prompt)}, {given}).images[0]", 'image.save("picture.png")']
+    return [f"image = pipe({literal(prompt)}, {given}).images[0]", 'image.save("image.png")']
 
 
-def _elsewhere(subject: CardSubject) -> str:
-    """Where programs look for such a file, of a model that they know."""
-    places = {
-        "single-file": "`models/Stable-diffusion` of AUTOMATIC1111's web UI, `models/checkpoints` of ComfyUI",
-        "lora-kohya": "`models/Lora` of AUTOMATIC1111's web UI, `models/loras` of ComfyUI",
-    }
-    where = places.get(subject.format) if has_known_unet(subject.source.parts) else None
-    return f"Elsewhere: put {code(f'{subject.name}.safetensors')} into {where}." if where else ""
-
-
-def _command_of(subject: CardSubject) -> str:
-    """The same by `ldm generate`; empty where it does not read the format."""
-    if subject.format == "openvino":
-        return ""
-    model, lora = subject.place, ""
-    if subject.format == "single-file":
-        model = f"{subject.name}/{subject.name}.safetensors"
-    elif subject.is_lora_file:
-        model, lora = _base_place(subject), f"{subject.name}/{_lora_file(subject)}".rstrip("/")
-    elif subject.keeps_lora_apart:
-        lora = f"{subject.name}/{LORA_FILE}"
-    words = ["ldm", "generate", subject.prompt, "--model", model, *(["--lora", lora] if lora else [])]
-    lines = [shlex.join(words)]
-    if subject.repo_id and (lora or subject.format == "single-file"):
-        lines.insert(0, shlex.join(["hf", "download", subject.repo_id, "--local-dir", subject.name]))
-    text = fenced("\n".join(lines), "bash")
-    return f"In OpenLDM, which takes size, steps and sampler from the model:\n\n{text}"
-
-
-def _lora_file(subject: CardSubject) -> str:
-    """The LoRA's file inside the export; empty for peft, whose folder is named."""
-    names = {"lora-kohya": f"{subject.name}.safetensors", "lora-diffusers": LORA_FILE}
-    return names.get(subject.format, "")
-
-
-def _base_place(subject: CardSubject) -> str:
-    base = subject.base
-    return "BASE" if base is None else base.hub_id or base.name
-
-
-def _base_note(subject: CardSubject) -> str:
-    """Where to have a base from that is no model of the Hub."""
-    base = subject.base
-    if not subject.is_lora_file or base is None or base.hub_id:
-        return ""
-    name = code(base.name)
-    if base.name in EMBEDDED:
-        write = code(f"ldm export {base.name} {base.name}")
-        return f"\n\n{name} is the model inside OpenLDM; {write} writes it as a folder."
-    return f"\n\n{name} is the folder of the base model, in the diffusers layout."
-
-
-def _variant(subject: CardSubject) -> str | None:
-    try:
-        return weights_variant(subject.folder, "unet")
-    except (UserError, OSError):
+def command_example(exported: ExportedModel, usage: Usage, prompt: str) -> str | None:
+    """The same with `ldm generate`, after a download if that is needed; None if it does not read the format."""
+    if usage.model is None:
         return None
-
-
-def _text(text: str) -> str:
-    """A string literal of Python."""
-    return json.dumps(text, ensure_ascii=False)
+    lora = ["--lora", usage.lora] if usage.lora else []
+    lines = [["ldm", "generate", prompt, "--model", usage.model, *lora]]
+    if exported.repo_id and usage.needs_download:
+        lines.insert(0, ["hf", "download", exported.repo_id, "--local-dir", exported.name])
+    return "\n".join(map(shlex.join, lines))

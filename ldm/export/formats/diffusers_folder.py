@@ -1,4 +1,4 @@
-"""The stock diffusers folder: what `DiffusionPipeline.from_pretrained` loads without any code of ours."""
+"""The format "diffusers": a folder that `DiffusionPipeline.from_pretrained` loads without any code of ours."""
 
 import copy
 from pathlib import Path
@@ -7,14 +7,45 @@ import torch
 from torch import nn
 
 from ldm.errors import UserError
-from ldm.export.source import ExportSource
+from ldm.export.export_options import ExportOptions
+from ldm.export.export_source import ExportSource
+from ldm.export.formats.exporter import ExportedModel, ReadBack, Usage, from_pretrained, literal
+from ldm.export.verify.compare import verify
 from ldm.models.adapters.folder import LORA_FILE
 from ldm.models.adapters.lora import LoraWeights, apply_lora
 from ldm.models.adapters.lora_files import write_lora_diffusers
+from ldm.models.devices import DTYPES
 from ldm.models.loading.model import ModelParts, load_parts, save_parts, save_small_files
 
 VARIANTS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
-"""What stands in the files' names for a number format, where it is asked for."""
+"""The part of a file's name that gives its number format, if asked for."""
+
+
+def export_folder(source: ExportSource, folder: Path, options: ExportOptions, name: str) -> ReadBack:
+    """An `Exporter`."""
+    dtype = DTYPES[options.dtype]
+    expected = write_diffusers(
+        source,
+        folder,
+        dtype=dtype,
+        variant=options.variant,
+        max_shard_size=options.max_shard_size,
+        fuse=options.fuse,
+    )
+    variant = VARIANTS[dtype] if options.variant else None
+    if options.fuse:
+        return lambda: (verify(expected, "diffusers", folder=folder, variant=variant),)
+    return lambda: (verify(expected, "lora", folder=folder, file=folder / LORA_FILE, variant=variant),)
+
+
+def folder_usage(exported: ExportedModel) -> Usage:
+    """A `UsageOf`."""
+    lines = [from_pretrained(exported.place, exported.folder)]
+    if not exported.has_separate_lora:
+        return Usage(tuple(lines), model=exported.place)
+    lines.append(f"pipe.load_lora_weights({literal(exported.place)}, weight_name={literal(LORA_FILE)})")
+    lora = f"{exported.name}/{LORA_FILE}"
+    return Usage(tuple(lines), model=exported.place, lora=lora, needs_download=True)
 
 
 def write_diffusers(
@@ -26,19 +57,19 @@ def write_diffusers(
     max_shard_size: str = "10GB",
     fuse: bool = True,
 ) -> ModelParts:
-    """Write a stock folder; returns the model that it means, in float32.
+    """Write a stock folder; returns the model that a reader should get, in float32.
 
     Args:
-        dtype: that the weights are stored in.
+        dtype: the number format of the stored weights.
         variant: name the files after the dtype, such as `diffusion_pytorch_model.fp16.safetensors`.
-        max_shard_size: larger safetensors are split, such as "2GB".
-        fuse: a LoRA is added to the weights; else the base is written as it is, the LoRA's file beside it.
+        max_shard_size: split larger safetensors files, such as "2GB".
+        fuse: add a LoRA to the weights; otherwise write the base unchanged, and the LoRA's file beside it.
 
     Raises:
-        UserError: the format has no variant, there is no LoRA to keep apart, or the disk is full.
+        UserError: the dtype has no variant, there is no LoRA to keep apart, or the disk is full.
     """
     if variant and dtype not in VARIANTS:
-        raise UserError("a variant of float32", "leave --variant out, or choose --dtype float16")
+        raise UserError("float32 has no variant", "leave --variant out, or choose --dtype float16")
     parts = source.parts if fuse else _base_parts(source)
     provenance = {"source": source.model_id, "source_weights_hash": source.weights_hash}
     save_parts(
@@ -57,7 +88,7 @@ def write_diffusers(
 
 
 def rounded(parts: ModelParts, dtype: torch.dtype) -> ModelParts:
-    """The same model with its weights as `dtype` stores them, in float32 again."""
+    """The same model with its weights rounded to `dtype`, in float32 again."""
     if dtype == torch.float32:
         return parts
     copied = copy.deepcopy(parts)

@@ -1,4 +1,4 @@
-"""What a safetensors file says of itself in its header: ModelSpec 1.0.1."""
+"""The metadata of a safetensors header after ModelSpec 1.0.1."""
 
 import base64
 import io
@@ -9,7 +9,7 @@ from PIL import Image
 THUMBNAIL_PX = 256
 
 ORIGINAL_LAYOUT = "https://github.com/Stability-AI/generative-models"
-"""How ModelSpec names the layout of the original programs; the other one in use is "diffusers"."""
+"""ModelSpec's name for the original layout; the other one in use is "diffusers"."""
 
 
 def modelspec_fields(
@@ -26,15 +26,15 @@ def modelspec_fields(
     tags: Sequence[str] = (),
     thumbnail: Image.Image | None = None,
 ) -> dict[str, str]:
-    """The header's fields; what is None is left out.
+    """The header's fields; those that are None are left out.
 
     Args:
-        architecture: such as "stable-diffusion-v1", of an adapter "stable-diffusion-v1/lora".
-        implementation: whose layout the tensors' names have: `ORIGINAL_LAYOUT` or "diffusers".
+        architecture: such as "stable-diffusion-v1", or "stable-diffusion-v1/lora" for an adapter.
+        implementation: the layout of the tensors' names: `ORIGINAL_LAYOUT` or "diffusers".
         resolution: width and height in pixels.
-        prediction_type: as diffusers names it, "epsilon" or "v_prediction".
+        prediction_type: diffusers' name, "epsilon" or "v_prediction".
         date: ISO 8601.
-        thumbnail: a picture that the model made; it is stored small.
+        thumbnail: an image that the model made; it is stored small.
     """
     given = {
         "sai_model_spec": "1.0.1",
@@ -54,7 +54,7 @@ def modelspec_fields(
 
 
 def _data_uri(image: Image.Image) -> str:
-    """A picture as text, at most 256 pixels a side; nothing but the pixels goes in."""
+    """An image as text, at most 256 pixels a side and without metadata."""
     small = image.convert("RGB")
     small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     small.info.clear()

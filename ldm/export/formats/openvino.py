@@ -1,4 +1,4 @@
-"""A model as networks for OpenVINO, in the folders that optimum-intel's `OVStableDiffusionPipeline` reads."""
+"""The format "openvino": networks in the folders that optimum-intel's `OVStableDiffusionPipeline` reads."""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +6,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.export.export_options import ExportOptions
+from ldm.export.export_source import ExportSource
+from ldm.export.formats.exporter import ExportedModel, ReadBack, Usage, literal
+from ldm.export.verify.compare import verify
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.engines.openvino_denoiser import traced_unet
 from ldm.models.engines.openvino_network import ANY, TracedNetwork, write_network
 from ldm.models.loading.model import ModelParts, save_small_files
 from ldm.models.vae import KLAutoencoder
+
+
+def export_openvino(source: ExportSource, folder: Path, options: ExportOptions, name: str) -> ReadBack:
+    """An `Exporter`."""
+    write_openvino(source.parts, folder)
+    return lambda: (verify(source.parts, "openvino", folder=folder),)
+
+
+def openvino_usage(exported: ExportedModel) -> Usage:
+    """A `UsageOf`."""
+    return Usage(
+        python=(f"pipe = OVStableDiffusionPipeline.from_pretrained({literal(exported.place)})",),
+        imports=("from optimum.intel import OVStableDiffusionPipeline",),
+        pipeline_class=None,
+        library="OpenVINO",
+        package="optimum-intel",
+    )
 
 
 class TracedEncoder(nn.Module):
@@ -50,7 +71,7 @@ class TracedText(nn.Module):
 
 
 def traced_networks(parts: ModelParts) -> dict[str, TracedNetwork]:
-    """The networks of a model, by the names of their folders; inputs and outputs have optimum-intel's names."""
+    """The networks of a model by folder name; inputs and outputs are named as optimum-intel names them."""
     return {
         "unet": traced_unet(parts.denoiser),
         "vae_encoder": _traced_encoder(parts.autoencoder),
@@ -60,7 +81,7 @@ def traced_networks(parts: ModelParts) -> dict[str, TracedNetwork]:
 
 
 def _traced_encoder(autoencoder: KLAutoencoder) -> TracedNetwork:
-    """`sample` [B, 3, H, W] -> `latent_parameters` [B, 2C, h, w], which are the moments."""
+    """`sample` [B, 3, H, W] -> `latent_parameters` [B, 2C, h, w], the moments."""
     shapes = {"sample": (ANY, 3, ANY, ANY)}
     side = 4 * autoencoder.pixels_per_latent
     example, trial = ({"sample": _random(rows, 3, side, rows * side)} for rows in (2, 3))
@@ -91,7 +112,7 @@ def _random(*shape: int) -> Tensor:
 
 
 def write_openvino(parts: ModelParts, folder: Path) -> None:
-    """Write a model's networks for OpenVINO into a folder that is there, in float32, with what goes beside them.
+    """Write a model's networks in float32, with their configurations, into an existing folder.
 
     Args:
         parts: on the CPU, in float32.

@@ -1,7 +1,7 @@
-"""A model as one safetensors file in the layout of the original programs, which most programs for pictures read.
+"""The format "single-file": one safetensors file in the original layout, which most image programs read.
 
-Such a file has no configuration: its readers take the structure of Stable Diffusion 1 or 2 for granted, at any width.
-A model of another structure is refused by what differs, for nobody would read it as it is meant.
+Such a file has no configuration: readers assume the structure of Stable Diffusion 1 or 2, at any width. A model with
+another structure is refused, because readers would misinterpret it; the error names the first difference.
 """
 
 import hashlib
@@ -9,14 +9,21 @@ import inspect
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.export.export_options import ExportOptions
+from ldm.export.export_source import ExportSource
+from ldm.export.formats.diffusers_folder import rounded, write_configs
+from ldm.export.formats.exporter import STOCK, ExportedModel, ReadBack, Usage, literal
 from ldm.export.formats.modelspec import ORIGINAL_LAYOUT, modelspec_fields
+from ldm.export.verify.compare import Verdict, verify
 from ldm.io.files import disk_errors, write_tensors
+from ldm.models.devices import DTYPES
 from ldm.models.families.family import Component, SingleFile
 from ldm.models.families.original_names import NUM_LEVELS, to_original
 from ldm.models.parts import ModelParts, default_size
@@ -25,7 +32,7 @@ NO_PART_OF_THE_STRUCTURE = {
     "sample_size", "upcast_attention", "force_upcast", "dropout", "projection_dim",
     "bos_token_id", "eos_token_id", "pad_token_id",
 }  # fmt: skip
-"""Settings of the networks that readers need not know to get the same picture."""
+"""Network settings that do not change the image; readers do not need them."""
 
 SCHEDULE = {
     "beta_schedule": ("linear", "scaled_linear"),
@@ -34,10 +41,51 @@ SCHEDULE = {
     "num_train_timesteps": (1000, 1000),
     "trained_betas": (None, None),
 }
-"""The noise schedule: what diffusers has where a model is silent, and what readers of a single file have."""
+"""The noise schedule: diffusers' default for each setting, and the value that readers of a single file assume."""
 
 HASH = "modelspec.hash_sha256"
 HINT = "export it in the diffusers layout instead"
+
+
+SD1_WIDTHS = [320, 640, 1280, 1280]
+"""Stable Diffusion's UNet. Readers of a single file know these widths; for others they need the configurations."""
+
+PROGRAMS = {"models/Stable-diffusion": "AUTOMATIC1111's web UI", "models/checkpoints": "ComfyUI"}
+"""Folders in which other programs look for a model."""
+
+
+def export_single_file(source: ExportSource, folder: Path, options: ExportOptions, name: str) -> ReadBack:
+    """An `Exporter`."""
+    dtype, file = DTYPES[options.dtype], folder / f"{name}.safetensors"
+    metadata = modelspec_metadata(
+        source.parts, title=options.title or source.model_id, licence=options.licence
+    )
+    write_single_file(source.parts, file, dtype=dtype, metadata=metadata)
+    expected = rounded(source.parts, dtype)
+
+    def read_back() -> tuple[Verdict, ...]:
+        with TemporaryDirectory(prefix="ldm-configs-") as configs:
+            write_configs(expected, Path(configs))
+            return (verify(expected, "single-file", folder=Path(configs), file=file),)
+
+    return read_back
+
+
+def single_file_usage(exported: ExportedModel) -> Usage:
+    """A `UsageOf`; other programs are named only if they know the UNet."""
+    parts, file = exported.source.parts, f"{exported.name}.safetensors"
+    local = f"{exported.name}/{file}"
+    known = list(parts.denoiser.unet.config.block_out_channels) == SD1_WIDTHS
+    config = "" if known else ', config="FOLDER"'
+    note = "" if known else "  # FOLDER: this model in the diffusers layout, for its sizes and vocabulary"
+    place = "file" if exported.repo_id else literal(local)
+    load = f"pipe = {STOCK}.from_single_file({place}{config}){note}"
+    programs = PROGRAMS if has_known_unet(parts) else {}
+    if exported.repo_id is None:
+        return Usage((load,), model=local, programs=programs)
+    download = f"file = hf_hub_download({literal(exported.repo_id)}, {literal(file)})"
+    imports = ("from huggingface_hub import hf_hub_download",)
+    return Usage((download, load), imports, model=local, programs=programs, needs_download=True)
 
 
 def write_single_file(
@@ -46,11 +94,11 @@ def write_single_file(
     """Write a model as one file, whole or not at all.
 
     Args:
-        dtype: that the weights are stored in.
-        metadata: of the header, such as `modelspec_metadata` gives; the hash of the weights is added.
+        dtype: the number format of the stored weights.
+        metadata: for the header, such as `modelspec_metadata` gives; the hash of the weights is added.
 
     Raises:
-        UserError: the model has another structure than readers of such files assume; or the disk is full.
+        UserError: the model does not have the structure that readers of such files assume, or the disk is full.
     """
     check_structure(parts)
     tensors = _tensors(parts, dtype)
@@ -67,11 +115,12 @@ def write_single_file(
 def modelspec_metadata(
     parts: ModelParts, *, title: str, licence: str | None = None, **fields: Any
 ) -> dict[str, str]:
-    """The header of a single file: ModelSpec's fields, of which `fields` are as `modelspec_fields` has them.
+    """The metadata of a single file's header, as ModelSpec defines it.
 
     Args:
         title: the model's name.
-        licence: of the weights, an SPDX name such as "mit".
+        licence: the licence of the weights, an SPDX name such as "mit".
+        fields: further arguments of `modelspec_fields`.
     """
     height, width = default_size(parts.denoiser, parts.autoencoder)
     predicts = str(parts.scheduler_config.get("prediction_type", "epsilon"))
@@ -111,10 +160,10 @@ def has_known_unet(parts: ModelParts) -> bool:
 
 
 def check_structure(parts: ModelParts) -> None:
-    """Refuse a model that readers of a single file would take for another one.
+    """Refuse a model that readers of a single file would misinterpret.
 
     Raises:
-        UserError: naming the first setting that differs, and what readers assume.
+        UserError: names the first setting that differs, and the value that readers assume.
     """
     layout = _layout(parts)
     for name in layout.networks:
@@ -129,9 +178,11 @@ def _check_network(name: str, parts: ModelParts, layout: SingleFile) -> None:
     levels, layers = given.get("block_out_channels"), given.get("num_hidden_layers")
     if levels is not None and len(levels) != NUM_LEVELS:
         called = "autoencoder" if name == "vae" else name
-        raise UserError(f"the {called} has {len(levels)} levels, and a single file has {NUM_LEVELS}", HINT)
+        raise UserError(
+            f"the {called} has {len(levels)} levels, but a single file must have {NUM_LEVELS}", HINT
+        )
     if original.max_layers is not None and layers is not None and layers > original.max_layers:
-        raise UserError(f"the text encoder has {layers} layers, of which readers leave the last out", HINT)
+        raise UserError(f"the text encoder has {layers} layers, but readers ignore the last one", HINT)
     _check_settings(name, parts.family.components[name], given, original.assumed_settings(configs))
 
 
@@ -144,13 +195,13 @@ def _check_settings(
     for key, value in {**silent, **assumed}.items():
         if key not in NO_PART_OF_THE_STRUCTURE and _plain(given.get(key, value)) != _plain(value):
             raise UserError(
-                f"the {name}'s {key} is {_plain(given[key])!r}, and readers of a single file assume {_plain(value)!r}",
+                f"the {name}'s {key} is {_plain(given[key])!r}, but readers of a single file assume {_plain(value)!r}",
                 HINT,
             )
 
 
 def _plain(value: Any) -> Any:
-    """A setting whichever way it is written: a value for every level, or once for all."""
+    """A setting in one notation, whether it was given for each level or once for all."""
     if isinstance(value, list | tuple):
         return value[0] if len(set(value)) == 1 else tuple(value)
     return value
@@ -163,28 +214,28 @@ def _check_tokenizers(parts: ModelParts, layout: SingleFile) -> None:
         tokenizer = components[name]
         if tokenizer.get_vocab() != assumed.get_vocab():
             raise UserError(
-                f"the tokenizer has {len(tokenizer)} tokens of its own, and readers of a single file have CLIP's",
+                f"the tokenizer has its own {len(tokenizer)} tokens, but readers of a single file use CLIP's",
                 HINT,
             )
         if (length := parts.text_encoder.context_length) != assumed.model_max_length:
             raise UserError(
-                f"a prompt has {length} tokens, and readers assume {assumed.model_max_length}", HINT
+                f"a prompt has {length} tokens, but readers assume {assumed.model_max_length}", HINT
             )
         if (padding := tokenizer.pad_token_id) != assumed.pad_token_id:
             raise UserError(
-                f"prompts are padded with token {padding}, and readers assume {assumed.pad_token_id}", HINT
+                f"prompts are padded with token {padding}, but readers assume {assumed.pad_token_id}", HINT
             )
 
 
 def _check_schedule(config: Mapping[str, Any]) -> None:
-    for key, (silent, assumed) in SCHEDULE.items():
-        if config.get(key, silent) != assumed:
+    for key, (default, assumed) in SCHEDULE.items():
+        if config.get(key, default) != assumed:
             raise UserError(
-                f"the noise schedule's {key} is {config.get(key, silent)!r}, and readers assume {assumed!r}",
+                f"the noise schedule's {key} is {config.get(key, default)!r}, but readers assume {assumed!r}",
                 HINT,
             )
     if config.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
-        raise UserError(f"the model predicts {config['prediction_type']!r}, which no reader knows", HINT)
+        raise UserError(f"the model predicts {config['prediction_type']!r}, which no reader supports", HINT)
 
 
 def _tensors(parts: ModelParts, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -207,7 +258,7 @@ def _hash_text(digest: str) -> str:
 
 
 def _write_hash(path: Path) -> None:
-    """Put the SHA-256 of the tensors' bytes, all that follows the header, in the place kept for it."""
+    """Put the SHA-256 of the bytes after the header into the place reserved for it."""
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(length)

@@ -1,6 +1,7 @@
-"""What must not leave this machine, looked for in the files that are about to: tokens, paths, addresses, places.
+"""A search for private data in files that are about to be sent: tokens, paths, e-mail addresses, locations.
 
-Text is read whole, of safetensors the header, of pictures all metadata. Weights hold numbers and are not read.
+Text files are searched completely, safetensors in their header, images in all their metadata. Weights are only numbers
+and are not read.
 """
 
 import re
@@ -13,14 +14,15 @@ from typing import Any
 
 from PIL import Image
 
-from ldm.export.hub.outgoing import PICTURE, OutgoingFile
+from ldm.export.hub.outgoing import OutgoingFile
+from ldm.export.model_files import IMAGE
 from ldm.io.redaction import TOKENS, environment_secrets
 
 MAX_HEADER_BYTES = 100_000_000
-"""As the safetensors library itself has it."""
+"""The limit of the safetensors library."""
 
 MOST_OF_A_KIND = 3
-"""Leaks of one kind that are told of one file."""
+"""The most leaks of one kind that are reported for one file."""
 
 _MOST_LOOKED_AT = 100
 
@@ -40,12 +42,12 @@ PERSONAL_TAGS = {
 
 @dataclass(frozen=True)
 class Leak:
-    """Something that must not leave.
+    """Something private.
 
     Attributes:
         name: of the file, as in `OutgoingFile`.
-        where: "line 3", "header", or a key of a picture's metadata.
-        what: its kind, and as much of it as finds it; of a token the beginning only.
+        where: "line 3", "header", or a key of an image's metadata.
+        what: its kind, and enough of its text to find it; only the first letters of a token.
     """
 
     name: str
@@ -57,17 +59,17 @@ class Leak:
 
 
 def scan(files: Iterable[OutgoingFile], secrets: Iterable[str] = ()) -> list[Leak]:
-    """Every leak in the files, in their order.
+    """All leaks in the files, in the files' order.
 
     Args:
-        secrets: texts that are nobody's business, such as the token in use.
+        secrets: further texts to search for, such as the token in use.
     """
     patterns = _patterns([*secrets, *environment_secrets()])
     return [leak for file in files for leak in _leaks(file, patterns)]
 
 
 def _patterns(secrets: Iterable[str]) -> dict[str, re.Pattern[str]]:
-    """What to look for, by its name."""
+    """What to search for, by name."""
     literal = "|".join(re.escape(secret) for secret in secrets if secret)
     here = [entry.name for entry in Path("/").iterdir() if len(entry.name) > 1]
     roots = "|".join(map(re.escape, sorted({*_ROOTS.split(), *here, *Path.home().parts[1:2]})))
@@ -82,13 +84,13 @@ def _patterns(secrets: Iterable[str]) -> dict[str, re.Pattern[str]]:
 
 
 def _leaks(file: OutgoingFile, patterns: Mapping[str, re.Pattern[str]]) -> Iterator[Leak]:
-    """The leaks of one file."""
+    """The leaks in one file."""
     suffix = file.path.suffix.lower()
     if suffix == ".safetensors":
         yield from _header_leaks(file, patterns)
-    elif PICTURE.fullmatch(file.name):
-        yield from _picture_leaks(file, patterns)
-    elif suffix != ".bin":  # of OpenVINO: numbers
+    elif IMAGE.fullmatch(file.name):
+        yield from _image_leaks(file, patterns)
+    elif suffix != ".bin":  # OpenVINO's weights
         text = file.path.read_bytes().decode("utf-8", errors="replace")
         told = {kind: p for kind, p in patterns.items() if p is not EMAIL or not _is_licence(file)}
         for kind, found, start in _matches(text, told):
@@ -96,14 +98,14 @@ def _leaks(file: OutgoingFile, patterns: Mapping[str, re.Pattern[str]]) -> Itera
 
 
 def _is_licence(file: OutgoingFile) -> bool:
-    """Licences name their holders, with an address where these want it."""
+    """Licences name the copyright holders, often with an e-mail address."""
     return file.name.startswith(("LICENSE", "NOTICE"))
 
 
 def _matches(text: str, patterns: Mapping[str, re.Pattern[str]]) -> Iterator[tuple[str, str, int]]:
-    """(kind, text as it may be shown, where it starts), each text once, the first few of each kind.
+    """(kind, text that may be shown, start) for the first few of each kind, each text once.
 
-    JSON inside JSON is looked at too: its escapes, such as a backslash and an n, hide where a path begins.
+    JSON inside JSON is searched too: its escapes, such as a backslash and an n, hide the start of a path.
     """
     plain = _ESCAPE.sub(lambda escape: " " * len(escape[0]) if escape[1] != "/" else "/", text)
     for kind, pattern in patterns.items():
@@ -117,29 +119,29 @@ def _matches(text: str, patterns: Mapping[str, re.Pattern[str]]) -> Iterator[tup
 
 
 def _header_leaks(file: OutgoingFile, patterns: Mapping[str, re.Pattern[str]]) -> Iterator[Leak]:
-    """Of safetensors: the header, which holds names and metadata."""
+    """In the header of a safetensors file, which holds names and metadata."""
     with file.path.open("rb") as data:
         size = int.from_bytes(data.read(8), "little")
         header = data.read(size) if size <= min(MAX_HEADER_BYTES, file.size_bytes - 8) else b""
     if not header.startswith(b"{"):
-        yield Leak(file.name, "header", "it is no safetensors file")
+        yield Leak(file.name, "header", "it is not a safetensors file")
     for kind, found, _ in _matches(header.decode("utf-8", errors="replace"), patterns):
         yield Leak(file.name, "header", f"{kind}, {found}")
 
 
-def _picture_leaks(file: OutgoingFile, patterns: Mapping[str, re.Pattern[str]]) -> Iterator[Leak]:
-    """Of a picture: where and by whom it was taken, and what stands in its metadata."""
+def _image_leaks(file: OutgoingFile, patterns: Mapping[str, re.Pattern[str]]) -> Iterator[Leak]:
+    """In an image: where and by whom it was taken, and the text of its metadata."""
     try:
         info, exif = _metadata(file.path)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        yield Leak(file.name, "picture", "it is no readable picture")
+        yield Leak(file.name, "image", "it cannot be read")
         return
     texts = {str(key): _as_text(value) for key, value in info.items() if key not in ("icc_profile", "exif")}
     if exif.get_ifd(GPS_IFD) or any(re.search(r"GPSL(at|ong)itude", text) for text in texts.values()):
-        yield Leak(file.name, "GPS", "the place where it was taken")
+        yield Leak(file.name, "GPS", "the location where it was taken")
     tags = {**exif, **exif.get_ifd(EXIF_IFD)}
     if personal := [name for tag, name in PERSONAL_TAGS.items() if tags.get(tag)]:
-        yield Leak(file.name, "EXIF", f"whose it is or how it was taken, {', '.join(personal)}")
+        yield Leak(file.name, "EXIF", f"its owner or camera, {', '.join(personal)}")
     texts |= {f"EXIF {tag:#06x}": _as_text(value) for tag, value in tags.items()}
     for key, text in texts.items():
         for kind, found, _ in _matches(text, patterns):
@@ -147,7 +149,7 @@ def _picture_leaks(file: OutgoingFile, patterns: Mapping[str, re.Pattern[str]]) 
 
 
 def _metadata(path: Path) -> tuple[dict[Any, Any], Image.Exif]:
-    """What Pillow calls a picture's info, and its EXIF; chunks behind the pixels count."""
+    """Pillow's `info` of an image and its EXIF, including chunks after the pixels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
@@ -156,7 +158,7 @@ def _metadata(path: Path) -> tuple[dict[Any, Any], Image.Exif]:
 
 
 def _as_text(value: Any) -> str:
-    """A value of a picture's metadata; EXIF writes comments in UTF-16, whose zeros are left out."""
+    """A value of an image's metadata as text. EXIF comments are UTF-16; their zero bytes are left out."""
     if isinstance(value, bytes):
         value = value.replace(b"\0", b"").decode("utf-8", errors="replace")
     return str(value)

@@ -1,7 +1,7 @@
-"""Which files of a folder may leave this machine: a list of names, and nothing else by default.
+"""The files of a folder that may be sent to the Hub: only those with known names.
 
-A model's files have known names, so what is sent is what is on the list: never an optimizer's state, a cache, a
-dataset or a log, and no link, which could lead anywhere. Pictures go only where the model card shows them.
+A model's files have known names. Nothing else is sent: no optimizer state, cache, dataset or log, and no link, which
+could lead anywhere. Images are sent only if the model card shows them.
 """
 
 import re
@@ -10,27 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.errors import UserError
-from ldm.models.families.registry import component_names, optional_names
-from ldm.models.loading.folder import ADAPTER, ADAPTER_WEIGHTS, read_object
-
-REPORT = "export.json"
-CARD = "README.md"
-TOP_FILES = frozenset(
-    {CARD, REPORT, "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "ldm.json", "model_index.json"}
-    | {ADAPTER, *ADAPTER_WEIGHTS}
-)
-PARTS = (*component_names(), *optional_names(), "vae_encoder", "vae_decoder")
-PART_FILES = frozenset(
-    {"config.json", "scheduler_config.json", "generation_config.json", "preprocessor_config.json"}
-    | {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"}
-    | {"special_tokens_map.json", "added_tokens.json", "openvino_model.xml", "openvino_model.bin"}
-    | {"adapter_config.json", "adapter_model.safetensors"}  # of peft, which has a folder a network
-)
-PART_WEIGHTS = re.compile(
-    r"(diffusion_pytorch_)?model(\.\w+)?(-\d+-of-\d+)?\.safetensors"
-    r"|(diffusion_pytorch_)?model\.safetensors\.index(\.\w+)?\.json"
-)
-PICTURE = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.(?:png|jpe?g|webp)", re.IGNORECASE)
+from ldm.export.model_files import CARD, IMAGE, PART_FILES, PART_WEIGHTS, PARTS, REPORT, TOP_FILES
+from ldm.models.loading.folder import read_object
 
 
 @dataclass(frozen=True)
@@ -44,7 +25,7 @@ class OutgoingFile:
 
 @dataclass(frozen=True)
 class Outgoing:
-    """What of a folder is sent, and the names of what is not; a folder's name ends in a slash."""
+    """The files of a folder that are sent, and the names of the others; a folder's name ends in a slash."""
 
     files: tuple[OutgoingFile, ...]
     left_out: tuple[str, ...]
@@ -55,16 +36,16 @@ class Outgoing:
 
 
 def list_outgoing(folder: Path) -> Outgoing:
-    """The files of a model's folder that may be sent, in the order of their names.
+    """The files of a model's folder that may be sent, sorted by name.
 
     Raises:
-        UserError: it is no folder, a training run or a checkpoint of one, or holds no whole model.
+        UserError: it is not a folder, is a training run or a checkpoint, or the model is incomplete.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder", "name one that `ldm export` wrote")
+        raise UserError(f"{folder} is not a folder", "name one that `ldm export` wrote")
     _refuse_run(folder)
     names = sorted({name for name in _candidates(folder) if _lies_inside(folder, name)})
-    _check_whole(folder, names)
+    _check_complete(folder, names)
     files = tuple(OutgoingFile(name, folder / name, (folder / name).stat().st_size) for name in names)
     return Outgoing(files, tuple(_left_out(folder, set(names))))
 
@@ -77,7 +58,7 @@ def _refuse_run(folder: Path) -> None:
 
 
 def _candidates(folder: Path) -> Iterator[str]:
-    """Names on the list, whether or not a file lies there."""
+    """Known names; not all of them exist."""
     yield from TOP_FILES
     yield from _single_files(folder)
     for part in PARTS:
@@ -86,11 +67,11 @@ def _candidates(folder: Path) -> Iterator[str]:
                 yield f"{part}/{path.name}"
     if (folder / CARD).is_file():
         shown = (folder / CARD).read_text(encoding="utf-8", errors="replace")
-        yield from set(PICTURE.findall(shown))
+        yield from set(IMAGE.findall(shown))
 
 
 def _single_files(folder: Path) -> Iterator[str]:
-    """Weights in one file: those that bear the folder's name, and those that our export says it wrote."""
+    """Single files: named like the folder, or listed in our export's report."""
     yield f"{folder.resolve().name}.safetensors"
     if (folder / REPORT).is_file():
         written = read_object(folder / REPORT).get("files", {})
@@ -98,26 +79,26 @@ def _single_files(folder: Path) -> Iterator[str]:
 
 
 def _lies_inside(folder: Path, name: str) -> bool:
-    """Whether a file lies there itself: no link is on its way, and no `..`."""
+    """Whether the file exists in the folder itself, not through a link or `..`."""
     path = folder / name
     return path.is_file() and path.resolve() == folder.resolve() / name
 
 
-def _check_whole(folder: Path, names: list[str]) -> None:
-    """Refuse what no program could load.
+def _check_complete(folder: Path, names: list[str]) -> None:
+    """Refuse a model that no program could load.
 
     Raises:
-        UserError: no weights are among the names, or none of a part that model_index.json lists.
+        UserError: there are no weights, or a part listed in model_index.json has no files.
     """
     if not any(name.endswith((".safetensors", "openvino_model.xml")) for name in names):
         raise UserError(f"{folder} has no weights to send", "name a folder that `ldm export` wrote")
     for name in names:
         if name.endswith("openvino_model.xml") and name.replace(".xml", ".bin") not in names:
-            raise UserError(f"{folder / name} has no .bin beside it", "the model is incomplete")
+            raise UserError(f"{folder / name} has no .bin file beside it", "the model is incomplete")
     listed = read_object(folder / "model_index.json") if "model_index.json" in names else {}
     for part, value in listed.items():
         is_used = isinstance(value, list) and value[-1:] != [None]
-        # OpenVINO's vae lies in vae_encoder and vae_decoder
+        # OpenVINO's vae is in vae_encoder and vae_decoder
         if is_used and not any(name.startswith((f"{part}/", f"{part}_")) for name in names):
             raise UserError(
                 f"{folder / part} has no file to send", "the model is incomplete; export it again"
@@ -125,7 +106,7 @@ def _check_whole(folder: Path, names: list[str]) -> None:
 
 
 def _left_out(folder: Path, chosen: set[str]) -> Iterator[str]:
-    """Names of what is not sent; a folder of which nothing is sent is named alone."""
+    """Names of the other files; a folder of which nothing is sent is listed once."""
     for entry in sorted(folder.iterdir()):
         is_folder = entry.is_dir() and not entry.is_symlink()
         if is_folder and any(name.startswith(f"{entry.name}/") for name in chosen):

@@ -1,4 +1,4 @@
-"""Whether a model of any origin means to others what it means to us: what `ldm verify` draws and compares."""
+"""Comparing a model of any origin as we read it with how other libraries read it, for `ldm verify`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from ldm.errors import UserError
 from ldm.export.formats.diffusers_folder import with_lora, write_configs
-from ldm.export.hub.outgoing import REPORT
+from ldm.export.model_files import REPORT
 from ldm.export.verify.compare import Verdict, verify
 from ldm.export.verify.inspect import OPENVINO, peft_parts
 from ldm.models.adapters.folder import LORA_FILE, read_adapter
@@ -22,14 +22,14 @@ from ldm.models.loading.source import find_model
 
 @dataclass(frozen=True)
 class Reading:
-    """How a model is read back: the arguments of `ldm.export.verify.compare.verify`.
+    """How a model is read: the arguments of `ldm.export.verify.compare.verify`.
 
     Attributes:
         parts: the model as we read it.
         reader: a key of `ldm.export.verify.readers.READERS`.
-        folder: what the reader is given: the model's folder, a LoRA's base, or configurations.
+        folder: the reader's folder: the model's, a LoRA's base, or configurations.
         file: the single file, the LoRA file or peft's folder.
-        without_lora: the base alone, where a LoRA is read.
+        without_lora: the base alone, if a LoRA is read.
     """
 
     parts: ModelParts
@@ -41,17 +41,17 @@ class Reading:
 
 
 def check(path: Path, base: str | None = None) -> Verdict:
-    """Read a model by ourselves and by the library that others use, and compare what each draws.
+    """Read a model ourselves and with the library that others use, and compare the images.
 
     Args:
-        path: a folder or a file, as `ldm export` writes them or anybody else.
-        base: of a LoRA: the model that it was trained on.
+        path: a folder or a file of any origin.
+        base: for a LoRA: the model that it was trained on.
 
     Raises:
-        UserError: one of the two does not read it, or a LoRA's base is missing or another one.
+        UserError: one of the two cannot read it, or a LoRA's base is missing or the wrong one.
     """
-    with _reading(path, base) as way:
-        return verify(**vars(way))
+    with _reading(path, base) as reading:
+        return verify(**vars(reading))
 
 
 @contextmanager
@@ -71,7 +71,9 @@ def _reading(path: Path, base: str | None) -> Iterator[Reading]:
 
 def _folder(path: Path) -> Reading:
     if (path / OPENVINO).is_file():
-        raise UserError(f"{path} holds networks of OpenVINO", "it is compared with its source by ldm export")
+        raise UserError(
+            f"{path} contains networks for OpenVINO", "ldm export has compared them with their source"
+        )
     parts, variant = load_parts(path), weights_variant(path, "unet")
     if (path / LORA_FILE).is_file():
         weights = read_lora_file(path / LORA_FILE, parts.lora_networks(), parts.family.lora)
@@ -80,12 +82,14 @@ def _folder(path: Path) -> Reading:
 
 
 def _lora(file: Path, base: str | None, temporary: Path, recorded: str | None) -> Reading:
-    """A LoRA on its base, which is written as a stock folder where it is none."""
+    """A LoRA on its base, which is written to a stock folder if it is not one."""
     if base is None:
         raise UserError(f"{file} is a LoRA", "name the model that it was trained on with --base")
     found, _ = find_model(base)
     if recorded is not None and weights_hash(found) != recorded:
-        raise UserError(f"{base} has other weights than the base of {file}", "name the base of its training")
+        raise UserError(
+            f"{base} does not have the weights of {file}'s base", "name the model that it was trained on"
+        )
     parts = load_parts(found)
     weights = read_lora_file(file, parts.lora_networks(), parts.family.lora)
     if found.is_file() or is_adapter(found):
@@ -96,7 +100,7 @@ def _lora(file: Path, base: str | None, temporary: Path, recorded: str | None) -
 
 
 def _only_file(folder: Path) -> Path:
-    """What a folder without a whole model holds: one LoRA, in a file or as peft has it, or a single file.
+    """The file in a folder without a complete model: a LoRA or a single file; peft's LoRA is the folder itself.
 
     Raises:
         UserError: there is none, or more than one.
@@ -105,7 +109,7 @@ def _only_file(folder: Path) -> Path:
         return folder
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
-        raise UserError(f"{folder} holds {len(files)} safetensors", "name the file to verify")
+        raise UserError(f"{folder} contains {len(files)} safetensors files", "name the file to verify")
     return files[0]
 
 
@@ -122,12 +126,12 @@ def _names(file: Path) -> list[str]:
 
 
 def _known_base(path: Path) -> str | None:
-    """The base that an adapter's folder of ours names."""
+    """The base that our adapter's folder names."""
     return read_adapter(path).base if path.is_dir() and is_adapter(path) else None
 
 
 def _recorded_base(path: Path) -> str | None:
-    """The hash of the base's weights, where `ldm export` recorded it."""
+    """The hash of the base's weights, if `ldm export` recorded it."""
     report = (path if path.is_dir() else path.parent) / REPORT
     if not report.is_file():
         return None

@@ -1,4 +1,4 @@
-"""Whether what was written means to others what it means to us: read in a fresh process, drawn, compared."""
+"""Comparing how another library reads a model, in a fresh process, with how we read it."""
 
 import os
 import subprocess
@@ -11,23 +11,23 @@ from typing import Any
 
 from ldm.errors import UserError
 from ldm.export.verify.readers import READERS
-from ldm.export.verify.trial import largest_difference, trial_answer, trial_for, trial_given
+from ldm.export.verify.trial import largest_difference, trial_for, trial_inputs, trial_outputs
 from ldm.io.files import read_tensors, write_json, write_tensors
 from ldm.models.loading.model import ModelParts
 
 TOLERANCE = 1.0
-"""In 255ths: a step of an 8-bit picture, as `ldm generate` promises against diffusers."""
+"""In 255ths: one step of an 8-bit image, as `ldm generate` promises in comparison with diffusers."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a reader made of an exported model.
+    """How a library reads a model, compared with us.
 
     Attributes:
         reader: the library, with its version.
-        largest_difference: between its picture and ours, and an image encoded by it and by us, in 255ths.
-        tolerance: the largest that passes.
-        lora_effect: how far the LoRA moves our answer, in 255ths: a reader that passes a LoRA by is that far off.
+        largest_difference: between its generated image and ours, and between its encoded image and ours, in 255ths.
+        tolerance: the largest difference that passes.
+        lora_effect: how much the LoRA changes our result, in 255ths. A reader that ignores the LoRA is that far off.
     """
 
     reader: str
@@ -43,8 +43,8 @@ class Verdict:
         difference = f"largest difference {self.largest_difference:.3g}/255, tolerance {self.tolerance:g}/255"
         if self.lora_effect is None:
             return f"read by {self.reader}: {difference}"
-        weak = "" if self.lora_effect > self.tolerance else ": too little to tell whether it was read"
-        return f"read by {self.reader}: {difference}; the LoRA moves it by {self.lora_effect:.3g}/255{weak}"
+        weak = "" if self.lora_effect > self.tolerance else ", too little to tell whether it was read"
+        return f"read by {self.reader}: {difference}; the LoRA changes it by {self.lora_effect:.3g}/255{weak}"
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON, which has no infinity."""
@@ -62,48 +62,46 @@ def verify(
     variant: str | None = None,
     without_lora: ModelParts | None = None,
 ) -> Verdict:
-    """Have a picture made and an image encoded by a reader in a fresh process, and compare them with ours.
+    """Have a reader generate an image and encode one in a fresh process, and compare the results with ours.
 
     Args:
-        parts: what the exported model must mean, with the weights as they were rounded.
+        parts: the model that the reader should get, with its weights rounded as stored.
         reader: a key of `ldm.export.verify.readers.READERS`.
-        folder: the exported folder; of a LoRA its base's, of a single file one with the configurations.
+        folder: the exported folder; for a LoRA its base's, for a single file one with the configurations.
         file: the single file, the LoRA file, or peft's folder.
-        without_lora: the base alone, where a LoRA is read.
+        without_lora: the base alone, if a LoRA is read.
 
     Raises:
-        UserError: the reader does not read it.
+        UserError: the reader cannot read it.
     """
     trial = trial_for(parts)
     with tempfile.TemporaryDirectory(prefix="ldm-verify-") as temporary:
-        given, output, order = (Path(temporary) / name for name in ("given", "answer", "order.json"))
-        write_tensors(given, trial_given(parts, trial))
-        told = {"reader": reader, "folder": str(folder), "file": str(file), "variant": variant}
-        write_json(order, {**told, "given": str(given), "answer": str(output), "trial": asdict(trial)})
-        _run(order, reader)
-        theirs = read_tensors(output)
-    library, ours = READERS[reader][0], trial_answer(parts, trial)
-    effect = largest_difference(ours, trial_answer(without_lora, trial)) if without_lora else None
+        inputs, outputs, task = (Path(temporary) / name for name in ("inputs", "outputs", "task.json"))
+        write_tensors(inputs, trial_inputs(parts, trial))
+        source = {"reader": reader, "folder": str(folder), "file": str(file), "variant": variant}
+        write_json(task, {**source, "inputs": str(inputs), "outputs": str(outputs), "trial": asdict(trial)})
+        _run(task, reader)
+        theirs = read_tensors(outputs)
+    library, ours = READERS[reader][0], trial_outputs(parts, trial)
+    effect = largest_difference(ours, trial_outputs(without_lora, trial)) if without_lora else None
     return Verdict(f"{library} {version(library)}", largest_difference(ours, theirs), lora_effect=effect)
 
 
-def _run(order: Path, reader: str) -> None:
-    """Start the fresh process, on the CPU, without a network.
+def _run(task: Path, reader: str) -> None:
+    """Run a fresh process on the CPU, without network access.
 
     Raises:
-        UserError: it failed; with the last line that it said.
+        UserError: it failed; the error has the last line of its output.
     """
     home = str(Path(__file__).parents[3])
     search = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
-    careful = {"HF_HUB_OFFLINE": "1", "DIFFUSERS_DISABLE_REMOTE_CODE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    isolated = {"HF_HUB_OFFLINE": "1", "DIFFUSERS_DISABLE_REMOTE_CODE": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, "-m", "ldm.export.verify.readers", str(order)],
-        env={**os.environ, **careful, "PYTHONPATH": search, "PYTHONSAFEPATH": "1"},
+        [sys.executable, "-m", "ldm.export.verify.readers", str(task)],
+        env={**os.environ, **isolated, "PYTHONPATH": search, "PYTHONSAFEPATH": "1"},
         capture_output=True,
         text=True,
     )
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise UserError(
-            f"{READERS[reader][0]} does not read what was written ({said})", "report this as a bug"
-        )
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"{READERS[reader][0]} cannot read the model ({reason})", "report this as a bug")

@@ -1,4 +1,4 @@
-"""One thing to be said of a model's files."""
+"""Findings: what `ldm verify` reports about a model's files."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,13 +12,12 @@ Severity = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to be said of a model's files.
+    """A finding about a model's files.
 
     Attributes:
-        severity: an error keeps the model from being what it claims to be, a warning should be known before it is
-            used, a note is a fact.
-        path: from the model's folder, with slashes; "." for the folder itself, a single file's name for that file.
-        what: in one line.
+        severity: with an error the model is not usable, a warning should be read before using it, a note is a fact.
+        path: relative to the model's folder, with slashes; "." is the folder itself, and a single file has its name.
+        what: one line.
     """
 
     severity: Severity
@@ -30,7 +29,7 @@ class Finding:
 
 
 def caught(root: Path, path: str, check: Callable[[], object]) -> Iterator[Finding]:
-    """Run a check; what it refuses is an error, at `path` unless it names another."""
+    """Run a check; its UserError becomes an error at `path`, unless it names another file."""
     try:
         check()
     except UserError as error:
@@ -38,7 +37,7 @@ def caught(root: Path, path: str, check: Callable[[], object]) -> Iterator[Findi
 
 
 def refused(root: Path, path: str, error: UserError) -> Finding:
-    """An error in words without the way to `root`; at the file that it begins with, if there is one, else at `path`."""
+    """A UserError as a finding, with paths relative to `root`: at the file that it begins with, or else at `path`."""
     said = str(error).replace(f"{root}/", "").replace(f"{root} ", "")
     named, _, rest = said.partition(" ")
     if (root / named.rstrip(":")).exists():

@@ -1,6 +1,6 @@
-"""Whether a model can be trusted: a folder, a LoRA or a single file of anybody, read as data and never loaded.
+"""Inspecting a model of any origin, a folder, a LoRA or a single file: its files are read as data and never executed.
 
-Of the weights no more than one tensor is in memory at a time, and of no file more than data is made.
+At most one tensor is in memory at a time.
 """
 
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError
-from ldm.export.hub.outgoing import REPORT
+from ldm.export.model_files import REPORT
 from ldm.export.verify.finding import Finding, caught, refused
 from ldm.export.verify.inspect_files import inspect_files
 from ldm.export.verify.inspect_tensors import inspect_tensors
@@ -35,26 +35,26 @@ LIBRARIES = ("diffusers", "transformers")
 
 
 def inspect_folder(folder: Path) -> list[Finding]:
-    """Everything worth knowing of a model before it is used, by path; it is fit for use if there is no error.
+    """Everything worth knowing about a model before using it, sorted by path; without an error it is usable.
 
-    Looked at: which files are there and whether they are the recorded ones (SHA-256 in export.json),
-    pickles and code, the headers of safetensors, number formats, values that are not finite, classes and keys of the
-    configurations, weights that are missing or left over.
+    Checked are: which files exist and whether they are the recorded ones (SHA-256 in export.json), pickles and code,
+    the headers of safetensors, number formats, non-finite values, classes and keys of the configurations, and missing
+    or unexpected weights.
 
     Args:
-        folder: a model in the diffusers layout, an adapter's or peft's folder, one with single files, or such a file.
+        folder: a model in the diffusers layout, the folder of an adapter, of peft or of single files, or a single file.
 
     Raises:
-        UserError: there is nothing of that name.
+        UserError: the path does not exist.
     """
     if folder.is_file():
         found = [*inspect_files(folder.parent, [folder]), *inspect_tensors(folder.parent, [folder])]
         if folder.suffix != ".safetensors":
-            found.append(Finding("error", folder.name, "no model: models in one file are safetensors"))
+            found.append(Finding("error", folder.name, "not a model: a single file must be safetensors"))
     elif folder.is_dir():
         found = list(_of_folder(folder))
     else:
-        raise UserError(f"{folder} is not there", "name a model's folder or file")
+        raise UserError(f"{folder} does not exist", "name a model's folder or file")
     return sorted(dict.fromkeys(found), key=lambda finding: finding.path)
 
 
@@ -72,12 +72,12 @@ def _of_folder(folder: Path) -> Iterator[Finding]:
     elif (folder / "model_index.json").is_file():
         yield from _model(folder)
     elif not any(folder.glob("*.safetensors")):
-        yield Finding("error", ".", "no model: no model_index.json and no safetensors lie here")
+        yield Finding("error", ".", "not a model: it has no model_index.json and no safetensors")
     yield from inspect_tensors(folder)
 
 
 def _model(folder: Path) -> Iterator[Finding]:
-    """A folder in the diffusers layout: its configurations, and whether the weights are those they describe."""
+    """A folder in the diffusers layout: its configurations, and whether the weights match them."""
     faults = list(folder_faults(folder))
     yield from (refused(folder, ".", fault) for fault in faults)
     family = family_of_folder(folder)
@@ -109,11 +109,11 @@ def _widths(folder: Path, family: Family) -> Iterator[Finding]:
     configs = {name: read_object(folder / name / "config.json") for name in family.networks}
     for what, wanted, given, part in family.widths(configs):
         if isinstance(wanted, int) and isinstance(given, int) and wanted != given:
-            yield Finding("error", ".", f"the unet has {what} {wanted}, the {part} {given}")
+            yield Finding("error", ".", f"the unet has {what} {wanted}, but the {part} has {given}")
 
 
 def _adapter(folder: Path) -> Iterator[Finding]:
-    """An adapter as `ldm train` writes it; its base may be anywhere and is not looked at."""
+    """An adapter as `ldm train` writes it; its base may be anywhere and is not checked."""
     try:
         adapter = read_adapter(folder)
     except UserError as error:
@@ -122,17 +122,17 @@ def _adapter(folder: Path) -> Iterator[Finding]:
     yield Finding("note", ADAPTER, f"{adapter.kind} for weights of hash {adapter.base_weights_hash[:12]}")
     wanted = ADAPTER_WEIGHTS[0 if adapter.kind == "lora" else 1]
     if not (folder / wanted).is_file():
-        yield Finding("error", ".", f"there is no {wanted}")
+        yield Finding("error", ".", f"{wanted} is missing")
     yield from caught(folder, "ldm.json", lambda: read_defaults(folder, 512, 512))
 
 
 def peft_parts(folder: Path) -> list[str]:
-    """Where in a folder adapters lie as peft has them: "." for the folder itself, or the networks' names."""
+    """Where a folder has adapters in peft's layout: "." for the folder itself, or names of networks."""
     return [part for part in (".", "unet", "text_encoder") if (folder / part / PEFT_CONFIG).is_file()]
 
 
 def _peft(folder: Path, part: str) -> Iterator[Finding]:
-    """One adapter as peft writes it, in `folder` itself or in the folder named after the network that it changes."""
+    """One adapter in peft's layout, in `folder` itself or in a subfolder named after the network that it changes."""
     path = folder / part / PEFT_CONFIG
     name = path.relative_to(folder).as_posix()
     try:
@@ -147,7 +147,7 @@ def _peft(folder: Path, part: str) -> Iterator[Finding]:
     if library is not None and str(library).partition(".")[0] not in LIBRARIES:
         yield Finding("error", name, f"its base would be imported from {str(library)[:100]!r}")
     if not (folder / part / PEFT_FILE).is_file():
-        yield Finding("error", part, f"there is no {PEFT_FILE}")
+        yield Finding("error", part, f"{PEFT_FILE} is missing")
 
 
 def _record(folder: Path) -> Iterator[Finding]:
@@ -161,21 +161,21 @@ def _record(folder: Path) -> Iterator[Finding]:
         yield Finding("error", REPORT, "it lists no files")
         return
     faults = {name: fault for name, entry in files.items() if (fault := _changed(folder, name, entry))}
-    yield from (Finding("error", name, f"{fault}, by {REPORT}") for name, fault in faults.items())
+    yield from (Finding("error", name, f"{fault}, according to {REPORT}") for name, fault in faults.items())
     same = len(files) - len(faults)
-    yield Finding("note", REPORT, f"{same} of {len(files)} files are as they were recorded")
+    yield Finding("note", REPORT, f"{same} of {len(files)} files are as recorded")
     for path in sorted(folder.rglob("*.safetensors")):
         if (name := path.relative_to(folder).as_posix()) not in files:
             yield Finding("warning", name, f"it is not recorded in {REPORT}")
 
 
 def _changed(folder: Path, name: str, entry: Any) -> str | None:
-    """What is wrong with one recorded file, or None. A name that leads elsewhere is never opened."""
+    """What is wrong with one recorded file, or None. A name outside the folder is never opened."""
     recorded = entry.get("sha256") if isinstance(entry, Mapping) else None
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        return "it would lie outside the folder"
+        return "it is outside the folder"
     if not (folder / name).is_file():
         return "it is missing"
     if not isinstance(recorded, str) or sha256_file(folder / name) != recorded:
-        return "it has changed since it was written"
+        return "it has changed since the export"
     return None

@@ -1,11 +1,11 @@
-"""What lies in a model's folder: what belongs there, and pickles, code, links and broken JSON."""
+"""Inspecting the files of a model's folder: unknown files, pickles, code, links and broken JSON."""
 
 import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ldm.export.hub.outgoing import PART_FILES, PART_WEIGHTS, PARTS, PICTURE, TOP_FILES
+from ldm.export.model_files import IMAGE, PART_FILES, PART_WEIGHTS, PARTS, TOP_FILES
 from ldm.export.verify.finding import Finding, caught
 from ldm.io.files import MAX_MODEL_JSON_BYTES, read_json
 from ldm.models.loading.folder import PICKLES, check_keys
@@ -19,20 +19,20 @@ CUSTOMARY = re.compile(
 )
 LARGEST_TREE = 10_000
 PICKLE_START = re.compile(rb"\x80[\x02-\x05]")
-"""How a pickle of protocol 2 to 5 begins, whatever its file is called."""
+"""The first bytes of a pickle of protocol 2 to 5, whatever its file is called."""
 
 
 def inspect_files(folder: Path, paths: Iterable[Path] | None = None) -> Iterator[Finding]:
-    """Findings on the files of a folder, or on some of them; no link is followed out of it and no content is run."""
+    """Findings about a folder's files, or about some of them; links out of it are not followed, and nothing is run."""
     for count, path in enumerate(tree(folder) if paths is None else paths):
         if count == LARGEST_TREE:
-            yield Finding("warning", ".", f"more than {LARGEST_TREE:,} files; the rest was not looked at")
+            yield Finding("warning", ".", f"more than {LARGEST_TREE:,} files; the rest was not checked")
             return
         yield from _inspect(folder, path, path.relative_to(folder).as_posix())
 
 
 def tree(folder: Path) -> Iterator[Path]:
-    """Every entry below a folder that is not a plain folder, by name; linked folders are not gone into."""
+    """Every file and link below a folder, sorted by name; linked folders are not entered."""
     for parent, folders, files in os.walk(folder):
         folders.sort()
         linked = [name for name in folders if (Path(parent) / name).is_symlink()]
@@ -43,20 +43,20 @@ def _inspect(folder: Path, path: Path, name: str) -> Iterator[Finding]:
     if path.is_symlink() and not _within(path, folder):
         yield Finding("warning", name, "a link to a place outside this folder")
     if not path.is_file():
-        what = "a linked folder, not looked into" if path.is_dir() else "no regular file"
+        what = "a linked folder, not checked" if path.is_dir() else "not a regular file"
         yield Finding("warning" if path.is_dir() else "error", name, what)
     elif _is_pickle(path):
-        yield Finding("warning", name, "a pickle: loading it can run code. It is never read here")
+        yield Finding("warning", name, "a pickle: loading it can run code. We never read it")
     elif path.suffix.lower() in CODE:
-        yield Finding("warning", name, "code. Nothing of it is run here")
+        yield Finding("warning", name, "code. We do not run it")
     elif path.suffix.lower() == ".json":
         yield from caught(folder, name, lambda: _check_json(path))
     if path.is_file() and not _belongs(path, name):
-        yield Finding("note", name, "no part of a model; it is not read")
+        yield Finding("note", name, "not part of a model; we do not read it")
 
 
 def _within(path: Path, folder: Path) -> bool:
-    """Whether a link stays inside the folder, or inside the Hub's cache, which keeps a snapshot's files beside it."""
+    """Whether a link stays in the folder, or in the Hub's cache, which keeps the files of a snapshot beside it."""
     inside = folder.resolve()
     roots = [inside, inside.parents[1] / "blobs"] if inside.parent.name == "snapshots" else [inside]
     return any(path.resolve().is_relative_to(root) for root in roots)
@@ -65,8 +65,8 @@ def _within(path: Path, folder: Path) -> bool:
 def _is_pickle(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix in (*PICKLES, *OTHER_PICKLES):
-        return not (suffix == ".bin" and path.with_suffix(".xml").is_file())  # plain numbers of OpenVINO
-    if suffix == ".safetensors":  # begins with a number, which may look like anything
+        return not (suffix == ".bin" and path.with_suffix(".xml").is_file())  # OpenVINO's weights
+    if suffix == ".safetensors":  # begins with a number, which can look like anything
         return False
     with path.open("rb") as file:
         return PICKLE_START.match(file.read(2)) is not None
@@ -79,11 +79,11 @@ def _check_json(path: Path) -> None:
 
 
 def _belongs(path: Path, name: str) -> bool:
-    """Whether a file is one of those that models come with."""
+    """Whether a file belongs to a model."""
     if "/" not in name:
         known = name in TOP_FILES or path.suffix == ".safetensors"
-        return known or CUSTOMARY.fullmatch(name) is not None or PICTURE.fullmatch(name) is not None
+        return known or CUSTOMARY.fullmatch(name) is not None or IMAGE.fullmatch(name) is not None
     part, _, inner = name.partition("/")
     if part in PARTS:
         return inner in PART_FILES or PART_WEIGHTS.fullmatch(inner) is not None
-    return PICTURE.fullmatch(name) is not None
+    return IMAGE.fullmatch(name) is not None

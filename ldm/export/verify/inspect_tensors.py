@@ -1,4 +1,4 @@
-"""What lies in safetensors files: number formats, values that are not finite, and tensors that should not be alone."""
+"""Inspecting safetensors files: number formats, non-finite values, and missing or unexpected tensors."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +25,7 @@ MOST_NAMED = 3
 
 
 def inspect_tensors(folder: Path, paths: Iterable[Path] | None = None) -> Iterator[Finding]:
-    """Findings on the safetensors of a folder, or on some of them; those at the top are models by themselves."""
+    """Findings about a folder's safetensors, or about some of them; files at the top level are models by themselves."""
     for path in tree(folder) if paths is None else paths:
         if path.suffix == ".safetensors" and path.is_file():
             name = path.relative_to(folder).as_posix()
@@ -45,13 +45,13 @@ def _file(path: Path, name: str, header: Header) -> Iterator[Finding]:
     unusual = [key for key, entry in header.tensors.items() if _is_unusual(key, entry)]
     if unusual:
         dtype = header.tensors[unusual[0]].dtype
-        yield Finding("warning", name, f"{_names(unusual)}: numbers of the unusual kind {dtype}")
+        yield Finding("warning", name, f"{_names(unusual)}: unusual number format {dtype}")
     if broken := not_finite(path):
-        yield Finding("error", name, f"{_names(broken)}: values that are not finite")
+        yield Finding("error", name, f"{_names(broken)}: non-finite values")
 
 
 def _is_unusual(name: str, entry: TensorEntry) -> bool:
-    """A weight in other than the usual floats; counts and marks may be anything."""
+    """Whether a weight has an unusual number format; counters and markers may have any."""
     counts = len(entry.shape) == 0 or name.endswith("position_ids") or is_passed_over(name)
     return entry.dtype not in USUAL and entry.num_numbers > 0 and not counts
 
@@ -62,7 +62,7 @@ def _names(names: list[str]) -> str:
 
 
 def not_finite(path: Path) -> list[str]:
-    """The tensors of a safetensors file with a NaN or an infinity; one at a time is in memory.
+    """The tensors of a safetensors file that contain a NaN or an infinity; only one at a time is in memory.
 
     Raises:
         UserError: the file is damaged.
@@ -78,37 +78,35 @@ def _is_finite(tensor: Tensor) -> bool:
     flat = tensor.reshape(-1)
     for begin in range(0, len(flat), CHUNK):
         part = flat[begin : begin + CHUNK]
-        wide = (
-            part.float() if part.element_size() == 1 else part
-        )  # floats of 8 bits have no test of their own
+        wide = part.float() if part.element_size() == 1 else part  # 8-bit floats do not support isfinite
         if not torch.isfinite(wide).all():
             return False
     return True
 
 
 def _model(name: str, header: Header) -> Iterator[Finding]:
-    """A file that is a model by itself, told by the names of its tensors."""
+    """A file that is a model by itself, recognised by the names of its tensors."""
     tensors = header.tensors
     if family_of_file(tensors.keys()) is not None:
         yield Finding("note", name, "a model in the original layout of Stable Diffusion")
         yield from (Finding("error", name, fault) for fault in _single_file_faults(tensors))
     elif kind := foreign_kind(tensors, SD1.lora):
-        yield Finding("warning", name, f"{kind}, which is not read here")
+        yield Finding("warning", name, f"{kind}, which we cannot read")
     elif any(split_name(key) for key in tensors):
         yield Finding("note", name, "a LoRA")
         yield from (Finding("error", name, fault) for fault in _lora_faults(tensors))
     elif tensors and all(len(entry.shape) == 2 for entry in tensors.values()):
         yield Finding("note", name, f"vectors of {len(tensors)} new tokens")
     else:
-        yield Finding("warning", name, "no model of a kind that is known here")
+        yield Finding("warning", name, "not a known kind of model")
 
 
 def _lora_faults(tensors: Mapping[str, TensorEntry]) -> Iterator[str]:
-    """Halves without the other, ranks that do not agree, and names that are no LoRA's."""
+    """Layers with one half missing, ranks that do not agree, and names that do not belong to a LoRA."""
     layers: dict[str, dict[str, TensorEntry]] = {}
     for name, entry in sorted(tensors.items()):
         if (split := split_name(name)) is None:
-            yield f"the weight {name!r} is left over"
+            yield f"the weight {name!r} is unexpected"
         else:
             layers.setdefault(split[0], {})[split[1]] = entry
     for layer, kinds in layers.items():
@@ -119,7 +117,7 @@ def _lora_faults(tensors: Mapping[str, TensorEntry]) -> Iterator[str]:
 
 
 def _single_file_faults(tensors: Mapping[str, TensorEntry]) -> Iterator[str]:
-    """The first thing wrong with each network of a single file, of shapes without memory."""
+    """The first fault of each network in a single file, found from shapes alone."""
     weights = {
         n: torch.empty(entry.shape, device="meta") for n, entry in tensors.items() if not is_passed_over(n)
     }
@@ -130,7 +128,7 @@ def _single_file_faults(tensors: Mapping[str, TensorEntry]) -> Iterator[str]:
     try:
         found = from_original(weights, layout)
     except (KeyError, ValueError, IndexError) as error:
-        yield f"the weight {error.args[0]!r} is not of a structure that is known here"
+        yield f"the weight {error.args[0]!r} is not part of a known structure"
         return
     for name, network in layout.items():
         yield from _network_fault(name, family.components[name], network, found[name])
@@ -144,4 +142,4 @@ def _network_fault(
     except UserError as error:
         yield str(error)
     except (KeyError, ValueError, IndexError, TypeError) as error:
-        yield f"the {name} is incomplete, or of another structure ({error})"
+        yield f"the {name} is incomplete, or has another structure ({error})"

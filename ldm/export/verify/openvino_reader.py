@@ -1,4 +1,4 @@
-"""An exported OpenVINO folder in diffusers' stock pipeline: torch computes nothing in it but the sampler's steps."""
+"""An exported OpenVINO folder in diffusers' stock pipeline, in which torch computes only the sampler's steps."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from ldm.models.engines.openvino_network import MODEL_FILE, import_openvino
 
 
 class CompiledNetwork(nn.Module):
-    """A network of OpenVINO, with what a stock pipeline asks of its parts: `config`, `dtype` and `device`."""
+    """An OpenVINO network with the attributes that a stock pipeline needs: `config`, `dtype` and `device`."""
 
     dtype = torch.float32
     device = torch.device("cpu")
@@ -26,13 +26,13 @@ class CompiledNetwork(nn.Module):
         self._compiled = import_openvino().Core().compile_model(folder / MODEL_FILE, "CPU", settings)
 
     def run(self, **inputs: Tensor) -> tuple[Tensor, ...]:
-        """The network's answers, in their order."""
-        answers = self._compiled({name: value.contiguous().numpy() for name, value in inputs.items()})
-        return tuple(torch.from_numpy(answers[port].copy()) for port in self._compiled.outputs)
+        """The network's outputs, in order."""
+        outputs = self._compiled({name: value.contiguous().numpy() for name, value in inputs.items()})
+        return tuple(torch.from_numpy(outputs[port].copy()) for port in self._compiled.outputs)
 
 
 class CompiledUNet(CompiledNetwork):
-    """Called as a `UNet2DConditionModel` is."""
+    """Called like a `UNet2DConditionModel`."""
 
     def forward(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **_: Any
@@ -42,21 +42,21 @@ class CompiledUNet(CompiledNetwork):
 
 
 class CompiledText(CompiledNetwork):
-    """Called as a `CLIPTextModel` is."""
+    """Called like a `CLIPTextModel`."""
 
     def forward(self, input_ids: Tensor, **_: Any) -> tuple[Tensor, ...]:
         return self.run(input_ids=input_ids)
 
 
 class CompiledAutoencoder(CompiledNetwork):
-    """Called as an `AutoencoderKL` is; the decoder, with the encoder inside."""
+    """Called like an `AutoencoderKL`; the decoder, with the encoder inside."""
 
     def __init__(self, decoder: Path, encoder: Path) -> None:
         super().__init__(decoder)
         self.encoder = CompiledNetwork(encoder)
 
     def encode(self, pixel_values: Tensor) -> Any:
-        """pixel_values [B, 3, H, W] -> an answer with `latent_dist`, the posterior."""
+        """pixel_values [B, 3, H, W] -> an output with `latent_dist`, the posterior."""
         from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
         from diffusers.models.modeling_outputs import AutoencoderKLOutput
 
@@ -68,16 +68,12 @@ class CompiledAutoencoder(CompiledNetwork):
         return self.run(latent_sample=latents)
 
 
-def read_openvino(order: Mapping[str, Any]) -> Any:
-    """The stock pipeline of an exported folder, as the readers of `ldm.export.verify.readers` are called.
-
-    Args:
-        order: its `folder` is the exported one.
-    """
+def read_openvino(task: Mapping[str, Any]) -> Any:
+    """The stock pipeline of an exported folder, `task["folder"]`; a reader for `ldm.export.verify.readers`."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPTokenizer
 
-    folder = Path(order["folder"])
+    folder = Path(task["folder"])
     return StableDiffusionPipeline(
         vae=CompiledAutoencoder(folder / "vae_decoder", folder / "vae_encoder"),
         text_encoder=CompiledText(folder / "text_encoder"),

@@ -1,4 +1,4 @@
-"""One picture from fixed noise and one image encoded, by us: what every reader of an exported model must find too."""
+"""A trial: one image generated from fixed noise and one image encoded, which every reader of a model must reproduce."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from ldm.pipeline.pipeline import Pipeline
 PROMPT = "a red apple on a wooden table, a photograph"
 NEGATIVE_PROMPT = "blurry"
 LARGEST_SIDE_PX = 256
-"""Larger models make the picture smaller than they are used to: it is compared, not shown."""
+"""The largest trial image. Larger models generate a smaller image than usual; it is compared, not shown."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What is asked for: enough steps and guidance that each part of a model has a say. Height and width in pixels."""
+    """The settings: enough steps and guidance that each part of a model has an effect. Height and width in pixels."""
 
     height: int
     width: int
@@ -41,19 +41,19 @@ def trial_for(parts: ModelParts) -> Trial:
 
 
 def _within_context(parts: ModelParts, prompt: str) -> str:
-    """As many words as the text encoder reads: what lies beyond is cut by some and chunked by others."""
+    """As many words as fit in one context: some libraries cut longer prompts off, others split them."""
     while parts.text_encoder.truncated_words(prompt):
         prompt = prompt.rpartition(" ")[0]
     return prompt
 
 
 def trial_image(trial: Trial) -> Tensor:
-    """An image [1, 3, H, W] in -1 to 1 for the autoencoder's encoder, which has no part in a picture from noise."""
+    """An image [1, 3, H, W] in -1 to 1 for the autoencoder's encoder, which generation does not use."""
     return normal_per_image(image_generators([trial.seed]), (3, trial.height, trial.width)).tanh()
 
 
-def trial_given(parts: ModelParts, trial: Trial) -> dict[str, Tensor]:
-    """What a reader is given: the initial standard normal noise [1, C, h, w], and the image to encode."""
+def trial_inputs(parts: ModelParts, trial: Trial) -> dict[str, Tensor]:
+    """A reader's inputs: the initial standard normal noise [1, C, h, w], and the image to encode."""
     multiple = parts.autoencoder.pixels_per_latent
     shape = (parts.autoencoder.num_channels, trial.height // multiple, trial.width // multiple)
     return {
@@ -63,16 +63,16 @@ def trial_given(parts: ModelParts, trial: Trial) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def trial_answer(parts: ModelParts, trial: Trial) -> dict[str, Tensor]:
-    """Our own answer: the picture [1, 3, H, W] in 0 to 1, by deterministic DDIM, and the encoded image's mean."""
-    given = trial_given(parts, trial)
+def trial_outputs(parts: ModelParts, trial: Trial) -> dict[str, Tensor]:
+    """Our results: the image [1, 3, H, W] in 0 to 1, by deterministic DDIM, and the mean of the encoded image."""
+    given = trial_inputs(parts, trial)
     made = Pipeline(parts).generate(
         trial.prompt,
         negative_prompt=trial.negative_prompt,
         num_inference_steps=trial.num_inference_steps,
         guidance_scale=trial.guidance_scale,
         guidance_rescale=0.0,
-        guidance_interval=EVERYWHERE,  # as a stock pipeline guides, whatever the model's own default
+        guidance_interval=EVERYWHERE,  # like a stock pipeline, whatever the model's default
         scheduler="ddim",
         height=trial.height,
         width=trial.width,
@@ -84,9 +84,9 @@ def trial_answer(parts: ModelParts, trial: Trial) -> dict[str, Tensor]:
 
 
 def largest_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
-    """Between two answers, in 255ths: of a picture's range, and of the standard deviation of what is encoded.
+    """The difference of two results in 255ths: of the range of an image, or of the encoding's standard deviation.
 
-    Infinite where something is missing or of another size, or a value is not finite.
+    Infinite if a result is missing or has another size, or if a value is not finite.
     """
     differences = [_in_255ths(ours[name], theirs.get(name), name) for name in ("pixels", "encoded")]
     return max(differences)

@@ -1,4 +1,4 @@
-"""What is exported: a model found by name, folder or run, loaded whole, with its adapter beside it."""
+"""The model to be exported: found by name, folder or run, and loaded completely, with its adapter if it has one."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +13,17 @@ from ldm.models.loading.source import find_model
 
 @dataclass(frozen=True)
 class ExportSource:
-    """A model on its way out.
+    """A model to be exported.
 
     Attributes:
         model_id: a name without a path.
-        folder: the model's, in the diffusers layout, or an adapter's.
+        folder: of a model in the diffusers layout, or of an adapter.
         parts: float32, on the CPU, an adapter fused in.
         weights_hash: `ldm.models.loading.folder.weights_hash` of the folder.
-        run: the run's folder where the source is one.
-        base: the folder of the whole model below an adapter.
-        adapter: what `adapter.json` says.
-        lora: the weights of the adapter where it is a LoRA.
+        run: the folder of the training run that made the model, if known.
+        base: the folder of the complete model that an adapter builds on.
+        adapter: the contents of `adapter.json`.
+        lora: the adapter's weights, if it is a LoRA.
     """
 
     model_id: str
@@ -37,15 +37,15 @@ class ExportSource:
 
 
 def load_source(source: str | Path, *, model_id: str | None = None, run: Path | None = None) -> ExportSource:
-    """Find and load what is to be exported.
+    """Find and load a model to be exported.
 
     Args:
-        source: as `ldm.pipeline.load_pipeline` takes it: "emoji", a model's or an adapter's folder, a run, a Hub id.
-        model_id: in place of the name found.
-        run: the run that the model is of, where its folder lies elsewhere.
+        source: "emoji", the folder of a model, an adapter or a run, or a Hub id, as for `ldm.load_pipeline`.
+        model_id: a name to use instead of the source's.
+        run: the run that made the model, if its folder is elsewhere.
 
     Raises:
-        UserError: there is no such model, or it is incomplete, damaged, or not allowed.
+        UserError: the model does not exist, or is incomplete, damaged, or not allowed.
     """
     folder, found_id = find_model(source)
     parts = load_parts(folder)

@@ -1,4 +1,4 @@
-"""A model's folder sent to the Hub: what may leave, looked through, in one commit, compared with what arrived."""
+"""Sending a model's folder to the Hub: checked for private data, in one commit, and compared on arrival."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,10 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from ldm.errors import UserError
-from ldm.export.hub.errors import Failure, Say, told_in_one_line, with_retries
+from ldm.export.hub.failures import Failure, Say, reported_in_one_line, with_retries
 from ldm.export.hub.leaks import scan
-from ldm.export.hub.outgoing import REPORT, Outgoing, OutgoingFile, list_outgoing
+from ldm.export.hub.outgoing import Outgoing, OutgoingFile, list_outgoing
+from ldm.export.model_files import REPORT
 from ldm.models.loading.folder import read_object
 from ldm.version import __version__
 
@@ -31,11 +32,11 @@ class PushReport:
     """What `push_folder` did.
 
     Attributes:
-        url: of the commit, or of the pull request.
-        revision: the commit's hash; of a pull request its name, such as "refs/pr/1".
-        is_private: whether others see the repository.
-        files: what the revision now holds of the folder, compared by hash.
-        others: names of what else it holds: left from before, or put there by the Hub.
+        url: of the commit or the pull request.
+        revision: the commit's hash, or the name of the pull request, such as "refs/pr/1".
+        is_private: whether the repository is hidden from others.
+        files: the folder's files in that revision, compared by hash.
+        others: names of further files in it: older ones, or those that the Hub adds.
     """
 
     repo_id: str
@@ -55,26 +56,26 @@ def push_folder(
     revision: str | None = None,
     say: Say = lambda _: None,
 ) -> PushReport:
-    """Send a model's folder to the Hub in one commit; the folder itself is only read.
+    """Send a model's folder to the Hub in one commit. The folder is not changed.
 
-    The token comes from HF_TOKEN or the Hub's own login. Nothing is sent when anything of the folder should not leave.
+    The token comes from HF_TOKEN or `hf auth login`. If any file contains something private, nothing is sent.
 
     Args:
-        repo_id: "user/name"; a private repository is made where there is none.
+        repo_id: "user/name"; a private repository is created if it does not exist.
         public: publish; without it a public repository is refused.
-        create_pr: open a pull request in place of a commit; the repository must be there.
-        revision: a branch or "refs/pr/1"; it must be there. By default the main branch.
-        say: told of pauses and of what the Hub remarks, a line each.
+        create_pr: open a pull request instead of committing; the repository must exist.
+        revision: an existing branch or "refs/pr/1"; default: the main branch.
+        say: told about waits and the Hub's messages, one line each.
 
     Raises:
-        UserError: nothing may be sent, or the Hub refuses, or what has arrived is not what was sent.
+        UserError: the folder must not be sent, the Hub refuses it, or the files arrived changed.
     """
     check_repo_id(repo_id)
     token = _token()
     outgoing = check_outgoing(folder, secrets=[token])
     hashes = {file.name: _hashes(file.path) for file in outgoing.files}
     _check_against_report(folder, hashes)
-    with told_in_one_line(repo_id, token, say):
+    with reported_in_one_line(repo_id, token, say):
         push = _Push(HfApi(token=token, library_name="open-ldm", library_version=__version__), repo_id, say)
         is_private = push.find_repository(public=public, may_create=not create_pr)
         commit = push.commit(outgoing.files, MESSAGE, create_pr=create_pr, revision=revision)
@@ -85,31 +86,31 @@ def push_folder(
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Refuse what is no name of a repository.
+    """Refuse an invalid repository name.
 
     Raises:
-        UserError: it is not `user/name`, or has letters that the Hub does not take.
+        UserError: it is not `user/name`, or has characters that the Hub does not accept.
     """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise UserError(f"{repo_id!r} is no repository's name ({error})", "write USER/NAME") from None
+        raise UserError(f"{repo_id!r} is not a valid repository name ({error})", "write USER/NAME") from None
     if repo_id.count("/") != 1:
-        raise UserError(f"{repo_id!r} does not say whose the repository is", "write USER/NAME")
+        raise UserError(f"{repo_id!r} does not name the repository's owner", "write USER/NAME")
 
 
 def check_outgoing(folder: Path, *, secrets: Sequence[str] = ()) -> Outgoing:
-    """What of a folder is sent, looked through.
+    """The files of a folder that will be sent, after a check for private data.
 
     Raises:
-        UserError: it is no model that can be sent, or something in it must not leave.
+        UserError: the folder is not a model that can be sent, or contains something private.
     """
     outgoing = list_outgoing(folder)
     if leaks := scan(outgoing.files, secrets):
         more = f", and {len(leaks) - _MOST_NAMED} more" if len(leaks) > _MOST_NAMED else ""
         raise UserError(
-            f"nothing is sent, for this must not leave: {'; '.join(map(str, leaks[:_MOST_NAMED]))}{more}",
-            "take it out; `ldm push --dry-run` names it all",
+            f"nothing is sent, because of private data: {'; '.join(map(str, leaks[:_MOST_NAMED]))}{more}",
+            "remove it; `ldm push --dry-run` lists everything",
         )
     return outgoing
 
@@ -123,24 +124,24 @@ def _token() -> str:
 
 @dataclass(frozen=True)
 class _Push:
-    """One push: whom to ask, where to, and who is told."""
+    """One push: the Hub's interface, the repository, and where messages go."""
 
     api: HfApi
     repo_id: str
     say: Say
 
     def find_repository(self, *, public: bool, may_create: bool) -> bool:
-        """Make sure that the repository is there, and no more visible than was asked for; gives whether it is private.
+        """Make sure that the repository exists, and is public only if asked for; returns whether it is private.
 
         Raises:
-            UserError: it is there and public, and publishing was not asked for.
+            UserError: it is public, but publishing was not asked for; or it does not exist and must not be created.
         """
         is_private = self._is_private()
         if is_private is None and may_create:
             self._create(private=not public)
             is_private = self._is_private()
         if is_private is None:
-            raise UserError(f"the Hub has no {self.repo_id} that this token may see", "check the name")
+            raise UserError(f"the Hub has no {self.repo_id} that this token can access", "check the name")
         if not is_private and not public:
             raise UserError(
                 f"{self.repo_id} is public", "add --public to publish there, or choose another name"
@@ -157,7 +158,7 @@ class _Push:
         return bool(info.private)
 
     def _create(self, *, private: bool) -> None:
-        """Made meanwhile, by whom ever, or by a try whose answer was lost, is as good."""
+        """Create the repository; one that an earlier attempt created, whose response was lost, is fine."""
         with_retries(
             lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True),
             self.say,
@@ -167,10 +168,10 @@ class _Push:
     def commit(
         self, files: Sequence[OutgoingFile], message: str, *, create_pr: bool, revision: str | None
     ) -> "CommitInfo":
-        """One commit of all the files, those that are there already left out.
+        """One commit of all files except those that the repository already has.
 
-        A second try asks again what is there, so a commit whose answer was lost is not made twice. A pull request
-        could be: it is asked for again only where the Hub surely did nothing.
+        A second attempt asks again which files the repository has, so a commit whose response was lost is not made
+        twice. A pull request could be: it is requested again only if the Hub certainly did nothing.
         """
 
         def send() -> "CommitInfo":
@@ -185,10 +186,10 @@ class _Push:
         return with_retries(send, self.say, may_repeat=may_repeat)
 
     def compare(self, hashes: Mapping[str, tuple[str, str]], revision: str) -> tuple[str, ...]:
-        """Compare what the Hub now lists with what was read here; gives the names of what else it lists.
+        """Compare the Hub's listing with the files sent; returns the names of further files in the listing.
 
         Raises:
-            UserError: a file is missing or is another one.
+            UserError: a file is missing or differs.
         """
         tree = self.api.list_repo_tree(self.repo_id, recursive=True, revision=revision)
         there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
@@ -196,20 +197,20 @@ class _Push:
         if wrong:
             more = f" and {len(wrong) - _MOST_NAMED} more" if len(wrong) > _MOST_NAMED else ""
             raise UserError(
-                f"{self.repo_id} does not hold what was sent: {', '.join(wrong[:_MOST_NAMED])}{more}",
-                "push again, and do not use it before",
+                f"{self.repo_id} differs from the files sent: {', '.join(wrong[:_MOST_NAMED])}{more}",
+                "push again before you use it",
             )
         return tuple(sorted(there.keys() - hashes.keys()))
 
 
 def _same(entry: RepoFile, known: tuple[str, str]) -> bool:
-    """The Hub lists large files by SHA-256, small ones by git's hash."""
+    """The Hub lists large files with their SHA-256, and small ones with git's hash."""
     sha256, git_sha1 = known
     return entry.lfs.sha256 == sha256 if entry.lfs else entry.blob_id == git_sha1
 
 
 def _hashes(path: Path) -> tuple[str, str]:
-    """SHA-256, and the SHA-1 that git gives a file of these bytes, read once."""
+    """A file's SHA-256, and the SHA-1 of git's blob, in one pass."""
     sha256, git_sha1 = (
         hashlib.sha256(),
         hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False),
@@ -222,16 +223,19 @@ def _hashes(path: Path) -> tuple[str, str]:
 
 
 def _check_against_report(folder: Path, hashes: Mapping[str, tuple[str, str]]) -> None:
-    """What `ldm export` verified must be what is sent.
+    """Check that the files sent are those that `ldm export` verified.
 
     Raises:
-        UserError: a file has changed since, or is gone.
+        UserError: a file has changed since, or is missing.
     """
     verified = read_object(folder / REPORT).get("files", {}) if REPORT in hashes else {}
     for name, entry in verified.items():
         if name not in hashes:
-            raise UserError(f"{folder / name} is in {REPORT} and cannot be sent", "export the model again")
+            raise UserError(
+                f"{folder / name} is listed in {REPORT} but cannot be sent", "export the model again"
+            )
         if hashes[name][0] != entry.get("sha256"):
             raise UserError(
-                f"{folder / name} is not what {REPORT} says was verified", "export again, or run ldm verify"
+                f"{folder / name} has changed since it was verified ({REPORT})",
+                "export again, or run ldm verify",
             )

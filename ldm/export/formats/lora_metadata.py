@@ -1,6 +1,6 @@
-"""What a LoRA's file says of itself in its header: ModelSpec, and the `ss_` keys that kohya's programs began with.
+"""The metadata in a LoRA file's header: ModelSpec, and the `ss_` keys that kohya's programs introduced.
 
-Names and numbers only: no path, no prompt, nothing of who trained it or where.
+Only names and numbers: no path, no prompt, nothing about who trained it or where.
 """
 
 import json
@@ -9,8 +9,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ldm.config import read_yaml
+from ldm.export.export_source import ExportSource
 from ldm.export.formats.single_file import has_known_unet, modelspec_metadata
-from ldm.export.source import ExportSource
 from ldm.models.adapters.lora import LoraWeights
 from ldm.models.adapters.lora_layers import LoraLayer, to_layers
 
@@ -20,16 +20,15 @@ RUN_KEYS = {
     "ss_max_train_steps": "num_steps",
     "ss_total_batch_size": "global_batch_size",
 }
-"""kohya's keys, and the numbers in a run's configuration that they are."""
+"""kohya's keys, and the settings of a run that they hold."""
 
 
 def lora_metadata(source: ExportSource, *, title: str, licence: str | None = None) -> dict[str, str]:
-    """The header of a LoRA's file; the hash of its tensors is added when it is written.
+    """The metadata of a LoRA's file; the hash of its tensors is added on writing.
 
     Args:
-        source: with a LoRA.
-        title: what it is called.
-        licence: of the weights, an SPDX name such as "mit".
+        source: must have a LoRA.
+        licence: the licence of the weights, an SPDX name such as "mit".
     """
     assert source.lora is not None
     fields = modelspec_metadata(source.parts, title=title, licence=licence)
@@ -52,13 +51,13 @@ def lora_metadata(source: ExportSource, *, title: str, licence: str | None = Non
 
 
 def _generation(architecture: str) -> dict[str, str]:
-    """Which Stable Diffusion it is for: what other programs choose by."""
+    """Which Stable Diffusion the LoRA is for; other programs look at this."""
     is_second = "-v2" in architecture
     return {"ss_base_model_version": "sd_v2" if is_second else "sd_v1", "ss_v2": str(is_second)}
 
 
 def _network(weights: LoraWeights) -> dict[str, str]:
-    """Rank, alpha and kind, of the UNet's linear layers where it has any changed."""
+    """Rank, alpha and kind of the UNet's linear layers, or of the text encoder's if the UNet is unchanged."""
     part = "unet" if "unet" in weights.configs else next(iter(weights.configs))
     config, layers = weights.configs[part], to_layers(weights)[part].values()
     arguments = _arguments(config, [layer for layer in layers if _is_convolution(layer)])
@@ -78,18 +77,18 @@ def _arguments(config: Mapping[str, Any], convolutions: list[LoraLayer]) -> dict
 
 
 def _is_convolution(layer: LoraLayer) -> bool:
-    """Of more than one pixel, which kohya's programs train on request only."""
+    """Whether the kernel is larger than 1 x 1; kohya's programs train such layers only on request."""
     return layer.down.ndim == 4 and layer.down.shape[-1] > 1
 
 
 def _plain_name(base: str) -> str:
-    """A model's name without the folders that it lies in."""
+    """A model's name without its path."""
     path = PurePath(base)
     return path.parent.name if path.name == "pipeline" else path.name
 
 
 def _run_numbers(run: Path) -> dict[str, str]:
-    """The numbers of a training run, as far as its configuration has them."""
+    """Numbers from a training run's configuration; missing ones are left out."""
     settings = read_yaml(run / "config.yaml")
     found: dict[str, str] = {}
     for key, path in RUN_KEYS.items():

@@ -1,0 +1,50 @@
+"""The options of an export: format, number format, and what the model card says."""
+
+import re
+from dataclasses import dataclass
+
+from ldm.errors import UserError, unknown_name
+from ldm.export.formats.registry import FORMATS
+from ldm.models.devices import DTYPES
+
+SIZE = re.compile(r"[1-9]\d*[KMGT]B")
+"""A size that both diffusers and transformers understand."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a model is exported.
+
+    Attributes:
+        format: a key of `ldm.export.formats.registry.FORMATS`.
+        dtype: the number format of the stored weights, a key of `ldm.models.devices.DTYPES`.
+        variant: name the files of a diffusers folder after the dtype.
+        max_shard_size: split larger safetensors files of a diffusers folder.
+        fuse: add a LoRA to the weights; otherwise its file is written beside its base.
+        title: the model card's title; default: the model's id.
+        licence: the licence of the weights, an SPDX name such as "mit".
+        repo_id: USER/NAME on the Hub, for the card's examples.
+        num_samples: the number of images on the card.
+        overwrite: replace an existing folder.
+
+    Raises:
+        UserError: the format, the dtype or the size is unknown.
+    """
+
+    format: str = "diffusers"
+    dtype: str = "float32"
+    variant: bool = False
+    max_shard_size: str = "10GB"
+    fuse: bool = True
+    title: str | None = None
+    licence: str | None = None
+    repo_id: str | None = None
+    num_samples: int = 4
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for what, value, known in (("format", self.format, FORMATS), ("dtype", self.dtype, DTYPES)):
+            if value not in known:
+                raise unknown_name(what, value, known)
+        if not SIZE.fullmatch(self.max_shard_size):
+            raise UserError(f"max_shard_size is {self.max_shard_size!r}", "write it as in 200MB or 2GB")
