@@ -1,4 +1,4 @@
-"""What the README says, done: its marked blocks are run, its links are followed."""
+"""The README's marked blocks are run; the links of all documents are followed."""
 
 import os
 import re
@@ -16,6 +16,8 @@ from train.denoiser import DenoiserSettings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MAX_README_BYTES = 12_000
 
 
 def marked_blocks(text: str, language: str) -> list[str]:
@@ -75,9 +77,29 @@ def test_the_configuration_is_valid(block: str) -> None:
     assert settings.run_dir == Path("runs/photos")
 
 
-def test_the_links_lead_somewhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", README) if "://" not in link]
-    quoted = re.findall(r"`((?:docs|tests|configs|ldm)/[\w./-]+)`", README)
-    assert links
-    assert quoted
-    assert not [link for link in links + quoted if not (ROOT / link).exists()]
+def test_the_readme_is_short() -> None:
+    assert len(README.encode()) <= MAX_README_BYTES
+
+
+def broken_links(page: Path, root: Path) -> list[str]:
+    """Relative links, and paths in backticks without a wildcard, that lead nowhere."""
+    text = page.read_text(encoding="utf-8")
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    quoted = re.findall(r"`((?:docs|tests|configs|scripts|ldm|train)/[\w./-]+)`", text)
+    return [link for link in links if link and not (page.parent / link).exists()] + [
+        path for path in quoted if not (root / path).exists()
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_links_lead_somewhere(page: Path) -> None:
+    assert not broken_links(page, ROOT)
+
+
+def test_a_broken_link_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "page.md"
+    page.write_text(
+        "[a](page.md#top) [b](gone.md) [c](https://x.org) `docs/page.md` `docs/lost.md` `docs/*.md`"
+    )
+    assert broken_links(page, tmp_path) == ["gone.md", "docs/lost.md"]
