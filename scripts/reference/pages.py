@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 SURFACE = """\
 ## Python
 
-The names of the package `ldm` itself (`load_pipeline`, `Pipeline`, `Generation`, `UserError`, `LdmWarning`) are stable:
+The names of the package `ldm` itself (NAMES) are stable:
 they change only with a major version. The modules below are public too, for code that builds on the parts. Their names
 may change with a minor version, and the changelog says so. Everything else (the command line, file handling, demos, the
 programs) is internal.
