@@ -1,4 +1,4 @@
-"""docs/scaling.md: what 8, 64 and 512 workers would reach, computed from costs that `scaling` measured."""
+"""docs/scaling.md: the predicted speed of 8, 64 and 512 workers, computed from costs that `scaling` measured."""
 
 import json
 from collections.abc import Mapping
@@ -9,27 +9,26 @@ from ldm.evaluation.scaling import Costs, Reach, reach
 
 COUNTS = (1, 8, 64, 512)
 
-HEAD = """# What many workers would reach
+HEAD = """# Scaling to many workers
 
-Computed, not measured: this page is written by `python scripts/benchmark.py scaling-page` from the costs that
-`python scripts/benchmark.py scaling --output docs/benchmarks/scaling.json` measured, by the rules of
-`ldm/evaluation/scaling.py`. They hold for data parallel training: each worker computes on its own samples, the
-gradients are summed by a ring all-reduce, of which a part may be hidden under the backward pass, and the next batch is
-read meanwhile.
+Computed, not measured. `python scripts/benchmark.py scaling-page` writes this page from the costs measured by
+`python scripts/benchmark.py scaling --output docs/benchmarks/scaling.json`, with the model in
+`ldm/evaluation/scaling.py`. It assumes data parallel training: each worker computes on its own samples, gradients are
+summed by a ring all-reduce, part of which may overlap with the backward pass, and the next batch is loaded meanwhile.
 
 - exchange = 2 (N - 1) (gradient bytes / N / slowest link in the ring + latency)
-- loading = the longer of the workers' time for a batch and what the shared storage takes for all N
-- step = the longer of loading, and computing + what of the exchange it does not hide
+- loading = the longer of a worker's time for a batch and the shared storage's time for all N batches
+- step = the longer of loading, and computing + the part of the exchange that does not overlap with it
 - efficiency = computing / step
 """
 
 MEASURED_ON = {
-    "cpu": """A worker is one process on the {cpu_cores} CPU cores that were at hand, and the link between two of them
-is gloo's over the loopback of that machine. No part of the exchange counts as hidden: the same cores would do both. A
-GPU computes a step a hundred times faster than this and has another link, so its shares are others: measured there with
-`--device cuda`, the same two commands write its page.""",
-    "cuda": """A worker is one {gpu}, and the link is NCCL's between two of them in one machine; between machines it is
-taken to be the same. No part of the exchange counts as hidden.""",
+    "cpu": """A worker is one process on {cpu_cores} CPU cores, and the link between two workers is gloo over that machine's
+loopback. No part of the exchange is assumed to overlap, because the same cores would do both. A GPU computes a step
+about a hundred times faster and has a different link, so its proportions differ. With `--device cuda`, the same two
+commands write the page for a GPU.""",
+    "cuda": """A worker is one {gpu}, and the link is NCCL between two of them in one machine; between machines the same
+speed is assumed. No part of the exchange is assumed to overlap.""",
 }
 
 
@@ -51,7 +50,10 @@ def page_text(result: Mapping[str, Any]) -> str:
     costs = Costs(**result["costs"])
     where = MEASURED_ON[result["device"]].format(**result["machine"])
     reached = _reach_table([reach(costs, count) for count in COUNTS])
-    return "\n".join([HEAD, "## Costs\n", where, "", _cost_table(costs), "\n## Reach\n", reached]) + "\n"
+    return (
+        "\n".join([HEAD, "## Costs\n", where, "", _cost_table(costs), "\n## Predicted speed\n", reached])
+        + "\n"
+    )
 
 
 def _cost_table(costs: Costs) -> str:
@@ -61,7 +63,7 @@ def _cost_table(costs: Costs) -> str:
 
 def _reach_table(reached: list[Reach]) -> str:
     head = [
-        "| workers | step | not hidden | samples a second | efficiency | limit |",
+        "| workers | step | exchange not overlapped | samples per second | efficiency | limit |",
         "|---|---|---|---|---|---|",
     ]
     rows = [

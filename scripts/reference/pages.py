@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import ldm
+
 from .commands import commands_page
 from .formats import formats_page
 from .markdown import page
@@ -13,10 +15,11 @@ ROOT = Path(__file__).parents[2]
 SURFACE = """\
 ## Python
 
-The names of the package `ldm` itself (NAMES) are stable:
-they change only with a major version. The modules below are public too, for code that builds on the parts. Their names
-may change with a minor version, and the changelog says so. Everything else (the command line, file handling, demos, the
-programs) is internal.
+These names can be imported from `ldm` itself and are stable, which means that they change only with a major version:
+{names}.
+
+The modules below are public too, for code that builds on the parts. Their names may change with a minor version, and
+the changelog says so. Everything else (the command line, file handling, demos, the programs) is internal.
 """
 
 
@@ -42,7 +45,8 @@ def index(python: list[str]) -> str:
         "- [Formats, samplers and presets](formats.md)"
     )
     modules = "\n".join(f"- [{Path(name).stem}]({name})" for name in python)
-    return page("Reference", links, SURFACE, modules)
+    names = ", ".join(f"`{name}`" for name in ldm.__all__)
+    return page("Reference", links, SURFACE.format(names=names), modules)
 
 
 def write_reference(folder: Path) -> list[Path]:
