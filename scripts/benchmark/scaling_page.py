@@ -23,10 +23,10 @@ summed by a ring all-reduce, part of which may overlap with the backward pass, a
 """
 
 MEASURED_ON = {
-    "cpu": """A worker is one process on {cpu_cores} CPU cores, and the link between two workers is gloo over that machine's
-loopback. No part of the exchange is assumed to overlap, because the same cores would do both. A GPU computes a step
-about a hundred times faster and has a different link, so its proportions differ. With `--device cuda`, the same two
-commands write the page for a GPU.""",
+    "cpu": """A worker is one process on {cpu_cores} CPU cores, and the link between two workers is gloo over that
+machine's loopback. No part of the exchange is assumed to overlap, because the same cores would do both. A GPU computes
+a step about a hundred times faster and has a different link, so its proportions differ. With `--device cuda`, the same
+two commands write the page for a GPU.""",
     "cuda": """A worker is one {gpu}, and the link is NCCL between two of them in one machine; between machines the same
 speed is assumed. No part of the exchange is assumed to overlap.""",
 }

@@ -96,7 +96,7 @@ def test_the_page_computes_nothing_without_costs() -> None:
 def test_the_page_holds_what_is_computed() -> None:
     page = benchmark("scaling_page").page_text(RESULT)
     assert "Computed, not measured" in page
-    assert "one process on the 2 CPU cores" in page
+    assert "one process on 2 CPU cores" in page
     assert "| 1 | 100.0 ms | 0.0 ms | 40.0 | 100.0% | compute |" in page
 
 
