@@ -21,12 +21,12 @@ MAX_README_BYTES = 12_000
 
 
 def marked_blocks(text: str, language: str) -> list[str]:
-    """The code blocks that stand right after a line `<!-- test -->`."""
+    """The code blocks that directly follow a line `<!-- test -->`."""
     return re.findall(rf"^<!-- test -->\n```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def run(command: list[str], folder: Path) -> str:
-    """Run a command in a folder with an `ldm` that is this checkout's; what it printed."""
+    """Run a command in a folder, where `ldm` is this checkout's; returns what it printed."""
     programs = folder / "bin"
     programs.mkdir()
     (programs / "ldm").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ldm "$@"\n')
@@ -64,9 +64,12 @@ def test_the_commands_for_use_elsewhere_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block", marked_blocks(README, "python"))
-def test_the_python_runs(block: str, tmp_path: Path) -> None:
-    printed = run([sys.executable, "-c", block], tmp_path)
-    assert "'seed': 7" in printed
+def test_the_python_runs(
+    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
+    assert "'seed': 7" in capsys.readouterr().out
     saved = sorted((tmp_path / "from-python").iterdir())
     assert [read_settings(path)["seed"] for path in saved] == [7, 8, 7, 8]
 

@@ -14,15 +14,18 @@ pages, settings, python, markdown = (
 FOLDER = ROOT / "docs" / "reference"
 
 
-def test_the_pages_are_those_of_the_code() -> None:
+@pytest.fixture(scope="module")
+def generated() -> dict[str, str]:
+    return pages.reference_pages()  # type: ignore[no-any-return]
+
+
+def test_the_pages_are_those_of_the_code(generated: dict[str, str]) -> None:
     kept = {path.relative_to(FOLDER).as_posix(): path.read_text("utf-8") for path in FOLDER.rglob("*.md")}
-    generated = pages.reference_pages()
     changed = {name for name in kept | generated if kept.get(name) != generated.get(name)}
     assert not changed, "run `make reference`"
 
 
-def test_every_page_has_content() -> None:
-    generated = pages.reference_pages()
+def test_every_page_has_content(generated: dict[str, str]) -> None:
     assert "`--num-inference-steps N`" in generated["commands.md"]
     assert "## ldm data check" in generated["commands.md"]
     assert "| `num_inference_steps` | integer" in generated["generation-settings.md"]
