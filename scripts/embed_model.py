@@ -16,7 +16,7 @@ from ldm.models.loading.model import load_parts, save_parts
 def main() -> int:
     parser = argparse.ArgumentParser(description="Store a trained emoji model as fp16 shards with its card.")
     parser.add_argument("runs", type=Path, help="the folder that holds the runs of make_emoji_model.sh")
-    parser.add_argument("dest", type=Path, help="where to put it; what is there is replaced")
+    parser.add_argument("dest", type=Path, help="where to put it; an existing model there is replaced")
     options = parser.parse_args()
     source = options.runs / "denoiser" / "pipeline"
     try:

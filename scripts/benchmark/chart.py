@@ -1,4 +1,4 @@
-"""The chart of what was measured: a bar a row, as long as its ratio, with its goal."""
+"""The chart of the results: one bar per row, as long as its ratio, with its goal."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ LONGEST = 20
 
 
 def draw(results: Sequence[Mapping[str, Any]], output: Path | None) -> str:
-    """Draw the rows that have a verdict into a picture; returns the Markdown table of all.
+    """Draw the rows that have a verdict as a chart; returns the Markdown table of all rows.
 
     Raises:
         SystemExit: none has one, so there is nothing to draw.

@@ -16,13 +16,13 @@ WORKS = (*BENCHMARKS, "all", "draw", "speed-page", "scaling-page")
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Ratios of two sides, run by turns; without 5 clean samples no verdict."
+        description="Compare two sides that take turns; fewer than 5 clean samples give no verdict."
     )
     parser.add_argument("work", choices=WORKS, metavar="WORK", help=", ".join(WORKS))
     parser.add_argument("results", nargs="*", type=Path, help="JSON files, for draw")
     parser.add_argument("--rounds", type=int, help="samples a side (9; 5 with --quick)")
     scale = parser.add_mutually_exclusive_group()
-    for name, meaning in (("quick", "fewer steps and samples"), ("smallest", "only see that it runs")):
+    for name, meaning in (("quick", "fewer steps and samples"), ("smallest", "only check that it runs")):
         scale.add_argument(f"--{name}", dest="scale", action="store_const", const=name, help=meaning)
     parser.set_defaults(scale="full")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -33,7 +33,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, or draw what was measured; returns the exit code."""
+    """Run a benchmark, or draw results; returns the exit code."""
     options = parse(arguments)
     try:
         _run(options)

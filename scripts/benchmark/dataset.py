@@ -10,7 +10,7 @@ from .models import CAPTIONS
 
 
 def make_dataset(folder: Path, num_images: int, size_px: int) -> Path:
-    """Write `num_images` pictures and their `metadata.jsonl`, the same each time; returns the folder."""
+    """Write `num_images` images and their `metadata.jsonl`, always the same; returns the folder."""
     folder.mkdir(parents=True)
     drawn = np.random.default_rng(0)
     lines = []

@@ -16,7 +16,7 @@ SIZES: Mapping[Scale, tuple[Shape, int]] = {
     "quick": (replace(MEDIUM, unet_channels=SMALLEST.unet_channels, attends=SMALLEST.attends), 128),
     "smallest": (SMALLEST, 64),
 }
-"""The autoencoder is Stable Diffusion's; what stands beside it plays no part."""
+"""The autoencoder is Stable Diffusion's; the other components do not matter here."""
 
 
 def decode(setting: Setting) -> dict[str, Any]:

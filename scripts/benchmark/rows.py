@@ -21,7 +21,7 @@ class Row:
         num_clean: of the side and of the other.
         num_samples: in all, of the side.
         largest_difference: of the two answers, in standard deviations of the other's.
-        peak_memory_mb: of the side and of the other, where they were processes of their own.
+        peak_memory_mb: of this side and the other, if they ran in separate processes.
     """
 
     case: str

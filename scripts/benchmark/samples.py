@@ -26,8 +26,8 @@ class Setting:
     Attributes:
         rounds: samples a side.
         device: cpu or cuda.
-        script: diffusers' published training script, or None for the loop that stands in for it.
-        model: that `generate` measures in place of its own; a name or a folder as `ldm generate` takes it.
+        script: diffusers' published training script, or None for the loop that replaces it.
+        model: that `generate` measures instead of the built-in ones; a name or a folder as `ldm generate` takes it.
     """
 
     rounds: int = 9

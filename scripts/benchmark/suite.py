@@ -1,4 +1,4 @@
-"""The benchmarks by name, one or all of them, and their results on the disk."""
+"""The benchmarks by name: running one or all of them, and storing the results."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from typing import Any
 from .samples import Setting
 
 BENCHMARKS = ("startup", "generate", "decode", "train", "upkeep", "cache", "scaling")
-"""Each is a module of this name with a function of this name, imported only where it is run."""
+"""Each is a module of this name with a function of this name, imported only when it runs."""
 ON_CUDA = ("generate", "decode", "train", "upkeep", "scaling")
 
 LEGEND = (
@@ -23,7 +23,7 @@ def measure(name: str, setting: Setting, output: Path | None = None) -> str:
     """Run a benchmark, or `all`; returns a table.
 
     Args:
-        output: where the result is kept as JSON, written again after each benchmark.
+        output: JSON file for the results, rewritten after each benchmark.
     """
     from .rows import table
 
@@ -41,7 +41,7 @@ def measure(name: str, setting: Setting, output: Path | None = None) -> str:
 
 
 def read_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """The results in JSON files, of single benchmarks and of all; files without rows are passed over."""
+    """Read results from JSON files of single benchmarks or of all; files without rows are ignored."""
     return [found for path in paths for found in _results_in(json.loads(path.read_text()))]
 
 

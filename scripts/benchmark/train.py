@@ -60,7 +60,7 @@ def train(setting: Setting) -> dict[str, Any]:
             theirs: reference(folder, model, data, case, setting, setting.script or LOOP),
             OURS: ours(folder, config, "second", setting.device),
         }
-        if setting.script:  # how near the loop comes that stands in for it elsewhere
+        if setting.script:  # how close the loop comes that replaces it elsewhere
             sides[STAND_IN] = reference(folder, model, data, case, setting, LOOP)
         taken = take_turns(sides, setting.rounds, setting.device)
     fill_sec = max(0.0, filled[OURS].ready_sec - taken[OURS].ready_sec)
@@ -107,7 +107,7 @@ def write_config(folder: Path, model: Path, data: Path, case: Case, device: str)
 
 
 def ours(folder: Path, config: Path, run: str, device: str, overrides: Sequence[str] = ()) -> Begin:
-    """`ldm train` in a run directory of its own, with the cache that runs share."""
+    """`ldm train` in a new run directory, with the shared cache."""
     run_dir = json.dumps(str(folder / run))
     return partial(train_ours, config, [f"run_dir={run_dir}", *overrides], device)
 

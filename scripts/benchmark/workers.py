@@ -1,4 +1,4 @@
-"""Sides that are processes of their own, each with its model loaded and warm, which work by turns, one at a time.
+"""Sides in separate processes, each with its model loaded and warm, that take turns: one works at a time.
 
 A side is a function `begin(turns)`: it gets ready and calls `turns.next` before each piece of work, with what the piece
 before came to. That may be the side's own loop (`repeat`), or deep inside a program that knows nothing of it.
@@ -44,7 +44,7 @@ class Turns:
 
     Attributes:
         warming_up: whether the turn that is on does not count.
-        work: what the turn that is on is for, of a side that does several things.
+        work: the current turn's work, for a side that does several things.
     """
 
     def __init__(self, connection: Connection, device: str) -> None:
@@ -78,7 +78,7 @@ def repeat(make: Callable[[], Work], turns: Turns) -> None:
 
 
 def repeat_several(make: Callable[[], Mapping[str, Work]], turns: Turns) -> None:
-    """A side that does several things, each when it is told."""
+    """A side that does several things, one per turn, as requested."""
     _work_on(make().__getitem__, turns)
 
 
@@ -115,7 +115,7 @@ class Taken:
 
     Attributes:
         ready_sec: from the start of its process to its first turn.
-        warm_up_sec: of the turns that do not count, in which what is compiled is compiled.
+        warm_up_sec: of the turns that do not count; compilation happens in these.
         answer: of its first turn that counts.
         peak_memory_mb: the highest of its processes.
     """
