@@ -1,7 +1,7 @@
 """Run benchmarks: python scripts/benchmark.py generate|train|...|all [--quick] [--output docs/benchmarks/generate.json]
 
-`python scripts/benchmark.py draw docs/benchmarks/*.json --output docs/images/benchmarks.png` draws the results and
-prints them as a table; `python scripts/benchmark.py scaling-page` writes docs/scaling.md.
+`python scripts/benchmark.py draw docs/benchmarks/*.json --output docs/images/benchmarks.png` draws the results
+and prints their table; `speed-page` writes that table into docs/benchmarks/README.md, `scaling-page` docs/scaling.md.
 """
 
 import sys

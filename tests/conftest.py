@@ -1,4 +1,4 @@
-"""Every test runs without a network, on two threads, in this process and in those it starts."""
+"""Every test, and every program that it starts, runs without a network and on two threads."""
 
 import os
 import shutil
@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any
 
-# before torch and huggingface_hub are imported, which read them once
+# set before torch and huggingface_hub are imported: they read these once
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
-# no test reads or fills the user's cache, nor does a program that a test starts
+# keeps tests, and programs that they start, away from the user's cache
 os.environ["LDM_CACHE_DIR"] = tempfile.mkdtemp(prefix="ldm-tests-")
 
 import pytest
 
-from tests.support.tiny_emoji import packages  # noqa: F401  # a fixture of two test files
+from tests.support.tiny_emoji import packages  # noqa: F401  # a fixture that two test files use
 
 
 def is_local(address: Any) -> bool:
@@ -34,7 +34,7 @@ def is_local(address: Any) -> bool:
 
 @pytest.fixture(autouse=True, scope="session")
 def no_network() -> Iterator[None]:
-    """A connection to another machine fails the test, even where the code catches every Exception."""
+    """A connection to another machine fails the test, even if the code under test catches every Exception."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("connect", "connect_ex"):
             patch.setattr(socket.socket, name, guarded(getattr(socket.socket, name)))
@@ -43,13 +43,13 @@ def no_network() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def ctrl_c() -> None:
-    """Ctrl-C ends a program here and in the programs that a test starts, also under nohup and in the background."""
+    """Make Ctrl-C work here and in programs that a test starts, even under nohup or in the background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def cache_folder() -> Iterator[None]:
-    """The tests' cache goes when they are done."""
+    """Remove the tests' cache when they are done."""
     yield
     shutil.rmtree(os.environ["LDM_CACHE_DIR"], ignore_errors=True)
 

@@ -1,6 +1,7 @@
-"""The rule of floors and doors (docs/architecture.md), read from every import of `ldm/` and `train/`."""
+"""The rule of floors and doors: docs/architecture.md states it, every import in `ldm/` and `train/` is held to it."""
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -10,34 +11,32 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-FLOORS = {  # a room is a module or a folder below `ldm`, or `train`; it imports rooms of lower floors and itself
-    0: "ldm.errors ldm.types ldm.version",
-    1: "ldm.config ldm.noise",
-    2: "ldm.io",
-    3: "ldm.diffusion",
-    4: "ldm.data ldm.models",
-    5: "ldm.tasks",
-    6: "ldm.pipeline",
-    7: "ldm.generation ldm.evaluation ldm",  # `ldm` is ldm/__init__.py, the public names
-    8: "ldm.export",
-    9: "ldm.demos",
-    10: "ldm.cli ldm.web",
-    11: "train ldm.__main__",
-}
-FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
-INSIDE_FUNCTIONS = {"xformers", "openvino"}
-DOORS = {  # a library may be imported only where the module's name begins with one of these
-    "diffusers": "ldm.models ldm.diffusion.schedulers ldm.pipeline ldm.export",
-    "transformers": "ldm.models ldm.pipeline ldm.export",
-    "peft": "ldm.models ldm.export",
-    "open_clip": "ldm.models.clip ldm.evaluation train.text_encoder",
-    "torchvision": "ldm.models.clip ldm.evaluation train.text_encoder",
-    "datasets": "ldm.data",
-    "accelerate": "train ldm.generation ldm.evaluation",
-    "xformers": "ldm.models.attention",
-    "openvino": "ldm.models.engines.openvino_network",
-    "huggingface_hub": "ldm.models.loading ldm.export",
+
+def table_under(title: str) -> Iterator[tuple[str, ...]]:
+    """The rows of the table in a section of docs/architecture.md, without its head."""
+    section = PAGE.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    for row in rows[2:]:
+        yield tuple(cell.strip() for cell in row.strip("|").split("|"))
+
+
+def code_in(cell: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"`([\w.]+)`", cell))
+
+
+# a room is a module or a folder below `ldm`, or `train`; it imports rooms of lower floors and itself
+FLOOR_OF = {room: int(floor) for floor, rooms, _ in table_under("Floors") for room in code_in(rooms)}
+FOUNDATION = {room for room, floor in FLOOR_OF.items() if floor <= 2}
+
+# a library may be imported only where the module's name begins with one of these
+DOORS = {name: code_in(doors) for library, doors, _ in table_under("Doors") for name in code_in(library)}
+INSIDE_FUNCTIONS = {
+    name
+    for library, _, note in table_under("Doors")
+    if note == "inside functions"
+    for name in code_in(library)
 }
 
 
@@ -93,7 +92,7 @@ def room_of(module: str) -> str:
 
 def door_fault(module: str, library: str, in_function: bool) -> str | None:
     """What is wrong with a library's door, or None."""
-    rooms = tuple(DOORS[library].split())
+    rooms = DOORS[library]
     if not module.startswith(rooms):
         return f"{library} may be imported only in {', '.join(rooms)}"
     if library in INSIDE_FUNCTIONS and not in_function:
@@ -126,7 +125,7 @@ def fault_of(module: str, found: Import) -> str | None:
 def faults(root: Path) -> list[str]:
     """Every breach of the rule in a tree, as lines `file:line: module imports target: why`."""
     modules = modules_of(root)
-    advice = "add it to FLOORS in tests/test_floors.py"
+    advice = "add it to the floors in docs/architecture.md"
     found = [f"{name}: has no floor: {advice}" for name in modules if room_of(name) not in FLOOR_OF]
     lawful: dict[str, set[str]] = {module: set() for module in modules}
     for module, path in modules.items():
@@ -146,6 +145,46 @@ def test_the_house_keeps_its_floors_and_doors() -> None:
     assert len(modules_of(ROOT)) > 20
     found = faults(ROOT)
     assert not found, "\n" + "\n".join(found)
+
+
+# The diagram of docs/architecture.md
+
+
+def drawn() -> set[str]:
+    """The arrows in the page's diagram of rooms, as `ldm.export --> ldm.models`."""
+    diagram = PAGE.partition("```mermaid\ngraph TD\n")[2].partition("```")[0]
+    return {f"{above} --> {each}" for above, below in ARROWS.findall(diagram) for each in below.split(" & ")}
+
+
+ARROWS = re.compile(r"^ +(\S+) --> (\S+(?: & \S+)*)$", flags=re.MULTILINE)
+
+
+def imported(root: Path) -> set[str]:
+    """What the diagram should show: which room imports which, without those on the floors that all stand on."""
+    modules = modules_of(root)
+    pairs = {
+        (room_of(name), room_of(found.target))
+        for name, path in modules.items()
+        for found in imports_of(name, path, modules)
+        if found.target in modules
+    }
+    return {
+        f"{here} --> {there}"
+        for here, there in pairs
+        if here != there and not {here, there} & FOUNDATION and "ldm" not in (here, there)
+    }
+
+
+def test_the_diagram_shows_the_imports() -> None:
+    shown, real = drawn(), imported(ROOT)
+    assert len(real) > 20
+    assert shown == real, f"draw {sorted(real - shown)}, remove {sorted(shown - real)}"
+
+
+def test_the_tables_are_found() -> None:
+    assert {"ldm.errors", "ldm.io", "ldm.models", "ldm", "train"} <= set(FLOOR_OF)
+    assert {"diffusers", "openvino", "huggingface_hub"} <= set(DOORS)
+    assert {"xformers", "openvino"} == INSIDE_FUNCTIONS
 
 
 LAWFUL = {
@@ -201,7 +240,7 @@ PLANTED = [
     (STEPS, "import ldm_train.log", "inside train, imports are relative"),
     ("ldm/data/captions.py", "from . import folder", "import cycle: ldm.data."),
     ("train/run/log.py", "def f():\n    from ..loop.steps import x", "import cycle: train."),
-    ("ldm/utils.py", "", "ldm.utils: has no floor: add it to FLOORS"),
+    ("ldm/utils.py", "", "ldm.utils: has no floor: add it to the floors in docs"),
     ("ldm/pipeline/pipeline.py", "from ldm.gone import x", "imports ldm.gone: which has no floor"),
 ]
 

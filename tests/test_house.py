@@ -1,11 +1,13 @@
-"""The rules of the house: the file map, sizes, names, no pickles, and configurations that load."""
+"""The rules of the house: sizes, names, imports of tests, no pickles, and configurations that load."""
 
 import ast
 import re
 import socket
 import subprocess
 import tomllib
-from collections.abc import Iterator
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from importlib.metadata import packages_distributions
 from pathlib import Path, PurePosixPath
@@ -18,11 +20,24 @@ from packaging.utils import canonicalize_name
 from ldm.config import load_settings, read_yaml
 
 ROOT = Path(__file__).parent.parent
-# those of Accelerate's launcher configure no training
+# configs/accelerate/ configures Accelerate's launcher, not a training run
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "accelerate")
 MAX_FILE_MEGABYTES = 15
-MAX_LINES, MAX_SCRIPT_LINES, MAX_FUNCTION_LINES = 300, 60, 60
+MAX_SCRIPT_LINES, MAX_FUNCTION_LINES = 60, 60
+LONG_FILE_LINES = 500  # a warning, not a failure: cohesion decides how long a file is
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
+SAME_NAMES = {  # file names that two modules have today; each should become one name, and none may join them
+    "batches.py",
+    "denoiser.py",
+    "devices.py",
+    "errors.py",
+    "folder.py",
+    "lora.py",
+    "parts.py",
+    "prompts.py",
+    "read.py",
+    "source.py",
+}
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 
@@ -36,77 +51,13 @@ def code_of(*tops: str, root: Path = ROOT) -> list[str]:
     return [name for name in files_of(*tops, root=root) if name.endswith(".py")]
 
 
-# The file map of the README: lines `ldm/errors.py   what it is`; a line `configs/emoji/` stands for a folder.
-
-
-def map_entries(readme: str) -> list[str]:
-    """The paths that the README's section "File map" names."""
-    section = readme.partition("\n## File map\n")[2].partition("\n## ")[0]
-    return re.findall(r"^((?:ldm|train|configs|scripts)/\S*)", section, flags=re.MULTILINE)
-
-
-def map_faults(readme: str, root: Path) -> list[str]:
-    """Files that the map leaves out, names that are no file, names twice. Empty files need no line."""
-    entries = map_entries(readme)
-    folders = tuple(entry for entry in entries if entry.endswith("/"))
-    files = files_of("ldm", "train", "configs", "scripts", root=root)
-    missing = [name for name in files if (root / name).stat().st_size and not name.startswith(folders)]
-    return (
-        [f"{name} is not in the README's file map" for name in missing if name not in entries]
-        + [
-            f"{entry} in the README's file map is not there"
-            for entry in entries
-            if not (root / entry).exists()
-        ]
-        + [f"{entry} is twice in the README's file map" for entry in set(entries) if entries.count(entry) > 1]
-    )
-
-
-def test_the_file_map_names_every_file_and_no_other() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(map_entries(readme)) > 40
-    faults = map_faults(readme, ROOT)
-    assert not faults, "\n" + "\n".join(faults)
-
-
-def test_a_wrong_file_map_is_noticed(tmp_path: Path) -> None:
-    for name in (
-        "ldm/new.py",
-        "ldm/old.py",
-        "ldm/empty.py",
-        "configs/emoji/a.yaml",
-        "train/a.py",
-        "scripts/a.py",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("" if "empty" in name else "x")
-    lines = [
-        "ldm/old.py  old",
-        "ldm/gone.py  gone",
-        "configs/emoji/  recipes",
-        "train/a.py  a",
-        "train/a.py  a",
-    ]
-    readme = "\n".join(
-        ["# x", "scripts/a.py outside", "## File map", *lines, "## Next", "ldm/new.py outside"]
-    )
-    assert map_faults(readme, tmp_path) == [
-        "ldm/new.py is not in the README's file map",
-        "scripts/a.py is not in the README's file map",
-        "ldm/gone.py in the README's file map is not there",
-        "train/a.py is twice in the README's file map",
-    ]
-
-
 # Sizes and names
 
 
-def line_faults(name: str, source: str) -> list[str]:
-    """What is too long in a file: the whole, or a function's body without its docstring."""
-    limit = MAX_SCRIPT_LINES if re.fullmatch(r"scripts/\w+\.\w+", name) else MAX_LINES
-    count = len(source.splitlines())
-    found = [f"{name} has {count} lines: split it by noun; at most {limit}"] if count > limit else []
-    for node in ast.walk(ast.parse(source)) if name.endswith(".py") else ():
+def function_faults(name: str, source: str) -> list[str]:
+    """Functions whose body is too long, docstring not counted."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             has_docstring = ast.get_docstring(node) is not None and len(node.body) > 1
             length = (node.end_lineno or 0) - node.body[has_docstring].lineno + 1
@@ -115,20 +66,45 @@ def line_faults(name: str, source: str) -> list[str]:
     return found
 
 
-def test_files_and_functions_are_short() -> None:
-    shell = [name for name in files_of("scripts") if name.endswith(".sh")]
-    names = code_of("ldm", "train", "scripts", "tests") + shell
-    found = [fault for name in names for fault in line_faults(name, (ROOT / name).read_text("utf-8"))]
+def script_faults(name: str, source: str) -> list[str]:
+    """A script directly in scripts/ that is too long: its logic belongs in a module."""
+    count = len(source.splitlines())
+    if re.fullmatch(r"scripts/\w+\.\w+", name) and count > MAX_SCRIPT_LINES:
+        return [
+            f"{name} has {count} lines; a script has at most {MAX_SCRIPT_LINES}: move its logic to a module"
+        ]
+    return []
+
+
+def test_functions_and_scripts_are_short() -> None:
+    sources = {
+        name: (ROOT / name).read_text("utf-8")
+        for name in code_of("ldm", "train", "scripts", "tests")
+        + [name for name in files_of("scripts") if name.endswith(".sh")]
+    }
+    found = [fault for name, source in sources.items() for fault in script_faults(name, source)]
+    for name, source in sources.items():
+        found += function_faults(name, source) if name.endswith(".py") else []
+    assert len(sources) > 100
     assert not found, "\n" + "\n".join(found)
 
 
-def test_a_long_file_is_noticed() -> None:
-    assert not line_faults("ldm/a.py", "x\n" * 300)
-    assert line_faults("ldm/a.py", "x\n" * 301) == ["ldm/a.py has 301 lines: split it by noun; at most 300"]
-    assert len(line_faults("scripts/a.py", "x\n" * 61)) == len(line_faults("scripts/a.sh", "x\n" * 61)) == 1
-    assert not line_faults("scripts/benchmark/a.py", "x\n" * 61)
-    assert not line_faults("ldm/a.py", 'def f():\n """A.\n\n B."""\n' + " x\n" * 60)
-    assert line_faults("ldm/a.py", "def f():\n" + " x\n" * 61) == ["ldm/a.py: f has 61 lines; at most 60"]
+@pytest.mark.filterwarnings("default")
+def test_long_files_are_listed() -> None:
+    names = code_of("ldm", "train", "scripts", "tests")
+    counts = {name: len((ROOT / name).read_text("utf-8").splitlines()) for name in names}
+    if long := [f"{name} has {count} lines" for name, count in counts.items() if count > LONG_FILE_LINES]:
+        warnings.warn("is each of these one idea? " + ", ".join(long), stacklevel=1)
+
+
+def test_a_long_function_and_a_long_script_are_noticed() -> None:
+    assert not function_faults("ldm/a.py", 'def f():\n """A.\n\n B."""\n' + " x\n" * 60)
+    assert function_faults("ldm/a.py", "def f():\n" + " x\n" * 61) == ["ldm/a.py: f has 61 lines; at most 60"]
+    assert not script_faults("scripts/a.py", "x\n" * 60)
+    assert (
+        len(script_faults("scripts/a.py", "x\n" * 61)) == len(script_faults("scripts/a.sh", "x\n" * 61)) == 1
+    )
+    assert not script_faults("scripts/benchmark/a.py", "x\n" * 61)
 
 
 def test_no_file_is_large() -> None:
@@ -148,6 +124,68 @@ def test_names_say_what_is_inside() -> None:
     names = [PurePosixPath(name) for name in files_of("ldm", "train", "scripts", "tests", "configs")]
     words = {name: {part.removeprefix("test_") for part in (*name.parent.parts, name.stem)} for name in names}
     assert not [str(name) for name, parts in words.items() if parts & FORBIDDEN_NAMES]
+
+
+def same_names(names: Iterable[str]) -> dict[str, list[str]]:
+    """Modules by the file name that they share with another one.
+
+    `ldm/cli/` is left out: each of its files is named after its command, as is the module that does the work.
+    """
+    found = defaultdict(list)
+    for name in names:
+        if not name.startswith("ldm/cli/") and not name.endswith("__init__.py"):
+            found[PurePosixPath(name).name].append(name)
+    return {name: paths for name, paths in found.items() if len(paths) > 1}
+
+
+def test_a_file_name_belongs_to_one_module() -> None:
+    shared = same_names(code_of("ldm", "train"))
+    new = {name: paths for name, paths in shared.items() if name not in SAME_NAMES}
+    assert not new, "choose other names"
+    assert not SAME_NAMES - set(shared), "no longer shared: remove them from SAME_NAMES"
+
+
+def test_a_shared_file_name_is_noticed() -> None:
+    names = ["ldm/a/b.py", "train/b.py", "ldm/__init__.py", "train/__init__.py", "ldm/cli/c.py", "ldm/c.py"]
+    assert same_names(names) == {"b.py": ["ldm/a/b.py", "train/b.py"]}
+
+
+# Tests share pieces through tests/support/
+
+
+def imported_tests(source: str) -> list[str]:
+    """The test modules and conftests that a module imports."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [f"{node.module or ''}.{alias.name}" for alias in node.names]
+    return [
+        name
+        for name in found
+        if re.search(r"(^|\.)(test_\w+|conftest)(\.|$)", name.partition(".support.")[0])
+    ]
+
+
+def test_no_test_imports_another_test() -> None:
+    found = {name: imported_tests((ROOT / name).read_text("utf-8")) for name in code_of("tests")}
+    assert len(found) > 100
+    assert not {name: tests for name, tests in found.items() if tests}, (
+        "move what they share to tests/support/"
+    )
+
+
+def test_an_import_of_a_test_is_noticed() -> None:
+    source = """
+import tests.data.test_order
+from tests.data.test_order import fill
+from tests.data import test_order
+from ..conftest import no_network
+from tests.support.tiny_data import test_images
+from tests import support
+"""
+    assert len(imported_tests(source)) == 4
 
 
 # Nothing is unpickled
@@ -195,7 +233,7 @@ def f():
     assert found == {2, 3, 5, 6, 7, 9}
 
 
-# The tests stay on this machine
+# Tests use no network
 
 
 def test_the_network_is_out_of_reach() -> None:
@@ -205,7 +243,7 @@ def test_the_network_is_out_of_reach() -> None:
         socket.create_connection(server.getsockname(), timeout=5).close()
 
 
-# Every library that is imported is asked for in pyproject.toml
+# Every imported library is a requirement in pyproject.toml
 
 
 def test_every_library_is_required() -> None:

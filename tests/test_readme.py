@@ -1,4 +1,4 @@
-"""What the README says, done: its marked blocks are run, its links are followed."""
+"""The README's marked blocks are run; the links of all documents are followed."""
 
 import os
 import re
@@ -16,15 +16,17 @@ from train.denoiser import DenoiserSettings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MAX_README_BYTES = 12_000
 
 
 def marked_blocks(text: str, language: str) -> list[str]:
-    """The code blocks that stand right after a line `<!-- test -->`."""
+    """The code blocks that directly follow a line `<!-- test -->`."""
     return re.findall(rf"^<!-- test -->\n```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def run(command: list[str], folder: Path) -> str:
-    """Run a command in a folder with an `ldm` that is this checkout's; what it printed."""
+    """Run a command in a folder, where `ldm` is this checkout's; returns what it printed."""
     programs = folder / "bin"
     programs.mkdir()
     (programs / "ldm").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ldm "$@"\n')
@@ -62,9 +64,12 @@ def test_the_commands_for_use_elsewhere_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block", marked_blocks(README, "python"))
-def test_the_python_runs(block: str, tmp_path: Path) -> None:
-    printed = run([sys.executable, "-c", block], tmp_path)
-    assert "'seed': 7" in printed
+def test_the_python_runs(
+    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
+    assert "'seed': 7" in capsys.readouterr().out
     saved = sorted((tmp_path / "from-python").iterdir())
     assert [read_settings(path)["seed"] for path in saved] == [7, 8, 7, 8]
 
@@ -75,9 +80,29 @@ def test_the_configuration_is_valid(block: str) -> None:
     assert settings.run_dir == Path("runs/photos")
 
 
-def test_the_links_lead_somewhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", README) if "://" not in link]
-    quoted = re.findall(r"`((?:docs|tests|configs|ldm)/[\w./-]+)`", README)
-    assert links
-    assert quoted
-    assert not [link for link in links + quoted if not (ROOT / link).exists()]
+def test_the_readme_is_short() -> None:
+    assert len(README.encode()) <= MAX_README_BYTES
+
+
+def broken_links(page: Path, root: Path) -> list[str]:
+    """Relative links, and paths in backticks without a wildcard, that lead nowhere."""
+    text = page.read_text(encoding="utf-8")
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    quoted = re.findall(r"`((?:docs|tests|configs|scripts|ldm|train)/[\w./-]+)`", text)
+    return [link for link in links if link and not (page.parent / link).exists()] + [
+        path for path in quoted if not (root / path).exists()
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_links_lead_somewhere(page: Path) -> None:
+    assert not broken_links(page, ROOT)
+
+
+def test_a_broken_link_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "page.md"
+    page.write_text(
+        "[a](page.md#top) [b](gone.md) [c](https://x.org) `docs/page.md` `docs/lost.md` `docs/*.md`"
+    )
+    assert broken_links(page, tmp_path) == ["gone.md", "docs/lost.md"]

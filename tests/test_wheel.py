@@ -1,4 +1,4 @@
-"""The wheel, installed away from the checkout and used from a folder that holds a file named train.py."""
+"""The wheel, installed outside the checkout and used from a folder that contains a file named train.py."""
 
 import os
 import shutil
@@ -32,14 +32,14 @@ model: {block_out_channels: [8, 16], norm_num_groups: 4}
 
 @dataclass(frozen=True)
 class Place:
-    """An environment that holds the wheel, and a user's folder."""
+    """An environment with the wheel, and a user's folder."""
 
     wheel: Path
     environment: Path
     folder: Path
 
     def run(self, program: str, *arguments: str) -> str:
-        """Run a program of the environment from the folder; what it printed."""
+        """Run a program of the environment in the folder; returns what it printed."""
         unwanted = ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "VIRTUAL_ENV")
         variables = {key: value for key, value in os.environ.items() if key not in unwanted}
         command = [str(self.environment / "bin" / program), *arguments]
@@ -49,7 +49,7 @@ class Place:
 
 
 def build_wheel(folder: Path) -> Path:
-    """The wheel of this checkout, built from a copy: setuptools takes up whatever an earlier build left."""
+    """Build the wheel of this checkout, from a copy: setuptools would include leftovers of an earlier build."""
     source = folder / "source"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -67,12 +67,12 @@ def pip(*arguments: str) -> None:
 
 
 def make_environment(folder: Path, wheel: Path) -> Path:
-    """A virtual environment with the wheel alone; the libraries it needs are those that run this test."""
+    """A virtual environment with only the wheel; it uses the libraries that run this test."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = folder / "bin" / "python"
     pip("--python", str(python), "install", "--quiet", "--no-deps", "--no-index", str(wheel))
     (own,) = folder.glob("lib/python*/site-packages")
-    # a .pth inside the folder named here is not followed, so an editable install of ours stays out of reach
+    # .pth files inside this folder are not followed, so an editable install of ours stays out of reach
     (own / "zz_libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder
 

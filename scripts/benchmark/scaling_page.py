@@ -51,7 +51,10 @@ def page_text(result: Mapping[str, Any]) -> str:
     costs = Costs(**result["costs"])
     where = MEASURED_ON[result["device"]].format(**result["machine"])
     reached = _reach_table([reach(costs, count) for count in COUNTS])
-    return "\n".join([HEAD, "## Costs\n", where, "", _cost_table(costs), "\n## Reach\n", reached]) + "\n"
+    return (
+        "\n".join([HEAD, "## Costs\n", where, "", _cost_table(costs), "\n## Predicted speed\n", reached])
+        + "\n"
+    )
 
 
 def _cost_table(costs: Costs) -> str:

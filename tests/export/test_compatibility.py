@@ -174,12 +174,12 @@ def table(measured: dict[Row, tuple[str, float]]) -> str:
         for (model, added, what), (reader, difference) in measured.items()
     ]
     head = [
-        "# What others make of our files",
+        "# Compatibility with other libraries",
         "",
-        "Written by `LDM_WRITE_TABLE=1 pytest -m slow tests/export/test_compatibility.py`. Each model is exported; a",
-        "fresh process in which nothing of OpenLDM computes loads it with the reader named, draws a picture from fixed",
-        "noise (4 steps, guidance 3) and encodes an image. The difference is the largest of any value from ours, in",
-        "255ths; for the text encoder it is that of its output.",
+        "Written by `LDM_WRITE_TABLE=1 pytest -m slow tests/export/test_compatibility.py`. Each model is exported.",
+        "A fresh process without any OpenLDM code in its computation loads it with the named reader, generates an",
+        "image from fixed noise (4 steps, guidance 3) and encodes one. The difference is the largest one between",
+        "any of its values and ours, in 255ths; for the text encoder it is that of its output.",
         "",
         "| model | | format | reader | largest difference |",
         "|---|---|---|---|---|",

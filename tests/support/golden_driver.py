@@ -265,6 +265,17 @@ def trainings(folder: Path) -> Values:
         "preview": fresh["preview"],
         **cached,
     }
+    yield from trainings_of_base(folder, base, tars)
+    shards = sorted((folder / "cache").rglob("*.safetensors"))
+    for number, path in enumerate(shards):
+        yield f"cache shard {number}", of_tensors(path)
+    yield "cache shard count", str(len(shards))
+    yield from tiny_exports(folder)
+
+
+def trainings_of_base(folder: Path, base: dict[str, Any], tars: Path) -> Values:
+    """Every way to train a model that exists; `base` holds what these runs share."""
+    data = base["data"]
     yield from train(folder, "full", {**base, "trainable": "unet+text_encoder", "captions": {"dropout": 0.3}})
     yield from train(folder, "lora", {**base, "trainable": "lora", "lora": {"rank": 2, "dropout": 0.1}})
     token = {"token": "<thing>", "initial_word": "picture", "num_vectors": 2}
@@ -274,13 +285,8 @@ def trainings(folder: Path) -> Values:
     yield from train(
         folder, "buckets", {**base, "data": buckets, "max_micro_batch": 2, "prompt_chunks": 2, **validation}
     )
-    streamed = {"path": str(tars), **size, "streaming": True, "num_workers": 0}
-    yield from train(folder, "streaming", {**base, **uncached, "data": streamed})
-    shards = sorted((folder / "cache").rglob("*.safetensors"))
-    for number, path in enumerate(shards):
-        yield f"cache shard {number}", of_tensors(path)
-    yield "cache shard count", str(len(shards))
-    yield from tiny_exports(folder)
+    streamed = {**data, "path": str(tars), "streaming": True, "num_workers": 0}
+    yield from train(folder, "streaming", {**base, "cache": {"enabled": False}, "data": streamed})
 
 
 # Exports

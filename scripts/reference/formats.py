@@ -1,0 +1,48 @@
+"""The page of export formats, samplers and presets, from the registries."""
+
+from ldm.export.options import DTYPES, FORMATS
+
+from ldm.diffusion.scheduler_names import SCHEDULERS
+from ldm.pipeline.settings import PRESETS
+
+from .markdown import code, page, table
+
+
+def formats_page() -> str:
+    formats = table(("format", "for"), ((code(name), text) for name, text in FORMATS.items()))
+    dtypes = "Number formats of weights: " + ", ".join(map(code, DTYPES)) + "."
+    presets = table(
+        ("preset", "settings"),
+        (
+            (code(name), code(", ".join(f"{key}={value}" for key, value in given.items())))
+            for name, given in PRESETS.items()
+        ),
+    )
+    return page(
+        "Formats, samplers and presets",
+        "## Export formats\n\nFor `ldm export --format`.",
+        formats,
+        dtypes,
+        "## Samplers\n\nFor `--scheduler`, `scheduler=` and `defaults.scheduler`. Each is a diffusers scheduler.",
+        samplers(),
+        "## Presets\n\nFor `ldm generate --preset`.",
+        presets,
+    )
+
+
+def samplers() -> str:
+    """The table of samplers."""
+    rows = [
+        (
+            code(name),
+            entry.title,
+            code(entry.class_name),
+            "yes" if entry.stochastic else "",
+            "" if entry.reads_sample else "no",
+            entry.requires or "",
+        )
+        for name, entry in SCHEDULERS.items()
+    ]
+    return table(
+        ("name", "title", "diffusers class", "adds noise", "prediction type `sample`", "requires"), rows
+    )
