@@ -96,8 +96,8 @@ def test_facts_of_good_images_and_reasons_of_bad_ones(tmp_path: Path) -> None:
     assert reasons == {
         "cut.jpg": reasons["cut.jpg"],
         "text.png": f"{tmp_path}/text.png: not an image in a known format, or its header is broken: "
-        "save it again as PNG or JPEG, or remove it",
-        "empty.png": f"{tmp_path}/empty.png: the file is empty: save it again as PNG or JPEG, or remove it",
+        "save it again as PNG or JPEG, or take it out",
+        "empty.png": f"{tmp_path}/empty.png: the file is empty: save it again as PNG or JPEG, or take it out",
         "gone.png": f"{tmp_path}/gone.png: No such file or directory: name a readable image file",
     }
     assert "cut.jpg: broken image (image file is truncated" in reasons["cut.jpg"]
