@@ -31,7 +31,7 @@ UNREADABLE_SUFFIXES = frozenset({
 
 # Pillow supports more formats, some of which start other programs (EPS runs Ghostscript).
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
-_SAVE_AGAIN = "save it again as PNG or JPEG, or remove it"
+_SAVE_AGAIN = "save it again as PNG or JPEG, or take it out"  # part of data reports, which must not change
 _LETTER_PX = 9
 _LONGEST_CAPTION = 120
 _CAPTION_PX = 2 * (_LETTER_PX + 1) + 2

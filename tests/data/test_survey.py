@@ -83,8 +83,8 @@ def test_good_images_are_described_and_bad_ones_refused_with_a_reason(tmp_path: 
     assert reasons == {
         "cut.jpg": reasons["cut.jpg"],
         "text.png": f"{tmp_path}/text.png: not an image in a known format, or its header is broken: "
-        "save it again as PNG or JPEG, or remove it",
-        "empty.png": f"{tmp_path}/empty.png: the file is empty: save it again as PNG or JPEG, or remove it",
+        "save it again as PNG or JPEG, or take it out",
+        "empty.png": f"{tmp_path}/empty.png: the file is empty: save it again as PNG or JPEG, or take it out",
         "gone.png": f"{tmp_path}/gone.png: No such file or directory: name a readable image file",
     }
     assert "cut.jpg: broken image (image file is truncated" in reasons["cut.jpg"]

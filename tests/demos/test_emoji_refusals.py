@@ -143,7 +143,7 @@ def test_the_script_makes_a_dataset_and_then_refuses(packages: Path, tmp_path: P
     arguments = (str(tmp_path / "emoji"), "--size-px", "8", "--packages", str(packages))
     made = run_script(*arguments)
     assert (made.returncode, made.stderr) == (0, "")
-    assert "3 of 10 pictures" in made.stdout
+    assert "3 of 10 images" in made.stdout
     again = run_script(*arguments)
     assert again.returncode == 2
     assert again.stderr.count("\n") == 1 and "already exists" in again.stderr
