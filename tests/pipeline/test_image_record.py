@@ -8,9 +8,17 @@ from PIL import Image
 
 from ldm.errors import LdmWarning, UserError
 from ldm.generation.reproduce import read_original
+from ldm.io.png import read_chunk
 from ldm.models.adapters.fuse import UsedLora
 from ldm.models.generation_settings import GenerationSettings
-from ldm.pipeline.record import RECORD_VERSION, ImageRecord, read_record, read_settings, write_png
+from ldm.pipeline.record import (
+    RECORD_VERSION,
+    ImageRecord,
+    infotext,
+    read_record,
+    read_settings,
+    write_png,
+)
 
 OLD = Path(__file__).parents[1] / "fixtures" / "version_1"
 SETTINGS = {**GenerationSettings().recorded(), "scheduler": "euler", "guidance_interval": (5, 0.3)}
@@ -68,6 +76,7 @@ def test_a_png_of_version_1_is_read(name: str, prompt: str, seed: int, loras: li
     assert asked.given() == {**record.settings.given(), "seed": seed}
     flat = read_settings(OLD / name)
     assert record.to_json() == {**flat, "record_version": 1}
+    assert infotext(record.to_json()) == read_chunk(OLD / name, "parameters"), "byte for byte"
 
 
 def test_a_later_version_is_read_with_a_warning(tmp_path: Path) -> None:
