@@ -1,15 +1,15 @@
 """The page of export formats, samplers and presets, from the registries."""
 
-from ldm.export.options import DTYPES, FORMATS
-
 from ldm.diffusion.scheduler_names import SCHEDULERS
-from ldm.pipeline.settings import PRESETS
+from ldm.export.formats.registry import FORMATS
+from ldm.models.devices import DTYPES
+from ldm.models.generation_settings import PRESETS
 
 from .markdown import code, page, table
 
 
 def formats_page() -> str:
-    formats = table(("format", "for"), ((code(name), text) for name, text in FORMATS.items()))
+    formats = table(("format", "for"), ((code(name), entry.summary) for name, entry in FORMATS.items()))
     dtypes = "Number formats of weights: " + ", ".join(map(code, DTYPES)) + "."
     presets = table(
         ("preset", "settings"),
