@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ldm.errors import UserError
-from ldm.export.formats.registry import FORMATS
+from ldm.export.formats.formats import FORMATS
 
 if TYPE_CHECKING:
     from ldm.export.export_options import ExportOptions

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from ldm.errors import UserError, unknown_name
-from ldm.export.formats.registry import FORMATS
+from ldm.export.formats.formats import FORMATS
 from ldm.models.devices import DTYPES
 
 SIZE = re.compile(r"[1-9]\d*[KMGT]B")
@@ -16,7 +16,7 @@ class ExportOptions:
     """How a model is exported.
 
     Attributes:
-        format: a key of `ldm.export.formats.registry.FORMATS`.
+        format: a key of `ldm.export.formats.formats.FORMATS`.
         dtype: the number format of the stored weights, a key of `ldm.models.devices.DTYPES`.
         variant: name the files of a diffusers folder after the dtype.
         max_shard_size: split larger safetensors files of a diffusers folder.

@@ -1,7 +1,7 @@
 """The page of export formats, samplers and presets, from the registries."""
 
 from ldm.diffusion.scheduler_names import SCHEDULERS
-from ldm.export.formats.registry import FORMATS
+from ldm.export.formats.formats import FORMATS
 from ldm.models.devices import DTYPES
 from ldm.models.generation_settings import PRESETS
 

@@ -14,7 +14,7 @@ from ldm.export.artefact import export
 from ldm.export.export_options import ExportOptions
 from ldm.export.export_source import ExportSource, load_source
 from ldm.export.formats.exporter import ExportedModel, ReadBack, Usage
-from ldm.export.formats.registry import FORMATS, ExportFormat
+from ldm.export.formats.formats import FORMATS, ExportFormat
 from ldm.export.verify.compare import Verdict
 from ldm.io.files import read_json
 from ldm.models.devices import DTYPES

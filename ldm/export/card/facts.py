@@ -13,7 +13,7 @@ from ldm.diffusion.scheduler_names import SCHEDULERS
 from ldm.export.card.run_record import RunRecord
 from ldm.export.export_source import ExportSource
 from ldm.export.formats.exporter import BaseModel, ExportedModel
-from ldm.export.formats.registry import FORMATS
+from ldm.export.formats.formats import FORMATS
 from ldm.io.redaction import redacted
 from ldm.models.loading.folder import ADAPTER
 from ldm.models.loading.source import EMBEDDED, HUB_ID

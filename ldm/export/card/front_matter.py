@@ -8,7 +8,7 @@ from huggingface_hub import ModelCardData
 
 from ldm.export.card.run_record import RunRecord
 from ldm.export.formats.exporter import ExportedModel
-from ldm.export.formats.registry import FORMATS
+from ldm.export.formats.formats import FORMATS
 from ldm.io.redaction import redacted_prose
 
 _LICENCES = (

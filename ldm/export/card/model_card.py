@@ -64,7 +64,7 @@ def write_card(
         title: the heading; shown literally.
         licence: of the weights, an SPDX name such as "mit", or an address; default: the one on the model's own card.
         repo_id: USER/NAME on the Hub, for the examples.
-        format: a key of `ldm.export.formats.registry.FORMATS`.
+        format: a key of `ldm.export.formats.formats.FORMATS`.
         samples: images that the model made; the first one's prompt is used in the examples.
         name: the name of the final folder; default: the model's id.
 

@@ -10,7 +10,7 @@ from typing import cast
 from ldm.errors import UserError
 from ldm.export.export_options import ExportOptions
 from ldm.export.export_source import ExportSource
-from ldm.export.formats.registry import FORMATS
+from ldm.export.formats.formats import FORMATS
 from ldm.export.verify.compare import Verdict
 from ldm.models.adapters.folder import LORA_FILE
 from ldm.models.loading.folder import weights_variant
@@ -50,7 +50,7 @@ class ExportedModel:
     Attributes:
         folder: where it is now.
         name: the name of its final folder.
-        format: a key of `ldm.export.formats.registry.FORMATS`.
+        format: a key of `ldm.export.formats.formats.FORMATS`.
         repo_id: USER/NAME, if it is going to the Hub.
         base: the model that training started from; None if it was trained from scratch or only converted.
     """
