@@ -1,6 +1,7 @@
 """The models that are measured: the embedded one, and others of known shapes with random weights."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -87,10 +88,11 @@ def make_unet(shape: Shape, size_px: int) -> UNet2DConditionModel:
     )
 
 
+@cache
 def call_flops(shape: Shape, size_px: int, num_rows: int = 2) -> int:
     """Operations of a forward pass of the UNet: a multiplication and an addition count as two.
 
-    Matrix multiplications, convolutions and attention, counted without being computed.
+    Matrix multiplications, convolutions and attention, counted on the meta device without computing them.
     """
     side = size_px // 8
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -99,8 +101,9 @@ def call_flops(shape: Shape, size_px: int, num_rows: int = 2) -> int:
     return int(counter.get_total_flops())
 
 
+@cache
 def num_weights(shape: Shape, size_px: int) -> int:
-    """Of the UNet, without making them."""
+    """Number of weights of the UNet, counted without allocating them."""
     with torch.device("meta"):
         return sum(weight.numel() for weight in make_unet(shape, size_px).parameters())
 
