@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -90,10 +91,11 @@ def make_unet(shape: Shape, size_px: int) -> UNet2DConditionModel:
     )
 
 
+@cache
 def call_flops(shape: Shape, size_px: int, num_rows: int = 2) -> int:
     """Floating-point operations of a forward pass of the UNet; a multiply-add counts as two.
 
-    Matrix multiplications, convolutions and attention are counted, without being computed.
+    Matrix multiplications, convolutions and attention, counted on the meta device without computing them.
     """
     side = size_px // 8
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -102,8 +104,9 @@ def call_flops(shape: Shape, size_px: int, num_rows: int = 2) -> int:
     return int(counter.get_total_flops())
 
 
+@cache
 def num_weights(shape: Shape, size_px: int) -> int:
-    """The number of the UNet's weights, without allocating them."""
+    """Number of weights of the UNet, counted without allocating them."""
     with torch.device("meta"):
         return sum(weight.numel() for weight in make_unet(shape, size_px).parameters())
 
