@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
-
+from ldm.export.card.front_matter import metadata_yaml
 from ldm.export.card.markdown import render
 from ldm.export.card.training_facts import Measurement
 from ldm.io.files import read_json
@@ -24,7 +23,7 @@ def emoji_card(runs: Path) -> str:
     autoencoder = read_json(runs / "autoencoder" / "report.json")
     text_encoder = read_json(runs / "text_encoder" / "report.json")
     evaluation = read_json(runs / "evaluation" / "report.json")
-    metadata = ModelCardData(
+    metadata = metadata_yaml(
         license="mit",
         library_name="diffusers",
         pipeline_tag="text-to-image",
@@ -33,7 +32,7 @@ def emoji_card(runs: Path) -> str:
     )
     return render(
         TEMPLATE,
-        front_matter=metadata.to_yaml(),
+        front_matter=metadata,
         num_images=evaluation["recall"]["num_training_images"],
         measurements=_measurements(autoencoder, text_encoder, evaluation),
     )

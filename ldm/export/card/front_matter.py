@@ -41,7 +41,7 @@ def front_matter(
         widget: prompts and the files of their images.
     """
     base = exported.base.hub_id if exported.base else None
-    data = ModelCardData(
+    return metadata_yaml(
         **licence_keys(licence),
         library_name="diffusers",
         pipeline_tag="text-to-image",
@@ -52,7 +52,11 @@ def front_matter(
         instance_prompt=exported.token or _caption_prefix(run),
         widget=[{"text": redacted_prose(prompt), "output": {"url": file}} for prompt, file in widget] or None,
     )
-    return data.to_yaml()
+
+
+def metadata_yaml(**fields: Any) -> str:
+    """The Hub's metadata for a model as YAML; the fields are those of `huggingface_hub.ModelCardData`."""
+    return ModelCardData(**fields).to_yaml()
 
 
 def licence_keys(licence: str | None) -> dict[str, Any]:
