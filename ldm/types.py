@@ -1,4 +1,4 @@
-"""The nouns that cross module borders.
+"""Types shared between modules.
 
 Axis letters, used in every docstring:
 B batch, C latent channels, H W pixels, h w latent size, L tokens, D text width, P pooled text width, K extra channels.
@@ -14,18 +14,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Everything that a denoiser is told besides the latents and the time, for B rows.
+    """All inputs of a denoiser besides the latents and the timesteps, for B rows.
 
     Attributes:
-        prompt_embeds: [B, L, D], what cross-attention attends to; L is one context of the text encoder or several.
-        pooled: [B, P], one vector a prompt, or None.
-        attention_mask: [B, L], 1 for tokens to attend to, or None for all.
+        prompt_embeds: [B, L, D], the input of cross-attention; L spans one or more contexts of the text encoder.
+        pooled: [B, P], one vector per prompt, or None.
+        attention_mask: [B, L], 1 for tokens to attend to, or None to attend to all.
         time_ids: [B, 6], original height and width, crop top and left, target height and width (SDXL), in float32.
-        class_labels: [B], integers, or noise levels of an upscaler.
-        concat: [B, K, h, w], appended to the latents' channels after the sampler has scaled them.
-        down_residuals: of a ControlNet or T2I-Adapter, one [B, channels, h, w] for each skip connection of the UNet.
-        mid_residual: of a ControlNet, for the middle block [B, channels, h, w].
-        image_embeds: image prompts (IP-Adapter), one [B, images, tokens or width, ...] for each adapter.
+        class_labels: [B], integers, or the noise levels of an upscaler.
+        concat: [B, K, h, w], concatenated to the latents' channels after the sampler has scaled the latents.
+        down_residuals: from a ControlNet or T2I-Adapter, one [B, channels, h, w] for each skip connection of the UNet.
+        mid_residual: from a ControlNet, for the middle block [B, channels, h, w].
+        image_embeds: image prompts (IP-Adapter), one [B, images, tokens or width, ...] per adapter.
     """
 
     prompt_embeds: Tensor
@@ -42,33 +42,33 @@ class Conditioning:
         return self.prompt_embeds.shape[0]
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> "Conditioning":
-        """The same conditioning with `fn` applied to each tensor present."""
+        """A copy with `fn` applied to each tensor that is set."""
         return replace(self, **{name: _map(fn, value) for name, value in _present(self).items()})
 
     def select(self, rows: Sequence[int]) -> "Conditioning":
-        """The rows named, in that order: [B, ...] -> [len(rows), ...]."""
+        """The given rows, in that order: [B, ...] -> [len(rows), ...]."""
         return self.map(lambda tensor: tensor[list(rows)])
 
     def expand(self, num_rows: int) -> "Conditioning":
-        """One row repeated `num_rows` times; conditioning that has that many rows already is returned as it is."""
+        """Repeat a single row `num_rows` times; conditioning with more than one row is returned unchanged."""
         return self.select([0] * num_rows) if len(self) == 1 and num_rows > 1 else self
 
     def to(self, device: torch.device) -> "Conditioning":
-        """The same conditioning on a device."""
+        """A copy on the given device."""
         return self.map(lambda tensor: tensor.to(device))
 
     @staticmethod
     def cat(parts: "Sequence[Conditioning]") -> "Conditioning":
-        """Several conditionings as one: rows B1, B2, ... become B1 + B2 + ...
+        """Concatenate conditionings along the batch axis: B1, B2, ... rows become B1 + B2 + ...
 
         Raises:
-            ValueError: a field is set in some of them and not in others, so that rows would lose it.
+            ValueError: a field is set in some of them but not in all.
         """
         present = [_present(part) for part in parts]
         for name in {name for each in present for name in each}:
             if missing := [index for index, each in enumerate(present) if name not in each]:
                 raise ValueError(
-                    f"{name} is missing in conditioning {missing[0]} of {len(parts)}, others have it"
+                    f"{name} is missing in conditioning {missing[0]} of {len(parts)} but set in others"
                 )
         return Conditioning(**{name: _cat([each[name] for each in present]) for name in present[0]})
 
@@ -90,14 +90,14 @@ def _cat(values: Sequence[Any]) -> Any:
 
 @dataclass(frozen=True)
 class Step:
-    """Where the sampler stands: plain numbers, so that nothing asks the device.
+    """The sampler's current position, in plain Python numbers so that reading it never synchronizes with the device.
 
     Attributes:
         index: sampling step, from 0.
         evaluation: denoiser call, from 0 (a second-order step makes two).
-        timestep: what the denoiser is told of the time, such as the training timestep.
+        timestep: the denoiser's time input, such as the training timestep.
         sigma: noise level at that timestep, sigma/alpha in the path's terms.
-        fraction: share of the sampling steps that are done before this one; 0 to below 1.
+        fraction: fraction of the sampling steps completed before this one, in [0, 1).
     """
 
     index: int

@@ -1,4 +1,4 @@
-"""`Conditioning`: rows are selected, joined and mapped in every field alike."""
+"""`Conditioning`: selecting, concatenating and mapping rows applies to every field."""
 
 from dataclasses import fields
 
@@ -9,7 +9,7 @@ from ldm.types import Conditioning
 
 
 def full(*values: float) -> Conditioning:
-    """A row for each value, with every field set."""
+    """One row per value, with every field set."""
     rows = torch.tensor(values)
 
     def shaped(*shape: int) -> torch.Tensor:
@@ -51,14 +51,14 @@ def test_rows_are_joined_in_every_field() -> None:
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Conditioning)][1:])
-def test_a_field_that_some_rows_lack_is_an_error(name: str) -> None:
+def test_a_field_missing_in_some_rows_is_an_error(name: str) -> None:
     whole = full(1.0)
     lacking = Conditioning(**{**vars(whole), name: () if isinstance(getattr(whole, name), tuple) else None})
     with pytest.raises(ValueError, match=f"{name} is missing in conditioning 1 of 2"):
         Conditioning.cat([whole, lacking])
 
 
-def test_one_row_stands_for_all() -> None:
+def test_a_single_row_is_repeated() -> None:
     assert len(full(1.0).expand(3)) == 3
     several = full(1.0, 2.0)
     assert several.expand(2) is several

@@ -1,12 +1,12 @@
-"""Power-function averages of weights, and any width of them rebuilt afterwards (Karras et al. 2024, "EDM2").
+"""Power-function averages of weights, and post-hoc reconstruction of any width (Karras et al. 2024, "EDM2").
 
-The average after optimizer step t (from 1) takes in the weights as
+The average is updated after optimizer step t (from 1) by
 
     average_t = beta_t average_{t-1} + (1 - beta_t) weights_t,    beta_t = (1 - 1/t)^(gamma + 1)      (their Eq. 127)
 
-so that weights_i stand in average_t with the share (i^(gamma+1) - (i-1)^(gamma+1)) / t^(gamma+1): exactly, by
-telescoping, and nothing is left of the random start. A width is the standard deviation of those shares, as of a
-density over time, relative to t ("sigma_rel"): 0.05 gives 85 % to the last tenth of the run.
+By telescoping, the share of weights_i in average_t is exactly (i^(gamma+1) - (i-1)^(gamma+1)) / t^(gamma+1), and the
+random initialization has no share. The width ("sigma_rel") is the standard deviation of these shares, seen as a
+density over time, relative to t: a width of 0.05 gives 85 % of the weight to the last tenth of the run.
 Letters: S snapshots, T optimizer steps.
 """
 
@@ -22,25 +22,25 @@ from ldm.errors import UserError
 Array = NDArray[np.float64]
 
 MAX_WIDTH = 0.28
-"""Near 1/sqrt(12), the width of the plain mean (gamma 0), which is as wide as an average gets."""
+"""Just below 1/sqrt(12), the width of the plain mean (gamma 0) and the largest possible."""
 
 CHUNK = 16384
-"""Steps taken into the least squares at once, so that a long run needs no large matrix."""
+"""Steps processed at once in the least-squares fit, so that a long run needs no large matrix."""
 
 
 class Snapshot(NamedTuple):
-    """One stored average: after which optimizer step, of which width."""
+    """The optimizer step and the width of one stored average."""
 
     step: int
     width: float
 
 
 class Rebuilding(NamedTuple):
-    """How a wanted average is put together from snapshots.
+    """A requested average as a linear combination of snapshots.
 
     Attributes:
-        coefficients: [S], what each snapshot counts; they sum to 1.
-        residual: size of what of the wanted shares is missed, as a fraction of theirs; 0 is exact.
+        coefficients: [S], the coefficient of each snapshot; they sum to 1.
+        residual: norm of the error in the shares, relative to the norm of the requested shares; 0 is exact.
     """
 
     coefficients: Array
@@ -48,40 +48,40 @@ class Rebuilding(NamedTuple):
 
 
 def gamma_of(width: float) -> float:
-    """The exponent of a relative width: Algorithm 2 of Karras et al. 2024, the largest root of the cubic.
+    """The exponent gamma for a relative width: Algorithm 2 of Karras et al. 2024, the largest root of a cubic.
 
     Raises:
-        UserError: the width is not above 0 and at most MAX_WIDTH.
+        UserError: the width is not in (0, MAX_WIDTH].
     """
     if not 0 < width <= MAX_WIDTH:
-        raise UserError(f"width {width:g} of an average", f"choose one above 0 and at most {MAX_WIDTH}")
+        raise UserError(f"averaging width {width:g}", f"choose a width above 0 and at most {MAX_WIDTH}")
     inverse = width**-2.0
     return float(np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse]).real.max())
 
 
 def update_weight(step: int, gamma: float) -> float:
-    """1 - beta_t: what the weights after optimizer step `step` (from 1) count; at the first step all."""
+    """1 - beta_t, the factor of the new weights after optimizer step `step` (from 1); 1 at the first step."""
     if step == 1:
         return 1.0
     return -math.expm1((gamma + 1) * math.log1p(-1 / step))
 
 
 def shares(snapshot_step: int, gamma: float, steps: Array) -> Array:
-    """What the weights after each of `steps` count in the average after `snapshot_step`; 0 for later ones."""
+    """The share of the weights of each of `steps` in the average after `snapshot_step`; 0 for later steps."""
     after = np.clip(steps / snapshot_step, 0, 1)
     before = np.clip((steps - 1) / snapshot_step, 0, 1)
     return np.asarray(after ** (gamma + 1) - before ** (gamma + 1))
 
 
 def rebuild(snapshots: Sequence[Snapshot], wanted: Snapshot) -> Rebuilding:
-    """The combination of snapshots whose shares come nearest to the wanted average's, by least squares.
+    """The combination of snapshots whose shares best match those of the requested average, by least squares.
 
-    This is Algorithm 3 of Karras et al. 2024 with two differences: the shares are the exact ones of single steps
-    instead of their continuous limit, and the coefficients are those that fit best among those that sum to 1. So
-    weights that did not move come back as they were, and in a fine-tuning an error is one of the movement alone.
+    This is Algorithm 3 of Karras et al. 2024 with two differences: the shares are the exact shares of single steps
+    instead of their continuous limit, and the coefficients are constrained to sum to 1. Weights that did not change
+    are therefore reproduced exactly, and when fine-tuning, the error only affects the change from the base.
 
     Raises:
-        UserError: there are no snapshots up to the wanted step, or a width is out of range.
+        UserError: there are no snapshots up to the requested step, or a width is out of range.
     """
     usable = [snapshot for snapshot in snapshots if snapshot.step <= wanted.step]
     if not usable:
@@ -95,10 +95,11 @@ def rebuild(snapshots: Sequence[Snapshot], wanted: Snapshot) -> Rebuilding:
 
 
 def _triangle(usable: Sequence[Snapshot], wanted: Snapshot) -> tuple[Array, float]:
-    """The triangular factor [S, S] of the shares less the last snapshot's, the wanted ones in its last column.
+    """The R factor [S, S] of a QR decomposition of the shares, and the norm of the requested shares.
 
-    That the coefficients sum to 1 is put in by those differences. The factor is carried from chunk to chunk: a
-    least squares over it is the one over all T rows. Beside it the norm of the wanted shares.
+    The last snapshot's shares are subtracted from all columns, which makes the coefficients sum to 1. The last column
+    holds the requested shares. The factor is updated chunk by chunk: least squares on it gives the same solution as
+    least squares on all T rows.
     """
     columns = [(s.step, gamma_of(s.width)) for s in (*usable[:-1], wanted, usable[-1])]
     factor, squares = np.zeros((0, len(usable))), 0.0
@@ -112,18 +113,20 @@ def _triangle(usable: Sequence[Snapshot], wanted: Snapshot) -> tuple[Array, floa
 
 
 def stored_name(width: float, name: str) -> str:
-    """The name of a weight's average in a file: `width-0.05/` and the weight's own name."""
+    """The name of an averaged weight in a file: `width-0.05/` followed by the weight's name."""
     return f"width-{width!r}/{name}"
 
 
 def split_name(stored: str) -> tuple[float, str]:
-    """Width and weight of a name that `stored_name` made.
+    """The width and the weight's name in a name made by `stored_name`.
 
     Raises:
-        UserError: it is no such name.
+        UserError: the name does not have that form.
     """
     prefix, _, name = stored.partition("/")
     try:
         return float(prefix.removeprefix("width-")), name
     except ValueError:
-        raise UserError(f"{stored!r} is no average of a weight", "this is no snapshot of averages") from None
+        raise UserError(
+            f"{stored!r} is not an averaged weight", "choose a file of averaging snapshots"
+        ) from None

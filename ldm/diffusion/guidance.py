@@ -1,6 +1,6 @@
-"""Guidance: a function from a denoiser to a denoiser, so the sampling loop knows nothing of it.
+"""Guidance as a function that wraps a denoiser in another denoiser, so the sampling loop does not depend on it.
 
-`guide` calls the denoiser once for N branches, each a `Conditioning`, and hands their predictions to a function that
+`guide` calls the denoiser once for N branches, each a `Conditioning`, and passes their predictions to a function that
 combines them. Classifier-free guidance has two branches, InstructPix2Pix three, a composition of N prompts N + 1.
 """
 
@@ -15,10 +15,10 @@ from ldm.types import Conditioning, Denoiser, Step
 PROMPT = "prompt"
 """The branch of the conditioning that the sampler passes; it comes last in the batch."""
 NEGATIVE = "negative"
-"""The branch that classifier-free guidance leads away from: a negative prompt, or an empty one."""
+"""The branch that classifier-free guidance moves away from: a negative or an empty prompt."""
 
 Combine = Callable[[Mapping[str, Tensor]], Tensor]
-"""The predictions [B, C, h, w] of the branches by name -> the guided prediction [B, C, h, w]."""
+"""Maps the predictions [B, C, h, w] of the branches, by name, to the guided prediction [B, C, h, w]."""
 
 
 def guide(
@@ -30,11 +30,11 @@ def guide(
     """A denoiser that combines the predictions of several branches, computed in one call of (N + 1) B rows.
 
     Args:
-        branches: the N branches besides the prompt's, by name, in the order of their rows in the batch. Each has
-            1 row, used for all, or B rows.
-        combine: is given each branch's prediction under its name, and the prompt's under `PROMPT`.
-        interval: outside it the denoiser is called for the prompt alone, with B rows: less work, and often better
-            images (Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval").
+        branches: the N branches besides the prompt, by name, in the order of their rows in the batch. Each has
+            B rows, or a single row that is repeated.
+        combine: receives the prediction of each branch under its name, and of the prompt under `PROMPT`.
+        interval: outside it, the denoiser is called only for the prompt, with B rows. This is faster and often gives
+            better images (Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval").
     """
 
     def guided(
@@ -52,7 +52,7 @@ def classifier_free_guidance(guidance_scale: float, guidance_rescale: float = 0.
     """Ho & Salimans 2022, Eq. 6: model_pred = negative + guidance_scale (prompt - negative).
 
     Args:
-        guidance_rescale: share of `rescale_guidance` that is mixed in, 0 to 1.
+        guidance_rescale: phi of `rescale_guidance`, 0 to 1.
     """
 
     def combine(predictions: Mapping[str, Tensor]) -> Tensor:
@@ -67,8 +67,8 @@ def compose(weights: Mapping[str, float], guidance_scale: float) -> Combine:
     """Composition of prompts, Liu et al. 2022, Eq. 11: negative + sum_i w_i (prediction_i - negative).
 
     Args:
-        weights: w_i by the name of the branch, relative to the prompt's own weight; a negative one leads away from it.
-        guidance_scale: the weight of the prompt's own branch, which multiplies the others too.
+        weights: w_i by branch name, relative to the weight of the prompt; a negative weight moves away from a branch.
+        guidance_scale: the weight of the prompt's branch; it multiplies the other weights too.
     """
     shares = {PROMPT: 1.0, **weights}
 
@@ -87,7 +87,7 @@ def guide_with_negative(
     guidance_rescale: float = 0.0,
     interval: Interval = EVERYWHERE,
 ) -> Denoiser:
-    """Classifier-free guidance with one negative prompt; with a scale of 1 or less, the denoiser itself."""
+    """Classifier-free guidance with one negative prompt; returns `denoiser` itself for a scale of 1 or less."""
     if guidance_scale <= 1:
         return denoiser
     combine = classifier_free_guidance(guidance_scale, guidance_rescale)
@@ -95,11 +95,11 @@ def guide_with_negative(
 
 
 def rescale_guidance(model_pred: Tensor, positive: Tensor, guidance_rescale: float) -> Tensor:
-    """Give a guided prediction back the spread of the prompt's own, Eq. 15 and 16 of Lin et al. 2023.
+    """Rescale a guided prediction to the standard deviation of the prompt's, Eq. 15 and 16 of Lin et al. 2023.
 
     Args:
         model_pred: the guided prediction [B, C, h, w].
-        positive: the prediction for the prompt alone [B, C, h, w].
+        positive: the prediction for the prompt, without guidance [B, C, h, w].
         guidance_rescale: phi; 0 changes nothing.
     """
     axes = list(range(1, positive.ndim))
@@ -108,7 +108,7 @@ def rescale_guidance(model_pred: Tensor, positive: Tensor, guidance_rescale: flo
 
 
 def _inside(interval: Interval, guided: Denoiser, plain: Denoiser) -> Denoiser:
-    """One denoiser at the steps within an interval, and where no step is given; another at the rest."""
+    """Use `guided` within the interval and in calls without a step, and `plain` elsewhere."""
     if interval == EVERYWHERE:
         return guided
 
@@ -122,6 +122,6 @@ def _inside(interval: Interval, guided: Denoiser, plain: Denoiser) -> Denoiser:
 
 
 def within(step: Step, interval: Interval) -> bool:
-    """Whether a step is in an interval: its start is included, its end is not."""
+    """Whether a step is within an interval; the start is inclusive, the end exclusive."""
     start, end = interval
     return start <= step.fraction < end if start < end else start >= step.sigma > end

@@ -1,4 +1,4 @@
-"""The DDPM training objective in latent space: timestep, noising, target, weight, loss."""
+"""The DDPM training objective in latent space: timesteps, noise, target, weight and loss."""
 
 from typing import Literal, Self
 
@@ -12,7 +12,7 @@ from ldm.errors import UserError
 from ldm.types import Conditioning, Denoiser
 
 MIN_SNR, MAX_SNR = 1e-3, 1e4
-"""Where a weight that grows without bound stops growing: Stable Diffusion's levels lie from 0.0047 to 1,175."""
+"""The SNR is clamped to this range for unbounded weights; Stable Diffusion's SNR ranges from 0.0047 to 1,175."""
 
 NUM_TENTHS = 10
 
@@ -24,46 +24,46 @@ BELONGS_TO = {
     "p2_gamma": ("weighting", "p2"),
     "huber_delta": ("loss", "huber"),
 }
-"""Settings of one choice alone: the setting that makes it, and the choice."""
+"""Settings that only apply to one value of another setting: that setting and that value."""
 
 
 class ObjectiveSettings(Settings):
-    """Which noise levels are drawn, what noise is added, and how the loss weighs the error."""
+    """How noise levels are sampled, which noise is added, and how the loss weights the error."""
 
     timestep_distribution: Literal["uniform", "logit_normal"] = Field(
-        "uniform", description="logit_normal draws the middle of the schedule more often: Esser et al. 2024"
+        "uniform", description="logit_normal samples the middle of the schedule more often: Esser et al. 2024"
     )
-    logit_mean: float = Field(0.0, description="of logit_normal; above 0 towards high noise")
-    logit_std: float = Field(1.0, gt=0, description="of logit_normal")
+    logit_mean: float = Field(0.0, description="mean of logit_normal; above 0 favors high noise")
+    logit_std: float = Field(1.0, gt=0, description="standard deviation of logit_normal")
     timestep_shift: float = Field(
         1.0,
         gt=0,
-        description="above 1 draws high noise more often, where a prompt decides; 1 draws all alike",
+        description="above 1 samples high noise, where the prompt matters most, more often; 1: no shift",
     )
 
     weighting: Literal["none", "min_snr", "p2", "debiased", "snr_plus_one", "x_0"] = Field(
         "none",
         description="none: the plain DDPM loss; min_snr: Hang et al. 2023; p2: Choi et al. 2022; debiased: "
-        "Yu et al. 2023; snr_plus_one: Salimans & Ho 2022; x_0: the error of x_0, at each noise",
+        "Yu et al. 2023; snr_plus_one: Salimans & Ho 2022; x_0: the unweighted error of x_0",
     )
     min_snr_gamma: float = Field(5.0, gt=0, description="gamma of min_snr")
     p2_k: float = Field(1.0, gt=0, description="k of p2")
     p2_gamma: float = Field(1.0, ge=0, description="gamma of p2")
 
     loss: Literal["mse", "huber"] = Field(
-        "mse", description="huber: far errors count by their size, not its square"
+        "mse", description="huber: large errors count linearly instead of quadratically"
     )
-    huber_delta: float = Field(0.1, gt=0, description="error at which huber turns from square to straight")
+    huber_delta: float = Field(0.1, gt=0, description="error at which huber changes from quadratic to linear")
 
     offset_noise: float = Field(
         0.0,
         ge=0,
-        description="size of noise that is one number a channel, for dark and bright pictures; 0: none",
+        description="scale of noise that is constant within each channel, for dark and bright images; 0: off",
     )
     input_perturbation: float = Field(
         0.0,
         ge=0,
-        description="size of noise added to the input alone: Ning et al. 2023, who use 0.1; 0: none",
+        description="scale of extra noise added only to the input: Ning et al. 2023, who use 0.1; 0: off",
     )
 
     @model_validator(mode="after")
@@ -78,8 +78,9 @@ class ObjectiveSettings(Settings):
 def loss_weight(snr: Tensor, prediction_type: str, settings: ObjectiveSettings) -> Tensor:
     """Weight of each sample's squared error, [B] -> [B]; finite from snr = 0 to infinity.
 
-    A weighting counts the squared error of x_0 by some w(snr). That error is the one of epsilon over snr, or the one of
-    v over snr + 1, as x_0 = (x_t - sigma epsilon)/alpha = alpha x_t - sigma v. So the weights are
+    A weighting multiplies the squared error of x_0 by some w(snr). Since x_0 = (x_t - sigma epsilon)/alpha =
+    alpha x_t - sigma v, the squared error of x_0 is that of epsilon divided by snr, or that of v divided by snr + 1.
+    The weights of the squared error are therefore
 
                       of x_0             of epsilon        of v
         min_snr       min(snr, g)        min(1, g/snr)     min(snr, g)/(snr + 1)      Eq. 6 of Hang et al. 2023
@@ -88,10 +89,10 @@ def loss_weight(snr: Tensor, prediction_type: str, settings: ObjectiveSettings) 
         snr_plus_one  snr + 1 *          1 + 1/snr *       1                          Salimans & Ho 2022
         x_0           1                  1/snr *           1/(snr + 1) = sigma^2
 
-    and with `none` 1 for each. Those with a star have no bound: there snr is kept within MIN_SNR and MAX_SNR.
+    With `none` they are all 1. Weights with a star are unbounded: for them, snr is clamped to [MIN_SNR, MAX_SNR].
 
     Raises:
-        UserError: the weighting is not known for this prediction type.
+        UserError: the weighting does not support this prediction type.
     """
     if settings.weighting == "none":
         return torch.ones_like(snr)
@@ -102,7 +103,7 @@ def loss_weight(snr: Tensor, prediction_type: str, settings: ObjectiveSettings) 
         )
     ones, bounded = torch.ones_like(snr), snr.clamp(MIN_SNR, MAX_SNR)
     gamma, k, power = settings.min_snr_gamma, settings.p2_k, -settings.p2_gamma
-    # written so that both keep to [0, 1] at snr = 0 and infinity
+    # written so that both stay in [0, 1] at snr = 0 and infinity
     alpha_square, sigma_square = 1 / (1 + 1 / snr), 1 / (snr + 1)
     of_x_0, of_epsilon, of_v = {
         "min_snr": (snr.clamp(max=gamma), gamma / snr.clamp(min=gamma), snr.clamp(max=gamma) / (snr + 1)),
@@ -115,10 +116,11 @@ def loss_weight(snr: Tensor, prediction_type: str, settings: ObjectiveSettings) 
 
 
 def timestep_at(position: Tensor, path: ProbabilityPath, settings: ObjectiveSettings) -> Tensor:
-    """Timesteps [B] for even draws u [B] from [0, 1).
+    """Timesteps [B] for uniform samples u [B] from [0, 1).
 
-    logit_normal: u becomes sigmoid(mean + std q(u)), q the normal quantile, so that one draw stays one draw (Eq. 19 of
-    Esser et al. 2024). Then u is moved to s u / (1 + (s - 1) u), with s the shift: their Eq. 23.
+    With logit_normal, u becomes sigmoid(mean + std q(u)) with the normal quantile function q (Eq. 19 of Esser et al.
+    2024), so a timestep needs one random number either way. Then u becomes s u / (1 + (s - 1) u) with the shift s:
+    their Eq. 23.
     """
     if settings.timestep_distribution == "logit_normal":
         position = torch.sigmoid(settings.logit_mean + settings.logit_std * torch.special.ndtri(position))
@@ -139,13 +141,13 @@ def diffusion_loss(
     offset: Tensor | None = None,
     perturbation: Tensor | None = None,
 ) -> Tensor:
-    """One loss a sample, [B]: the weighted mean error of the prediction, Eq. 14 of Ho et al. 2020.
+    """The loss of each sample, [B]: the weighted mean error of the prediction, Eq. 14 of Ho et al. 2020.
 
     Args:
         latents: clean, scaled latents [B, C, h, w].
         noise: standard normal [B, C, h, w].
-        timesteps: [B], as the path has them.
-        mask: what counts, [B, 1, h, w] from 0 to 1; by default everything.
+        timesteps: [B], in the path's units.
+        mask: weight of each position in the loss, [B, 1, h, w] from 0 to 1; by default 1 everywhere.
         offset: standard normal [B, C], needed with `offset_noise`.
         perturbation: standard normal [B, C, h, w], needed with `input_perturbation`.
     """
@@ -161,7 +163,7 @@ def diffusion_loss(
 
 
 def _offset(noise: Tensor, offset: Tensor | None, size: float) -> Tensor:
-    """Noise with one more draw a channel: it is then in the target too."""
+    """Noise with a random constant added to each channel; the target contains it too."""
     if not size:
         return noise
     assert offset is not None, "offset_noise needs the batch entry `offset`"
@@ -169,7 +171,7 @@ def _offset(noise: Tensor, offset: Tensor | None, size: float) -> Tensor:
 
 
 def _perturbed(noise: Tensor, perturbation: Tensor | None, size: float) -> Tensor:
-    """What is added to the latents in place of the noise that the target speaks of: Alg. 1 of Ning et al. 2023."""
+    """The noise added to the latents; the target is computed from `noise` alone: Alg. 1 of Ning et al. 2023."""
     if not size:
         return noise
     assert perturbation is not None, "input_perturbation needs the batch entry `perturbation`"
@@ -182,11 +184,11 @@ def pointwise_error(difference: Tensor, settings: ObjectiveSettings) -> Tensor:
     if settings.loss == "mse":
         return square
     delta = settings.huber_delta
-    return 2 * delta * square / ((square + delta**2).sqrt() + delta)  # the same, without cancellation
+    return 2 * delta * square / ((square + delta**2).sqrt() + delta)  # equivalent, without cancellation
 
 
 def masked_mean(error: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean over what the mask shows, [B, C, h, w] -> [B]; 0 where it shows nothing."""
+    """The mean weighted by the mask, [B, C, h, w] -> [B]; 0 where the mask is empty."""
     if mask is None:
         return error.mean(dim=(1, 2, 3))
     mask = mask.to(error.dtype)
@@ -196,11 +198,11 @@ def masked_mean(error: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def split_by_tenth(losses: Tensor, tenths: Tensor) -> tuple[Tensor, Tensor]:
-    """What each tenth has of the losses, 0 elsewhere, and 1 where it has one: both [10, B]; sums / counts are means.
+    """The losses of each tenth (0 elsewhere) and their counts (1 or 0): both [10, B]; sums over counts are means.
 
     Args:
-        losses: [B]; a NaN stays in its own tenth.
-        tenths: of `ProbabilityPath.tenth`, [B].
+        losses: [B]; a NaN affects only its own tenth.
+        tenths: from `ProbabilityPath.tenth`, [B].
     """
     inside = tenths == torch.arange(NUM_TENTHS, device=tenths.device)[:, None]
     return torch.where(inside, losses.detach().float(), 0.0), inside.float()

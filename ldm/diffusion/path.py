@@ -1,13 +1,13 @@
-"""Paths from data to noise, and what a prediction means on them.
+"""Probability paths from data to noise, and the interpretation of predictions on them.
 
     x_t = alpha_t x_0 + sigma_t noise
 
-A path is a class of a few equations. The objective trains along it and the sampler walks back along it; neither knows
-which one it is. DDPM's (Ho et al. 2020) is the first:
+A path is a class of a few equations. The objective and the sampler only use its interface and work with any path.
+DDPM's path (Ho et al. 2020) is the first:
 
     alpha_t^2 + sigma_t^2 = 1,    alpha_t^2 = prod_s (1 - beta_s)
 
-with the same numbers, to the last bit, as diffusers' `DDPMScheduler` with the same settings; a test compares them.
+Its values are bit-identical to those of diffusers' `DDPMScheduler` with the same settings; a test compares them.
 """
 
 import math
@@ -35,34 +35,36 @@ class ScheduleSettings(Settings):
     )
     beta_start: float = Field(0.00085, gt=0, lt=1, description="first beta; unused by the cosine schedule")
     beta_end: float = Field(0.012, gt=0, lt=1, description="last beta; unused by the cosine schedule")
-    prediction_type: PredictionType = Field("epsilon", description="what the denoiser is trained to predict")
+    prediction_type: PredictionType = Field(
+        "epsilon", description="quantity that the denoiser is trained to predict"
+    )
     rescale_betas_zero_snr: bool = Field(
-        False, description="shift the schedule so that the last level is pure noise (Lin et al. 2023)"
+        False, description="rescale the schedule so that the last level is pure noise (Lin et al. 2023)"
     )
 
     def model_post_init(self, _: Any) -> None:
         if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
             raise ValueError(
                 "with zero terminal SNR (rescale_betas_zero_snr) use v_prediction or sample as prediction_type: "
-                "epsilon says nothing there"
+                "epsilon carries no information there"
             )
 
 
 class ProbabilityPath(ABC):
-    """How data is noised, and what a network on that path is asked and predicts.
+    """How data is noised, and the inputs and targets of a network on this path.
 
-    The noise level of a sample is given by what the network is told of the time, its `timesteps` [B]: integers of
-    DDPM's table, or floats on a continuous path.
+    The noise level of each sample is given by the network's time input, `timesteps` [B]: integer indices into DDPM's
+    table, or floats on a continuous path.
 
     Attributes:
-        prediction_type: what the network predicts, under diffusers' name.
+        prediction_type: the quantity that the network predicts, under diffusers' name.
     """
 
     prediction_type: str
 
     @abstractmethod
     def timesteps_at(self, position: Tensor) -> Tensor:
-        """Timesteps [B] at positions [B] in [0, 1), from least noise to most; even draws are the uniform choice."""
+        """Timesteps [B] at positions [B] in [0, 1), from least to most noise; uniform if the positions are."""
 
     @abstractmethod
     def tenth(self, timesteps: Tensor) -> Tensor:
@@ -78,11 +80,11 @@ class ProbabilityPath(ABC):
 
     @abstractmethod
     def target(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the network should predict, [B, C, h, w]."""
+        """The network's training target, [B, C, h, w]."""
 
     @abstractmethod
     def to_x_0(self, model_pred: Tensor, noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
-        """The clean latents that a prediction stands for, all [B, C, h, w]."""
+        """The clean latents implied by a prediction, all [B, C, h, w]."""
 
     @abstractmethod
     def scheduler_config(self) -> dict[str, Any]:
@@ -91,11 +93,11 @@ class ProbabilityPath(ABC):
     @classmethod
     @abstractmethod
     def of_scheduler(cls, scheduler: Any) -> Self | None:
-        """The path that a diffusers scheduler samples along, or None if it is not of this kind."""
+        """The path that a diffusers scheduler samples along, or None if it is not of this class."""
 
     @abstractmethod
     def noise_to_signal(self, timesteps: Sequence[float]) -> list[float]:
-        """sigma_t / alpha_t at any timesteps, in plain numbers.
+        """sigma_t / alpha_t at any timesteps, as Python floats.
 
         Raises:
             ValueError: a timestep is outside the path.
@@ -110,7 +112,7 @@ class ProbabilityPath(ABC):
         return self.alpha(timesteps) * x_0 + self.sigma(timesteps) * noise
 
     def scale_model_input(self, noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t as the network is given it; most are given it as it is."""
+        """The network's input for x_t; the default is x_t itself."""
         return noisy_latents
 
 
@@ -124,7 +126,7 @@ class DDPMPath(ProbabilityPath):
     """
 
     def __init__(self, settings: ScheduleSettings, alphas_cumprod: Tensor | None = None) -> None:
-        """Takes a table computed elsewhere, such as a scheduler's, or computes it from the settings."""
+        """Uses the given table, such as a scheduler's, or computes it from the settings."""
         self.settings = settings
         self.prediction_type = settings.prediction_type
         self.alphas_cumprod = _alphas_cumprod(settings) if alphas_cumprod is None else alphas_cumprod
@@ -181,7 +183,7 @@ class DDPMPath(ProbabilityPath):
         return np.exp(np.interp(timesteps, *self._log_ratios())).tolist()  # type: ignore[no-any-return]
 
     def scheduler_config(self) -> dict[str, Any]:
-        """Stable Diffusion's configuration of `DDIMScheduler`, with these settings."""
+        """Stable Diffusion's `DDIMScheduler` configuration with these settings."""
         settings = self.settings.model_dump()
         spacing = "trailing" if self.settings.rescale_betas_zero_snr else "leading"
         return {
@@ -189,7 +191,7 @@ class DDPMPath(ProbabilityPath):
             **settings,
             "clip_sample": False,
             "set_alpha_to_one": False,
-            "steps_offset": 1,  # what Stable Diffusion has; trailing spacing does not read it
+            "steps_offset": 1,  # Stable Diffusion's value; trailing spacing ignores it
             "timestep_spacing": spacing,
         }
 
@@ -197,7 +199,7 @@ class DDPMPath(ProbabilityPath):
         return self._level(timesteps).view(-1, 1, 1, 1)
 
     def _level(self, timesteps: Tensor) -> Tensor:
-        """alpha_t^2 as [B]. The table is copied to a device once: a copy at each call would wait for the device."""
+        """alpha_t^2 as [B]. The table is copied to each device once: copying in every call would synchronize."""
         if timesteps.is_floating_point():
             ratios = torch.tensor(np.interp(timesteps.cpu().numpy(), *self._log_ratios()))
             return torch.sigmoid(-2 * ratios).to(timesteps)
@@ -207,20 +209,20 @@ class DDPMPath(ProbabilityPath):
         return self._levels[device][timesteps]
 
     def _log_ratios(self) -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]":
-        """All timesteps [T], and log(sigma_t / alpha_t) there."""
+        """All timesteps [T], and log(sigma_t / alpha_t) at each of them."""
         level = self.alphas_cumprod.double().clamp(min=1e-12).cpu().numpy()
         return np.arange(len(level)), 0.5 * np.log((1 - level) / level)
 
 
 PATHS: list[type[ProbabilityPath]] = [DDPMPath]
-"""The kinds of paths. A new one is a class in a file of its own and an entry here."""
+"""The supported paths. To add one, write a class in a new file and list it here."""
 
 
 def path_of_scheduler(scheduler: Any) -> ProbabilityPath:
     """The path that a diffusers scheduler samples along."""
     found = (kind.of_scheduler(scheduler) for kind in PATHS)
     path = next((path for path in found if path is not None), None)
-    assert path is not None, f"no path is known for {type(scheduler).__name__}"
+    assert path is not None, f"no path supports {type(scheduler).__name__}"
     return path
 
 

@@ -1,4 +1,4 @@
-"""From noise to latents: the sampling loop, a generator. The step rules are diffusers' schedulers."""
+"""The sampling loop, a generator that turns noise into latents. The update rules are diffusers' schedulers."""
 
 import copy
 import inspect
@@ -17,14 +17,14 @@ from ldm.types import Conditioning, Denoiser, Step
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """What a sampler will do: made once, and used for any number of batches.
+    """All denoiser calls of a sampling run: computed once and used for any number of batches.
 
     Attributes:
-        steps: one for each call of the denoiser, in plain numbers.
-        timesteps: of those calls, [calls], as the scheduler has them.
-        num_steps: sampling steps that are done; those before the start are not.
-        start: the index of the first one.
-        prototype: the scheduler in its first state.
+        steps: one for each call of the denoiser, in plain Python numbers.
+        timesteps: the scheduler's timesteps of those calls, [calls].
+        num_steps: number of sampling steps, not counting those skipped before the start.
+        start: the index of the first step.
+        prototype: the scheduler in its initial state.
     """
 
     steps: tuple[Step, ...]
@@ -34,18 +34,18 @@ class SamplingPlan:
     prototype: Any
 
     def scheduler(self) -> Any:
-        """A scheduler for one batch: its steps change it."""
+        """A new scheduler for one batch; a scheduler's state changes with every step."""
         return copy.deepcopy(self.prototype)
 
 
 def plan_sampling(scheduler: Any, num_inference_steps: int, *, start: int = 0) -> SamplingPlan:
-    """Plan the sampling with a scheduler of `ldm.diffusion.schedulers.make_scheduler`, which is not changed.
+    """Plan the sampling with a scheduler from `ldm.diffusion.schedulers.make_scheduler`, which is not modified.
 
     Args:
-        start: the step to begin at; those before it are left out, as in image-to-image.
+        start: the first step to run; earlier steps are skipped, as in image-to-image.
 
     Raises:
-        UserError: the scheduler cannot make that number of steps, or has no step `start`.
+        UserError: the scheduler does not support that number of steps, or has no step `start`.
     """
     num_levels = scheduler.config.num_train_timesteps
     if not 1 <= num_inference_steps <= num_levels:
@@ -55,7 +55,7 @@ def plan_sampling(scheduler: Any, num_inference_steps: int, *, start: int = 0) -
     every = _all_steps(scheduler, num_inference_steps)
     num_steps = every[-1].index + 1
     if not 0 <= start < num_steps:
-        raise UserError(f"sampling is to start at step {start}", f"it has steps 0 to {num_steps - 1}")
+        raise UserError(f"sampling cannot start at step {start}", f"use 0 to {num_steps - 1}")
     kept = _from_start(scheduler, every, start)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(kept[0].evaluation)
@@ -65,14 +65,14 @@ def plan_sampling(scheduler: Any, num_inference_steps: int, *, start: int = 0) -
 
 
 def _all_steps(scheduler: Any, num_inference_steps: int) -> list[Step]:
-    """Every denoiser call; `evaluation` is its place in the scheduler's timesteps."""
+    """Every denoiser call; `evaluation` is its index in the scheduler's timesteps."""
     timesteps = [float(t) for t in scheduler.timesteps.tolist()]
     try:
         sigmas = path_of_scheduler(scheduler).noise_to_signal(timesteps)
-    except ValueError:  # some counts leave diffusers' own range
+    except ValueError:  # for some counts, diffusers' timesteps are out of range
         raise UserError(
             f"num_inference_steps is {num_inference_steps}",
-            "this scheduler cannot divide its timesteps by that number, use one more or less",
+            "this scheduler cannot space its timesteps for that number, use one more or one less",
         ) from None
     indices = [_step_index(scheduler, evaluation) for evaluation in range(len(timesteps))]
     return [
@@ -82,7 +82,7 @@ def _all_steps(scheduler: Any, num_inference_steps: int) -> list[Step]:
 
 
 def _is_plms(scheduler: Any) -> bool:
-    """Whether its first step makes two calls, at its own timestep and at the next one, and each other step one."""
+    """Whether the first step makes two calls, at its own timestep and at the next one; all other steps make one."""
     return hasattr(scheduler, "plms_timesteps")
 
 
@@ -94,9 +94,9 @@ def _step_index(scheduler: Any, evaluation: int) -> int:
 
 
 def _from_start(scheduler: Any, steps: Sequence[Step], start: int) -> list[Step]:
-    """The calls of the steps from `start` on."""
+    """The calls of step `start` and all later steps."""
     kept = [step for step in steps if step.index >= start]
-    if _is_plms(scheduler) and start > 0 and len(kept) > 1:  # the second call of what is now the first step
+    if _is_plms(scheduler) and start > 0 and len(kept) > 1:  # the second call of the new first step
         return [kept[0], replace(kept[1], index=start, fraction=kept[0].fraction), *kept[1:]]
     return kept
 
@@ -111,14 +111,14 @@ def denoise(
     generators: Sequence[torch.Generator] = (),
     start: Tensor | None = None,
 ) -> Iterator[tuple[Step, Tensor]]:
-    """Sample: yields the latents [B, C, h, w] after every sampling step, with the step's last denoiser call.
+    """Sample, yielding the last denoiser call of each sampling step and the latents [B, C, h, w] after it.
 
     Args:
-        denoiser: guided or plain.
-        noise: standard normal [B, C, h, w], on the device to work on.
+        denoiser: with or without guidance.
+        noise: standard normal [B, C, h, w], on the device to compute on.
         conditioning: B rows.
-        generators: one an image, for the samplers that add noise; image i draws from generator i alone.
-        start: clean latents [B, C, h, w] that `noise` is added to, for a plan that begins at a later step.
+        generators: one per image, for samplers that add noise; image i only draws from generator i.
+        start: clean latents [B, C, h, w] to which `noise` is added, for a plan that starts at a later step.
     """
     scheduler = plan.scheduler()
     timesteps = _on_device(plan.timesteps, noise.device)
@@ -137,29 +137,31 @@ def denoise(
 
 
 def _first_latents(scheduler: Any, plan: SamplingPlan, noise: Tensor, start: Tensor | None) -> Tensor:
-    """Noise at the sampler's own scale; or clean latents, noised to the level of the first step."""
+    """Noise at the sampler's scale, or clean latents noised to the level of the first step."""
     if start is None:
-        assert plan.start == 0, "a plan that starts later needs latents to start from"
+        assert plan.start == 0, "a plan that starts at a later step needs start latents"
         return noise * getattr(scheduler, "init_noise_sigma", 1.0)
     first = plan.timesteps[:1]
-    if hasattr(scheduler, "scale_noise"):  # what flow matching calls it
+    if hasattr(scheduler, "scale_noise"):  # flow matching's name for add_noise
         return scheduler.scale_noise(start, first, noise)  # type: ignore[no-any-return]
     return scheduler.add_noise(start, noise, first)  # type: ignore[no-any-return]
 
 
 def _scale_model_input(scheduler: Any, latents: Tensor, t: Tensor) -> Tensor:
-    """What the network is given; diffusers' flow matching has no such method, and gives the latents as they are."""
+    """The network's input; diffusers' flow-matching schedulers have no such method and use the latents unchanged."""
     scale = getattr(scheduler, "scale_model_input", None)
     return latents if scale is None else scale(latents, t)
 
 
 def _on_device(timesteps: Tensor, device: torch.device) -> Tensor:
-    """The denoiser's timesteps in one transfer; the scheduler's own stay on the CPU, free to read."""
+    """Transfer all timesteps for the denoiser at once; the scheduler's copy stays on the CPU, where reads are free."""
     return (timesteps.float() if timesteps.is_floating_point() else timesteps).to(device)
 
 
 def _step_options(scheduler: Any, generators: Sequence[torch.Generator]) -> dict[str, Any]:
-    if hasattr(scheduler, "noise_sampler_seed") and generators:  # its noise is a Brownian tree per image
+    if (
+        hasattr(scheduler, "noise_sampler_seed") and generators
+    ):  # draws its noise from one Brownian tree per image
         scheduler.noise_sampler_seed = [generator.initial_seed() for generator in generators]
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     return {"generator": list(generators)} if takes_generator and generators else {}

@@ -1,7 +1,7 @@
-"""The samplers by short name: which diffusers scheduler, with which settings of its own.
+"""The samplers by short name, each a diffusers scheduler with fixed settings.
 
-Nothing heavy is imported here, so the command line can list them at once. Left out are the schedulers made
-for other paths or models: flow matching, EDM preconditioning, distilled models (LCM, TCD), inversion.
+This module has no heavy imports, so the command line can list the samplers quickly. Schedulers for other paths or
+models are not included: flow matching, EDM preconditioning, distilled models (LCM, TCD), inversion.
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ class SchedulerEntry:
 
     Attributes:
         class_name: the scheduler in `diffusers`.
-        title: what other programs call it, as in the `Sampler:` field of a PNG.
-        overrides: settings that make the class this sampler, whatever the model's scheduler config says.
-        stochastic: whether it adds fresh noise at each step.
-        reads_sample: whether it takes a denoiser of prediction type `sample`.
+        title: its name in other programs, as in the `Sampler:` field of a PNG.
+        overrides: settings that define this sampler; they override the model's scheduler config.
+        stochastic: whether it adds new noise at each step.
+        reads_sample: whether it supports denoisers with prediction type `sample`.
         requires: the package it needs besides diffusers, or None.
     """
 
@@ -32,7 +32,7 @@ class SchedulerEntry:
 
     @property
     def available(self) -> bool:
-        """Whether what it requires is installed."""
+        """Whether the required package is installed."""
         return self.requires is None or find_spec(self.requires) is not None
 
 

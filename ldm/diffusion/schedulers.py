@@ -1,4 +1,4 @@
-"""The diffusers scheduler of a short name, on the path of a given model, or why it cannot be had."""
+"""Create a diffusers scheduler by short name for a model's path, and check that the two are compatible."""
 
 import inspect
 from collections.abc import Mapping
@@ -13,15 +13,16 @@ SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "u
 
 
 def make_scheduler(name: str, config: Mapping[str, Any], *, karras: bool = False) -> Any:
-    """The diffusers scheduler of a short name, on the model's own path.
+    """The diffusers scheduler with a short name, on the model's path.
 
     Args:
         name: a key of `SCHEDULERS`.
-        config: the model's `scheduler_config.json`: betas, prediction type, spacing of the timesteps.
-        karras: space the noise levels as Eq. 5 of Karras et al. 2022 does.
+        config: the model's `scheduler_config.json`: betas, prediction type, timestep spacing.
+        karras: space the noise levels by Eq. 5 of Karras et al. 2022.
 
     Raises:
-        UserError: the name is unknown, needs an absent package, or cannot do what the model or `karras` asks.
+        UserError: the name is unknown, a required package is not installed, or the scheduler does not support the
+            model or `karras`.
     """
     entry = _entry(name)
     config = _said(config)
@@ -37,30 +38,31 @@ def make_scheduler(name: str, config: Mapping[str, Any], *, karras: bool = False
 
 
 def training_path(config: Mapping[str, Any], model: str) -> ScheduleSettings:
-    """The path that a model's scheduler config gives, to train on; what it does not say is diffusers' default.
+    """The training path defined by a model's scheduler config; missing values get diffusers' defaults.
 
     Args:
-        model: whose config it is, for what is told.
+        model: the model's name, for error messages.
 
     Raises:
-        UserError: it asks for a path or a prediction type that training does not know.
+        UserError: training does not support the path or the prediction type.
     """
     file = f"{model}: scheduler/scheduler_config.json"
     if config.get("trained_betas") is not None:
         raise UserError(
-            f"{file}: trained_betas is given", "choose a base without: training follows a beta_schedule alone"
+            f"{file}: trained_betas is set",
+            "choose a base without it, training only supports a beta_schedule",
         )
     said = {**_defaults_of(_scheduler_class(SCHEDULERS["ddim"])), **_said(config)}
     return validate(ScheduleSettings, {key: said[key] for key in ScheduleSettings.model_fields}, where=file)
 
 
 def schedulers_for(config: Mapping[str, Any]) -> list[str]:
-    """The names that can sample a model with this scheduler config here, needed packages included."""
+    """The names of all samplers that support this scheduler config and whose required packages are installed."""
     return [name for name, entry in SCHEDULERS.items() if entry.available and not _misfit(entry, config)]
 
 
 def _said(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config says. The config of a scheduler in memory holds its class's defaults too, and their names."""
+    """The values explicitly set in a config; a scheduler instance's config also holds its class's defaults."""
     unsaid = {"_use_default_values", *config.get("_use_default_values", ())}
     return {key: value for key, value in config.items() if key not in unsaid}
 
@@ -89,10 +91,10 @@ def _defaults_of(cls: Any) -> dict[str, Any]:
 
 
 def _sampler_settings(cls: Any, config: Mapping[str, Any], karras: bool) -> dict[str, Any]:
-    """What a model's scheduler config may say of another sampler, set plainly.
+    """Sampler settings that the model's scheduler config may contain for another sampler, set explicitly.
 
-    Latents have no bounds, so unless the model says otherwise predictions are not clipped to [-1, 1], which
-    two of diffusers' schedulers do by default.
+    Latents are unbounded, so predictions are not clipped to [-1, 1] unless the model's config says so; two of
+    diffusers' schedulers clip by default.
     """
     known = _settings_of(cls)
     spacing = {key: karras and key == "use_karras_sigmas" for key in SPACINGS if key in known}
@@ -104,12 +106,12 @@ def _check_fit(name: str, entry: SchedulerEntry, config: Mapping[str, Any]) -> N
     if prediction_type not in ("epsilon", "v_prediction", "sample"):
         raise UserError(
             f"prediction_type {prediction_type!r} in the model's scheduler config is not supported",
-            "epsilon, v_prediction and sample are",
+            "use a model with epsilon, v_prediction or sample",
         )
     if _zero_snr(config) and prediction_type == "epsilon":
         raise UserError(
             "the model's scheduler config has rescale_betas_zero_snr with prediction_type epsilon",
-            "at zero SNR epsilon says nothing: it must be v_prediction or sample",
+            "epsilon carries no information at zero SNR, set prediction_type to v_prediction or sample",
         )
     misfit = _misfit(entry, config)
     if misfit:
@@ -117,9 +119,9 @@ def _check_fit(name: str, entry: SchedulerEntry, config: Mapping[str, Any]) -> N
 
 
 def _misfit(entry: SchedulerEntry, config: Mapping[str, Any]) -> str:
-    """Why a sampler cannot follow the model's path, or an empty string."""
+    """Why a sampler does not support the model's path, or an empty string."""
     if config.get("prediction_type") == "sample" and not entry.reads_sample:
-        return "does not take a model of prediction type sample"
+        return "does not support models with prediction type sample"
     if _zero_snr(config) and "rescale_betas_zero_snr" not in _settings_of(_scheduler_class(entry)):
         return "would ignore the model's zero terminal SNR"
     return ""

@@ -1,4 +1,4 @@
-"""The denoiser: a diffusers `UNet2DConditionModel` behind the contract of `ldm.types.Denoiser`."""
+"""The denoiser: a diffusers `UNet2DConditionModel` with the interface of `ldm.types.Denoiser`."""
 
 from typing import Any
 
@@ -14,24 +14,24 @@ SUPPORTED = {
     "time_cond_proj_dim": (None,),
     "encoder_hid_dim_type": (None, "ip_image_proj"),
 }
-"""Keys of a UNet's config that say what it needs besides latents, timesteps and text, and the values that are known."""
+"""Config keys for inputs besides latents, timesteps and text, and their supported values."""
 
 
 class UNetDenoiser(nn.Module):
     """`denoiser(latents [B,C,h,w], timesteps [B], conditioning) -> model_pred [B,C,h,w]`.
 
-    The latents keep their own dtype outside; the UNet computes in its own.
+    The output has the dtype of the latents; the UNet computes in the dtype of its weights.
 
     Attributes:
-        unet: the diffusers model, what is trained, saved and loaded.
-        latent_channels: C, of the latents and of the noise.
+        unet: the diffusers model; this is the module that is trained, saved and loaded.
+        latent_channels: C, the number of channels of the latents and the noise.
     """
 
     def __init__(self, unet: Any, *, latent_channels: int | None = None) -> None:
-        """Takes the latents' channels where the UNet's output has others, as with a learned variance.
+        """Pass `latent_channels` if it differs from the UNet's output channels, as with a learned variance.
 
         Raises:
-            UserError: the UNet needs an input that is not known here.
+            UserError: the UNet needs an unsupported input.
         """
         super().__init__()
         for key, known in SUPPORTED.items():
@@ -42,17 +42,17 @@ class UNetDenoiser(nn.Module):
 
     @property
     def input_channels(self) -> int:
-        """Channels of the UNet's input: the latents', and those of `Conditioning.concat`."""
+        """Channels of the UNet's input: those of the latents and those of `Conditioning.concat`."""
         return int(self.unet.config.in_channels)
 
     @property
     def concat_channels(self) -> int:
-        """K, the channels that `Conditioning.concat` must have; 0 for text-to-image."""
+        """K, the required number of channels of `Conditioning.concat`; 0 for text-to-image."""
         return self.input_channels - self.latent_channels
 
     @property
     def needs_more_than_text(self) -> bool:
-        """Whether it needs more than a prompt: further channels, class labels, SDXL's time ids, image prompts."""
+        """Whether it needs more than a prompt: extra channels, class labels, SDXL's time ids or image prompts."""
         config = self.unet.config
         added = config.addition_embed_type is not None or config.encoder_hid_dim_type is not None
         return bool(self.concat_channels) or self.unet.class_embedding is not None or added
@@ -77,25 +77,25 @@ class UNetDenoiser(nn.Module):
             **_residuals(conditioning, dtype),
             return_dict=False,
         )[0]
-        # always a copy: with CUDA graphs the next call writes over the output, which some samplers keep
+        # always copy: with CUDA graphs the next call overwrites the output, which some samplers keep
         return output.to(latents.dtype, copy=True)
 
 
 def with_concat(latents: Tensor, conditioning: Conditioning) -> Tensor:
-    """The UNet's input [B, C + K, h, w]: the latents, and what is concatenated to them."""
+    """The UNet's input [B, C + K, h, w]: the latents concatenated with `Conditioning.concat`, if set."""
     if conditioning.concat is None:
         return latents
     return torch.cat([latents, conditioning.concat.to(latents.dtype)], dim=1)
 
 
 def added_conditions(conditioning: Conditioning, dtype: torch.dtype) -> dict[str, Any] | None:
-    """diffusers' `added_cond_kwargs`: SDXL's pooled text and time ids, and image prompts; None where there are none.
+    """diffusers' `added_cond_kwargs`: SDXL's pooled text and time ids, and image prompts; None if there are none.
 
-    Time ids stay in float32 until the UNet has computed their sinusoids: half precision would round sizes.
+    Time ids stay in float32 until the UNet has computed their sinusoidal embedding: half precision would round sizes.
     """
     found: dict[str, Any] = {}
     if conditioning.time_ids is not None:
-        assert conditioning.pooled is not None, "time ids go with a pooled text embedding"
+        assert conditioning.pooled is not None, "time ids require a pooled text embedding"
         found = {"text_embeds": conditioning.pooled.to(dtype), "time_ids": conditioning.time_ids.float()}
     if conditioning.image_embeds:
         found["image_embeds"] = [each.to(dtype) for each in conditioning.image_embeds]
@@ -103,7 +103,7 @@ def added_conditions(conditioning: Conditioning, dtype: torch.dtype) -> dict[str
 
 
 def _residuals(conditioning: Conditioning, dtype: torch.dtype) -> dict[str, Any]:
-    """Control signals under the names of the UNet's arguments: a ControlNet's, or without a middle one an adapter's."""
+    """Residuals as keyword arguments of the UNet: from a ControlNet, or from an adapter if there is no mid residual."""
     down = tuple(each.to(dtype) for each in conditioning.down_residuals)
     if conditioning.mid_residual is not None:
         middle = conditioning.mid_residual.to(dtype)

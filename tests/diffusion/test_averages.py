@@ -1,4 +1,4 @@
-"""Power-function averages: width and exponent, the closed form, and any width rebuilt from snapshots of two."""
+"""Power-function averages: width and exponent, the closed form, and any width rebuilt from snapshots of two widths."""
 
 import itertools
 import math
@@ -24,12 +24,12 @@ SNAPSHOTS = [Snapshot(step, width) for step in range(30, T + 1, 30) for width in
 
 
 def walk(num_steps: int = T) -> Array:
-    """Weights after each step: a random walk of four numbers, [T, 4]."""
+    """Weights after each step: a random walk of four values, [T, 4]."""
     return 7 + np.random.default_rng(0).normal(size=(num_steps, 4)).cumsum(axis=0)
 
 
 def accumulated(weights: Array, width: float) -> Array:
-    """The average after each step, by the recurrence that training follows: [T, 4]."""
+    """The average after each step, by the recurrence used in training: [T, 4]."""
     average, rows = np.full(weights.shape[1:], np.nan), []
     for step, now in enumerate(weights, 1):
         taken = update_weight(step, gamma_of(width))
@@ -39,7 +39,7 @@ def accumulated(weights: Array, width: float) -> Array:
 
 
 def width_of(gamma: float) -> float:
-    """The relative width of an exponent gamma >= 0: their Eq. 123."""
+    """The relative width for an exponent gamma >= 0: Eq. 123 of Karras et al. 2024."""
     return math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
 
 
@@ -48,12 +48,12 @@ def every_step(num_steps: int = T) -> Array:
 
 
 @pytest.mark.parametrize("width", [0.01, 0.05, 0.1, 0.2, 0.28])
-def test_width_and_exponent_undo_each_other(width: float) -> None:
+def test_width_and_exponent_are_inverse(width: float) -> None:
     assert width_of(gamma_of(width)) == pytest.approx(width, rel=1e-9)
 
 
 def test_the_papers_pairs_of_width_and_exponent() -> None:
-    """Karras et al. 2024 print gamma 16.97 for 0.05 and 6.94 for 0.10; the plain mean has 1/sqrt(12)."""
+    """Karras et al. 2024 give gamma 16.97 for width 0.05 and 6.94 for 0.10; the plain mean has width 1/sqrt(12)."""
     assert gamma_of(0.05) == pytest.approx(16.97, abs=0.005)
     assert gamma_of(0.10) == pytest.approx(6.94, abs=0.005)
     assert width_of(0.0) == pytest.approx(12**-0.5)
@@ -77,7 +77,7 @@ def test_the_recurrence_gives_the_closed_form(width: float) -> None:
 
 
 def test_the_average_of_a_straight_line_is_known() -> None:
-    """Of weights w_i = i the average is (gamma + 1)/(gamma + 2) t, half a step more for what is discrete."""
+    """For weights w_i = i the average is (gamma + 1)/(gamma + 2) t, plus half a step because steps are discrete."""
     line, gamma = every_step()[:, None], gamma_of(0.1)
     expected = (gamma + 1) / (gamma + 2) * T + 0.5
     assert accumulated(line, 0.1)[-1, 0] == pytest.approx(expected, abs=0.01)
@@ -103,12 +103,12 @@ def test_a_stored_average_comes_back_exactly() -> None:
 
 
 @pytest.mark.parametrize("width", [0.02, 0.25])
-def test_weights_that_did_not_move_come_back_as_they_were(width: float) -> None:
+def test_unchanged_weights_are_reproduced_exactly(width: float) -> None:
     found = rebuild(SNAPSHOTS, Snapshot(T, width))
     assert found.coefficients.sum() == pytest.approx(1, abs=1e-12)
 
 
-def test_the_residual_is_what_the_shares_differ_by() -> None:
+def test_the_residual_is_the_difference_of_the_shares() -> None:
     found, wanted = rebuild(SNAPSHOTS, Snapshot(T, 0.2)), shares(T, gamma_of(0.2), every_step())
     rebuilt = found.coefficients @ [shares(s.step, gamma_of(s.width), every_step()) for s in SNAPSHOTS]
     assert np.linalg.norm(rebuilt - wanted) / np.linalg.norm(wanted) == pytest.approx(found.residual)
@@ -123,7 +123,7 @@ def continuous_product(a: Snapshot, b: Snapshot) -> float:
 
 @pytest.mark.parametrize("width", [0.03, 0.07, 0.15, 0.2])
 def test_in_a_long_run_it_is_algorithm_3(width: float) -> None:
-    """More steps than a chunk, and a snapshot every fortieth of the run: the solution of the normal equations."""
+    """More steps than a chunk, and snapshots at 40 steps of the run: the solution of the normal equations."""
     count, wanted = 20000, Snapshot(20000, width)
     snapshots = [Snapshot(s, w) for s in range(500, count + 1, 500) for w in (0.05, 0.1)]
     products = np.array([[continuous_product(a, b) for b in snapshots] for a in snapshots])
@@ -131,7 +131,7 @@ def test_in_a_long_run_it_is_algorithm_3(width: float) -> None:
     np.testing.assert_allclose(rebuild(snapshots, wanted).coefficients, theirs, atol=2e-4)
 
 
-def test_the_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunking_does_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = rebuild(SNAPSHOTS, Snapshot(T, 0.15))
     monkeypatch.setattr(averages, "CHUNK", 7)
     cut = rebuild(SNAPSHOTS, Snapshot(T, 0.15))
@@ -139,25 +139,25 @@ def test_the_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cut.residual == pytest.approx(whole.residual)
 
 
-def test_snapshots_after_the_wanted_step_are_left_out() -> None:
+def test_snapshots_after_the_requested_step_are_ignored() -> None:
     found = rebuild(SNAPSHOTS, Snapshot(300, 0.07))
     assert all(c == 0 for c, s in zip(found.coefficients, SNAPSHOTS, strict=True) if s.step > 300)
     assert found.residual < 0.05
 
 
 @pytest.mark.parametrize("width", [0.0, -0.1, 0.29, float("nan")])
-def test_a_width_out_of_range_is_refused(width: float) -> None:
+def test_a_width_out_of_range_is_rejected(width: float) -> None:
     with pytest.raises(UserError, match=r"width .* above 0 and at most 0\.28"):
         rebuild(SNAPSHOTS, Snapshot(T, width))
 
 
-def test_nothing_can_be_rebuilt_from_nothing() -> None:
+def test_rebuilding_without_snapshots_is_an_error() -> None:
     with pytest.raises(UserError, match="no snapshots up to step 20"):
         rebuild(SNAPSHOTS, Snapshot(20, 0.1))
 
 
-def test_names_carry_their_width() -> None:
+def test_names_contain_their_width() -> None:
     for width, name in itertools.product([0.05, 1e-05, 0.123456789], ["a.weight", "a/b"]):
         assert split_name(stored_name(width, name)) == (width, name)
-    with pytest.raises(UserError, match="no snapshot of averages"):
+    with pytest.raises(UserError, match="is not an averaged weight"):
         split_name("denoiser.weight")

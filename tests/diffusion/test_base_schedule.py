@@ -1,4 +1,4 @@
-"""A base is trained on the very path that it is sampled on, or refused: never on another."""
+"""A base is trained on exactly the path that it is sampled on, or rejected."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from train.settings.denoiser import DenoiserSettings
 
 BARE = {"_class_name": "PNDMScheduler"}
 STOCK: dict[str, dict[str, Any]] = {
-    "nothing is said": BARE,
+    "empty config": BARE,
     "no betas": {key: v for key, v in SD1_SCHEDULER.items() if not key.startswith("beta")},
     "no levels": {key: v for key, v in SD2_SCHEDULER.items() if key != "num_train_timesteps"},
     "Stable Diffusion 1": SD1_SCHEDULER,
@@ -35,7 +35,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings_of(base: Path, config: dict[str, Any]) -> DenoiserSettings:
-    """Of a fine-tuning whose base has this scheduler config."""
+    """Task of a fine-tuning run whose base has this scheduler config."""
     (base / "scheduler/scheduler_config.json").write_text(json.dumps(config))
     tree = {"program": "denoiser", "run_dir": str(base / "run"), "num_steps": 1, "base": str(base)}
     return validate(
@@ -46,13 +46,13 @@ def settings_of(base: Path, config: dict[str, Any]) -> DenoiserSettings:
 
 @pytest.mark.parametrize("name", STOCK)
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m", "euler", "unipc"])
-def test_what_is_trained_on_is_what_is_sampled_on(base: Path, name: str, sampler: str) -> None:
+def test_training_and_sampling_use_the_same_path(base: Path, name: str, sampler: str) -> None:
     config = STOCK[name]
     parts = load_parts(base)
     parts.scheduler_config = config
     schedule = path_of(settings_of(base, config), parts)
     theirs = make_scheduler(sampler, config)
-    if config is ZERO_SNR_SCHEDULER:  # some samplers put a level of 2^-24 in place of zero
+    if config is ZERO_SNR_SCHEDULER:  # some samplers use a level of 2^-24 instead of zero
         assert torch.allclose(schedule.alphas_cumprod, theirs.alphas_cumprod, rtol=0, atol=1e-7)
     else:
         assert torch.equal(schedule.alphas_cumprod, theirs.alphas_cumprod)
@@ -77,7 +77,7 @@ def test_the_path_of_a_base_reaches_the_task(base: Path) -> None:
         ("beta_start", None),
     ],
 )
-def test_a_path_that_training_does_not_know_is_refused(base: Path, key: str, value: Any) -> None:
+def test_a_path_unsupported_in_training_is_rejected(base: Path, key: str, value: Any) -> None:
     settings = settings_of(base, {**SD1_SCHEDULER, key: value})
     with pytest.raises(UserError, match=rf"model: scheduler/scheduler_config\.json.*{key}") as refusal:
         make_loss(settings)

@@ -22,7 +22,7 @@ TIMESTEPS = torch.tensor([500, 500])
 
 
 def conditioning(*values: float, concat: float | None = None) -> Conditioning:
-    """One row for each value, which the denoiser below multiplies with."""
+    """One row per value; the denoiser below multiplies by the value."""
     rows = torch.tensor(values).view(-1, 1, 1)
     extra = None if concat is None else torch.full((len(values), 1, 4, 4), concat)
     return Conditioning(rows, concat=extra)
@@ -31,13 +31,13 @@ def conditioning(*values: float, concat: float | None = None) -> Conditioning:
 def denoiser(
     latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
 ) -> Tensor:
-    """Nonlinear in what it is told, and each row by itself."""
+    """Nonlinear in the conditioning, and independent for each row."""
     said = conditioning.prompt_embeds.view(-1, 1, 1, 1)
     extra = 0.0 if conditioning.concat is None else conditioning.concat
     return torch.sin(latents * said + extra)
 
 
-def test_two_branches_are_classifier_free_guidance_to_the_last_bit() -> None:
+def test_two_branches_equal_classifier_free_guidance_bit_for_bit() -> None:
     negative, prompt = (
         denoiser(LATENTS, TIMESTEPS, conditioning(2.0, 2.0)),
         denoiser(LATENTS, TIMESTEPS, conditioning(3.0, 1.0)),
@@ -74,7 +74,7 @@ def test_three_branches_are_linear_in_both_scales() -> None:
     assert (text - origin).abs().max() > 0.1 and (image - origin).abs().max() > 0.1
 
 
-def test_composed_prompts_are_the_weighted_sum_of_their_moves() -> None:
+def test_composed_prompts_are_a_weighted_sum() -> None:
     branches = {NEGATIVE: conditioning(0.0), "second": conditioning(2.0), "third": conditioning(4.0)}
     guided = guide(denoiser, branches, compose({"second": 0.5, "third": -0.25}, guidance_scale=3.0))
     found = guided(LATENTS, TIMESTEPS, conditioning(3.0, 1.0))
@@ -100,7 +100,7 @@ def test_all_branches_go_through_the_denoiser_in_one_call() -> None:
     assert rows == [(8, 8, 8)]
 
 
-def test_a_branch_that_lacks_what_others_have_is_an_error() -> None:
+def test_a_branch_with_a_missing_field_is_an_error() -> None:
     guided = guide_with_negative(denoiser, conditioning(2.0), 5.0)
     with pytest.raises(ValueError, match="concat is missing in conditioning 0 of 2"):
         guided(LATENTS, TIMESTEPS, conditioning(3.0, 1.0, concat=1.0))

@@ -1,4 +1,4 @@
-"""Guidance in a part of the sampling: where it is on, what it costs, and that all of it is plain guidance."""
+"""Guidance in a part of the sampling: where it applies, its cost, and equality with plain guidance everywhere."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ def embeds(*values: float) -> Conditioning:
 
 
 class CountedDenoiser:
-    """Answers a tenth of the latents times the prompt's number; notes the rows and the step of each call."""
+    """Returns a tenth of the latents times the prompt's number; records the rows and the step of each call."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, Step]] = []
@@ -56,7 +56,7 @@ def sample(
     config: Any = SD1_SCHEDULER,
     **plain: Any,
 ) -> tuple[Tensor, CountedDenoiser]:
-    """Two pictures' final latents, and what the denoiser was called with."""
+    """The final latents of two images, and the denoiser's recorded calls."""
     denoiser = CountedDenoiser()
     steps = denoise(
         guide_with_negative(denoiser, embeds(2.0), 4.0, interval=interval, **plain),
@@ -70,7 +70,7 @@ def sample(
 
 @pytest.mark.parametrize("everything", [(0.0, 1.0), (1e9, 0.0)])
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
-def test_the_whole_interval_is_plain_guidance(everything: Interval, rescale: float) -> None:
+def test_the_whole_interval_equals_plain_guidance(everything: Interval, rescale: float) -> None:
     denoiser = CountedDenoiser()
     plain = list(
         denoise(
@@ -101,7 +101,7 @@ def test_outside_it_half_the_rows_are_computed(interval: Interval, guided: Any) 
     assert counted.rows == [4 if index in guided else 2 for index in range(10)]
 
 
-def test_outside_it_the_prediction_is_that_of_the_prompt() -> None:
+def test_outside_it_the_prediction_is_the_prompts() -> None:
     denoiser = CountedDenoiser()
     guided = guide_with_negative(denoiser, embeds(2.0), 4.0, interval=(0.0, 0.5))
     latents, timesteps = torch.ones(2, 4, 4, 4), torch.tensor([500, 500])
@@ -132,7 +132,7 @@ def test_noise_levels_without_any_signal() -> None:
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
-def test_every_sampler_keeps_to_it(name: str) -> None:
+def test_every_sampler_respects_it(name: str) -> None:
     latents, counted = sample((0.25, 0.75), 4, name)
     assert latents.isfinite().all()
     assert [(rows, step.index in (1, 2)) for rows, step in counted.calls] == [
@@ -161,17 +161,17 @@ def test_fractions_are_of_the_steps(name: str) -> None:
         (0.0, float("inf")),
     ],
 )
-def test_what_is_no_interval_is_refused(interval: Interval) -> None:
-    with pytest.raises(UserError, match=r"guidance_interval is .* rising and up to 1 .* falling"):
+def test_invalid_intervals_are_rejected(interval: Interval) -> None:
+    with pytest.raises(UserError, match=r"guidance_interval is .* increasing .* up to 1 .* decreasing"):
         check_interval(interval)
 
 
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.2, 0.3), (14.6, 0.0), (0.9, 0.2)])
-def test_what_is_one_is_taken(interval: Interval) -> None:
+def test_valid_intervals_are_accepted(interval: Interval) -> None:
     check_interval(interval)
 
 
-def test_left_out_it_is_the_models_own(tmp_path: Path) -> None:
+def test_the_default_is_the_models_interval(tmp_path: Path) -> None:
     parts = make_sd1(tmp_path)
     half = replace(parts, defaults=replace(parts.defaults, guidance_interval=(0.0, 0.5)))
     Pipeline(half).save(tmp_path / "model")

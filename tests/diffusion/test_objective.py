@@ -1,4 +1,4 @@
-"""The loss: equal to a loop over samples, to published weights, and to the variance that no denoiser can remove."""
+"""The loss equals a loop over samples, published weights, and the variance that no denoiser can remove."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ PROMPTS = Conditioning(torch.zeros(1, 1, 1))
 
 @pytest.mark.parametrize("prediction_type", KINDS)
 def test_min_snr_weighs_the_error_of_x_0_by_the_clamped_snr(prediction_type: PredictionType) -> None:
-    """On x_0 an epsilon error counts 1/snr and a v error 1/(snr + 1); min-SNR asks for min(snr, 5) on x_0."""
+    """The x_0 error is the epsilon error over snr and the v error over snr + 1; min-SNR weights it by min(snr, 5)."""
     snr = torch.tensor([0.01, 1.0, 5.0, 80.0])
     weight = loss_weight(snr, prediction_type, ObjectiveSettings(weighting="min_snr"))
     of_x_0 = {"epsilon": weight * snr, "v_prediction": weight * (snr + 1), "sample": weight}[prediction_type]
@@ -22,7 +22,7 @@ def test_min_snr_weighs_the_error_of_x_0_by_the_clamped_snr(prediction_type: Pre
 
 
 @pytest.mark.parametrize("prediction_type", KINDS)
-def test_x_0_weighting_counts_an_error_of_x_0_alike_at_each_noise(prediction_type: PredictionType) -> None:
+def test_x_0_weighting_is_constant_over_noise_levels(prediction_type: PredictionType) -> None:
     snr = torch.tensor([0.02, 1.0, 80.0])
     weight = loss_weight(snr, prediction_type, ObjectiveSettings(weighting="x_0"))
     of_x_0 = {"epsilon": weight * snr, "v_prediction": weight * (snr + 1), "sample": weight}[prediction_type]
@@ -44,7 +44,7 @@ def test_timesteps_cover_the_schedule_evenly_and_stay_inside() -> None:
 
 
 def test_a_shift_draws_high_noise_more_often() -> None:
-    """With s = 3 half of the draws lie above s/2 / (1 + (s - 1)/2) = 0.75 of the schedule."""
+    """With s = 3, half of the samples are above s/2 / (1 + (s - 1)/2) = 0.75 of the schedule."""
     settings = ObjectiveSettings(timestep_shift=3.0)
     timesteps = timestep_at(torch.linspace(0, 1, 4001)[:-1], DDPMPath(ScheduleSettings()), settings)
     assert timesteps.median().item() == pytest.approx(750, abs=1)

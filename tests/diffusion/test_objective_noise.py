@@ -1,4 +1,4 @@
-"""What is drawn, added and counted: the whole loss against diffusers' training script, masks, Huber, the tenths."""
+"""Random numbers, added noise and weights: the full loss against diffusers' training script, masks, Huber, tenths."""
 
 import math
 from statistics import NormalDist
@@ -29,7 +29,7 @@ TIMESTEPS = torch.tensor([0, 250, 999])
 def half(
     latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
 ) -> Tensor:
-    """A denoiser that answers half of what it is shown."""
+    """A denoiser that returns half of its input."""
     return latents / 2
 
 
@@ -41,8 +41,8 @@ def draws() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_the_loss_is_the_one_of_diffusers_training_script(prediction_type: PredictionType) -> None:
-    """`train_text_to_image.py` with --noise_offset 0.1 --input_perturbation 0.2, to the last bit of each step."""
+def test_the_loss_equals_diffusers_training_script(prediction_type: PredictionType) -> None:
+    """`train_text_to_image.py` with --noise_offset 0.1 --input_perturbation 0.2, bit for bit at each step."""
     latents, noise, perturbation, offset = draws()
     path = ScheduleSettings(prediction_type=prediction_type)
     scheduler = DDPMScheduler.from_config(path.model_dump())
@@ -62,7 +62,7 @@ def test_the_loss_is_the_one_of_diffusers_training_script(prediction_type: Predi
     assert torch.equal(ours, expected)
 
 
-def test_draws_that_are_not_asked_for_change_nothing() -> None:
+def test_unused_random_numbers_change_nothing() -> None:
     latents, noise, perturbation, offset = draws()
     plain = diffusion_loss(half, latents, noise, TIMESTEPS, PROMPTS, SCHEDULE, ObjectiveSettings())
     given = diffusion_loss(
@@ -73,7 +73,7 @@ def test_draws_that_are_not_asked_for_change_nothing() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"offset_noise": 0.1}, {"input_perturbation": 0.1}])
-def test_a_draw_that_is_asked_for_must_be_there(changes: dict[str, Any]) -> None:
+def test_required_random_numbers_must_be_given(changes: dict[str, Any]) -> None:
     latents, noise, _, _ = draws()
     with pytest.raises(AssertionError, match=next(iter(changes))):
         diffusion_loss(
@@ -103,7 +103,7 @@ def test_huber_reaches_the_loss() -> None:
 def test_a_masked_loss_is_the_mean_over_the_masked_area() -> None:
     latents, noise, _, _ = draws()
     mask = torch.zeros(3, 1, 2, 2)
-    mask[0, 0, 0, 1], mask[1] = 1, 0.25  # one place; every place alike; no place
+    mask[0, 0, 0, 1], mask[1] = 1, 0.25  # one position; all positions equally; no position
     plain = ObjectiveSettings()
     error = (SCHEDULE.add_noise(latents, noise, TIMESTEPS) / 2 - noise).square()
     loss = diffusion_loss(half, latents, noise, TIMESTEPS, PROMPTS, SCHEDULE, plain, mask=mask)
@@ -112,7 +112,7 @@ def test_a_masked_loss_is_the_mean_over_the_masked_area() -> None:
     )
 
 
-def test_nothing_outside_the_mask_pulls_on_the_weights() -> None:
+def test_positions_outside_the_mask_have_no_gradient() -> None:
     error, mask = torch.rand(2, 4, 2, 2, requires_grad=True), torch.zeros(2, 1, 2, 2)
     mask[0, 0, 1, 1] = 1
     (gradient,) = torch.autograd.grad(masked_mean(error, mask).sum(), error)
@@ -144,7 +144,7 @@ def test_the_tenths_divide_any_schedule() -> None:
     assert short.tenth(torch.arange(7)).tolist() == [0, 1, 2, 4, 5, 7, 8]
 
 
-def test_losses_are_summed_by_tenth_without_place_holders() -> None:
+def test_losses_are_summed_by_tenth_without_placeholders() -> None:
     losses, tenths = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0]), torch.tensor([0, 9, 0, 3, 3])
     weight = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
     sums, counts = ((part * weight).sum(dim=1) for part in split_by_tenth(losses, tenths))

@@ -1,4 +1,4 @@
-"""The loss weights: closed forms, the same of x_0 for each prediction, finite at both ends of the noise."""
+"""The loss weights: closed forms, equal weights of x_0 for each prediction type, finite at both ends of the path."""
 
 from typing import get_args
 
@@ -24,7 +24,7 @@ def weights(weighting: str, snr: Tensor, prediction_type: PredictionType, **more
 
 
 def of_x_0(weight: Tensor, snr: Tensor, prediction_type: PredictionType) -> Tensor:
-    """What a weight counts of the squared error of x_0: that is 1/snr of epsilon's and 1/(snr + 1) of v's."""
+    """The weight in terms of the squared error of x_0, which is 1/snr of epsilon's and 1/(snr + 1) of v's."""
     return {"epsilon": weight * snr, "v_prediction": weight * (snr + 1), "sample": weight}[prediction_type]
 
 
@@ -40,15 +40,15 @@ def of_x_0(weight: Tensor, snr: Tensor, prediction_type: PredictionType) -> Tens
         ("x_0", {}, torch.ones(6)),
     ],
 )
-def test_each_prediction_weighs_the_error_of_x_0_alike(
+def test_each_prediction_type_weights_the_error_of_x_0_equally(
     prediction_type: PredictionType, weighting: str, more: dict[str, float], expected: Tensor
 ) -> None:
     weight = weights(weighting, SNR, prediction_type, **more)
     torch.testing.assert_close(of_x_0(weight, SNR, prediction_type), expected, rtol=1e-5, atol=0)
 
 
-def test_the_papers_weights_of_epsilon_are_met() -> None:
-    """As they are printed: P2 1/(k + snr)^gamma, debiased 1/sqrt(snr), min-SNR min(snr, 5)/snr."""
+def test_the_epsilon_weights_equal_the_papers() -> None:
+    """As published: P2 1/(k + snr)^gamma, debiased 1/sqrt(snr), min-SNR min(snr, 5)/snr."""
     assert torch.allclose(weights("p2", SNR, "epsilon", p2_gamma=0.5), (1 + SNR) ** -0.5)
     assert torch.allclose(weights("debiased", SNR, "epsilon"), SNR**-0.5)
     assert torch.allclose(weights("min_snr", SNR, "epsilon"), SNR.clamp(max=5) / SNR)
@@ -88,12 +88,10 @@ def test_loss_and_gradient_are_finite_at_zero_terminal_snr(
 
 @pytest.mark.parametrize("zero_snr", [False, True])
 @pytest.mark.parametrize("prediction_type", KINDS)
-def test_min_snr_is_what_diffusers_training_script_computes(
-    prediction_type: PredictionType, zero_snr: bool
-) -> None:
+def test_min_snr_equals_diffusers_training_script(prediction_type: PredictionType, zero_snr: bool) -> None:
     """`train_text_to_image.py`: min(snr, gamma) over snr for epsilon, over snr + 1 for v, at every timestep."""
     if zero_snr and prediction_type == "epsilon":
-        return  # refused by the settings: diffusers divides by 0 there
+        return  # rejected by the settings: diffusers divides by 0 there
     path = ScheduleSettings(rescale_betas_zero_snr=zero_snr, prediction_type=prediction_type)
     schedule, timesteps = DDPMPath(path), torch.arange(1000)
     theirs = compute_snr(DDPMScheduler.from_config(path.model_dump()), timesteps)
@@ -103,6 +101,6 @@ def test_min_snr_is_what_diffusers_training_script_computes(
     torch.testing.assert_close(ours, theirs.clamp(max=5) / divisor, rtol=2e-4, atol=0)
 
 
-def test_stable_diffusions_levels_are_not_bounded() -> None:
+def test_stable_diffusions_levels_are_not_clamped() -> None:
     snr = DDPMPath(ScheduleSettings()).snr(torch.arange(1000))
     assert snr.min() > MIN_SNR and snr.max() < MAX_SNR

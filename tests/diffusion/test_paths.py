@@ -1,8 +1,8 @@
-"""Other paths than DDPM's behind the same objective and the same sampling loop: a rectified flow, and EDM's.
+"""The objective and the sampling loop work with paths other than DDPM's: a rectified flow, and EDM's.
 
-They stand in this file alone and are registered in `PATHS`; nothing else knows them. The network is exact: for
-data x_0 ~ N(MEAN, SPREAD^2) it predicts the mean of the target given x_t. Then z = (x_t - alpha MEAN) / deviation stays
-the same along the probability-flow ODE, so every sampler's error is known.
+These paths are only defined in this file and registered in `PATHS`. The network is exact: for data
+x_0 ~ N(MEAN, SPREAD^2) it predicts the mean of the target given x_t. Then z = (x_t - alpha MEAN) / deviation is
+constant along the probability-flow ODE, so every sampler's error is known.
 """
 
 import math
@@ -31,7 +31,7 @@ NO_PROMPT = Conditioning(torch.zeros(1, 1, 1))
 
 
 class FlowPath(ProbabilityPath):
-    """Rectified flow (Liu et al. 2022): x_t = (1 - t) x_0 + t noise; the network is told 1000 t."""
+    """Rectified flow (Liu et al. 2022): x_t = (1 - t) x_0 + t noise; the network's time input is 1000 t."""
 
     prediction_type = "flow_prediction"
 
@@ -68,7 +68,7 @@ class FlowPath(ProbabilityPath):
 
 
 class EDMPath(ProbabilityPath):
-    """Karras et al. 2022, Eq. 7 and 8: x = x_0 + sigma noise; the network is told log(sigma) / 4 and predicts F."""
+    """Karras et al. 2022, Eq. 7 and 8: x = x_0 + sigma noise; the time input is log(sigma) / 4, the prediction F."""
 
     prediction_type = "edm"
 
@@ -126,7 +126,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class ExactDenoiser:
-    """The mean of the target given x_t, for data of independent normal numbers."""
+    """The mean of the target given x_t, for independent Gaussian data."""
 
     def __init__(self, path: Any, factor: float = 1.0) -> None:
         self.path, self.factor = path, factor
@@ -143,7 +143,7 @@ class ExactDenoiser:
 
 
 def error(scheduler: Any, num_inference_steps: int) -> float:
-    """How far the sampled latents are from the exact end of the ODE."""
+    """Distance of the sampled latents from the exact solution of the ODE."""
     plan = plan_sampling(scheduler, num_inference_steps)
     noise = torch.randn(1, 4, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     path: Any = path_of_scheduler(scheduler)
@@ -176,14 +176,14 @@ def test_a_sampler_converges_with_its_order(scheduler: Any, order: int) -> None:
 
 
 def least_loss(path: Any, timesteps: Tensor) -> Tensor:
-    """The variance of the target given x_t: that of x_0, times how much the target changes with x_0."""
+    """The variance of the target given x_t: that of x_0, scaled by the target's dependence on x_0."""
     alpha, sigma = path.alpha(timesteps), path.sigma(timesteps)
     one, none = torch.ones_like(alpha), torch.zeros_like(alpha)
     change = path.target(one, -alpha / sigma, timesteps) - path.target(none, none, timesteps)
     return change**2 * SPREAD**2 * sigma**2 / (alpha**2 * SPREAD**2 + sigma**2)
 
 
-# EDM's target depends on the input only where the deviation that it assumes is not the data's
+# EDM's target depends on the input only if its assumed standard deviation differs from the data's
 @pytest.mark.parametrize("path", [FlowPath(), EDMPath(sigma_data=2.0)], ids=["flow", "edm"])
 def test_the_objective_is_lowest_at_the_exact_denoiser(path: Any) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -209,7 +209,7 @@ DDPM: list[ProbabilityPath] = [
 
 
 @pytest.mark.parametrize("path", [*PATHS, *DDPM], ids=["flow", "edm", "epsilon", "v_prediction", "sample"])
-def test_a_target_stands_for_its_clean_latents(path: ProbabilityPath) -> None:
+def test_a_target_converts_back_to_its_clean_latents(path: ProbabilityPath) -> None:
     x_0, noise = torch.randn(2, 5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     timesteps = path.timesteps_at(torch.linspace(0.05, 0.95, 5))
     target = path.target(x_0, noise, timesteps)
@@ -228,7 +228,7 @@ def test_ddpm_has_float_levels_between_its_rows(prediction_type: Any) -> None:
     assert path.noise_to_signal((rows + 0.5).tolist()) == pytest.approx(ratio, rel=1e-4)
 
 
-def test_a_weighting_that_is_not_known_for_a_path_is_refused() -> None:
+def test_a_weighting_unsupported_for_a_path_is_rejected() -> None:
     latents = torch.zeros(1, 1, 4, 4)
     settings = ObjectiveSettings(weighting="min_snr")
     with pytest.raises(UserError, match="'min_snr' with prediction type 'flow_prediction': use none"):

@@ -32,7 +32,7 @@ NO_PROMPT = Conditioning(torch.zeros(1, 1, 1))
 def tenth(
     latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
 ) -> Tensor:
-    """A denoiser that treats each element by itself, so that a row cannot depend on the others."""
+    """A denoiser that processes each element independently, so that a row cannot depend on the others."""
     return 0.1 * latents
 
 
@@ -54,7 +54,7 @@ def run(name: str, seeds: list[int], num_inference_steps: int = 3) -> Tensor:
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
-def test_the_models_own_path_is_kept(name: str) -> None:
+def test_the_models_path_is_kept(name: str) -> None:
     config = {**SD2_SCHEDULER, "beta_schedule": "linear", "beta_end": 0.02, "num_train_timesteps": 500}
     scheduler = make_scheduler(name, config)
     assert scheduler.config.prediction_type == "v_prediction"
@@ -114,22 +114,22 @@ def test_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ddim" not in schedulers_for(SD1_SCHEDULER)
 
 
-def test_karras_is_refused_where_there_is_none() -> None:
+def test_karras_is_rejected_where_unsupported() -> None:
     with pytest.raises(UserError, match=r"'ddim' has no Karras spacing: use .*euler, heun"):
         make_scheduler("ddim", SD1_SCHEDULER, karras=True)
 
 
 @pytest.mark.parametrize("name", IGNORING_ZERO_SNR)
-def test_zero_snr_refuses_those_that_ignore_it(name: str) -> None:
+def test_zero_snr_rejects_samplers_that_ignore_it(name: str) -> None:
     with pytest.raises(UserError, match=r"would ignore.*use ddpm, ddim, euler, euler_a, dpmpp_2m") as caught:
         make_scheduler(name, ZERO_SNR_SCHEDULER)
     assert name not in str(caught.value).split(": ", 1)[1].split(", ")
-    # They do ignore it: asked directly, diffusers ends the path with some signal left.
+    # They do ignore it: used directly, diffusers' path ends with some signal left.
     ignoring = getattr(diffusers, SCHEDULERS[name].class_name).from_config(ZERO_SNR_SCHEDULER)
     assert ignoring.alphas_cumprod[-1] > 1e-3
 
 
-def test_zero_snr_takes_all_the_others() -> None:
+def test_zero_snr_accepts_all_other_samplers() -> None:
     names = sorted(set(AVAILABLE) - set(IGNORING_ZERO_SNR))
     assert sorted(schedulers_for(ZERO_SNR_SCHEDULER)) == names
     for name in names:
@@ -146,7 +146,7 @@ def test_zero_snr_with_epsilon_is_refused() -> None:
 @pytest.mark.parametrize("name", ["euler_a", "heun", "kdpm2", "kdpm2_a", "pndm"])
 def test_sample_prediction_is_refused_where_diffusers_lacks_it(name: str) -> None:
     with pytest.raises(
-        UserError, match="does not take a model of prediction type sample: use ddpm, ddim, euler, dpm"
+        UserError, match="does not support models with prediction type sample: use ddpm, ddim, euler, dpm"
     ):
         make_scheduler(name, {**SD1_SCHEDULER, "prediction_type": "sample"})
 
@@ -191,7 +191,7 @@ def test_denoiser_calls_of_five_steps(name: str, num_calls: int) -> None:
     assert len(plan_sampling(make_scheduler(name, SD1_SCHEDULER), 5).steps) == num_calls
 
 
-def test_step_tells_the_noise_level() -> None:
+def test_step_contains_the_noise_level() -> None:
     step = plan_sampling(make_scheduler("ddim", SD1_SCHEDULER), 4).steps[0]
     level = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, dim=0)[751]
     assert step.timestep == 751
@@ -199,7 +199,7 @@ def test_step_tells_the_noise_level() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in AVAILABLE if SCHEDULERS[name].stochastic])
-def test_noise_of_an_image_is_its_own(name: str) -> None:
+def test_each_image_has_independent_noise(name: str) -> None:
     together = run(name, [3, 4, 5])
     assert torch.equal(run(name, [4])[0], together[1])
     assert torch.equal(run(name, [5, 4])[0], together[2])
@@ -221,8 +221,8 @@ def test_the_caller_can_stop() -> None:
     ("num_inference_steps", "spacing"),
     [(0, "leading"), (1001, "leading"), (1000, "leading"), (61, "trailing")],
 )
-def test_impossible_numbers_of_steps_are_refused(num_inference_steps: int, spacing: str) -> None:
-    # 1000 leading steps begin at timestep 1000, and 61 trailing ones end at -1: diffusers' arithmetic.
+def test_invalid_numbers_of_steps_are_rejected(num_inference_steps: int, spacing: str) -> None:
+    # With diffusers' arithmetic, 1000 leading steps start at timestep 1000, and 61 trailing steps end at -1.
     scheduler = make_scheduler("ddim", {**SD1_SCHEDULER, "timestep_spacing": spacing})
     with pytest.raises(UserError, match=f"num_inference_steps is {num_inference_steps}"):
         plan_sampling(scheduler, num_inference_steps)
@@ -233,7 +233,7 @@ def embeds(*values: float) -> Conditioning:
 
 
 class TextDenoiser:
-    """Answers the latents times the prompt's number, and counts its calls and rows."""
+    """Returns the latents times the prompt's number, and counts its calls and rows."""
 
     def __init__(self) -> None:
         self.rows: list[list[float]] = []
@@ -257,7 +257,7 @@ def test_guidance_is_one_call_with_the_negative_rows_first(negative: Conditionin
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 0.5, 0.0])
-def test_no_guidance_is_the_denoiser_itself(guidance_scale: float) -> None:
+def test_without_guidance_the_denoiser_is_returned(guidance_scale: float) -> None:
     denoiser = TextDenoiser()
     assert guide_with_negative(denoiser, embeds(2.0), guidance_scale, 0.7) is denoiser
 

@@ -1,8 +1,8 @@
 """The samplers against an exact solution.
 
-For data x_0 ~ N(MEAN, SPREAD^2) the best denoiser is known, and so is the solution of the probability-flow
-ODE: along it z = (x_t - alpha MEAN) / sqrt(alpha^2 SPREAD^2 + sigma^2) is constant. So the error of a sampler
-is known to the last digit, and must fall with the sampler's order as the steps are doubled.
+For data x_0 ~ N(MEAN, SPREAD^2) the optimal denoiser is known, and so is the solution of the probability-flow
+ODE: z = (x_t - alpha MEAN) / sqrt(alpha^2 SPREAD^2 + sigma^2) is constant along it. The error of a sampler is
+therefore known exactly, and must decrease with the sampler's order when the number of steps is doubled.
 """
 
 import math
@@ -18,7 +18,7 @@ from ldm.diffusion.scheduler_names import SCHEDULERS
 from ldm.diffusion.schedulers import make_scheduler
 from ldm.types import Conditioning, Step
 
-# Two of diffusers' schedulers hand tensors to numpy in a way that numpy 2 dislikes.
+# Two of diffusers' schedulers pass tensors to numpy in a way that numpy 2 deprecates.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
     pytest.mark.filterwarnings(
@@ -41,7 +41,7 @@ NO_PROMPT = Conditioning(torch.zeros(1, 1, 1))
 
 @dataclass
 class GaussianDenoiser:
-    """The exact denoiser of Gaussian data, in float64; it keeps what it was shown, call by call."""
+    """The exact denoiser for Gaussian data, in float64; it records the input of each call."""
 
     alphas_cumprod: Tensor
     prediction_type: str
@@ -61,7 +61,7 @@ class GaussianDenoiser:
         ]
 
     def level(self, timestep: float) -> tuple[float, float]:
-        """alpha and sigma; log(sigma / alpha) is linear between training timesteps, as kdpm2 takes it."""
+        """alpha and sigma; log(sigma / alpha) is linear between training timesteps, as in kdpm2."""
         below, part = int(timestep), timestep - int(timestep)
         if part == 0:
             square = float(self.alphas_cumprod[below])
@@ -72,13 +72,13 @@ class GaussianDenoiser:
         return alpha, alpha * math.exp(log_ratio)
 
     def standardised(self, call: int) -> Tensor:
-        """z of what one call was shown; -1 is the last."""
+        """z of one call's input; -1 is the last call."""
         timestep, latents = self.calls[call]
         alpha, sigma = self.level(timestep)
         return (latents - alpha * MEAN) / (alpha**2 * SPREAD**2 + sigma**2) ** 0.5
 
     def last_call_at(self, timestep: float) -> int:
-        """Two-call steps show their first guess first; the last call at a timestep is shown the state."""
+        """Two-call steps pass a first estimate first; the last call at a timestep receives the actual state."""
         return max(i for i, (at, _) in enumerate(self.calls) if at == timestep)
 
 
@@ -99,9 +99,9 @@ def sample(
 
 
 def ode_error(name: str, num_inference_steps: int, config: dict[str, object]) -> float:
-    """How far z has wandered when the sampler stands at timestep 49 (50 for dpmpp_2s), before the last step.
+    """The drift of z when the sampler reaches timestep 49 (50 for dpmpp_2s), before the last step.
 
-    The last step goes to sigma = 0, which every sampler here does at first order.
+    The last step goes to sigma = 0, which is a first-order step in every sampler here.
     """
     denoiser, _ = sample(name, num_inference_steps, config)
     end = 50.0 if name == "dpmpp_2s" else 49.0
@@ -110,8 +110,8 @@ def ode_error(name: str, num_inference_steps: int, config: dict[str, object]) ->
 
 
 def order_of(name: str, prediction_type: str) -> float:
-    """The measured order: log2 of the error's fall from 20 to 40 steps."""
-    # dpmpp_2s takes its timesteps evenly from 0 to the last one, whatever the spacing says.
+    """The measured order: log2 of the ratio of the errors with 20 and 40 steps."""
+    # dpmpp_2s spaces its timesteps evenly from 0 to the last one, regardless of the spacing setting.
     levels = {"num_train_timesteps": 1001} if name == "dpmpp_2s" else {}
     config = {**CONFIG, **levels, "prediction_type": prediction_type}
     return math.log2(ode_error(name, 20, config) / ode_error(name, 40, config))
@@ -128,7 +128,7 @@ STOCHASTIC = [name for name, entry in SCHEDULERS.items() if entry.stochastic and
 STOCHASTIC_AT_ZERO_SNR = ["ddpm", "euler_a", "dpmpp_2m_sde"]
 FIRST_ORDER = {
     *((name, kind) for name in ("ddim", "euler") for kind in PREDICTION_TYPES),
-    # It mixes predictions of several noise levels as if they were all epsilon.
+    # It combines predictions from several noise levels as if they were all epsilon.
     ("pndm", "v_prediction"),
 }
 ZERO_SNR = {**CONFIG, "rescale_betas_zero_snr": True}
@@ -155,7 +155,7 @@ def test_zero_terminal_snr_keeps_the_order(name: str, least: float, prediction_t
 
 
 def spread_error(name: str, num_inference_steps: int, config: dict[str, object]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of 4096 samples, as relative errors, for each SPREAD."""
+    """Relative errors of the mean and the standard deviation of 4096 samples, for each SPREAD."""
     _, latents = sample(name, num_inference_steps, config, shape=(1, 4, 64, 64))
     mean, spread = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
     return (mean - MEAN) / SPREAD.flatten(), spread / SPREAD.flatten() - 1

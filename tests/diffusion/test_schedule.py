@@ -1,4 +1,4 @@
-"""The path is diffusers' own, and what a prediction means can be undone."""
+"""The path equals diffusers', and predictions convert back to clean latents."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ SCHEDULES = ["linear", "scaled_linear", "squaredcos_cap_v2"]
 
 @pytest.mark.parametrize("zero_snr", [False, True])
 @pytest.mark.parametrize("beta_schedule", SCHEDULES)
-def test_it_equals_diffusers_to_the_last_bit(beta_schedule: str, zero_snr: bool) -> None:
+def test_it_equals_diffusers_bit_for_bit(beta_schedule: str, zero_snr: bool) -> None:
     settings = ScheduleSettings.model_validate(
         {
             "beta_schedule": beta_schedule,
@@ -30,7 +30,7 @@ def test_it_equals_diffusers_to_the_last_bit(beta_schedule: str, zero_snr: bool)
     assert torch.equal(velocity, theirs.get_velocity(x_0, noise, timesteps))
 
 
-def test_alpha_and_sigma_lie_on_the_unit_circle_and_snr_is_their_ratio() -> None:
+def test_alpha_and_sigma_are_on_the_unit_circle_and_snr_is_their_ratio() -> None:
     schedule, timesteps = DDPMPath(ScheduleSettings()), torch.arange(1000)
     alpha, sigma = schedule.alpha(timesteps).flatten(), schedule.sigma(timesteps).flatten()
     assert torch.allclose(alpha**2 + sigma**2, torch.ones(1000))
@@ -40,14 +40,14 @@ def test_alpha_and_sigma_lie_on_the_unit_circle_and_snr_is_their_ratio() -> None
 def test_zero_terminal_snr_ends_in_pure_noise_and_refuses_epsilon() -> None:
     settings = ScheduleSettings(rescale_betas_zero_snr=True, prediction_type="v_prediction")
     assert DDPMPath(settings).snr(torch.tensor([999])).item() == 0
-    with pytest.raises(ValueError, match="epsilon says nothing"):
+    with pytest.raises(ValueError, match="epsilon carries no information"):
         ScheduleSettings(rescale_betas_zero_snr=True)
 
 
 @pytest.mark.parametrize("num_levels", [10, 250, 4000])
 @pytest.mark.parametrize("beta_schedule", SCHEDULES)
 def test_other_betas_and_numbers_of_levels_equal_diffusers_too(beta_schedule: str, num_levels: int) -> None:
-    """DDPM's own betas and more, at every level: the noise levels, and the target of every prediction type."""
+    """DDPM's betas and others, at every level: the noise levels, and the target of every prediction type."""
     settings = ScheduleSettings.model_validate(
         {
             "beta_schedule": beta_schedule,
@@ -66,7 +66,7 @@ def test_other_betas_and_numbers_of_levels_equal_diffusers_too(beta_schedule: st
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_a_perfect_prediction_means_x_0_to_diffusers(prediction_type: PredictionType) -> None:
-    """What a step of diffusers' scheduler reads from an answer that is the target."""
+    """The x_0 that diffusers' scheduler derives when the prediction equals the target."""
     settings = ScheduleSettings(prediction_type=prediction_type)
     schedule = DDPMPath(settings)
     scheduler = DDPMScheduler.from_config({**settings.model_dump(), "clip_sample": False})

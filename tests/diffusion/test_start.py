@@ -37,7 +37,7 @@ def started(name: str, num_inference_steps: int, start: int) -> list[tuple[Step,
     "name", ["ddim", "ddpm", "euler", "euler_a", "dpmpp_2m", "unipc", "heun", "lms", "deis"]
 )
 @pytest.mark.parametrize("start", [0, 3, 9])
-def test_it_is_what_diffusers_image_to_image_does(name: str, start: int) -> None:
+def test_it_equals_diffusers_image_to_image(name: str, start: int) -> None:
     theirs = make_scheduler(name, SD1_SCHEDULER)
     theirs.set_timesteps(10)
     timesteps = theirs.timesteps[start * theirs.order :]
@@ -54,7 +54,7 @@ def test_it_is_what_diffusers_image_to_image_does(name: str, start: int) -> None
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
-def test_the_steps_before_the_start_are_left_out(name: str) -> None:
+def test_steps_before_the_start_are_skipped(name: str) -> None:
     steps = [step for step, _ in started(name, 8, 5)]
     assert [step.index for step in steps] == [5, 6, 7]
     assert [step.fraction for step in steps] == [5 / 8, 6 / 8, 7 / 8]
@@ -66,7 +66,7 @@ def test_the_steps_before_the_start_are_left_out(name: str) -> None:
     assert later.num_steps == 3
 
 
-def test_plms_begins_anew_with_its_two_calls() -> None:
+def test_plms_starts_with_two_calls_again() -> None:
     later = plan_sampling(make_scheduler("pndm", SD1_SCHEDULER), 8, start=5)
     assert [step.index for step in later.steps] == [5, 5, 6, 7]
     assert later.steps[1].timestep == later.steps[2].timestep < later.steps[0].timestep
@@ -84,19 +84,19 @@ def test_a_start_of_pure_data_is_kept_by_an_exact_denoiser() -> None:
 
     plan = plan_sampling(scheduler, 10, start=4)
     (*_, (_, latents)) = denoise(exact, plan, NOISE, NO_PROMPT, start=CLEAN)
-    # the schedule ends at its first level, where a little noise is left
+    # the schedule ends at its first level, which still has a little noise
     expected = table[0].sqrt() * CLEAN + (1 - table[0]).sqrt() * NOISE
     torch.testing.assert_close(latents, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("start", [-1, 10])
-def test_a_start_that_is_no_step_is_refused(start: int) -> None:
-    with pytest.raises(UserError, match=f"start at step {start}: it has steps 0 to 9"):
+def test_an_invalid_start_is_rejected(start: int) -> None:
+    with pytest.raises(UserError, match=f"start at step {start}: use 0 to 9"):
         plan_sampling(make_scheduler("ddim", SD1_SCHEDULER), 10, start=start)
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
-def test_a_plan_serves_batch_after_batch(name: str) -> None:
+def test_a_plan_can_be_reused_for_several_batches(name: str) -> None:
     plan = plan_sampling(make_scheduler(name, SD1_SCHEDULER), 5)
 
     def final() -> Tensor:
@@ -106,7 +106,7 @@ def test_a_plan_serves_batch_after_batch(name: str) -> None:
     assert torch.equal(final(), final())
 
 
-def test_the_scheduler_that_is_planned_with_stays_as_it_was() -> None:
+def test_planning_does_not_modify_the_scheduler() -> None:
     scheduler = make_scheduler("unipc", SD1_SCHEDULER)
     before = {name: str(value) for name, value in vars(scheduler).items()}
     list(denoise(denoiser, plan_sampling(scheduler, 4), NOISE, NO_PROMPT))

@@ -1,6 +1,6 @@
-"""`torch.compile` of the UNet: the same numbers and names of weights, resumed to the last bit, never left out silently.
+"""`torch.compile` of the UNet: same outputs and weight names, bit-identical resumed runs, and no silent fallback.
 
-Backends that need no C++ compiler stand for the real one: they take the same graphs.
+The tests use backends that need no C++ compiler instead of the real one; they receive the same graphs.
 """
 
 import shutil
@@ -28,7 +28,7 @@ from train.loop.validation import evaluating
 
 
 class Graphs:
-    """A backend that runs graphs as they are, and remembers the sizes of the latents each was made for."""
+    """A backend that runs graphs unchanged and records the latent sizes each was compiled for."""
 
     def __init__(self) -> None:
         self.sizes: list[tuple[int, ...]] = []
@@ -65,7 +65,7 @@ def call(denoiser: UNetDenoiser, num_rows: int = 2) -> Tensor:
     return output
 
 
-def test_a_compiled_unet_is_one_graph_a_size_with_the_same_weights(
+def test_a_compiled_unet_has_one_graph_per_size_and_the_same_weights(
     unet_denoiser: UNetDenoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names, expected, graphs = list(unet_denoiser.state_dict()), call(unet_denoiser), Graphs()
@@ -79,11 +79,11 @@ def test_a_compiled_unet_is_one_graph_a_size_with_the_same_weights(
         assert torch.equal(call(unet_denoiser), expected)
     with evaluating(unet_denoiser):
         call(unet_denoiser, 1)
-    assert graphs.num_calls == 2  # few calls, such as those of a preview, are not worth compiling
+    assert graphs.num_calls == 2  # compiling is not worthwhile for a few calls, such as those of a preview
 
 
 @pytest.mark.slow
-def test_every_size_has_code_of_its_own_whatever_came_before(
+def test_every_size_is_compiled_separately(
     unet_denoiser: UNetDenoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graphs = Graphs()
@@ -95,7 +95,7 @@ def test_every_size_has_code_of_its_own_whatever_came_before(
 
 
 @pytest.mark.slow
-def test_for_generation_the_attention_is_fused_and_the_answer_stays(
+def test_generation_fuses_attention_and_keeps_the_output(
     unet_denoiser: UNetDenoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, graphs = call(unet_denoiser), Graphs()
@@ -107,7 +107,7 @@ def test_for_generation_the_attention_is_fused_and_the_answer_stays(
     torch.testing.assert_close(call(unet_denoiser), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_what_cannot_be_compiled_is_an_error_that_says_why(
+def test_a_compilation_failure_is_an_error_with_the_reason(
     unet_denoiser: UNetDenoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
@@ -119,7 +119,7 @@ def test_what_cannot_be_compiled_is_an_error_that_says_why(
     assert "no compiler" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_batch_is_filled_up_with_samples_that_weigh_nothing() -> None:
+def test_a_batch_is_padded_with_samples_of_zero_weight() -> None:
     batch = {"sample_id": ["a", "b"], "x": torch.tensor([[1.0], [2.0]]), "weight": torch.tensor([1.0, 0.5])}
     full = padded(batch, 4)
     assert full["sample_id"] == ["a", "b", "b", "b"]
@@ -128,8 +128,8 @@ def test_a_batch_is_filled_up_with_samples_that_weigh_nothing() -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_run_resumes_to_the_last_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seven samples in batches of four: each second one has three, and is filled up. A plain run is about equal."""
+def test_a_compiled_run_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven samples in batches of four: every second batch has three and is padded. A plain run is about equal."""
     monkeypatch.setattr("ldm.models.engines.compiled.BACKEND", "aot_eager")
     parts = train_parts(tmp_path)
     common = {"parts": parts, "save_every": 3, "preview_every": 3, "trainable": "unet"}
@@ -162,14 +162,14 @@ def test_generate_compiles_and_says_so(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("ldm.models.engines.compiled.BACKEND", graphs)
     for name, more in (("plain", []), ("compiled", ["--compile"])):
         assert generate(tmp_path / name, *more).exit_code == 0
-    assert graphs.num_calls == 3  # the trial, and two steps
+    assert graphs.num_calls == 3  # the trial call and two steps
     plain, compiled = (next((tmp_path / name).glob("*.png")) for name in ("plain", "compiled"))
     assert read_settings(compiled)["compiled"] is True and "compiled" not in read_settings(plain)
     levels = [np.asarray(Image.open(path)).astype(int) for path in (plain, compiled)]
     assert np.abs(levels[0] - levels[1]).max() <= 1
 
 
-def test_what_compile_would_not_reach_is_refused(tmp_path: Path) -> None:
+def test_settings_that_compile_does_not_support_are_rejected(tmp_path: Path) -> None:
     for other in (["--preset", "fast"], ["--low-memory"]):
         result = generate(tmp_path / "out", "--compile", *other)
         assert result.exit_code == 2 and "error: compile does not work with" in result.stderr

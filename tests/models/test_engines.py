@@ -1,4 +1,4 @@
-"""The engine openvino: torch's answers at every size, the right weights from the cache, and what `auto` takes."""
+"""The engine openvino: same outputs as torch at every size, correct cached weights, and the choice of `auto`."""
 
 import shutil
 import sys
@@ -37,7 +37,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def engine(pipeline: Pipeline) -> OpenVINODenoiser:
-    """Of `pipeline`, converted in the tests' own cache."""
+    """The engine of `pipeline`, converted in the tests' cache."""
     chosen = choose_engine("openvino", pipeline.denoiser, NO_WORK)
     assert chosen is not None
     return chosen
@@ -53,16 +53,14 @@ def output(denoiser: Denoiser, num_rows: int, height: int, width: int, num_token
 @pytest.mark.parametrize(
     "sizes", [(4, 8, 8, 16), (2, 8, 8, 16), (1, 7, 10, 16), (3, 6, 9, 48), (4, 8, 8, 16)]
 )
-def test_it_answers_as_torch_at_every_size(
+def test_outputs_match_torch_at_every_size(
     pipeline: Pipeline, engine: OpenVINODenoiser, sizes: tuple[int, int, int, int]
 ) -> None:
     expected = output(pipeline.denoiser, *sizes)
     assert (output(engine, *sizes) - expected).abs().max() < 1e-4 * expected.std()
 
 
-def test_its_pictures_are_those_of_torch_and_say_what_made_them(
-    pipeline: Pipeline, engine: OpenVINODenoiser
-) -> None:
+def test_images_match_torch_and_record_the_engine(pipeline: Pipeline, engine: OpenVINODenoiser) -> None:
     asked: dict[str, Any] = {"num_images": 2, "num_inference_steps": 20, "guidance_scale": 5.0}
     expected = pipeline.generate(PROMPTS, **asked)
     pipeline.engine = engine
@@ -77,7 +75,7 @@ def test_its_pictures_are_those_of_torch_and_say_what_made_them(
         assert settings == other
 
 
-def test_the_cache_knows_the_weights_again_and_no_others(tmp_path: Path, engine: OpenVINODenoiser) -> None:
+def test_the_cache_recognizes_only_the_same_weights(tmp_path: Path, engine: OpenVINODenoiser) -> None:
     denoiser = make_sd1(tmp_path).denoiser  # the same as `pipeline`
     folder = converted_folder(denoiser)
     written = (folder / MODEL_FILE).stat()
@@ -99,7 +97,7 @@ def test_changed_weights_are_converted_again(tmp_path: Path, engine: OpenVINODen
     assert (output(engine, 2, 8, 8, 16) - expected).abs().max() > 0.9
 
 
-def test_auto_takes_what_is_converted_or_pays(
+def test_auto_uses_openvino_if_converted_or_worthwhile(
     pipeline: Pipeline, engine: OpenVINODenoiser, tmp_path: Path
 ) -> None:
     assert choose_engine("auto", pipeline.denoiser, NO_WORK) is not None
@@ -138,23 +136,23 @@ def test_a_damaged_conversion(pipeline: Pipeline, engine: OpenVINODenoiser, tmp_
 
 
 @pytest.mark.slow
-def test_another_answer_than_torchs_is_refused_and_not_kept(
+def test_an_output_that_differs_from_torch_is_rejected_and_not_cached(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "TOLERANCE", 0.0)
-    with pytest.raises(UserError, match=r"differs from torch's by .* here: use the engine torch"):
+    with pytest.raises(UserError, match=r"differs from torch's by .* on this machine: use the engine torch"):
         openvino_denoiser(pipeline.denoiser, tmp_path / "converted")
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_is_reported_to_anybody() -> None:
+def test_no_telemetry_is_sent() -> None:
     import_openvino()
     from openvino.tools.ovc import telemetry_utils
 
     assert telemetry_utils.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
 
 
-def test_the_command_line_and_making_a_picture_again(
+def test_the_command_line_and_reproducing_an_image(
     pipeline: Pipeline, engine: OpenVINODenoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

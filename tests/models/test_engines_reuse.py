@@ -1,4 +1,4 @@
-"""Deep features used again on OpenVINO: the pictures are torch's, from networks that are kept apart."""
+"""Reuse of deep features on OpenVINO: same images as torch, from separately cached networks."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,7 +40,7 @@ def parts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.0, 0.5)])
-def test_pictures_are_those_of_torch(parts: ModelParts, interval: tuple[float, float]) -> None:
+def test_images_match_torch(parts: ModelParts, interval: tuple[float, float]) -> None:
     pipeline = Pipeline(parts)
     settings = {**SETTINGS, "guidance_interval": interval, "deep_features_every": 3}
     expected = pipeline.generate(["a red apple", "the blue square"], **settings).latents
@@ -50,12 +50,12 @@ def test_pictures_are_those_of_torch(parts: ModelParts, interval: tuple[float, f
     assert (made.latents - expected).abs().max() < 1e-3 * expected.std()
     assert (plain - expected).abs().max() > 1e-2 * expected.std()
     assert {settings["engine"] for settings in made.settings} == {"openvino"}
-    whole = pipeline.generate(["a red apple", "the blue square"], **SETTINGS)  # on the same networks
+    whole = pipeline.generate(["a red apple", "the blue square"], **SETTINGS)  # with the same networks
     assert (whole.latents - plain).abs().max() < 1e-3 * plain.std()
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 10)])
-def test_the_passes_answer_as_torch_at_every_size(parts: ModelParts, size: tuple[int, int]) -> None:
+def test_the_passes_match_torch_at_every_size(parts: ModelParts, size: tuple[int, int]) -> None:
     engine = choose_engine("openvino", parts.denoiser, REUSING)
     assert engine is not None
     assert engine.passes is not None
@@ -75,7 +75,7 @@ def test_the_passes_answer_as_torch_at_every_size(parts: ModelParts, size: tuple
     )
 
 
-def test_whole_and_in_passes_are_kept_apart(parts: ModelParts) -> None:
+def test_whole_and_split_networks_are_cached_separately(parts: ModelParts) -> None:
     folders = [converted_folder(parts.denoiser, in_passes=in_passes) for in_passes in (False, True)]
     assert folders[0] != folders[1]
 
@@ -94,7 +94,7 @@ def test_the_preset_on_the_command_line(tmp_path: Path, monkeypatch: pytest.Monk
     assert read_settings(pngs[0])["deep_features_every"] == 3
 
 
-def test_work_counts_what_is_left_out(tmp_path: Path) -> None:
+def test_work_accounts_for_skipped_layers(tmp_path: Path) -> None:
     pipeline = Pipeline(make_sd1(tmp_path))
 
     def work(**settings: Any) -> Work:

@@ -1,4 +1,4 @@
-"""Deep features used again: what is computed when, that the two passes are the UNet, and that nothing leaks."""
+"""Reuse of deep features: when they are computed, equality of the two passes with the UNet, and no leaks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def make_unet(**changes: Any) -> UNet2DConditionModel:
-    """Three levels, attention at the outermost one as in Stable Diffusion, random weights."""
+    """Three levels, with attention at the outermost one as in Stable Diffusion, and random weights."""
     torch.manual_seed(0)
     settings: dict[str, Any] = {
         "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
@@ -69,12 +69,12 @@ def sample(
     return list(steps)[-1][1]
 
 
-# The two passes are the UNet
+# The two passes equal the UNet
 
 
 @pytest.mark.parametrize("num_fresh", [1, 2, 3])
 @pytest.mark.parametrize("size", [(8, 8), (9, 7)])
-def test_the_full_pass_is_the_unet(denoiser: UNetDenoiser, num_fresh: int, size: tuple[int, int]) -> None:
+def test_the_full_pass_equals_the_unet(denoiser: UNetDenoiser, num_fresh: int, size: tuple[int, int]) -> None:
     latents, timesteps = normal(2, 4, *size), torch.tensor([3, 800])
     split = SplitUNet(denoiser.unet, num_fresh)
     output, deep = split.full(latents, timesteps, embeds())
@@ -91,7 +91,7 @@ def test_the_full_pass_is_the_unet(denoiser: UNetDenoiser, num_fresh: int, size:
         {"only_cross_attention": True, "layers_per_block": 1, "use_linear_projection": True},
     ],
 )
-def test_the_full_pass_is_a_unet_of_another_kind(changes: dict[str, Any]) -> None:
+def test_the_full_pass_equals_other_unets(changes: dict[str, Any]) -> None:
     denoiser = UNetDenoiser(make_unet(**changes))
     latents, timesteps = normal(2, 4, 8, 8), torch.tensor([3, 800])
     output, _ = SplitUNet(denoiser.unet, 2).full(latents, timesteps, embeds())
@@ -121,11 +121,11 @@ def test_with_every_step_it_is_the_denoiser_itself(denoiser: UNetDenoiser) -> No
     torch.testing.assert_close(sample(always), sample(denoiser), rtol=0, atol=1e-4)
 
 
-# What is computed when
+# When features are computed
 
 
 class Counter:
-    """Counts the rows that a module of a network is called with, call by call."""
+    """Records the number of rows in each call of a network's module."""
 
     def __init__(self, module: Any) -> None:
         self.rows: list[int] = []
@@ -146,7 +146,7 @@ def test_the_deep_levels_work_at_every_nth_step(denoiser: UNetDenoiser, every: i
     assert (deep.close(), fresh.close()) == ([2] * num_deep, [2] * 7)
 
 
-def test_deep_features_are_computed_anew_where_guidance_ends(denoiser: UNetDenoiser) -> None:
+def test_deep_features_are_recomputed_when_guidance_ends(denoiser: UNetDenoiser) -> None:
     deep, fresh = Counter(denoiser.unet.mid_block), Counter(denoiser.unet.conv_out)
     reusing = reuse_deep_features(denoiser, 3)
     sample(guide_with_negative(reusing, embeds(1), 3.0, interval=(0.25, 0.75)), num_inference_steps=8)
@@ -157,7 +157,7 @@ def test_deep_features_are_computed_anew_where_guidance_ends(denoiser: UNetDenoi
 # Nothing leaks
 
 
-def test_one_picture_knows_nothing_of_the_other_samplings(denoiser: UNetDenoiser) -> None:
+def test_sampling_runs_do_not_share_features(denoiser: UNetDenoiser) -> None:
     def fresh() -> Denoiser:
         return reuse_deep_features(denoiser, 4)
 
@@ -172,14 +172,14 @@ def test_one_picture_knows_nothing_of_the_other_samplings(denoiser: UNetDenoiser
 @pytest.mark.parametrize(
     "between",
     [
-        lambda call: call(Step(9, 9, 3.0, 0.1)),  # of another sampling, or a call was left out
-        lambda call: call(Step(0, 0, 900.0, 5.0)),  # another sampling begins
+        lambda call: call(Step(9, 9, 3.0, 0.1)),  # from another sampling run, or after a skipped call
+        lambda call: call(Step(0, 0, 900.0, 5.0)),  # another sampling run starts
         lambda call: call(None),
         lambda call: call(Step(1, 1, 800.0, 4.0), rows=1),
         lambda call: call(Step(1, 1, 800.0, 4.0), size=4),
     ],
 )
-def test_features_of_another_call_are_not_taken(denoiser: UNetDenoiser, between: Callable[..., Any]) -> None:
+def test_features_of_another_call_are_not_reused(denoiser: UNetDenoiser, between: Callable[..., Any]) -> None:
     reusing = reuse_deep_features(denoiser, 100)
 
     def call(step: Step | None, rows: int = 2, size: int = 8) -> Tensor:
@@ -198,7 +198,7 @@ def test_features_of_another_call_are_not_taken(denoiser: UNetDenoiser, between:
     assert torch.equal(output, expected)
 
 
-def test_a_picture_is_the_same_alone_and_in_a_batch(parts: ModelParts) -> None:
+def test_an_image_is_the_same_alone_and_in_a_batch(parts: ModelParts) -> None:
     pipeline = Pipeline(parts)
     settings: dict[str, Any] = {
         "deep_features_every": 2,
@@ -220,10 +220,10 @@ def test_two_calls_for_a_step_are_counted_as_two(denoiser: UNetDenoiser) -> None
     assert len(counter.close()) == 4  # of 7 calls
 
 
-# What is refused
+# Errors
 
 
-def test_a_unet_of_other_levels_is_refused() -> None:
+def test_a_unet_with_other_blocks_is_rejected() -> None:
     unet = make_unet(
         down_block_types=("SimpleCrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D"),
@@ -244,8 +244,10 @@ class WholeEngine:
         return latents
 
 
-def test_an_engine_without_passes_is_refused() -> None:
+def test_an_engine_without_passes_is_rejected() -> None:
     engine = WholeEngine()
     assert reuse_deep_features(engine, 1) is engine
-    with pytest.raises(UserError, match="not made to use deep features again: set deep_features_every to 1"):
+    with pytest.raises(
+        UserError, match="without support for reusing deep features: set deep_features_every to 1"
+    ):
         reuse_deep_features(engine, 2)

@@ -1,4 +1,4 @@
-"""UNets that need more than text, called through `UNetDenoiser` and the sampling loop against diffusers' own call."""
+"""UNets that need more than text: `UNetDenoiser` and the sampling loop are compared with diffusers' calls."""
 
 from typing import Any
 
@@ -70,7 +70,7 @@ CASES: dict[str, tuple[dict[str, Any], Conditioning, Conditioning]] = {
 
 
 def call(unet: Any, latents: Tensor, timesteps: Any, conditioning: Conditioning) -> Tensor:
-    """diffusers' own call, as its pipelines write it."""
+    """A direct call of the UNet, as in diffusers' pipelines."""
     added = {"text_embeds": conditioning.pooled, "time_ids": conditioning.time_ids}
     whole = latents if conditioning.concat is None else torch.cat([latents, conditioning.concat], dim=1)
     output: Tensor = unet(
@@ -85,7 +85,7 @@ def call(unet: Any, latents: Tensor, timesteps: Any, conditioning: Conditioning)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_denoiser_is_diffusers_own_call(name: str) -> None:
+def test_the_denoiser_equals_diffusers_call(name: str) -> None:
     shape, conditioning, _ = CASES[name]
     unet, latents, timesteps = make_unet(**shape), normal(2, 4, 8, 8, seed=7), torch.tensor([3, 800])
     found = UNetDenoiser(unet)(latents, timesteps, conditioning)
@@ -94,7 +94,7 @@ def test_the_denoiser_is_diffusers_own_call(name: str) -> None:
 
 @pytest.mark.parametrize("sampler", ["ddim", "euler", "dpmpp_2m"])
 @pytest.mark.parametrize("name", CASES)
-def test_sampling_with_guidance_is_diffusers_loop(name: str, sampler: str) -> None:
+def test_sampling_with_guidance_equals_diffusers_loop(name: str, sampler: str) -> None:
     shape, prompt, negative = CASES[name]
     unet, noise = make_unet(**shape), normal(2, 4, 8, 8, seed=7)
     plan = plan_sampling(make_scheduler(sampler, SD1_SCHEDULER), 4)
@@ -132,7 +132,7 @@ def test_the_noise_has_the_latents_channels(name: str) -> None:
     assert denoiser.needs_more_than_text
 
 
-def test_a_learned_variance_leaves_the_latents_channels_as_they_are() -> None:
+def test_a_learned_variance_does_not_change_the_latent_channels() -> None:
     denoiser = UNetDenoiser(make_unet(out_channels=8), latent_channels=4)
     assert (denoiser.latent_channels, denoiser.concat_channels) == (4, 0)
 
@@ -175,6 +175,6 @@ def test_control_signals_reach_the_unet() -> None:
         ("time_cond_proj_dim", {"time_cond_proj_dim": 16}),
     ],
 )
-def test_inputs_that_are_not_known_are_refused(key: str, changes: dict[str, Any]) -> None:
+def test_unsupported_inputs_are_rejected(key: str, changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"unet/config.json has {key}"):
         UNetDenoiser(make_unet(**changes))

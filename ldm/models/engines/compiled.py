@@ -1,6 +1,6 @@
-"""A UNet through `torch.compile`: faster on CUDA, after a minute or more for each size of its inputs.
+"""Compile a UNet with `torch.compile`: faster on CUDA, but compiling takes a minute or more for each input size.
 
-The module stays what it is: its weights, their names and the modules inside are those of before.
+The module itself does not change: it keeps its weights, parameter names and submodules.
 """
 
 from collections.abc import Iterator
@@ -15,20 +15,21 @@ from ldm.models.unet import UNetDenoiser
 from ldm.types import Conditioning
 
 BACKEND = "inductor"
-"""What torch compiles with. It needs Triton on CUDA, and a C++ compiler on the CPU."""
+"""The torch.compile backend. It needs Triton on CUDA and a C++ compiler on the CPU."""
 
 MAX_SIZES = 256
-"""Sizes of inputs that one network may be compiled for; torch allows 8, and aspect-ratio buckets need more."""
+"""Maximum number of input sizes per network; torch's default is 8, and aspect-ratio buckets need more."""
 
 
 def compile_unet(unet: Any, *, cuda_graphs: bool = False) -> None:
-    """Have every call of a diffusers UNet run compiled code, as one graph, made when a size first comes.
+    """Compile a diffusers UNet in place as a single graph, once for each input size when it first occurs.
 
-    Each size has code of its own (`dynamic=False`), so what a size is computed with does not hang on the sizes that
-    came before it: a run that resumes goes on to the last bit. What cannot be one graph is an error, never left out.
+    Each size is compiled separately (`dynamic=False`), so its code does not depend on which sizes came before it and
+    resumed runs are bit-identical. A UNet that does not compile to a single graph raises an error instead of falling
+    back to uncompiled code.
 
     Args:
-        cuda_graphs: send all of a call's kernels to the GPU at once; its answer is overwritten by the next call's.
+        cuda_graphs: launch all kernels of a call at once; the next call overwrites the output.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_SIZES)
     mode = {"mode": "reduce-overhead"} if cuda_graphs else {}
@@ -36,13 +37,13 @@ def compile_unet(unet: Any, *, cuda_graphs: bool = False) -> None:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether `compile_unet` was called on the module or on one inside it."""
+    """Whether `compile_unet` was called on the module or on one of its submodules."""
     return any(getattr(part, "_compiled_call_impl", None) is not None for part in module.modules())
 
 
 @contextmanager
 def uncompiled(module: nn.Module) -> Iterator[None]:
-    """Inside the block a compiled `module` runs as before: for few calls, compiling takes longer than it saves."""
+    """Run a compiled `module` eagerly inside the block: for a few calls, compiling takes longer than it saves."""
     if not is_compiled(module):
         yield
         return
@@ -52,18 +53,18 @@ def uncompiled(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def compile_denoiser(denoiser: UNetDenoiser, num_rows: int, height: int, width: int, num_tokens: int) -> None:
-    """Compile a denoiser for generation, and call it once, so that what is wrong comes to light here.
+    """Compile a denoiser for generation, and call it once so that errors occur here.
 
-    Its queries, keys and values are computed by one matrix (diffusers calls it fused): fewer, larger kernels. Do not
-    save it afterwards.
+    The query, key and value projections are fused into one matrix, for fewer and larger kernels. Do not save the
+    denoiser afterwards.
 
     Args:
-        num_rows: B of the call, with the rows of guidance.
-        height: of the latents; so is `width`.
+        num_rows: B of a call, including the rows for guidance.
+        height: height of the latents; `width` likewise.
         num_tokens: L of the prompt embeddings.
 
     Raises:
-        UserError: torch cannot compile it here.
+        UserError: torch cannot compile it on this machine.
     """
     device = next(denoiser.parameters()).device
     denoiser.unet.fuse_qkv_projections()
@@ -77,7 +78,7 @@ def compile_denoiser(denoiser: UNetDenoiser, num_rows: int, height: int, width: 
         denoiser(latents, timesteps, embeds)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # a compiler or Triton that is missing, or a layer that it does not know
-        cause = getattr(error, "inner_exception", error)  # where torch wraps what its compiler said
+    except Exception as error:  # a missing compiler or Triton, or an unsupported layer
+        cause = getattr(error, "inner_exception", error)  # torch wraps the backend's error in this attribute
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise UserError(f"this model cannot be compiled here ({reason})", "leave compile out") from error

@@ -1,8 +1,8 @@
-"""Deep features of the UNet, computed at every n-th step and used again in between: Ma et al. 2023, "DeepCache".
+"""Deep features of the UNet, computed at every n-th step and reused in between: Ma et al. 2023, "DeepCache".
 
-From one step to the next the deep levels of a UNet change little. A call that takes them from an earlier step computes
-only what lies outermost: the first convolution, and the last layer of the way up, which sees the latents as they are
-now. Axis letters as in `ldm.types`.
+The deep features of a UNet change little from one step to the next. A call that reuses them computes only the
+outermost layers, the first layers of the encoder and the last layers of the decoder, from the current latents.
+Axis letters as in `ldm.types`.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from ldm.models.unet import UNetDenoiser, added_conditions, with_concat
 from ldm.types import Conditioning, Denoiser, Step
 
 NUM_FRESH_LAYERS = 2
-"""Layers of the last level up that every call computes."""
+"""Layers of the last up block that every call computes."""
 
 NO_REUSE = "set deep_features_every to 1"
 
@@ -29,22 +29,22 @@ def reuse_deep_features(denoiser: "UNetDenoiser | Engine", every: int) -> Denois
     """A denoiser that computes its deep features at every n-th call, for one `ldm.diffusion.sampling.denoise`.
 
     Args:
-        denoiser: the model's, or an engine in its place.
+        denoiser: the model's denoiser or an engine.
         every: n, at least 1; with 1 the denoiser itself is returned.
 
     Raises:
-        UserError: the engine has no passes, or the UNet's first or last level is not made of layers that can be cut.
+        UserError: the engine has no passes, or the UNet's first or last block cannot be split into layers.
     """
     if every == 1:
         return denoiser
     passes = SplitUNet(denoiser.unet) if isinstance(denoiser, UNetDenoiser) else denoiser.passes
     if passes is None:
-        raise UserError("the engine here was not made to use deep features again", NO_REUSE)
+        raise UserError("this engine was created without support for reusing deep features", NO_REUSE)
     return FeatureReuse(passes, every)
 
 
 class Passes(Protocol):
-    """A denoiser in two passes; `deep` is what the one hands to the other."""
+    """The full and the shallow pass of a denoiser; `deep` is the features passed from the former to the latter."""
 
     def full(
         self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
@@ -56,7 +56,7 @@ class Passes(Protocol):
 
 
 class Engine(Denoiser, Protocol):
-    """A denoiser that runs elsewhere, with its passes where it can give them."""
+    """A denoiser that runs outside torch, with its passes if it supports them."""
 
     @property
     def passes(self) -> Passes | None: ...
@@ -64,7 +64,7 @@ class Engine(Denoiser, Protocol):
 
 @dataclass(frozen=True)
 class _Kept:
-    """Deep features, the shape of the latents and the call that they are of, and the last call that took them."""
+    """Deep features, the latents' shape and the call they were computed in, and the last call that used them."""
 
     deep: Tensor
     shape: torch.Size
@@ -75,8 +75,9 @@ class _Kept:
 class FeatureReuse:
     """`denoiser(latents [B,C,h,w], timesteps [B], conditioning, *, step) -> model_pred [B,C,h,w]`.
 
-    For one sampling: the features are of its pictures and prompts. It starts anew at a sampling's first call, where a
-    call is left out, where the number of rows changes (guidance ends), and it keeps nothing of a call without a step.
+    Use one instance per sampling run: the features belong to its images and prompts. They are recomputed at the first
+    call of a run, after a skipped call, and when the number of rows changes (guidance ends). A call without a step
+    keeps no features.
     """
 
     def __init__(self, passes: Passes, every: int) -> None:
@@ -103,7 +104,7 @@ class FeatureReuse:
 
 @dataclass(frozen=True)
 class _Given:
-    """What every layer of a call is told: the timesteps' embedding, the text [B, L, D], its mask as a bias or None."""
+    """Inputs of every layer: the time embedding, the text [B, L, D], and its mask as a bias, or None."""
 
     time: Tensor
     text: Tensor
@@ -114,52 +115,50 @@ class _Given:
 
 
 class SplitUNet:
-    """A `UNet2DConditionModel` as `Passes`: it is cut in the last level up, `num_fresh` layers before the end.
+    """A `UNet2DConditionModel` as `Passes`, split in the last up block, `num_fresh` layers before its end.
 
-    `full` computes what the UNet does, and gives the features at the cut besides. The UNet itself stays as it is.
+    `full` returns the UNet's output and the features at the split. The UNet itself is not modified.
     """
 
     def __init__(self, unet: Any, num_fresh: int = NUM_FRESH_LAYERS) -> None:
-        """Raises UserError for a UNet whose first or last level is none of `FIRST_LEVELS` and `LAST_LEVELS`."""
+        """Raises UserError unless the UNet's first block is in `FIRST_LEVELS` and its last in `LAST_LEVELS`."""
         assert not unet.config.class_embeddings_concat, (
-            "class labels are added to the time, not appended to it"
+            "class embeddings must be added to the time embedding, not concatenated"
         )
         for level, known in ((unet.down_blocks[0], FIRST_LEVELS), (unet.up_blocks[-1], LAST_LEVELS)):
             if type(level).__name__ not in known:
                 raise UserError(
-                    f"deep features cannot be used again in a UNet with a {type(level).__name__}",
+                    f"deep features cannot be reused in a UNet with a {type(level).__name__}",
                     NO_REUSE,
                 )
         num_layers = len(unet.up_blocks[-1].resnets)
-        assert 1 <= num_fresh <= num_layers, "the cut lies in the last level up"
+        assert 1 <= num_fresh <= num_layers, "the split must be in the last up block"
         self._unet = unet
         self._num_fresh = num_fresh
         self._cut = num_layers - num_fresh
 
     def full(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
-        """The prediction [B, C, h, w], and the features at the cut [B, channels, h, w] in the UNet's dtype."""
+        """The prediction [B, C, h, w], and the features at the split [B, channels, h, w] in the UNet's dtype."""
         given = self._given(timesteps, conditioning)
         skips = self._enter(latents, conditioning, given)
         deep = self._go_deep(skips, given)
         return self._leave(deep, skips, given).to(latents.dtype), deep
 
     def shallow(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, deep: Tensor) -> Tensor:
-        """The prediction [B, C, h, w] from the features that `full` gave for as many latents of the same size."""
+        """The prediction [B, C, h, w] from the features that `full` returned for latents of the same shape."""
         given = self._given(timesteps, conditioning)
         return self._leave(deep, self._enter(latents, conditioning, given), given).to(latents.dtype)
 
     def _given(self, timesteps: Tensor, conditioning: Conditioning) -> _Given:
         if conditioning.down_residuals or conditioning.mid_residual is not None or conditioning.image_embeds:
-            raise UserError(
-                "deep features cannot be used again with control signals or image prompts", NO_REUSE
-            )
+            raise UserError("deep features cannot be reused with control signals or image prompts", NO_REUSE)
         text = conditioning.prompt_embeds.to(self._unet.conv_in.weight.dtype)
         mask = conditioning.attention_mask
         bias = None if mask is None else (1 - mask.to(text.dtype)).unsqueeze(1) * -10_000.0
         return _Given(self._embed_time(timesteps, conditioning, text), text, bias)
 
     def _embed_time(self, timesteps: Tensor, conditioning: Conditioning, text: Tensor) -> Tensor:
-        """What the UNet adds to every layer: the timesteps, class labels, and SDXL's text and time ids."""
+        """The embedding added in every layer: of timesteps, class labels, and SDXL's text and time ids."""
         unet = self._unet
         time: Tensor = unet.time_embedding(unet.time_proj(timesteps).to(text.dtype))
         labels = unet.get_class_embed(text, conditioning.class_labels)
@@ -171,7 +170,7 @@ class SplitUNet:
         return time
 
     def _enter(self, latents: Tensor, conditioning: Conditioning, given: _Given) -> list[Tensor]:
-        """What the fresh layers take from the way down, the outermost first."""
+        """The encoder's skip connections for the recomputed layers, outermost first."""
         latents = with_concat(latents.to(self._unet.conv_in.weight.dtype), conditioning)
         centred = 2 * latents - 1 if self._unet.config.center_input_sample else latents
         skips = [self._unet.conv_in(centred)]
@@ -180,7 +179,7 @@ class SplitUNet:
         return skips
 
     def _go_deep(self, entered: Sequence[Tensor], given: _Given) -> Tensor:
-        """From what `_enter` gave, all the way down and up again to the cut."""
+        """From the output of `_enter` through the rest of the encoder and the decoder up to the split."""
         skips = self._go_down(entered, given)
         hidden = _level(self._unet.mid_block, skips[-1], given) if self._unet.mid_block else skips[-1]
         for level in self._unet.up_blocks[:-1]:
@@ -192,7 +191,7 @@ class SplitUNet:
         return hidden
 
     def _go_down(self, entered: Sequence[Tensor], given: _Given) -> list[Tensor]:
-        """Everything that the way up takes from the way down, the outermost first."""
+        """All skip connections from the encoder to the decoder, outermost first."""
         skips, first = list(entered), self._unet.down_blocks[0]
         for index in range(len(entered) - 1, len(first.resnets)):
             skips.append(_layer(first, index, skips[-1], given))
@@ -203,7 +202,7 @@ class SplitUNet:
         return skips
 
     def _leave(self, hidden: Tensor, skips: Sequence[Tensor], given: _Given) -> Tensor:
-        """The fresh layers up, and the way out."""
+        """The recomputed layers of the decoder and the output layers."""
         unet = self._unet
         for index, skip in enumerate(reversed(skips), start=self._cut):
             hidden = _layer(unet.up_blocks[-1], index, torch.cat([hidden, skip], dim=1), given)
@@ -214,13 +213,13 @@ class SplitUNet:
 
 
 def _level(level: Any, hidden: Tensor, given: _Given, **more: Any) -> Any:
-    """A whole level of a UNet, told of the text where it attends to it."""
+    """Run a block of the UNet, with the text if it has cross-attention."""
     attention = given.attention() if getattr(level, "has_cross_attention", False) else {}
     return level(hidden_states=hidden, temb=given.time, **attention, **more)
 
 
 def _layer(level: Any, index: int, hidden: Tensor, given: _Given) -> Any:
-    """One layer of a level: convolutions, and attention where the level has it."""
+    """Run one layer of a block: convolutions, and cross-attention if the block has it."""
     hidden = level.resnets[index](hidden, given.time)
     if getattr(level, "has_cross_attention", False):
         hidden = level.attentions[index](hidden, **given.attention(), return_dict=False)[0]

@@ -1,7 +1,7 @@
-"""The programs that a denoiser can run on: torch, as it is, or OpenVINO, which is faster on a CPU.
+"""Run a denoiser with OpenVINO, which is faster than torch on a CPU.
 
-Axis letters as in `ldm.types`. The UNet is converted once, for any batch, size and number of tokens, kept on the disk,
-and compiled for the exact sizes of a call when they first come.
+Axis letters as in `ldm.types`. The UNet is converted once, for any batch size, image size and number of tokens, and
+stored on disk. It is compiled for the exact sizes of a call when they first occur.
 """
 
 from collections.abc import Mapping
@@ -27,13 +27,13 @@ from ldm.models.unet import UNetDenoiser
 from ldm.types import Conditioning, Step
 
 TOLERANCE = 1e-3
-"""The largest difference from torch's answer that is let through, in standard deviations of that answer."""
+"""The largest allowed difference from torch's output, in standard deviations of that output."""
 
 
 class TracedUNet(nn.Module):
-    """A diffusers UNet that takes its inputs by position and answers with a tensor.
+    """A diffusers UNet that takes positional inputs and returns a tensor.
 
-    The inputs have the names of diffusers: latents [B, C, h, w], timesteps [B], prompt_embeds [B, L, D].
+    The inputs have diffusers' names and are latents [B, C, h, w], timesteps [B] and prompt_embeds [B, L, D].
     """
 
     def __init__(self, unet: Any) -> None:
@@ -50,8 +50,9 @@ class TracedUNet(nn.Module):
 def traced_unet(denoiser: UNetDenoiser) -> TracedNetwork:
     """A denoiser's UNet: inputs of any B, h, w and L -> `out_sample` [B, C, h, w].
 
-    It is traced at a height and width that the UNet cannot halve without a remainder. Only then does it ask each level
-    for its size when it scales up, which is right for all sizes; else it doubles, which fits even sizes alone.
+    It is traced with an odd height and width, which the UNet cannot halve evenly. Only then does the UNet upsample to
+    the size of each skip connection, which is correct for all sizes. Otherwise the trace would double the size, which
+    is only correct for even sizes.
     """
     channels, width = denoiser.latent_channels, denoiser.text_width
     smallest = 2 ** (len(denoiser.unet.config.block_out_channels) - 1)
@@ -77,14 +78,14 @@ class OpenVINODenoiser:
     """`denoiser(latents [B,C,h,w], timesteps [B], conditioning) -> model_pred [B,C,h,w]`, on the CPU in float32.
 
     Attributes:
-        name: what a picture's settings say of the engine.
-        passes: its two passes, where it was made to use deep features again.
+        name: the engine's name in an image's settings.
+        passes: its two passes, if it was created with support for reusing deep features.
     """
 
     name = "openvino"
 
     def __init__(self, network: SizedNetwork, passes: Passes | None = None) -> None:
-        """Takes the network of `traced_unet`; outputs beside `out_sample` may be there."""
+        """Takes the network from `traced_unet`; it may have more outputs than `out_sample`."""
         self._network = network
         self.passes = passes
 
@@ -96,20 +97,20 @@ class OpenVINODenoiser:
 
 
 def openvino_denoiser(denoiser: UNetDenoiser, folder: Path, *, in_passes: bool = False) -> OpenVINODenoiser:
-    """A denoiser on OpenVINO, with its weights as they are now.
+    """A denoiser on OpenVINO, with the denoiser's current weights.
 
     Args:
         denoiser: in float32 and in evaluation mode.
-        folder: of these weights, and of `in_passes`, alone: where the converted network lies, or is put. Its first use
-            takes some seconds, and in it the answer is compared with torch's.
-        in_passes: so that deep features can be used again.
+        folder: folder of the converted network, unique to these weights and this value of `in_passes`. If it does not
+            exist, the network is converted, which takes a few seconds, and its output is compared with torch's.
+        in_passes: whether to support reusing deep features.
 
     Raises:
-        UserError: OpenVINO is not installed, the denoiser is not in float32 or cannot be cut in passes, the disk is
-            full or not writable, or OpenVINO answers otherwise than torch on this computer.
+        UserError: OpenVINO is not installed, the denoiser is not in float32 or cannot be split into passes, the disk
+            is full or not writable, or OpenVINO's output differs from torch's on this machine.
     """
     if denoiser.needs_more_than_text:
-        raise UserError("the engine openvino runs text-to-image models alone", "use the engine torch")
+        raise UserError("the engine openvino only supports text-to-image models", "use the engine torch")
     dtype = denoiser.unet.dtype
     if dtype != torch.float32:
         raise UserError(f"the engine openvino computes in float32, not in {dtype}", "leave dtype out")
@@ -123,12 +124,12 @@ def openvino_denoiser(denoiser: UNetDenoiser, folder: Path, *, in_passes: bool =
 
 
 def is_converted(folder: Path) -> bool:
-    """Whether `openvino_denoiser` finds its network in the folder."""
+    """Whether the folder contains a converted network for `openvino_denoiser`."""
     return any((folder / name / MODEL_FILE).is_file() for name in ("", "full"))
 
 
 def _convert_into(folder: Path, networks: Mapping[str, TracedNetwork]) -> None:
-    """Write networks into folders of their names inside a new one."""
+    """Convert networks and write each to a subfolder with its name, in a new folder."""
     largest = 0.0
     with new_folder(folder) as temporary:
         for name, traced in networks.items():
@@ -136,7 +137,7 @@ def _convert_into(folder: Path, networks: Mapping[str, TracedNetwork]) -> None:
             largest = max(largest, traced.difference(read_network(temporary / name)))
         if largest > TOLERANCE:
             raise UserError(
-                f"OpenVINO's answer differs from torch's by {largest:.2g} standard deviations here",
+                f"OpenVINO's output differs from torch's by {largest:.2g} standard deviations on this machine",
                 "use the engine torch",
             )
         write_json(temporary / "comparison.json", {"largest_difference_in_std": largest})

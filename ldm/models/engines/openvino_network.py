@@ -1,4 +1,4 @@
-"""OpenVINO itself: imported without its reporting, and a network converted, written, read and compiled."""
+"""Import OpenVINO without its telemetry, and convert, write, read and compile networks."""
 
 import logging
 import sys
@@ -17,22 +17,22 @@ from ldm.errors import UserError
 from ldm.io.files import check_free_space, disk_errors
 
 MODEL_FILE = "openvino_model.xml"
-"""What a network's structure is called, with its weights in the `.bin` beside it; optimum-intel looks for that name."""
+"""File of a network's structure; its weights are in the `.bin` file next to it. optimum-intel expects this name."""
 
 SIZES_KEPT = 2
-"""Sizes that a network stays compiled for: with guidance and, outside its interval, without. Each holds the weights."""
+"""Compiled sizes to keep: with guidance and, outside its interval, without. Each one holds a copy of the weights."""
 
 ANY = -1
 """An axis that may have any length."""
 
 
 def import_openvino() -> Any:
-    """The module `openvino`.
+    """Import the module `openvino`.
 
-    Without its package `openvino_telemetry`, which reports to its maker that it was imported and what is converted.
+    The import hides the package `openvino_telemetry`, which reports imports and conversions to its vendor.
 
     Raises:
-        UserError: it is not installed.
+        UserError: OpenVINO is not installed.
     """
     with _left_out("openvino_telemetry"):
         try:
@@ -47,9 +47,9 @@ def import_openvino() -> Any:
 
 @contextmanager
 def _left_out(package: str) -> Iterator[None]:
-    """While it lasts, a package is as if it were not installed."""
+    """Hide a package inside the block, as if it were not installed."""
     before = sys.modules.get(package)
-    sys.modules[package] = None  # type: ignore[assignment]  # documented: importing it then fails
+    sys.modules[package] = None  # type: ignore[assignment]  # documented: None makes its import fail
     try:
         yield
     finally:
@@ -60,14 +60,14 @@ def _left_out(package: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class TracedNetwork:
-    """A network as OpenVINO is to have it.
+    """A network to convert to OpenVINO.
 
     Attributes:
-        network: in evaluation mode and in float32; its `forward` takes the inputs by their names.
-        shapes: of the inputs, `ANY` where an axis may vary.
-        outputs: names of what it returns.
-        example: inputs of any legal sizes, to follow the network's operations with.
-        trial: inputs of other sizes, to compare the answers to.
+        network: in evaluation mode and in float32; its `forward` takes the inputs by name.
+        shapes: shapes of the inputs, with `ANY` for axes of variable length.
+        outputs: names of the outputs.
+        example: inputs of any valid sizes, used for tracing.
+        trial: inputs of other sizes, for comparing the outputs with torch's.
     """
 
     network: nn.Module
@@ -77,10 +77,12 @@ class TracedNetwork:
     trial: Mapping[str, Tensor]
 
     def convert(self) -> Any:
-        """An `openvino.Model`, which shares the network's weights."""
+        """An `openvino.Model` that shares the network's weights."""
         openvino = import_openvino()
         with torch.no_grad(), warnings.catch_warnings(), _only_errors_logged():
-            warnings.simplefilter("ignore")  # of sizes that Python compares, and of torch's plans for tracing
+            warnings.simplefilter(
+                "ignore"
+            )  # about size comparisons in Python, and torch's deprecation of tracing
             model = openvino.convert_model(self.network, example_input=dict(self.example))
         model.reshape({name: openvino.PartialShape(list(shape)) for name, shape in self.shapes.items()})
         for port, name in zip(model.outputs, self.outputs, strict=True):
@@ -89,9 +91,9 @@ class TracedNetwork:
 
     @torch.no_grad()
     def difference(self, model: Any) -> float:
-        """The largest between torch's answers to `trial` and those of an `openvino.Model`, in standard deviations.
+        """The largest difference between torch's and an `openvino.Model`'s outputs for `trial`, in standard deviations.
 
-        Infinite where an answer is not finite.
+        Infinite if any difference is not finite.
         """
         expected = self.network(**self.trial)
         output = compile_network(model)({name: value.numpy() for name, value in self.trial.items()})
@@ -111,7 +113,7 @@ def _only_errors_logged() -> Iterator[None]:
 
 
 def write_network(model: Any, folder: Path) -> None:
-    """Write an `openvino.Model` into a folder, as `MODEL_FILE` and its weights in float32.
+    """Write an `openvino.Model` to a folder: `MODEL_FILE`, and the weights in float32.
 
     Raises:
         UserError: the disk is full or not writable.
@@ -123,14 +125,14 @@ def write_network(model: Any, folder: Path) -> None:
     try:
         import_openvino().save_model(model, folder / MODEL_FILE, compress_to_fp16=False)
     except RuntimeError as error:
-        raise UserError(f"{folder / MODEL_FILE} cannot be written", "look for space on the disk") from error
+        raise UserError(f"{folder / MODEL_FILE} cannot be written", "check the free disk space") from error
 
 
 def read_network(folder: Path) -> Any:
-    """The `openvino.Model` of a folder, its weights mapped into memory.
+    """Read the `openvino.Model` in a folder; its weights are memory-mapped.
 
     Raises:
-        UserError: its files are missing or damaged.
+        UserError: the files are missing or damaged.
     """
     try:
         return import_openvino().Core().read_model(folder / MODEL_FILE)
@@ -139,20 +141,20 @@ def read_network(folder: Path) -> Any:
 
 
 def compile_network(model: Any) -> Any:
-    """An `openvino.CompiledModel` for the CPU, in float32 also where the processor is faster with halves."""
+    """An `openvino.CompiledModel` for the CPU, in float32 even if the processor is faster in half precision."""
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "ENABLE_CPU_PINNING": False,  # or two processes share the first cores and leave the others idle
+        "ENABLE_CPU_PINNING": False,  # otherwise two processes share the first cores and leave the others idle
     }
     return import_openvino().Core().compile_model(model, "CPU", settings)
 
 
 class SizedNetwork:
-    """An `openvino.Model` compiled for the sizes of a call, which is faster than for any.
+    """An `openvino.Model` compiled for the exact sizes of a call, which is faster than compiling for any size.
 
-    Changing the sizes costs about a second.
+    Changing the sizes takes about a second.
     """
 
     def __init__(self, model: Any) -> None:
@@ -168,7 +170,7 @@ class SizedNetwork:
         return {port.get_any_name(): torch.from_numpy(output) for port, output in answers.items()}
 
     def _compile(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
-        """A request to the network compiled for these shapes of its inputs."""
+        """An inference request of the network compiled for these input shapes."""
         model = self._model.clone()
         model.reshape({name: list(shape) for name, shape in zip(self._names, shapes, strict=True)})
         return compile_network(model).create_infer_request()

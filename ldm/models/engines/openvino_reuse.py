@@ -1,4 +1,4 @@
-"""Deep features used again on OpenVINO: the two passes of `feature_reuse`, converted as two networks.
+"""Reuse of deep features on OpenVINO: the two passes of `feature_reuse`, converted as two networks.
 
 Axis letters as in `ldm.types`.
 """
@@ -15,13 +15,13 @@ from ldm.types import Conditioning
 
 
 def check_text_only(conditioning: Conditioning) -> None:
-    """Make sure that the converted UNet has an input for all that it is told: the text alone, without a mask."""
+    """Assert that the conditioning only contains what the converted UNet accepts: text without a mask."""
     given = [name for name, value in vars(conditioning).items() if isinstance(value, Tensor) or value]
     assert {*given} <= {"prompt_embeds", "pooled"}, f"the converted UNet has no input for {given}"
 
 
 class _TracedPass(nn.Module):
-    """A pass with its inputs by position; the UNet is a part of it, so that its weights are found."""
+    """A pass with positional inputs; the UNet is a submodule, so that tracing finds its weights."""
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
@@ -52,10 +52,10 @@ def traced_passes(whole: TracedNetwork, unet: Any) -> dict[str, TracedNetwork]:
     """A UNet's passes by name, `full` and `shallow`.
 
     Args:
-        whole: the UNet as one network, whose inputs the passes take.
+        whole: the UNet as one network; the passes have the same inputs.
 
     Raises:
-        UserError: the UNet cannot be cut.
+        UserError: the UNet cannot be split.
     """
     full, shallow = TracedFull(unet), TracedShallow(unet)
     example, trial = ({**inputs, "deep": full(**inputs)[1]} for inputs in (whole.example, whole.trial))
@@ -67,18 +67,18 @@ def traced_passes(whole: TracedNetwork, unet: Any) -> dict[str, TracedNetwork]:
 
 
 class OpenVINOPasses:
-    """`ldm.models.engines.feature_reuse.Passes` on the converted networks."""
+    """`ldm.models.engines.feature_reuse.Passes` that run the converted networks."""
 
     def __init__(self, full: SizedNetwork, shallow: SizedNetwork) -> None:
         self._full = full
         self._shallow = shallow
 
     def full(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
-        """The prediction [B, C, h, w], and the features at the cut [B, channels, h, w]."""
+        """The prediction [B, C, h, w], and the features at the split [B, channels, h, w]."""
         check_text_only(conditioning)
         answers = self._full(latents, timesteps, conditioning.prompt_embeds)
         return answers["out_sample"].to(latents), answers["deep"]
 
     def shallow(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, deep: Tensor) -> Tensor:
-        """The prediction [B, C, h, w] from the features that `full` gave."""
+        """The prediction [B, C, h, w] from the features that `full` returned."""
         return self._shallow(latents, timesteps, conditioning.prompt_embeds, deep)["out_sample"].to(latents)
