@@ -30,13 +30,7 @@ SAME_NAMES = {  # file names that two modules have today; each should become one
     "batches.py",
     "denoiser.py",
     "devices.py",
-    "errors.py",
     "folder.py",
-    "lora.py",
-    "parts.py",
-    "prompts.py",
-    "read.py",
-    "source.py",
 }
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 

@@ -33,6 +33,8 @@ NEEDED = {
     "safetensors": "safetensors",
     "tokenizers": "tokenizers",
     "huggingface_hub": "huggingface_hub",
+    "Jinja2": "jinja2",
+    "MarkupSafe": "markupsafe",
     "filelock": "filelock",
     "numpy": "numpy",
     "Pillow": "PIL",

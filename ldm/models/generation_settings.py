@@ -14,7 +14,7 @@ Nothing heavy is imported here: the command line reads this module for `ldm --he
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Self, TypeVar, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, Field, Strict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -300,7 +300,9 @@ def expected(field: FieldInfo) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     kind: Any = field.annotation
     if get_origin(kind) is tuple:
-        return "a list of two numbers"
+        return "a list of two finite numbers"
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
     low, high = bounds(field)
     finite = "a finite number" if kind is float and high is None else names[kind]
     limits = {

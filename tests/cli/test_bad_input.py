@@ -72,7 +72,7 @@ def assert_words(line: str, *words: str) -> None:
         (["a", "--scheduler", "ddpm", "--karras"], ["'ddpm' has no Karras", "euler"]),
         (["a", "--model", "nobody/nothing"], ["'nobody/nothing'", "network"]),
         (["a", "--model", "absent"], ["no model 'absent'", "emoji"]),
-        (["a", "--model", "."], ["is no model", "model_index.json"]),
+        (["a", "--model", "."], ["is not a model folder", "model_index.json"]),
         (["a", "--model", "model/model_index.json"], ["model_index.json is a file", "folder"]),
         (["a", "--dtype", "float61"], ["unknown dtype 'float61'", "float16"]),
         (["a", "--device", "gpu"], ["'gpu'", "cpu"]),

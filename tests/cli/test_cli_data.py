@@ -64,7 +64,7 @@ def test_the_report_is_written_beside_not_into_the_data(tmp_path: Path) -> None:
     assert long.exit_code == 2 and "too long for a file name: shorten it" in long.stderr
     inside = ldm_data("check", folder, "--report", folder / "report")
     assert (inside.exit_code, inside.stdout) == (2, "")
-    assert "is inside the data: choose a folder outside" in inside.stderr
+    assert "is inside the data: choose a folder elsewhere" in inside.stderr
     assert state_of(folder) == before
 
 

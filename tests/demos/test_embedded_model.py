@@ -40,7 +40,7 @@ def test_it_is_small_and_has_a_card() -> None:
     assert sum(path.stat().st_size for path in files) < 60e6
     assert max(path.stat().st_size for path in files) < 15e6
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert card.startswith("---\nlicense: mit\n")
+    assert card.startswith("---\n") and "\nlicense: mit\n" in card.partition("\n---\n")[0]
     assert "Microsoft" in card and "top 5" in card
     with torch.no_grad():
         assert json.loads((FOLDER / "ldm.json").read_text())["defaults"]["height"] == 64

@@ -60,10 +60,10 @@ def test_training_and_sampling_use_the_same_path(base: Path, name: str, sampler:
 
 
 def test_the_path_of_a_base_reaches_the_task(base: Path) -> None:
-    schedule = make_loss(settings_of(base, ZERO_SNR_SCHEDULER)).schedule
+    schedule = make_loss(settings_of(base, ZERO_SNR_SCHEDULER)).path
     assert schedule.settings.prediction_type == "v_prediction"
     assert schedule.alphas_cumprod[-1] == 0
-    assert make_loss(settings_of(base, SD1_SCHEDULER)).schedule.settings.prediction_type == "epsilon"
+    assert make_loss(settings_of(base, SD1_SCHEDULER)).path.settings.prediction_type == "epsilon"
 
 
 @pytest.mark.parametrize(

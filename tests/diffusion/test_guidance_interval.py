@@ -173,7 +173,7 @@ def test_valid_intervals_are_accepted(interval: Interval) -> None:
 
 def test_the_default_is_the_models_interval(tmp_path: Path) -> None:
     parts = make_sd1(tmp_path)
-    half = replace(parts, defaults=replace(parts.defaults, guidance_interval=(0.0, 0.5)))
+    half = replace(parts, defaults=parts.defaults.model_copy(update={"guidance_interval": (0.0, 0.5)}))
     Pipeline(half).save(tmp_path / "model")
     pipeline = load_pipeline(str(tmp_path / "model"))
     everything = pipeline.generate("a red apple", seed=1, guidance_interval=(0.0, 1.0))
@@ -189,7 +189,7 @@ def test_an_export_is_compared_as_a_stock_pipeline_guides(tmp_path: Path) -> Non
     parts = make_sd1(tmp_path)
     trial = trial_for(parts)
     plain = trial_outputs(parts, trial)["pixels"]
-    parts.defaults = replace(parts.defaults, guidance_interval=(0.0, 0.5))
+    parts.defaults = parts.defaults.model_copy(update={"guidance_interval": (0.0, 0.5)})
     assert torch.equal(trial_outputs(parts, trial)["pixels"], plain)
 
 

@@ -129,7 +129,7 @@ def test_the_sections_tell_what_made_the_model(made: Path, tmp_path: Path) -> No
 )
 def test_where_guidance_is_used_is_told(tmp_path: Path, interval: tuple[float, float], told: str) -> None:
     source = whole_model(tmp_path)
-    defaults = replace(source.parts.defaults, guidance_interval=interval)
+    defaults = source.parts.defaults.model_copy(update={"guidance_interval": interval})
     source = replace(source, parts=replace(source.parts, defaults=defaults))
     assert told in section(card_of(source, tmp_path / "out"), "Model")
 

@@ -126,7 +126,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "deep JSON": (
         lambda m: (m / "unet" / "config.json").write_text('{"a": ' + "[" * 100_000),
-        "no readable JSON",
+        "is not valid JSON",
     ),
     "large config": (large_file("unet/config.json"), "config.json has more than"),
     "large vocabulary": (large_file("tokenizer/vocab.json"), "vocab.json has more than"),

@@ -231,7 +231,7 @@ def test_images_from_a_file_say_so_and_can_be_reproduced(
         assert np.abs(np.asarray(image).astype(int) - np.asarray(meant.images[0])).max() <= 1
     result = generate("--reproduce", path, "--output", "again")
     assert result.exit_code == 2
-    assert "with a model in a file called 'two.safetensors': say where it lies with --model" in result.stderr
+    assert "with a model in a file called 'two.safetensors': say where it is with --model" in result.stderr
     result = generate("--reproduce", path, "--output", "again", "--model", sd2[1])
     assert Path(result.stdout.strip()).read_bytes() == path.read_bytes()
 

@@ -130,7 +130,7 @@ def test_a_plan_writes_nothing_but_the_memo(folder: Path, capsys: pytest.Capture
     before = contents(folder)
     assert denoiser.main([str(config), "num_steps=3", "--plan"]) == 0
     assert contents(folder) == before
-    assert "is at its end" in capsys.readouterr().out
+    assert "is finished" in capsys.readouterr().out
 
 
 def test_without_a_cache_the_images_are_encoded_in_each_step(folder: Path) -> None:

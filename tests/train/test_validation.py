@@ -135,7 +135,7 @@ def test_any_number_of_processes_gives_the_same_number(sizes: tuple[int, ...], n
     assert mean_and_error(total) == pytest.approx(alone, rel=1e-6)
     assert sorted(indices) == list(range(NUM_SAMPLES))
     assert len(calls) == 1  # a sharded network is called equally often on every process
-    one = [key.sample_index for keys in held_out().batches(8, 1, 3) for key in keys if key.weight]
+    one = [key.sample_index for keys in held_out().batches(8, Processes(1, 3)) for key in keys if key.weight]
     assert one == [1, 4]
 
 
