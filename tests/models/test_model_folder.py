@@ -146,7 +146,10 @@ def test_defaults_come_from_ldm_json(saved: Path, model: Path) -> None:
         ({"num_inference_steps": 2.5}, "num_inference_steps is 2.5"),
         ({"scheduler": 3}, "scheduler is 3"),
         ({"guidance_interval": [0.5, True]}, "guidance_interval is .* must be a list of two finite numbers"),
-        ({"guidance_interval": [0.5, 3.0]}, "ldm.json: guidance_interval is 0.5 3: give increasing fractions"),
+        (
+            {"guidance_interval": [0.5, 3.0]},
+            "ldm.json: guidance_interval is 0.5 3: give increasing fractions",
+        ),
     ],
 )
 def test_mistaken_defaults_are_refused(tmp_path: Path, defaults: dict[str, Any], message: str) -> None:

@@ -176,7 +176,10 @@ def test_numbers_of_numpy_and_torch_are_plain_numbers() -> None:
         ({"guidance_scale": float("inf")}, "guidance_scale is inf: it must be a finite number of at least 0"),
         ({"karras": 1}, "karras is 1: it must be true or false"),
         ({"scheduler": 3}, "scheduler is 3: it must be text"),
-        ({"guidance_interval": [0.5]}, r"guidance_interval is \[0.5\]: it must be a list of two finite numbers"),
+        (
+            {"guidance_interval": [0.5]},
+            r"guidance_interval is \[0.5\]: it must be a list of two finite numbers",
+        ),
         ({"guidance_interval": [0.5, 3]}, "guidance_interval is 0.5 3: give increasing fractions"),
         ({"negative_prompt": "a\0b"}, r"contains the character U\+0000: remove it"),
         ({"preset": "fats"}, "unknown preset 'fats': did you mean 'fast'"),
