@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# a file of tests stays in one process, because its fixtures are shared
+WORKERS := -n 2 --dist loadfile
 
 .PHONY: help demo test test-all format reference clean
 
@@ -23,14 +25,14 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest $(WORKERS) --durations=10
 	$(BIN)/python -m pytest -m "openvino and not slow"
 
 test-all: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not gpu and not openvino" --durations=10
+	$(BIN)/python -m pytest $(WORKERS) -m "not gpu and not openvino" --durations=10
 	$(BIN)/python -m pytest -m openvino
 
 format: $(VENV)/installed-dev

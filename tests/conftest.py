@@ -1,4 +1,4 @@
-"""Every test, and every program that it starts, runs without a network and on two threads."""
+"""Every test, and every program that it starts, runs without a network, on two threads or on one of two workers."""
 
 import os
 import shutil
@@ -11,7 +11,8 @@ from typing import Any
 
 # set before torch and huggingface_hub are imported: they read these once
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads leave their core to other processes
 
 # keeps tests, and programs that they start, away from the user's cache
 os.environ["LDM_CACHE_DIR"] = tempfile.mkdtemp(prefix="ldm-tests-")

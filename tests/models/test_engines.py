@@ -115,7 +115,7 @@ def test_refusals(
         choose_engine("openvin", pipeline.denoiser, NO_WORK)
     with pytest.raises(UserError, match=r"computes in float32, not in torch\.float16: leave dtype out"):
         choose_engine("openvino", make_sd1(tmp_path).denoiser.half(), NO_WORK)
-    with pytest.raises(UserError, match="computes on the CPU, the model is on meta"):
+    with pytest.raises(UserError, match="computes on the CPU, but the model is on meta"):
         choose_engine("openvino", make_sd1(tmp_path).denoiser.to("meta"), NO_WORK)
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(UserError, match=r"OpenVINO cannot be used .*: pip install \"open-ldm\[openvino\]\""):

@@ -7,6 +7,7 @@ It uses only the command line, the public Python API and files, so it runs on an
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import ldm
@@ -293,10 +295,26 @@ def trainings_of_base(folder: Path, base: dict[str, Any], tars: Path) -> Values:
 
 
 def of_folder(name: str, folder: Path) -> Values:
-    """Every file of an export, without timestamps and prose."""
+    """Every file of an export, except prose and files with a time in them.
+
+    The order in which a safetensors header lists its entries is random, so tensors and header are hashed apart.
+    """
     for path in sorted(folder.rglob("*")):
-        if path.suffix in (".safetensors", ".bin", ".json", ".txt") and path.name != "export.json":
-            yield f"{name} {path.relative_to(folder)}", sha256(path.read_bytes())
+        key = f"{name} {path.relative_to(folder)}"
+        if path.suffix == ".safetensors":
+            yield key, of_tensors(path)
+            with safe_open(path, "pt") as file:
+                yield f"{key} header", of_json(json.dumps(file.metadata()), folder)
+        elif path.suffix in (".bin", ".txt"):
+            yield key, sha256(path.read_bytes())
+        elif path.suffix == ".json" and path.name != "export.json":
+            yield key, of_json(path.read_text(), folder)
+
+
+def of_json(text: str, folder: Path) -> str:
+    """JSON in any order, without the paths of this call and without hashes of files, whose headers vary."""
+    plain = re.sub("[0-9a-f]{64}", "", text.replace(str(folder.parent), "").replace(str(EMOJI), ""))
+    return sha256(json.dumps(json.loads(plain), sort_keys=True).encode())
 
 
 def tiny_exports(folder: Path) -> Values:
