@@ -65,7 +65,7 @@ def parent(root: Path) -> None:
     jsonl(root, row("../secret.png"))
 
 
-@fault(r"line 1: '/.*secret\.png' points outside")
+@fault(r"line 1: '/.*(secret\.png|\.\.\.)' points outside")  # long paths are shortened
 def absolute(root: Path) -> None:
     image(root.parent / "secret.png")
     jsonl(root, row(str(root.parent / "secret.png")))
