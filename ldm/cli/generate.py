@@ -22,6 +22,8 @@ def generate(
     *,
     prompts: options.Prompts = None,
     prompt_file: options.PromptFile = None,
+    image: options.Image = None,
+    mask: options.Mask = None,
     reproduce: options.Reproduce = None,
     from_image: options.FromImage = None,
     model: options.Model = None,
@@ -39,7 +41,7 @@ def generate(
     compile: options.Compile = False,
     **settings: Any,
 ) -> None:
-    """Make images from prompts, and print the path of each.
+    """Make images from prompts, or from prompts and images, and print the path of each.
 
     Settings that are left out come from the model. Every image stores its settings, for other programs (`parameters`)
     and for --reproduce.
@@ -55,7 +57,7 @@ def generate(
 
     if from_image is not None:
         say_warning("--from-image is now called --reproduce")
-    original, images = _plan(prompts or [], prompt_file, reproduce or from_image, settings)
+    original, images = _plan(prompts or [], prompt_file, (image, mask), reproduce or from_image, settings)
     target = Target(output, overwrite=overwrite, grid=grid, resume=resume)
     target.check(images)
     at_once = read_batch_size(batch_size, low_memory=low_memory, device=device)
@@ -82,12 +84,17 @@ spell_out(generate, options.setting_options(GenerationSettings), before="batch_s
 
 
 def _plan(
-    texts: Sequence[str], prompt_file: Path | None, reproduce: Path | None, given: Mapping[str, Any]
+    texts: Sequence[str],
+    prompt_file: Path | None,
+    image_and_mask: tuple[Path | None, str | None],
+    reproduce: Path | None,
+    given: Mapping[str, Any],
 ) -> "tuple[Original | None, list[ImageRequest]]":
     """The images that are asked for, and the original that is reproduced.
 
     A prompt's own settings win over the options, and those over the original's.
     """
+    from ldm.generation.given_images import with_images
     from ldm.generation.prompts import check_installed, parse_prompt, read_prompts
     from ldm.generation.reproduce import read_original
     from ldm.pipeline.batches import list_images
@@ -102,6 +109,10 @@ def _plan(
         prompts = prompts or [parse_prompt({"prompt": original.prompt.prompt}, where=str(reproduce))]
     if not prompts:
         raise UserError("no prompt", 'write one, such as ldm generate "a red apple"')
+    prompts = with_images(prompts, *image_and_mask)
+    for prompt in prompts:
+        if original:
+            original.check_inputs(prompt.inputs)
     return original, list_images(prompt.over(base) for prompt in prompts)
 
 

@@ -63,6 +63,22 @@ PromptFile = Annotated[
         "below, which then win over those given here. - reads text from standard input.",
     ),
 ]
+Image = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE|FOLDER",
+        help="Start from this image instead of from noise: see --strength. With a folder, from each of its images. The "
+        "result has the image's size, unless --height or --width is given.",
+    ),
+]
+Mask = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|FOLDER|alpha",
+        help="Change --image only where this mask of the same size is white; all other pixels stay exactly as they "
+        "are. alpha: only where the image is transparent. A folder has a mask of the same name for each image.",
+    ),
+]
 Reproduce = Annotated[
     Path | None,
     typer.Option(

@@ -16,6 +16,19 @@ from ldm.types import Conditioning, Denoiser, Step
 
 
 @dataclass(frozen=True)
+class KnownLatents:
+    """The part of an image that sampling leaves as it is, for inpainting without a model made for it.
+
+    Attributes:
+        latents: clean [B, C, h, w].
+        mask: [B, 1, h, w], 1 where the image may change and 0 where it is known.
+    """
+
+    latents: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
 class SamplingPlan:
     """All denoiser calls of a sampling run: computed once and used for any number of batches.
 
@@ -42,7 +55,7 @@ def plan_sampling(scheduler: Any, num_inference_steps: int, *, start: int = 0) -
     """Plan the sampling with a scheduler from `ldm.diffusion.schedulers.make_scheduler`, which is not modified.
 
     Args:
-        start: the first step to run; earlier steps are skipped, as in image-to-image.
+        start: the first step to run; earlier steps are skipped, as in image-to-image. `num_inference_steps` runs none.
 
     Raises:
         UserError: the scheduler does not support that number of steps, or has no step `start`.
@@ -54,10 +67,10 @@ def plan_sampling(scheduler: Any, num_inference_steps: int, *, start: int = 0) -
     scheduler.set_timesteps(num_inference_steps)
     every = _all_steps(scheduler, num_inference_steps)
     num_steps = every[-1].index + 1
-    if not 0 <= start < num_steps:
-        raise UserError(f"sampling cannot start at step {start}", f"use 0 to {num_steps - 1}")
+    if not 0 <= start <= num_steps:
+        raise UserError(f"sampling cannot start at step {start}", f"use 0 to {num_steps}")
     kept = _from_start(scheduler, every, start)
-    if hasattr(scheduler, "set_begin_index"):
+    if kept and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(kept[0].evaluation)
     timesteps = scheduler.timesteps[[step.evaluation for step in kept]]
     steps = tuple(replace(step, evaluation=number) for number, step in enumerate(kept))
@@ -110,6 +123,7 @@ def denoise(
     *,
     generators: Sequence[torch.Generator] = (),
     start: Tensor | None = None,
+    known: KnownLatents | None = None,
 ) -> Iterator[tuple[Step, Tensor]]:
     """Sample, yielding the last denoiser call of each sampling step and the latents [B, C, h, w] after it.
 
@@ -119,6 +133,8 @@ def denoise(
         conditioning: B rows.
         generators: one per image, for samplers that add noise; image i only draws from generator i.
         start: clean latents [B, C, h, w] to which `noise` is added, for a plan that starts at a later step.
+        known: put back after each call of the denoiser, with `noise` added to the level reached (RePaint's blending,
+            Lugmayr et al. 2022, Eq. 8, with one noise for all levels as diffusers does).
     """
     scheduler = plan.scheduler()
     timesteps = _on_device(plan.timesteps, noise.device)
@@ -132,6 +148,9 @@ def denoise(
             model_input, timesteps[step.evaluation].expand(len(noise)), conditioning, step=step
         )
         latents = scheduler.step(model_pred, t, latents, return_dict=False, **options)[0]
+        if known is not None:
+            at_level = _known_at(scheduler, plan, known.latents, noise, step, following)
+            latents = torch.where(known.mask > 0, latents, at_level)
         if following is None or following.index != step.index:
             yield step, latents
 
@@ -141,10 +160,26 @@ def _first_latents(scheduler: Any, plan: SamplingPlan, noise: Tensor, start: Ten
     if start is None:
         assert plan.start == 0, "a plan that starts at a later step needs start latents"
         return noise * getattr(scheduler, "init_noise_sigma", 1.0)
-    first = plan.timesteps[:1]
+    return _add_noise(scheduler, start, noise, plan.timesteps[:1])
+
+
+def _add_noise(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """Latents at the sampler's scale, noised to the level of `timesteps` [1]."""
     if hasattr(scheduler, "scale_noise"):  # flow matching's name for add_noise
-        return scheduler.scale_noise(start, first, noise)  # type: ignore[no-any-return]
-    return scheduler.add_noise(start, noise, first)  # type: ignore[no-any-return]
+        return scheduler.scale_noise(latents, timesteps, noise)  # type: ignore[no-any-return]
+    return scheduler.add_noise(latents, noise, timesteps)  # type: ignore[no-any-return]
+
+
+def _known_at(
+    scheduler: Any, plan: SamplingPlan, clean: Tensor, noise: Tensor, step: Step, following: Step | None
+) -> Tensor:
+    """Known latents at the level that a call has reached: that of the following call, or none at the end."""
+    if following is None:
+        return clean
+    if hasattr(scheduler, "sigmas_interpol") and following.index == step.index:
+        # the middle of a DPM2 step, for which diffusers' add_noise takes the step's end
+        return clean + following.sigma * noise
+    return _add_noise(scheduler, clean, noise, plan.timesteps[following.evaluation][None])
 
 
 def _scale_model_input(scheduler: Any, latents: Tensor, t: Tensor) -> Tensor:

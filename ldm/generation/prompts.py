@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,33 @@ from ldm.diffusion.scheduler_names import SCHEDULERS
 from ldm.errors import UserError
 from ldm.models.generation_settings import GenerationSettings, check_text, parse_settings
 from ldm.pipeline.batches import Prompt
+from ldm.pipeline.input_images import ALPHA, InputImage, read_inputs
+
+NOT_SETTINGS = ("prompt", "image", "mask")
+"""The keys of a prompt that are not settings."""
 
 _EXAMPLE = 'write {"prompt": "...", "seed": 1}'
 
 
 def parse_prompt(
-    given: dict[str, Any], *, where: str = "", kind: type[GenerationSettings] = GenerationSettings
+    given: dict[str, Any],
+    *,
+    where: str = "",
+    folder: Path = Path(),
+    kind: type[GenerationSettings] = GenerationSettings,
 ) -> Prompt:
-    """A prompt and its settings from one flat mapping.
+    """A prompt, its settings and its images from one flat mapping.
+
+    Args:
+        folder: where the names of the images are looked up.
 
     Raises:
-        UserError: the prompt is missing or not text, or a setting is wrong, or needs a package that is not installed.
+        UserError: the prompt is missing or not text, a setting is wrong or needs a package that is not installed, or an
+            image cannot be used.
     """
-    settings = parse_settings({key: given[key] for key in given if key != "prompt"}, kind, where=where)
+    settings = parse_settings(
+        {key: given[key] for key in given if key not in NOT_SETTINGS}, kind, where=where
+    )
     check_installed(settings, where=where)
     if "prompt" not in given:
         raise UserError(f"{_prefix(where)}prompt is missing", _EXAMPLE)
@@ -31,9 +45,21 @@ def parse_prompt(
     if not isinstance(text, str):
         raise UserError(f"{_prefix(where)}prompt is {text!r}", "it must be text")
     try:
-        return Prompt(check_text(text), settings)
+        return Prompt(check_text(text), settings, _inputs(given, folder))
     except UserError as error:
         raise UserError(f"{_prefix(where)}{error.what}", error.hint) from None
+
+
+def _inputs(given: Mapping[str, Any], folder: Path) -> dict[str, InputImage]:
+    """The images of a prompt; `alpha` as a mask is not a file."""
+    image, mask = (given.get(name) for name in ("image", "mask"))
+    for name, value in (("image", image), ("mask", mask)):
+        if not isinstance(value, str | None):
+            raise UserError(f"{name} is {value!r}", "it must be the name of a file")
+    return read_inputs(
+        None if image is None else folder / image,
+        mask if mask is None or mask == ALPHA else folder / mask,
+    )
 
 
 def check_installed(settings: GenerationSettings, *, where: str = "") -> None:
@@ -55,9 +81,9 @@ def _prefix(where: str) -> str:
 def read_prompts(path: Path, kind: type[GenerationSettings] = GenerationSettings) -> list[Prompt]:
     """The prompts of a file, in order; `-` is standard input, as text.
 
-    A `.jsonl` file has one JSON object a line: `prompt`, and any field of `GenerationSettings`. Any other file is text
-    with one prompt a line, stripped of surrounding blanks; a line that starts with `#` is a comment. Empty lines are
-    skipped.
+    A `.jsonl` file has one JSON object a line: `prompt`, any field of `GenerationSettings`, and `image` and `mask`,
+    files relative to the folder of the prompt file. Any other file is text with one prompt a line, stripped of
+    surrounding blanks; a line that starts with `#` is a comment. Empty lines are skipped.
 
     Raises:
         UserError: the file is missing, not UTF-8 (the byte is named) or without prompts, or a line is wrong.
@@ -67,7 +93,10 @@ def read_prompts(path: Path, kind: type[GenerationSettings] = GenerationSettings
     if path.suffix.lower() == ".jsonl":
         prompts = [
             parse_prompt(
-                _json_object(line, f"{path}, line {number}"), where=f"{path}, line {number}", kind=kind
+                _json_object(line, f"{path}, line {number}"),
+                where=f"{path}, line {number}",
+                folder=path.parent,
+                kind=kind,
             )
             for number, line in lines
             if line.strip()

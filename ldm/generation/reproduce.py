@@ -1,6 +1,6 @@
 """Reproduce an image: what its PNG says, and whether the model at hand is the one that made it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from ldm.errors import UserError
 from ldm.models.generation_settings import GenerationSettings, parse_settings
 from ldm.models.loading.source import EMBEDDED, HUB_ID
 from ldm.pipeline.batches import Prompt
+from ldm.pipeline.input_images import InputImage
 from ldm.pipeline.record import ImageRecord, read_record
 
 
@@ -59,6 +60,23 @@ class Original:
             return ""
         shown, here = (str(each)[:10] for each in (recorded, weights_hash))
         return f"{self.path} was made with other weights (hash {shown}, here {here})"
+
+    def check_inputs(self, given: Mapping[str, InputImage]) -> None:
+        """Check that an image is made from the same images again.
+
+        Raises:
+            UserError: one is missing or another one.
+        """
+        for name, recorded in self.record.inputs.items():
+            size, digest = f"{recorded.width} x {recorded.height} pixels", recorded.sha256[:10]
+            if name not in given:
+                what = f"{self.path} was made with --{name}, {size} (hash {digest})"
+                raise UserError(what, f"give it again: --{name} FILE")
+            if given[name].record != recorded:
+                what = f"{given[name].name} is not the {name} that {self.path} was made from"
+                raise UserError(
+                    f"{what} ({size}, hash {digest}; here {given[name].record.sha256[:10]})", "give that one"
+                )
 
     def missing_loras(self, given: Sequence[GivenLora]) -> str:
         """What to say of LoRAs that made the image and are not given; empty if all are."""

@@ -39,7 +39,7 @@ _warning_lock = threading.Lock()
 
 
 def open_image(
-    file: str | os.PathLike[str] | bytes,
+    file: str | os.PathLike[str] | bytes | Image.Image,
     *,
     name: str | None = None,
     background: Color = WHITE,
@@ -48,7 +48,7 @@ def open_image(
     """The image in a file as RGB, fully decoded, upright, with transparency composited onto `background`.
 
     Args:
-        file: its path, or its bytes.
+        file: its path, its bytes, or an image in memory, which is converted in the same way.
         name: its name in messages; by default the path.
 
     Raises:
@@ -58,14 +58,14 @@ def open_image(
 
 
 def open_image_noted(
-    file: str | os.PathLike[str] | bytes,
+    file: str | os.PathLike[str] | bytes | Image.Image,
     *,
     name: str | None = None,
     background: Color = WHITE,
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[Image.Image, list[str]]:
     """Like `open_image`, with notes on what was ignored in the file, such as "first of 12 frames used"."""
-    name = name or ("the image" if isinstance(file, bytes) else os.fspath(file))
+    name = name or _name_of(file)
     image, notes = _decode(file, name, max_pixels)
     if image.mode == "F" or image.mode == "LAB":
         raise UserError(f"{name}: pixels of type {image.mode} have no fixed range", _SAVE_AGAIN)
@@ -79,32 +79,36 @@ def open_image_noted(
 
 
 def open_alpha(
-    file: str | os.PathLike[str] | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS
+    file: str | os.PathLike[str] | bytes | Image.Image,
+    *,
+    name: str | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
     """The transparency of an image as a grey image, 255 where it is opaque, upright as from `open_image`.
 
     Raises:
         UserError: as `open_image`.
     """
-    name = name or ("the image" if isinstance(file, bytes) else os.fspath(file))
+    name = name or _name_of(file)
     image = _to_8_bit(_decode(file, name, max_pixels)[0], name)
     if not image.has_transparency_data:
         return Image.new("L", image.size, 255)
     return image.convert("RGBA").getchannel("A")
 
 
+def _name_of(file: str | os.PathLike[str] | bytes | Image.Image) -> str:
+    return "the image" if isinstance(file, bytes | Image.Image) else os.fspath(file)
+
+
 def _decode(
-    file: str | os.PathLike[str] | bytes, name: str, max_pixels: int
+    file: str | os.PathLike[str] | bytes | Image.Image, name: str, max_pixels: int
 ) -> tuple[Image.Image, list[str]]:
     """The first frame in the file's mode, loaded and upright, with notes."""
+    if isinstance(file, Image.Image):
+        return _upright(file, name, max_pixels), []
     try:
         with _open_quietly(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-            num_pixels = image.width * image.height
-            if num_pixels > max_pixels:
-                raise _too_large(name, f"{image.width} x {image.height} pixels", max_pixels)
-            _parse_exif_quietly(image)
-            notes = _frame_notes(image)
-            return ImageOps.exif_transpose(image), notes
+            return _upright(image, name, max_pixels), _frame_notes(image)
     except UserError:
         raise
     except Image.DecompressionBombError as error:
@@ -113,6 +117,14 @@ def _decode(
         raise UserError(f"{name}: {error.strerror}", "name a readable image file") from error
     except Exception as error:  # decoders raise nearly anything on bad data
         raise UserError(f"{name}: {_reason(file, error)}", _SAVE_AGAIN) from error
+
+
+def _upright(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    """A loaded copy, turned as its EXIF data says."""
+    if image.width * image.height > max_pixels:
+        raise _too_large(name, f"{image.width} x {image.height} pixels", max_pixels)
+    _parse_exif_quietly(image)
+    return ImageOps.exif_transpose(image)
 
 
 def _open_quietly(file: str | os.PathLike[str] | io.BytesIO) -> Image.Image:

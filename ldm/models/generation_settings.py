@@ -12,7 +12,7 @@ Nothing heavy is imported here: the command line reads this module for `ldm --he
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
@@ -44,6 +44,7 @@ class Setting:
         metavar: how its value is written in the help, such as `N`; None for a switch.
         model_default: a model may have its own default, in `ldm.json`.
         recorded: the record of an image holds it.
+        images: names of the images without which it has no effect; records of images made without them leave it out.
         infotext: its key in A1111's text, or None if it is not part of it.
         infotext_value: its value there; a None is left out.
     """
@@ -51,6 +52,7 @@ class Setting:
     metavar: str | None = None
     model_default: bool = False
     recorded: bool = True
+    images: tuple[str, ...] = ()
     infotext: str | None = None
     infotext_value: Callable[[Any], Any] = lambda value: value
 
@@ -152,6 +154,25 @@ class GenerationSettings(Settings):
         Setting("NAME", model_default=True, infotext="Sampler", infotext_value=sampler_title),
         AfterValidator(check_scheduler),
     ] = Field("dpmpp_2m", description="The sampler; `--scheduler list` prints all of them.")
+    strength: Annotated[float, Setting("X", images=("image",), infotext="Denoising strength")] = Field(
+        0.8,
+        ge=0,
+        le=1,
+        strict=True,
+        description="How much of an image given with --image may change: the share of the sampling steps that are run "
+        "on it. Near 0 little changes, 1 makes it anew. With a mask the default is 1.",
+    )
+    mask_feather: Annotated[int, Setting("PIXELS", images=("mask",))] = Field(
+        0,
+        ge=0,
+        strict=True,
+        description="Blend the new part of a masked image into the old over this many pixels inside the mask's edge.",
+    )
+    match_colors: Annotated[bool, Setting(images=("mask",))] = Field(
+        False,
+        strict=True,
+        description="Shift the colours of the new part of a masked image by what the model changed around it.",
+    )
     karras: Annotated[
         bool, Setting(infotext="Schedule type", infotext_value=lambda on: "Karras" if on else None)
     ] = Field(
@@ -231,9 +252,17 @@ class GenerationSettings(Settings):
             name: getattr(self, name) for name, setting in settings_of(type(self)) if setting.model_default
         }
 
-    def recorded(self) -> dict[str, Any]:
-        """What the record of an image holds of its settings, ready for JSON."""
-        names = {name for name, setting in settings_of(type(self)) if setting.recorded}
+    def recorded(self, images: Collection[str] = ()) -> dict[str, Any]:
+        """What the record of an image holds of its settings, ready for JSON.
+
+        Args:
+            images: the names of the images that it was made from.
+        """
+        names = {
+            name
+            for name, setting in settings_of(type(self))
+            if setting.recorded and set(setting.images) <= set(images)
+        }
         return self.model_dump(mode="json", include=names)
 
 

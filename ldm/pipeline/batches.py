@@ -1,24 +1,31 @@
 """Which images prompts ask for, and which of them are made together."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import index
 
 from ldm.diffusion.sampling import SamplingPlan
 from ldm.errors import UserError, warn
 from ldm.models.generation_settings import LARGEST_SEED, GenerationSettings
+from ldm.pipeline.input_images import InputImage
+from ldm.tasks import Task
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and its own settings; those left open come from elsewhere."""
+    """A prompt and its own settings; those left open come from elsewhere.
+
+    Attributes:
+        inputs: the images to make an image from, by name, such as `image` and `mask`.
+    """
 
     prompt: str
     settings: GenerationSettings = field(default_factory=GenerationSettings)
+    inputs: Mapping[str, InputImage] = field(default_factory=dict)
 
     def over(self, base: GenerationSettings) -> "Prompt":
         """This prompt, with the settings left open taken from `base`."""
-        return Prompt(self.prompt, self.settings.over(base))
+        return replace(self, settings=self.settings.over(base))
 
 
 @dataclass(frozen=True)
@@ -28,16 +35,26 @@ class ImageRequest:
     Attributes:
         number: its place in the order of the prompts, and of the seeds of a prompt; from 1.
         settings: all but the seed and the number of images.
+        inputs: the images to make it from, by name.
     """
 
     number: int
     prompt: str
     seed: int
     settings: GenerationSettings
+    inputs: Mapping[str, InputImage] = field(default_factory=dict)
 
+    @property
+    def kind(self) -> "Kind":
+        """Equal for images that can be made together."""
+        return self.settings, tuple(self.inputs)
+
+
+Kind = tuple[GenerationSettings, tuple[str, ...]]
+"""The settings of an image, and the names of the images it is made from."""
 
 Batch = Sequence[ImageRequest]
-"""Images that are made together, all with the same settings."""
+"""Images that are made together, all of the same kind."""
 
 
 def list_images(prompts: Iterable[Prompt], seeds: Sequence[int] | None = None) -> list[ImageRequest]:
@@ -52,13 +69,28 @@ def list_images(prompts: Iterable[Prompt], seeds: Sequence[int] | None = None) -
     prompts = list(prompts)
     if not prompts:
         raise UserError("no prompt", "give at least one; an empty one is allowed")
-    shared = [(each, each.settings.without("seed", "num_images")) for each in prompts]
-    rows = [(each.prompt, settings) for each, settings in shared for _ in range(each.settings.num_images)]
+    shared = [(each, sized(each.settings.without("seed", "num_images"), each.inputs)) for each in prompts]
+    rows = [(each, settings) for each, settings in shared for _ in range(each.settings.num_images)]
     own = _counted_seeds(prompts) if seeds is None else _checked_seeds(seeds, prompts, len(rows))
     return [
-        ImageRequest(number, prompt, seed, settings)
-        for number, ((prompt, settings), seed) in enumerate(zip(rows, own, strict=True), start=1)
+        ImageRequest(number, each.prompt, seed, settings, each.inputs)
+        for number, ((each, settings), seed) in enumerate(zip(rows, own, strict=True), start=1)
     ]
+
+
+def sized(settings: GenerationSettings, inputs: Mapping[str, InputImage]) -> GenerationSettings:
+    """The settings with the size of the image given, if they leave it open; one side alone keeps its shape."""
+    image = inputs.get("image")
+    given = settings.given()
+    if image is None or {"height", "width"} <= given.keys():
+        return settings
+    size = image.record
+    height, width = given.get("height"), given.get("width")
+    if height is None:
+        height = size.height if width is None else max(1, round(size.height * width / size.width))
+    if width is None:
+        width = max(1, round(size.width * height / size.height)) if "height" in given else size.width
+    return type(settings)(**{**given, "height": height, "width": width})
 
 
 def _counted_seeds(prompts: Sequence[Prompt]) -> list[int]:
@@ -83,7 +115,7 @@ def _checked_seeds(seeds: Sequence[int], prompts: Sequence[Prompt], num_images: 
 def plan_batches(
     images: Batch, batch_size: int, num_chunks: Callable[[ImageRequest], int] = lambda image: 1
 ) -> list[Batch]:
-    """Divide images into batches of at most `batch_size`, each of images with the same settings.
+    """Divide images into batches of at most `batch_size`, each of images of the same kind.
 
     The batches depend on the images alone, so they are the same for any number of processes.
 
@@ -96,9 +128,9 @@ def plan_batches(
     """
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}", "it must be at least 1")
-    alike: dict[tuple[GenerationSettings, int], list[ImageRequest]] = {}
+    alike: dict[tuple[Kind, int], list[ImageRequest]] = {}
     for image in images:
-        alike.setdefault((image.settings, num_chunks(image)), []).append(image)
+        alike.setdefault((image.kind, num_chunks(image)), []).append(image)
     return [part for same in alike.values() for part in split(same, batch_size)]
 
 
@@ -113,12 +145,14 @@ class PlannedBatch:
 
     Attributes:
         settings: all settings, none of them left open.
+        task: what the model does with the images given.
         num_chunks: of the prompts, the negative one included.
         plan: of the sampler, shared by all batches with the same settings.
     """
 
     images: Batch
     settings: GenerationSettings
+    task: Task
     num_chunks: int
     plan: SamplingPlan
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm.diffusion.guidance import guide_with_negative
-from ldm.diffusion.sampling import SamplingPlan, denoise, plan_sampling
+from ldm.diffusion.sampling import KnownLatents, SamplingPlan, denoise, plan_sampling
 from ldm.diffusion.scheduler_names import SCHEDULERS
 from ldm.diffusion.schedulers import make_scheduler
 from ldm.errors import LdmWarning
@@ -39,26 +39,40 @@ from ldm.noise import image_generators, normal_per_image
 from ldm.pipeline.batches import (
     Batch,
     ImageRequest,
+    Kind,
     PlannedBatch,
     Prompt,
     halved,
     list_images,
     plan_batches,
 )
+from ldm.pipeline.compositing import composite
 from ldm.pipeline.decoding import decode_images
-from ldm.pipeline.record import ImageRecord
+from ldm.pipeline.input_images import (
+    GivenImage,
+    canvas_size,
+    fitted,
+    latent_mask,
+    mask_values,
+    pair_inputs,
+    photo_values,
+)
+from ldm.pipeline.record import INPUTS_VERSION, ImageRecord
 from ldm.pipeline.settings import (
     Generation,
     MadeImage,
     OnStep,
+    check_applicable,
     check_finite,
     check_latents,
     check_text_to_image,
     complete,
+    first_step,
     latents_hash,
     program_settings,
     warn_unused,
 )
+from ldm.tasks import Task, task_for_images
 from ldm.types import Conditioning, Denoiser, Step
 
 __all__ = [
@@ -170,6 +184,8 @@ class Pipeline:
         prompts: str | Sequence[str],
         *,
         settings: GenerationSettings | None = None,
+        image: GivenImage | Sequence[GivenImage] | None = None,
+        mask: GivenImage | Sequence[GivenImage] | None = None,
         seeds: Sequence[int] | None = None,
         batch_size: int = 8,
         latents: Tensor | None = None,
@@ -183,6 +199,10 @@ class Pipeline:
 
         Args:
             settings: for all images; the arguments win over it.
+            image: what to start from, files or PIL images: one for all prompts, or one for each. The images made have
+                its size, unless `height` or `width` is given.
+            mask: white where `image` may change, or "alpha" for its transparent part. Elsewhere the pixels stay
+                exactly as they are.
             seeds: one for each image, prompt after prompt, in place of `seed`.
             batch_size: images made at once; it changes memory and time only.
             latents: the initial standard normal noise [N, C, h, w], in place of the seeds'; the records hold its hash.
@@ -198,7 +218,8 @@ class Pipeline:
         base = settings or GenerationSettings()
         chosen = parse_settings(given, type(base)).over(base)
         texts = [prompts] if isinstance(prompts, str) else prompts
-        images = list_images([Prompt(text, chosen) for text in texts], seeds)
+        asked = [Prompt(text, chosen, inputs) for text, inputs in pair_inputs(texts, image, mask)]
+        images = list_images(asked, seeds)
         made = list(self.make_images([images], batch_size=batch_size, latents=latents, on_step=on_step))
         made.sort(key=lambda each: each.request.number)
         return Generation(
@@ -250,40 +271,50 @@ class Pipeline:
             waiting, done = waiting[1:], done + batch.plan.num_steps
 
     def _plan(self, groups: Sequence[Batch], batch_size: int, latents: Tensor | None) -> list[PlannedBatch]:
-        """The batches to make; each distinct `GenerationSettings` is completed, and its sampler planned, once."""
+        """The batches to make; the settings of each kind are completed, and its sampler planned, once."""
         check_text_to_image(self.model_id, self.denoiser)
         images = [image for group in groups for image in group]
         completed = self._complete(images, latents)
-        prompts: dict[GenerationSettings, list[str]] = {settings: [] for settings in completed}
+        prompts: dict[Kind, list[str]] = {kind: [] for kind in completed}
         for image in images:
-            prompts[image.settings].append(image.prompt)
-        for settings, full in completed.items():
-            warn_unused(prompts[settings], full, self.text_encoder.truncated_words)
+            prompts[image.kind].append(image.prompt)
+        for kind, full in completed.items():
+            warn_unused(prompts[kind], full, self.text_encoder.truncated_words)
             if latents is not None:
                 check_latents(latents, (len(images), *self._latent_shape(full)))
-        plans = {settings: self._sampling_plan(full) for settings, full in completed.items()}
+        tasks = {kind: self._task(kind) for kind in completed}
+        plans = {kind: self._sampling_plan(full, tasks[kind]) for kind, full in completed.items()}
 
         def num_chunks(image: ImageRequest) -> int:
-            return self._num_chunks(image.prompt, completed[image.settings])
+            return self._num_chunks(image.prompt, completed[image.kind])
 
         return [
-            PlannedBatch(batch, completed[settings], num_chunks(batch[0]), plans[settings])
+            PlannedBatch(batch, completed[kind], tasks[kind], num_chunks(batch[0]), plans[kind])
             for group in groups
             for batch in plan_batches(group, batch_size, num_chunks)
-            for settings in (batch[0].settings,)
+            for kind in (batch[0].kind,)
         ]
 
-    def _complete(
-        self, images: Batch, latents: Tensor | None = None
-    ) -> dict[GenerationSettings, GenerationSettings]:
+    def _complete(self, images: Batch, latents: Tensor | None = None) -> dict[Kind, GenerationSettings]:
         """The settings of the images, each with what it leaves open filled in."""
         multiple = self.autoencoder.pixels_per_latent
-        distinct = dict.fromkeys(image.settings for image in images)
-        return {each: complete(each, self.defaults, multiple=multiple, latents=latents) for each in distinct}
+        completed = {}
+        for kind in dict.fromkeys(image.kind for image in images):
+            settings, names = kind
+            check_applicable(settings, names)
+            completed[kind] = complete(
+                settings, self.defaults, multiple=multiple, task=self._task(kind), latents=latents
+            )
+        return completed
 
-    def _sampling_plan(self, settings: GenerationSettings) -> SamplingPlan:
+    def _task(self, kind: Kind) -> Task:
+        return task_for_images("text-to-image", kind[1])
+
+    def _sampling_plan(self, settings: GenerationSettings, task: Task) -> SamplingPlan:
         scheduler = make_scheduler(settings.scheduler, self.scheduler_config, karras=settings.karras)
-        return plan_sampling(scheduler, settings.num_inference_steps)
+        steps = settings.num_inference_steps
+        start = first_step(settings.strength, steps) if task.start.image else 0
+        return plan_sampling(scheduler, steps, start=start)
 
     def _sample(
         self, batch: PlannedBatch, noise: Tensor | None, on_step: Callable[[Step, Tensor], None] | None
@@ -296,6 +327,9 @@ class Pipeline:
         if noise is None:
             noise = normal_per_image(generators, self._latent_shape(settings))
         latents = noise = noise.to(self.device, torch.float32)
+        start, known = self._start(batch)
+        if start is not None and not batch.plan.steps:
+            return start
         with self._at_work(self.denoiser):
             for step, latents in denoise(
                 self._guided(settings, negative),
@@ -303,11 +337,35 @@ class Pipeline:
                 noise,
                 prompt_embeds,
                 generators=generators,
+                start=start,
+                known=known,
             ):
                 if on_step is not None:
                     on_step(step, latents)
         check_finite(latents, settings.scheduler, batch.plan.num_steps)
         return latents
+
+    def _start(self, batch: PlannedBatch) -> tuple[Tensor | None, KnownLatents | None]:
+        """The latents [B, C, h, w] that sampling starts from, and those that it leaves as they are."""
+        named = batch.task.start
+        if named.image is None:
+            return None, None
+        settings, multiple = batch.settings, self.autoencoder.pixels_per_latent
+        size = (settings.height, settings.width, multiple)
+        photos = [photo_values(image.inputs[named.image].open(), *size) for image in batch.images]
+        with self._at_work(self.autoencoder):
+            latents = self._encode(torch.stack(photos))
+        if named.mask is None:
+            return latents, None
+        masks = [mask_values(image.inputs[named.mask].open(), *size) for image in batch.images]
+        known = KnownLatents(latents, latent_mask(torch.stack(masks), multiple).to(self.device))
+        return (None if settings.strength == 1 else latents), known
+
+    def _encode(self, pixel_values: Tensor) -> Tensor:
+        """The means of the latents [B, C, h, w] of images [B, 3, H, W] in [-1, 1]; one at a time with low memory."""
+        parts = torch.split(pixel_values, 1 if self.low_memory else len(pixel_values))
+        moments = torch.cat([self.autoencoder.encode(part.to(self.device)) for part in parts])
+        return self.autoencoder.scale(moments.chunk(2, dim=1)[0])
 
     def _guided(self, settings: GenerationSettings, negative: Conditioning) -> Denoiser:
         """The denoiser that one sampling calls, made anew for each: it may keep deep features between steps.
@@ -344,7 +402,8 @@ class Pipeline:
 
     def _latent_shape(self, settings: GenerationSettings) -> tuple[int, int, int]:
         multiple = self.autoencoder.pixels_per_latent
-        return self.autoencoder.num_channels, settings.height // multiple, settings.width // multiple
+        height, width = canvas_size(settings.height, settings.width, multiple)
+        return self.autoencoder.num_channels, height // multiple, width // multiple
 
     def _finished(
         self,
@@ -357,12 +416,27 @@ class Pipeline:
         for row, request in enumerate(batch.images):
             own_noise = None if noise is None else noise[row]
             record = self._record(request, batch.settings, own_noise, in_tiles)
-            yield MadeImage(request, images[row], latents[row], record)
+            image = self._completed(request, batch, images[row])
+            yield MadeImage(request, image, latents[row], record)
+
+    def _completed(self, request: ImageRequest, batch: PlannedBatch, made: Image.Image) -> Image.Image:
+        """The decoded image cut to its size, and with a mask, the original around it."""
+        settings, start = batch.settings, batch.task.start
+        height, width = settings.height, settings.width
+        if made.size != (width, height):
+            made = made.crop((0, 0, width, height))
+        if start.image is None or start.mask is None:
+            return made
+        original = fitted(request.inputs[start.image].open(), height, width)
+        mask = mask_values(request.inputs[start.mask].open(), height, width, 1)
+        return composite(
+            original, made, mask, feather_px=settings.mask_feather, match_colors=settings.match_colors
+        )
 
     def expected_records(self, images: Batch) -> list[ImageRecord]:
         """The records that `make_images` would give the images, none of which is made."""
         completed = self._complete(images)
-        return [self._record(image, completed[image.settings]) for image in images]
+        return [self._record(image, completed[image.kind]) for image in images]
 
     def _record(
         self,
@@ -375,6 +449,9 @@ class Pipeline:
         if noise is not None:  # no seed makes it again
             step_noise = {"step_noise_seed": image.seed} if SCHEDULERS[settings.scheduler].stochastic else {}
             given = {"latents_hash": latents_hash(noise), **step_noise}
+        if image.inputs:
+            inputs = {name: each.record for name, each in image.inputs.items()}
+            given |= {"record_version": INPUTS_VERSION, "inputs": inputs}
         return ImageRecord(
             prompt=image.prompt,
             seed=image.seed if noise is None else None,

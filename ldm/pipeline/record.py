@@ -14,9 +14,13 @@ from ldm.errors import UserError, warn
 from ldm.io.png import read_chunk, write_chunks
 from ldm.models.adapters.fuse import UsedLora
 from ldm.models.generation_settings import GenerationSettings, Setting, parse_settings, settings_of
+from ldm.pipeline.input_images import InputRecord
 
 RECORD_VERSION = 2
 """Raised when a record changes so that older programs misread it. A record without a version has version 1."""
+
+INPUTS_VERSION = 3
+"""The version of the record of an image that was made from other images; older programs would leave them out."""
 
 A1111_KEYS = (
     "Steps",
@@ -44,6 +48,7 @@ class ImageRecord(Settings):
         versions: of the libraries, by name.
         latents_hash: SHA-256 of the initial noise, if that was given.
         step_noise_seed: of the noise that a stochastic sampler adds at each step, if the initial noise was given.
+        inputs: what identifies the images that it was made from, by name.
     """
 
     record_version: int = RECORD_VERSION
@@ -61,12 +66,15 @@ class ImageRecord(Settings):
     decoded_in_tiles: bool = False
     latents_hash: str | None = None
     step_noise_seed: int | None = None
+    inputs: dict[str, InputRecord] = Field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The record as one flat object, ready for JSON, with the settings among the other keys."""
         left_out = {name for name in OPTIONAL if not getattr(self, name) and getattr(self, name) != 0}
         left_out |= {name for name in SWITCHES if not getattr(self, name)}
-        return self.model_dump(mode="json", exclude={"settings", *left_out}) | self.settings.recorded()
+        return self.model_dump(mode="json", exclude={"settings", *left_out}) | self.settings.recorded(
+            self.inputs
+        )
 
     @classmethod
     def from_json(
@@ -87,7 +95,7 @@ class ImageRecord(Settings):
         return validate(cls, {"record_version": 1, **own, "settings": settings}, where=where)
 
 
-OPTIONAL = ("loras", "latents_hash", "step_noise_seed")
+OPTIONAL = ("loras", "latents_hash", "step_noise_seed", "inputs")
 """Left out of the JSON if there is none."""
 SWITCHES = ("compiled", "decoded_in_tiles")
 """Left out of the JSON if false."""
@@ -151,7 +159,7 @@ def read_record(
         LdmWarning: a later version of the program wrote it.
     """
     record = ImageRecord.from_json(read_settings(path), where=str(path), kind=kind)
-    if record.record_version > RECORD_VERSION:
+    if record.record_version > INPUTS_VERSION:
         written = f"ldm {record.ldm_version}" if record.ldm_version else "a later version of this program"
         warn(f"{path} was written by {written}, whose records are newer: settings unknown here are ignored")
     return record

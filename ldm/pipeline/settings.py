@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,10 +20,12 @@ from ldm.models.generation_settings import (
     GenerationSettings,
     parse_settings,
     preset_settings,
+    settings_of,
 )
 from ldm.models.unet import UNetDenoiser
 from ldm.pipeline.batches import ImageRequest
 from ldm.pipeline.record import ImageRecord, write_png
+from ldm.tasks import Task, images_for
 from ldm.types import Step
 from ldm.version import __version__
 
@@ -116,13 +118,16 @@ def complete(
     defaults: GenerationSettings,
     *,
     multiple: int,
+    task: Task,
     latents: Tensor | None = None,
 ) -> GenerationSettings:
     """Settings none of which is left open, and whose size fits the model.
 
     Args:
         defaults: the model's.
-        multiple: height and width are rounded to multiples of it, in pixels.
+        multiple: height and width are rounded to multiples of it, in pixels; not those of an image that was given,
+            which is padded and cut back.
+        task: has a default strength.
         latents: initial noise [N, C, h, w]; it determines the size if none is given.
 
     Warns:
@@ -130,10 +135,13 @@ def complete(
     """
     kind = type(settings)
     sizes = {} if latents is None else {"height": latents.shape[2], "width": latents.shape[3]}
-    values = kind().recorded()  # the settings' own defaults are the weakest layer
+    values = kind().recorded(images_for(task))  # the settings' own defaults are the weakest layer
+    if task.start.image:
+        values |= {"strength": task.start.strength}
     values |= defaults.given() | {name: size * multiple for name, size in sizes.items()} | settings.given()
-    rounded = {name: _round_size(name, values[name], multiple) for name in ("height", "width")}
-    return kind(**{**values, **rounded})
+    if not images_for(task):
+        values |= {name: _round_size(name, values[name], multiple) for name in ("height", "width")}
+    return kind(**values)
 
 
 def _round_size(name: str, size: int, multiple: int) -> int:
@@ -141,6 +149,21 @@ def _round_size(name: str, size: int, multiple: int) -> int:
     if rounded != size:
         warn(f"{name} {size} is rounded to {rounded}: this model makes multiples of {multiple} pixels")
     return rounded
+
+
+def check_applicable(settings: GenerationSettings, images: Collection[str]) -> None:
+    """Refuse a setting that has no effect without an image that is not given.
+
+    Raises:
+        UserError: the first one.
+    """
+    given = settings.given()
+    for name, setting in settings_of(type(settings)):
+        if name in given and (missing := [image for image in setting.images if image not in images]):
+            flag = f"--{missing[0]}"
+            raise UserError(
+                f"{name} is given without an image to use it on", f"add {flag} FILE, or leave {name} out"
+            )
 
 
 def warn_unused(
@@ -167,6 +190,12 @@ def check_latents(latents: Tensor, shape: tuple[int, int, int, int]) -> None:
     """
     if tuple(latents.shape) != shape:
         raise UserError(f"latents have shape {list(latents.shape)}", f"here it must be {list(shape)}")
+
+
+def first_step(strength: float, num_inference_steps: int) -> int:
+    """The sampling step to start at, so that about `strength` of all steps are run; above 0 at least one is."""
+    kept = max(round(strength * num_inference_steps), 1 if strength > 0 else 0)
+    return num_inference_steps - kept
 
 
 def check_text_to_image(model_id: str, denoiser: UNetDenoiser) -> None:

@@ -1,7 +1,11 @@
 """The tasks by name. To add one, write its file and list it here."""
 
-from ldm.errors import unknown_name
-from ldm.tasks.task import FROM_NOISE, Encode, Start, Task, encoder_for, input_latents
+from collections.abc import Collection
+
+from ldm.errors import UserError, unknown_name
+from ldm.tasks.image_to_image import ImageToImage
+from ldm.tasks.inpaint import BlendedInpaint
+from ldm.tasks.task import FROM_NOISE, Encode, Start, Task, encoder_for, images_for, input_latents
 from ldm.tasks.text_to_image import TextToImage
 
 __all__ = [
@@ -13,8 +17,10 @@ __all__ = [
     "check_task",
     "encoder_for",
     "find_task",
+    "images_for",
     "input_latents",
     "register_task",
+    "task_for_images",
 ]
 
 TASKS: dict[str, Task] = {}
@@ -37,12 +43,36 @@ def find_task(name: str) -> Task:
 
 
 def check_task(name: str) -> None:
-    """Refuse an unknown task.
+    """Refuse a task that no model is trained for.
 
     Raises:
-        UserError: as `find_task`.
+        UserError: there is no such task, or models trained for another one do it.
     """
-    find_task(name)
+    trained_as = find_task(name).trained_as
+    if trained_as != name:
+        raise UserError(f"no model is trained for {name!r}", f"a {trained_as} model can do it: train that")
 
 
-register_task(TextToImage())
+def task_for_images(model_task: str, given: Collection[str]) -> Task:
+    """What a model does with the images given to `generate`.
+
+    Args:
+        model_task: the name of the task that the model was trained for.
+        given: the names of the images.
+
+    Raises:
+        UserError: no task of the model takes these images; the message names those that it takes.
+    """
+    able = [task for task in TASKS.values() if task.trained_as == model_task]
+    found = next((task for task in able if set(images_for(task)) == set(given)), None)
+    if found is None:
+        named = " and ".join(given) or "no image"
+        fitting = "; ".join(f"{task.name}: {' and '.join(images_for(task)) or 'no image'}" for task in able)
+        raise UserError(
+            f"a {model_task} model cannot use {named}", f"give it what one of its tasks takes ({fitting})"
+        )
+    return found
+
+
+for task in (TextToImage(), ImageToImage(), BlendedInpaint()):
+    register_task(task)

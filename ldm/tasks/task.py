@@ -23,7 +23,7 @@ class Start:
 
     Attributes:
         image: the named image whose noised latents sampling starts from; None starts from pure noise.
-        strength: the default share of the noise levels that is sampled, above 0 and up to 1, which is all of them.
+        strength: the default share of the sampling steps that is run, from 0, which is none, to 1, which is all.
         mask: the named image that is white where `image` may change. Everywhere else the latents of `image`, noised to
             the current level, are put back after each step. None lets all of it change.
     """
@@ -46,6 +46,11 @@ class Task(Protocol):
     @property
     def name(self) -> str:
         """What settings and commands call it, such as `text-to-image`."""
+        ...
+
+    @property
+    def trained_as(self) -> str:
+        """The task that a model must be trained for: itself, or another one whose models can do this as well."""
         ...
 
     @property
@@ -98,6 +103,12 @@ class Task(Protocol):
             UserError: an image that the task needs is missing.
         """
         ...
+
+
+def images_for(task: Task) -> tuple[str, ...]:
+    """The names of the images that `generate` must be given for a task."""
+    names = (task.start.image, task.start.mask, *task.inputs.further_images)
+    return tuple(dict.fromkeys(name for name in names if name is not None))
 
 
 def input_latents(task: Task, autoencoder: KLAutoencoder, moments: Tensor) -> Tensor:

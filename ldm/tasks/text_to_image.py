@@ -15,6 +15,7 @@ class TextToImage:
     """Images from prompts alone."""
 
     name: str = "text-to-image"
+    trained_as: str = "text-to-image"
     inputs: TaskInputs = NO_INPUTS
     scales_inputs: bool = True
     start: Start = FROM_NOISE

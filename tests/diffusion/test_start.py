@@ -89,9 +89,9 @@ def test_a_start_of_pure_data_is_kept_by_an_exact_denoiser() -> None:
     torch.testing.assert_close(latents, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("start", [-1, 10])
+@pytest.mark.parametrize("start", [-1, 11])
 def test_an_invalid_start_is_rejected(start: int) -> None:
-    with pytest.raises(UserError, match=f"start at step {start}: use 0 to 9"):
+    with pytest.raises(UserError, match=f"start at step {start}: use 0 to 10"):
         plan_sampling(make_scheduler("ddim", SD1_SCHEDULER), 10, start=start)
 
 

@@ -12,6 +12,7 @@ from ldm.io.png import read_chunk
 from ldm.models.adapters.fuse import UsedLora
 from ldm.models.generation_settings import GenerationSettings
 from ldm.pipeline.record import (
+    INPUTS_VERSION,
     RECORD_VERSION,
     ImageRecord,
     infotext,
@@ -80,7 +81,7 @@ def test_a_png_of_version_1_is_read(name: str, prompt: str, seed: int, loras: li
 
 
 def test_a_later_version_is_read_with_a_warning(tmp_path: Path) -> None:
-    later = {**FULL.to_json(), "record_version": RECORD_VERSION + 1, "unheard_of": 1, "ldm_version": "9.0"}
+    later = {**FULL.to_json(), "record_version": INPUTS_VERSION + 1, "unheard_of": 1, "ldm_version": "9.0"}
     path = write(tmp_path / "a.png", later)
     with pytest.warns(LdmWarning, match=r"a\.png was written by ldm 9\.0, whose records are newer"):
         record = read_record(path)

@@ -33,6 +33,7 @@ class PaintOver:
     """The latents of a source image are concatenated to the noisy ones, as in InstructPix2Pix."""
 
     name: str = "paint-over"
+    trained_as: str = "paint-over"
     inputs: TaskInputs = TaskInputs(images=(ImageInput("source", encoded=True),))  # noqa: RUF009
     scales_inputs: bool = False
     start: Start = FROM_NOISE
