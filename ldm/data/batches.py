@@ -17,16 +17,17 @@ from ldm import noise
 from ldm.data.captions import CaptionSettings, caption_for, flip_allowed
 from ldm.data.order import SampleKey
 from ldm.data.prepare import BucketedSample
-from ldm.data.sample import ImageInput, Sample
+from ldm.data.sample import ImageInput, Sample, SampleDraw
 from ldm.io.images import image_to_tensor, resize_and_crop
-
-Draw = tuple[int | str, ...]
 
 BATCH_NAMES = frozenset({
     "sample_id", "pixel_values", "moments", "posterior_noise", "noise", "position", "caption", "weight", "loss_weight",
     "loss_mask", "perturbation", "offset",
 })  # fmt: skip
 """The names that a batch of any task may hold."""
+
+DRAWN = "drawn_"
+"""What the names of a task's own draws begin with in a batch."""
 
 NO_DROPOUT = CaptionSettings(dropout=0.0)
 
@@ -80,7 +81,7 @@ class ImageTransform:
         return image_to_tensor(resize_and_crop(sample.open(self.background), self.height, self.width))
 
 
-def draw_flip(sample: Sample, flip: bool, draw: Draw) -> bool:
+def draw_flip(sample: Sample, flip: bool, draw: SampleDraw) -> bool:
     """Whether a sample is mirrored this time: with probability 1/2, if flips are on and keep its captions true."""
     return flip and flip_allowed(sample) and noise.uniform(*draw, "flip") < 0.5
 
@@ -144,6 +145,7 @@ class LatentSamples(Dataset[dict[str, Any]]):
         images: reads a variant of each image that the task needs, by its `key`. Crop and flip are those of the main
             image.
         texts: the texts that the batch holds besides captions.
+        draw: of `TaskInputs`.
 
     Raises:
         ValueError: an image or text has the name of something else in the batch.
@@ -161,6 +163,7 @@ class LatentSamples(Dataset[dict[str, Any]]):
     extra_noise: bool = False
     images: Mapping[str, ReadImage] = field(default_factory=dict)
     texts: tuple[str, ...] = ()
+    draw: Callable[[SampleDraw, tuple[int, int]], Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         _check_names([*self.images, *self.texts])
@@ -190,9 +193,11 @@ class LatentSamples(Dataset[dict[str, Any]]):
             item["offset"] = torch.randn(self.latent_channels, generator=noise.generator_for(*draw, "offset"))
         item |= {name: read(key.sample_index, crop, flip) for name, read in self.images.items()}
         item |= {name: sample.texts[name] for name in self.texts}
+        if self.draw:
+            item |= {f"{DRAWN}{name}": value for name, value in self.draw(draw, placed.size).items()}
         return item
 
-    def _normal(self, placed: BucketedSample, draw: Draw, purpose: str) -> Tensor:
+    def _normal(self, placed: BucketedSample, draw: SampleDraw, purpose: str) -> Tensor:
         shape = placed.latent_shape(self.latent_channels, self.downscale)
         return torch.randn(shape, generator=noise.generator_for(*draw, purpose))
 

@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from ldm.config import Settings
-from ldm.data.sample import Sample
+from ldm.data.sample import Sample, SampleDraw
 from ldm.noise import choice, permutation, uniform
 
 _DIRECTION = re.compile(
@@ -65,6 +65,11 @@ def flip_allowed(sample: Sample) -> bool:
     return not any(directional_words(text) for text in (*sample.captions, *sample.texts.values()))
 
 
+def dropout_draw(key: SampleDraw) -> float:
+    """The number in [0, 1) below which `dropout` must lie for a sample to keep its caption."""
+    return uniform(*key, "caption dropout")
+
+
 def caption_for(sample: Sample, settings: CaptionSettings, *, seed: int, epoch: int) -> str:
     """The caption of a sample in an epoch: one of its captions, with tags shuffled if so configured, or "".
 
@@ -72,7 +77,7 @@ def caption_for(sample: Sample, settings: CaptionSettings, *, seed: int, epoch: 
     own key, so dropout changes neither the choice of caption nor the order of tags.
     """
     key = (seed, epoch, sample.sample_id)
-    if uniform(*key, "caption dropout") < settings.dropout:
+    if dropout_draw(key) < settings.dropout:
         return ""
     caption = sample.captions[choice(len(sample.captions), *key, "caption")]
     if settings.shuffle_tags:

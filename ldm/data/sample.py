@@ -37,7 +37,7 @@ have image columns `NAME`; tars have members `KEY.NAME.png`.
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -152,6 +152,10 @@ class ImageInput:
 MAIN_INPUT = ImageInput(MAIN_IMAGE)
 
 
+SampleDraw = tuple[int | str, ...]
+"""The key of a sample's random draws, (seed, epoch, sample id): see `ldm.noise`."""
+
+
 @dataclass(frozen=True)
 class TaskInputs:
     """What a task needs of each sample besides its captions and the latents of its main image.
@@ -159,10 +163,14 @@ class TaskInputs:
     Attributes:
         images: the images; one may be listed twice, encoded and not.
         texts: columns of text.
+        draw: what else is drawn at random for each sample, from its key and the height and width of its crop in
+            pixels: tensors, or numbers, by the names that they have in the batch. A function of a module, so that it
+            can be sent to a loader process.
     """
 
     images: tuple[ImageInput, ...] = ()
     texts: tuple[str, ...] = ()
+    draw: Callable[[SampleDraw, tuple[int, int]], Mapping[str, Any]] | None = None
 
     @property
     def further_images(self) -> tuple[str, ...]:

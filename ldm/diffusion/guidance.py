@@ -80,6 +80,20 @@ def compose(weights: Mapping[str, float], guidance_scale: float) -> Combine:
     return combine
 
 
+def edit_guidance(no_source: str, text_scale: float, image_scale: float) -> Combine:
+    """Brooks et al. 2023, Eq. 3, with two scales: e_00 + image_scale (e_0I - e_00) + text_scale (e_TI - e_0I).
+
+    Args:
+        no_source: the branch e_00 with neither instruction nor source; `NEGATIVE` is e_0I, the source alone.
+    """
+
+    def combine(predictions: Mapping[str, Tensor]) -> Tensor:
+        nothing, source, both = predictions[no_source], predictions[NEGATIVE], predictions[PROMPT]
+        return nothing + image_scale * (source - nothing) + text_scale * (both - source)
+
+    return combine
+
+
 def guide_with_negative(
     denoiser: Denoiser,
     negative: Conditioning,

@@ -12,7 +12,7 @@ Nothing heavy is imported here: the command line reads this module for `ldm --he
 """
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
@@ -25,6 +25,10 @@ from ldm.diffusion.scheduler_names import SCHEDULERS
 from ldm.errors import UserError, nearest, unknown_name
 
 LARGEST_SEED = 2**63 - 1
+
+TEXT_TO_IMAGE = "text-to-image"
+MASKED = ("blended-inpaint", "inpaint")
+FROM_AN_IMAGE = ("image-to-image", *MASKED)
 
 MAX_PROMPT_CHUNKS = 3
 """The most chunks that a prompt is split into, each as long as the text encoder's context."""
@@ -44,7 +48,8 @@ class Setting:
         metavar: how its value is written in the help, such as `N`; None for a switch.
         model_default: a model may have its own default, in `ldm.json`.
         recorded: the record of an image holds it.
-        images: names of the images without which it has no effect; records of images made without them leave it out.
+        tasks: the tasks that it has an effect on, none of which is text-to-image; records of others leave it out.
+            Empty for all tasks.
         infotext: its key in A1111's text, or None if it is not part of it.
         infotext_value: its value there; a None is left out.
     """
@@ -52,7 +57,7 @@ class Setting:
     metavar: str | None = None
     model_default: bool = False
     recorded: bool = True
-    images: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
     infotext: str | None = None
     infotext_value: Callable[[Any], Any] = lambda value: value
 
@@ -154,7 +159,7 @@ class GenerationSettings(Settings):
         Setting("NAME", model_default=True, infotext="Sampler", infotext_value=sampler_title),
         AfterValidator(check_scheduler),
     ] = Field("dpmpp_2m", description="The sampler; `--scheduler list` prints all of them.")
-    strength: Annotated[float, Setting("X", images=("image",), infotext="Denoising strength")] = Field(
+    strength: Annotated[float, Setting("X", tasks=FROM_AN_IMAGE, infotext="Denoising strength")] = Field(
         0.8,
         ge=0,
         le=1,
@@ -162,13 +167,20 @@ class GenerationSettings(Settings):
         description="How much of an image given with --image may change: the share of the sampling steps that are run "
         "on it. Near 0 little changes, 1 makes it anew. With a mask the default is 1.",
     )
-    mask_feather: Annotated[int, Setting("PIXELS", images=("mask",))] = Field(
+    image_guidance_scale: Annotated[float, Setting("X", tasks=("edit",), infotext="Image CFG scale")] = Field(
+        1.5,
+        ge=0,
+        strict=True,
+        description="How closely an edited image follows the one given with --image, for a model that edits by "
+        "instruction: 1.2 to 2 are usual, and higher values change less.",
+    )
+    mask_feather: Annotated[int, Setting("PIXELS", tasks=MASKED)] = Field(
         0,
         ge=0,
         strict=True,
         description="Blend the new part of a masked image into the old over this many pixels inside the mask's edge.",
     )
-    match_colors: Annotated[bool, Setting(images=("mask",))] = Field(
+    match_colors: Annotated[bool, Setting(tasks=MASKED)] = Field(
         False,
         strict=True,
         description="Shift the colours of the new part of a masked image by what the model changed around it.",
@@ -252,16 +264,12 @@ class GenerationSettings(Settings):
             name: getattr(self, name) for name, setting in settings_of(type(self)) if setting.model_default
         }
 
-    def recorded(self, images: Collection[str] = ()) -> dict[str, Any]:
-        """What the record of an image holds of its settings, ready for JSON.
-
-        Args:
-            images: the names of the images that it was made from.
-        """
+    def recorded(self, task: str = TEXT_TO_IMAGE) -> dict[str, Any]:
+        """What the record of an image of a task holds of its settings, ready for JSON."""
         names = {
             name
             for name, setting in settings_of(type(self))
-            if setting.recorded and set(setting.images) <= set(images)
+            if setting.recorded and (not setting.tasks or task in setting.tasks)
         }
         return self.model_dump(mode="json", include=names)
 

@@ -78,6 +78,11 @@ class InputImage:
             raise UserError(f"{self.name} has changed since this call began", "start again")
         return image
 
+    def values(self, height: int, width: int, multiple: int) -> Tensor:
+        """The image at a size, on the canvas: [3, H, W] in [-1, 1], or for a mask [1, H, W], 1 where it is white."""
+        to_values = photo_values if self.kind == "photo" else mask_values
+        return to_values(self.open(), height, width, multiple)
+
 
 def read_input(given: GivenImage, kind: Kind, *, name: str = "") -> InputImage:
     """Decode an image to find out what identifies it.

@@ -4,7 +4,7 @@ pipeline = load_pipeline("emoji")
 pipeline.generate("a red apple", seed=7).images[0]
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.diffusion.guidance import guide_with_negative
 from ldm.diffusion.sampling import KnownLatents, SamplingPlan, denoise, plan_sampling
 from ldm.diffusion.scheduler_names import SCHEDULERS
 from ldm.diffusion.schedulers import make_scheduler
@@ -55,7 +54,6 @@ from ldm.pipeline.input_images import (
     latent_mask,
     mask_values,
     pair_inputs,
-    photo_values,
 )
 from ldm.pipeline.record import INPUTS_VERSION, ImageRecord
 from ldm.pipeline.settings import (
@@ -72,7 +70,7 @@ from ldm.pipeline.settings import (
     program_settings,
     warn_unused,
 )
-from ldm.tasks import Task, task_for_images
+from ldm.tasks import Task, encoder_for, task_for_images
 from ldm.types import Conditioning, Denoiser, Step
 
 __all__ = [
@@ -300,8 +298,8 @@ class Pipeline:
         multiple = self.autoencoder.pixels_per_latent
         completed = {}
         for kind in dict.fromkeys(image.kind for image in images):
-            settings, names = kind
-            check_applicable(settings, names)
+            settings = kind[0]
+            check_applicable(settings, self._task(kind))
             completed[kind] = complete(
                 settings, self.defaults, multiple=multiple, task=self._task(kind), latents=latents
             )
@@ -321,21 +319,22 @@ class Pipeline:
     ) -> Tensor:
         """The final latents [B, C, h, w] of a batch."""
         settings = batch.settings
-        prompt_embeds = self._embed(batch.prompts, batch.num_chunks)
+        images = self._given_images(batch)
+        conditioning = self._conditioning(batch, images)
         negative = self._embed([settings.negative_prompt], batch.num_chunks)
         generators = image_generators(batch.seeds)
         if noise is None:
             noise = normal_per_image(generators, self._latent_shape(settings))
         latents = noise = noise.to(self.device, torch.float32)
-        start, known = self._start(batch)
+        start, known = self._start(batch, images)
         if start is not None and not batch.plan.steps:
             return start
         with self._at_work(self.denoiser):
             for step, latents in denoise(
-                self._guided(settings, negative),
+                self._guided(batch, conditioning, negative),
                 batch.plan,
                 noise,
-                prompt_embeds,
+                conditioning,
                 generators=generators,
                 start=start,
                 known=known,
@@ -345,38 +344,53 @@ class Pipeline:
         check_finite(latents, settings.scheduler, batch.plan.num_steps)
         return latents
 
-    def _start(self, batch: PlannedBatch) -> tuple[Tensor | None, KnownLatents | None]:
+    def _given_images(self, batch: PlannedBatch) -> dict[str, Tensor]:
+        """The images of a batch by the names that its task gives them: masks [B, 1, H, W], others [B, 3, H, W]."""
+        size = (batch.settings.height, batch.settings.width, self.autoencoder.pixels_per_latent)
+        return {
+            inner: torch.stack([image.inputs[name].values(*size) for image in batch.images]).to(self.device)
+            for name, inner in batch.task.given.items()
+        }
+
+    def _conditioning(self, batch: PlannedBatch, images: Mapping[str, Tensor]) -> Conditioning:
+        """What the denoiser is told of a batch."""
+        prompt = self._embed(batch.prompts, batch.num_chunks)
+        if not images:
+            return prompt
+        with self._at_work(self.autoencoder):
+            encode = encoder_for(batch.task, self.autoencoder)
+            return batch.task.generation_conditioning(prompt, images, encode)
+
+    def _start(
+        self, batch: PlannedBatch, images: Mapping[str, Tensor]
+    ) -> tuple[Tensor | None, KnownLatents | None]:
         """The latents [B, C, h, w] that sampling starts from, and those that it leaves as they are."""
         named = batch.task.start
-        if named.image is None:
+        masked_whole = named.mask is not None and batch.settings.strength == 1
+        if named.image is None or (masked_whole and not named.blends):
             return None, None
-        settings, multiple = batch.settings, self.autoencoder.pixels_per_latent
-        size = (settings.height, settings.width, multiple)
-        photos = [photo_values(image.inputs[named.image].open(), *size) for image in batch.images]
         with self._at_work(self.autoencoder):
-            latents = self._encode(torch.stack(photos))
-        if named.mask is None:
-            return latents, None
-        masks = [mask_values(image.inputs[named.mask].open(), *size) for image in batch.images]
-        known = KnownLatents(latents, latent_mask(torch.stack(masks), multiple).to(self.device))
-        return (None if settings.strength == 1 else latents), known
+            latents = self._encode(images[named.image])
+        start = None if masked_whole else latents
+        if named.mask is None or not named.blends:
+            return start, None
+        mask = latent_mask(images[named.mask], self.autoencoder.pixels_per_latent)
+        return start, KnownLatents(latents, mask)
 
     def _encode(self, pixel_values: Tensor) -> Tensor:
         """The means of the latents [B, C, h, w] of images [B, 3, H, W] in [-1, 1]; one at a time with low memory."""
         parts = torch.split(pixel_values, 1 if self.low_memory else len(pixel_values))
-        moments = torch.cat([self.autoencoder.encode(part.to(self.device)) for part in parts])
+        moments = torch.cat([self.autoencoder.encode(part) for part in parts])
         return self.autoencoder.scale(moments.chunk(2, dim=1)[0])
 
-    def _guided(self, settings: GenerationSettings, negative: Conditioning) -> Denoiser:
+    def _guided(self, batch: PlannedBatch, conditioning: Conditioning, negative: Conditioning) -> Denoiser:
         """The denoiser that one sampling calls, made anew for each: it may keep deep features between steps.
 
         Raises:
             UserError: the denoiser cannot reuse its deep features.
         """
-        reusing = reuse_deep_features(self.engine or self.denoiser, settings.deep_features_every)
-        return guide_with_negative(
-            reusing, negative, settings.guidance_scale, settings.guidance_rescale, settings.guidance_interval
-        )
+        reusing = reuse_deep_features(self.engine or self.denoiser, batch.settings.deep_features_every)
+        return batch.task.guided(reusing, conditioning, negative, batch.settings)
 
     def _num_chunks(self, prompt: str, settings: GenerationSettings) -> int:
         """The chunks that an image's prompt needs, and the negative prompt if it is used."""
@@ -451,7 +465,7 @@ class Pipeline:
             given = {"latents_hash": latents_hash(noise), **step_noise}
         if image.inputs:
             inputs = {name: each.record for name, each in image.inputs.items()}
-            given |= {"record_version": INPUTS_VERSION, "inputs": inputs}
+            given |= {"record_version": INPUTS_VERSION, "task": self._task(image.kind).name, "inputs": inputs}
         return ImageRecord(
             prompt=image.prompt,
             seed=image.seed if noise is None else None,

@@ -13,7 +13,13 @@ from ldm.config import Settings, validate
 from ldm.errors import UserError, warn
 from ldm.io.png import read_chunk, write_chunks
 from ldm.models.adapters.fuse import UsedLora
-from ldm.models.generation_settings import GenerationSettings, Setting, parse_settings, settings_of
+from ldm.models.generation_settings import (
+    TEXT_TO_IMAGE,
+    GenerationSettings,
+    Setting,
+    parse_settings,
+    settings_of,
+)
 from ldm.pipeline.input_images import InputRecord
 
 RECORD_VERSION = 2
@@ -48,6 +54,7 @@ class ImageRecord(Settings):
         versions: of the libraries, by name.
         latents_hash: SHA-256 of the initial noise, if that was given.
         step_noise_seed: of the noise that a stochastic sampler adds at each step, if the initial noise was given.
+        task: what was done with the images given; empty for text-to-image.
         inputs: what identifies the images that it was made from, by name.
     """
 
@@ -66,6 +73,7 @@ class ImageRecord(Settings):
     decoded_in_tiles: bool = False
     latents_hash: str | None = None
     step_noise_seed: int | None = None
+    task: str = ""
     inputs: dict[str, InputRecord] = Field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -73,7 +81,7 @@ class ImageRecord(Settings):
         left_out = {name for name in OPTIONAL if not getattr(self, name) and getattr(self, name) != 0}
         left_out |= {name for name in SWITCHES if not getattr(self, name)}
         return self.model_dump(mode="json", exclude={"settings", *left_out}) | self.settings.recorded(
-            self.inputs
+            self.task or TEXT_TO_IMAGE
         )
 
     @classmethod
@@ -95,7 +103,7 @@ class ImageRecord(Settings):
         return validate(cls, {"record_version": 1, **own, "settings": settings}, where=where)
 
 
-OPTIONAL = ("loras", "latents_hash", "step_noise_seed", "inputs")
+OPTIONAL = ("loras", "latents_hash", "step_noise_seed", "task", "inputs")
 """Left out of the JSON if there is none."""
 SWITCHES = ("compiled", "decoded_in_tiles")
 """Left out of the JSON if false."""

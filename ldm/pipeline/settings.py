@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,7 @@ from ldm.models.generation_settings import (
 from ldm.models.unet import UNetDenoiser
 from ldm.pipeline.batches import ImageRequest
 from ldm.pipeline.record import ImageRecord, write_png
-from ldm.tasks import Task, images_for
+from ldm.tasks import Task, find_task
 from ldm.types import Step
 from ldm.version import __version__
 
@@ -135,11 +135,11 @@ def complete(
     """
     kind = type(settings)
     sizes = {} if latents is None else {"height": latents.shape[2], "width": latents.shape[3]}
-    values = kind().recorded(images_for(task))  # the settings' own defaults are the weakest layer
-    if task.start.image:
+    values = kind().recorded(task.name)  # the settings' own defaults are the weakest layer
+    if "strength" in values:
         values |= {"strength": task.start.strength}
     values |= defaults.given() | {name: size * multiple for name, size in sizes.items()} | settings.given()
-    if not images_for(task):
+    if not task.given:
         values |= {name: _round_size(name, values[name], multiple) for name in ("height", "width")}
     return kind(**values)
 
@@ -151,18 +151,20 @@ def _round_size(name: str, size: int, multiple: int) -> int:
     return rounded
 
 
-def check_applicable(settings: GenerationSettings, images: Collection[str]) -> None:
-    """Refuse a setting that has no effect without an image that is not given.
+def check_applicable(settings: GenerationSettings, task: Task) -> None:
+    """Refuse a setting that has no effect on the task.
 
     Raises:
-        UserError: the first one.
+        UserError: the first one, with the tasks that it is for.
     """
     given = settings.given()
     for name, setting in settings_of(type(settings)):
-        if name in given and (missing := [image for image in setting.images if image not in images]):
-            flag = f"--{missing[0]}"
+        if name in given and setting.tasks and task.name not in setting.tasks:
+            added = [set(find_task(other).given) - set(task.given) for other in setting.tasks]
+            flags = " and ".join(f"--{each}" for each in min(map(sorted, added), key=len))
             raise UserError(
-                f"{name} is given without an image to use it on", f"add {flag} FILE, or leave {name} out"
+                f"{name} has no effect on {task.name}, only on {', '.join(setting.tasks)}",
+                f"add {flags}, or leave {name} out" if flags else f"leave {name} out",
             )
 
 

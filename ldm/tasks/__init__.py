@@ -3,9 +3,10 @@
 from collections.abc import Collection
 
 from ldm.errors import UserError, unknown_name
+from ldm.tasks.edit import Edit
 from ldm.tasks.image_to_image import ImageToImage
-from ldm.tasks.inpaint import BlendedInpaint
-from ldm.tasks.task import FROM_NOISE, Encode, Start, Task, encoder_for, images_for, input_latents
+from ldm.tasks.inpaint import BlendedInpaint, Inpaint
+from ldm.tasks.task import FROM_NOISE, Encode, Start, Task, TrainingInputs, encoder_for, input_latents
 from ldm.tasks.text_to_image import TextToImage
 
 __all__ = [
@@ -14,10 +15,10 @@ __all__ = [
     "Encode",
     "Start",
     "Task",
+    "TrainingInputs",
     "check_task",
     "encoder_for",
     "find_task",
-    "images_for",
     "input_latents",
     "register_task",
     "task_for_images",
@@ -64,15 +65,19 @@ def task_for_images(model_task: str, given: Collection[str]) -> Task:
         UserError: no task of the model takes these images; the message names those that it takes.
     """
     able = [task for task in TASKS.values() if task.trained_as == model_task]
-    found = next((task for task in able if set(images_for(task)) == set(given)), None)
+    found = next((task for task in able if set(task.given) == set(given)), None)
     if found is None:
-        named = " and ".join(given) or "no image"
-        fitting = "; ".join(f"{task.name}: {' and '.join(images_for(task)) or 'no image'}" for task in able)
+        fitting = "; ".join(f"{task.name}: {_flags(task.given)}" for task in able)
         raise UserError(
-            f"a {model_task} model cannot use {named}", f"give it what one of its tasks takes ({fitting})"
+            f"a model trained for {model_task} has no use for {_flags(given)}",
+            f"give what one of its tasks takes ({fitting})",
         )
     return found
 
 
-for task in (TextToImage(), ImageToImage(), BlendedInpaint()):
+def _flags(images: Collection[str]) -> str:
+    return " and ".join(f"--{name}" for name in images) or "a prompt alone"
+
+
+for task in (TextToImage(), ImageToImage(), BlendedInpaint(), Inpaint(), Edit()):
     register_task(task)

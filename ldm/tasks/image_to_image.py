@@ -1,6 +1,7 @@
 """Image to image: a prompt changes an image, more the higher the strength (SDEdit, Meng et al. 2022)."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from ldm.tasks.task import Start
 from ldm.tasks.text_to_image import TextToImage
@@ -13,5 +14,5 @@ class ImageToImage(TextToImage):
     """With any text-to-image model: the image's latents are noised to the level of the first step that is run."""
 
     name: str = "image-to-image"
+    given: Mapping[str, str] = field(default_factory=lambda: {"image": "image"})
     start: Start = FROM_IMAGE
-    pipeline_class: str = "StableDiffusionImg2ImgPipeline"

@@ -1,17 +1,74 @@
-"""Inpainting: the white part of a mask is made anew to fit a prompt and the rest of the image."""
+"""Inpainting: the white part of a mask is made anew to fit a prompt and the rest of the image.
 
-from dataclasses import dataclass
+Axis letters: B batch, C latent channels, H W pixels, h w latent size.
+"""
 
-from ldm.tasks.task import Start
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm.data.random_masks import draw_mask
+from ldm.data.sample import MAIN_INPUT, TaskInputs
+from ldm.tasks.task import Encode, Start, TrainingInputs
 from ldm.tasks.text_to_image import TextToImage
+from ldm.types import Conditioning
 
-IN_THE_MASK = Start(image="image", strength=1.0, mask="mask")
+GIVEN = {"image": "image", "mask": "mask"}
+BLENDED = Start(image="image", mask="mask", blends=True)
+IN_THE_MASK = Start(image="image", mask="mask")
+MASKED_IMAGE = TaskInputs(images=(MAIN_INPUT,), draw=draw_mask)
 
 
 @dataclass(frozen=True)
 class BlendedInpaint(TextToImage):
-    """With a text-to-image model: the known latents are put back, noised, after every step."""
+    """With any text-to-image model: the known latents are put back, noised, after every step."""
 
     name: str = "blended-inpaint"
+    given: Mapping[str, str] = field(default_factory=lambda: GIVEN)
+    start: Start = BLENDED
+
+
+@dataclass(frozen=True)
+class Inpaint(TextToImage):
+    """With a model trained for it, whose UNet also takes the mask and the latents of the image without its hole.
+
+    As in Stable Diffusion's inpainting models (Rombach et al. 2022, section 4.5), the hole is grey, and 1 + C channels
+    are added: the mask, then the latents.
+    """
+
+    name: str = "inpaint"
+    trained_as: str = "inpaint"
+    inputs: TaskInputs = MASKED_IMAGE
+    encodes_in_training: bool = True
+    given: Mapping[str, str] = field(default_factory=lambda: GIVEN)
     start: Start = IN_THE_MASK
-    pipeline_class: str = "StableDiffusionInpaintPipeline"
+
+    def concat_channels(self, latent_channels: int) -> int:
+        """The mask and the latents."""
+        return 1 + latent_channels
+
+    def training_conditioning(self, prompt: Conditioning, inputs: TrainingInputs) -> Conditioning:
+        """Masks are drawn for each sample, see `draw_mask`."""
+        return mask_conditioning(prompt, inputs.pixel_values["image"], inputs.drawn["mask"], inputs.encode)
+
+    def generation_conditioning(
+        self, prompt: Conditioning, images: Mapping[str, Tensor], encode: Encode
+    ) -> Conditioning:
+        """The mask and the image given."""
+        return mask_conditioning(prompt, images["image"], images["mask"], encode)
+
+
+def mask_conditioning(prompt: Conditioning, image: Tensor, mask: Tensor, encode: Encode) -> Conditioning:
+    """The prompt with [mask, latents of the masked image] as channels.
+
+    Args:
+        image: [B, 3, H, W] in [-1, 1].
+        mask: [B, 1, H, W], 1 where the image is made anew. A latent is masked if any of its pixels is.
+    """
+    masked_latents = encode(image * (1 - mask))
+    pixels_per_latent = mask.shape[-1] // masked_latents.shape[-1]
+    small_mask = F.max_pool2d(mask, pixels_per_latent)
+    return replace(prompt, concat=torch.cat([small_mask, masked_latents], dim=1))

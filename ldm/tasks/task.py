@@ -4,14 +4,15 @@ Axis letters: B batch, C latent channels, K added channels, H W pixels, h w late
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from torch import Tensor
 
 from ldm.data.sample import TaskInputs
+from ldm.models.generation_settings import GenerationSettings
 from ldm.models.vae import KLAutoencoder
-from ldm.types import Conditioning
+from ldm.types import Conditioning, Denoiser
 
 Encode = Callable[[Tensor], Tensor]
 """Pixel values [B, 3, H, W] in [-1, 1] -> latents [B, C, h, w], see `input_latents`."""
@@ -22,18 +23,40 @@ class Start:
     """Where sampling starts, and what it leaves alone.
 
     Attributes:
-        image: the named image whose noised latents sampling starts from; None starts from pure noise.
+        image: the image given whose noised latents sampling starts from; None starts from pure noise.
         strength: the default share of the sampling steps that is run, from 0, which is none, to 1, which is all.
-        mask: the named image that is white where `image` may change. Everywhere else the latents of `image`, noised to
-            the current level, are put back after each step. None lets all of it change.
+        mask: the image given that is white where `image` may change. All other pixels are those of `image`. None lets
+            all of it change.
+        blends: whether the latents of `image`, noised to the current level, are put back outside the mask after each
+            step, for a model that does not know the mask. With strength 1 such sampling starts from pure noise.
     """
 
     image: str | None = None
     strength: float = 1.0
     mask: str | None = None
+    blends: bool = False
 
 
 FROM_NOISE = Start()
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """What a training batch has for a task besides its captions.
+
+    Attributes:
+        encode: for pixel values that are not encoded yet, without gradients.
+        latents: of the encoded `TaskInputs.images` by name, [B, C, h, w].
+        pixel_values: of the other images by name, [B, 1 or 3, H, W] in the range of their kind.
+        drawn: what `TaskInputs.draw` returned for each sample, stacked.
+        training: false when the loss on held-out images is measured, which drops no condition.
+    """
+
+    encode: Encode
+    latents: Mapping[str, Tensor] = field(default_factory=dict)
+    pixel_values: Mapping[str, Tensor] = field(default_factory=dict)
+    drawn: Mapping[str, Tensor] = field(default_factory=dict)
+    training: bool = True
 
 
 class Task(Protocol):
@@ -64,28 +87,29 @@ class Task(Protocol):
         ...
 
     @property
-    def start(self) -> Start:
-        """What it asks of the sampler."""
+    def encodes_in_training(self) -> bool:
+        """Whether `training_conditioning` encodes images that are not cached, so that the autoencoder must stay."""
         ...
 
     @property
-    def pipeline_class(self) -> str:
-        """The diffusers pipeline that a trained model is exported to."""
+    def given(self) -> Mapping[str, str]:
+        """The images that `generate` is given, such as `image`, and what `generation_conditioning` calls each."""
+        ...
+
+    @property
+    def start(self) -> Start:
+        """What it asks of the sampler."""
         ...
 
     def concat_channels(self, latent_channels: int) -> int:
         """K, the channels that are appended to the noisy latents: the UNet's input has C + K, its output C."""
         ...
 
-    def training_conditioning(
-        self, prompt: Conditioning, latents: Mapping[str, Tensor], pixel_values: Mapping[str, Tensor]
-    ) -> Conditioning:
+    def training_conditioning(self, prompt: Conditioning, inputs: TrainingInputs) -> Conditioning:
         """What the denoiser is told about a training batch.
 
         Args:
             prompt: the encoded captions, B rows.
-            latents: of the encoded `inputs` by name, [B, C, h, w].
-            pixel_values: of the other `inputs` by name, [B, 1 or 3, H, W] in the range of their kind.
         """
         ...
 
@@ -96,19 +120,26 @@ class Task(Protocol):
 
         Args:
             prompt: the encoded prompts, B rows.
-            images: the images given to `generate` by name, [B, 3, H, W] in [-1, 1].
+            images: the images given, by the names in `given`: masks [B, 1, H, W], 0 or 1, others [B, 3, H, W] in
+                [-1, 1].
             encode: of `encoder_for`.
-
-        Raises:
-            UserError: an image that the task needs is missing.
         """
         ...
 
+    def guided(
+        self,
+        denoiser: Denoiser,
+        conditioning: Conditioning,
+        negative: Conditioning,
+        settings: GenerationSettings,
+    ) -> Denoiser:
+        """The denoiser with the guidance of the settings.
 
-def images_for(task: Task) -> tuple[str, ...]:
-    """The names of the images that `generate` must be given for a task."""
-    names = (task.start.image, task.start.mask, *task.inputs.further_images)
-    return tuple(dict.fromkeys(name for name in names if name is not None))
+        Args:
+            conditioning: of the prompts, from `generation_conditioning`.
+            negative: the encoded negative prompt, one row.
+        """
+        ...
 
 
 def input_latents(task: Task, autoencoder: KLAutoencoder, moments: Tensor) -> Tensor:
@@ -124,3 +155,14 @@ def input_latents(task: Task, autoencoder: KLAutoencoder, moments: Tensor) -> Te
 def encoder_for(task: Task, autoencoder: KLAutoencoder) -> Encode:
     """Encodes images for `Task.generation_conditioning` as they were encoded in training."""
     return lambda pixel_values: input_latents(task, autoencoder, autoencoder.encode(pixel_values))
+
+
+def with_prompt(conditioning: Conditioning, prompt: Conditioning) -> Conditioning:
+    """The conditioning with the text of another prompt, whose single row is repeated for all B."""
+    text = prompt.expand(len(conditioning))
+    return replace(
+        conditioning,
+        prompt_embeds=text.prompt_embeds,
+        pooled=text.pooled,
+        attention_mask=text.attention_mask,
+    )

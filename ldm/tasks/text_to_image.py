@@ -1,13 +1,15 @@
 """Text to image: the prompt is all that the denoiser is told."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from ldm.data.sample import NO_INPUTS, TaskInputs
-from ldm.tasks.task import FROM_NOISE, Encode, Start
-from ldm.types import Conditioning
+from ldm.diffusion.guidance import guide_with_negative
+from ldm.models.generation_settings import GenerationSettings
+from ldm.tasks.task import FROM_NOISE, Encode, Start, TrainingInputs, with_prompt
+from ldm.types import Conditioning, Denoiser
 
 
 @dataclass(frozen=True)
@@ -18,16 +20,15 @@ class TextToImage:
     trained_as: str = "text-to-image"
     inputs: TaskInputs = NO_INPUTS
     scales_inputs: bool = True
+    encodes_in_training: bool = False
+    given: Mapping[str, str] = field(default_factory=dict)
     start: Start = FROM_NOISE
-    pipeline_class: str = "StableDiffusionPipeline"
 
     def concat_channels(self, latent_channels: int) -> int:
         """None are added."""
         return 0
 
-    def training_conditioning(
-        self, prompt: Conditioning, latents: Mapping[str, Tensor], pixel_values: Mapping[str, Tensor]
-    ) -> Conditioning:
+    def training_conditioning(self, prompt: Conditioning, inputs: TrainingInputs) -> Conditioning:
         """The prompt as it is."""
         return prompt
 
@@ -36,3 +37,19 @@ class TextToImage:
     ) -> Conditioning:
         """The prompt as it is."""
         return prompt
+
+    def guided(
+        self,
+        denoiser: Denoiser,
+        conditioning: Conditioning,
+        negative: Conditioning,
+        settings: GenerationSettings,
+    ) -> Denoiser:
+        """Classifier-free guidance; the images are the same for the negative prompt."""
+        return guide_with_negative(
+            denoiser,
+            with_prompt(conditioning, negative),
+            settings.guidance_scale,
+            settings.guidance_rescale,
+            settings.guidance_interval,
+        )

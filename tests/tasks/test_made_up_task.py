@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.data.sample import ImageInput, TaskInputs
-from ldm.errors import UserError
 from ldm.io.files import read_tensors
 from ldm.io.images import image_to_tensor
 from ldm.models.loading.model import load_parts, save_parts
-from ldm.tasks import FROM_NOISE, TASKS, Encode, Start, register_task
+from ldm.tasks import TASKS, Encode, TrainingInputs, register_task
+from ldm.tasks.text_to_image import TextToImage
 from ldm.types import Conditioning
 from tests.support.tiny_models import make_sd1
 from tests.support.tiny_runs import COLORS, COMMON
@@ -29,29 +29,24 @@ from train.settings.denoiser import DenoiserSettings, PreviewSettings
 
 
 @dataclass(frozen=True)
-class PaintOver:
+class PaintOver(TextToImage):
     """The latents of a source image are concatenated to the noisy ones, as in InstructPix2Pix."""
 
     name: str = "paint-over"
     trained_as: str = "paint-over"
     inputs: TaskInputs = TaskInputs(images=(ImageInput("source", encoded=True),))  # noqa: RUF009
     scales_inputs: bool = False
-    start: Start = FROM_NOISE
-    pipeline_class: str = "StableDiffusionInstructPix2PixPipeline"
+    given: Mapping[str, str] = field(default_factory=lambda: {"image": "source"})
 
     def concat_channels(self, latent_channels: int) -> int:
         return latent_channels
 
-    def training_conditioning(
-        self, prompt: Conditioning, latents: Mapping[str, Tensor], pixel_values: Mapping[str, Tensor]
-    ) -> Conditioning:
-        return replace(prompt, concat=latents["source"])
+    def training_conditioning(self, prompt: Conditioning, inputs: TrainingInputs) -> Conditioning:
+        return replace(prompt, concat=inputs.latents["source"])
 
     def generation_conditioning(
         self, prompt: Conditioning, images: Mapping[str, Tensor], encode: Encode
     ) -> Conditioning:
-        if "source" not in images:
-            raise UserError("paint-over needs an image to paint over", "give images={'source': ...}")
         return replace(prompt, concat=encode(images["source"]))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from ldm.data.batches import collate
 from ldm.data.captions import directional_words, plain_caption
 from ldm.data.prepare import BucketedSample
 from ldm.data.streaming import StreamOrder
@@ -108,9 +109,13 @@ def preview_inputs(
     captions = (plain_caption(one.sample, settings.captions) for one in samples[:8])
     prompts = settings.preview.prompts or tuple(captions)
     shown = [samples[i % len(samples)] for i in range(len(prompts))]
-    return PreviewInputs(
-        prompts, {image.name: torch.stack([one.input_pixels(image) for one in shown]) for image in images}
-    )
+    given = {image.name: torch.stack([one.input_pixels(image) for one in shown]) for image in images}
+    if task.inputs.draw:
+        drawn = collate(
+            [dict(task.inputs.draw((settings.seed, 0, one.sample.sample_id), one.size)) for one in shown]
+        )
+        given |= {name: values for name, values in drawn.items() if name in task.given.values()}
+    return PreviewInputs(prompts, given)
 
 
 def validation(

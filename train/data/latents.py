@@ -77,7 +77,8 @@ def image_readers(
             barrier=run.processes.barrier,
             on_progress=on_progress,
         )
-    autoencoder.to("cpu")
+    if not find_task(settings.task).encodes_in_training:
+        autoencoder.to("cpu")
     main, *others = (moments_reader(cache, own) for own in keys)
     cached = dict(zip((image.key for image in encoded[1:]), others, strict=True))
     return ImageReaders("moments", main, inputs | cached)
@@ -109,6 +110,7 @@ def latent_samples(
         masked=any(one.sample.loss_mask is not None for one in placed),
         extra_noise=bool(objective.offset_noise or objective.input_perturbation),
         images=readers.inputs,
+        draw=find_task(settings.task).inputs.draw,
     )
 
 

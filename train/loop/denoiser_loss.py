@@ -6,11 +6,12 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from ldm.data.batches import DRAWN
 from ldm.diffusion.objective import diffusion_loss, split_by_tenth, timestep_at
 from ldm.diffusion.path import ProbabilityPath
 from ldm.models.dropout import set_dropout_keys
 from ldm.models.loading.model import ModelParts
-from ldm.tasks import find_task, input_latents
+from ldm.tasks import TrainingInputs, find_task, input_latents
 from ldm.types import Conditioning
 
 from ..settings.denoiser import DenoiserSettings
@@ -91,8 +92,14 @@ class DenoiserLoss(nn.Module):
                 latents[image.name] = self.input_latents(batch, image.key)
             else:
                 pixel_values[image.name] = batch[image.key]
+        drawn = {name.removeprefix(DRAWN): value for name, value in batch.items() if name.startswith(DRAWN)}
         prompt = self.embed(batch["caption"], device)
-        return self.task.training_conditioning(prompt, latents, pixel_values)
+        inputs = TrainingInputs(self.encode_input, latents, pixel_values, drawn, self.training)
+        return self.task.training_conditioning(prompt, inputs)
+
+    def encode_input(self, pixel_values: Tensor) -> Tensor:
+        """[b, 3, H, W] -> the latents [b, C, h, w] that the task takes, without gradients."""
+        return input_latents(self.task, self.parts.autoencoder, self.encode(pixel_values))
 
     def input_latents(self, batch: Batch, key: str) -> Tensor:
         """The latents [b, C, h, w] of an image that the task needs; the batch has moments of all images, or of none."""

@@ -10,16 +10,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.diffusion.guidance import guide_with_negative
 from ldm.diffusion.sampling import denoise, plan_sampling
 from ldm.diffusion.schedulers import make_scheduler
 from ldm.io.images import image_grid
+from ldm.models.generation_settings import GenerationSettings
 from ldm.models.loading.model import ModelParts
 from ldm.noise import image_generators, normal_per_image
 from ldm.pipeline.decoding import decode_images
 from ldm.pipeline.pipeline import Pipeline
 from ldm.tasks import Task, encoder_for
-from ldm.types import Conditioning
 
 from ..loop.validation import evaluating
 from ..settings.denoiser import PreviewSettings
@@ -77,19 +76,18 @@ def generate_with_inputs(
     images = {name: image.to(device) for name, image in inputs.images.items()}
     encode = encoder_for(task, parts.autoencoder)
 
-    def conditioning(prompts: Sequence[str]) -> Conditioning:
-        return task.generation_conditioning(parts.text_encoder(list(prompts)), images, encode)
-
+    prompts = parts.text_encoder(list(inputs.prompts))
+    conditioning = task.generation_conditioning(prompts, images, encode)
     scheduler = make_scheduler(parts.defaults.scheduler, parts.scheduler_config)
     plan = plan_sampling(scheduler, settings.num_inference_steps)
-    negative = conditioning([""] * len(inputs.prompts))
-    denoiser = guide_with_negative(parts.denoiser, negative, settings.guidance_scale)
+    chosen = GenerationSettings(guidance_scale=settings.guidance_scale)
+    denoiser = task.guided(parts.denoiser, conditioning, parts.text_encoder([""]), chosen)
     generators = image_generators(range(len(inputs.prompts)))
     height, width = next(iter(images.values())).shape[2:]
     downscale = parts.autoencoder.pixels_per_latent
     shape = (parts.autoencoder.num_channels, height // downscale, width // downscale)
     noise = normal_per_image(generators, shape).to(device)
-    steps = denoise(denoiser, plan, noise, conditioning(inputs.prompts), generators=generators)
+    steps = denoise(denoiser, plan, noise, conditioning, generators=generators)
     (_, latents), *_ = deque(steps, maxlen=1)
     return decode_images(parts.autoencoder, latents)[0]
 
