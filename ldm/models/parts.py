@@ -12,7 +12,9 @@ from ldm.errors import UserError
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.families.family import Family, Size, Width
 from ldm.models.families.registry import family_of
+from ldm.models.generation_settings import TEXT_TO_IMAGE
 from ldm.models.loading.folder import Defaults
+from ldm.models.loading.task import task_of_channels
 from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder
 from ldm.types import Conditioning
@@ -24,6 +26,7 @@ class ModelParts:
 
     Attributes:
         scheduler_config: the noise schedule and prediction type, a diffusers scheduler's configuration.
+        task: that the model was trained for, by its name.
         others: components of the family that belong to none of the three modules, by name.
     """
 
@@ -33,6 +36,7 @@ class ModelParts:
     scheduler_config: dict[str, Any]
     defaults: Defaults
     others: dict[str, Any] = field(default_factory=dict)
+    task: str = TEXT_TO_IMAGE
 
     @property
     def family(self) -> Family:
@@ -128,6 +132,7 @@ def assemble(
         scheduler_config,
         Defaults(height=height, width=width),
     )
+    parts.task = task_of_channels(denoiser)
     parts.others = {name: one for name, one in components.items() if name not in parts.components()}
     check_widths(place, family.widths(parts.configs()))
     for module in parts.modules().values():

@@ -53,9 +53,14 @@ class UNetDenoiser(nn.Module):
     @property
     def needs_more_than_text(self) -> bool:
         """Whether it needs more than a prompt: extra channels, class labels, SDXL's time ids or image prompts."""
+        return bool(self.concat_channels) or self.needs_more_than_images
+
+    @property
+    def needs_more_than_images(self) -> bool:
+        """Whether it needs class labels, SDXL's time ids or image prompts."""
         config = self.unet.config
         added = config.addition_embed_type is not None or config.encoder_hid_dim_type is not None
-        return bool(self.concat_channels) or self.unet.class_embedding is not None or added
+        return self.unet.class_embedding is not None or added
 
     @property
     def text_width(self) -> int:

@@ -63,7 +63,7 @@ from ldm.pipeline.settings import (
     check_applicable,
     check_finite,
     check_latents,
-    check_text_to_image,
+    check_task_fits,
     complete,
     first_step,
     latents_hash,
@@ -270,7 +270,7 @@ class Pipeline:
 
     def _plan(self, groups: Sequence[Batch], batch_size: int, latents: Tensor | None) -> list[PlannedBatch]:
         """The batches to make; the settings of each kind are completed, and its sampler planned, once."""
-        check_text_to_image(self.model_id, self.denoiser)
+        check_task_fits(self.model_id, self.parts.task, self.denoiser)
         images = [image for group in groups for image in group]
         completed = self._complete(images, latents)
         prompts: dict[Kind, list[str]] = {kind: [] for kind in completed}
@@ -306,7 +306,7 @@ class Pipeline:
         return completed
 
     def _task(self, kind: Kind) -> Task:
-        return task_for_images("text-to-image", kind[1])
+        return task_for_images(self.parts.task, kind[1])
 
     def _sampling_plan(self, settings: GenerationSettings, task: Task) -> SamplingPlan:
         scheduler = make_scheduler(settings.scheduler, self.scheduler_config, karras=settings.karras)

@@ -25,7 +25,7 @@ from ldm.models.generation_settings import (
 from ldm.models.unet import UNetDenoiser
 from ldm.pipeline.batches import ImageRequest
 from ldm.pipeline.record import ImageRecord, write_png
-from ldm.tasks import Task, find_task
+from ldm.tasks import TASKS, Task, find_task
 from ldm.types import Step
 from ldm.version import __version__
 
@@ -200,17 +200,18 @@ def first_step(strength: float, num_inference_steps: int) -> int:
     return num_inference_steps - kept
 
 
-def check_text_to_image(model_id: str, denoiser: UNetDenoiser) -> None:
-    """Refuse a model that needs more than a prompt.
+def check_task_fits(model_id: str, task: str, denoiser: UNetDenoiser) -> None:
+    """Refuse a model that needs more than its task gives it.
 
     Raises:
-        UserError: its UNet takes images, class labels or SDXL's time ids.
+        UserError: its UNet takes other channels, class labels or SDXL's time ids.
     """
-    if denoiser.needs_more_than_text:
+    wanted = find_task(task).concat_channels(denoiser.latent_channels) if task in TASKS else -1
+    if denoiser.concat_channels != wanted or denoiser.needs_more_than_images:
         raise UserError(
-            f"{model_id} is not a text-to-image model of Stable Diffusion 1 or 2: its UNet takes "
-            f"{denoiser.input_channels} channels for latents of {denoiser.latent_channels}, class labels or time ids",
-            "use another model",
+            f"{model_id} is not a model that can be used here: its UNet takes {denoiser.input_channels} channels for "
+            f"latents of {denoiser.latent_channels}, class labels or time ids",
+            "use a model of Stable Diffusion 1 or 2 for text-to-image, inpaint or edit",
         )
 
 

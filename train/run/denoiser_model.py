@@ -50,6 +50,7 @@ def load_base(settings: DenoiserSettings) -> ModelParts:
     num_chunks = max(parts.defaults.max_prompt_chunks, settings.prompt_chunks)
     parts.defaults = parts.defaults.model_copy(update={"max_prompt_chunks": num_chunks})
     fit_input_channels(parts, settings)
+    parts.task = settings.task
     return parts
 
 
@@ -91,7 +92,8 @@ def make_fresh(settings: DenoiserSettings) -> ModelParts:
         **settings.defaults.model_dump(),
     )
     scheduler_config = DDPMPath(settings.schedule).scheduler_config()
-    return ModelParts(UNetDenoiser(unet), autoencoder, text_encoder, scheduler_config, defaults)
+    denoiser = UNetDenoiser(unet)
+    return ModelParts(denoiser, autoencoder, text_encoder, scheduler_config, defaults, task=settings.task)
 
 
 def load_autoencoder(parts: PartsSettings) -> KLAutoencoder:

@@ -141,6 +141,7 @@ class Family:
         name: short and unique, such as "sd1".
         title: the name in messages.
         pipeline_class: the stock diffusers pipeline that loads an exported folder.
+        task_pipelines: the stock pipelines of other tasks than text-to-image, by task.
         components: by name; each must be in a folder. "unet", "vae" and "scheduler" are always among them.
         text_encoder: components, by name -> the module that turns prompts into a `Conditioning`.
         matches: whether a model with these configurations is of this family.
@@ -163,6 +164,7 @@ class Family:
     lora: Mapping[str, LoraNames]
     optional: tuple[str, ...] = ()
     pipeline_settings: Mapping[str, Any] = field(default_factory=dict)
+    task_pipelines: Mapping[str, str] = field(default_factory=dict)
     time_ids: Callable[[Size, Size, Size], tuple[float, ...]] | None = None
     single_file: SingleFile | None = None
 

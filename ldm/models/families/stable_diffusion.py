@@ -155,6 +155,10 @@ SD1 = Family(
     lora={"unet": LoraNames("lora_unet_"), "text_encoder": LoraNames("lora_te_", is_text=True)},
     optional=("safety_checker", "feature_extractor", "image_encoder"),
     pipeline_settings={"requires_safety_checker": False},
+    task_pipelines={
+        "inpaint": "StableDiffusionInpaintPipeline",
+        "edit": "StableDiffusionInstructPix2PixPipeline",
+    },
     single_file=SingleFile(
         matches=_has(UNET),
         networks={

@@ -17,10 +17,12 @@ from ldm.models.adapters.folder import adapter_chain, apply_adapter
 from ldm.models.adapters.fuse import UsedLora, apply_loras
 from ldm.models.adapters.lora import lora_parameters
 from ldm.models.families.registry import family_of_folder
+from ldm.models.generation_settings import TEXT_TO_IMAGE
 from ldm.models.loading.components import load_network, load_tokenizer, save_network
 from ldm.models.loading.folder import check_folder, read_defaults, read_object, weights_variant
 from ldm.models.loading.original_file import load_single_file
 from ldm.models.loading.source import find_model
+from ldm.models.loading.task import read_task
 from ldm.models.parts import ModelParts, assemble, default_size
 
 __all__ = [
@@ -102,6 +104,7 @@ def _load_folder(folder: Path, dtype: torch.dtype) -> ModelParts:
     scheduler_config = read_object(folder / "scheduler" / "scheduler_config.json")
     parts = assemble(folder, family, components, scheduler_config)
     parts.defaults = read_defaults(folder, parts.defaults.height, parts.defaults.width)
+    parts.task = read_task(folder, family, parts.denoiser)
     return parts
 
 
@@ -143,7 +146,7 @@ def save_parts(
         save_small_files(parts, temporary)
         write_json(
             temporary / "ldm.json",
-            {"defaults": parts.defaults.model_defaults(), "provenance": provenance or {}},
+            {"defaults": parts.defaults.model_defaults(), "provenance": provenance or {}, **_task(parts)},
         )
 
 
@@ -188,6 +191,11 @@ def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
     write_bytes(folder / "merges.txt", "\n".join(["#version: 0.2", *merges, ""]).encode())
 
 
+def _task(parts: ModelParts) -> dict[str, str]:
+    """The task in `ldm.json`; a folder without it is for text-to-image."""
+    return {} if parts.task == TEXT_TO_IMAGE else {"task": parts.task}
+
+
 def _model_index(parts: ModelParts) -> dict[str, Any]:
     import diffusers
 
@@ -195,5 +203,6 @@ def _model_index(parts: ModelParts) -> dict[str, Any]:
     listed: dict[str, list[str | None]] = {name: [None, None] for name in family.optional}
     listed |= {name: [one.library, one.classes[0]] for name, one in family.components.items()}
     listed["scheduler"] = ["diffusers", parts.scheduler_config.get("_class_name", "DDIMScheduler")]
-    head = {"_class_name": family.pipeline_class, "_diffusers_version": diffusers.__version__}
+    pipeline_class = family.task_pipelines.get(parts.task, family.pipeline_class)
+    head = {"_class_name": pipeline_class, "_diffusers_version": diffusers.__version__}
     return head | dict(sorted({**listed, **family.pipeline_settings}.items()))

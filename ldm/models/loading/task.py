@@ -1,0 +1,37 @@
+"""Which task a model was trained for: what its folder says, or else what its UNet's channels say.
+
+Axis letters: C latent channels.
+"""
+
+from pathlib import Path
+
+from ldm.errors import UserError
+from ldm.models.families.family import Family
+from ldm.models.generation_settings import TEXT_TO_IMAGE
+from ldm.models.loading.folder import read_object
+from ldm.models.unet import UNetDenoiser
+
+
+def task_of_channels(denoiser: UNetDenoiser) -> str:
+    """The task of a UNet by the channels that it takes besides C latents: none, C, or 1 + C; else text-to-image."""
+    latent_channels = denoiser.latent_channels
+    by_count = {0: TEXT_TO_IMAGE, latent_channels: "edit", 1 + latent_channels: "inpaint"}
+    return by_count.get(denoiser.concat_channels, TEXT_TO_IMAGE)
+
+
+def read_task(folder: Path, family: Family, denoiser: UNetDenoiser) -> str:
+    """The task that a folder in the diffusers layout is for.
+
+    `ldm.json` says it, or else the channels of the UNet.
+
+    Raises:
+        UserError: `ldm.json` names a task that this UNet has not the channels for.
+    """
+    by_channels, ours = task_of_channels(denoiser), folder / "ldm.json"
+    said = read_object(ours).get("task", by_channels) if ours.is_file() else by_channels
+    if said != by_channels and (said in (TEXT_TO_IMAGE, *family.task_pipelines) or not isinstance(said, str)):
+        raise UserError(
+            f"{ours} says task {said!r}, and the unet has {denoiser.input_channels} input channels",
+            f"these are for {by_channels}: restore the file",
+        )
+    return str(said)
