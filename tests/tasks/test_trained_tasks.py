@@ -1,0 +1,124 @@
+"""The tasks that need training: from a text-to-image base, with and without the cache, resumed, and then used."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+from ldm.io.files import read_tensors
+from ldm.models.loading.model import load_parts, save_parts
+from ldm.pipeline.pipeline import load_pipeline
+from tests.support.tiny_models import make_sd1
+from tests.support.tiny_runs import COLORS, COMMON
+from train import denoiser
+
+ADDED_CHANNELS = {"inpaint": 5, "edit": 4}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base, and squares in colours with the same squares in grey as their sources."""
+    folder = tmp_path_factory.mktemp("tasks")
+    save_parts(make_sd1(folder / "tokenizer"), folder / "base")
+    (folder / "data").mkdir()
+    rows = []
+    for color in COLORS:
+        Image.new("RGB", (16, 16), color).save(folder / f"data/{color}.png")
+        Image.new("RGB", (16, 16), "grey").save(folder / f"data/{color}-source.png")
+        rows.append({
+            "file_name": f"{color}.png", "source_file_name": f"{color}-source.png", "instruction": f"make it {color}",
+        })  # fmt: skip
+    (folder / "data/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def config(folder: Path, task: str, name: str, **changes: Any) -> Path:
+    """A run from the base; inpainting ignores the sources."""
+    data = {"path": str(folder / "data"), "caption_column": "instruction", "height": 16, "width": 16}
+    tree = {
+        **COMMON,
+        "program": "denoiser",
+        "task": task,
+        "base": str(folder / "base"),
+        "run_dir": str(folder / f"{task}-{name}"),
+        "data": data,
+        "cache": {"folder": str(folder / "cache")},
+        "preview": {"num_inference_steps": 1},
+        "num_steps": 4,
+        "optim": {**COMMON["optim"], "lr_schedule": "constant", "num_warmup_steps": 0},
+        **changes,
+    }
+    path = folder / f"{task}-{name}.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def run(folder: Path, task: str, name: str, **changes: Any) -> Path:
+    assert denoiser.main([str(config(folder, task, name, **changes))]) == 0
+    return folder / f"{task}-{name}"
+
+
+def weights(run_dir: Path, file: str = "weights") -> dict[str, Tensor]:
+    newest = sorted((run_dir / "checkpoints").iterdir())[-1]
+    return read_tensors(newest / f"{file}.safetensors")
+
+
+def losses(run_dir: Path) -> list[float]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+@pytest.fixture(scope="module", params=ADDED_CHANNELS)
+def trained(folder: Path, request: pytest.FixtureRequest) -> tuple[str, Path]:
+    return request.param, run(folder, request.param, "cached")
+
+
+def test_the_added_channels_are_trained_and_the_model_knows_its_task(trained: tuple[str, Path]) -> None:
+    task, run_dir = trained
+    conv_in = weights(run_dir)["denoiser.unet.conv_in.weight"]
+    assert conv_in.shape[1] == 4 + ADDED_CHANNELS[task]
+    assert conv_in[:, 4:].abs().amax(dim=(0, 2, 3)).min() > 0
+    assert load_parts(run_dir / "pipeline").task == task
+    assert len(list((run_dir / "previews").iterdir())) > 0
+
+
+def test_the_cache_changes_nothing_but_rounding(trained: tuple[str, Path], folder: Path) -> None:
+    task, cached = trained
+    uncached = run(folder, task, "uncached", cache={"enabled": False})
+    assert losses(uncached) == pytest.approx(losses(cached), abs=1e-5)
+
+
+def test_it_resumes_to_the_last_bit(trained: tuple[str, Path], folder: Path) -> None:
+    task, whole = trained
+    run(folder, task, "resumed", num_steps=2)
+    resumed = run(folder, task, "resumed", num_steps=4)
+    assert losses(resumed) == losses(whole)
+    one, two = weights(whole), weights(resumed)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_first_loss_is_that_of_the_base(trained: tuple[str, Path], folder: Path) -> None:
+    """The added channels start at zero, so the base's first loss is not changed by them."""
+    plain = run(folder, "text-to-image", f"for-{trained[0]}", num_steps=1)
+    assert losses(trained[1])[0] == pytest.approx(losses(plain)[0], abs=1e-6)
+
+
+def test_it_makes_images_from_images(trained: tuple[str, Path]) -> None:
+    task, run_dir = trained
+    pipeline = load_pipeline(run_dir)
+    image = Image.new("RGB", (16, 16), "grey")
+    mask = Image.new("L", (16, 16), 255) if task == "inpaint" else None
+    made = pipeline.generate("make it red", image=image, mask=mask, num_inference_steps=2)
+    assert made.records[0].task == task and made.images[0].size == (16, 16)
+
+
+def test_settings_name_the_tasks_that_can_be_trained(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert denoiser.main([str(config(folder, "image-to-image", "refused"))]) == 2
+    assert "a text-to-image model can do it" in capsys.readouterr().err
