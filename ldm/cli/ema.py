@@ -136,7 +136,13 @@ def _write_model(pipeline: Path, output: Path, average: "Mapping[str, Tensor]", 
 def _write_adapter(
     pipeline: Path, output: Path, average: "Mapping[str, Tensor]", provenance: dict[str, Any]
 ) -> None:
-    from ldm.models.adapters.folder import LORA_FILE, adapter_chain, apply_adapter, save_adapter
+    from ldm.models.adapters.folder import (
+        LORA_FILE,
+        adapter_chain,
+        apply_adapters,
+        check_base,
+        save_adapter,
+    )
     from ldm.models.adapters.lora import apply_lora, lora_weights
     from ldm.models.adapters.lora_files import read_lora
     from ldm.models.loading.folder import read_defaults
@@ -144,13 +150,13 @@ def _write_adapter(
 
     base, [*inner, (_, adapter)] = adapter_chain(pipeline)
     parts = load_parts(base)
+    apply_adapters(parts, base, inner)
+    check_base(pipeline, adapter, parts, base, [folder for folder, _ in inner])
     defaults = read_defaults(pipeline, *default_size(parts.denoiser, parts.autoencoder))
     if adapter.kind == "embedding":
         (vectors,) = average.values()
         token = {adapter.settings["token"]: vectors.float()}
         return save_adapter(output, adapter, token, defaults, provenance=provenance)
-    for folder, each in inner:
-        apply_adapter(folder, each, parts)
     networks = parts.lora_networks()
     apply_lora(networks, read_lora(pipeline / LORA_FILE), fuse=False)
     _replace(parts, average, pipeline)

@@ -42,6 +42,7 @@ def evaluate_emoji(
         report = {
             "recall": {"num_training_images": len(samples), **result.to_dict()},
             "weights_hash": pipeline.weights_hash,
+            "model_parts": pipeline.identity.image_parts if pipeline.identity else None,
             "settings": dict(settings),
         }
         write_json(folder / "report.json", report)

@@ -80,6 +80,7 @@ def score_shapes(
     """
     report: dict[str, Any] = {
         "weights_hash": pipeline.weights_hash,
+        "model_parts": pipeline.identity.image_parts if pipeline.identity else None,
         "plain": plain,
         "settings": dict(settings),
     }

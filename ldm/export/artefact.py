@@ -82,9 +82,12 @@ def _report(
     source: ExportSource, options: ExportOptions, folder: Path, verdicts: tuple[Verdict, ...]
 ) -> dict[str, Any]:
     made = {"program": "open-ldm", "version": __version__}
-    origin = {"model_id": source.model_id, "weights_hash": source.weights_hash}
+    origin: dict[str, Any] = {"model_id": source.model_id, "weights_hash": source.weights_hash}
+    if source.identity:
+        origin["model_parts"] = dict(source.identity.parts)
     if source.adapter:
         origin["base_weights_hash"] = source.adapter.base_weights_hash
+        origin["base_parts"] = dict(source.adapter.base_parts)
     kept = ("format", "dtype", "variant", "fuse")
     return {
         "format": options.format,

@@ -3,10 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.models.adapters.folder import LORA_FILE, Adapter, adapter_chain, read_adapter
+from ldm.models.adapters.folder import (
+    LORA_FILE,
+    Adapter,
+    adapter_chain,
+    identity_of_model,
+    read_adapter,
+)
 from ldm.models.adapters.lora import LoraWeights
 from ldm.models.adapters.lora_files import read_lora
-from ldm.models.loading.folder import is_adapter, weights_hash
+from ldm.models.identity import Identity
+from ldm.models.loading.folder import is_adapter
 from ldm.models.loading.model import ModelParts, load_parts
 from ldm.models.loading.source import find_model
 
@@ -24,6 +31,7 @@ class ExportSource:
         base: the folder of the complete model that an adapter builds on.
         adapter: the contents of `adapter.json`.
         lora: the adapter's weights, if it is a LoRA.
+        identity: of the model, if it was loaded from the folder.
     """
 
     model_id: str
@@ -34,6 +42,7 @@ class ExportSource:
     base: Path | None = None
     adapter: Adapter | None = None
     lora: LoraWeights | None = None
+    identity: Identity | None = None
 
 
 def load_source(source: str | Path, *, model_id: str | None = None, run: Path | None = None) -> ExportSource:
@@ -56,4 +65,6 @@ def load_source(source: str | Path, *, model_id: str | None = None, run: Path | 
         base, _ = adapter_chain(folder)
         adapter = read_adapter(folder)
         lora = read_lora(folder / LORA_FILE) if adapter.kind == "lora" else None
-    return ExportSource(model_id or found_id, folder, parts, weights_hash(folder), run, base, adapter, lora)
+    identity = identity_of_model(parts, folder)
+    name = model_id or found_id
+    return ExportSource(name, folder, parts, identity.weights_hash, run, base, adapter, lora, identity)

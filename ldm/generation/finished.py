@@ -9,6 +9,7 @@ from PIL import Image
 
 from ldm.errors import UserError, warn
 from ldm.generation.output import Target, file_name
+from ldm.generation.reproduce import made_with_others
 from ldm.io.images import open_image
 from ldm.pipeline.batches import Batch
 from ldm.pipeline.record import read_settings
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 MAY_DIFFER = ("record_version", "versions", "ldm_version", "decoded_in_tiles")
 """Parts of a record for which an image is not made again: newer programs, and how much memory was free that day."""
+
+MODEL_PARTS = "model_parts"
+"""The part of a record that names the components of the model; older records have none."""
 
 _MOST_NAMED = 3
 
@@ -83,9 +87,14 @@ def image_fault(path: Path, expected: Mapping[str, Any]) -> str | None:
         return f"{path}: damaged ({error})"
     if size != (expected["width"], expected["height"]):
         return f"{path} has {size[0]} x {size[1]} pixels, not {expected['width']} x {expected['height']}"
-    names = [name for name in {**expected, **found} if name not in MAY_DIFFER]
+    names = [name for name in {**expected, **found} if name not in (*MAY_DIFFER, MODEL_PARTS)]
     other = next((name for name in names if found.get(name) != expected.get(name)), None)
-    return other and f"{path} was made with {_shown(other, found)}, not {_shown(other, expected)}"
+    if other:
+        return f"{path} was made with {_shown(other, found)}, not {_shown(other, expected)}"
+    recorded = found.get(MODEL_PARTS)
+    if not isinstance(recorded, dict | None):
+        return f"{path} has a broken record: {MODEL_PARTS} is not an object"
+    return made_with_others(path, recorded, expected.get(MODEL_PARTS) or {}) or None
 
 
 def _shown(name: str, settings: Mapping[str, Any]) -> str:

@@ -73,7 +73,7 @@ def load_model(options: ModelOptions, original: Original | None) -> "Pipeline":
     if pipeline.device.type == "cpu" and not options.low_memory:
         keep_freed_memory()
     if original:
-        _check_weights(original, pipeline.weights_hash, named=options.model is not None)
+        _check_model(original, pipeline, named=options.model is not None)
     return pipeline
 
 
@@ -89,9 +89,9 @@ def _loras(options: ModelOptions, original: Original | None) -> list[tuple[Path,
     return weigh_loras(original, given)
 
 
-def _check_weights(original: Original, weights_hash: str | None, *, named: bool) -> None:
-    """Other weights make another image: an error, or a warning if the user named the model."""
-    fault = original.mismatch(weights_hash)
+def _check_model(original: Original, pipeline: "Pipeline", *, named: bool) -> None:
+    """Another model makes another image: an error, or a warning if the user named the model."""
+    fault = original.mismatch(pipeline.identity)
     if fault and not named:
         raise UserError(fault, "name the model that made it with --model")
     if fault:

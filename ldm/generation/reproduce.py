@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ldm.errors import UserError
 from ldm.models.generation_settings import GenerationSettings, parse_settings
+from ldm.models.identity import Identity, changed_parts
 from ldm.models.loading.source import EMBEDDED, HUB_ID
 from ldm.pipeline.batches import Prompt
 from ldm.pipeline.input_images import InputImage
@@ -53,13 +54,16 @@ class Original:
             )
         return name
 
-    def mismatch(self, weights_hash: str | None) -> str:
-        """What to say of a model with other weights than the recorded ones; empty if they are the same."""
-        recorded = self.record.weights_hash
-        if recorded is not None and weights_hash == recorded:
-            return ""
-        shown, here = (str(each)[:10] for each in (recorded, weights_hash))
-        return f"{self.path} was made with other weights (hash {shown}, here {here})"
+    def mismatch(self, identity: Identity | None) -> str:
+        """What to say of a model that is not the recorded one; empty if it is.
+
+        The record of an older version holds the hash of the weights and nothing else about the model.
+        """
+        recorded, here = self.record.weights_hash, identity.weights_hash if identity else None
+        if recorded is None or here != recorded:
+            hashes = f"hash {str(recorded)[:10]}, here {str(here)[:10]}"
+            return f"{self.path} was made with other weights ({hashes})"
+        return made_with_others(self.path, self.record.model_parts, identity.image_parts if identity else {})
 
     def check_inputs(self, given: Mapping[str, InputImage]) -> None:
         """Check that an image is made from the same images again.
@@ -84,6 +88,19 @@ class Original:
         missing = [lora for lora in self.record.loras if lora.sha256 not in here]
         named = ", ".join(f"{x.name!r} at weight {x.weight:g} (hash {x.sha256[:10]})" for x in missing)
         return f"{self.path} was made with the LoRA {named}" if missing else ""
+
+
+def made_with_others(path: Path, recorded: Mapping[str, str] | None, here: Mapping[str, str]) -> str:
+    """What to say of an image whose model had the same weights but other components; empty if it had not.
+
+    Args:
+        recorded: the parts of its model; None in the record of an older version.
+        here: those of the model at hand.
+    """
+    changed = changed_parts(recorded, here) if recorded else []
+    if not changed:
+        return ""
+    return f"{path} was made with the same weights but not the same {', '.join(changed)}"
 
 
 def weigh_loras(original: Original | None, given: Sequence[GivenLora]) -> list[tuple[Path, float]]:

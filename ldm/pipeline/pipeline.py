@@ -18,6 +18,7 @@ from ldm.diffusion.sampling import KnownLatents, SamplingPlan, denoise, plan_sam
 from ldm.diffusion.scheduler_names import SCHEDULERS
 from ldm.diffusion.schedulers import make_scheduler
 from ldm.errors import LdmWarning
+from ldm.models.adapters.folder import identity_of_model
 from ldm.models.adapters.fuse import UsedLora
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.devices import DTYPES, free_cached_memory, is_out_of_memory, pick_device, pick_dtype
@@ -30,6 +31,7 @@ from ldm.models.generation_settings import (
     parse_settings,
     spell_out,
 )
+from ldm.models.identity import Identity
 from ldm.models.loading.folder import weights_hash
 from ldm.models.loading.model import ModelParts, load_model, save_parts
 from ldm.models.unet import UNetDenoiser
@@ -164,6 +166,11 @@ class Pipeline:
     def weights_hash(self) -> str | None:
         """One SHA-256 over the model's safetensors; None for a model that was not loaded from a folder."""
         return weights_hash(self.folder) if self.folder else None
+
+    @cached_property
+    def identity(self) -> Identity | None:
+        """What the model is, component by component; None for a model that was not loaded from a folder or file."""
+        return identity_of_model(self.parts, self.folder) if self.folder else None
 
     def to(self, device: torch.device | str) -> "Pipeline":
         """Move to a device; returns itself."""
@@ -472,6 +479,7 @@ class Pipeline:
             settings=settings,
             model_id=self.model_id,
             weights_hash=self.weights_hash,
+            model_parts=self.identity.image_parts if self.identity else None,
             loras=self.loras,
             compiled=is_compiled(self.denoiser),
             decoded_in_tiles=in_tiles,

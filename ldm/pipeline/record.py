@@ -49,6 +49,7 @@ class ImageRecord(Settings):
         settings: all settings, none of them left open.
         model_id: "emoji", a Hub id, or the name of a folder or file.
         weights_hash: of the model, or None for one that was never saved.
+        model_parts: `ldm.models.identity.Identity.image_parts`; None in the record of an older version.
         engine: what the denoiser ran on.
         dtype: what the model computed in.
         versions: of the libraries, by name.
@@ -64,6 +65,7 @@ class ImageRecord(Settings):
     settings: GenerationSettings = GenerationSettings()
     model_id: str | None = None
     weights_hash: str | None = None
+    model_parts: dict[str, str] | None = None
     loras: tuple[UsedLora, ...] = ()
     engine: str = "torch"
     dtype: str | None = None
@@ -103,7 +105,7 @@ class ImageRecord(Settings):
         return validate(cls, {"record_version": 1, **own, "settings": settings}, where=where)
 
 
-OPTIONAL = ("loras", "latents_hash", "step_noise_seed", "task", "inputs")
+OPTIONAL = ("model_parts", "loras", "latents_hash", "step_noise_seed", "task", "inputs")
 """Left out of the JSON if there is none."""
 SWITCHES = ("compiled", "decoded_in_tiles")
 """Left out of the JSON if false."""

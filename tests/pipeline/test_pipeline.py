@@ -158,7 +158,9 @@ def test_settings_make_the_same_image_again(pipeline: Pipeline) -> None:
     assert difference(image, made.images[3]) <= 1
 
 
-INFORMATION = {"record_version", "model_id", "weights_hash", "engine", "dtype", "versions", "ldm_version"}
+INFORMATION = {
+    "record_version", "model_id", "weights_hash", "model_parts", "engine", "dtype", "versions", "ldm_version",
+}  # fmt: skip
 
 
 def test_settings_name_the_model_without_its_path(pipeline: Pipeline, tmp_path: Path) -> None:

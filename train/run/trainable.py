@@ -225,5 +225,6 @@ def save_trained(
         base_weights_hash=base.weights_hash,
         scheduler_config=parts.scheduler_config,
         settings=own.model_dump(mode="json"),
+        base_parts=dict(base.parts),
     )
     save_adapter(folder, adapter, weights, parts.defaults, provenance=provenance, replace=True)

@@ -74,7 +74,8 @@ def write_card(
     Raises:
         UserError: a file of the run is damaged, or the disk is full.
     """
-    run = read_run(source.run, source.folder, source.weights_hash) if source.run else None
+    parts = source.identity.image_parts if source.identity else None
+    run = read_run(source.run, source.folder, source.weights_hash, parts) if source.run else None
     base = find_base(source, run)
     exported = ExportedModel(source, folder, name or public_name(source.model_id), format, repo_id, base)
     own_card = read_source_card(source.folder) if run is None and source.adapter is None else None

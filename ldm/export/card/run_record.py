@@ -49,12 +49,15 @@ class RunRecord:
         return at[-1] if at and self.weights == "average" else None
 
 
-def read_run(folder: Path, model: Path, weights_hash: str) -> RunRecord:
+def read_run(
+    folder: Path, model: Path, weights_hash: str, parts: Mapping[str, str] | None = None
+) -> RunRecord:
     """Read a run's directory.
 
     Args:
         model: the folder of the run's model, or of a model made from one of its checkpoints.
         weights_hash: the model's; evaluations of other weights are ignored.
+        parts: the model's `Identity.image_parts`, if known; evaluations of other parts are ignored.
 
     Raises:
         UserError: a file of the run is damaged.
@@ -69,7 +72,7 @@ def read_run(folder: Path, model: Path, weights_hash: str) -> RunRecord:
         data_report=read_json(data_report) if data_report.is_file() else None,
         step=int(made["step"]) if "step" in made else _best_step(folder, settings),
         weights=str(made.get("weights", "average")),
-        reports=[report for report in _reports_near(folder) if report.get("weights_hash") == weights_hash],
+        reports=[each for each in _reports_near(folder) if _is_of(each, weights_hash, parts)],
     )
 
 
@@ -84,6 +87,13 @@ def _best_step(folder: Path, settings: Mapping[str, Any]) -> int | None:
     if not (settings.get("validation") or {}).get("keep_best"):
         return None
     return max((int(read_json(each)["step"]) for each in (folder / "best").rglob("best.json")), default=None)
+
+
+def _is_of(report: Mapping[str, Any], weights_hash: str, parts: Mapping[str, str] | None) -> bool:
+    """Whether an evaluation is of this model; those of older versions recorded only its weights."""
+    measured = report.get("model_parts")
+    same_parts = measured is None or parts is None or measured == parts
+    return report.get("weights_hash") == weights_hash and same_parts
 
 
 def _reports_near(folder: Path) -> Iterator[Mapping[str, Any]]:

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -71,7 +72,9 @@ def write_diffusers(
     if variant and dtype not in VARIANTS:
         raise UserError("float32 has no variant", "leave --variant out, or choose --dtype float16")
     parts = source.parts if fuse else _base_parts(source)
-    provenance = {"source": source.model_id, "source_weights_hash": source.weights_hash}
+    provenance: dict[str, Any] = {"source": source.model_id, "source_weights_hash": source.weights_hash}
+    if source.identity:
+        provenance["source_parts"] = dict(source.identity.parts)
     save_parts(
         parts,
         folder,

@@ -1,6 +1,6 @@
 """Comparing a model of any origin as we read it with how other libraries read it, for `ldm verify`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,15 @@ from ldm.export.formats.diffusers_folder import with_lora, write_configs
 from ldm.export.model_files import REPORT
 from ldm.export.verify.compare import Verdict, verify
 from ldm.export.verify.inspect import OPENVINO, peft_parts
-from ldm.models.adapters.folder import LORA_FILE, read_adapter
+from ldm.models.adapters.folder import LORA_FILE, identity_of_model, read_adapter
 from ldm.models.adapters.lora_files import lora_files, read_lora_file
+from ldm.models.identity import changed_parts
 from ldm.models.loading.folder import is_adapter, read_object, weights_hash, weights_variant
 from ldm.models.loading.model import ModelParts, load_parts, save_parts
 from ldm.models.loading.source import find_model
+
+RecordedBase = tuple[str | None, Mapping[str, str]]
+"""The hash of a base's weights, and the hashes of its components; None and empty where they were not recorded."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +85,23 @@ def _folder(path: Path) -> Reading:
     return Reading(parts, "diffusers", path, variant=variant)
 
 
-def _lora(file: Path, base: str | None, temporary: Path, recorded: str | None) -> Reading:
+def _lora(file: Path, base: str | None, temporary: Path, recorded: RecordedBase) -> Reading:
     """A LoRA on its base, which is written to a stock folder if it is not one."""
     if base is None:
         raise UserError(f"{file} is a LoRA", "name the model that it was trained on with --base")
     found, _ = find_model(base)
-    if recorded is not None and weights_hash(found) != recorded:
+    recorded_weights, base_parts = recorded
+    if recorded_weights is not None and weights_hash(found) != recorded_weights:
         raise UserError(
             f"{base} does not have the weights of {file}'s base", "name the model that it was trained on"
         )
     parts = load_parts(found)
+    here = identity_of_model(parts, found).base_parts
+    if base_parts and (changed := changed_parts(base_parts, here)):
+        raise UserError(
+            f"{base} does not have the same {', '.join(changed)} as {file}'s base",
+            "name the model that it was trained on",
+        )
     weights = read_lora_file(file, parts.lora_networks(), parts.family.lora)
     if found.is_file() or is_adapter(found):
         save_parts(parts, temporary)
@@ -130,11 +141,11 @@ def _known_base(path: Path) -> str | None:
     return read_adapter(path).base if path.is_dir() and is_adapter(path) else None
 
 
-def _recorded_base(path: Path) -> str | None:
-    """The hash of the base's weights, if `ldm export` recorded it."""
+def _recorded_base(path: Path) -> RecordedBase:
+    """What `ldm export` recorded of the base."""
     report = (path if path.is_dir() else path.parent) / REPORT
-    if not report.is_file():
-        return None
-    source = read_object(report).get("source")
-    found = source.get("base_weights_hash") if isinstance(source, dict) else None
-    return found if isinstance(found, str) else None
+    source = read_object(report).get("source") if report.is_file() else None
+    if not isinstance(source, dict):
+        return None, {}
+    weights, parts = source.get("base_weights_hash"), source.get("base_parts")
+    return weights if isinstance(weights, str) else None, parts if isinstance(parts, dict) else {}

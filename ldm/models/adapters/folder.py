@@ -6,8 +6,8 @@ learned_embeds.safetensors          a textual inversion in diffusers' format: {t
 ldm.json                            the defaults for sampling and the provenance, as in a complete model
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ldm.io.files import new_folder, read_tensors, write_json, write_tensors
 from ldm.models.adapters.embedding import apply_embedding
 from ldm.models.adapters.lora import LoraWeights, apply_lora
 from ldm.models.adapters.lora_files import read_lora, write_lora_diffusers
+from ldm.models.identity import Identity, changed_parts, identity_of
 from ldm.models.loading.folder import (
     ADAPTER,
     ADAPTER_WEIGHTS,
@@ -41,11 +42,13 @@ class Base:
         given: the name, folder or Hub id as the user wrote it.
         folder: where it is now.
         weights_hash: its `ldm.models.loading.folder.weights_hash`.
+        parts: its `Identity.base_parts`; empty if only the weights are known.
     """
 
     given: str
     folder: Path
     weights_hash: str
+    parts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Adapter:
         base: the base model as the user wrote it.
         scheduler_config: the noise schedule and prediction type of its training.
         settings: of the LoRA or of the token.
+        base_parts: the base's `Identity.base_parts`; empty in a file of an older version.
     """
 
     kind: str
@@ -64,16 +68,31 @@ class Adapter:
     base_weights_hash: str
     scheduler_config: dict[str, Any]
     settings: dict[str, Any]
+    base_parts: dict[str, str] = field(default_factory=dict)
 
 
-def find_base(model: str | Path) -> Base:
-    """The model to train an adapter on, with the hash by which the adapter will recognise it.
+def find_base(model: str | Path, parts: ModelParts | None = None) -> Base:
+    """The model to train an adapter on, with the hashes by which the adapter will recognise it.
+
+    Args:
+        parts: the loaded model; without it, only the weights are recognised.
 
     Raises:
         UserError: there is no such model.
     """
     folder, _ = find_model(model)
-    return Base(str(model), folder, weights_hash(folder))
+    found = {} if parts is None else identity_of_model(parts, folder).base_parts
+    return Base(str(model), folder, weights_hash(folder), found)
+
+
+def identity_of_model(parts: ModelParts, place: Path) -> Identity:
+    """The identity of a model that was loaded from a folder or file, which may be an adapter's folder.
+
+    Raises:
+        UserError: the adapter's base is not found or has changed.
+    """
+    base, adapters = adapter_chain(place)
+    return identity_of(parts, base, [folder for folder, _ in adapters])
 
 
 def save_adapter(
@@ -135,16 +154,50 @@ def read_adapter(folder: Path) -> Adapter:
     check_keys(path, found)
     kinds = {
         "kind": str, "base": str, "base_weights_hash": str, "scheduler_config": dict, "settings": dict,
+        "base_parts": dict,
     }  # fmt: skip
     for key in found:
         if key not in kinds:
             raise unknown_name(f"key in {path}", key, kinds)
     for key, kind in kinds.items():
-        if not isinstance(found.get(key), kind):
+        if not isinstance(found.get(key, {} if key == "base_parts" else None), kind):
             raise UserError(f"{path}: {key} is {found.get(key)!r}", f"it must be of type {kind.__name__}")
     if found["kind"] not in ("lora", "embedding"):
         raise unknown_name(f"kind in {path}", found["kind"], ("lora", "embedding"))
     return Adapter(**found)
+
+
+def apply_adapters(parts: ModelParts, base: Path, adapters: Sequence[tuple[Path, Adapter]]) -> None:
+    """Apply the adapters of `adapter_chain` to the model loaded from `base`, in this order.
+
+    Raises:
+        UserError: the base of one is not the model that it was trained on; or as `apply_adapter`.
+    """
+    for number, (folder, adapter) in enumerate(adapters):
+        check_base(folder, adapter, parts, base, [below for below, _ in adapters[:number]])
+        apply_adapter(folder, adapter, parts)
+
+
+def check_base(
+    folder: Path, adapter: Adapter, parts: ModelParts, base: Path, below: Sequence[Path] = ()
+) -> None:
+    """Refuse a base whose weights are those of the training, but not its configurations or tokenizer.
+
+    Args:
+        parts: the model loaded from `base`, with the adapters in the folders `below` applied.
+
+    Raises:
+        UserError: naming the components that differ.
+    """
+    if not adapter.base_parts:
+        return
+    changed = changed_parts(adapter.base_parts, identity_of(parts, base, below).base_parts)
+    if changed:
+        raise UserError(
+            f"{folder}: its base {adapter.base!r} has the weights it had in training, but not the same "
+            f"{', '.join(changed)}",
+            "restore the configurations of that base, or train the adapter again on this one",
+        )
 
 
 def apply_adapter(folder: Path, adapter: Adapter, parts: ModelParts) -> None:

@@ -55,8 +55,15 @@ def load_network(component: Component, folder: Path, dtype: torch.dtype, variant
     """
     with _load_errors(folder), _no_progress_bars():
         _described(component, folder, variant)
+        # transformers would first round the weights to the dtype that its config.json names
+        own: dict[str, Any] = {"dtype": dtype} if component.library == "transformers" else {}
         model, info = component.load_class().from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, variant=variant
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            variant=variant,
+            **own,
         )
     # The libraries fill in random numbers for a missing weight, which would only show in the images.
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):

@@ -4,13 +4,13 @@ Only component classes on a list, only safetensors, and no configuration key tha
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError, unknown_name
-from ldm.io.files import MAX_MODEL_JSON_BYTES, read_json, sha256_file
+from ldm.io.files import MAX_MODEL_JSON_BYTES, read_json, remembered_sha256
 from ldm.models.families.family import Family
 from ldm.models.families.registry import family_of_folder, network_components
 from ldm.models.generation_settings import MAX_PROMPT_CHUNKS, GenerationSettings, parse_settings
@@ -238,20 +238,31 @@ def weights_hash(folder: Path) -> str:
     An adapter's covers its own files and the hash of its base; a single file's is the file's own.
     """
     if folder.is_file():
-        return sha256_file(folder)
+        return remembered_sha256(folder)
     files = sorted(path.relative_to(folder).as_posix() for path in _loaded_weights(folder))
-    lines = [f"{sha256_file(folder / name)}  {name}\n" for name in files]
+    lines = [f"{remembered_sha256(folder / name)}  {name}\n" for name in files]
     if is_adapter(folder):
         lines.append(f"{read_object(folder / ADAPTER).get('base_weights_hash')}  base\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def component_weights(folder: Path) -> Mapping[str, Sequence[str]]:
+    """The SHA-256 of the safetensors of each network of a complete model; a single file holds all of them."""
+    if folder.is_file():
+        return dict.fromkeys(network_components(), (remembered_sha256(folder),))
+    found = {name: _weights_of(folder, name) for name in family_of_folder(folder).networks}
+    return {name: [remembered_sha256(path) for path in paths] for name, paths in found.items()}
 
 
 def _loaded_weights(folder: Path) -> list[Path]:
     """An adapter's safetensors, or those of a model's components in the variant that is loaded."""
     if is_adapter(folder):
         return [folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()]
-    found = []
-    for name, component in family_of_folder(folder).networks.items():
-        assert component.stem is not None
-        found += weights_files(folder / name, component.stem, weights_variant(folder, name))
-    return found
+    return [path for name in family_of_folder(folder).networks for path in _weights_of(folder, name)]
+
+
+def _weights_of(folder: Path, name: str) -> list[Path]:
+    """The safetensors of one network, in the variant that is loaded."""
+    stem = network_components()[name].stem
+    assert stem is not None
+    return weights_files(folder / name, stem, weights_variant(folder, name))

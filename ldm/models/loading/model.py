@@ -13,7 +13,7 @@ from ldm.errors import UserError
 from ldm.io.collector import collector_paused
 from ldm.io.files import new_folder, write_bytes, write_json
 from ldm.models.adapters.embedding import TokenEmbedding, expanded_tokens
-from ldm.models.adapters.folder import adapter_chain, apply_adapter
+from ldm.models.adapters.folder import adapter_chain, apply_adapters
 from ldm.models.adapters.fuse import UsedLora, apply_loras
 from ldm.models.adapters.lora import lora_parameters
 from ldm.models.families.registry import family_of_folder
@@ -76,8 +76,7 @@ def load_model(
     is_changed = bool(adapters or loras)
     load = load_single_file if base.is_file() else _load_folder
     parts = load(base, torch.float32 if is_changed else dtype)
-    for folder, adapter in adapters:
-        apply_adapter(folder, adapter, parts)
+    apply_adapters(parts, base, adapters)
     used = apply_loras(parts, loras)
     if is_changed:
         _round(parts, dtype)
