@@ -1,10 +1,14 @@
 """Damage in the cache is reported by shard and key, and encoded again; valid entries are kept."""
 
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from ldm.data.cache import shards as cache_shards
 from ldm.data.cache.moments import MomentsCache
 from ldm.errors import UserError
 from tests.support.tiny_cache import MODEL, Encoder, filled, flip_byte, items, key_of, offset_of, shards
@@ -117,3 +121,96 @@ def test_valid_entries_of_a_read_only_cache_stay_in_use(
     cache, said = watched(tmp_path)
     assert cache.missing(map(key_of, NAMES)) == [key_of(NAMES[2])]
     assert len(said) == 1 and shards(tmp_path) == [path]
+
+
+# While a run reads
+
+
+def flip_last_bit(path: Path) -> None:
+    """One bit in the mantissa of the last number: a value that looks right."""
+    flip_byte(path, path.stat().st_size - 4)
+
+
+def shrink(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def reading(folder: Path, encoder: Encoder) -> tuple[MomentsCache, dict[str, torch.Tensor], list[str]]:
+    """A cache that a run has filled and read once, with what it read."""
+    cache, said = watched(folder)
+    cache.fill(items(NAMES), encoder, batch_size=2)
+    cache.encode_again_from(lambda: items(NAMES), encoder, batch_size=2)
+    return cache, {name: cache.read(key_of(name)) for name in NAMES}, said
+
+
+@pytest.mark.parametrize("damage", [flip_last_bit, shrink, empty])
+def test_an_entry_that_changes_under_a_run_is_encoded_again_to_the_last_bit(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    cache, good, said = reading(tmp_path, Encoder())
+    (path,) = shards(tmp_path)
+    damage(path)
+    for _ in range(2):
+        assert all(torch.equal(cache.read(key_of(name)), good[name]) for name in NAMES)
+    assert 1 <= len(said) <= 2 and all(line.startswith(f"{path}: ") for line in said)
+    assert watched(tmp_path)[0].missing(map(key_of, NAMES)) == []  # for the next run too
+
+
+def test_only_the_batch_of_the_lost_entry_is_encoded_again(tmp_path: Path) -> None:
+    encoder = Encoder()
+    cache, _, _ = reading(tmp_path, encoder)
+    (path,) = shards(tmp_path)
+    flip_byte(path, offset_of(path, key_of(NAMES[2])) + 5)
+    encoder.num_images = 0
+    for name in NAMES:
+        cache.read(key_of(name))
+    assert encoder.num_images == 2
+
+
+def test_what_cannot_be_written_again_is_kept_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = Encoder()
+    cache, good, _ = reading(tmp_path, encoder)
+    (path,) = shards(tmp_path)
+    shrink(path)
+    monkeypatch.setattr("os.fsync", lambda handle: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    encoder.num_images = 0
+    for _ in range(2):
+        assert all(torch.equal(cache.read(key_of(name)), good[name]) for name in NAMES)
+    assert encoder.num_images <= 6
+
+
+def test_a_cache_that_was_removed_is_encoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_shards, "MAX_OPEN_FILES", 1)
+    cache, good, _ = reading(tmp_path / "cache", Encoder())
+    filled(tmp_path / "other", NAMES)
+    MomentsCache(tmp_path / "other", MODEL).read(key_of(NAMES[0]))  # the one open file is now another
+    shutil.rmtree(tmp_path / "cache")
+    assert all(torch.equal(cache.read(key_of(name)), good[name]) for name in NAMES)
+
+
+def test_many_shards_need_few_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_shards, "MAX_OPEN_FILES", 3)
+    cache = MomentsCache(tmp_path, MODEL)
+    for name in NAMES:
+        cache.fill(items([name]), Encoder())
+    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 0
+    reader = MomentsCache(tmp_path, MODEL)
+    for name in NAMES * 2:
+        assert torch.equal(reader.read(key_of(name)), cache.read(key_of(name)))
+    assert len(os.listdir("/proc/self/fd")) <= before + 3 if before else True
+
+
+def test_a_pipe_in_place_of_a_shard_is_no_shard(tmp_path: Path) -> None:
+    filled(tmp_path, NAMES)
+    (path,) = shards(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    cache, said = watched(tmp_path)
+    assert len(cache.missing(map(key_of, NAMES))) == len(NAMES)
+    assert len(said) == 1 and "not a regular file" in said[0]

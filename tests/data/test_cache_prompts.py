@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from ldm.data.cache.keys import combined_hash
+from ldm.data.cache.keys import combined_hash, tensors_hash
 from ldm.data.cache.prompt_cache import PromptCache
 from ldm.errors import UserError
+from ldm.models.clip import ClipTextEncoder
 from ldm.types import Conditioning
+from tests.support.tiny_cache import flip_byte
 from tests.support.tiny_models import make_sd1
+from train.data.latents import text_encoder_hash
 
 TEXTS = ["a red apple", "the large blue square", "a red apple", "a red square", "a\ud800"]
 MODEL = "c" * 64
@@ -83,3 +87,40 @@ def test_the_output_of_a_clip_text_encoder_is_read_back_bit_by_bit(tmp_path: Pat
     assert torch.equal(cache.read(["", *texts]).prompt_embeds, expected.prompt_embeds)
     found, pooled = cache.read(texts[::-1]).pooled, expected.pooled
     assert found is not None and pooled is not None and torch.equal(found, pooled[[2, 1]])
+
+
+def test_a_caption_that_changes_under_a_run_is_encoded_again(tmp_path: Path) -> None:
+    cache, encoder = PromptCache(tmp_path, MODEL), TextEncoder()
+    cache.fill(TEXTS, encoder, batch_size=2)
+    cache.encode_again_from(set(TEXTS), encoder, batch_size=2)
+    before = cache.read(TEXTS)
+    (path,) = (tmp_path / "prompts" / MODEL).glob("*.safetensors")
+    flip_byte(path, path.stat().st_size - 3)
+    encoder.seen.clear()
+    assert torch.equal(cache.read(TEXTS).prompt_embeds, before.prompt_embeds)
+    assert len(encoder.seen) == 2
+
+
+def test_the_hash_covers_every_text_encoder_and_tokenizer(tmp_path: Path) -> None:
+    parts = make_sd1(tmp_path)
+    one, other = parts.text_encoder, make_sd1(tmp_path).text_encoder
+
+    class TwoTextEncoders(ClipTextEncoder):
+        def components(self) -> dict[str, Any]:
+            second = {"text_encoder_2": other.model, "tokenizer_2": other.tokenizer}
+            return super().components() | second
+
+    both = TwoTextEncoders(one.tokenizer, one.model)
+    hashes = [text_encoder_hash(one, 1), text_encoder_hash(both, 1)]
+    with torch.no_grad():
+        other.model.get_input_embeddings().weight[0, 0] += 1
+    hashes.append(text_encoder_hash(both, 1))
+    other.tokenizer.add_tokens(["<new>"])
+    hashes.append(text_encoder_hash(both, 1))
+    assert len(set(hashes)) == 4
+
+
+def test_with_one_text_encoder_the_hash_is_that_of_older_versions(tmp_path: Path) -> None:
+    encoder = make_sd1(tmp_path).text_encoder
+    words = encoder.tokenizer.backend_tokenizer.to_str() + str(encoder.tokenizer.pad_token)
+    assert text_encoder_hash(encoder, 2) == combined_hash(tensors_hash(encoder.model), words, 16, 2)

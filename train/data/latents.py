@@ -1,26 +1,35 @@
 """Latents and prompt embeddings for the denoiser, from the cache or encoded in each step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import get_worker_info
 
 from ldm.data.batches import LatentSamples, ReadImage, read_inputs, read_pixels
 from ldm.data.cache.keys import combined_hash, tensors_hash
-from ldm.data.cache.moments import MomentsCache, cache_items, moments_reader, variant_keys
+from ldm.data.cache.moments import (
+    CacheItem,
+    MomentsCache,
+    VariantKeys,
+    cache_items,
+    moments_reader,
+    variant_keys,
+)
 from ldm.data.cache.prompt_cache import PromptCache
 from ldm.data.captions import plain_caption, possible_captions
 from ldm.data.prepare import BucketedSample
-from ldm.data.sample import MAIN_INPUT
+from ldm.data.sample import MAIN_INPUT, ImageInput
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.vae import KLAutoencoder
 from ldm.tasks import find_task
 from ldm.types import Conditioning
 
-from ..loop.denoiser_loss import EmbedPrompts
+from ..loop.denoiser_loss import EmbedPrompts, frozen_encoder
 from ..run.run import Run
 from ..settings.denoiser import DenoiserSettings
 
@@ -65,13 +74,12 @@ def image_readers(
     cache = MomentsCache(settings.cache.root(), autoencoder_hash)
     encoded = [MAIN_INPUT, *(image for image in images if image.encoded)]
     keys = [variant_keys(placed, autoencoder_hash, settings.data.flip, image) for image in encoded]
-    wanted = [
-        item for image, own in zip(encoded, keys, strict=True) for item in cache_items(placed, own, image)
-    ]
+    encode = partial(encode_images_on, run.device, autoencoder)
+    wanted = _wanted(placed, keys, encoded)
     with run.progress("encoding images", "image", len(wanted)) as on_progress:
         cache.fill(
             wanted,
-            partial(encode_images, autoencoder),
+            encode,
             rank=run.processes.rank,
             num_processes=run.processes.num_processes,
             barrier=run.processes.barrier,
@@ -79,9 +87,39 @@ def image_readers(
         )
     if not find_task(settings.task).encodes_in_training:
         autoencoder.to("cpu")
+    cache.encode_again_from(partial(_wanted, placed, keys, encoded), encode)
     main, *others = (moments_reader(cache, own) for own in keys)
     cached = dict(zip((image.key for image in encoded[1:]), others, strict=True))
     return ImageReaders("moments", main, inputs | cached)
+
+
+def _wanted(
+    placed: Sequence[BucketedSample], keys: Sequence[VariantKeys], images: Sequence[ImageInput]
+) -> list[CacheItem]:
+    """Every variant of these images of every sample."""
+    return [item for image, own in zip(images, keys, strict=True) for item in cache_items(placed, own, image)]
+
+
+@contextmanager
+def at_work(device: torch.device, encoder: nn.Module) -> Iterator[None]:
+    """Inside the block an encoder is on the device, computing in float32; afterwards it is back where it was.
+
+    A loader process has no access to CUDA, and encodes on the CPU.
+    """
+    before = next(encoder.parameters()).device
+    device = torch.device("cpu") if get_worker_info() is not None else device
+    try:
+        with frozen_encoder(device):
+            encoder.to(device)
+            yield
+    finally:
+        encoder.to(before)
+
+
+def encode_images_on(device: torch.device, autoencoder: KLAutoencoder, pixel_values: Tensor) -> Tensor:
+    """`encode_images` on a device that the autoencoder may have left since."""
+    with at_work(device, autoencoder):
+        return encode_images(autoencoder, pixel_values)
 
 
 @torch.no_grad()
@@ -131,7 +169,7 @@ def cached_prompts(
         return None
     num_chunks = settings.prompt_chunks
     cache = PromptCache(settings.cache.root(), text_encoder_hash(text_encoder, num_chunks))
-    encode_prompts = partial(encode_captions, text_encoder, num_chunks)
+    encode_prompts = partial(encode_captions_on, run.device, text_encoder, num_chunks)
     with run.progress("encoding captions", "caption", len(texts)) as on_progress:
         cache.fill(
             texts,
@@ -142,6 +180,7 @@ def cached_prompts(
             on_progress=on_progress,
         )
     text_encoder.to("cpu")
+    cache.encode_again_from(texts, encode_prompts)
     return cache.read
 
 
@@ -156,6 +195,14 @@ def cached_texts(placed: Sequence[BucketedSample], settings: DenoiserSettings) -
     return texts
 
 
+def encode_captions_on(
+    device: torch.device, text_encoder: ClipTextEncoder, num_chunks: int, captions: list[str]
+) -> Conditioning:
+    """`encode_captions` on a device that the text encoder may have left since."""
+    with at_work(device, text_encoder):
+        return encode_captions(text_encoder, num_chunks, captions)
+
+
 @torch.no_grad()
 def encode_captions(text_encoder: ClipTextEncoder, num_chunks: int, captions: list[str]) -> Conditioning:
     """The embeddings of captions by a frozen text encoder, each padded or cut to `num_chunks` chunks."""
@@ -164,7 +211,18 @@ def encode_captions(text_encoder: ClipTextEncoder, num_chunks: int, captions: li
 
 
 def text_encoder_hash(text_encoder: ClipTextEncoder, num_chunks: int) -> str:
-    """A hash of all that determines a caption's embedding: network, tokenizer, context, number of chunks."""
-    tokenizer: Any = text_encoder.tokenizer
-    words = tokenizer.backend_tokenizer.to_str() + str(tokenizer.pad_token)
-    return combined_hash(tensors_hash(text_encoder.model), words, text_encoder.context_length, num_chunks)
+    """A hash of all that determines a caption's embedding: every network and tokenizer, context, number of chunks.
+
+    With one network and one tokenizer, caches of older versions have the same.
+    """
+    components = text_encoder.components()
+    networks = {name: one for name, one in components.items() if isinstance(one, nn.Module)}
+    hashes = [tensors_hash(network) for network in networks.values()]
+    words = [_words(one) for name, one in components.items() if name not in networks]
+    names = [] if len(networks) == 1 else [type(text_encoder).__qualname__, *components]
+    return combined_hash(*hashes, *words, *names, text_encoder.context_length, num_chunks)
+
+
+def _words(tokenizer: Any) -> str:
+    """What a tokenizer makes of texts."""
+    return str(tokenizer.backend_tokenizer.to_str()) + str(tokenizer.pad_token)

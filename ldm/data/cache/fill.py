@@ -79,8 +79,8 @@ def fill_store(
     Raises:
         UserError: the disk is full or not writable, or entries are still missing after the barrier.
     """
-    unique = list({item.key: item for item in wanted}.values())
-    batches = [unique[start : start + batch_size] for start in range(0, len(unique), batch_size)]
+    batches = batches_of(wanted, batch_size)
+    unique = [item for batch in batches for item in batch]
     mine = batches[processes.rank :: processes.num_processes]
     store.refresh()
     lacking = [batch for batch in mine if [item for item in batch if store.get(item.key) is None]]
@@ -97,6 +97,25 @@ def fill_store(
     store.refresh()
     _check_complete(store, unique)
     return Filled(num_found, writer.num_entries, writer.num_bytes)
+
+
+def batches_of(wanted: Sequence[Item], batch_size: int) -> list[list[Item]]:
+    """What is encoded together: each entry once, in order."""
+    unique = list({item.key: item for item in wanted}.values())
+    return [unique[start : start + batch_size] for start in range(0, len(unique), batch_size)]
+
+
+def encode_again(
+    wanted: Callable[[], Sequence[Item]], encode: Encode[Item], batch_size: int, key: str
+) -> dict[str, Parts]:
+    """The entry of `key` and those it was first encoded with, so that it has the same bits as before.
+
+    Args:
+        wanted: returns what the cache was filled with; it is not kept in memory.
+    """
+    batch = next(b for b in batches_of(wanted(), batch_size) if any(item.key == key for item in b))
+    encoded = next(iter(encode([batch])))
+    return {item.key: parts for item, parts in zip(batch, encoded, strict=True)}
 
 
 class ShardWriter:

@@ -2,7 +2,7 @@
 
 It cannot become stale: the key of an entry is a hash of the image's bytes, the transform and the autoencoder's weights,
 so anything that changes gets a new key. An entry is the posterior's mean and log-variance, never a sample from it.
-Entries are verified when a process first reads them. Nothing is written to the folder of the data.
+Entries are verified whenever they are read. Nothing is written to the folder of the data.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,13 +15,16 @@ import torch
 from torch import Tensor
 
 from ldm.data.batches import ReadImage
-from ldm.data.cache.fill import Filled, Processes, fill_store
+from ldm.data.cache.fill import Filled, Processes, encode_again, fill_store
 from ldm.data.cache.keys import entry_key
 from ldm.data.cache.shards import MISSING_HINT, Parts, ShardStore, report_damage
 from ldm.data.captions import flip_allowed
 from ldm.data.prepare import BucketedSample
 from ldm.data.sample import MAIN_INPUT, ImageInput
 from ldm.errors import UserError
+
+BATCH_SIZE = 8
+"""Images that are encoded together."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class MomentsCache:
         rank: int = 0,
         num_processes: int = 1,
         barrier: Callable[[], None] = lambda: None,
-        batch_size: int = 8,
+        batch_size: int = BATCH_SIZE,
         num_loaders: int = 4,
         on_progress: Callable[[int], None] = lambda _: None,
     ) -> Filled:
@@ -118,32 +121,47 @@ class MomentsCache:
         Raises:
             UserError: an image is gone or has changed, the disk is full or not writable, or moments are not finite.
         """
-
-        def encode(batches: Iterable[Sequence[CacheItem]]) -> Iterator[list[Parts]]:
-            for pixel_values in _loaded(batches, num_loaders):
-                yield [{"moments": moments} for moments in _encode(pixel_values, encode_images)]
-
         return fill_store(
             self.store,
             wanted,
-            encode,
+            partial(_encode_batches, encode_images, num_loaders),
             batch_size=batch_size,
             processes=Processes(rank, num_processes, barrier),
             on_progress=on_progress,
         )
 
+    def encode_again_from(
+        self,
+        wanted: Callable[[], Sequence[CacheItem]],
+        encode_images: Callable[[Tensor], Tensor],
+        *,
+        batch_size: int = BATCH_SIZE,
+    ) -> None:
+        """Let `read` encode what was lost since the cache was filled, in the same batches.
+
+        Args:
+            wanted: returns what `fill` was given.
+        """
+        encode = partial(_encode_batches, encode_images, 1)
+        self.store.encode_again = partial(encode_again, wanted, encode, batch_size)
+
     def read(self, key: str) -> Tensor:
-        """The moments of an entry, [2C, h, w] float32, as a copy.
+        """The moments of an entry, [2C, h, w] float32, as a copy; encoded again if they were lost.
 
         Raises:
-            UserError: it is missing or damaged.
+            UserError: it is missing or damaged, and cannot be encoded here.
         """
-        if key not in self.store:
-            self.store.refresh()
-        parts = self.store.get(key)
+        parts = self.store.read(key)
         if parts is None:
             raise UserError(f"the entry {key} is not in the cache {self.store.folder}", MISSING_HINT)
         return parts["moments"]
+
+
+def _encode_batches(
+    encode_images: Callable[[Tensor], Tensor], num_loaders: int, batches: Iterable[Sequence[CacheItem]]
+) -> Iterator[list[Parts]]:
+    for pixel_values in _loaded(batches, num_loaders):
+        yield [{"moments": moments} for moments in _encode(pixel_values, encode_images)]
 
 
 def moments_reader(cache: MomentsCache, keys: VariantKeys) -> ReadImage:

@@ -1,17 +1,21 @@
 """The cache of caption embeddings: each caption once, and the empty one for classifier-free guidance."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ldm.data.cache.fill import Filled, Processes, fill_store
+from ldm.data.cache.fill import Filled, Processes, encode_again, fill_store
 from ldm.data.cache.keys import prompt_key
 from ldm.data.cache.shards import MISSING_HINT, Parts, ShardStore, report_damage
 from ldm.errors import UserError
 from ldm.types import Conditioning
+
+BATCH_SIZE = 32
+"""Captions that are encoded together."""
 
 EncodePrompts = Callable[[list[str]], Conditioning]
 
@@ -52,7 +56,7 @@ class PromptCache:
         rank: int = 0,
         num_processes: int = 1,
         barrier: Callable[[], None] = lambda: None,
-        batch_size: int = 32,
+        batch_size: int = BATCH_SIZE,
         on_progress: Callable[[int], None] = lambda _: None,
     ) -> Filled:
         """Encode the missing captions, and the empty one. Every process passes the same `texts`.
@@ -64,27 +68,31 @@ class PromptCache:
         Raises:
             UserError: the disk is full or not writable, or an embedding is not finite.
         """
-
-        def encode(batches: Iterable[Sequence[PromptItem]]) -> Iterator[list[Parts]]:
-            for batch in batches:
-                with torch.no_grad():
-                    embeds = encode_prompts([item.text for item in batch])
-                yield _rows(embeds, batch)
-
         return fill_store(
             self.store,
             self._items(texts),
-            encode,
+            partial(_encode_batches, encode_prompts),
             batch_size=batch_size,
             processes=Processes(rank, num_processes, barrier),
             on_progress=on_progress,
         )
 
+    def encode_again_from(
+        self, texts: Collection[str], encode_prompts: EncodePrompts, *, batch_size: int = BATCH_SIZE
+    ) -> None:
+        """Let `read` encode what was lost since the cache was filled, in the same batches.
+
+        Args:
+            texts: what `fill` was given.
+        """
+        wanted, encode = partial(self._items, texts), partial(_encode_batches, encode_prompts)
+        self.store.encode_again = partial(encode_again, wanted, encode, batch_size)
+
     def read(self, texts: Sequence[str]) -> Conditioning:
         """The embeddings of B captions, one row each: prompt_embeds [B, L, D], other fields as they were encoded.
 
         Raises:
-            UserError: the entry of a caption is missing or damaged.
+            UserError: the entry of a caption is missing or damaged, and cannot be encoded here.
         """
         rows = [self._row(text) for text in texts]
         stacked: dict[str, Tensor] = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
@@ -94,9 +102,7 @@ class PromptCache:
 
     def _row(self, text: str) -> Parts:
         key = prompt_key(text, self.text_encoder_hash)
-        if key not in self.store:
-            self.store.refresh()
-        parts = self.store.get(key)
+        parts = self.store.read(key)
         if parts is None:
             raise UserError(f"the caption {text!r} is not in the cache {self.store.folder}", MISSING_HINT)
         return parts
@@ -104,6 +110,14 @@ class PromptCache:
     def _items(self, texts: Iterable[str]) -> list[PromptItem]:
         """Each caption once, and the empty one; sorted, so that batches do not depend on the sample order."""
         return [PromptItem(prompt_key(text, self.text_encoder_hash), text) for text in sorted({"", *texts})]
+
+
+@torch.no_grad()
+def _encode_batches(
+    encode_prompts: EncodePrompts, batches: Iterable[Sequence[PromptItem]]
+) -> Iterator[list[Parts]]:
+    for batch in batches:
+        yield _rows(encode_prompts([item.text for item in batch]), batch)
 
 
 def _rows(embeds: Conditioning, batch: Sequence[PromptItem]) -> list[Parts]:

@@ -1,4 +1,4 @@
-"""The shards of the cache: safetensors files that are written once, memory-mapped, and verified when read.
+"""The shards of the cache: safetensors files that are written once, and verified whenever they are read.
 
 A shard holds up to a few hundred entries with their checksums. Its name is random, so any number of processes can write
 at once without overwriting each other. A damaged shard is reported and renamed (`*.damaged`); its good entries are
@@ -9,19 +9,23 @@ import hashlib
 import json
 import os
 import re
+import stat
 import sys
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ldm.data.cache.keys import tensor_bytes
 from ldm.errors import UserError
 from ldm.io.files import write_bytes
+from ldm.io.safetensors_header import TensorEntry, read_header
 
 Parts = dict[str, Tensor]
 """An entry: its tensors by name."""
@@ -29,6 +33,11 @@ Parts = dict[str, Tensor]
 FORMAT = "open-ldm cache 1"
 DAMAGED = ".damaged"
 DAY_SEC = 24 * 3600
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+"""The dtypes that an entry may have, by their names in a safetensors header."""
 MISSING_HINT = "run again: it is then encoded"
 SHARD_NAME = re.compile(r"(moments|prompts)-[0-9a-f]{32}\.safetensors")
 
@@ -65,51 +74,98 @@ class ShardFault(Exception):
     """A file that is not a valid shard of this kind and model."""
 
 
+MAX_OPEN_FILES = 256
+"""Shards that a process holds open; others are opened again by name. Many systems allow 1,024 files, macOS 256."""
+
+_open_files: OrderedDict[Path, int] = OrderedDict()
+
+
+def _open_file(path: Path) -> int:
+    """A handle to read a file by position. Those not used for the longest time are closed.
+
+    Raises:
+        ShardFault: it is a pipe, a device or a folder.
+        OSError: it is gone or not readable.
+    """
+    if path in _open_files:
+        _open_files.move_to_end(path)
+        return _open_files[path]
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe must not wait
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ShardFault("it is not a regular file")
+    _open_files[path] = handle
+    while len(_open_files) > MAX_OPEN_FILES:
+        _close_file(next(iter(_open_files)))
+    return handle
+
+
+def _close_file(path: Path) -> None:
+    handle = _open_files.pop(path, None)
+    if handle is not None:
+        os.close(handle)
+
+
 @dataclass
 class Shard:
-    """An open shard. It stays readable when the file is renamed or removed."""
+    """A shard. It stays readable when the file is renamed, or removed while it is open.
+
+    Entries are read with `pread`. In a mapped file, a page beyond the end of a file that has shrunk would end the
+    process with SIGBUS.
+    """
 
     path: Path
-    handle: Any
     checksums: dict[str, str]
-    names: dict[str, list[str]]
-    verified: set[str] = field(default_factory=set)
+    tensors: dict[str, dict[str, TensorEntry]]
+    begin: int
     used: bool = False
 
     @classmethod
     def open(cls, path: Path, kind: str, model_hash: str) -> "Shard":
-        """Map a shard into memory and read its header.
+        """Open a shard and read its header.
 
         Raises:
             ShardFault: it is truncated, not a safetensors file, or of another kind or model.
             OSError: it is gone or not readable.
         """
-        from safetensors import SafetensorError, safe_open
-
+        handle = _open_file(path)
         try:
-            handle: Any = safe_open(path, "pt")
-            head = handle.metadata() or {}
-            sums = json.loads(head.get("checksums", "null"))
-        except (SafetensorError, ValueError) as error:
-            raise ShardFault(str(error)) from None
+            header = read_header(path)
+            sums = json.loads(header.metadata.get("checksums", "null"))
+        except (UserError, ValueError, RecursionError) as error:
+            raise ShardFault(getattr(error, "what", str(error))) from None
+        head = header.metadata
         if (head.get("format"), head.get("kind"), head.get("model")) != (FORMAT, kind, model_hash):
             raise ShardFault("it was written for something else")
-        names: dict[str, list[str]] = {}
-        for name in handle.keys():  # noqa: SIM118  # not a mapping
-            names.setdefault(name.partition("/")[0], []).append(name)
-        if not isinstance(sums, dict) or sums.keys() != names.keys():
+        tensors: dict[str, dict[str, TensorEntry]] = {}
+        for name, entry in header.tensors.items():
+            key, _, part = name.partition("/")
+            tensors.setdefault(key, {})[part] = entry
+        known = all(entry.dtype in DTYPES for entry in header.tensors.values())
+        if not isinstance(sums, dict) or sums.keys() != tensors.keys() or not known:
             raise ShardFault("its header is damaged")
-        return cls(path, handle, sums, names)
+        return cls(path, sums, tensors, 8 + int.from_bytes(os.pread(handle, 8, 0), "little"))
 
     def read(self, key: str) -> Parts | None:
-        """A copy of an entry; None if its checksum does not match."""
-        parts = {name.partition("/")[2]: self.handle.get_tensor(name).clone() for name in self.names[key]}
-        if key not in self.verified:
-            if checksum(key, parts) != self.checksums[key]:
-                return None
-            self.verified.add(key)
+        """An entry; None if it is not what it was when it was written, or the file is gone or shorter."""
+        try:
+            handle = _open_file(self.path)
+            parts = {name: self._tensor(handle, entry) for name, entry in self.tensors[key].items()}
+        except (OSError, ShardFault):
+            return None
+        if checksum(key, parts) != self.checksums[key]:
+            return None
         self._note_use()
         return parts
+
+    def _tensor(self, handle: int, entry: TensorEntry) -> Tensor:
+        num_bytes = entry.end - entry.begin
+        data = bytearray(os.pread(handle, num_bytes, self.begin + entry.begin))
+        if len(data) < num_bytes:
+            raise ShardFault("it is shorter than it was")
+        dtype = DTYPES[entry.dtype]
+        flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        return flat.reshape(entry.shape)
 
     def _note_use(self) -> None:
         """Set the file's time to that of its last use, to within a day, for `prune`."""
@@ -131,6 +187,10 @@ class ShardStore:
         kind: `moments` or `prompts`.
         model_hash: of the network that made the entries.
         on_damage: called with one line for every damaged shard and entry.
+
+    Attributes:
+        encode_again: called with the key of an entry that was lost, returns it and those encoded together with it. Not
+            pickled: it needs the network.
     """
 
     def __init__(
@@ -141,6 +201,8 @@ class ShardStore:
         self._shards: dict[Path, Shard] = {}
         self._where: dict[str, Shard] = {}
         self._unusable: set[Path] = set()
+        self._unwritten: dict[str, Parts] = {}
+        self.encode_again: Callable[[str], Mapping[str, Parts]] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ShardStore, (self.root, self.kind, self.model_hash, self.on_damage)
@@ -166,7 +228,7 @@ class ShardStore:
                 self.on_damage(f"{path} cannot be read ({error.strerror})")
 
     def get(self, key: str) -> Parts | None:
-        """An entry, verified when this process first reads it; None if there is no valid one."""
+        """An entry, verified; None if there is no valid one."""
         while shard := self._where.get(key):
             parts = shard.read(key)
             if parts is not None:
@@ -175,6 +237,20 @@ class ShardStore:
             self._forget(shard, [key])
             self._set_aside(shard)
         return None
+
+    def read(self, key: str) -> Parts | None:
+        """An entry, verified. One that was lost is encoded again; None if that cannot be done here."""
+        if key not in self:
+            self.refresh()
+        parts = self.get(key) or self._unwritten.get(key)
+        if parts is None and self.encode_again is not None:
+            again = {k: p for k, p in self.encode_again(key).items() if k not in self}
+            parts = again[key]
+            try:
+                self.write(again)
+            except UserError:  # a full disk or a read-only cache
+                self._unwritten |= again
+        return parts
 
     def write(self, entries: Mapping[str, Parts]) -> None:
         """Write entries as one new shard, atomically.
@@ -207,8 +283,8 @@ class ShardStore:
         """Rename a shard with a damaged entry, after copying its good entries to another."""
         read = {key: shard.read(key) for key in shard.checksums}
         bad = [key for key, parts in read.items() if parts is None]
-        for key in bad:
-            self.on_damage(f"{shard.path}: entry {key} is damaged")
+        if bad:
+            self.on_damage(f"{shard.path}: {len(bad)} more entries are damaged")
         self._forget(shard, bad)
         try:
             self.write({key: parts for key, parts in read.items() if parts is not None})
@@ -220,6 +296,7 @@ class ShardStore:
 
     def _rename(self, path: Path) -> bool:
         self._unusable.add(path)
+        _close_file(path)
         try:
             path.rename(path.with_name(path.name + DAMAGED))
         except FileNotFoundError:
