@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ldm.data.batches import read_pixels
 from ldm.errors import UserError
-from ldm.models.adapters.folder import Base, find_base
+from ldm.models.adapters.folder import Base
 from ldm.models.loading.model import ModelParts
 
 from .data.denoiser_data import open_stream, read_samples, read_training_data, validation
@@ -23,7 +23,8 @@ from .loop.state import TrainState
 from .plan.plan import make_plan
 from .run.best import apply_best
 from .run.checkpoints import assign_weights
-from .run.denoiser_model import make_loss, size_multiple
+from .run.denoiser_model import base_of_adapter, make_loss, make_parts, size_multiple
+from .run.held_model import held_model
 from .run.preview import write_preview
 from .run.program import run_program
 from .run.run import Run
@@ -65,9 +66,10 @@ def make_model(run: Run, settings: DenoiserSettings) -> tuple[DenoiserLoss, Base
         UserError: a part is missing, or does not fit the settings.
     """
     check_base(settings, settings.base)
-    # only for adapters, which store the hash: it reads all weights of the base
-    base = find_base(settings.base) if settings.base is not None and settings.is_adapter else None
-    loss = make_loss(settings)
+    parts = make_parts(settings)
+    base = base_of_adapter(settings, parts)
+    loss = make_loss(settings, parts)
+    run.use_model(held_model(settings, loss.parts))
     multiple = size_multiple(loss.parts)
     check_image_size(settings.data, multiple, f"choose a multiple of {multiple} for this model")
     apply_memory_settings(loss.parts, settings, run.device)

@@ -17,6 +17,7 @@ from ldm.io.files import read_tensors
 from train.loop.state import TrainState
 from train.loop.steps import Batch
 from train.run.checkpoints import checkpoints
+from train.run.history import CLOCKS
 from train.run.run import Run
 from train.run.signals import Interrupted
 from train.settings.shared import TrainSettings
@@ -110,7 +111,7 @@ def train_with_stops(settings: TrainSettings, stops: list[int], dataset: Points 
 
 
 def outcome(run_dir: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any]]:
-    """The results of a run: every tensor of its newest checkpoint, its rows without times, the saved numbers."""
+    """The results of a run, without times: every tensor of its newest checkpoint, its rows, the saved numbers."""
     newest = checkpoints(run_dir / "checkpoints")[-1]
     tensors = {
         f"{path.stem}/{name}": tensor
@@ -118,8 +119,9 @@ def outcome(run_dir: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dic
         for name, tensor in read_tensors(path).items()
     }
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    rows = [{k: v for k, v in json.loads(line).items() if k != "elapsed_sec"} for line in lines]
-    return tensors, rows, json.loads((newest / "state.json").read_text())
+    rows = [{k: v for k, v in json.loads(line).items() if k not in CLOCKS} for line in lines]
+    numbers = json.loads((newest / "state.json").read_text())
+    return tensors, rows, {key: value for key, value in numbers.items() if key not in CLOCKS}
 
 
 def assert_same_run(first: Path, second: Path) -> None:

@@ -1,6 +1,8 @@
 """Checkpoints are written atomically, verified and rotated; damaged ones are named, and a full disk is survived."""
 
+import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -8,12 +10,23 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.io.files import check_free_space, manifest_fault, read_tensors, remove_leftovers
+from ldm.io.files import (
+    MANIFEST,
+    check_free_space,
+    manifest_fault,
+    read_tensors,
+    remove_leftovers,
+    write_json,
+    write_manifest,
+    write_tensors,
+)
 from tests.support.tiny_training import PointLoss, assert_same_run, make_settings, outcome, train
 from train.run.checkpoints import checkpoints, newest_whole, remove_old, save_checkpoint, step_of
 
@@ -83,6 +96,91 @@ def test_no_whole_checkpoint_is_no_fresh_start(tmp_path: Path, whole: Path) -> N
         truncate(checkpoint / "state.json")
     with pytest.raises(UserError, match=r"all checkpoints are damaged: .*step-000008/state.json has changed"):
         train(make_settings(tmp_path))
+
+
+# Contents that lack something, with a manifest that agrees
+
+
+def edit_tensors(name: str, change: Callable[[dict[str, Tensor]], None]) -> Callable[[Path], None]:
+    def damage(checkpoint: Path) -> None:
+        tensors = read_tensors(checkpoint / name)
+        change(tensors)
+        write_tensors(checkpoint / name, tensors)
+
+    return damage
+
+
+def without(tensors: dict[str, Tensor], beginning: str) -> None:
+    for name in [name for name in tensors if name.startswith(beginning)]:
+        del tensors[name]
+
+
+def edit_numbers(**changes: Any) -> Callable[[Path], None]:
+    def damage(checkpoint: Path) -> None:
+        path = checkpoint / "state.json"
+        write_json(path, json.loads(path.read_text()) | changes)
+
+    return damage
+
+
+def write_list(checkpoint: Path) -> None:
+    write_json(checkpoint / "state.json", [])
+
+
+MOMENT = "net.0.weight/exp_avg"
+LACKING: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no moments": (
+        edit_tensors("optimizer.safetensors", dict.clear),
+        "the moments of net.0.bias are missing",
+    ),
+    "no moments of a weight": (
+        edit_tensors("optimizer.safetensors", lambda t: without(t, "net.3.bias")),
+        "the moments of net.3.bias are missing",
+    ),
+    "no second moment": (
+        edit_tensors("optimizer.safetensors", lambda t: without(t, "net.0.weight/exp_avg_sq")),
+        "net.0.weight/exp_avg_sq is missing",
+    ),
+    "a moment of another shape": (
+        edit_tensors("optimizer.safetensors", lambda t: t.update({MOMENT: torch.zeros(4, 8)})),
+        r"exp_avg is \[4, 8\], not \[8, 4\]",
+    ),
+    "moments of no weight": (
+        edit_tensors("optimizer.safetensors", lambda t: t.update({"other/step": torch.zeros(())})),
+        "other is not a trained weight",
+    ),
+    "no average": (edit_tensors("average.safetensors", dict.clear), "net.0.bias is missing"),
+    "another step": (edit_numbers(step=4), "is of step 4"),
+    "a step of another kind": (edit_numbers(step=[8]), "step is wrong"),
+    "metrics of another kind": (edit_numbers(window={"loss": "x"}), "window.loss is wrong"),
+    "a list for numbers": (write_list, "state.json: the file is wrong"),
+}
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_a_checkpoint_that_lacks_something_is_passed_over_for_the_one_before(
+    tmp_path: Path, whole: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    newest = tmp_path / "checkpoints/step-000008"
+    damage, said = LACKING[name]
+    damage(newest)
+    (newest / MANIFEST).unlink()
+    write_manifest(newest)
+    train(make_settings(tmp_path, save_every=100))
+    assert re.search(rf"warning: .*{said}.*; going back to .*step-000006", capsys.readouterr().err)
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_weight_without_a_gradient_needs_no_moments(tmp_path: Path) -> None:
+    class Unused(PointLoss):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = torch.nn.Linear(2, 2)
+
+    constant = {"lr_schedule": "constant"}
+    train(make_settings(tmp_path, num_steps=2, optim=constant), Unused())
+    assert train(make_settings(tmp_path, num_steps=3, optim=constant), Unused()).step == 3
 
 
 # Which are kept

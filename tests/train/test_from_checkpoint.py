@@ -1,5 +1,6 @@
 """The model of a checkpoint is what the run would have written if it had ended there."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,15 @@ def test_the_command_names_run_and_step(lora_run: Path) -> None:
 def test_weights_of_what_has_no_checkpoint_are_refused(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["export", "emoji", str(tmp_path / "out"), "--weights", "trained"])
     assert done.exit_code == 2 and "emoji has no checkpoint" in done.stderr
+
+
+def test_a_checkpoint_is_not_combined_with_another_base(lora_run: Path, tmp_path: Path) -> None:
+    config = lora_run.parent / "base" / "vae" / "config.json"
+    before = config.read_text()
+    config.write_text(json.dumps(json.loads(before) | {"scaling_factor": 0.5}))
+    try:
+        with pytest.raises(UserError, match=r"the model has changed since .*step-000006 was written: vae"):
+            write_model(lora_run / "checkpoints/step-000006", tmp_path / "mixed")
+    finally:
+        config.write_text(before)
+    assert not (tmp_path / "mixed").exists()

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from ldm.errors import UserError
 from ldm.io.redaction import own_names, redacted
 from train.loop.steps import StepRecord
+from train.run.history import CLOCKS
 from train.run.log import TrainLog, read_metrics
 from train.run.trackers import TrackerName, check_trackers, open_trackers
 
@@ -106,7 +107,7 @@ def test_the_log_feeds_the_trackers_what_it_writes(tmp_path: Path) -> None:
         assert not listener.closed
     assert listener.closed
     rows = read_metrics(tmp_path)
-    assert [{k: v for k, v in row.items() if k != "elapsed_sec"} for row in rows] == [
+    assert [{k: v for k, v in row.items() if k not in CLOCKS} for row in rows] == [
         {"step": 1, "loss": 0.25, "loss_t0": 0.125, "learning_rate": 0.5, "grad_norm": 2.0},
         {"step": 1, "validation_loss": 0.5, "samples": ["alice"], "skipped": True},
     ]

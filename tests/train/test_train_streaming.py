@@ -18,6 +18,7 @@ from ldm.data.streaming import shard_order
 from tests.support.tiny_runs import COMMON, DENOISER, TEXT_ENCODER, train_parts
 from tests.support.tiny_streams import data_settings, make_stream, one_epoch, write_parquet, write_shards
 from train import denoiser, text_encoder
+from train.run.history import CLOCKS
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -57,7 +58,7 @@ def write_tree(folder: Path, name: str, tree: dict[str, Any]) -> Path:
 
 def rows(run_dir: Path) -> list[dict[str, float]]:
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "elapsed_sec"} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in CLOCKS} for line in lines]
 
 
 def tensors(run_dir: Path) -> dict[str, torch.Tensor]:

@@ -69,6 +69,9 @@ class TrainState:
         window: metrics since the last row of metrics.jsonl.
         stream: the position in a stream of shards; empty without one.
         data: fingerprint of the training data; None for a stream.
+        elapsed_sec: seconds that the run took up to its newest checkpoint, over all calls.
+        history: what the run had written up to its newest checkpoint; empty if it is not known.
+        model: hashes of the parts of the model that checkpoints do not hold, encoded; empty if there are none.
     """
 
     module: nn.Module
@@ -80,6 +83,9 @@ class TrainState:
     window: MetricWindow = field(default_factory=MetricWindow)
     stream: dict[str, Any] = field(default_factory=dict)
     data: Fingerprint | None = None
+    model: bytes = b""
+    elapsed_sec: float = 0.0
+    history: dict[str, Any] = field(default_factory=dict)
 
     @contextmanager
     def whole(self) -> Iterator[None]:

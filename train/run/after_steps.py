@@ -17,6 +17,7 @@ from ..loop.steps import Periodic, StepRecord
 from ..settings.shared import TrainSettings
 from .bad_steps import BadSteps
 from .best import keep_best, prune_best, should_stop
+from .history import BAD_STEPS, history_until
 from .log import TrainLog, read_metrics
 
 Preview = Callable[[TrainState, Path], None]
@@ -55,7 +56,7 @@ class AfterSteps:
         self.main = processes_of(accelerator).is_main
         self.preview, self.validate, self.save = preview, validate, save
         self.micro_batch = settings.max_micro_batch
-        self.bad = BadSteps(settings.run_dir / "bad_steps.jsonl", state, settings.max_bad_steps, accelerator)
+        self.bad = BadSteps(settings.run_dir / BAD_STEPS, state, settings.max_bad_steps, accelerator)
         self.logging = Periodic(settings.log_every)
         self.finished = self._is_finished()
         self.validating = Periodic(settings.validation.every if validate else 0)
@@ -139,6 +140,9 @@ class AfterSteps:
 
     def _save(self, step: int) -> None:
         self._settle(step)
+        self.state.elapsed_sec = self.log.elapsed_sec
+        if self.main:
+            self.state.history = history_until(self.settings.run_dir, step).model_dump(mode="json")
         self.save(self.state)
         if self.main:
             prune_best(self.settings.run_dir)

@@ -2,12 +2,13 @@
 
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from ldm.errors import UserError
@@ -22,6 +23,7 @@ from ldm.io.files import (
     write_manifest,
     write_tensors,
 )
+from ldm.io.safetensors_header import read_header
 
 from ..loop.sharding import assign, gathered, shard_like
 from ..loop.state import MetricWindow, TrainState, trained_weights
@@ -29,6 +31,8 @@ from ..loop.state import MetricWindow, TrainState, trained_weights
 NAME = re.compile(r"step-(\d+)")
 DATA_FILE = "data.json"
 """In a checkpoint, the fingerprint of the training data; absent if the data is a stream."""
+MODEL_FILE = "model.json"
+"""In a checkpoint, the hashes of the parts of the model that it does not hold; see `train.run.held_model`."""
 SMALL_FILES_BYTES = 2**20
 """Room for the files of a checkpoint other than its tensors: names, state and manifest."""
 
@@ -48,8 +52,13 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step-*") if NAME.fullmatch(p.name) and p.is_dir()), key=step_of)
 
 
-def newest_whole(folder: Path) -> tuple[Path | None, dict[Path, str]]:
+def newest_whole(
+    folder: Path, fault_of: Callable[[Path], str | None] = manifest_fault
+) -> tuple[Path | None, dict[Path, str]]:
     """The newest checkpoint that verifies, and what is wrong with each newer one.
+
+    Args:
+        fault_of: what is wrong with a checkpoint, or None; by default, only its files are compared with its manifest.
 
     Raises:
         UserError: there are checkpoints but all are damaged; a fresh start would hide the loss.
@@ -57,7 +66,7 @@ def newest_whole(folder: Path) -> tuple[Path | None, dict[Path, str]]:
     faults: dict[Path, str] = {}
     found = checkpoints(folder)
     for checkpoint in reversed(found):
-        fault = manifest_fault(checkpoint)
+        fault = fault_of(checkpoint)
         if fault is None:
             return checkpoint, faults
         faults[checkpoint] = fault
@@ -128,6 +137,8 @@ def save_checkpoint(
             write_json(temporary / "state.json", _numbers(state))
             if data:
                 write_bytes(temporary / DATA_FILE, data)
+            if state.model:
+                write_bytes(temporary / MODEL_FILE, state.model)
             write_manifest(temporary)
         fault = manifest_fault(dest)
         if fault:
@@ -171,9 +182,22 @@ def _check_finite(tensors: dict[str, Tensor], step: int) -> None:
 def _numbers(state: TrainState) -> dict[str, Any]:
     numbers: dict[str, Any] = {"step": state.step, "num_bad_steps": state.num_bad_steps}
     numbers["window"] = state.window.numbers()
+    numbers["without_moments"] = sorted(trained_weights(state.module).keys() - _with_moments(state))
+    numbers["elapsed_sec"] = round(state.elapsed_sec, 1)
+    if state.history:
+        numbers["history"] = state.history
     if state.stream:
         numbers["stream"] = state.stream
     return numbers if state.scaler is None else {**numbers, "scaler": state.scaler.state_dict()}
+
+
+def _with_moments(state: TrainState) -> set[str]:
+    """The weights that the optimizer has moved; a weight that had no gradient so far has no moments."""
+    return {
+        name
+        for name, parameter in trained_weights(state.module).items()
+        if state.optimizer.state.get(parameter)
+    }
 
 
 def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
@@ -188,6 +212,110 @@ def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
 # Loading
 
 
+class CheckpointNumbers(BaseModel):
+    """A checkpoint's state.json.
+
+    Attributes:
+        without_moments: the trained weights that the optimizer had not moved yet; None in older versions.
+    """
+
+    step: int
+    num_bad_steps: int = 0
+    window: dict[str, float] = {}
+    stream: dict[str, Any] = {}
+    scaler: dict[str, Any] | None = None
+    without_moments: list[str] | None = None
+    elapsed_sec: float = 0.0
+    history: dict[str, Any] = {}
+
+
+def read_numbers(checkpoint: Path) -> CheckpointNumbers:
+    """A checkpoint's state.json.
+
+    Raises:
+        UserError: it is missing or damaged, or of another step than the folder's name says.
+    """
+    path = checkpoint / "state.json"
+    try:
+        found = CheckpointNumbers.model_validate(read_json(path))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        key = ".".join(map(str, wrong["loc"]))
+        raise UserError(
+            f"{path}: {key or 'the file'} is wrong ({wrong['msg']})", "restore the file"
+        ) from None
+    if NAME.fullmatch(checkpoint.name) and found.step != step_of(checkpoint):
+        raise UserError(f"{path} is of step {found.step}", "restore the file")
+    return found
+
+
+def checkpoint_fault(state: TrainState, checkpoint: Path) -> str | None:
+    """What differs between a checkpoint and its manifest, or else `contents_fault`."""
+    return manifest_fault(checkpoint) or contents_fault(state, checkpoint)
+
+
+def contents_fault(state: TrainState, checkpoint: Path) -> str | None:
+    """What a checkpoint lacks to restore `state`, in one line, or None: names and shapes of its tensors, its numbers.
+
+    A manifest may have been written for files that lack something. For the weights of another network this is None:
+    that is no damage, and loading says so.
+    """
+    try:
+        weights = trained_weights(state.module)
+        if _shapes(checkpoint / "weights.safetensors") != {n: tuple(t.shape) for n, t in weights.items()}:
+            return None
+        numbers = read_numbers(checkpoint)
+        average = _shapes(checkpoint / "average.safetensors")
+        moments = _shapes(checkpoint / "optimizer.safetensors")
+    except UserError as error:
+        return error.what
+    wanted = {name: tuple(tensor.shape) for name, tensor in state.average.tensors().items()}
+    for name in sorted(wanted.keys() | average.keys()):
+        if average.get(name) != wanted.get(name):
+            shapes = f"{_shown(average, name)}, not {_shown(wanted, name)}"
+            return f"{checkpoint / 'average.safetensors'}: {name} is {shapes}"
+    fault = _moments_fault(state, moments, numbers.without_moments)
+    return f"{checkpoint / 'optimizer.safetensors'}: {fault}" if fault else None
+
+
+def _moments_fault(
+    state: TrainState, stored: Mapping[str, tuple[int, ...]], without: Sequence[str] | None
+) -> str | None:
+    """What the optimizer's part lacks.
+
+    Args:
+        stored: the shapes of its tensors, by `WEIGHT/SLOT`.
+        without: weights that need not be in it; None if the checkpoint does not say.
+    """
+    weights = trained_weights(state.module)
+    slots: dict[str, dict[str, tuple[int, ...]]] = {}
+    for path, shape in stored.items():
+        name, _, key = path.rpartition("/")
+        slots.setdefault(name, {})[key] = shape
+    if unknown := sorted(slots.keys() - weights.keys()):
+        return f"{unknown[0]} is not a trained weight"
+    absent = sorted(weights.keys() - slots.keys() - set(without or ()))
+    if absent and (without is not None or not slots):
+        return f"the moments of {absent[0]} are missing"
+    if not isinstance(state.optimizer, torch.optim.AdamW):
+        return None
+    for name, found in slots.items():
+        shape = tuple(weights[name].shape)
+        wanted = {"exp_avg": shape, "exp_avg_sq": shape, "step": ()}
+        for key in sorted(wanted.keys() | found.keys()):
+            if found.get(key) != wanted.get(key):
+                return f"{name}/{key} is {_shown(found, key)}, not {_shown(wanted, key)}"
+    return None
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    return {name: entry.shape for name, entry in read_header(path).tensors.items()}
+
+
+def _shown(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
+    return str(list(shapes[name])) if name in shapes else "missing"
+
+
 def load_checkpoint(state: TrainState, checkpoint: Path) -> None:
     """Restore `state` from a checkpoint.
 
@@ -195,17 +323,17 @@ def load_checkpoint(state: TrainState, checkpoint: Path) -> None:
         UserError: a file is missing or unreadable, or the checkpoint is of another network.
     """
     load_weights(state.module, checkpoint)
-    average = read_tensors(checkpoint / "average.safetensors")
-    _check_same(average, state.average.tensors(), checkpoint)
-    state.average.load(average)
+    if fault := contents_fault(state, checkpoint):
+        raise UserError(fault, "choose another checkpoint")
+    state.average.load(read_tensors(checkpoint / "average.safetensors"))
     _load_optimizer(state, read_tensors(checkpoint / "optimizer.safetensors"))
-    numbers = read_json(checkpoint / "state.json")
-    state.step, state.num_bad_steps = int(numbers["step"]), int(numbers.get("num_bad_steps", 0))
+    numbers = read_numbers(checkpoint)
+    state.step, state.num_bad_steps = numbers.step, numbers.num_bad_steps
     device = next(state.module.parameters()).device
-    state.window = MetricWindow.from_numbers(numbers.get("window", {}), device)
-    state.stream = numbers.get("stream", {})
-    if state.scaler is not None and "scaler" in numbers:
-        state.scaler.load_state_dict(numbers["scaler"])
+    state.window = MetricWindow.from_numbers(numbers.window, device)
+    state.stream, state.history, state.elapsed_sec = numbers.stream, numbers.history, numbers.elapsed_sec
+    if state.scaler is not None and numbers.scaler is not None:
+        state.scaler.load_state_dict(numbers.scaler)
 
 
 def load_weights(module: nn.Module, checkpoint: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 from ldm.diffusion.path import DDPMPath
 from ldm.diffusion.schedulers import training_path
 from ldm.errors import UserError
+from ldm.models.adapters.folder import Base, find_base
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.fresh import make_unet, widen_input
 from ldm.models.loading.components import load_text_model, load_tokenizer, load_vae
@@ -22,13 +23,16 @@ from ..settings.denoiser import DenoiserSettings, PartsSettings
 from .trainable import choose_trained
 
 
-def make_loss(settings: DenoiserSettings) -> DenoiserLoss:
+def make_loss(settings: DenoiserSettings, parts: ModelParts | None = None) -> DenoiserLoss:
     """The model with its loss, ready for training: a function of the settings alone.
+
+    Args:
+        parts: what `make_parts` returned, if it was called before; they are changed.
 
     Raises:
         UserError: a part is missing, or does not fit the settings.
     """
-    parts = make_parts(settings)
+    parts = parts or make_parts(settings)
     groups = choose_trained(parts, settings, seed=settings.seed, learning_rate=settings.optim.learning_rate)
     return DenoiserLoss(parts, settings, path_of(settings, parts), groups)
 
@@ -40,6 +44,17 @@ def make_parts(settings: DenoiserSettings) -> ModelParts:
         UserError: a part is missing, or the base model does not fit the task.
     """
     return load_base(settings) if settings.base is not None else make_fresh(settings)
+
+
+def base_of_adapter(settings: DenoiserSettings, parts: ModelParts) -> Base | None:
+    """The base that an adapter is to be trained on; None where the result is a whole model.
+
+    Args:
+        parts: what `make_parts` returned, before `make_loss` adds the adapter to it.
+    """
+    if settings.base is None or not settings.is_adapter:
+        return None
+    return find_base(settings.base, parts)
 
 
 def load_base(settings: DenoiserSettings) -> ModelParts:

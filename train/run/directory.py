@@ -14,6 +14,7 @@ from ldm.io.locks import LOCK, FolderLock
 
 from ..settings.shared import TrainSettings
 from .checkpoints import remove_after
+from .held_model import HeldModel, check_same_model
 from .resume import check_resumable, check_same_data
 
 MAY_EXIST_BEFORE = {"data_report"}
@@ -40,11 +41,12 @@ class RunDirectory:
         if self.path.is_dir():
             self._lock = FolderLock(self.path)
 
-    def open(self, data: Fingerprint | None) -> None:
+    def open(self, data: Fingerprint | None, model: HeldModel | None = None) -> None:
         """Create the directory and record the settings. Called only once everything that can be wrong was checked.
 
         Args:
             data: fingerprint of the training data, if all of it is known.
+            model: what the run stands on, if it starts from any model.
 
         Raises:
             UserError: the disk is full or not writable, or another run has been there in the meantime.
@@ -56,6 +58,8 @@ class RunDirectory:
             check_resumable(self.settings)  # another run may have come and gone since the first check
             if data is not None:
                 check_same_data(self.path, data)
+            if model is not None:
+                check_same_model(self.path, model)
         for folder in (self.path, *(self.path / name for name in ("checkpoints", "averages", "best"))):
             remove_leftovers(folder)
         write_bytes(self.path / "config.yaml", to_yaml(self.settings).encode())

@@ -13,12 +13,12 @@ from ldm.config import load_settings, read_yaml
 from ldm.diffusion.ema import split_name
 from ldm.errors import UserError, unknown_name
 from ldm.io.files import manifest_fault, read_tensors
-from ldm.models.adapters.folder import find_base
 
 from ..loop.averages import AverageSettings
 from ..settings.denoiser import DenoiserSettings
 from .checkpoints import assign_weights, step_of
-from .denoiser_model import make_loss
+from .denoiser_model import base_of_adapter, make_loss, make_parts
+from .held_model import check_model_of, held_model
 from .trainable import save_trained
 
 
@@ -29,7 +29,8 @@ def write_model(checkpoint: Path, dest: Path, weights: str = "average") -> None:
         weights: "average", which the run's result uses; "trained"; or one of `optim.average.widths`.
 
     Raises:
-        UserError: the checkpoint is damaged or of another program, or the run has no such average.
+        UserError: the checkpoint is damaged or of another program, the run has no such average, or the model it was
+            trained with has changed.
     """
     if fault := manifest_fault(checkpoint):
         raise UserError(fault, "choose another checkpoint of the run")
@@ -40,9 +41,11 @@ def write_model(checkpoint: Path, dest: Path, weights: str = "average") -> None:
         )
     settings = load_settings(DenoiserSettings, config)
     chosen = chosen_weights(checkpoint, settings.optim.average, weights)
-    loss = make_loss(settings)
+    parts = make_parts(settings)
+    base = base_of_adapter(settings, parts)
+    loss = make_loss(settings, parts)
+    check_model_of(checkpoint, held_model(settings, loss.parts))
     assign_weights(loss, chosen, checkpoint)
-    base = find_base(settings.base) if settings.base is not None and settings.is_adapter else None
     made = {"step": step_of(checkpoint), "weights": weights}
     save_trained(loss.parts, dest, settings, base, provenance=made)
 

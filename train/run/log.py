@@ -34,6 +34,12 @@ class TrainLog:
 
     A terminal shows a progress bar at the bottom; elsewhere (a file, a job's log) the same line is printed every
     `line_every_sec`. The trackers are closed with the log.
+
+    A row has two times: `elapsed_sec` of the whole run, in which the time of earlier calls up to their last checkpoint
+    counts, and `call_sec` of this call.
+
+    Args:
+        elapsed_sec: the time of earlier calls.
     """
 
     def __init__(
@@ -44,6 +50,7 @@ class TrainLog:
         num_steps: int,
         main: bool,
         line_every_sec: float = 30,
+        elapsed_sec: float = 0.0,
         trackers: Sequence[Tracker] = (),
     ) -> None:
         self.path = run_dir / METRICS
@@ -59,9 +66,10 @@ class TrainLog:
             transient=True,
         )
         self.bar: TaskID | None = None
-        self.started = self.last_line = time.monotonic()
         if main:
             drop_rows_after(self.path, start_step)
+        self.elapsed_before_sec = elapsed_sec or last_elapsed_sec(self.path)
+        self.started = self.last_line = time.monotonic()
 
     def __enter__(self) -> "TrainLog":
         self.progress.start()
@@ -74,6 +82,16 @@ class TrainLog:
         self.progress.stop()
         for tracker in self.trackers:
             tracker.close()
+
+    @property
+    def call_sec(self) -> float:
+        """The time since this call began to train."""
+        return time.monotonic() - self.started
+
+    @property
+    def elapsed_sec(self) -> float:
+        """The time of the whole run, over all calls."""
+        return self.elapsed_before_sec + self.call_sec
 
     def say(self, text: str) -> None:
         """Print one line on stderr."""
@@ -107,7 +125,8 @@ class TrainLog:
         """Append a JSON object, which has a `step`, to metrics.jsonl, and send its numbers to the trackers."""
         if not self.main:
             return
-        line = json.dumps({**row, "elapsed_sec": round(time.monotonic() - self.started, 1)})
+        times = {"elapsed_sec": round(self.elapsed_sec, 1), "call_sec": round(self.call_sec, 1)}
+        line = json.dumps({**row, **times})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         numbers = _numbers(row)
@@ -115,7 +134,7 @@ class TrainLog:
             tracker.log(numbers, row["step"])
 
     def _show(self, step: int, loss: float) -> None:
-        rate = (step - self.start_step) / (time.monotonic() - self.started)
+        rate = (step - self.start_step) / self.call_sec
         line = f"loss {loss:.4f}  {rate:.2f} steps/s  {duration((self.num_steps - step) / rate)} left"
         if self.bar is not None:
             self.progress.update(self.bar, completed=step, description=line)
@@ -132,6 +151,14 @@ def _without_empty_tenths(values: Mapping[str, float]) -> dict[str, float]:
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
     """What trackers plot: the row's numbers without its step."""
     return {n: v for n, v in row.items() if n != "step" and type(v) in (int, float)}
+
+
+def last_elapsed_sec(path: Path) -> float:
+    """The time in the last row of metrics.jsonl, for a checkpoint that has none."""
+    times = [
+        row["elapsed_sec"] for row in read_metrics(path) if isinstance(row.get("elapsed_sec"), int | float)
+    ]
+    return float(times[-1]) if times else 0.0
 
 
 def drop_rows_after(path: Path, step: int) -> None:

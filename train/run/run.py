@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,18 @@ from ..loop.state import TrainState
 from ..loop.steps import train_steps
 from ..settings.shared import TrainSettings
 from .after_steps import AfterSteps, Preview, Validate
-from .checkpoints import load_checkpoint, load_weights, newest_whole, save_checkpoint
+from .checkpoints import (
+    checkpoint_fault,
+    checkpoints,
+    load_checkpoint,
+    load_weights,
+    newest_whole,
+    save_checkpoint,
+)
 from .devices import asked_to_shard, make_accelerator
 from .directory import RunDirectory, check_outputs
+from .held_model import HeldModel, check_same_model
+from .history import History, lost_history
 from .log import TrainLog
 from .resume import check_resumable, check_same_data, fork_source
 from .signals import Interrupted, StopSignal
@@ -59,6 +69,7 @@ class Run:
     directory: RunDirectory = field(init=False)
     changes: list[str] = field(init=False)
     _data: Fingerprint | None = field(init=False, default=None)
+    _model: HeldModel | None = field(init=False, default=None)
     _damaged: list[Path] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -113,6 +124,15 @@ class Run:
         self._data = data
         self.changes += check_same_data(self.run_dir, data)
 
+    def use_model(self, model: HeldModel) -> None:
+        """Record what model the run stands on, for its checkpoints. Every process must call it before `train`.
+
+        Raises:
+            UserError: there are checkpoints already, and they were trained with another model.
+        """
+        self._model = model
+        self.changes += check_same_model(self.run_dir, model)
+
     def train(
         self,
         module: nn.Module,
@@ -143,16 +163,17 @@ class Run:
             UserError: too many steps had no finite loss, or the disk is full.
         """
         if self.main:
-            self.directory.open(self._data)
+            self.directory.open(self._data, self._model)
             opened()
         self.processes.barrier()
         state = self.start(module)
         if self.main:
             self.changes += self.directory.remove_results_after(state.step)
+            self.changes += self._lost_history(state)
         model = self.prepare(module)
         streamed = stream(state.step, state.stream) if stream else None
         loader = self.loader(dataset, streamed or self.order(bucket_of, state.step))
-        with StopSignal().watching() as stop, self._open_log(state.step) as log:
+        with StopSignal().watching() as stop, self._open_log(state) as log:
             for line in (self._summary(bucket_of, state), *self.changes):
                 log.say(line)
             steps = train_steps(state, model, loader, self.accelerator, self.settings, may_split=may_split)
@@ -182,15 +203,18 @@ class Run:
         if self.sharded:
             shard(module, self.device, self.processes.num_processes)
         optim = self.settings.optim
-        checkpoint, faults = newest_whole(self.run_dir / "checkpoints")
-        source = None if checkpoint else fork_source(self.settings)
+        folder = self.run_dir / "checkpoints"
+        source = None if checkpoints(folder) else fork_source(self.settings)
         if source:
             load_weights(module, source)
             self.changes = [f"starting from the weights of {source}"]
         averages = WeightAverages(module, optim.ema_decay, optim.average)
         optimizer = make_optimizer(module, optim)
         assert {p for group in optimizer.param_groups for p in group["params"]} <= set(module.parameters())
-        state = TrainState(module, optimizer, averages, scaler=self.accelerator.scaler, data=self._data)
+        model = self._model.encoded if self._model else b""
+        scaler = self.accelerator.scaler
+        state = TrainState(module, optimizer, averages, scaler=scaler, data=self._data, model=model)
+        checkpoint, faults = newest_whole(folder, partial(checkpoint_fault, state))
         self._damaged = list(faults)
         for fault in faults.values():
             self.warn(f"{fault}; going back to {checkpoint}")
@@ -224,8 +248,14 @@ class Run:
             num_workers = min(4, num_cpus) if on_cuda else 0
         return make_loader(dataset, order, num_workers, pin_memory=on_cuda)
 
-    def _open_log(self, start_step: int) -> TrainLog:
-        settings = self.settings
+    def _lost_history(self, state: TrainState) -> list[str]:
+        if not state.step:
+            return []
+        before = History.model_validate(state.history) if state.history else None
+        return lost_history(self.settings, state.step, before, state.num_bad_steps)
+
+    def _open_log(self, state: TrainState) -> TrainLog:
+        settings, start_step = self.settings, state.step
         trackers: Sequence[Tracker] = ()
         if self.main:
             shown = settings.model_dump()
@@ -235,6 +265,7 @@ class Run:
             start_step=start_step,
             num_steps=settings.num_steps,
             main=self.main,
+            elapsed_sec=state.elapsed_sec,
             trackers=trackers,
         )
 
