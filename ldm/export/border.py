@@ -129,8 +129,8 @@ def _public(value: Any, key: str, names: Sequence[str] | None) -> Any:
     """A value without anything private.
 
     Args:
-        key: what the value is called, which tells what programs choose from what people write.
-        names: removed from what people write; None for a configuration, in which people write nothing.
+        key: the value's name, which distinguishes settings from texts that people write.
+        names: to remove from such texts; None for a configuration, which has none.
     """
     if isinstance(value, Mapping):
         return {str(name): _public(inner, str(name), names) for name, inner in value.items()}

@@ -36,7 +36,7 @@ TOLERANCE = 1.0
 
 MEMORY = re.compile(r"MemoryError|bad_alloc|[Cc]annot allocate memory|can't allocate memory")
 ERROR_LINE = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception|Warning|Interrupt|Exit)\b")
-FOR_MEMORY = "free memory and run it again; nothing is known to be wrong with the model"
+FOR_MEMORY = "free memory and run it again; this says nothing about the model"
 OF_THE_MODEL = (
     "run `ldm verify` on the model that was exported: if it says the same, the model's own files are the cause; "
     "if not, report this as a bug"
@@ -56,7 +56,7 @@ class Verdict:
         largest_difference: between its generated image and ours, and between its encoded image and ours, in 255ths.
         tolerance: the largest difference that passes.
         lora_effect: how much the LoRA changes our result, in 255ths. A reader that ignores the LoRA is that far off.
-        cause: what is known of a difference, and what to do.
+        cause: where a difference comes from, as far as the results tell, and what to do about it.
     """
 
     reader: str
@@ -198,7 +198,7 @@ def reader_failure(library: str, code: int, stderr: str, peak_gb: float) -> User
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         hint = (
-            FOR_MEMORY if name == "SIGKILL" else "run it again; nothing is known to be wrong with the model"
+            FOR_MEMORY if name == "SIGKILL" else "run it again; this says nothing about the model"
         )
         return NotVerified(f"{name} ended {library} while it read the model; {needed}", hint)
     if MEMORY.search(reason):
