@@ -197,9 +197,7 @@ def reader_failure(library: str, code: int, stderr: str, peak_gb: float) -> User
     needed = f"it had {peak_gb:.1f} GB of memory"
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        hint = (
-            FOR_MEMORY if name == "SIGKILL" else "run it again; this says nothing about the model"
-        )
+        hint = FOR_MEMORY if name == "SIGKILL" else "run it again; this says nothing about the model"
         return NotVerified(f"{name} ended {library} while it read the model; {needed}", hint)
     if MEMORY.search(reason):
         return NotVerified(
