@@ -42,13 +42,14 @@ def push(
     """Send a model to the Hugging Face Hub, and check that it arrived intact.
 
     Only files with known names are sent, and only if they contain no tokens, absolute paths, e-mail addresses or
-    locations. The token comes from `hf auth login` or HF_TOKEN. The folder is not changed.
+    locations, and no name of this user or this computer where a program wrote it. The token comes from
+    `hf auth login` or HF_TOKEN. The folder is not changed.
     """
     from ldm.export.hub.upload import check_repo_id
 
     check_repo_id(repo_id)
     if dry_run:
-        return _show(folder)
+        return _show(folder, repo_id)
     send(folder, repo_id, public=public, create_pr=create_pr, revision=revision, yes=yes)
 
 
@@ -69,7 +70,7 @@ def send(
     """
     from ldm.export.hub.upload import check_outgoing, push_folder
 
-    outgoing = check_outgoing(folder)
+    outgoing = check_outgoing(folder, repo_id=repo_id)
     if not yes:
         kind = "a pull request" if create_pr else "public" if public else "private"
         _ask(f"Send {_amount(outgoing)} to {repo_id} ({kind})?")
@@ -102,7 +103,7 @@ def _ask(question: str) -> None:
         raise typer.Exit(1)
 
 
-def _show(folder: Path) -> None:
+def _show(folder: Path, repo_id: str) -> None:
     """List the files that would be sent, and those that would not.
 
     Raises:
@@ -110,6 +111,7 @@ def _show(folder: Path) -> None:
     """
     from ldm.export.hub.leaks import scan
     from ldm.export.hub.outgoing import list_outgoing
+    from ldm.io.redaction import private_names
 
     outgoing = list_outgoing(folder)
     for file in outgoing.files:
@@ -117,14 +119,14 @@ def _show(folder: Path) -> None:
     for name in outgoing.left_out:
         typer.echo(f"{'left out':>10}  {name}")
     typer.echo(f"{_size(outgoing.size_bytes):>10}  in {len(outgoing.files)} files; nothing was sent")
-    _print_leaks(scan(outgoing.files))
+    _print_leaks(scan(outgoing.files, names=private_names(repo_id)))
 
 
 def _print_leaks(leaks: "list[Leak]") -> None:
     for leak in leaks:
         typer.echo(f"private: {leak}", err=True)
     if leaks:
-        raise UserError(f"{len(leaks)} private things were found", "remove them from the folder")
+        raise UserError(f"{len(leaks)} private things were found", "remove them, or export the model again")
 
 
 def _amount(outgoing: "Outgoing") -> str:

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError
+from ldm.export.border import clean_folder, public_record
 from ldm.export.card.model_card import write_card
 from ldm.export.card.samples import draw_samples
 from ldm.export.export_options import ExportOptions
 from ldm.export.export_source import ExportSource
 from ldm.export.formats.exporter import exporter_of
 from ldm.export.model_files import CARD, REPORT
-from ldm.export.verify.compare import Verdict
+from ldm.export.verify.compare import NotVerified, Verdict
 from ldm.io.files import new_folder, sha256_file, write_json
+from ldm.io.redaction import private_names, public_file_name
 from ldm.version import __version__
 
 Say = Callable[[str], None]
@@ -46,15 +48,19 @@ def export(
     """
     with new_folder(dest, replace=options.overwrite) as temporary:
         say(f"writing {options.format}")
-        read_back = exporter_of(options.format)(source, temporary, options, dest.name)
+        name = public_file_name(dest.name)
+        read_back = exporter_of(options.format)(source, temporary, options, name)
+        _clean(temporary, options, say)
         say("reading it back in a fresh process")
         try:
             verdicts = read_back()
+        except NotVerified as error:
+            raise _set_aside(temporary, dest, "could not be verified", error) from error
         except UserError as error:
-            raise _set_aside(temporary, dest, error.what) from error
+            raise _set_aside(temporary, dest, "failed verification", error) from error
         write_json(temporary / REPORT, _report(source, options, temporary, verdicts))
         if bad := [verdict for verdict in verdicts if not verdict.passed]:
-            raise _set_aside(temporary, dest, str(bad[0]))
+            raise _set_aside(temporary, dest, "failed verification", UserError(str(bad[0])))
         say("writing the model card")
         write_card(
             temporary,
@@ -64,18 +70,25 @@ def export(
             repo_id=options.repo_id,
             format=options.format,
             samples=draw_samples(source, options.num_samples),
-            name=dest.name,
+            name=name,
         )
+        _clean(temporary, options, say)
     return ExportReport(dest, verdicts)
 
 
-def _set_aside(temporary: Path, dest: Path, reason: str) -> UserError:
+def _clean(folder: Path, options: ExportOptions, say: Say) -> None:
+    if changed := clean_folder(folder, repo_id=options.repo_id):
+        say(f"private text was removed from {', '.join(changed)}")
+
+
+def _set_aside(temporary: Path, dest: Path, outcome: str, reason: UserError) -> UserError:
     """Keep a failed export beside its destination, replacing an earlier failure."""
     failed = dest.with_name(dest.name + ".failed")
     if failed.exists():
         shutil.rmtree(failed)
     os.replace(temporary, failed)
-    return UserError(f"the export failed verification: {reason}", f"it is kept in {failed}")
+    way_on = "; ".join(filter(None, (reason.hint, f"it is kept in {failed}")))
+    return UserError(f"the export {outcome}: {reason.what}", way_on)
 
 
 def _report(
@@ -92,7 +105,7 @@ def _report(
     return {
         "format": options.format,
         "made_by": made,
-        "source": origin,
+        "source": public_record(origin, private_names(options.repo_id)),
         "options": {key: value for key, value in asdict(options).items() if key in kept},
         "verified": [verdict.to_dict() for verdict in verdicts],
         "files": files_with_hashes(folder),

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from ldm.models.adapters.folder import (
     LORA_FILE,
     Adapter,
@@ -25,7 +27,7 @@ class ExportSource:
     Attributes:
         model_id: a name without a path.
         folder: of a model in the diffusers layout, or of an adapter.
-        parts: float32, on the CPU, an adapter fused in.
+        parts: float32, on the CPU, an adapter fused in; without weights after `release`.
         weights_hash: `ldm.models.loading.folder.weights_hash` of the folder.
         run: the folder of the training run that made the model, if known.
         base: the folder of the complete model that an adapter builds on.
@@ -43,6 +45,22 @@ class ExportSource:
     adapter: Adapter | None = None
     lora: LoraWeights | None = None
     identity: Identity | None = None
+
+    def weights(self) -> ModelParts:
+        """`parts`, loaded again if their weights were released."""
+        networks = self.parts.networks().values()
+        is_released = any(tensor.is_meta for network in networks for tensor in network.parameters())
+        return load_parts(self.folder) if is_released else self.parts
+
+    def release(self) -> None:
+        """Free the memory of the weights; configurations and shapes stay. For large models, another needs the room."""
+        release(self.parts)
+
+
+def release(parts: ModelParts) -> None:
+    """Free the memory of a model's weights; configurations and shapes stay."""
+    for network in parts.networks().values():
+        nn.Module.to(network, device="meta")  # diffusers' own `to` warns
 
 
 def load_source(source: str | Path, *, model_id: str | None = None, run: Path | None = None) -> ExportSource:

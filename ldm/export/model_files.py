@@ -28,3 +28,21 @@ PART_WEIGHTS = re.compile(
 )
 IMAGE = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.(?:png|jpe?g|webp)", re.IGNORECASE)
 """An image that a model card shows."""
+RECORDS = (REPORT, "ldm.json", ADAPTER)
+"""Records of ours, which say where a model comes from."""
+SETTINGS = frozenset({
+    "scheduler", "engine", "dtype", "format", "variant", "reader", "unit", "prediction_type", "architecture",
+    "implementation", "network_module", "base_model_version", "target_modules", "class_name", "kind",
+    "made_by", "program",
+})  # fmt: skip
+"""Keys of records and of headers whose values programs choose among; people write the others."""
+
+
+def is_setting(key: str) -> bool:
+    """Whether a program chooses the value of this key: "scheduler", "modelspec.architecture", "ss_network_module"."""
+    return key.rpartition(".")[2].removeprefix("ss_") in SETTINGS
+
+
+def is_vocabulary(name: str) -> bool:
+    """Whether a file of an export is a tokenizer's: its texts are tokens, and changing them changes the model."""
+    return name.startswith("tokenizer")

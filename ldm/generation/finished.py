@@ -12,7 +12,7 @@ from ldm.generation.output import Target, file_name
 from ldm.generation.reproduce import made_with_others
 from ldm.io.images import open_image
 from ldm.pipeline.batches import Batch
-from ldm.pipeline.record import read_settings
+from ldm.pipeline.record import read_settings, with_public_names
 
 if TYPE_CHECKING:
     from ldm.pipeline.pipeline import Pipeline
@@ -77,7 +77,7 @@ def image_fault(path: Path, expected: Mapping[str, Any]) -> str | None:
         expected: as `ImageRecord.to_json` returns it.
     """
     try:
-        found = read_settings(path)
+        found = with_public_names(read_settings(path))
         with Image.open(path, formats=["PNG"]) as image:
             image.verify()
         size = open_image(path).size

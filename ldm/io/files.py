@@ -14,12 +14,13 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ldm.errors import UserError
 from ldm.io.safetensors_header import read_header
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 MANIFEST = "manifest.json"
@@ -150,12 +151,19 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         UserError: the disk is full or the folder is not writable.
     """
+    with _new_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to fill, which replaces `path` once it is complete and flushed to the disk."""
     temporary = path.parent / f".tmp-{path.name}-{uuid.uuid4().hex[:8]}"
     with disk_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -215,31 +223,27 @@ def open_tensors(path: Path) -> Iterator[Any]:
 
 
 def write_tensors(
-    path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None
+    path: Path,
+    tensors: "Mapping[str, Tensor]",
+    metadata: Mapping[str, str] | None = None,
+    *,
+    dtype: "torch.dtype | None" = None,
 ) -> None:
-    """Write tensors as safetensors; tensors that share memory or are strided are stored as separate copies.
+    """Write tensors as safetensors, completely or not at all; the same content always gives the same bytes.
+
+    Tensors that share memory or are strided are stored as separate copies.
 
     Args:
-        metadata: strings for the file's header.
+        metadata: strings for the file's header; see `ldm.io.safetensors_writer.TENSORS_SHA256`.
+        dtype: the number format to store floating-point numbers in; by default each tensor's own.
 
     Raises:
-        UserError: the disk is full or not writable.
+        UserError: a finite number is not finite in `dtype`, or the disk is full or not writable.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from ldm.io.safetensors_writer import write_safetensors
 
-    with disk_errors(path):
-        try:
-            save_file(
-                {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
-                path,
-                None if metadata is None else dict(metadata),
-            )
-        except SafetensorError as error:  # the error number is only in its text
-            number = re.search(r"\(os error (\d+)\)", str(error))
-            if number is None:
-                raise
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+    with _new_file(path) as file:
+        write_safetensors(file, tensors, metadata, dtype)
 
 
 def write_manifest(folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 import io
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from PIL import Image
@@ -46,3 +47,68 @@ def read_chunk(path: str | os.PathLike[str], key: str) -> str | None:
         raise UserError(f"{path}: no such file", "name a PNG made by `ldm generate`") from error
     except Exception as error:  # a decoder of foreign bytes raises nearly anything
         raise UserError(f"{path}: not a readable PNG ({error})", "name one made by `ldm generate`") from error
+
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
+MAX_TEXT_BYTES = 2**24
+"""The longest text of a chunk that is unpacked."""
+
+
+def read_texts(path: Path) -> dict[str, str]:
+    """All text chunks of a PNG, wherever they stand.
+
+    Raises:
+        UserError: the file is not a PNG, or a chunk is damaged.
+    """
+    return dict(_text(data, kind) for kind, data in _chunks(path) if kind in TEXT_CHUNKS)
+
+
+def replace_texts(path: Path, texts: Mapping[str, str]) -> None:
+    """Give a PNG other text chunks; its pixels keep their bytes.
+
+    Raises:
+        UserError: the file is not a PNG, a chunk is damaged, or the disk is full.
+    """
+    info = PngInfo()
+    for key, text in texts.items():
+        info.add_text(key, text)
+    kept = [(kind, data) for kind, data in _chunks(path) if kind not in TEXT_CHUNKS]
+    chunks = [kept[0], *((kind, data) for kind, data, *_ in info.chunks), *kept[1:]]
+    write_bytes(path, SIGNATURE + b"".join(_packed(kind, data) for kind, data in chunks))
+
+
+def _packed(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+def _chunks(path: Path) -> Iterator[tuple[bytes, bytes]]:
+    """The type and the data of each chunk."""
+    content = path.read_bytes()
+    position = len(SIGNATURE)
+    while content.startswith(SIGNATURE) and content[position + 4 : position + 8].isalpha():
+        begin, length = position + 8, int.from_bytes(content[position : position + 4], "big")
+        kind, data = content[position + 4 : begin], content[begin : begin + length]
+        position = begin + length + 4
+        yield kind, data
+        if kind == b"IEND":
+            return
+    raise UserError(f"{path}: not a complete PNG", "restore the file")
+
+
+def _text(data: bytes, kind: bytes) -> tuple[str, str]:
+    """The key and the text of a chunk."""
+    key, _, value = data.partition(b"\0")
+    if kind == b"iTXt":
+        is_packed, value = value[:1] == b"\1", value[2:].split(b"\0", 2)[-1]
+        raw = _unpacked(value) if is_packed else value
+        return key.decode("latin-1"), raw.decode("utf-8", "replace")
+    raw = _unpacked(value[1:]) if kind == b"zTXt" else value
+    return key.decode("latin-1"), raw.decode("latin-1")
+
+
+def _unpacked(data: bytes) -> bytes:
+    try:
+        return zlib.decompressobj().decompress(data, MAX_TEXT_BYTES)
+    except zlib.error:
+        return data

@@ -6,19 +6,21 @@ import re
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
 
 PATH_KEYS = re.compile(r"(^|_)(path|dir|folder|file|base|masks|autoencoder|text_encoder)$")
 """Names of settings that are always treated as paths."""
 SECRET_KEYS = re.compile(r"(^|_)(token|secret|password|api_key|key)$", re.IGNORECASE)
+_START = r"(?<![A-Za-z0-9])"  # not \b: in a file's name, an underscore separates too
 TOKENS = re.compile(
-    r"\bhf_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,}|\bhf_[A-Za-z0-9]{20,}"  # but not hf_transformers
-    r"|\bapi_org_[A-Za-z0-9]{8,}"
-    r"|\bgh[pousr]_[A-Za-z0-9]{10,}|\bgithub_pat_\w{16,}|\bglpat-[\w-]{20,}"
-    r"|\bwandb_v\d_\w{10,}|\bsk-[\w-]{16,}|\bxox[abprs]-[\w-]{10,}|\bAIza[\w-]{35}"
-    r"|\b(?:AKIA|ASIA)[A-Z0-9]{12,}"
-    r"|\beyJ[\w-]{8,}(?:\.[\w-]{8,}){2,}"
+    rf"{_START}(?:hf_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{{8,}}|hf_[A-Za-z0-9]{{20,}}"  # but not hf_transformers
+    r"|api_org_[A-Za-z0-9]{8,}"
+    r"|gh[pousr]_[A-Za-z0-9]{10,}|github_pat_\w{16,}|glpat-[\w-]{20,}"
+    r"|wandb_v\d_\w{10,}|sk-[\w-]{16,}|xox[abprs]-[\w-]{10,}|AIza[\w-]{35}"
+    r"|(?:AKIA|ASIA)[A-Z0-9]{12,}"
+    r"|eyJ[\w-]{8,}(?:\.[\w-]{8,}){2,})"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?:[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----|[\s\S]*)"
     r"|(?<=://)[^\s/:@\"'<>]*:[^\s/@\"'<>]+(?=@)"
 )
@@ -31,9 +33,21 @@ _MAYBE = re.compile(r"\b[0-9a-f]{40}\b|\w+://[^\s/@]+@\S*")
 WHOLE_PATH = re.compile(r"\s*(~|\.{0,2}[/\\]|[A-Za-z]:[/\\])|\S*[/\\]\S*$")
 """Text that is a path as a whole: it starts like one, or has a separator and no space."""
 PATHS = re.compile(r"(?<![\w.~/\\<])(?:~|\.{1,2}|[A-Za-z]:)?[/\\]+[^\s\"',;]+|\w+://\S+")
-ORDINARY_NAMES = {"root", "user", "admin", "localhost"}
+ORDINARY_NAMES = frozenset({
+    "root", "user", "users", "admin", "localhost", "ubuntu", "debian", "fedora", "centos", "ec2-user", "azureuser",
+    "gcp", "docker", "vagrant", "jovyan", "runner", "default", "guest", "dev", "test", "build", "worker", "node", "gpu",
+    "server", "desktop", "laptop", "colab", "kaggle", "workspace", "pi", "emoji", "shapes", "model", "models", "data",
+    "image", "images", "sample", "samples", "training", "lora", "style", "photo", "photos",
+})  # fmt: skip
 """User and host names that do not identify anyone."""
+EMAIL = re.compile(r"\b[\w.+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}\b")
+MARKS = {"a token": "<secret>", "an absolute path": "<path>", "an e-mail address": "<e-mail>"}
+"""What `without_leaks` puts in place of each kind of `leak_patterns`."""
 
+_ROOTS = """
+bin content data dev etc gpfs home kaggle lustre media mnt nfs opt private proc root run scratch shared srv sys tmp
+Users usr var Volumes work workspace workspaces
+"""
 _SEPARATORS = re.compile(r"[/\\]+")
 _HOMES = ("home", "users")
 
@@ -65,10 +79,76 @@ def redacted_prose(text: str, names: Sequence[str] | None = None) -> str:
     """A text without tokens and names, with absolute paths reduced to their last part; URLs stay."""
 
     def shortened(found: re.Match[str]) -> str:
-        return found[0] if "://" in found[0] else path_name(found[0])
+        is_url = "://" in found[0] and not found[0].startswith("file:")
+        return found[0] if is_url else path_name(found[0].removeprefix("file:"))
 
     text = PATHS.sub(shortened, _without_secrets(text))
     return _without_names(text, own_names() if names is None else names)
+
+
+def public_text(text: str, names: Sequence[str] | None = None) -> str:
+    """A text that may leave this computer: `redacted_prose` of it, without anything that a push refuses."""
+    text = EMAIL.sub(MARKS["an e-mail address"], text)  # before names, which would hide half of one
+    return without_leaks(redacted_prose(text, names))
+
+
+def public_file_name(name: str) -> str:
+    """The name of a file that may leave this computer: private parts become "secret", "name" and so on."""
+    return re.sub(r"<([a-z-]+)>", r"\1", public_text(name))
+
+
+def private_names(public: str | None = None) -> list[str]:
+    """`own_names` without those in a text that is public anyway, such as the repository that a model goes to."""
+    words = re.split(r"[^a-z0-9]+", (public or "").lower())
+    return [name for name in own_names() if name.lower() not in words]
+
+
+def leak_patterns(secrets: Iterable[str] = ()) -> Mapping[str, re.Pattern[str]]:
+    """What no file that leaves this computer may contain, by kind.
+
+    Unlike `redacted_prose`, these patterns do not match any ordinary text, such as a vocabulary or a configuration.
+
+    Args:
+        secrets: further texts to search for.
+    """
+    known = (secret for secret in (*secrets, *environment_secrets()) if secret)
+    here = [entry.name for entry in Path("/").iterdir() if len(entry.name) > 1]
+    return _leak_patterns(tuple(known), tuple(sorted({*_ROOTS.split(), *here, *Path.home().parts[1:2]})))
+
+
+@lru_cache(maxsize=16)
+def _leak_patterns(secrets: tuple[str, ...], roots: tuple[str, ...]) -> Mapping[str, re.Pattern[str]]:
+    literal = "|".join(map(re.escape, sorted(secrets, key=len, reverse=True)))
+    above = "|".join(map(re.escape, roots))
+    return {
+        "a token": re.compile(f"{literal}|{TOKENS.pattern}" if literal else TOKENS.pattern),
+        "an absolute path": re.compile(
+            rf"(?<![\w./\\~])/(?:{above})/[\w.@+-][^\s\"'`<>|)]*|\bfile:/+[^\s\"'`<>|)]+"
+            r"|(?<![A-Za-z])[A-Za-z]:\\+(?:Users|Documents|Windows|Program|home|data|temp|tmp)[^\s\"'`<>|)]*"
+        ),
+        "an e-mail address": EMAIL,
+    }
+
+
+def without_leaks(text: str) -> str:
+    """A text with `MARKS` in place of `leak_patterns`; everything else stays."""
+    for kind, pattern in leak_patterns().items():
+        if pattern.search(unescaped(text)) and not pattern.search(_blanked(text)):
+            text = text.replace("\\/", "/")
+        for found in reversed([*pattern.finditer(_blanked(text))]):
+            text = text[: found.start()] + MARKS[kind] + text[found.end() :]
+        text = pattern.sub(MARKS[kind], text)
+    return text
+
+
+def unescaped(text: str) -> str:
+    """JSON inside a text without its escapes: a backslash and an n hide the start of a path."""
+    return re.sub(r"\\+/", "/", _blanked(text))
+
+
+def _blanked(text: str) -> str:
+    """A text of the same length without the escapes of JSON, except those of slashes."""
+    return re.sub(r"\\+[nrt\"']", lambda escape: " " * len(escape[0]), text)
 
 
 def path_name(path: str) -> str:
@@ -102,11 +182,14 @@ def _without_secrets(text: str) -> str:
 
 
 def _without_names(text: str, names: Sequence[str]) -> str:
-    for name in names:
-        text = re.sub(
-            rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", "<name>", text, flags=re.IGNORECASE
-        )
-    return text
+    pattern = names_pattern(names)
+    return pattern.sub("<name>", text) if pattern else text
+
+
+def names_pattern(names: Sequence[str]) -> re.Pattern[str] | None:
+    """Matches any of these names as a word; None if there are none."""
+    words = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    return re.compile(rf"(?<![A-Za-z0-9])(?:{words})(?![A-Za-z0-9])", re.IGNORECASE) if words else None
 
 
 def environment_secrets() -> list[str]:

@@ -12,6 +12,7 @@ from pydantic import Field
 from ldm.config import Settings, validate
 from ldm.errors import UserError, warn
 from ldm.io.png import read_chunk, write_chunks
+from ldm.io.redaction import public_file_name
 from ldm.models.adapters.fuse import UsedLora
 from ldm.models.generation_settings import (
     TEXT_TO_IMAGE,
@@ -82,9 +83,10 @@ class ImageRecord(Settings):
         """The record as one flat object, ready for JSON, with the settings among the other keys."""
         left_out = {name for name in OPTIONAL if not getattr(self, name) and getattr(self, name) != 0}
         left_out |= {name for name in SWITCHES if not getattr(self, name)}
-        return self.model_dump(mode="json", exclude={"settings", *left_out}) | self.settings.recorded(
+        flat = self.model_dump(mode="json", exclude={"settings", *left_out}) | self.settings.recorded(
             self.task or TEXT_TO_IMAGE
         )
+        return with_public_names(flat)
 
     @classmethod
     def from_json(
@@ -105,6 +107,22 @@ class ImageRecord(Settings):
         return validate(cls, {"record_version": 1, **own, "settings": settings}, where=where)
 
 
+def with_public_names(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat record whose names of models and LoRAs have no private parts, as newer programs write them."""
+    return {**flat, **{key: _public_names(flat[key]) for key in NAMED if flat.get(key)}}
+
+
+def _public_names(named: Any) -> Any:
+    """The name of a model, or LoRAs with their names, without private parts; ids on the Hub stay."""
+    if isinstance(named, list):
+        return [{**each, "name": _public_names(each.get("name"))} for each in named]
+    return public_file_name(named) if isinstance(named, str) and "/" not in named else named
+
+
+REDACTED = "redacted"
+"""A key of a record that `ldm export` removed private text from."""
+NAMED = ("model_id", "loras")
+"""What has the name of a folder or a file of the user."""
 OPTIONAL = ("model_parts", "loras", "latents_hash", "step_noise_seed", "task", "inputs")
 """Left out of the JSON if there is none."""
 SWITCHES = ("compiled", "decoded_in_tiles")
@@ -166,9 +184,12 @@ def read_record(
         UserError: the file is not a readable PNG, has no record of ours, or the record is damaged.
 
     Warns:
-        LdmWarning: a later version of the program wrote it.
+        LdmWarning: a later version of the program wrote it, or private text was removed from it.
     """
-    record = ImageRecord.from_json(read_settings(path), where=str(path), kind=kind)
+    settings = read_settings(path)
+    record = ImageRecord.from_json(settings, where=str(path), kind=kind)
+    if settings.get(REDACTED):
+        warn(f"{path}: private text was removed from its prompt or from names: the same image may not result")
     if record.record_version > INPUTS_VERSION:
         written = f"ldm {record.ldm_version}" if record.ldm_version else "a later version of this program"
         warn(f"{path} was written by {written}, whose records are newer: settings unknown here are ignored")

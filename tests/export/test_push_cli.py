@@ -52,7 +52,7 @@ def test_a_dry_run_lists_all_private_data(hub: HubServer, tmp_path: Path) -> Non
         "private: README.md (line 2): a token, hf_a...",
         "private: README.md (line 1): an absolute path, /home/bob/a",
         "private: README.md (line 1): an absolute path, /home/bob/b",
-        "error: 3 private things were found: remove them from the folder",
+        "error: 3 private things were found: remove them, or export the model again",
     ]
     assert push(folder, "ann/model", "--yes").exit_code == 2
     assert hub.requests == []

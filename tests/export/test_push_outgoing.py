@@ -125,3 +125,27 @@ def test_a_run_must_be_exported_first(tmp_path: Path) -> None:
     ):
         list_outgoing(tmp_path / "run")
     assert names(tmp_path / "run" / "pipeline") == SENT
+
+
+def test_a_folder_of_the_hub_cache_is_sent_with_its_links(tmp_path: Path) -> None:
+    """Every file of a snapshot is a link to `blobs/`; a link to any other place is still left out."""
+    made, repository = make_folder(tmp_path / "made"), tmp_path / "models--ann--model"
+    folder, blobs = repository / "snapshots" / "0a1b", repository / "blobs"
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(path for path in sorted(made.rglob("*")) if path.is_file()):
+        link = folder / path.relative_to(made)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(blobs / str(number))
+        link.symlink_to(Path("../" * len(link.relative_to(repository).parts[:-1])) / "blobs" / str(number))
+    (tmp_path / "secret.json").write_text("{}")
+    (folder / "unet" / "generation_config.json").symlink_to(tmp_path / "secret.json")
+    assert names(folder) == SENT
+
+
+def test_weights_that_are_links_are_named(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "model")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(tmp_path / "elsewhere")
+    weights.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"model\.safetensors is a link to another place.*cp -rL"):
+        list_outgoing(folder)

@@ -58,7 +58,7 @@ def checksum(key: str, parts: Mapping[str, Tensor]) -> str:
 
 def shard_bytes(kind: str, model_hash: str, entries: Mapping[str, Parts]) -> bytes:
     """A shard as a safetensors file; the tensor `KEY/NAME` belongs to the entry KEY."""
-    from safetensors.torch import save
+    from ldm.io.safetensors_writer import safetensors_bytes
 
     assert not any("/" in key for key in entries), "a key has no slash"
     tensors = {
@@ -67,7 +67,8 @@ def shard_bytes(kind: str, model_hash: str, entries: Mapping[str, Parts]) -> byt
         for name, part in parts.items()
     }
     sums = {key: checksum(key, parts) for key, parts in entries.items()}
-    return save(tensors, {"format": FORMAT, "kind": kind, "model": model_hash, "checksums": json.dumps(sums)})
+    metadata = {"format": FORMAT, "kind": kind, "model": model_hash, "checksums": json.dumps(sums)}
+    return safetensors_bytes(tensors, metadata)
 
 
 class ShardFault(Exception):

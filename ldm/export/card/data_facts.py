@@ -9,7 +9,7 @@ from typing import Any
 
 from ldm.export.card.facts import public_name
 from ldm.export.card.run_record import RunRecord
-from ldm.io.redaction import redacted_prose
+from ldm.io.redaction import public_text
 from ldm.models.loading.source import HUB_ID
 
 _LICENCE = re.compile(r"licen[cs]e|^rights$", re.IGNORECASE)
@@ -95,7 +95,7 @@ def data_facts(run: RunRecord) -> DataFacts | None:
 
 
 def _counts(counts: Mapping[str, int]) -> Counts:
-    shown = tuple((redacted_prose(name), number) for name, number in list(counts.items())[:_MOST_VALUES])
+    shown = tuple((public_text(name), number) for name, number in list(counts.items())[:_MOST_VALUES])
     return Counts(shown, max(0, len(counts) - _MOST_VALUES))
 
 

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCardData
 from ldm.export.card.run_record import RunRecord
 from ldm.export.formats.exporter import ExportedModel
 from ldm.export.formats.formats import FORMATS
-from ldm.io.redaction import redacted_prose
+from ldm.io.redaction import public_text
 
 _LICENCES = (
     "afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0 "
@@ -50,7 +50,7 @@ def front_matter(
         tags=_tags(exported),
         base_model_relation=_relation(exported) if base else None,
         instance_prompt=exported.token or _caption_prefix(run),
-        widget=[{"text": redacted_prose(prompt), "output": {"url": file}} for prompt, file in widget] or None,
+        widget=[{"text": public_text(prompt), "output": {"url": file}} for prompt, file in widget] or None,
     )
 
 
@@ -87,4 +87,4 @@ def _tags(exported: ExportedModel) -> list[str]:
 def _caption_prefix(run: RunRecord | None) -> str | None:
     """The text that the settings put before every caption of the training."""
     prefix = run.setting("captions.prefix") if run else None
-    return redacted_prose(prefix).strip(" ,") or None if isinstance(prefix, str) else None
+    return public_text(prefix).strip(" ,") or None if isinstance(prefix, str) else None

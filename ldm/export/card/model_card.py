@@ -26,7 +26,7 @@ from ldm.export.export_source import ExportSource
 from ldm.export.formats.exporter import ExportedModel, usage_of
 from ldm.export.model_files import CARD
 from ldm.io.files import write_bytes
-from ldm.io.redaction import redacted_prose
+from ldm.io.redaction import private_names, public_text
 from ldm.models.loading.source import EMBEDDED
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -74,6 +74,8 @@ def write_card(
     Raises:
         UserError: a file of the run is damaged, or the disk is full.
     """
+    private = private_names(repo_id)
+    title, licence = public_text(title, private), licence and public_text(licence, private)
     parts = source.identity.image_parts if source.identity else None
     run = read_run(source.run, source.folder, source.weights_hash, parts) if source.run else None
     base = find_base(source, run)
@@ -92,7 +94,7 @@ def write_card(
             run=run,
             widget=[(sample.prompt, file) for sample, file in zip(samples, names, strict=True)],
         ),
-        samples=[_Sample(redacted_prose(s.prompt), file) for s, file in zip(samples, names, strict=True)],
+        samples=[_Sample(public_text(s.prompt), file) for s, file in zip(samples, names, strict=True)],
         grid=GRID,
         **_model_facts(exported, _example_prompt(samples, run), own_card),
         hashes=hashes_of(source, run),
@@ -113,7 +115,7 @@ class _Sample:
 def _example_prompt(samples: Sequence[SampleImage], run: RunRecord | None) -> str:
     """A prompt that suits the model."""
     prompts = [sample.prompt for sample in samples] or (run.setting("preview.prompts") if run else None)
-    return redacted_prose(str(prompts[0])) if prompts else DEFAULT_PROMPT
+    return public_text(str(prompts[0])) if prompts else DEFAULT_PROMPT
 
 
 def _model_facts(exported: ExportedModel, prompt: str, own_card: SourceCard | None) -> dict[str, Any]:
@@ -153,5 +155,5 @@ def _draw_curves(folder: Path, run: RunRecord) -> str | None:
     """Draw a run's curves into the export; returns the file's name, or None if nothing was logged."""
     if not panels_of({run.name: run.rows}):
         return None
-    draw_curves({run.name: run.rows}, folder / CURVES)
+    draw_curves({public_name(run.name): run.rows}, folder / CURVES)
     return CURVES

@@ -12,7 +12,7 @@ from ldm.config import read_yaml
 from ldm.export.export_source import ExportSource
 from ldm.io.files import write_bytes
 from ldm.io.images import image_grid
-from ldm.io.redaction import redacted_prose
+from ldm.io.redaction import public_text
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.record import write_png
 
@@ -51,7 +51,7 @@ def draw_samples(source: ExportSource, number: int) -> list[SampleImage]:
         return []
     prompts = sample_prompts(source)[:number]
     num_rounds = -(-number // len(prompts))
-    pipeline = Pipeline(source.parts, model_id=source.model_id, folder=source.folder)
+    pipeline = Pipeline(source.weights(), model_id=source.model_id, folder=source.folder)
     made = pipeline.generate(prompts, seed=0, num_images=num_rounds)
     order = [prompt * num_rounds + turn for turn in range(num_rounds) for prompt in range(len(prompts))]
     return [
@@ -90,7 +90,7 @@ def write_samples(folder: Path, samples: Sequence[SampleImage]) -> list[str]:
 def draw_grid(samples: Sequence[SampleImage]) -> Image.Image:
     """All images at about 256 px a side with their prompts below; small ones are enlarged by a whole factor."""
     shown = [_resized(sample.image) for sample in samples]
-    captions = [redacted_prose(sample.prompt) for sample in samples]
+    captions = [public_text(sample.prompt) for sample in samples]
     return image_grid(shown, min(_COLUMNS, len(shown)), gap_px=6, captions=captions)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from ldm.export.model_files import CARD
-from ldm.io.redaction import redacted_prose
+from ldm.io.redaction import public_text
 
 MAX_BYTES = 200_000
 """Longer cards are left out."""
@@ -36,7 +36,7 @@ class SourceCard:
 
     def quoted(self) -> str:
         """The text as a section of another card: headings two levels lower, local images left out."""
-        text = _IMAGE.sub(r"\1", redacted_prose(self.text))
+        text = _IMAGE.sub(r"\1", public_text(self.text))
         return "\n".join(_lowered(text.splitlines())).strip()
 
 

@@ -1,19 +1,18 @@
 """The format "diffusers": a folder that `DiffusionPipeline.from_pretrained` loads without any code of ours."""
 
-import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ldm.errors import UserError
 from ldm.export.export_options import ExportOptions
-from ldm.export.export_source import ExportSource
+from ldm.export.export_source import ExportSource, release
 from ldm.export.formats.exporter import ExportedModel, ReadBack, Usage, from_pretrained, literal
-from ldm.export.verify.compare import verify
+from ldm.export.verify.compare import Expected, Verdict, expect, expect_lora, verify
 from ldm.models.adapters.folder import LORA_FILE
-from ldm.models.adapters.lora import LoraWeights, apply_lora
+from ldm.models.adapters.lora import LoraWeights
 from ldm.models.adapters.lora_files import write_lora_diffusers
 from ldm.models.devices import DTYPES
 from ldm.models.loading.model import ModelParts, load_parts, save_parts, save_small_files
@@ -25,18 +24,30 @@ VARIANTS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 def export_folder(source: ExportSource, folder: Path, options: ExportOptions, name: str) -> ReadBack:
     """An `Exporter`."""
     dtype = DTYPES[options.dtype]
-    expected = write_diffusers(
-        source,
-        folder,
-        dtype=dtype,
-        variant=options.variant,
-        max_shard_size=options.max_shard_size,
-        fuse=options.fuse,
-    )
+    if options.variant and dtype not in VARIANTS:
+        raise UserError("float32 has no variant", "leave --variant out, or choose --dtype float16")
     variant = VARIANTS[dtype] if options.variant else None
+    write = partial(_write_model, source, folder, dtype, variant, options.max_shard_size)
     if options.fuse:
-        return lambda: (verify(expected, "diffusers", folder=folder, variant=variant),)
-    return lambda: (verify(expected, "lora", folder=folder, file=folder / LORA_FILE, variant=variant),)
+        write(source.weights())
+
+        def read_back() -> tuple[Verdict, ...]:
+            expected = expect_rounded(source, dtype)
+            return (verify(expected, "diffusers", folder=folder, variant=variant),)
+
+        return read_back
+    if source.lora is None or source.base is None:
+        raise UserError(f"{source.model_id} has no LoRA to keep apart", "leave --keep-lora-apart out")
+    source.release()
+    base, lora, file = load_parts(source.base), source.lora, folder / LORA_FILE
+    write(base)
+    write_lora_diffusers(lora, file)
+
+    def read_both() -> tuple[Verdict, ...]:
+        expected = expect_with_lora(base, dtype, lora)
+        return (verify(expected, "lora", folder=folder, file=file, variant=variant),)
+
+    return read_both
 
 
 def folder_usage(exported: ExportedModel) -> Usage:
@@ -49,69 +60,55 @@ def folder_usage(exported: ExportedModel) -> Usage:
     return Usage(tuple(lines), model=exported.place, lora=lora, needs_download=True)
 
 
-def write_diffusers(
+def _write_model(
     source: ExportSource,
     folder: Path,
-    *,
     dtype: torch.dtype,
-    variant: bool = False,
-    max_shard_size: str = "10GB",
-    fuse: bool = True,
-) -> ModelParts:
-    """Write a stock folder; returns the model that a reader should get, in float32.
-
-    Args:
-        dtype: the number format of the stored weights.
-        variant: name the files after the dtype, such as `diffusion_pytorch_model.fp16.safetensors`.
-        max_shard_size: split larger safetensors files, such as "2GB".
-        fuse: add a LoRA to the weights; otherwise write the base unchanged, and the LoRA's file beside it.
+    variant: str | None,
+    max_shard_size: str,
+    parts: ModelParts,
+) -> None:
+    """Write a stock folder of these parts.
 
     Raises:
-        UserError: the dtype has no variant, there is no LoRA to keep apart, or the disk is full.
+        UserError: a weight is too large for `dtype`, or the disk is full.
     """
-    if variant and dtype not in VARIANTS:
-        raise UserError("float32 has no variant", "leave --variant out, or choose --dtype float16")
-    parts = source.parts if fuse else _base_parts(source)
     provenance: dict[str, Any] = {"source": source.model_id, "source_weights_hash": source.weights_hash}
     if source.identity:
         provenance["source_parts"] = dict(source.identity.parts)
     save_parts(
-        parts,
-        folder,
-        dtype=dtype,
-        variant=VARIANTS[dtype] if variant else None,
-        max_shard_size=max_shard_size,
-        provenance=provenance,
+        parts, folder, dtype=dtype, variant=variant, max_shard_size=max_shard_size, provenance=provenance
     )
-    if fuse:
-        return rounded(parts, dtype)
-    assert source.lora is not None
-    write_lora_diffusers(source.lora, folder / LORA_FILE)
-    return with_lora(rounded(parts, dtype), source.lora)
 
 
-def rounded(parts: ModelParts, dtype: torch.dtype) -> ModelParts:
-    """The same model with its weights rounded to `dtype`, in float32 again."""
+def expect_rounded(source: ExportSource, dtype: torch.dtype) -> Expected:
+    """What a reader should get of a model stored in `dtype`. The source's weights are released."""
+    parts = source.weights()
+    try:
+        round_weights(parts, dtype)
+        return expect(parts)
+    finally:  # they are no longer the source's
+        release(parts)
+
+
+def expect_with_lora(base: ModelParts, dtype: torch.dtype, weights: LoraWeights) -> Expected:
+    """What a reader should get of a LoRA on a base stored in `dtype`. The base's weights are released."""
+    try:
+        round_weights(base, dtype)
+        return expect_lora(base, weights)
+    finally:
+        release(base)
+
+
+@torch.no_grad()
+def round_weights(parts: ModelParts, dtype: torch.dtype) -> None:
+    """Round a model's weights to `dtype`, in place; they keep their own number format."""
     if dtype == torch.float32:
-        return parts
-    copied = copy.deepcopy(parts)
-    for network in copied.networks().values():
-        nn.Module.to(network, dtype)  # diffusers' own `to` warns
-        nn.Module.to(network, torch.float32)
-    return copied
-
-
-def _base_parts(source: ExportSource) -> ModelParts:
-    if source.lora is None or source.base is None:
-        raise UserError(f"{source.model_id} has no LoRA to keep apart", "leave --keep-lora-apart out")
-    return load_parts(source.base)
-
-
-def with_lora(parts: ModelParts, weights: LoraWeights) -> ModelParts:
-    """A copy of a model with a LoRA fused in."""
-    copied = copy.deepcopy(parts)
-    apply_lora(copied.lora_networks(), weights)
-    return copied
+        return
+    for network in parts.networks().values():
+        for tensor in network.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.to(dtype))
 
 
 def write_configs(parts: ModelParts, folder: Path) -> None:

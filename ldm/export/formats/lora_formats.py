@@ -10,11 +10,12 @@ import torch
 from ldm.errors import UserError
 from ldm.export.export_options import ExportOptions
 from ldm.export.export_source import ExportSource
-from ldm.export.formats.diffusers_folder import with_lora
+from ldm.export.formats.diffusers_folder import expect_with_lora
 from ldm.export.formats.exporter import ExportedModel, ReadBack, Usage, from_pretrained, literal
 from ldm.export.formats.lora_metadata import lora_metadata
 from ldm.export.formats.single_file import has_known_unet
 from ldm.export.verify.compare import Verdict, verify
+from ldm.io.safetensors_writer import cast_finite
 from ldm.models.adapters.folder import LORA_FILE
 from ldm.models.adapters.lora import LoraWeights
 from ldm.models.adapters.lora_files import write_lora_diffusers, write_lora_kohya, write_lora_peft
@@ -92,13 +93,13 @@ def _file_usage(exported: ExportedModel, file: str, programs: dict[str, str] | N
 
 
 def _rounded_lora(source: ExportSource, options: ExportOptions) -> LoraWeights:
-    """The LoRA's weights as they will be stored."""
+    """The LoRA's weights, rounded as they will be stored."""
     if source.lora is None:
         raise UserError(
             f"{source.model_id} is not a LoRA", "choose --format diffusers, or name a run of trainable: lora"
         )
     dtype: torch.dtype = DTYPES[options.dtype]
-    rounded = {name: tensor.to(dtype) for name, tensor in source.lora.tensors.items()}
+    rounded = {name: cast_finite(name, tensor, dtype).float() for name, tensor in source.lora.tensors.items()}
     return LoraWeights(rounded, source.lora.configs)
 
 
@@ -108,10 +109,10 @@ def _metadata(source: ExportSource, options: ExportOptions) -> dict[str, str]:
 
 def _read_back(source: ExportSource, weights: LoraWeights, reader: str, file: Path) -> ReadBack:
     def read_back() -> tuple[Verdict, ...]:
+        source.release()
         with _stock_base(source) as base:
-            plain = load_parts(base)
-            expected = with_lora(plain, weights)
-            return (verify(expected, reader, folder=base, file=file, without_lora=plain),)
+            expected = expect_with_lora(load_parts(base), torch.float32, weights)
+            return (verify(expected, reader, folder=base, file=file),)
 
     return read_back
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ldm.export.export_options import ExportOptions
 from ldm.export.export_source import ExportSource
+from ldm.export.formats.diffusers_folder import expect_rounded
 from ldm.export.formats.exporter import ExportedModel, ReadBack, Usage, literal
 from ldm.export.verify.compare import verify
 from ldm.models.clip import ClipTextEncoder
@@ -19,8 +20,8 @@ from ldm.models.vae import KLAutoencoder
 
 def export_openvino(source: ExportSource, folder: Path, options: ExportOptions, name: str) -> ReadBack:
     """An `Exporter`."""
-    write_openvino(source.parts, folder)
-    return lambda: (verify(source.parts, "openvino", folder=folder),)
+    write_openvino(source.weights(), folder)
+    return lambda: (verify(expect_rounded(source, torch.float32), "openvino", folder=folder),)
 
 
 def openvino_usage(exported: ExportedModel) -> Usage:

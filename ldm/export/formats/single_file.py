@@ -4,9 +4,7 @@ Such a file has no configuration: readers assume the structure of Stable Diffusi
 another structure is refused, because readers would misinterpret it; the error names the first difference.
 """
 
-import hashlib
 import inspect
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,11 +16,12 @@ from torch import Tensor
 from ldm.errors import UserError
 from ldm.export.export_options import ExportOptions
 from ldm.export.export_source import ExportSource
-from ldm.export.formats.diffusers_folder import rounded, write_configs
+from ldm.export.formats.diffusers_folder import expect_rounded, write_configs
 from ldm.export.formats.exporter import STOCK, ExportedModel, ReadBack, Usage, literal
 from ldm.export.formats.modelspec import ORIGINAL_LAYOUT, modelspec_fields
 from ldm.export.verify.compare import Verdict, verify
-from ldm.io.files import disk_errors, write_tensors
+from ldm.io.files import write_tensors
+from ldm.io.safetensors_writer import TENSORS_SHA256
 from ldm.models.devices import DTYPES
 from ldm.models.families.family import Component, SingleFile
 from ldm.models.families.original_names import NUM_LEVELS, to_original
@@ -60,13 +59,12 @@ def export_single_file(source: ExportSource, folder: Path, options: ExportOption
     metadata = modelspec_metadata(
         source.parts, title=options.title or source.model_id, licence=options.licence
     )
-    write_single_file(source.parts, file, dtype=dtype, metadata=metadata)
-    expected = rounded(source.parts, dtype)
+    write_single_file(source.weights(), file, dtype=dtype, metadata=metadata)
 
     def read_back() -> tuple[Verdict, ...]:
         with TemporaryDirectory(prefix="ldm-configs-") as configs:
-            write_configs(expected, Path(configs))
-            return (verify(expected, "single-file", folder=Path(configs), file=file),)
+            write_configs(source.parts, Path(configs))
+            return (verify(expect_rounded(source, dtype), "single-file", folder=Path(configs), file=file),)
 
     return read_back
 
@@ -101,15 +99,8 @@ def write_single_file(
         UserError: the model does not have the structure that readers of such files assume, or the disk is full.
     """
     check_structure(parts)
-    tensors = _tensors(parts, dtype)
-    temporary = path.parent / f".tmp-{path.name}-{uuid.uuid4().hex[:8]}"
-    with disk_errors(path):
-        try:
-            write_tensors(temporary, tensors, {"format": "pt", **metadata, HASH: _hash_text("0" * 64)})
-            _write_hash(temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    hashed = {HASH: f"0x{TENSORS_SHA256}"}
+    write_tensors(path, _tensors(parts, dtype), {"format": "pt", **metadata, **hashed}, dtype=dtype)
 
 
 def modelspec_metadata(
@@ -245,25 +236,9 @@ def _tensors(parts: ModelParts, dtype: torch.dtype) -> dict[str, Tensor]:
         named = to_original(weights, _layout(parts).networks)
     except KeyError as error:
         raise UserError(f"the weight {error.args[0]} has no place in a single file", HINT) from None
-    tensors = {name: tensor.to(dtype) for name, tensor in named.items()}
+    tensors = dict(named)
     if parts.scheduler_config.get("prediction_type") == "v_prediction":
         tensors["v_pred"] = torch.empty(0, dtype=dtype)
     if parts.scheduler_config.get("rescale_betas_zero_snr"):
         tensors["ztsnr"] = torch.empty(0, dtype=dtype)
     return tensors
-
-
-def _hash_text(digest: str) -> str:
-    return f"0x{digest}"
-
-
-def _write_hash(path: Path) -> None:
-    """Put the SHA-256 of the bytes after the header into the place reserved for it."""
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        before, after = (f'"{HASH}":"{_hash_text(text)}"'.encode() for text in ("0" * 64, digest))
-        assert header.count(before) == 1
-        file.seek(8)
-        file.write(header.replace(before, after))

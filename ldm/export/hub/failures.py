@@ -1,5 +1,6 @@
 """Failed requests to the Hub: repeated if that can help, otherwise reported in one line without secrets."""
 
+import json
 import logging
 import re
 import sys
@@ -14,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from ldm.errors import UserError
 from ldm.io.redaction import without_secrets
+from ldm.models.loading.hub_answers import HINT, is_from_the_library, reason_of
 
 T = TypeVar("T")
 Say = Callable[[str], None]
@@ -147,10 +149,12 @@ def _explain(error: Exception, repo_id: str, token: str) -> UserError | None:
     failure = failure_of(error)
     if failure is None:
         output = redact(str(error), token).strip().split("\n")
-        # the library itself refuses, for example invalid front matter
-        return (
-            UserError(f"the Hub refuses: {' '.join(output)[:300]}") if isinstance(error, ValueError) else None
-        )
+        is_garbled = isinstance(error, json.JSONDecodeError | UnicodeError)
+        if isinstance(error, ValueError) and not is_garbled:  # the library refuses, for example front matter
+            return UserError(f"the Hub refuses: {' '.join(output)[:300]}")
+        if not is_from_the_library(error):
+            return None
+        return UserError(f"the push failed: {redact(reason_of(error), token)}", HINT)
     if failure.status is None:
         return UserError(
             f"the Hub cannot be reached ({failure.message})",

@@ -1,22 +1,29 @@
-"""A search for private data in files that are about to be sent: tokens, paths, e-mail addresses, locations.
+"""A search for private data in files that are about to be sent: tokens, paths, e-mail addresses, locations, names.
 
 Text files are searched completely, safetensors in their header, images in all their metadata. Weights are only numbers
-and are not read.
+and are not read. The names of this user and this computer are searched for where a program has written texts of theirs
+without being asked to: in records, the text of PNGs, and the metadata of safetensors.
 """
 
+import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import HFValidationError
 from PIL import Image
 
+from ldm.errors import UserError
+from ldm.export.card.facts import hub_id_of
 from ldm.export.hub.outgoing import OutgoingFile
-from ldm.export.model_files import IMAGE
-from ldm.io.redaction import TOKENS, environment_secrets
+from ldm.export.model_files import IMAGE, RECORDS, is_setting, is_vocabulary
+from ldm.io.png import read_texts
+from ldm.io.redaction import EMAIL, TOKENS, leak_patterns, names_pattern, private_names, unescaped
+from ldm.io.safetensors_header import read_header
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library."""
@@ -26,12 +33,8 @@ MOST_OF_A_KIND = 3
 
 _MOST_LOOKED_AT = 100
 
-EMAIL = re.compile(r"\b[\w.+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}\b")
-_ROOTS = """
-bin content data dev etc gpfs home kaggle lustre media mnt nfs opt private proc root run scratch shared srv sys tmp
-Users usr var Volumes work workspace workspaces
-"""
-_ESCAPE = re.compile(r"\\+([nrt/\"'])")
+MAX_ID_LENGTH = 200
+NAME = "the name of this user or this computer"
 
 GPS_IFD, EXIF_IFD = 0x8825, 0x8769
 PERSONAL_TAGS = {
@@ -58,29 +61,30 @@ class Leak:
         return f"{self.name} ({self.where}): {self.what}"
 
 
-def scan(files: Iterable[OutgoingFile], secrets: Iterable[str] = ()) -> list[Leak]:
+def scan(
+    files: Iterable[OutgoingFile], secrets: Iterable[str] = (), names: Sequence[str] | None = None
+) -> list[Leak]:
     """All leaks in the files, in the files' order.
 
     Args:
         secrets: further texts to search for, such as the token in use.
+        names: of users and computers; by default this machine's.
     """
-    patterns = _patterns([*secrets, *environment_secrets()])
-    return [leak for file in files for leak in _leaks(file, patterns)]
+    patterns = leak_patterns(secrets)
+    in_vocabulary = {**patterns, "a token": TOKENS}  # which has any word that a password may consist of
+    people = names_pattern(private_names() if names is None else names)
+    found: list[Leak] = []
+    for file in files:
+        found += _name_leaks(file, patterns)
+        found += _leaks(file, in_vocabulary if is_vocabulary(file.name) else patterns)
+        found += _people(file, people)
+    return found
 
 
-def _patterns(secrets: Iterable[str]) -> dict[str, re.Pattern[str]]:
-    """What to search for, by name."""
-    literal = "|".join(re.escape(secret) for secret in secrets if secret)
-    here = [entry.name for entry in Path("/").iterdir() if len(entry.name) > 1]
-    roots = "|".join(map(re.escape, sorted({*_ROOTS.split(), *here, *Path.home().parts[1:2]})))
-    return {
-        "a token": re.compile(f"{literal}|{TOKENS.pattern}" if literal else TOKENS.pattern),
-        "an absolute path": re.compile(
-            rf"(?<![\w./\\~])/(?:{roots})/[\w.@+-][^\s\"'`<>|)]*|\bfile:/+[^\s\"'`<>|)]+"
-            r"|(?<![A-Za-z])[A-Za-z]:\\+(?:Users|Documents|Windows|Program|home|data|temp|tmp)[^\s\"'`<>|)]*"
-        ),
-        "an e-mail address": EMAIL,
-    }
+def _name_leaks(file: OutgoingFile, patterns: Mapping[str, re.Pattern[str]]) -> Iterator[Leak]:
+    """In the file's own name."""
+    for kind, found, _ in _matches(file.name, patterns):
+        yield Leak(file.name.replace(found.removesuffix("..."), "..."), "its name", f"{kind}, {found}")
 
 
 def _leaks(file: OutgoingFile, patterns: Mapping[str, re.Pattern[str]]) -> Iterator[Leak]:
@@ -97,6 +101,71 @@ def _leaks(file: OutgoingFile, patterns: Mapping[str, re.Pattern[str]]) -> Itera
             yield Leak(file.name, f"line {text.count(chr(10), 0, start) + 1}", f"{kind}, {found}")
 
 
+def _people(file: OutgoingFile, names: re.Pattern[str] | None) -> Iterator[Leak]:
+    """The names of this user and this computer, in what people wrote that a program has put into the file."""
+    if names is None:
+        return
+    try:
+        texts = _records(file)
+    except UserError:  # a damaged file, which is reported as such
+        return
+    for key, text in texts.items():
+        if found := next((names.search(said) for said in free_texts(text, key) if names.search(said)), None):
+            yield Leak(file.name, key, f"{NAME}, {found[0]}")
+
+
+def _records(file: OutgoingFile) -> Mapping[str, str]:
+    """The texts in a file that programs write, by their keys."""
+    if file.path.suffix == ".safetensors":
+        return read_header(file.path).metadata
+    if file.path.suffix == ".png":
+        texts = read_texts(file.path)
+        return (
+            texts if "ldm" not in texts else {key: text for key, text in texts.items() if key != "parameters"}
+        )
+    if file.name in RECORDS:
+        return {"record": file.path.read_text(encoding="utf-8", errors="replace")}
+    return {}
+
+
+def free_texts(value: Any, key: str) -> Iterator[str]:
+    """The texts in a value, or in JSON, that people chose: no settings, and no ids on the Hub."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from free_texts(inner, str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from free_texts(inner, key)
+    elif isinstance(value, str):
+        if (found := parsed(value)) is not None:
+            yield from free_texts(found, key)
+        elif not (is_setting(key) or is_thumbnail(value) or is_hub_id(value)):
+            yield value
+
+
+def parsed(text: str) -> Any:
+    """The object or list that a text holds as JSON, or None."""
+    try:
+        return json.loads(text) if text.lstrip()[:1] in ("{", "[") else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def is_thumbnail(text: str) -> bool:
+    """Whether a text is an image in base64, in which any letters may follow a slash."""
+    return text.startswith("data:image/")
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text is the id of a model in this machine's Hub cache, which is public."""
+    if "/" not in text or len(text) > MAX_ID_LENGTH:
+        return False
+    try:
+        return hub_id_of(text) is not None
+    except HFValidationError:
+        return False
+
+
 def _is_licence(file: OutgoingFile) -> bool:
     """Licences name the copyright holders, often with an e-mail address."""
     return file.name.startswith(("LICENSE", "NOTICE"))
@@ -107,7 +176,7 @@ def _matches(text: str, patterns: Mapping[str, re.Pattern[str]]) -> Iterator[tup
 
     JSON inside JSON is searched too: its escapes, such as a backslash and an n, hide the start of a path.
     """
-    plain = _ESCAPE.sub(lambda escape: " " * len(escape[0]) if escape[1] != "/" else "/", text)
+    plain = unescaped(text)
     for kind, pattern in patterns.items():
         starts: dict[str, int] = {}
         for version in (text, plain) if plain != text else (text,):
@@ -146,6 +215,13 @@ def _image_leaks(file: OutgoingFile, patterns: Mapping[str, re.Pattern[str]]) ->
     for key, text in texts.items():
         for kind, found, _ in _matches(text, patterns):
             yield Leak(file.name, key, f"{kind}, {found}")
+    # segments that Pillow does not know, and what follows the image; addresses are too short to tell from pixels
+    raw = file.path.read_bytes().decode("latin-1")
+    known = " ".join(texts.values())
+    for kind in ("a token", "an absolute path"):
+        for _, found, _ in _matches(raw, {kind: patterns[kind]}):
+            if found.removesuffix("...") not in known:
+                yield Leak(file.name, "image", f"{kind}, {found}")
 
 
 def _metadata(path: Path) -> tuple[dict[Any, Any], Image.Exif]:

@@ -1,7 +1,7 @@
 """The files of a folder that may be sent to the Hub: only those with known names.
 
 A model's files have known names. Nothing else is sent: no optimizer state, cache, dataset or log, and no link, which
-could lead anywhere. Images are sent only if the model card shows them.
+could lead anywhere, except those of the Hub's own cache. Images are sent only if the model card shows them.
 """
 
 import re
@@ -79,9 +79,24 @@ def _single_files(folder: Path) -> Iterator[str]:
 
 
 def _lies_inside(folder: Path, name: str) -> bool:
-    """Whether the file exists in the folder itself, not through a link or `..`."""
-    path = folder / name
-    return path.is_file() and path.resolve() == folder.resolve() / name
+    """Whether the file exists in the folder itself, not through a link or `..`.
+
+    In the Hub's cache, `snapshots/REVISION/` has links to files in `blobs/`; these count as its own.
+    """
+    path, inside = folder / name, folder.resolve()
+    if not path.is_file():
+        return False
+    if path.resolve() == inside / name:
+        return True
+    in_folder = path.parent.resolve() / path.name == inside / name
+    return in_folder and path.resolve().parent == _blobs(inside)
+
+
+def _blobs(folder: Path) -> Path | None:
+    """Where the Hub's cache keeps the files of a snapshot; None for other folders."""
+    blobs = folder.parent.parent / "blobs"
+    is_snapshot = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+    return blobs if is_snapshot and not blobs.is_symlink() else None
 
 
 def _check_complete(folder: Path, names: list[str]) -> None:
@@ -91,6 +106,11 @@ def _check_complete(folder: Path, names: list[str]) -> None:
         UserError: there are no weights, or a part listed in model_index.json has no files.
     """
     if not any(name.endswith((".safetensors", "openvino_model.xml")) for name in names):
+        if linked := next((path for path in folder.rglob("*.safetensors") if path.is_symlink()), None):
+            raise UserError(
+                f"{linked} is a link to another place, which is not sent",
+                "copy the folder with its files: cp -rL",
+            )
         raise UserError(f"{folder} has no weights to send", "name a folder that `ldm export` wrote")
     for name in names:
         if name.endswith("openvino_model.xml") and name.replace(".xml", ".bin") not in names:

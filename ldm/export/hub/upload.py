@@ -16,6 +16,7 @@ from ldm.export.hub.failures import Failure, Say, reported_in_one_line, with_ret
 from ldm.export.hub.leaks import scan
 from ldm.export.hub.outgoing import Outgoing, OutgoingFile, list_outgoing
 from ldm.export.model_files import REPORT
+from ldm.io.redaction import private_names
 from ldm.models.loading.folder import read_object
 from ldm.version import __version__
 
@@ -72,7 +73,7 @@ def push_folder(
     """
     check_repo_id(repo_id)
     token = _token()
-    outgoing = check_outgoing(folder, secrets=[token])
+    outgoing = check_outgoing(folder, secrets=[token], repo_id=repo_id)
     hashes = {file.name: _hashes(file.path) for file in outgoing.files}
     _check_against_report(folder, hashes)
     with reported_in_one_line(repo_id, token, say):
@@ -99,18 +100,22 @@ def check_repo_id(repo_id: str) -> None:
         raise UserError(f"{repo_id!r} does not name the repository's owner", "write USER/NAME")
 
 
-def check_outgoing(folder: Path, *, secrets: Sequence[str] = ()) -> Outgoing:
+def check_outgoing(folder: Path, *, secrets: Sequence[str] = (), repo_id: str | None = None) -> Outgoing:
     """The files of a folder that will be sent, after a check for private data.
+
+    Args:
+        secrets: further texts to search for.
+        repo_id: where the folder is sent; the words in it are not private.
 
     Raises:
         UserError: the folder is not a model that can be sent, or contains something private.
     """
     outgoing = list_outgoing(folder)
-    if leaks := scan(outgoing.files, secrets):
+    if leaks := scan(outgoing.files, secrets, private_names(repo_id)):
         more = f", and {len(leaks) - _MOST_NAMED} more" if len(leaks) > _MOST_NAMED else ""
         raise UserError(
             f"nothing is sent, because of private data: {'; '.join(map(str, leaks[:_MOST_NAMED]))}{more}",
-            "remove it; `ldm push --dry-run` lists everything",
+            "remove it, or export the model again with `ldm export`; `ldm push --dry-run` lists everything",
         )
     return outgoing
 

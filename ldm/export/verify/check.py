@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from safetensors import safe_open
 
 from ldm.errors import UserError
-from ldm.export.formats.diffusers_folder import with_lora, write_configs
+from ldm.export.export_source import release
+from ldm.export.formats.diffusers_folder import expect_with_lora, write_configs
 from ldm.export.model_files import REPORT
-from ldm.export.verify.compare import Verdict, verify
+from ldm.export.verify.compare import Expected, Verdict, expect, verify
 from ldm.export.verify.inspect import OPENVINO, peft_parts
 from ldm.models.adapters.folder import LORA_FILE, identity_of_model, read_adapter
 from ldm.models.adapters.lora_files import lora_files, read_lora_file
@@ -29,19 +31,17 @@ class Reading:
     """How a model is read: the arguments of `ldm.export.verify.compare.verify`.
 
     Attributes:
-        parts: the model as we read it.
+        expected: what we get of it. The model itself is no longer in memory.
         reader: a key of `ldm.export.verify.readers.READERS`.
         folder: the reader's folder: the model's, a LoRA's base, or configurations.
         file: the single file, the LoRA file or peft's folder.
-        without_lora: the base alone, if a LoRA is read.
     """
 
-    parts: ModelParts
+    expected: Expected
     reader: str
     folder: Path
     file: Path | None = None
     variant: str | None = None
-    without_lora: ModelParts | None = None
 
 
 def check(path: Path, base: str | None = None) -> Verdict:
@@ -70,7 +70,7 @@ def _reading(path: Path, base: str | None) -> Iterator[Reading]:
             return
         parts = load_parts(file)
         write_configs(parts, Path(temporary))
-        yield Reading(parts, "single-file", Path(temporary), file)
+        yield Reading(_expected(parts), "single-file", Path(temporary), file)
 
 
 def _folder(path: Path) -> Reading:
@@ -81,8 +81,17 @@ def _folder(path: Path) -> Reading:
     parts, variant = load_parts(path), weights_variant(path, "unet")
     if (path / LORA_FILE).is_file():
         weights = read_lora_file(path / LORA_FILE, parts.lora_networks(), parts.family.lora)
-        return Reading(with_lora(parts, weights), "lora", path, path / LORA_FILE, variant, parts)
-    return Reading(parts, "diffusers", path, variant=variant)
+        expected = expect_with_lora(parts, torch.float32, weights)
+        return Reading(expected, "lora", path, path / LORA_FILE, variant)
+    return Reading(_expected(parts), "diffusers", path, variant=variant)
+
+
+def _expected(parts: ModelParts) -> Expected:
+    """What we get of a model, whose weights are released."""
+    try:
+        return expect(parts)
+    finally:
+        release(parts)
 
 
 def _lora(file: Path, base: str | None, temporary: Path, recorded: RecordedBase) -> Reading:
@@ -107,7 +116,8 @@ def _lora(file: Path, base: str | None, temporary: Path, recorded: RecordedBase)
         save_parts(parts, temporary)
         found = temporary
     reader = "peft" if file.is_dir() else "lora"
-    return Reading(with_lora(parts, weights), reader, found, file, weights_variant(found, "unet"), parts)
+    expected = expect_with_lora(parts, torch.float32, weights)
+    return Reading(expected, reader, found, file, weights_variant(found, "unet"))
 
 
 def _only_file(folder: Path) -> Path:

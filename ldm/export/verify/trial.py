@@ -84,12 +84,16 @@ def trial_outputs(parts: ModelParts, trial: Trial) -> dict[str, Tensor]:
 
 
 def largest_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
-    """The difference of two results in 255ths: of the range of an image, or of the encoding's standard deviation.
+    """The largest of `differences`."""
+    return max(differences(ours, theirs).values())
+
+
+def differences(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, float]:
+    """How far two results differ, by name, in 255ths: of the range of an image, or of the encoding's std.
 
     Infinite if a result is missing or has another size, or if a value is not finite.
     """
-    differences = [_in_255ths(ours[name], theirs.get(name), name) for name in ("pixels", "encoded")]
-    return max(differences)
+    return {name: _in_255ths(ours[name], theirs.get(name), name) for name in ("pixels", "encoded")}
 
 
 def _in_255ths(one: Tensor, other: Tensor | None, name: str) -> float:

@@ -7,7 +7,6 @@ kohya       one file; each layer has its `.alpha`, which is lora_alpha and never
 The formats are told apart by names alone, so a file may mix them. Where no alpha is given, it is the rank.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.io.files import open_tensors, read_tensors, write_bytes, write_json
+from ldm.io.files import open_tensors, read_tensors, write_json, write_tensors
+from ldm.io.safetensors_writer import TENSORS_SHA256
 from ldm.models.adapters.lora import LoraWeights, changeable_layers
 from ldm.models.adapters.lora_layers import (
     LoraLayer,
@@ -71,7 +71,7 @@ def write_lora_diffusers(
     )
     configs = {f"{part}.{k}": v for part, config in weights.configs.items() for k, v in config.items()}
     own = {METADATA_KEY: json.dumps(configs, sort_keys=True)}
-    write_bytes(path, _to_bytes(tensors, {**metadata, **own}, dtype))
+    _write(path, tensors, {**metadata, **own}, dtype)
 
 
 def write_lora_peft(weights: LoraWeights, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
@@ -86,7 +86,7 @@ def write_lora_peft(weights: LoraWeights, folder: Path, *, dtype: torch.dtype = 
     tensors = _named(weights, lambda part, layer, kind: f"{part}.{PEFT_PREFIX}{peft_name(layer, kind)}")
     for part, config in weights.configs.items():
         own = {n.removeprefix(f"{part}."): t for n, t in tensors.items() if n.startswith(f"{part}.")}
-        write_bytes(folder / part / PEFT_FILE, _to_bytes(own, {}, dtype))
+        _write(folder / part / PEFT_FILE, own, {}, dtype)
         write_json(folder / part / PEFT_CONFIG, _peft_config(config))
 
 
@@ -120,7 +120,7 @@ def write_lora_kohya(
             tensors[f"{stem}.alpha"] = torch.tensor(layer.alpha)
             if layer.magnitude is not None:
                 tensors[f"{stem}.dora_scale"] = layer.magnitude.reshape(-1, *[1] * (layer.up.ndim - 1))
-    write_bytes(path, _to_bytes(tensors, metadata, dtype))
+    _write(path, tensors, metadata, dtype)
 
 
 def read_lora(path: Path) -> LoraWeights:
@@ -206,16 +206,14 @@ def _named(weights: LoraWeights, name: Callable[[str, str, str], str]) -> dict[s
     return found
 
 
-def _to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype) -> bytes:
+def _write(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype
+) -> None:
     """A safetensors file; a ModelSpec header also gets the hash of everything after the header."""
-    from safetensors.torch import save
-
-    stored = {name: tensor.detach().cpu().to(dtype).contiguous().clone() for name, tensor in tensors.items()}
     if any(key.startswith("modelspec.") for key in metadata):
-        data = save(stored)
-        digest = hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
-        metadata = {**metadata, "modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}
-    return save(stored, {"format": "pt", **metadata})
+        hashes = {"modelspec.hash_sha256": f"0x{TENSORS_SHA256}", "sshs_model_hash": TENSORS_SHA256}
+        metadata = {**metadata, **hashes}
+    write_tensors(path, tensors, {"format": "pt", **metadata}, dtype=dtype)
 
 
 def _peft_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.io.files import read_json, write_json
+from ldm.io.files import read_json, write_json, write_tensors
 from ldm.io.safetensors_header import TensorEntry
 from ldm.models.families.family import Component
 from ldm.models.families.stable_diffusion import (
@@ -187,15 +187,49 @@ def save_network(
 ) -> None:
     """Write a diffusers or transformers network as safetensors, split into files of `max_shard_size`.
 
+    Only one tensor at a time is copied.
+
     Args:
         variant: goes into the files' names, such as "fp16".
+
+    Raises:
+        UserError: a weight is too large for `dtype`, or the disk is full or not writable.
     """
-    stored = _cast(copy.deepcopy(network).cpu(), dtype)
-    with _no_progress_bars():
-        stored.save_pretrained(
-            folder, max_shard_size=max_shard_size, variant=variant, **_names_for_old_readers(stored)
-        )
+    if hasattr(network, "save_config"):
+        network.save_config(folder)
+    else:  # transformers, whose own saving adds these two
+        config = copy.deepcopy(network.config)
+        config.architectures, config.dtype = [type(network).__name__], "float32"
+        config.save_pretrained(folder)
     _clean_config(folder / "config.json")
+    stem = "diffusion_pytorch_model" if hasattr(network, "save_config") else "model"
+    _write_shards(_stored_weights(network), folder, stem, dtype, max_shard_size, variant)
+
+
+def _write_shards(
+    weights: Mapping[str, Tensor],
+    folder: Path,
+    stem: str,
+    dtype: torch.dtype,
+    max_shard_size: str,
+    variant: str | None,
+) -> None:
+    """One file, or several with an index, named as diffusers and transformers name them."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    dotted = f".{variant}" if variant else ""
+    shapes = {
+        name: torch.empty_like(tensor, device="meta", dtype=dtype if tensor.is_floating_point() else None)
+        for name, tensor in weights.items()
+    }
+    split = split_torch_state_dict_into_shards(
+        shapes, filename_pattern=f"{stem}{dotted}{{suffix}}.safetensors", max_shard_size=max_shard_size
+    )
+    for file, names in split.filename_to_tensors.items():
+        write_tensors(folder / file, {name: weights[name] for name in names}, {"format": "pt"}, dtype=dtype)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": dict(sorted(split.tensor_to_filename.items()))}
+        write_json(folder / f"{stem}.safetensors.index{dotted}.json", index)
 
 
 def _cast(network: Any, dtype: torch.dtype) -> Any:
@@ -213,12 +247,14 @@ def _clean_config(config_file: Path) -> None:
     write_json(config_file, config | ({"dtype": "float32"} if "dtype" in config else {}))
 
 
-def _names_for_old_readers(network: nn.Module) -> dict[str, Any]:
-    """transformers before 5 has `text_model.` before the names of a CLIPTextModel; later ones read both."""
-    if type(network).__name__ != "CLIPTextModel":
-        return {}
-    prefix = "" if hasattr(network, "text_model") else "text_model."
-    return {"state_dict": {prefix + name: tensor for name, tensor in network.state_dict().items()}}
+def _stored_weights(network: nn.Module) -> dict[str, Tensor]:
+    """The weights by the names to store them under.
+
+    transformers before 5 has `text_model.` before the names of a CLIPTextModel; later ones read both.
+    """
+    is_clip = type(network).__name__ == "CLIPTextModel" and not hasattr(network, "text_model")
+    prefix = "text_model." if is_clip else ""
+    return {prefix + name: tensor for name, tensor in network.state_dict().items()}
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from ldm.errors import UserError
 from ldm.models.families.family import Component
 from ldm.models.families.registry import FAMILIES, network_components
 from ldm.models.loading.folder import ADAPTER, ADAPTER_WEIGHTS, PICKLES, VARIANTS
+from ldm.models.loading.hub_answers import HINT, is_from_the_library, reason_of
 from ldm.models.loading.weights_check import weights_files
 
 EMBEDDED = {"emoji": Path(__file__).parents[2] / "assets" / "emoji"}
@@ -114,12 +115,18 @@ def _download(repo_id: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    at = f" at {revision!r}" if revision else ""
     try:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
     except (OSError, HFValidationError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        at = f" at {revision!r}" if revision else ""
         raise UserError(
             f"no folder {repo_id!r} here, and the Hub has no model with that id{at} ({reason})",
             "check the name and the network, or name a folder",
+        ) from error
+    except Exception as error:
+        if not is_from_the_library(error):
+            raise
+        raise UserError(
+            f"no folder {repo_id!r} here, and {repo_id}{at} cannot be downloaded ({reason_of(error)})", HINT
         ) from error
