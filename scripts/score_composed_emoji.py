@@ -24,6 +24,7 @@ def main() -> int:
         "--num-held-out", type=int, default=120, help="held-out combinations of each kind (120)"
     )
     parser.add_argument("--num-seen", type=int, default=40, help="training scenes of each kind (40)")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="kinds of scenes (all)")
     parser.add_argument("--preset", choices=PRESETS, help="a preset of `ldm generate`")
     options = parser.parse_args()
     try:
@@ -33,6 +34,7 @@ def main() -> int:
             options.output,
             num_held_out=options.num_held_out,
             num_seen=options.num_seen,
+            kinds=options.kinds,
             settings=PRESETS.get(options.preset, {}),
             on_progress=lambda n, total: print(f"\r{n}/{total}", end="", file=sys.stderr, flush=True),
         )
@@ -40,7 +42,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(file=sys.stderr)
-    for kind in KINDS:
+    for kind in options.kinds:
         for part, found in report[kind].items():
             numbers = "; ".join(
                 f"{name} {share['share']:.3f} [{share['low']:.3f}, {share['high']:.3f}]"

@@ -99,6 +99,7 @@ def score_composed_emoji(
     *,
     num_held_out: int = 120,
     num_seen: int = 40,
+    kinds: Sequence[Kind] = KINDS,
     settings: Mapping[str, Any] = MappingProxyType({}),
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
@@ -108,6 +109,7 @@ def score_composed_emoji(
         data: the composed dataset.
         num_held_out: the most held-out combinations of each kind; always the same ones.
         num_seen: scenes of the training data of each kind.
+        kinds: the kinds of scenes to score.
         settings: further arguments of `Pipeline.generate`, for all images.
         on_progress: called with (images made, images to make).
 
@@ -119,7 +121,7 @@ def score_composed_emoji(
         UserError: `dest` exists, the data is incomplete, or the disk is full.
     """
     artwork = Artwork.read(data / OBJECTS_FOLDER, pipeline.defaults.height or 64)
-    judge, tests = SceneJudge(artwork), _tests(artwork, data, num_held_out, num_seen)
+    judge, tests = SceneJudge(artwork), _tests(artwork, data, kinds, num_held_out, num_seen)
     report: dict[str, Any] = {"weights_hash": pipeline.weights_hash, "settings": dict(settings)}
     done, total = 0, sum(len(prompts) for parts in tests.values() for prompts in parts.values())
     with new_folder(dest) as folder:
@@ -144,14 +146,14 @@ def draw_prompts(
 
 
 def _tests(
-    artwork: Artwork, data: Path, num_held_out: int, num_seen: int
+    artwork: Artwork, data: Path, kinds: Sequence[Kind], num_held_out: int, num_seen: int
 ) -> dict[Kind, dict[str, list[Prompt]]]:
     """The prompts of each kind: `held_out` and `seen`."""
     objects = list(artwork.objects.values())
     plurals = {one.noun: one.plural for one in objects}
     held_out = read_held_out(data)
     found: dict[Kind, dict[str, list[Prompt]]] = {}
-    for kind in KINDS:
+    for kind in kinds:
         known = read_training_scenes(data, kind)
         order = permutation(len(known), "emoji seen", kind)[:num_seen]
         scenes = held_out_scenes(held_out, kind, objects)[:num_held_out]
