@@ -96,7 +96,8 @@ def from_oklch(lightness: Pixels, chroma: Pixels, hue_deg: Pixels) -> Pixels:
     angle = np.radians(hue_deg)
     lab = np.stack([lightness, chroma * np.cos(angle), chroma * np.sin(angle)], axis=-1)
     linear = np.clip((lab @ _FROM_LAB.T) ** 3 @ _FROM_LMS.T, 0, 1)
-    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+    rgb: Pixels = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return rgb
 
 
 def hue_distance(first: Pixels | float, second: Pixels | float) -> Pixels:
