@@ -19,11 +19,15 @@ def main() -> int:
     )
     parser.add_argument("runs", type=Path, help="the folder with the runs of make_emoji_model.sh")
     parser.add_argument("dest", type=Path, help="where to put it; an existing folder is replaced")
+    parser.add_argument(
+        "--composed", action="store_true", help="the model that make_composed_emoji_model.sh trained further"
+    )
     options = parser.parse_args()
-    source = options.runs / "denoiser" / "pipeline"
+    source = options.runs / ("composed" if options.composed else "denoiser") / "pipeline"
+    script = "make_composed_emoji_model.sh" if options.composed else "make_emoji_model.sh"
     try:
-        card = emoji_card(options.runs)
-        provenance = {"made_by": "scripts/make_emoji_model.sh", "weights_sha256": weights_hash(source)}
+        card = emoji_card(options.runs, composed=options.composed)
+        provenance = {"made_by": f"scripts/{script}", "weights_sha256": weights_hash(source)}
         save_parts(
             load_parts(source),
             options.dest,

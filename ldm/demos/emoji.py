@@ -42,7 +42,7 @@ SOURCE_PX = 256
 
 OnProgress = Callable[[str, int, int], None]
 
-_ATTRIBUTION = """# Attribution
+ATTRIBUTION = """# Attribution
 
 The pictures are derived from **Fluent Emoji** by Microsoft (MIT licence, copyright Microsoft Corporation,
 <https://github.com/microsoft/fluentui-emoji>), as packaged in `{images.name}` {images.version} by LobeHub
@@ -77,8 +77,9 @@ def prepare_emoji(
     Raises:
         UserError: the subset is unknown, the size is wrong, `dest` is in use, npm is missing, or a package is broken.
     """
-    _check_settings(dest, size_px, subset, skin_tones)
-    with _packages_folder(packages, on_progress) as folder, _folder_in_the_making(dest) as work:
+    _check_subset(subset, skin_tones)
+    check_dest(dest, size_px)
+    with packages_folder(packages, on_progress) as folder, folder_in_the_making(dest) as work:
         images, names = find_package(folder, IMAGES_PACKAGE), find_package(folder, NAMES_PACKAGE)
         emoji = read_names(names)
         matched, left_out = _choose(image_stems(images), emoji, subset, skin_tones)
@@ -94,7 +95,7 @@ def prepare_emoji(
         }
         text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
         (work / "dataset.json").write_text(text, encoding="utf-8")
-        attribution = _ATTRIBUTION.format(images=images, names=names, size_px=size_px)
+        attribution = ATTRIBUTION.format(images=images, names=names, size_px=size_px)
         (work / "ATTRIBUTION.md").write_text(attribution, encoding="utf-8")
     return summary
 
@@ -118,19 +119,28 @@ def draw_on_white(encoded: bytes, size_px: int) -> Image.Image:
     return ImageOps.pad(flat, (size_px, size_px), Image.Resampling.LANCZOS, color="white")
 
 
-def _check_settings(dest: Path, size_px: int, subset: str, skin_tones: bool) -> None:
+def _check_subset(subset: str, skin_tones: bool) -> None:
     if subset not in SUBSETS:
         raise unknown_name("subset", subset, SUBSETS)
-    if not 8 <= size_px <= SOURCE_PX:
-        raise UserError(f"--size-px {size_px}", f"choose 8 to {SOURCE_PX}, the size of the source images")
     if skin_tones and subset == "clear":
         raise UserError(f"--skin-tones: subset {subset!r} contains no people", "add --subset all or hands")
+
+
+def check_dest(dest: Path, size_px: int) -> None:
+    """Check that images of this size can be made, and that `dest` is absent or empty.
+
+    Raises:
+        UserError: they cannot, or it is not.
+    """
+    if not 8 <= size_px <= SOURCE_PX:
+        raise UserError(f"--size-px {size_px}", f"choose 8 to {SOURCE_PX}, the size of the source images")
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise UserError(f"{dest} already exists", "give a new or empty folder; nothing is overwritten")
 
 
 @contextmanager
-def _packages_folder(packages: Path | None, on_progress: OnProgress) -> Iterator[Path]:
+def packages_folder(packages: Path | None, on_progress: OnProgress) -> Iterator[Path]:
+    """The folder with the two `.tgz` files: the given one, or a temporary one into which npm downloads them."""
     if packages is not None:
         yield packages
         return
@@ -141,7 +151,7 @@ def _packages_folder(packages: Path | None, on_progress: OnProgress) -> Iterator
 
 
 @contextmanager
-def _folder_in_the_making(dest: Path) -> Iterator[Path]:
+def folder_in_the_making(dest: Path) -> Iterator[Path]:
     """A temporary sibling of `dest` that is renamed to it at the end, or removed on an error."""
     work = dest.parent / f".{dest.name}.{os.getpid()}.tmp"
     try:

@@ -14,15 +14,30 @@ EVALUATE = (
 )
 
 
-def emoji_card(runs: Path) -> str:
+SCORE = (
+    "python scripts/score_composed_emoji.py --model emoji --data data/emoji-composed-64 "
+    "--kinds colour count pair --output runs/emoji/composed-score"
+)
+SCENES = {"colour": "objects in colours", "count": "numbers of objects", "pair": "pairs of objects"}
+
+
+def emoji_card(runs: Path, *, composed: bool = False) -> str:
     """The README.md of the model that `make_emoji_model.sh` made in `runs`.
+
+    Args:
+        composed: of the model that `make_composed_emoji_model.sh` trained further. Its card has the numbers of the
+            first model's autoencoder, which it keeps, and not those of the first text encoder, which it changed.
 
     Raises:
         UserError: a report is missing.
     """
-    autoencoder = read_json(runs / "autoencoder" / "report.json")
-    text_encoder = read_json(runs / "text_encoder" / "report.json")
-    evaluation = read_json(runs / "evaluation" / "report.json")
+    evaluation = read_json(runs / ("composed-evaluation" if composed else "evaluation") / "report.json")
+    if composed:
+        measurements = _recall(evaluation) + _scenes(read_json(runs / "composed-score" / "report.json"))
+    else:
+        autoencoder = read_json(runs / "autoencoder" / "report.json")
+        text_encoder = read_json(runs / "text_encoder" / "report.json")
+        measurements = _parts(autoencoder, text_encoder) + _recall(evaluation)
     metadata = metadata_yaml(
         license="mit",
         library_name="diffusers",
@@ -34,15 +49,13 @@ def emoji_card(runs: Path) -> str:
         TEMPLATE,
         front_matter=metadata,
         num_images=evaluation["recall"]["num_training_images"],
-        measurements=_measurements(autoencoder, text_encoder, evaluation),
+        measurements=measurements,
+        composed=composed,
     )
 
 
-def _measurements(
-    autoencoder: dict[str, Any], text_encoder: dict[str, Any], evaluation: dict[str, Any]
-) -> list[Measurement]:
-    held_out, recall = autoencoder["held_out"], evaluation["recall"]
-    found = text_encoder["train"]
+def _parts(autoencoder: dict[str, Any], text_encoder: dict[str, Any]) -> list[Measurement]:
+    held_out, found = autoencoder["held_out"], text_encoder["train"]
     return [
         Measurement(
             f"autoencoder, {held_out['num_images']} held-out images",
@@ -55,12 +68,28 @@ def _measurements(
             f"text to image {found['text_to_image_recall_at_1']:.2f}",
             "ldm train configs/emoji/text_encoder.yaml",
         ),
-        *(
-            Measurement(
-                f"recall: the caption's own image is the nearest training image (RMS at 32 px), top {best}",
-                f"{share['share']:.2f} [{share['low']:.2f}, {share['high']:.2f}] of {share['num_judged']} captions",
-                EVALUATE,
-            )
-            for best, share in ((1, recall["top_1"]), (5, recall["top_5"]))
-        ),
+    ]
+
+
+def _recall(evaluation: dict[str, Any]) -> list[Measurement]:
+    recall = evaluation["recall"]
+    return [
+        Measurement(
+            f"recall: the caption's own image is the nearest training image (RMS at 32 px), top {best}",
+            f"{share['share']:.2f} [{share['low']:.2f}, {share['high']:.2f}] of {share['num_judged']} captions",
+            EVALUATE,
+        )
+        for best, share in ((1, recall["top_1"]), (5, recall["top_5"]))
+    ]
+
+
+def _scenes(score: dict[str, Any]) -> list[Measurement]:
+    return [
+        Measurement(
+            f"{what} that never occur in training: {attribute} right",
+            f"{share['share']:.2f} [{share['low']:.2f}, {share['high']:.2f}] of {share['num_judged']} images",
+            SCORE,
+        )
+        for kind, what in SCENES.items()
+        for attribute, share in score[kind]["held_out"].items()
     ]

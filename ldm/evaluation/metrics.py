@@ -1,7 +1,8 @@
 """Metrics: PSNR and SSIM of reconstructions, recall at k of retrieval, and a proportion with its interval."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import comb
 from statistics import NormalDist
 
 import torch
@@ -90,6 +91,37 @@ def wilson_interval(num_right: int, num_judged: int, confidence: float = 0.95) -
     spread = z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
     scale = 1 + z * z / n
     return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+def exact_interval(num_right: int, num_judged: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact interval of a proportion: the p for which neither tail of the binomial is below (1 - confidence) / 2.
+
+    C. J. Clopper, E. S. Pearson, "The use of confidence or fiducial limits illustrated in the case of the binomial",
+    Biometrika 26 (1934) 404.
+
+    Raises:
+        ValueError: num_judged is below 1, or num_right is not between 0 and num_judged.
+    """
+    if not 0 <= num_right <= num_judged or num_judged < 1:
+        raise ValueError(f"{num_right} right of {num_judged} judged is not a proportion")
+    tail = (1 - confidence) / 2
+    low = 0.0 if num_right == 0 else _solve(lambda p: 1 - _at_most(num_right - 1, num_judged, p) - tail)
+    high = 1.0 if num_right == num_judged else _solve(lambda p: tail - _at_most(num_right, num_judged, p))
+    return low, high
+
+
+def _at_most(k: int, n: int, p: float) -> float:
+    """The probability of at most k successes in n."""
+    return sum(comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1))
+
+
+def _solve(rising: Callable[[float], float]) -> float:
+    """The zero in [0, 1] of a rising function, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
+    return (low + high) / 2
 
 
 @dataclass(frozen=True)

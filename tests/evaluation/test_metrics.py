@@ -1,10 +1,12 @@
 """The metrics against their definitions and published values, and the autoencoder's loss terms."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from ldm.evaluation.metrics import psnr, recall_at, ssim, wilson_interval
+from ldm.evaluation.metrics import exact_interval, psnr, recall_at, ssim, wilson_interval
 from train.autoencoder import kl_to_normal, laplacian_pyramid
 
 
@@ -84,9 +86,27 @@ def test_the_interval_is_wilsons(num_right: int, num_judged: int, low: float, hi
     assert mirrored == pytest.approx((1 - high, 1 - low), abs=6e-5)
 
 
-def test_the_interval_narrows_with_less_confidence_and_refuses_nonsense() -> None:
-    wide, narrow = wilson_interval(8, 10), wilson_interval(8, 10, confidence=0.5)
+@pytest.mark.parametrize(
+    ("num_right", "num_judged", "low", "high"),
+    [  # the same table, method 5
+        (81, 263, 0.2527, 0.3676),
+        (15, 148, 0.0578, 0.1617),
+        (0, 20, 0.0, 0.1684),
+        (1, 29, 0.0009, 0.1776),
+    ],
+)
+def test_the_exact_interval_is_clopper_and_pearsons(
+    num_right: int, num_judged: int, low: float, high: float
+) -> None:
+    assert exact_interval(num_right, num_judged) == pytest.approx((low, high), abs=6e-5)
+    mirrored = exact_interval(num_judged - num_right, num_judged)
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=6e-5)
+
+
+@pytest.mark.parametrize("interval", [wilson_interval, exact_interval])
+def test_intervals_narrow_with_less_confidence_and_refuse_nonsense(interval: Any) -> None:
+    wide, narrow = interval(8, 10), interval(8, 10, confidence=0.5)
     assert wide[0] < narrow[0] < 0.8 < narrow[1] < wide[1]
     for num_right, num_judged in ((0, 0), (3, 2), (-1, 2)):
         with pytest.raises(ValueError, match="not a proportion"):
-            wilson_interval(num_right, num_judged)
+            interval(num_right, num_judged)

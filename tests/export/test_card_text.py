@@ -137,6 +137,22 @@ def test_the_embedded_models_card_is_made_of_its_reports(tmp_path: Path) -> None
     assert Page(card).headings == ["OpenLDM emoji", "Use", "Data", "Measured", "Limits"]
 
 
+def test_the_card_of_the_composed_model_has_its_scenes(tmp_path: Path) -> None:
+    share = {"share": 0.85, "low": 0.78, "high": 0.91, "num_judged": 120}
+    recall = {"num_training_images": 526, "top_1": share, "top_5": share}
+    score = {kind: {"held_out": {"object": share, "all": share}} for kind in ("colour", "count", "pair")}
+    for name, report in (("composed-evaluation", {"recall": recall}), ("composed-score", score)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps(report))
+    card = emoji_card(tmp_path, composed=True)
+    assert Page(card).headings == ["OpenLDM emoji", "Use", "Data", "Measured", "Limits"]
+    assert (
+        "| pairs of objects that never occur in training: all right | 0.85 \\[0.78, 0.91\\] of 120 images |"
+        in card
+    )
+    assert "a dog and a rocket" in card and "PSNR" not in card
+
+
 # The examples
 
 
