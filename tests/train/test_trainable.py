@@ -109,7 +109,10 @@ def test_a_new_token_does_not_decay(tmp_path: Path) -> None:
     [
         ({"trainable": "embedding"}, "trainable: embedding needs embedding"),
         ({"embedding": EMBEDDING}, "embedding is given, but trainable is unet: leave it out"),
-        ({"lora": {"rank": 4}}, "lora is given, but trainable is unet: set trainable: lora"),
+        (
+            {"lora": {"rank": 4}},
+            "set trainable: lora, or leave out lora to train the unet",
+        ),
         ({"trainable": "lora", "text_encoder_learning_rate": 1e-4}, "but the text encoder is not trained"),
         ({"trainable": "embeding"}, "trainable = 'embeding'"),
     ],

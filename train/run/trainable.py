@@ -61,7 +61,10 @@ class TrainableSettings(Settings):
         if self.trainable != "embedding" and self.embedding is not None:
             raise ValueError(f"embedding is given, but trainable is {self.trainable}: leave it out")
         if self.trainable != "lora" and self.lora != LoraSettings():
-            raise ValueError(f"lora is given, but trainable is {self.trainable}: set trainable: lora")
+            raise ValueError(
+                f"lora is given, but trainable is {self.trainable}: set trainable: lora, or leave out lora to train "
+                f"the {self.trainable}"
+            )
         if self.text_encoder_learning_rate is not None and not self.trains_text_encoder:
             raise ValueError(
                 "text_encoder_learning_rate is given, but the text encoder is not trained: leave it out"
