@@ -31,9 +31,9 @@ class Amount:
 def choose_amount(num_images: int, trainable: str, *, large: bool = True) -> Amount:
     """The number of passes over the images, the batch size and the number of steps.
 
-    A LoRA of a small model learns with a high rate and memorises a small set within 20 passes, see
-    docs/benchmarks/init-defaults.md; one of a large model gets 100 passes. Whole networks get 20. There are at least
-    500 steps, or 200 for a LoRA of a small model, and at most 20,000.
+    A LoRA of a small model learns with a high rate and gets 30 passes, because it soon memorises a small set (see
+    docs/benchmarks/init-defaults.md); one of a large model gets 100. Whole networks get 20. There are at least 500 steps,
+    or 200 for a LoRA of a small model, and at most 20,000.
 
     The batch is an eighth of the images, rounded down to a power of two from 4 to 16 (whole networks: 32), and not
     larger than the data set.
@@ -42,7 +42,7 @@ def choose_amount(num_images: int, trainable: str, *, large: bool = True) -> Amo
         large: whether the model is of Stable Diffusion's size.
     """
     quick = trainable == "lora" and not large
-    num_passes = 100 if trainable in ADAPTERS and not quick else 20
+    num_passes = 30 if quick else 100 if trainable in ADAPTERS else 20
     most = 16 if trainable in ADAPTERS else 32
     batch = min(most, max(4, 2 ** max(0, (num_images // 8).bit_length() - 1)))
     batch = min(batch, 2 ** (num_images.bit_length() - 1))

@@ -116,8 +116,8 @@ def test_a_set_with_held_out_images_keeps_the_best_weights_and_may_stop_early(he
     init("a", "--base", "base")
     settings = settings_in("a.yaml")
     assert settings.data.holdout_fraction == 0.1 and settings.validation.keep_best
-    assert (settings.num_steps, settings.validation.every, settings.validation.patience) == (300, 15, 5)
-    assert len(settings.preview.prompts) == 1
+    assert (settings.num_steps, settings.validation.every, settings.validation.patience) == (400, 20, 5)
+    assert settings.preview.prompts == ("a red apple",)
 
 
 @pytest.mark.parametrize(
@@ -149,9 +149,9 @@ def test_each_kind_of_training_loads(here: Path, trainable: str) -> None:
     ("num_images", "trainable", "expected"),
     [
         (1, "lora", Amount(100, 1, 500)),
-        (55, "small lora", Amount(20, 4, 300)),
-        (7, "small lora", Amount(20, 4, 200)),
-        (1000, "small lora", Amount(20, 16, 1250)),
+        (55, "small lora", Amount(30, 4, 400)),
+        (7, "small lora", Amount(30, 4, 200)),
+        (1000, "small lora", Amount(30, 16, 1900)),
         (1000, "embedding", Amount(100, 16, 6250)),
         (7, "lora", Amount(100, 4, 500)),
         (120, "lora", Amount(100, 8, 1500)),

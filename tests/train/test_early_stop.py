@@ -127,3 +127,13 @@ def test_what_a_killed_writer_left_beside_the_best_and_the_averages_goes(tmp_pat
         (tmp_path / name / ".tmp-step-000008-abcdef01").mkdir()
     run(tmp_path, FALLING)
     assert not list(tmp_path.glob("*/.tmp-*"))
+
+
+def test_a_run_warns_when_the_held_out_loss_rises_and_shows_it_beside_the_loss(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path / "run", patience=0)
+    said = capsys.readouterr().err
+    assert said.count("warning: the loss on the held-out images has risen") == 1
+    assert "from 1.0000 at step 5 to 1.0000 at step 8" in said
+    assert "step 8/8  loss " in said and "held out 1.0000 (best 1.0000 at step 5)" in said

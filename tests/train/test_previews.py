@@ -80,5 +80,5 @@ def test_by_default_previews_add_a_tenth_to_the_cost_of_a_run(changes: dict[str,
 
 
 def test_previews_have_the_size_of_the_training_images() -> None:
-    assert preview_size(denoiser_settings()) == {"height": 256, "width": 384}
-    assert preview_size(denoiser_settings(preview={"width": 512})) == {"height": 256, "width": 512}
+    assert preview_size(denoiser_settings()) == (256, 384)
+    assert preview_size(denoiser_settings(preview={"width": 512})) == (256, 512)

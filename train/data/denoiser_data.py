@@ -97,7 +97,7 @@ def open_stream(run: Run, settings: DenoiserSettings, loss: DenoiserLoss) -> Den
     loss.prompts = cached_prompts(run, (), parts.text_encoder, settings)
     return DenoiserData(
         streamed_samples(settings, latent_samples(settings, parts.autoencoder, (), readers)),
-        PreviewInputs(settings.preview.prompts, **preview_size(settings)),
+        PreviewInputs(settings.preview.prompts, {}, *preview_size(settings)),
         stream=begin_stream(run, settings, parts.text_encoder, size_multiple(parts)),
     )
 
@@ -115,14 +115,14 @@ def preview_inputs(
     return PreviewInputs(
         prompts,
         {image.name: torch.stack([one.input_pixels(image) for one in shown]) for image in images},
-        **preview_size(settings),
+        *preview_size(settings),
     )
 
 
-def preview_size(settings: DenoiserSettings) -> dict[str, int]:
-    """The `height` and `width` of previews: those of the settings, or of the training images."""
+def preview_size(settings: DenoiserSettings) -> tuple[int, int]:
+    """The height and width of previews in pixels: those of the settings, or of the training images."""
     preview, data = settings.preview, settings.data
-    return {"height": preview.height or data.height, "width": preview.width or data.width}
+    return preview.height or data.height, preview.width or data.width
 
 
 def num_previewed(settings: DenoiserSettings) -> int:
@@ -130,9 +130,9 @@ def num_previewed(settings: DenoiserSettings) -> int:
 
     Costs are counted in forward passes of one sample; the backward pass of a training step costs as much as two.
     """
-    preview, size = settings.preview, preview_size(settings)
+    preview, (height, width) = settings.preview, preview_size(settings)
     num_previews = -(-settings.num_steps // settings.preview_every)
-    relative_size = size["height"] * size["width"] / (settings.data.height * settings.data.width)
+    relative_size = height * width / (settings.data.height * settings.data.width)
     branches = 2 if preview.guidance_scale > 1 else 1
     of_one_caption = num_previews * preview.num_inference_steps * branches * relative_size
     of_training = 3 * settings.num_steps * settings.global_batch_size

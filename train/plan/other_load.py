@@ -30,7 +30,11 @@ class OtherLoad:
         yield
         seconds, busy, own = time.perf_counter() - begin, busy_sec() - busy, time.process_time() - own
         all_own = accelerator.reduce(torch.tensor(own, device=accelerator.device), "sum")
-        self.cores_used = min(float(self.num_cores), max(0.0, busy - float(all_own)) / seconds)
+        self.note(seconds, busy, float(all_own))
+
+    def note(self, seconds: float, busy: float, own: float) -> None:
+        """Compute `cores_used` from seconds passed, core seconds of all programs, and core seconds of this run."""
+        self.cores_used = min(float(self.num_cores), max(0.0, busy - own) / seconds)
 
     @property
     def matters(self) -> bool:

@@ -61,6 +61,11 @@ def measure_previews(
         held_out: the number of held-out samples.
     """
     preview, last = settings.preview, settings.num_steps
+    size = (inputs.height or settings.data.height, inputs.width or settings.data.width)
+    num_previews = _number_due(settings.preview_every, start, last)
+    num_validations = _number_due(settings.validation.every, start, last)
+    if not num_previews + num_validations:
+        return PreviewCost(len(inputs.prompts), size, 0, 0.0)
     one = replace(inputs, prompts=inputs.prompts[:1], images={n: t[:1] for n, t in inputs.images.items()})
     short = preview.model_copy(update={"num_inference_steps": NUM_MEASURED_STEPS})
     times: list[float] = []
@@ -74,15 +79,14 @@ def measure_previews(
     step_sec = (times[-1] - times[0]) / (len(times) - 1)
     rest_sec = max(0.0, time.perf_counter() - begin - len(times) * step_sec)
     forward_sec = step_sec / (2 if preview.guidance_scale > 1 else 1)
-    size = (inputs.height or settings.data.height, inputs.width or settings.data.width)
     relative_size = settings.data.height * settings.data.width / (size[0] * size[1])
     share = -(-held_out // run.processes.num_processes)
     return PreviewCost(
         len(inputs.prompts),
         size,
-        _number_due(settings.preview_every, start, last),
+        num_previews,
         preview.num_inference_steps * step_sec + rest_sec,
-        _number_due(settings.validation.every, start, last),
+        num_validations,
         share * settings.validation.num_timesteps_per_sample * forward_sec * relative_size,
     )
 

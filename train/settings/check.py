@@ -42,7 +42,7 @@ class _AnyName(type):
         return cls
 
     def __call__(cls, *args: Any, **options: Any) -> Any:
-        return object.__new__(cls)
+        return type.__call__(cls)
 
 
 def _placeholder(name: str) -> Any:
@@ -54,8 +54,6 @@ def _placeholder(name: str) -> Any:
 
 class _Module(ModuleType):
     """A module of a library that is not loaded."""
-
-    __path__: Sequence[str] = ()  # a package, whose submodules are found by `Placeholders` as well
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -72,8 +70,10 @@ class Placeholders(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self, is_package=True) if known else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """An empty module."""
-        return _Module(spec.name)
+        """A package without files, whose submodules are found here as well."""
+        module = _Module(spec.name)
+        module.__path__ = []
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
         """There is nothing to run."""
