@@ -32,8 +32,8 @@ def choose_amount(num_images: int, trainable: str, *, large: bool = True) -> Amo
     """The number of passes over the images, the batch size and the number of steps.
 
     A LoRA of a small model learns with a high rate and gets 30 passes, because it soon memorises a small set (see
-    docs/benchmarks/init-defaults.md); one of a large model gets 100. Whole networks get 20. There are at least 500 steps,
-    or 200 for a LoRA of a small model, and at most 20,000.
+    docs/benchmarks/init-defaults.md); one of a large model gets 100. Whole networks get 20. There are at least 500
+    steps, or 200 for a LoRA of a small model, and at most 20,000.
 
     The batch is an eighth of the images, rounded down to a power of two from 4 to 16 (whole networks: 32), and not
     larger than the data set.
