@@ -1,7 +1,6 @@
 """Make the three folders on which the defaults of `ldm init` were measured; see docs/benchmarks/init-defaults.md.
 
-apt-get download tuxpaint-stamps-default openclipart-png
-for FILE in *.deb; do dpkg-deb -x $FILE packages; done
+apt-get download tuxpaint-stamps-default openclipart-png && for FILE in *.deb; do dpkg-deb -x $FILE packages; done
 npm pack @lobehub/fluent-emoji-3d && tar -xzf lobehub-fluent-emoji-3d-*.tgz -C packages
 python scripts/init_folders.py packages folders
 """
@@ -35,10 +34,8 @@ def drawings(packages: Path) -> Iterator[Captioned]:
 def emoji(packages: Path) -> Iterator[Captioned]:
     """Emoji of one code point, by their Unicode names."""
     for path in sorted((packages / "package/assets").glob("*.webp")):
-        if re.fullmatch("1f[0-9a-f]{3}", path.stem) and (
-            name := unicodedata.name(chr(int(path.stem, 16)), "")
-        ):
-            yield path, name.lower()
+        if re.fullmatch("1f[0-9a-f]{3}", path.stem):
+            yield path, unicodedata.name(chr(int(path.stem, 16)), path.stem).lower()
 
 
 KINDS = {"stamps": (stamps, 61), "drawings": (drawings, 240), "emoji": (emoji, 24)}
