@@ -146,16 +146,17 @@ def _meant(kind: type[BaseModel], path: Sequence[str]) -> str:
     return f"did you mean {guess!r}?" if guess else f"valid keys here: {', '.join(beside)}"
 
 
-def all_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def all_keys(kind: type[BaseModel]) -> list[str]:
     """The dotted keys of all settings, outer ones first; without those in lists of groups, which need an index."""
-    inner: list[tuple[str, type[BaseModel]]] = []
+    return sorted(_keys_inside(kind, ""), key=lambda key: key.count("."))
+
+
+def _keys_inside(kind: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in kind.model_fields.items():
         yield f"{prefix}{name}"
         group = _settings_inside(field.annotation)
         if group is not None and get_origin(field.annotation) is not tuple:
-            inner.append((name, group))
-    for name, group in inner:
-        yield from all_keys(group, f"{prefix}{name}.")
+            yield from _keys_inside(group, f"{prefix}{name}.")
 
 
 def _existing(kind: type[BaseModel], path: Sequence[str]) -> list[str]:

@@ -64,13 +64,13 @@ def held_out_note(rows: Sequence[Row]) -> str:
 
 
 def overfitting(rows: Sequence[Row], *, keeps_best: bool) -> str:
-    """A warning, if the last `NUM_RISING` validations were all worse than the one before them, the best so far.
+    """A warning, if the validation loss is higher than the best and has had no new best for `NUM_RISING` validations.
 
-    It is given once for each best step, because a later row no longer has exactly so many after the best.
+    It is given once for each best step, because later on there are more validations since.
     """
     losses, best = validation_losses(rows), best_step(rows)
     since = [step for step in losses if best is not None and step > best]
-    if best is None or len(since) != NUM_RISING:
+    if best is None or len(since) != NUM_RISING or losses[since[-1]] <= losses[best]:
         return ""
     way_on = (
         "the result will have the weights of the best step, unless a later one is better"
