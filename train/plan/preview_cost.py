@@ -76,9 +76,10 @@ def measure_previews(
 
     begin = time.perf_counter()
     write_preview(loss.parts, loss.task, short, one, Path(), run.device, writes=False, on_step=on_step)
-    step_sec = (times[-1] - times[0]) / (len(times) - 1)
-    rest_sec = max(0.0, time.perf_counter() - begin - len(times) * step_sec)
-    forward_sec = step_sec / (2 if preview.guidance_scale > 1 else 1)
+    call_sec = (times[-1] - times[0]) / (len(times) - 1)
+    step_sec = call_sec * len(times) / NUM_MEASURED_STEPS  # some samplers call the network twice a step
+    rest_sec = max(0.0, time.perf_counter() - begin - len(times) * call_sec)
+    forward_sec = call_sec / (2 if preview.guidance_scale > 1 else 1)
     relative_size = settings.data.height * settings.data.width / (size[0] * size[1])
     share = -(-held_out // run.processes.num_processes)
     return PreviewCost(

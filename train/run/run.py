@@ -60,11 +60,12 @@ class Run:
     sharded: bool = field(init=False)
     directory: RunDirectory = field(init=False)
     changes: list[str] = field(init=False)
-    on_preview_step: Callable[[int, int], None] = field(init=False, default=lambda done, total: None)
+    on_preview_step: Callable[[int, int], None] = field(init=False)
     _data: Fingerprint | None = field(init=False, default=None)
     _damaged: list[Path] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
+        self.on_preview_step = lambda done, total: None
         check_trackers(self.settings.trackers)
         check_outputs(self.settings)
         asked = asked_to_shard(self.settings)
