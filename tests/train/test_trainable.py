@@ -108,7 +108,7 @@ def test_a_new_token_does_not_decay(tmp_path: Path) -> None:
     ("tree", "message"),
     [
         ({"trainable": "embedding"}, "trainable: embedding needs embedding"),
-        ({"embedding": EMBEDDING}, "embedding is given, but trainable is unet: leave it out"),
+        ({"embedding": EMBEDDING}, "but trainable is unet: set trainable: embedding, or leave out embedding"),
         (
             {"lora": {"rank": 4}},
             "set trainable: lora, or leave out lora to train the unet",

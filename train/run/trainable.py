@@ -60,7 +60,10 @@ class TrainableSettings(Settings):
         if self.trainable == "embedding" and self.embedding is None:
             raise ValueError("trainable: embedding needs embedding: {token: <name>, initial_word: WORD}")
         if self.trainable != "embedding" and self.embedding is not None:
-            raise ValueError(f"embedding is given, but trainable is {self.trainable}: leave it out")
+            raise ValueError(
+                f"embedding is given, but trainable is {self.trainable}: set trainable: embedding, or leave out "
+                "embedding"
+            )
         if self.trainable != "lora" and self.lora != LoraSettings():
             raise ValueError(
                 f"lora is given, but trainable is {self.trainable}: set trainable: lora, or leave out lora to train "
@@ -68,7 +71,8 @@ class TrainableSettings(Settings):
             )
         if self.text_encoder_learning_rate is not None and not self.trains_text_encoder:
             raise ValueError(
-                "text_encoder_learning_rate is given, but the text encoder is not trained: leave it out"
+                "text_encoder_learning_rate is given, but the text encoder is not trained: leave it out, or train the "
+                "text encoder with trainable: unet+text_encoder or lora.text_encoder: true"
             )
         return self
 
