@@ -63,7 +63,7 @@ def train(
     if fork is not None:
         settings = [*settings, *fork_overrides(path, settings, fork)]
     program, environment = program_of(path, settings, home.programs), home.environment(os.environ)
-    check = [sys.executable, "-m", f"{home.package}.settings.check", program, str(path), *settings]
+    check = [sys.executable, "-m", f"{home.package}.settings.check_settings", program, str(path), *settings]
     if code := run_processes(check, environment):  # a mistyped setting, told before the libraries are loaded
         raise typer.Exit(code)
     module = f"{home.package}.{program}"

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 DRIVER = """
 import json, sys
 from pathlib import Path
-from train.settings.check import Placeholders, main
+from train.settings.check_settings import Placeholders, main
 sys.meta_path.insert(0, Placeholders())
 from ldm.config import load_settings, read_yaml
 from train.settings.schema import SETTINGS, schema, settings_of

@@ -1,6 +1,6 @@
 """Check a configuration in a second, before the libraries are loaded that a training program needs.
 
-`python -m train.settings.check PROGRAM CONFIG key=value ...`, run by `ldm train` before it starts the program.
+`python -m train.settings.check_settings PROGRAM CONFIG key=value ...`, run by `ldm train` before it starts the program.
 
 A setting is defined beside the code that uses it, so importing all settings would import torch, diffusers and
 transformers as well: 5 to 50 seconds. Settings need nothing of these libraries, only the code around them does. Here
