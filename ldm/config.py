@@ -3,13 +3,13 @@
 Each kind of settings is a pydantic model, defined beside the code that uses it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from ldm.errors import UserError, nearest
+from ldm.errors import SYNONYMS, UserError, closest, nearest
 
 
 class Settings(BaseModel):
@@ -44,7 +44,7 @@ def load_settings(kind: type[AnySettings], path: Path | None, overrides: Sequenc
     """
     tree = read_yaml(path) if path else {}
     for override in overrides:
-        _apply(tree, override)
+        _apply(tree, override, _example(kind))
     return validate(kind, tree, where=str(path) if path else "settings")
 
 
@@ -86,10 +86,14 @@ def to_yaml(settings: Settings) -> str:
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def _example(kind: type[Settings]) -> str:
+    return "num_steps=1000" if "num_steps" in kind.model_fields else f"{next(iter(kind.model_fields))}=VALUE"
+
+
+def _apply(tree: dict[str, Any], override: str, example: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
-        raise UserError(f"{override!r} is not a setting", "write key=value, for example data.size_px=64")
+        raise UserError(f"{override!r} is not a setting", f"write key=value, for example {example}")
     *parents, leaf = key.strip().split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
@@ -112,12 +116,9 @@ def _explain(kind: type[Settings], error: ValidationError, where: str) -> UserEr
     # report a mistyped key first: it is often the reason why another is missing
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     path = [str(part) for part in first["loc"]]
-    key = ".".join(path)
     if first["type"] == "extra_forbidden":
-        choices = _keys_beside(kind, path)
-        guess = nearest(path[-1], choices)
-        hint = f"did you mean {guess!r}?" if guess else f"valid keys here: {', '.join(choices)}"
-        return UserError(f"{where}: unknown setting {key!r}", hint)
+        return UserError(f"{where}: unknown setting {'.'.join(path)!r}", _meant(kind, path))
+    key = ".".join(_existing(kind, path))
     if first["type"] == "missing":
         return UserError(f"{where}: setting {key!r} is missing", f"write {key}: VALUE")
     wrong = first["msg"].removeprefix("Value error, ")
@@ -125,6 +126,50 @@ def _explain(kind: type[Settings], error: ValidationError, where: str) -> UserEr
         # settings that contradict each other: the message names them, so the whole group is not printed
         return UserError(f"{where}: {key}" if key else where, wrong)
     return UserError(f"{where}: {key} = {first['input']!r}", wrong)
+
+
+def _meant(kind: type[BaseModel], path: Sequence[str]) -> str:
+    """A hint for an unknown setting: one that exists, in its group or elsewhere."""
+    beside, name = _keys_beside(kind, path), path[-1]
+    elsewhere: dict[str, str] = {}
+    for key in all_keys(kind):
+        elsewhere.setdefault(key.rpartition(".")[2], key)  # the outermost of its name
+        elsewhere.setdefault(key.replace(".", "_"), key)
+    synonyms = SYNONYMS.get(name.lower(), ())
+    guess = (
+        next((each for each in synonyms if each in beside), None)
+        or next((elsewhere[each] for each in (name, *synonyms) if each in elsewhere), None)
+        or nearest(name, beside)
+    )
+    if guess is None and (close := closest(name, elsewhere)):
+        guess = elsewhere[close]
+    return f"did you mean {guess!r}?" if guess else f"valid keys here: {', '.join(beside)}"
+
+
+def all_keys(kind: type[BaseModel]) -> list[str]:
+    """The dotted keys of all settings, outer ones first; without those in lists of groups, which need an index."""
+    return sorted(_keys_inside(kind, ""), key=lambda key: key.count("."))
+
+
+def _keys_inside(kind: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in kind.model_fields.items():
+        yield f"{prefix}{name}"
+        group = _settings_inside(field.annotation)
+        if group is not None and get_origin(field.annotation) is not tuple:
+            yield from _keys_inside(group, f"{prefix}{name}.")
+
+
+def _existing(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """The part of an error's path that names a setting: pydantic adds which alternative of a union it tried."""
+    found: list[str] = []
+    inner: type[BaseModel] | None = kind
+    for part in path:
+        if part.isdigit() and found:
+            found.append(part)
+        elif inner is not None and part in inner.model_fields:
+            found.append(part)
+            inner = _settings_inside(inner.model_fields[part].annotation)
+    return found
 
 
 def _keys_beside(kind: type[BaseModel], path: Sequence[str]) -> list[str]:

@@ -1,12 +1,16 @@
 """Settings: files, overrides, round trip, and errors that name the key and a hint."""
 
+import copy
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ldm.config import Settings, load_settings, to_yaml, validate
-from ldm.errors import UserError
+from ldm.config import Settings, all_keys, load_settings, to_yaml, validate
+from ldm.errors import SYNONYMS, UserError
 from train.autoencoder import AutoencoderSettings
+from train.settings.schema import SETTINGS, settings_of
 
 
 class Inner(Settings):
@@ -87,3 +91,64 @@ def test_a_mistyped_key_in_a_list_of_groups_is_named_before_what_it_leaves_missi
         validate(Listed, {"places": [{"name": "a"}, {"nme": "b"}]})
     assert "unknown setting 'places.1.nme'" in str(error.value)
     assert "did you mean 'name'?" in str(error.value)
+
+
+class Deep(Settings):
+    num_steps: int = 3
+    batch_size: int = 1
+    global_batch_size: int = 1
+    outer: Outer = Outer(name="a")
+    optim: Inner = Inner()
+    either: int | tuple[int, ...] = 1
+    list: tuple[Inner, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("sizes=1", "did you mean 'optim.sizes'?"),
+        ("optim_rate=1", "did you mean 'optim.rate'?"),
+        ("steps=1", "did you mean 'num_steps'?"),
+        ("optim.steps=1", "did you mean 'num_steps'?"),
+        ("batch=1", "did you mean 'global_batch_size'?"),
+        ("optim.name=1", "did you mean 'outer.name'?"),
+        ("list=[{rat: 1}]", "unknown setting 'list.0.rat': did you mean 'rate'?"),
+        ("either=a", "settings: either = 'a'"),
+        ("either=[a]", "settings: either ="),
+        ("list=[{rate: x}]", "list.0.rate = 'x'"),
+        ("steps", "'steps' is not a setting: write key=value, for example num_steps=1000"),
+    ],
+)
+def test_a_hint_names_only_settings_that_exist(override: str, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_settings(Deep, None, [override])
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("program", SETTINGS)
+def test_what_other_programs_call_a_setting_leads_to_one_that_exists(program: str) -> None:
+    """Every synonym, in every group, is answered with the key of a setting, and is not a setting itself."""
+    kind = settings_of(program)
+    keys = set(all_keys(kind))
+    groups = {"", *(key.rpartition(".")[0] for key in keys)}
+    tree = {"program": program, "run_dir": "r", "num_steps": 300, "data": {"path": "d"}}
+    for group in groups:
+        for synonym in SYNONYMS:
+            key = f"{group}.{synonym}".removeprefix(".")
+            if key in keys or group == "data.sources":
+                continue
+            hint = hint_for(kind, tree, key)
+            if named := re.search("did you mean '(.*)'", hint):
+                assert named[1] in keys or f"{group}.{named[1]}" in keys, key
+
+
+def hint_for(kind: type[Settings], tree: dict[str, Any], key: str) -> str:
+    changed = copy.deepcopy(tree)
+    *parents, leaf = key.split(".")
+    inner = changed
+    for parent in parents:
+        inner = inner.setdefault(parent, {})
+    inner[leaf] = 1
+    with pytest.raises(UserError) as error:
+        validate(kind, changed)
+    return error.value.hint

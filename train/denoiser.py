@@ -15,16 +15,17 @@ from ldm.errors import UserError
 from ldm.models.adapters.folder import Base
 from ldm.models.loading.model import ModelParts
 
-from .data.denoiser_data import open_stream, read_samples, read_training_data, validation
+from .data.denoiser_data import open_stream, read_samples, read_training_data, validation, warn_data
 from .data.latents import ImageReaders, latent_samples
 from .data.read import check_image_size
 from .loop.denoiser_loss import DenoiserLoss
 from .loop.state import TrainState
 from .plan.plan import make_plan
-from .run.best import apply_best
+from .run.best import apply_best, best_passed
 from .run.checkpoints import assign_weights
 from .run.denoiser_model import base_of_adapter, make_loss, make_parts, size_multiple
 from .run.held_model import held_model
+from .run.log import read_metrics
 from .run.preview import write_preview
 from .run.program import run_program
 from .run.run import Run
@@ -43,7 +44,14 @@ def train(settings: DenoiserSettings) -> None:
             return  # a stream
         with state.average.applied():
             write_preview(
-                loss.parts, loss.task, settings.preview, data.preview, path, run.device, writes=run.main
+                loss.parts,
+                loss.task,
+                settings.preview,
+                data.preview,
+                path,
+                run.device,
+                writes=run.main,
+                on_step=run.on_preview_step,
             )
 
     state = run.train(  # the training loop
@@ -82,6 +90,8 @@ def save_result(
     """Write the averaged weights, or the best ones, as `pipeline/`."""
     if settings.validation.keep_best:
         apply_best(run.run_dir, state.average)
+    elif passed := best_passed(read_metrics(run.run_dir)):
+        run.warn(passed)
     with state.average.applied():
         save_trained(plain_parts(run, settings, loss, state), run.run_dir / "pipeline", settings, base)
     print(f"trained: {run.run_dir / 'pipeline'}")
@@ -109,6 +119,8 @@ def plan(settings: DenoiserSettings) -> None:
     run = Run(settings, planning=True)
     loss, _ = make_model(run, settings)
     data = read_training_data(run, settings, loss)
+    if run.main:
+        warn_data(settings, data, loss.parts.text_encoder)
     if settings.validation.every:  # refused without held-out samples
         validation(run, settings, loss, data, ImageReaders("pixel_values", read_pixels(data.held_out)))
     samples_of = partial(latent_samples, settings, loss.parts.autoencoder, data.train)

@@ -27,7 +27,7 @@ from ldm.cli.push import push
 from ldm.cli.schema import schema
 from ldm.cli.train import train
 from ldm.cli.verify import verify
-from ldm.errors import UserError
+from ldm.errors import UserError, nearest
 from ldm.version import __version__
 
 
@@ -67,7 +67,17 @@ def _usage_message(error: Any) -> str:
     """What is wrong with the command line, and which command shows its help."""
     ctx = getattr(error, "ctx", None)
     hint = f" (see {ctx.command_path} --help)" if ctx else ""
+    if ctx and type(error).__name__ == "NoSuchOption":  # of click, or of typer's copy of it
+        return f"{error.message.rstrip('.')}{_meant_option(ctx, error.option_name)}{hint}"
     return str(error.format_message()).rstrip(".") + hint
+
+
+def _meant_option(ctx: Any, option: str) -> str:
+    """The option that an unknown one was most likely meant to be: one that other programs call so, or a similar one."""
+    known = {name.lstrip("-"): name for each in ctx.command.params for name in each.opts if name[0] == "-"}
+    names = {name.replace("-", "_"): name for name in known}
+    guess = nearest(option.lstrip("-").replace("-", "_"), names)
+    return f": did you mean {known[names[guess]]}?" if guess else ""
 
 
 def _print_version(requested: bool) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MAX_OTHER_FRACTION, OTHER_ASPECT = 0.05, 1.1
 """Buckets are turned on if more than this share of the images differs from the model's aspect ratio by this factor."""
-MIN_HELD_OUT, MAX_HELD_OUT, HOLDOUT_FROM = 0.02, 0.1, 50
+MIN_HELD_OUT, MAX_HELD_OUT, HOLDOUT_FROM = 0.02, 0.1, 30
 """The share of images held out, and how many images are needed before any are held out."""
 
 

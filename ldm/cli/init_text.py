@@ -8,11 +8,12 @@ from typing import Any
 
 import yaml
 
-from ldm.cli.autoconfig import BaseFacts, DataFacts
+from ldm.cli.autoconfig import HOLDOUT_FROM, BaseFacts, DataFacts
 
 ADAPTERS = ("lora", "embedding")
 LARGE_TEXT_WIDTH = 512
 """Models with wider prompt embeddings are of Stable Diffusion's size; smaller ones take larger learning rates."""
+MAX_STEPS, NUM_PREVIEWS, NUM_VALIDATIONS = 20_000, 5, 20
 COLUMN = 36
 Line = tuple[int, str, Any, str]
 """Depth, key, value (None starts a group), comment."""
@@ -27,25 +28,44 @@ class Amount:
     num_steps: int
 
 
-def choose_amount(num_images: int, trainable: str) -> Amount:
-    """100 passes over the images for an adapter, 20 for whole networks, but at least 500 and at most 20,000 steps.
+def choose_amount(num_images: int, trainable: str, *, large: bool = True) -> Amount:
+    """The number of passes over the images, the batch size and the number of steps.
+
+    A LoRA of a small model learns with a high rate and gets 30 passes, because it soon memorises a small set (see
+    docs/benchmarks/init-defaults.md); one of a large model gets 100. Whole networks get 20. There are at least 500
+    steps, or 200 for a LoRA of a small model, and at most 20,000.
 
     The batch is an eighth of the images, rounded down to a power of two from 4 to 16 (whole networks: 32), and not
     larger than the data set.
+
+    Args:
+        large: whether the model is of Stable Diffusion's size.
     """
-    adapter = trainable in ADAPTERS
-    num_passes, most = (100, 16) if adapter else (20, 32)
+    quick = trainable == "lora" and not large
+    num_passes = 30 if quick else 100 if trainable in ADAPTERS else 20
+    most = 16 if trainable in ADAPTERS else 32
     batch = min(most, max(4, 2 ** max(0, (num_images // 8).bit_length() - 1)))
     batch = min(batch, 2 ** (num_images.bit_length() - 1))
     wanted = 50 * round(num_images * num_passes / batch / 50)
-    return Amount(num_passes, batch, min(20_000, max(500, wanted)))
+    return Amount(num_passes, batch, min(MAX_STEPS, max(200 if quick else 500, wanted)))
+
+
+def num_prompts(amount: Amount) -> int:
+    """How many prompts are previewed: as many as cost a tenth of the run, from 1 to 4.
+
+    In forward passes: an image has 20 guided steps of two each, and the backward pass of a training step costs as much
+    as two.
+    """
+    of_one = NUM_PREVIEWS * 20 * 2
+    return max(1, min(4, 3 * amount.num_steps * amount.global_batch_size // (10 * of_one)))
 
 
 def config_text(
     model: BaseFacts, data: DataFacts, trainable: str, dest: Path, name: str, run_dir: str
 ) -> str:
     """The text of the file."""
-    amount = choose_amount(data.num_used - data.num_held_out, trainable)
+    large = model.text_width > LARGE_TEXT_WIDTH
+    amount = choose_amount(data.num_used - data.num_held_out, trainable, large=large)
     lines = [
         *_run_lines(model, trainable, name, run_dir),
         *_amount_lines(model, data, trainable, amount),
@@ -53,7 +73,8 @@ def config_text(
         *_caption_lines(model, data, trainable, name),
         *_training_lines(model, data, trainable, amount),
     ]
-    prompts = list(dict.fromkeys(_prefix(trainable, name) + text for text in data.captions))[:4]
+    prompts = list(dict.fromkeys(_prefix(trainable, name) + text for text in data.captions))
+    prompts = prompts[: num_prompts(amount)]
     last = [f"  - {_plain(prompt)}" for prompt in prompts]
     body = [*_header(model, data, dest), *map(_line, lines), *last]
     return "\n".join(body) + "\n"
@@ -96,7 +117,7 @@ def _run_lines(model: BaseFacts, trainable: str, name: str, run_dir: str) -> Ite
 def _amount_lines(model: BaseFacts, data: DataFacts, trainable: str, amount: Amount) -> Iterator[Line]:
     num_images = data.num_used - data.num_held_out
     rule = f"{num_images} images x {amount.num_passes} passes / {amount.global_batch_size}"
-    yield 0, "num_steps", amount.num_steps, f"{rule}, between 500 and 20000"
+    yield 0, "num_steps", amount.num_steps, f"{rule}, within limits; more steps memorise the images"
     yield 0, "global_batch_size", amount.global_batch_size, "images per step: an eighth of all, 4 to 32"
     big = data.settings.height * data.settings.width >= 256 * 256
     micro = min(4, amount.global_batch_size) if big else amount.global_batch_size
@@ -106,8 +127,8 @@ def _amount_lines(model: BaseFacts, data: DataFacts, trainable: str, amount: Amo
         micro,
         "images at once: a lower number needs less memory and gives the same result",
     )
-    yield 0, "save_every", amount.num_steps // 5, "steps between checkpoints"
-    yield 0, "preview_every", amount.num_steps // 5, "steps between preview images"
+    yield 0, "save_every", amount.num_steps // NUM_PREVIEWS, "steps between checkpoints"
+    yield 0, "preview_every", amount.num_steps // NUM_PREVIEWS, "steps between preview images"
     yield 0, "mixed_precision", "no", "bf16 on a recent CUDA device: half the memory, faster"
     whole = big and trainable not in ADAPTERS
     yield 0, "gradient_checkpointing", whole, "true: less memory, about a third slower"
@@ -136,12 +157,10 @@ def _data_lines(model: BaseFacts, data: DataFacts) -> Iterator[Line]:
     )
     yield 1, "upscale", chosen.upscale, "true: enlarge images that are too small; false: refuse them"
     yield 1, "flip", False, "true: mirror at random, if left and right do not matter; doubles the cache"
-    yield (
-        1,
-        "holdout_fraction",
-        chosen.holdout_fraction,
-        f"{data.num_held_out} images held out for validation",
-    )
+    held_out = f"{data.num_held_out} images held out for validation"
+    if not data.num_held_out:
+        held_out = f"none of fewer than {HOLDOUT_FROM} images is held out: the previews show when to stop"
+    yield 1, "holdout_fraction", chosen.holdout_fraction, held_out
 
 
 def _caption_lines(model: BaseFacts, data: DataFacts, trainable: str, name: str) -> Iterator[Line]:
@@ -164,7 +183,7 @@ def _caption_lines(model: BaseFacts, data: DataFacts, trainable: str, name: str)
 
 def _training_lines(model: BaseFacts, data: DataFacts, trainable: str, amount: Amount) -> Iterator[Line]:
     large = model.text_width > LARGE_TEXT_WIDTH
-    rate = {"lora": (1e-3, 1e-4), "embedding": (5e-3, 5e-3)}.get(trainable, (1e-4, 1e-5))[large]
+    rate = {"lora": (5e-4, 1e-4), "embedding": (5e-3, 5e-3)}.get(trainable, (1e-4, 1e-5))[large]
     yield 0, "objective", None, ""
     yield 1, "weighting", "min_snr", "none: the plain loss; min_snr learns faster"
     yield 0, "optim", None, ""
@@ -174,7 +193,11 @@ def _training_lines(model: BaseFacts, data: DataFacts, trainable: str, amount: A
     yield 1, "ema_decay", decay, "decay of the averaged weights, which are the result"
     if data.num_held_out:
         yield 0, "validation", None, ""
-        yield 1, "every", amount.num_steps // 10, "steps between validations on the held-out images"
+        every = amount.num_steps // NUM_VALIDATIONS
+        yield 1, "every", every, "steps between validations on the held-out images"
+        yield 1, "keep_best", True, "true: the result has the weights of the best validation"
+        patience = "stop after so many validations without a better one; 0: train to the end"
+        yield 1, "patience", NUM_VALIDATIONS // 4, patience
     yield 0, "preview", None, ""
     yield 1, "prompts", None, "generated every preview_every steps; replace them with your own"
 

@@ -62,9 +62,13 @@ def train(
     path = find_config(config, home)
     if fork is not None:
         settings = [*settings, *fork_overrides(path, settings, fork)]
-    module = f"{home.package}.{program_of(path, settings, home.programs)}"
+    program, environment = program_of(path, settings, home.programs), home.environment(os.environ)
+    check = [sys.executable, "-m", f"{home.package}.settings.check_settings", program, str(path), *settings]
+    if code := run_processes(check, environment):  # a mistyped setting, told before the libraries are loaded
+        raise typer.Exit(code)
+    module = f"{home.package}.{program}"
     command = [sys.executable, "-m", module, str(path), *settings, *(["--plan"] if plan else [])]
-    code = run_processes(command, home.environment(os.environ), num_processes)
+    code = run_processes(command, environment, num_processes)
     if code:
         raise typer.Exit(code)
 

@@ -33,6 +33,13 @@ class KeyedDropout(nn.Module):
         return values * kept.reshape(values.shape).to(values.dtype) / (1.0 - self.share)
 
 
+def key_dropout(network: nn.Module) -> None:
+    """Replace the dropout of a stock network by `KeyedDropout`, which drops as much; layers without any stay."""
+    for name, layer in list(network.named_modules()):
+        if type(layer) is nn.Dropout and layer.p > 0:
+            network.set_submodule(name, KeyedDropout(layer.p, name))
+
+
 def set_dropout_keys(module: nn.Module, noise: Tensor) -> None:
     """Give every KeyedDropout in `module` the keys of the next samples.
 

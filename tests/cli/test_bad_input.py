@@ -147,8 +147,28 @@ def test_a_configuration_on_proc(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", [["generate", "a", "--model"], ["info"]])
 def test_an_unfinished_run(command: list[str]) -> None:
     Path("run/checkpoints/step-000003").mkdir(parents=True)
-    for name in ("run", "run/checkpoints/step-000003"):
-        assert_words(refused(*command, name), f"{name} is a run that has not finished", f"ldm export {name}")
+    assert_words(refused(*command, "run"), "run is a run that has not finished", "ldm export run")
+    step = "run/checkpoints/step-000003"
+    line = refused(*command, step)
+    assert_words(line, f"{step} is a checkpoint of a training run", f"ldm export {step}")
+    assert "the run's result" not in line
+    Path("run/pipeline").mkdir()
+    assert_words(refused(*command, step), f"{step} is a checkpoint of a training run", "the run's result is")
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("--steps", ": did you mean --num-inference-steps?"),
+        ("--cfg", ": did you mean --guidance-scale?"),
+        ("--sampler", ": did you mean --scheduler?"),
+        ("--batch", ": did you mean --batch-size?"),
+        ("--hieght", ": did you mean --height?"),
+        ("--zzz", " (see ldm generate --help)"),
+    ],
+)
+def test_an_unknown_option(option: str, meant: str) -> None:
+    assert f"No such option: {option}{meant}" in refused("generate", "a", option, "3")
 
 
 def test_a_lora_as_a_model() -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ldm.cli.app import app
-from ldm.cli.init_text import Amount, choose_amount
+from ldm.cli.init_text import Amount, choose_amount, num_prompts
 from ldm.config import load_settings, validate
 from ldm.data.prepare import DataSettings
 from ldm.errors import UserError
@@ -97,7 +97,7 @@ def test_every_line_is_explained(here: Path) -> None:
         ([(13, 13)] * 8, 12, False, False),
         ([(4, 4)] * 8, 16, False, True),
         ([(48, 24)] * 8, 16, True, False),
-        ([(16, 16)] * 39 + [(4, 4)], 16, False, False),
+        ([(16, 16)] * 24 + [(4, 4)], 16, False, False),
     ],
     ids=["own size", "larger", "smaller", "much smaller", "another shape", "one is bad"],
 )
@@ -109,6 +109,22 @@ def test_the_size_follows_from_the_model_and_the_images(
     data = settings_in("a.yaml").data
     assert (data.height, data.width, data.buckets, data.upscale) == (height, height, buckets, upscale)
     assert data.holdout_fraction == 0 and settings_in("a.yaml").validation.every == 0
+
+
+def test_a_set_with_held_out_images_keeps_the_best_weights_and_may_stop_early(here: Path) -> None:
+    write_images(here / "a", [(16, 16)] * 61)
+    init("a", "--base", "base")
+    settings = settings_in("a.yaml")
+    assert settings.data.holdout_fraction == 0.1 and settings.validation.keep_best
+    assert (settings.num_steps, settings.validation.every, settings.validation.patience) == (400, 20, 5)
+    assert settings.preview.prompts == ("a red apple",)
+
+
+@pytest.mark.parametrize(
+    ("amount", "expected"), [(Amount(20, 4, 300), 1), (Amount(20, 8, 500), 4), (Amount(100, 4, 500), 3)]
+)
+def test_previews_add_a_tenth_to_a_run(amount: Amount, expected: int) -> None:
+    assert num_prompts(amount) == expected
 
 
 def test_captions_that_need_more_than_the_model_reads_are_counted(here: Path) -> None:
@@ -133,6 +149,10 @@ def test_each_kind_of_training_loads(here: Path, trainable: str) -> None:
     ("num_images", "trainable", "expected"),
     [
         (1, "lora", Amount(100, 1, 500)),
+        (55, "small lora", Amount(30, 4, 400)),
+        (7, "small lora", Amount(30, 4, 200)),
+        (1000, "small lora", Amount(30, 16, 1900)),
+        (1000, "embedding", Amount(100, 16, 6250)),
         (7, "lora", Amount(100, 4, 500)),
         (120, "lora", Amount(100, 8, 1500)),
         (1000, "lora", Amount(100, 16, 6250)),
@@ -141,7 +161,8 @@ def test_each_kind_of_training_loads(here: Path, trainable: str) -> None:
     ],
 )
 def test_the_amount_of_training(num_images: int, trainable: str, expected: Amount) -> None:
-    assert choose_amount(num_images, trainable) == expected
+    kind = trainable.removeprefix("small ")
+    assert choose_amount(num_images, kind, large=kind == trainable) == expected
 
 
 def test_columns_and_kind_are_written_to_the_file(here: Path) -> None:

@@ -171,6 +171,9 @@ def test_numbers_of_numpy_and_torch_are_plain_numbers() -> None:
     ("given", "said"),
     [
         ({"guidence_scale": 3}, "unknown setting 'guidence_scale': did you mean 'guidance_scale'"),
+        ({"steps": 3}, "unknown setting 'steps': did you mean 'num_inference_steps'"),
+        ({"cfg": 3}, "unknown setting 'cfg': did you mean 'guidance_scale'"),
+        ({"sampler": "euler"}, "unknown setting 'sampler': did you mean 'scheduler'"),
         ({"seed": True}, "seed is True: it must be a whole number from 0 to"),
         ({"height": "16"}, "height is '16': it must be a whole number of at least 1"),
         ({"guidance_scale": float("inf")}, "guidance_scale is inf: it must be a finite number of at least 0"),

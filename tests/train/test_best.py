@@ -13,7 +13,17 @@ from torch import nn
 
 from ldm.errors import UserError
 from train.loop.averages import WeightAverages
-from train.run.best import apply_best, best_step, keep_best, prune_best, read_best, should_stop
+from train.run.best import (
+    apply_best,
+    best_passed,
+    best_step,
+    held_out_note,
+    keep_best,
+    overfitting,
+    prune_best,
+    read_best,
+    should_stop,
+)
 
 
 def rows_of(*losses: float) -> list[dict[str, Any]]:
@@ -40,6 +50,25 @@ def test_patience_counts_the_measurements_since_the_best() -> None:
     assert not should_stop(rows_of(*losses), 4)
     assert not should_stop(rows_of(1, *[2] * 50), 0)
     assert should_stop(rows_of(math.nan, math.nan), 2)
+
+
+def test_the_progress_line_shows_the_last_loss_and_the_best() -> None:
+    assert held_out_note([{"step": 5, "loss": 1.0}]) == ""
+    assert held_out_note(rows_of(3, 1)) == "held out 1.0000"
+    assert held_out_note(rows_of(3, 1, 2)) == "held out 2.0000 (best 1.0000 at step 20)"
+
+
+def test_a_rising_loss_is_said_once_for_each_best_step() -> None:
+    losses = (3, 1, 2, 2, 2, 2, 0.5, 0.4, 0.6, 0.6, 0.6)
+    said = [overfitting(rows_of(*losses[:n]), keeps_best=False) for n in range(len(losses) + 1)]
+    assert [n for n, text in enumerate(said) if text] == [5, 11]
+    assert "from 1.0000 at step 20 to 2.0000 at step 50" in said[5] and "set validation.keep_best" in said[5]
+    assert "the weights of the best step" in overfitting(rows_of(*losses[:5]), keeps_best=True)
+
+
+def test_a_run_that_ends_past_its_best_step_says_so() -> None:
+    assert best_passed(rows_of(3, 2, 1)) == best_passed([{"step": 5, "loss": 1.0}]) == ""
+    assert "lowest at step 20 (1.0000), and at the end it is 2.0000" in best_passed(rows_of(3, 1, 2))
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)

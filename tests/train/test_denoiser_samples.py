@@ -1,6 +1,7 @@
 """The denoiser is trained and measured on each sample's own image and caption, mirrored if requested."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,23 @@ def test_another_vocabulary_padding_or_number_of_chunks_is_another_encoder(parts
     known.add(text_encoder_hash(ClipTextEncoder(padded, model), 1))
     assert len(known) == 5
     assert text_encoder_hash(parts.text_encoder, 1) in known
+
+
+def test_one_image_and_captions_that_are_cut_are_told(
+    tmp_path: Path, parts: ModelParts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A caption has room for 14 tokens; `prefix` counts as well, and captions other than the first."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    Image.new("RGB", (16, 16)).save(folder / "a.png")
+    long = "a red apple on a table and the large blue square"
+    row = {"file_name": "a.png", "text": "a red apple", "captions": [long]}
+    (folder / "metadata.jsonl").write_text(json.dumps(row))
+    _, settings, data = read(tmp_path, {}, captions={"prefix": "photo"})
+    denoiser_data.warn_data(settings, data, parts.text_encoder)
+    said = capsys.readouterr().err
+    assert "only one image to train on" in said
+    assert "1 of 2 captions are longer than 16 tokens" in said and "square' is not read" in said
+    _, settings, data = read(tmp_path, {}, prompt_chunks=3)
+    denoiser_data.warn_data(settings, data, parts.text_encoder)
+    assert "are cut" not in capsys.readouterr().err

@@ -16,7 +16,7 @@ LOSSES = [5.0, 3.0, 4.0, 4.0, 1.0, 1.0, 1.0, 1.0]
 """What is measured after step 1, 2, ...: the best so far at step 2, and again at step 5."""
 
 
-def train(run_dir: Path, patience: int) -> TrainState:
+def train(run_dir: Path, patience: int, losses: Sequence[float] = LOSSES) -> TrainState:
     settings = make_settings(
         run_dir, save_every=1, validation={"every": 1, "patience": patience, "keep_best": True}
     )
@@ -25,7 +25,7 @@ def train(run_dir: Path, patience: int) -> TrainState:
         Points(),
         bucket_of=["all"] * 7,
         preview=lambda state, path: None,
-        validate=lambda state: {"validation_loss": LOSSES[state.step - 1]},
+        validate=lambda state: {"validation_loss": losses[state.step - 1]},
     )
 
 
@@ -127,3 +127,13 @@ def test_what_a_killed_writer_left_beside_the_best_and_the_averages_goes(tmp_pat
         (tmp_path / name / ".tmp-step-000008-abcdef01").mkdir()
     run(tmp_path, FALLING)
     assert not list(tmp_path.glob("*/.tmp-*"))
+
+
+def test_a_run_warns_when_the_held_out_loss_rises_and_shows_it_beside_the_loss(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path / "run", patience=0, losses=[5, 3, 1, 2, 2, 3, 4, 5])
+    said = capsys.readouterr().err
+    assert said.count("warning: the loss on the held-out images has risen") == 1
+    assert "from 1.0000 at step 3 to 3.0000 at step 6" in said
+    assert "step 8/8  loss " in said and "held out 4.0000 (best 1.0000 at step 3)" in said

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -26,6 +28,7 @@ from train import autoencoder, denoiser
 from train.data.denoiser_data import read_training_data
 from train.data.latents import latent_samples
 from train.loop.steps import micro_batches
+from train.plan.other_load import OtherLoad
 from train.plan.plan import Plan, make_plan, most_checkpoints
 from train.plan.step_cost import forget_peak, memory_in_use, peak_memory
 from train.run.run import Run
@@ -146,6 +149,44 @@ def test_what_may_not_be_meant_so_is_noted(folder: Path) -> None:
     )
     notes = "\n".join(plan_of(config).notes)
     assert "no bucket fills global_batch_size = 64" in notes and "set validation.every" in notes
+
+
+def test_previews_and_validation_are_priced(folder: Path) -> None:
+    """Of steps 1 to 6, previews are due at 4 and 6, validation at 3 and 6."""
+    config = make_config(
+        folder,
+        "priced",
+        {"holdout_fraction": 0.4},
+        preview_every=4,
+        validation={"every": 3},
+        preview={"prompts": ["red", "blue"], "num_inference_steps": 30},
+    )
+    plan = plan_of(config)
+    cost = plan.previews
+    assert (cost.num_images, cost.num_previews, cost.num_validations) == (2, 2, 2)
+    assert cost.size == (16, 16) and cost.previews_sec == 4 * cost.image_sec > 0 < cost.validations_sec
+    assert "2 x 2 images of 16 x 16" in str(plan) and " of previews" in str(plan)
+
+
+def test_a_plan_says_how_busy_the_machine_was() -> None:
+    accelerator, load = Accelerator(cpu=True), OtherLoad(num_cores=2)
+    command = [sys.executable, "-c", "while True: pass"]
+    other = subprocess.Popen(command)
+    try:
+        with load.measuring(accelerator):
+            time.sleep(1)
+    finally:
+        other.kill()
+        other.wait()
+    assert load.cores_used > 0.2 and load.matters and "of 2 cores" in str(load)
+
+
+def test_the_time_of_the_run_itself_is_not_of_others() -> None:
+    load = OtherLoad(num_cores=4)
+    load.note(seconds=5.0, busy=3.0, own=2.5)
+    assert load.cores_used == pytest.approx(0.1) and not load.matters
+    load.note(seconds=5.0, busy=12.0, own=2.0)
+    assert load.cores_used == pytest.approx(2.0) and load.matters
 
 
 @pytest.mark.parametrize(("keep_every", "expected"), [(None, 2), (4, 4)])

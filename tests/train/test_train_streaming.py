@@ -131,7 +131,7 @@ def test_a_signal_in_the_middle_of_a_shard_saves_the_place(
         patch.setattr(denoiser, "write_preview", draw_and_interrupt)
         assert denoiser.main([str(config)]) == 128 + signal.SIGTERM
     assert denoiser.main([str(config)]) == 0
-    assert "resuming at step 3" in capsys.readouterr().err
+    assert "resuming at step 2" in capsys.readouterr().err
     assert_same_run(folder / "whole", folder / "stopped")
 
 

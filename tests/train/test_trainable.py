@@ -108,8 +108,11 @@ def test_a_new_token_does_not_decay(tmp_path: Path) -> None:
     ("tree", "message"),
     [
         ({"trainable": "embedding"}, "trainable: embedding needs embedding"),
-        ({"embedding": EMBEDDING}, "embedding is given, but trainable is unet: leave it out"),
-        ({"lora": {"rank": 4}}, "lora is given, but trainable is unet: set trainable: lora"),
+        ({"embedding": EMBEDDING}, "but trainable is unet: set trainable: embedding, or leave out embedding"),
+        (
+            {"lora": {"rank": 4}},
+            "set trainable: lora, or leave out lora to train the unet",
+        ),
         ({"trainable": "lora", "text_encoder_learning_rate": 1e-4}, "but the text encoder is not trained"),
         ({"trainable": "embeding"}, "trainable = 'embeding'"),
     ],

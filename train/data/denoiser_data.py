@@ -9,9 +9,10 @@ import torch
 from torch.utils.data import Dataset
 
 from ldm.data.batches import collate
-from ldm.data.captions import directional_words, plain_caption
+from ldm.data.captions import directional_words, plain_caption, possible_captions
 from ldm.data.prepare import BucketedSample
 from ldm.data.streaming import StreamOrder
+from ldm.models.clip import ClipTextEncoder
 from ldm.tasks import Task
 
 from ..loop.denoiser_loss import DenoiserLoss
@@ -25,6 +26,9 @@ from ..settings.denoiser import DenoiserSettings
 from .latents import ImageReaders, cached_prompts, image_readers, latent_samples
 from .read import TrainingData, read_data, write_data_report
 from .streams import begin_stream, check_streaming, streamed_samples
+
+MAX_PREVIEWED, PREVIEW_SHARE = 8, 0.1
+"""By default, the most captions of which previews are drawn, and the share of the run's cost that they may add."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,8 @@ def read_samples(run: Run, settings: DenoiserSettings, loss: DenoiserLoss) -> De
         UserError: images are missing or bad, or the data of a resumed run has changed.
     """
     parts, data = loss.parts, read_training_data(run, settings, loss)
-    if settings.data.flip and run.main:
-        warn_flips(data.train)
+    if run.main:
+        warn_data(settings, data, parts.text_encoder)
     samples = [*data.train, *data.held_out]
     readers = image_readers(run, samples, parts.autoencoder, settings)
     loss.prompts = cached_prompts(run, samples, parts.text_encoder, settings)
@@ -94,7 +98,7 @@ def open_stream(run: Run, settings: DenoiserSettings, loss: DenoiserLoss) -> Den
     loss.prompts = cached_prompts(run, (), parts.text_encoder, settings)
     return DenoiserData(
         streamed_samples(settings, latent_samples(settings, parts.autoencoder, (), readers)),
-        PreviewInputs(settings.preview.prompts),
+        PreviewInputs(settings.preview.prompts, {}, *preview_size(settings)),
         stream=begin_stream(run, settings, parts.text_encoder, size_multiple(parts)),
     )
 
@@ -102,11 +106,11 @@ def open_stream(run: Run, settings: DenoiserSettings, loss: DenoiserLoss) -> Den
 def preview_inputs(
     settings: DenoiserSettings, samples: Sequence[BucketedSample], task: Task
 ) -> PreviewInputs:
-    """The prompts of the settings, or the captions of the first eight samples; with the images of the first samples."""
+    """The prompts of the settings, or the captions of the first samples; with the images of the first samples."""
     images = task.inputs.images
     if images:  # stacked, so of one size
         samples = [one for one in samples if one.size == samples[0].size]
-    captions = (plain_caption(one.sample, settings.captions) for one in samples[:8])
+    captions = (plain_caption(one.sample, settings.captions) for one in samples[: num_previewed(settings)])
     prompts = settings.preview.prompts or tuple(captions)
     shown = [samples[i % len(samples)] for i in range(len(prompts))]
     given = {image.name: torch.stack([one.input_pixels(image) for one in shown]) for image in images}
@@ -115,7 +119,27 @@ def preview_inputs(
             [dict(task.inputs.draw((settings.seed, 0, one.sample.sample_id), one.size)) for one in shown]
         )
         given |= {name: values for name, values in drawn.items() if name in task.given.values()}
-    return PreviewInputs(prompts, given)
+    return PreviewInputs(prompts, given, *preview_size(settings))
+
+
+def preview_size(settings: DenoiserSettings) -> tuple[int, int]:
+    """The height and width of previews in pixels: those of the settings, or of the training images."""
+    preview, data = settings.preview, settings.data
+    return preview.height or data.height, preview.width or data.width
+
+
+def num_previewed(settings: DenoiserSettings) -> int:
+    """How many captions are previewed by default: as many as cost `PREVIEW_SHARE` of the run, from 1 to 8.
+
+    Costs are counted in forward passes of one sample; the backward pass of a training step costs as much as two.
+    """
+    preview, (height, width) = settings.preview, preview_size(settings)
+    num_previews = -(-settings.num_steps // settings.preview_every)
+    relative_size = height * width / (settings.data.height * settings.data.width)
+    branches = 2 if preview.guidance_scale > 1 else 1
+    of_one_caption = num_previews * preview.num_inference_steps * branches * relative_size
+    of_training = 3 * settings.num_steps * settings.global_batch_size
+    return max(1, min(MAX_PREVIEWED, int(PREVIEW_SHARE * of_training / of_one_caption)))
 
 
 def validation(
@@ -156,13 +180,45 @@ def validation(
     return validate
 
 
+def warn_data(settings: DenoiserSettings, data: TrainingData, text_encoder: ClipTextEncoder) -> None:
+    """Warn of data that trains, but perhaps not as its owner expects."""
+    if settings.data.flip:
+        warn_flips(data.train)
+    if len(data.train) == 1:
+        _warn("there is only one image to train on: the model learns to repeat it; ten or more are better")
+    warn_cut_captions(settings, [*data.train, *data.held_out], text_encoder)
+
+
+def warn_cut_captions(
+    settings: DenoiserSettings, placed: Sequence[BucketedSample], text_encoder: ClipTextEncoder
+) -> None:
+    """Warn of captions that are longer than the text encoder reads, and name the words that one of them loses."""
+    room, chunks = text_encoder.tokens_read(settings.prompt_chunks), settings.prompt_chunks
+    unshuffled = settings.captions.model_copy(update={"shuffle_tags": False, "dropout": 0.0})
+    texts = {text for one in placed for text in possible_captions(one.sample, unshuffled) or ()}
+    # a token has at least one byte, so most captions need not be tokenized
+    cut = sorted(
+        text for text in texts if len(text.encode()) + 2 > room and text_encoder.truncated_words(text, chunks)
+    )
+    if cut:
+        lost = text_encoder.truncated_words(cut[0], chunks)
+        shown = lost if len(lost) <= 60 else f"{lost[:57]}..."
+        _warn(
+            f"{len(cut)} of {len(texts)} captions are longer than {room} tokens and are cut; for instance {shown!r} is "
+            "not read: shorten them, or set a larger prompt_chunks"
+        )
+
+
+def _warn(what: str) -> None:
+    print(f"warning: {what}", file=sys.stderr)
+
+
 def warn_flips(placed: Sequence[BucketedSample]) -> None:
     """Warn of captions that a mirrored image would contradict, if flips are on and the data does not say."""
     samples = [one.sample for one in placed if one.sample.may_flip is None]
     unsaid = [s for s in samples if any(directional_words(c) for c in s.captions)]
     if unsaid:
-        print(
-            f"warning: data.flip is on; {len(unsaid)} images whose captions name a direction are never mirrored, "
-            f"for instance {unsaid[0].text!r}; text and asymmetric objects are not recognised",
-            file=sys.stderr,
+        _warn(
+            f"data.flip is on; {len(unsaid)} images whose captions name a direction are never mirrored, "
+            f"for instance {unsaid[0].text!r}; text and asymmetric objects are not recognised"
         )

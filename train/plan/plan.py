@@ -9,6 +9,7 @@ from ldm.data.batches import LatentSamples
 from ldm.data.order import steps_per_epoch
 from ldm.io.files import free_bytes
 
+from ..data.denoiser_data import preview_inputs
 from ..data.latents import ImageReaders
 from ..data.read import TrainingData
 from ..loop.denoiser_loss import DenoiserLoss
@@ -18,6 +19,8 @@ from ..run.run import Run
 from ..settings.denoiser import DenoiserSettings
 from ..settings.shared import TrainSettings
 from .cache_cost import CacheCost, plan_captions, plan_images
+from .other_load import OtherLoad
+from .preview_cost import PreviewCost, measure_previews
 from .step_cost import Size, StepCost, measure_steps, memory_in_use
 
 NUM_SHOWN = 3
@@ -35,6 +38,7 @@ class Plan:
         checkpoint_bytes: of one checkpoint.
         num_checkpoints: the most on the disk at once: those kept, and one being written.
         free_bytes: on the disk of the run's directory, and on that of the cache.
+        load: how busy other programs kept the machine while the times were measured.
         notes: what may be a mistake.
     """
 
@@ -54,6 +58,8 @@ class Plan:
     step: StepCost
     images: CacheCost
     captions: CacheCost
+    previews: PreviewCost
+    load: OtherLoad
     checkpoint_bytes: int
     num_checkpoints: int
     free_bytes: tuple[int, int]
@@ -98,11 +104,25 @@ class Plan:
         yield "memory", f"{_bytes(step.peak_bytes)} at the peak of a step on {batch}, {more}"
         yield "time", f"{step.step_sec:.3g} s a step, the median of {step.num_timed}"
         yield from self._cache_rows()
-        left = f"{_duration(self.steps_sec)} of steps and {_duration(self.encode_sec)} of encoding"
-        yield "remaining", f"{left}, plus validation, previews and checkpoints"
+        yield from self._preview_rows()
+        parts = {
+            "steps": self.steps_sec,
+            "encoding": self.encode_sec,
+            "previews": self.previews.previews_sec,
+            "validation": self.previews.validations_sec,
+        }
+        left = [f"{_duration(seconds)} of {what}" for what, seconds in parts.items() if seconds]
+        yield "remaining", f"{', '.join(left) or 'nothing'}, plus checkpoints"
+        yield "machine", str(self.load)
         most = f"at most {self.num_checkpoints} checkpoints of {_bytes(self.checkpoint_bytes)}"
         yield "disk", f"{most}; {_bytes(self.free_bytes[0])} free"
         yield from (("note", note) for note in self.notes)
+
+    def _preview_rows(self) -> Iterator[tuple[str, str]]:
+        cost = self.previews
+        if cost.num_previews:
+            images = f"{cost.num_previews} x {cost.num_images} images of {cost.size[1]} x {cost.size[0]}"
+            yield "previews", f"{images}, {cost.image_sec:.3g} s each"
 
     def _cache_rows(self) -> Iterator[tuple[str, str]]:
         for what, cost in (("images", self.images), ("captions", self.captions)):
@@ -130,8 +150,17 @@ def make_plan(
     captions, loss.prompts = plan_captions(run, settings, loss, everything)
     in_use = memory_in_use(run.device)
     state = run.start(loss)
-    start_step = state.step
-    step = measure_steps(run, state, samples_of(readers), bucket_of, in_use)
+    start_step, load = state.step, OtherLoad()
+    with load.measuring(run.accelerator):
+        step = measure_steps(run, state, samples_of(readers), bucket_of, in_use)
+    previews = measure_previews(
+        run,
+        settings,
+        loss,
+        preview_inputs(settings, data.train, loss.task),
+        start=start_step,
+        held_out=len(data.held_out),
+    )
     checkpoint = [tensor for group in checkpoint_tensors(state).values() for tensor in group.values()]
     plan = Plan(
         num_found=data.prepared.num_found,
@@ -150,6 +179,8 @@ def make_plan(
         step=step,
         images=images,
         captions=captions,
+        previews=previews,
+        load=load,
         checkpoint_bytes=sum(tensor.nbytes for tensor in checkpoint),
         num_checkpoints=most_checkpoints(settings),
         free_bytes=(free_bytes(settings.run_dir), free_bytes(settings.cache.root())),
@@ -180,6 +211,10 @@ def notes_on(plan: Plan, settings: DenoiserSettings) -> Iterator[str]:
         yield f"{settings.run_dir} is finished: set a larger num_steps, or another run_dir"
     if step.micro_batch < min(step.num_samples, settings.max_micro_batch):
         yield f"only {step.micro_batch} samples at once fit in memory: set max_micro_batch={step.micro_batch}"
+    if plan.load.matters:
+        yield f"{plan.load}: with the machine to itself, the run takes less time than planned here"
+    if plan.previews.previews_sec > plan.steps_sec / 2 > 0:
+        yield "previews take long: lower preview.num_inference_steps, or set fewer preview.prompts"
     needs = plan.num_checkpoints * plan.checkpoint_bytes, plan.images.num_bytes + plan.captions.num_bytes
     for need, free, what in zip(needs, plan.free_bytes, ("checkpoints", "cache"), strict=True):
         if need > free:

@@ -1,7 +1,8 @@
-"""What happens after each step of a run, each at its own interval: log, validate, preview, snapshot, save."""
+"""What happens after each step of a run, each at its own interval: log, validate, snapshot, save, preview."""
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ..loop.state import TrainState
 from ..loop.steps import Periodic, StepRecord
 from ..settings.shared import TrainSettings
 from .bad_steps import BadSteps
-from .best import keep_best, prune_best, should_stop
+from .best import held_out_note, keep_best, overfitting, prune_best, should_stop
 from .history import BAD_STEPS, history_until
 from .log import TrainLog, read_metrics
 
@@ -24,20 +25,26 @@ Preview = Callable[[TrainState, Path], None]
 Validate = Callable[[TrainState], dict[str, float]]
 
 
+class PreviewStopped(Exception):
+    """Raised while a preview is drawn, to stop it: the run was asked to stop."""
+
+
 class AfterSteps:
     """Called with each step's record; does what is due, in the order of this module's first line.
 
     The rows and snapshots of a step are therefore written before its checkpoint, and a run that resumes from the
-    checkpoint has them all.
+    checkpoint has them all. Previews come last: they can take longer than the steps, and nothing depends on them.
 
     Args:
         preview: draws a preview image of the state, which the main process writes. If the state is sharded, every
-            process calls it and runs the network equally often; otherwise only the main process does.
+            process calls it and runs the network equally often; otherwise only the main process does. It may raise
+            PreviewStopped.
         validate: measures the state, on every process.
         save: writes a checkpoint; every process calls it.
 
     Attributes:
         finished: whether training should stop early because the validation loss no longer falls.
+        saved_step: the step of the last checkpoint written here; 0 before the first.
     """
 
     def __init__(
@@ -58,7 +65,8 @@ class AfterSteps:
         self.micro_batch = settings.max_micro_batch
         self.bad = BadSteps(settings.run_dir / BAD_STEPS, state, settings.max_bad_steps, accelerator)
         self.logging = Periodic(settings.log_every)
-        self.finished = self._is_finished()
+        self.finished, self.saved_step = self._is_finished(), 0
+        log.note = held_out_note(self._rows())
         self.validating = Periodic(settings.validation.every if validate else 0)
         self.previewing = Periodic(settings.preview_every)
         self.snapshotting = Periodic(settings.optim.average.snapshot_every)
@@ -80,12 +88,12 @@ class AfterSteps:
             self._log(record)
         if self.validating.due(step, last):
             self._validate(step)
-        if not stopping and self.previewing.due(step, last):
-            self._preview(step)
         if self.snapshotting.due(step, last):
             save_snapshot(self.state.average, step, self.settings.run_dir / "averages", writes=self.main)
         if stopping or self.finished or self.saving.due(step, last):
-            self._save(step)
+            self.save_now(step)
+        if not stopping and self.previewing.due(step, last):
+            self._preview(step)
 
     def _log(self, record: StepRecord) -> None:
         self._settle(record.step)
@@ -102,6 +110,7 @@ class AfterSteps:
     def _validate(self, step: int) -> None:
         assert self.validate is not None
         self.log.append({"step": step, **self.validate(self.state)})
+        self._compare()
         if self.settings.validation.keep_best:
             self._keep_best(step)
         self.finished = self._is_finished()
@@ -109,6 +118,13 @@ class AfterSteps:
             self.log.say(
                 f"no better validation loss in {self.settings.validation.patience} measurements: finished"
             )
+
+    def _compare(self) -> None:
+        """Show the validation loss beside the best one, and warn if it rises."""
+        rows = self._rows()
+        self.log.note = held_out_note(rows)
+        if warning := overfitting(rows, keeps_best=self.settings.validation.keep_best):
+            self.log.say(f"warning: {warning}")
 
     def _keep_best(self, step: int) -> None:
         with self.state.whole():
@@ -136,13 +152,22 @@ class AfterSteps:
             # processes ran it, they would wait for each other forever
             if self.main or is_sharded(self.state.module):
                 path.parent.mkdir(exist_ok=True)
-                self.preview(self.state, path)
+                with suppress(PreviewStopped):
+                    self.preview(self.state, path)
 
-    def _save(self, step: int) -> None:
+    def save_now(self, step: int) -> None:
+        """Write a checkpoint, unless this step has one already.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        if self.saved_step == step:
+            return
         self._settle(step)
         self.state.elapsed_sec = self.log.elapsed_sec
         if self.main:
             self.state.history = history_until(self.settings.run_dir, step).model_dump(mode="json")
         self.save(self.state)
+        self.saved_step = step
         if self.main:
             prune_best(self.settings.run_dir)

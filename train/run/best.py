@@ -29,6 +29,8 @@ from .checkpoints import checkpoints, step_of
 from .log import read_metrics
 
 Row = Mapping[str, Any]
+NUM_RISING = 3
+"""After this many validations without a new best, a run warns that it overfits."""
 
 
 def validation_losses(rows: Sequence[Row]) -> dict[int, float]:
@@ -49,6 +51,47 @@ def should_stop(rows: Sequence[Row], patience: int) -> bool:
     best = best_step(rows)
     since = [step for step in validation_losses(rows) if best is None or step > best]
     return 0 < patience <= len(since)
+
+
+def held_out_note(rows: Sequence[Row]) -> str:
+    """The last validation loss and the best, for the progress line; empty without one."""
+    losses, best = validation_losses(rows), best_step(rows)
+    if not losses:
+        return ""
+    last = max(losses)
+    earlier = f" (best {losses[best]:.4f} at step {best})" if best is not None and best != last else ""
+    return f"held out {losses[last]:.4f}{earlier}"
+
+
+def overfitting(rows: Sequence[Row], *, keeps_best: bool) -> str:
+    """A warning, if the validation loss is higher than the best and has had no new best for `NUM_RISING` validations.
+
+    It is given once for each best step, because later on there are more validations since.
+    """
+    losses, best = validation_losses(rows), best_step(rows)
+    since = [step for step in losses if best is not None and step > best]
+    if best is None or len(since) != NUM_RISING or losses[since[-1]] <= losses[best]:
+        return ""
+    way_on = (
+        "the result will have the weights of the best step, unless a later one is better"
+        if keeps_best
+        else "set validation.keep_best to keep the best weights, or validation.patience to stop in time"
+    )
+    rise = f"from {losses[best]:.4f} at step {best} to {losses[since[-1]]:.4f} at step {since[-1]}"
+    return (
+        f"the loss on the held-out images has risen {rise}: the model begins to memorise its images; {way_on}"
+    )
+
+
+def best_passed(rows: Sequence[Row]) -> str:
+    """A warning at the end of a run whose last weights are worse than earlier ones were; empty if they are not."""
+    losses, best = validation_losses(rows), best_step(rows)
+    if best is None or losses[best] == losses[max(losses)]:
+        return ""
+    return (
+        f"the loss on the held-out images was lowest at step {best} ({losses[best]:.4f}), and at the end it is "
+        f"{losses[max(losses)]:.4f}: train again with num_steps={best}, or with validation.keep_best=true"
+    )
 
 
 def keep_best(run_dir: Path, tensors: Mapping[str, Tensor], step: int, rows: Sequence[Row]) -> bool:

@@ -40,6 +40,9 @@ class TrainLog:
 
     Args:
         elapsed_sec: the time of earlier calls.
+
+    Attributes:
+        note: shown on the progress line after the loss, such as the validation loss.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class TrainLog:
             transient=True,
         )
         self.bar: TaskID | None = None
+        self.note = ""
         if main:
             drop_rows_after(self.path, start_step)
         self.elapsed_before_sec = elapsed_sec or last_elapsed_sec(self.path)
@@ -121,6 +125,13 @@ class TrainLog:
         )
         self._show(record.step, values["loss"])
 
+    def working(self, doing: str, done: int, total: int) -> None:
+        """Show the progress of work between two steps, such as a preview."""
+        line = f"{doing} {done} of {total}"
+        if self.bar is not None:
+            self.progress.update(self.bar, description=line)
+        self._say_sometimes(line)
+
     def append(self, row: dict[str, Any]) -> None:
         """Append a JSON object, which has a `step`, to metrics.jsonl, and send its numbers to the trackers."""
         if not self.main:
@@ -135,13 +146,19 @@ class TrainLog:
 
     def _show(self, step: int, loss: float) -> None:
         rate = (step - self.start_step) / self.call_sec
-        line = f"loss {loss:.4f}  {rate:.2f} steps/s  {duration((self.num_steps - step) / rate)} left"
+        left = duration((self.num_steps - step) / rate)
+        shown = (f"loss {loss:.4f}", self.note, f"{rate:.2f} steps/s", f"{left} left")
+        line = "  ".join(each for each in shown if each)
         if self.bar is not None:
             self.progress.update(self.bar, completed=step, description=line)
+        self._say_sometimes(f"step {step}/{self.num_steps}  {line}", always=step == self.num_steps)
+
+    def _say_sometimes(self, line: str, *, always: bool = False) -> None:
+        """Without a bar, print a line if the last one was long ago."""
         now = time.monotonic()
-        if self.progress.disable and (now - self.last_line > self.line_every_sec or step == self.num_steps):
+        if self.progress.disable and (always or now - self.last_line > self.line_every_sec):
             self.last_line = now
-            self.say(f"step {step}/{self.num_steps}  {line}")
+            self.say(line)
 
 
 def _without_empty_tenths(values: Mapping[str, float]) -> dict[str, float]:

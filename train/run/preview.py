@@ -1,7 +1,6 @@
 """Images generated during training."""
 
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,10 +30,17 @@ class PreviewInputs:
     Attributes:
         prompts: N prompts.
         images: the images that the task needs by name, each [N, channels, H, W]; of held-out or training samples.
+        height: in pixels, `width` likewise; None is the model's own. A task with images has the size of its images.
     """
 
     prompts: Sequence[str]
     images: Mapping[str, Tensor] = field(default_factory=dict)
+    height: int | None = None
+    width: int | None = None
+
+
+OnPreviewStep = Callable[[int, int], None]
+"""Called after each sampling step with the steps done, and how many there are."""
 
 
 def write_preview(
@@ -46,31 +52,45 @@ def write_preview(
     device: torch.device,
     *,
     writes: bool = True,
+    on_step: OnPreviewStep = lambda done, total: None,
 ) -> None:
     """Generate an image for each prompt and write them to `path` as a grid; image i has seed i.
 
     Args:
         writes: whether this process writes it; if the network is sharded, every process must call this.
+        on_step: may raise an exception to stop; then nothing is written.
     """
     with on_device(parts, device), evaluating(parts.denoiser), evaluating(parts.text_encoder):
         if task.inputs.images:
-            images = generate_with_inputs(parts, task, settings, inputs, device)
+            images = generate_with_inputs(parts, task, settings, inputs, device, on_step)
         else:
-            images = _generate(parts, settings, inputs.prompts)
+            images = _generate(parts, settings, inputs, on_step)
     if writes:
         image_grid(images, num_columns=min(8, len(images))).save(path)
 
 
-def _generate(parts: ModelParts, settings: PreviewSettings, prompts: Sequence[str]) -> list[Image.Image]:
+def _generate(
+    parts: ModelParts, settings: PreviewSettings, inputs: PreviewInputs, on_step: OnPreviewStep
+) -> list[Image.Image]:
     made = Pipeline(parts, model_id="preview").generate(
-        prompts, num_inference_steps=settings.num_inference_steps, guidance_scale=settings.guidance_scale
+        inputs.prompts,
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
+        height=inputs.height,
+        width=inputs.width,
+        on_step=lambda done, total, step, latents: on_step(done, total),
     )
     return made.images
 
 
 @torch.no_grad()
 def generate_with_inputs(
-    parts: ModelParts, task: Task, settings: PreviewSettings, inputs: PreviewInputs, device: torch.device
+    parts: ModelParts,
+    task: Task,
+    settings: PreviewSettings,
+    inputs: PreviewInputs,
+    device: torch.device,
+    on_step: OnPreviewStep = lambda done, total: None,
 ) -> list[Image.Image]:
     """An image for each prompt, of a task that takes images as well; their size is that of the input images."""
     images = {name: image.to(device) for name, image in inputs.images.items()}
@@ -88,7 +108,10 @@ def generate_with_inputs(
     shape = (parts.autoencoder.num_channels, height // downscale, width // downscale)
     noise = normal_per_image(generators, shape).to(device)
     steps = denoise(denoiser, plan, noise, conditioning, generators=generators)
-    (_, latents), *_ = deque(steps, maxlen=1)
+    latents = noise
+    for step, after in steps:
+        latents = after
+        on_step(step.index + 1, plan.num_steps)
     return decode_images(parts.autoencoder, latents)[0]
 
 

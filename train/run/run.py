@@ -27,7 +27,7 @@ from ..loop.sharding import shard
 from ..loop.state import TrainState
 from ..loop.steps import train_steps
 from ..settings.shared import TrainSettings
-from .after_steps import AfterSteps, Preview, Validate
+from .after_steps import AfterSteps, Preview, PreviewStopped, Validate
 from .checkpoints import (
     checkpoint_fault,
     checkpoints,
@@ -55,6 +55,7 @@ class Run:
         processes: this process and the others.
         sharded: each of several processes holds a shard of the weights.
         changes: what differs from the run that is resumed, a line each.
+        on_preview_step: to be called after each sampling step of a preview, with the steps done and their total.
 
     Raises:
         UserError: another process trains in the directory, it contains the user's files, the run was started with other
@@ -68,11 +69,13 @@ class Run:
     sharded: bool = field(init=False)
     directory: RunDirectory = field(init=False)
     changes: list[str] = field(init=False)
+    on_preview_step: Callable[[int, int], None] = field(init=False)
     _data: Fingerprint | None = field(init=False, default=None)
     _model: HeldModel | None = field(init=False, default=None)
     _damaged: list[Path] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
+        self.on_preview_step = lambda done, total: None
         check_trackers(self.settings.trackers)
         check_outputs(self.settings)
         asked = asked_to_shard(self.settings)
@@ -174,6 +177,7 @@ class Run:
         streamed = stream(state.step, state.stream) if stream else None
         loader = self.loader(dataset, streamed or self.order(bucket_of, state.step))
         with StopSignal().watching() as stop, self._open_log(state) as log:
+            self.on_preview_step = partial(self._on_preview_step, stop, log)
             for line in (self._summary(bucket_of, state), *self.changes):
                 log.say(line)
             steps = train_steps(state, model, loader, self.accelerator, self.settings, may_split=may_split)
@@ -192,7 +196,10 @@ class Run:
                     state.stream = streamed.state_after(state.step)
                 signal = stop.agreed(self.processes)
                 after_step(record, stopping=bool(signal))
+                if not signal and after_step.previewing.due(record.step, self.settings.num_steps):
+                    signal = stop.agreed(self.processes)  # it may have arrived during the preview
                 if signal:
+                    after_step.save_now(record.step)
                     raise Interrupted(signal, state.step)
         state.to_whole()  # not undone: the main process alone writes the result
         return state
@@ -247,6 +254,12 @@ class Run:
             num_cpus = (os.cpu_count() or 1) // num_processes_on_this_machine()
             num_workers = min(4, num_cpus) if on_cuda else 0
         return make_loader(dataset, order, num_workers, pin_memory=on_cuda)
+
+    def _on_preview_step(self, stop: StopSignal, log: TrainLog, done: int, total: int) -> None:
+        """Show how far a preview is. If a signal has arrived, stop it: on every process, if the network is sharded."""
+        log.working("preview, step", done, total)
+        if stop.agreed(self.processes) if self.sharded else stop.number:
+            raise PreviewStopped
 
     def _lost_history(self, state: TrainState) -> list[str]:
         if not state.step:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from ldm.config import Settings
-from ldm.errors import UserError
+from ldm.errors import UserError, warn
 from ldm.models.adapters.embedding import EmbeddingSettings, add_embedding, embedding_vectors
 from ldm.models.adapters.folder import Adapter, Base, save_adapter
 from ldm.models.adapters.lora import (
@@ -22,6 +22,7 @@ from ldm.models.adapters.lora import (
 )
 from ldm.models.adapters.lora_files import read_lora_file
 from ldm.models.attention import AttentionBackend, choose_attention
+from ldm.models.dropout import key_dropout
 from ldm.models.engines.compiled import compile_unet
 from ldm.models.families.family import LoraNames
 from ldm.models.families.stable_diffusion import SD1
@@ -59,12 +60,19 @@ class TrainableSettings(Settings):
         if self.trainable == "embedding" and self.embedding is None:
             raise ValueError("trainable: embedding needs embedding: {token: <name>, initial_word: WORD}")
         if self.trainable != "embedding" and self.embedding is not None:
-            raise ValueError(f"embedding is given, but trainable is {self.trainable}: leave it out")
+            raise ValueError(
+                f"embedding is given, but trainable is {self.trainable}: set trainable: embedding, or leave out "
+                "embedding"
+            )
         if self.trainable != "lora" and self.lora != LoraSettings():
-            raise ValueError(f"lora is given, but trainable is {self.trainable}: set trainable: lora")
+            raise ValueError(
+                f"lora is given, but trainable is {self.trainable}: set trainable: lora, or leave out lora to train "
+                f"the {self.trainable}"
+            )
         if self.text_encoder_learning_rate is not None and not self.trains_text_encoder:
             raise ValueError(
-                "text_encoder_learning_rate is given, but the text encoder is not trained: leave it out"
+                "text_encoder_learning_rate is given, but the text encoder is not trained: leave it out, or train the "
+                "text encoder with trainable: unet+text_encoder or lora.text_encoder: true"
             )
         return self
 
@@ -113,11 +121,23 @@ def choose_trained(
         groups = [_group("unet", list(unet.parameters()))] if "unet" in named else []
         if "text_encoder" in named:
             groups.append(_group("text_encoder", list(text_model.parameters()), scale))
+    key_dropout(unet)
+    warn_of_attention_dropout(text_model, trained=settings.trains_text_encoder)
     groups = [group for group in groups if group["params"]]
     for group in groups:
         for parameter in group["params"]:
             parameter.requires_grad_(True)
     return groups
+
+
+def warn_of_attention_dropout(text_model: nn.Module, *, trained: bool) -> None:
+    """Warn if a text encoder that is trained drops attention weights: it draws them itself, batch by batch."""
+    dropped = getattr(text_model.config, "attention_dropout", 0.0)
+    if trained and dropped:
+        warn(
+            f"the text encoder has attention_dropout {dropped} in its config.json: its result depends on "
+            "max_micro_batch and the number of processes; set it to 0 there to rule that out"
+        )
 
 
 def put_in_lora(

@@ -29,9 +29,15 @@ class PartsSettings(Settings):
 class PreviewSettings(Settings):
     """The images generated during training, always from the same noise."""
 
-    prompts: tuple[str, ...] = Field((), description="default: the captions of the first eight images")
+    prompts: tuple[str, ...] = Field(
+        (),
+        description="default: the captions of the first images, up to eight, but fewer in a short run: previews then "
+        "take about a tenth of the time of its steps",
+    )
     num_inference_steps: int = Field(20, ge=1)
     guidance_scale: float = Field(3.0, ge=0)
+    height: int | None = Field(None, ge=8, description="pixels; default: data.height")
+    width: int | None = Field(None, ge=8, description="pixels; default: data.width")
 
 
 class SamplingDefaults(Settings):

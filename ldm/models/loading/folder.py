@@ -84,7 +84,14 @@ def folder_faults(folder: Path) -> Iterator[UserError]:
 
 def _no_model(folder: Path) -> UserError:
     """What a folder without model_index.json is instead, where that can be told."""
-    if (folder / "checkpoints").is_dir() or folder.parent.name == "checkpoints":
+    if folder.parent.name == "checkpoints":
+        run = folder.absolute().parents[1]
+        result = f"; the run's result is {run}" if (run / "pipeline").is_dir() else ""
+        return UserError(
+            f"{folder} is a checkpoint of a training run",
+            f"`ldm export {folder} DEST` makes a model of it{result}",
+        )
+    if (folder / "checkpoints").is_dir():
         export = f"`ldm export {folder} DEST` makes a model of its newest weights"
         return UserError(f"{folder} is a run that has not finished", export)
     if any((folder / name).is_file() for name in (ADAPTER_WEIGHTS[0], PEFT_FILE)):
