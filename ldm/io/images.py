@@ -15,6 +15,7 @@ from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, UnidentifiedIma
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.io.opening import MAX_IMAGE_BYTES, open_file
 
 Color = tuple[int, int, int]
 WHITE: Color = (255, 255, 255)
@@ -98,7 +99,10 @@ def _decode(
 ) -> tuple[Image.Image, list[str]]:
     """The first frame in the file's mode, loaded and upright, with notes."""
     try:
-        with _open_quietly(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+        with (
+            io.BytesIO(file) if isinstance(file, bytes) else open_file(file, MAX_IMAGE_BYTES) as data,
+            _open_quietly(data) as image,
+        ):
             num_pixels = image.width * image.height
             if num_pixels > max_pixels:
                 raise _too_large(name, f"{image.width} x {image.height} pixels", max_pixels)
@@ -109,13 +113,15 @@ def _decode(
         raise
     except Image.DecompressionBombError as error:
         raise _too_large(name, str(error), max_pixels) from error
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+    except OSError as error:
+        if error.errno is None:  # a decoder's
+            raise UserError(f"{name}: {_reason(file, error)}", _SAVE_AGAIN) from error
         raise UserError(f"{name}: {error.strerror}", "name a readable image file") from error
     except Exception as error:  # decoders raise nearly anything on bad data
         raise UserError(f"{name}: {_reason(file, error)}", _SAVE_AGAIN) from error
 
 
-def _open_quietly(file: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
+def _open_quietly(file: io.BytesIO | io.BufferedReader) -> Image.Image:
     """Read the header only, without Pillow's warnings: images that are too large or odd are refused here."""
     formats = set(Image.registered_extensions().values())
     with _warning_lock, warnings.catch_warnings():

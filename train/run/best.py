@@ -14,15 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.io.files import (
-    manifest_fault,
-    new_folder,
-    read_json,
-    read_tensors,
-    write_json,
-    write_manifest,
-    write_tensors,
-)
+from ldm.io.files import manifest_fault, new_folder, read_tensors, write_json, write_manifest, write_tensors
+from ldm.io.json_files import read_json
 
 from ..loop.averages import WeightAverages
 from .checkpoints import checkpoints, step_of

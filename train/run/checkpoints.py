@@ -15,13 +15,13 @@ from ldm.io.files import (
     check_free_space,
     manifest_fault,
     new_folder,
-    read_json,
     read_tensors,
     write_bytes,
     write_json,
     write_manifest,
     write_tensors,
 )
+from ldm.io.json_files import read_json
 
 from ..loop.sharding import assign, gathered, shard_like
 from ..loop.state import MetricWindow, TrainState, trained_weights

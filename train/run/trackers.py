@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ldm.errors import UserError
-from ldm.io.files import disk_errors, read_json, write_json
+from ldm.io.files import disk_errors, write_json
+from ldm.io.json_files import read_json
 from ldm.io.redaction import redacted
 
 TrackerName = Literal["tensorboard", "wandb"]

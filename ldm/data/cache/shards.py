@@ -22,6 +22,8 @@ from torch import Tensor
 from ldm.data.cache.keys import tensor_bytes
 from ldm.errors import UserError
 from ldm.io.files import write_bytes
+from ldm.io.json_files import parse_json
+from ldm.io.opening import check_file
 
 Parts = dict[str, Tensor]
 """An entry: its tensors by name."""
@@ -86,10 +88,11 @@ class Shard:
         """
         from safetensors import SafetensorError, safe_open
 
+        check_file(path)
         try:
             handle: Any = safe_open(path, "pt")
             head = handle.metadata() or {}
-            sums = json.loads(head.get("checksums", "null"))
+            sums = parse_json(head.get("checksums", "null"))
         except (SafetensorError, ValueError) as error:
             raise ShardFault(str(error)) from None
         if (head.get("format"), head.get("kind"), head.get("model")) != (FORMAT, kind, model_hash):

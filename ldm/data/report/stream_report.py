@@ -12,7 +12,8 @@ from ldm.data.report.report import JSON_NAME, make_report
 from ldm.data.stream_shards import OpenShard, Shard
 from ldm.data.streaming import changed
 from ldm.errors import UserError
-from ldm.io.files import read_json, write_bytes, write_json
+from ldm.io.files import write_bytes, write_json
+from ldm.io.json_files import read_json
 
 FOLDER = "data_report"
 NUM_BEFORE_JUDGING = 100

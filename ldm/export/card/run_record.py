@@ -8,7 +8,7 @@ from typing import Any
 from ldm.config import read_yaml
 from ldm.errors import UserError
 from ldm.evaluation.curves import read_metrics
-from ldm.io.files import read_json
+from ldm.io.json_files import read_json
 
 DATA_REPORT, REPORT = "data_report.json", "report.json"
 

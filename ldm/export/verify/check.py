@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from safetensors import safe_open
-
 from ldm.errors import UserError
 from ldm.export.formats.diffusers_folder import with_lora, write_configs
 from ldm.export.model_files import REPORT
 from ldm.export.verify.compare import Verdict, verify
 from ldm.export.verify.inspect import OPENVINO, peft_parts
+from ldm.io.safetensors_header import read_header
 from ldm.models.adapters.folder import LORA_FILE, read_adapter
 from ldm.models.adapters.lora_files import lora_files, read_lora_file
 from ldm.models.loading.folder import is_adapter, read_object, weights_hash, weights_variant
@@ -121,8 +120,7 @@ def _is_lora(file: Path) -> bool:
 
 
 def _names(file: Path) -> list[str]:
-    with safe_open(file, "pt") as opened:
-        return list(opened.keys())
+    return list(read_header(file).tensors)
 
 
 def _known_base(path: Path) -> str | None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.io.files import open_tensors, read_tensors, write_bytes, write_json
+from ldm.io.json_files import parse_json
 from ldm.models.adapters.lora import LoraWeights, changeable_layers
 from ldm.models.adapters.lora_layers import (
     LoraLayer,
@@ -229,12 +230,12 @@ def _header_configs(path: Path) -> dict[str, dict[str, Any]]:
     with open_tensors(path) as file:
         text = (file.metadata() or {}).get(METADATA_KEY)
     try:
-        metadata = json.loads(text or "{}")
+        metadata = parse_json(text or "{}")
         configs: dict[str, dict[str, Any]] = {}
         for name, value in metadata.items():
             part, _, key = name.partition(".")
             configs.setdefault(part, {})[key] = value
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, AttributeError) as error:
         raise UserError(
             f"{path}: {METADATA_KEY} in its header is broken ({error})", "restore the file"
         ) from None

@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.io.files import read_json, write_json
+from ldm.io.files import write_json
+from ldm.io.json_files import read_json
 from ldm.io.safetensors_header import TensorEntry
 from ldm.models.families.family import Component
 from ldm.models.families.stable_diffusion import (

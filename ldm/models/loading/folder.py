@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError, unknown_name
-from ldm.io.files import MAX_MODEL_JSON_BYTES, read_json, sha256_file
+from ldm.io.files import sha256_file
+from ldm.io.json_files import MAX_MODEL_JSON_BYTES, read_json
 from ldm.models.families.family import Family
 from ldm.models.families.registry import family_of_folder, network_components
 from ldm.models.generation_settings import MAX_PROMPT_CHUNKS, GenerationSettings, parse_settings
