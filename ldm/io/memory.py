@@ -5,6 +5,17 @@ from pathlib import Path
 
 from ldm.errors import UserError
 
+SHORT_OF_MEMORY = (
+    "Cannot allocate memory",  # the system: ENOMEM
+    "failed to map segment",  # the loader of libraries
+    "can't allocate memory",  # torch
+    "bad_alloc",  # C++
+    "can't start new thread",  # Python
+    "realloc of size",  # Arrow
+    "malloc of size",
+)
+"""Parts of messages which say that memory is short."""
+
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -31,6 +42,22 @@ def check_memory(needed_bytes: float, what: str, hint: str) -> None:
         raise UserError(
             f"{what} needs about {gigabytes(needed_bytes)} of memory, {gigabytes(free)} are free", hint
         )
+
+
+def memory_fault(error: BaseException) -> UserError | None:
+    """The error to report in place of one that says that memory is short; None if it says something else.
+
+    Libraries that do not fit in memory raise ImportError or OSError with the text of the system's loader.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, MemoryError) or any(part in str(found) for part in SHORT_OF_MEMORY):
+            free = gigabytes(free_memory_bytes())
+            return UserError(
+                f"there is not enough memory ({free} are free)", "close other programs, or raise the limit"
+            )
+        found = found.__cause__ or found.__context__
+    return None
 
 
 def gigabytes(num_bytes: float) -> str:

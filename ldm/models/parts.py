@@ -12,6 +12,7 @@ from ldm.errors import UserError
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.families.family import Family, Size, Width
 from ldm.models.families.registry import family_of
+from ldm.models.loading.component_files import check_tokens
 from ldm.models.loading.folder import Defaults
 from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder
@@ -129,6 +130,8 @@ def assemble(
         Defaults(height=height, width=width),
     )
     parts.others = {name: one for name, one in components.items() if name not in parts.components()}
+    tokenizers = {name: components[name] for name in family.tokenizers}
+    check_tokens(place, tokenizers, parts.networks())
     check_widths(place, family.widths(parts.configs()))
     for module in parts.modules().values():
         module.eval().requires_grad_(False)

@@ -11,10 +11,11 @@ from ldm.export.formats.diffusers_folder import with_lora, write_configs
 from ldm.export.model_files import REPORT
 from ldm.export.verify.compare import Verdict, verify
 from ldm.export.verify.inspect import OPENVINO, peft_parts
+from ldm.io.json_files import read_object
 from ldm.io.safetensors_header import read_header
 from ldm.models.adapters.folder import LORA_FILE, read_adapter
 from ldm.models.adapters.lora_files import lora_files, read_lora_file
-from ldm.models.loading.folder import is_adapter, read_object, weights_hash, weights_variant
+from ldm.models.loading.folder import is_adapter, weights_hash, weights_variant
 from ldm.models.loading.model import ModelParts, load_parts, save_parts
 from ldm.models.loading.source import find_model
 

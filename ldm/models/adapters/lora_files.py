@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.io.files import open_tensors, read_tensors, write_bytes, write_json
-from ldm.io.json_files import parse_json
+from ldm.io.json_files import parse_json, read_object
 from ldm.models.adapters.lora import LoraWeights, changeable_layers
 from ldm.models.adapters.lora_layers import (
     LoraLayer,
@@ -40,7 +40,7 @@ from ldm.models.adapters.lora_names import (
 from ldm.models.families.family import LoraNames
 from ldm.models.families.registry import lora_parts
 from ldm.models.families.stable_diffusion import SD1
-from ldm.models.loading.folder import ADAPTER_WEIGHTS, PEFT_CONFIG, PEFT_FILE, PICKLES, read_object
+from ldm.models.loading.folder import ADAPTER_WEIGHTS, PEFT_CONFIG, PEFT_FILE, PICKLES
 
 METADATA_KEY = "lora_adapter_metadata"
 """Where diffusers keeps the configurations in the header: as JSON, with the network's name before each key."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ldm.errors import UserError
 from ldm.io.files import write_json
 from ldm.io.json_files import read_json
+from ldm.io.memory import memory_fault
 from ldm.io.safetensors_header import TensorEntry
 from ldm.models.families.family import Component
 from ldm.models.families.stable_diffusion import (
@@ -21,6 +22,7 @@ from ldm.models.families.stable_diffusion import (
     UNET_COMPONENT,
     VAE_COMPONENT,
 )
+from ldm.models.loading.component_files import check_files, check_tokenizer
 from ldm.models.loading.weights_check import (
     HINT,
     check_amount,
@@ -54,6 +56,7 @@ def load_network(component: Component, folder: Path, dtype: torch.dtype, variant
     Raises:
         UserError: a file is damaged, or a weight is missing, left over or of the wrong shape.
     """
+    check_files(folder)
     with _load_errors(folder), _no_progress_bars():
         _described(component, folder, variant)
         model, info = component.load_class().from_pretrained(
@@ -75,8 +78,11 @@ def load_tokenizer(folder: Path, component: Component = TOKENIZER_COMPONENT) -> 
     """
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise UserError(f"{folder} has neither tokenizer.json nor vocab.json", "the model is incomplete")
+    check_files(folder)
     with _load_errors(folder):
-        return component.load_class().from_pretrained(folder, local_files_only=True)
+        tokenizer = component.load_class().from_pretrained(folder, local_files_only=True)
+        check_tokenizer(folder, tokenizer)
+    return tokenizer
 
 
 def weights_faults(component: Component, folder: Path, variant: str | None = None) -> list[str]:
@@ -85,6 +91,7 @@ def weights_faults(component: Component, folder: Path, variant: str | None = Non
     Raises:
         UserError: a header or the configuration is faulty, or asks for far more than the files hold.
     """
+    check_files(folder)
     with _load_errors(folder), _no_progress_bars():
         return list(name_faults(*_described(component, folder, variant)))
 
@@ -161,7 +168,7 @@ def _fill_position_ids(network: nn.Module) -> None:
 
 LIBRARY_ERRORS = (
     OSError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, AttributeError,
-    AssertionError,
+    AssertionError, ImportError, MemoryError,
 )  # fmt: skip
 """What diffusers, transformers and torch raise for damaged files and configurations."""
 
@@ -172,6 +179,8 @@ def _load_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except LIBRARY_ERRORS as error:
+        if shortage := memory_fault(error):
+            raise shortage from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{folder} cannot be loaded ({reason})", "restore its files") from error
 

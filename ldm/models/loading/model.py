@@ -12,13 +12,14 @@ from torch import nn
 from ldm.errors import UserError
 from ldm.io.collector import collector_paused
 from ldm.io.files import new_folder, write_bytes, write_json
+from ldm.io.json_files import read_object
 from ldm.models.adapters.embedding import TokenEmbedding, expanded_tokens
 from ldm.models.adapters.folder import adapter_chain, apply_adapter
 from ldm.models.adapters.fuse import UsedLora, apply_loras
 from ldm.models.adapters.lora import lora_parameters
 from ldm.models.families.registry import family_of_folder
 from ldm.models.loading.components import load_network, load_tokenizer, save_network
-from ldm.models.loading.folder import check_folder, read_defaults, read_object, weights_variant
+from ldm.models.loading.folder import check_folder, read_defaults, weights_variant
 from ldm.models.loading.original_file import load_single_file
 from ldm.models.loading.source import find_model
 from ldm.models.parts import ModelParts, assemble, default_size
