@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, NonNegativeInt
 from torch import Tensor, nn
 
 from ldm.errors import UserError
@@ -188,6 +189,16 @@ def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
 # Loading
 
 
+class SavedNumbers(BaseModel):
+    """What is read of `state.json`."""
+
+    step: NonNegativeInt
+    num_bad_steps: NonNegativeInt = 0
+    window: dict[str, float] = {}
+    stream: dict[str, Any] = {}
+    scaler: dict[str, Any] = {}
+
+
 def load_checkpoint(state: TrainState, checkpoint: Path) -> None:
     """Restore `state` from a checkpoint.
 
@@ -199,13 +210,13 @@ def load_checkpoint(state: TrainState, checkpoint: Path) -> None:
     _check_same(average, state.average.tensors(), checkpoint)
     state.average.load(average)
     _load_optimizer(state, read_tensors(checkpoint / "optimizer.safetensors"))
-    numbers = read_json(checkpoint / "state.json")
-    state.step, state.num_bad_steps = int(numbers["step"]), int(numbers.get("num_bad_steps", 0))
+    numbers: SavedNumbers = read_json(checkpoint / "state.json", SavedNumbers)
+    state.step, state.num_bad_steps = numbers.step, numbers.num_bad_steps
     device = next(state.module.parameters()).device
-    state.window = MetricWindow.from_numbers(numbers.get("window", {}), device)
-    state.stream = numbers.get("stream", {})
-    if state.scaler is not None and "scaler" in numbers:
-        state.scaler.load_state_dict(numbers["scaler"])
+    state.window = MetricWindow.from_numbers(numbers.window, device)
+    state.stream = numbers.stream
+    if state.scaler is not None and numbers.scaler:
+        state.scaler.load_state_dict(numbers.scaler)
 
 
 def load_weights(module: nn.Module, checkpoint: Path) -> None:

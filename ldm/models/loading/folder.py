@@ -41,7 +41,7 @@ VARIANTS = ("fp16", "bf16")
 MAX_TRAIN_TIMESTEPS = 100_000
 """The longest noise schedule, a hundred times the usual: tables of this length are computed."""
 
-MAX_SIZE_PX = 2**14
+
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -217,11 +217,7 @@ def read_defaults(
     for key in given:
         if key not in known:
             raise unknown_name(f"key in {path}", key, known)
-    defaults = parse_settings({"height": height, "width": width, **given}, kind, where=str(path))
-    if max(defaults.height, defaults.width) > MAX_SIZE_PX:
-        said = f"{folder} asks for images of {defaults.height} x {defaults.width} pixels"
-        raise UserError(said, f"at most {MAX_SIZE_PX} on a side: see ldm.json, and sample_size of the unet")
-    return defaults
+    return parse_settings({"height": height, "width": width, **given}, kind, where=str(path))
 
 
 def is_adapter(folder: Path) -> bool:
