@@ -97,7 +97,7 @@ def check_depth(value: Any, max_depth: int = MAX_DEPTH) -> None:
         ValueError: in one line.
     """
     level = [value]
-    for _ in range(max_depth + 1):
+    for _ in range(max_depth):
         level = [
             inner
             for outer in level

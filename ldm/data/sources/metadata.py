@@ -3,6 +3,7 @@
 import csv
 import io
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,8 @@ FILE_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 MAX_CAPTION_BYTES = 2**20
 """Longer texts are refused: their row is at fault."""
+
+MAX_COLUMNS = 10_000
 
 _KNOWN_COLUMNS = {"file_name", "image", "text", "captions", "flip"}
 
@@ -127,13 +130,17 @@ def loads_once(text: str, place: str) -> Any:
 
 
 def _refuse_twice(place: str, columns: Sequence[str]) -> None:
+    counts = Counter(columns)
     for column in columns:
-        if column and columns.count(column) > 1:
+        if column and counts[column] > 1:
             raise UserError(f"{place}: {column!r} occurs twice", "keep one of the two")
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
-    reader = csv.DictReader(io.StringIO(decode_utf8(path), newline=""), strict=True)
+    text = decode_utf8(path)
+    if (num_columns := text.count(",", 0, text.find("\n")) + 1) > MAX_COLUMNS:
+        raise UserError(f"{path}: {num_columns:,} columns", f"keep at most {MAX_COLUMNS:,}")
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         reader.fieldnames = _header(path, reader.fieldnames or ())
         for values in reader:
