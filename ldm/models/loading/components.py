@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -168,7 +169,7 @@ def _fill_position_ids(network: nn.Module) -> None:
 
 LIBRARY_ERRORS = (
     OSError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, AttributeError,
-    AssertionError, ImportError, MemoryError,
+    AssertionError, ImportError, MemoryError, StrictDataclassError,
 )  # fmt: skip
 """What diffusers, transformers and torch raise for damaged files and configurations."""
 
