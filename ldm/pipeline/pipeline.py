@@ -45,7 +45,7 @@ from ldm.pipeline.batches import (
     list_images,
     plan_batches,
 )
-from ldm.pipeline.decoding import decode_images
+from ldm.pipeline.decoding import check_image_fits, decode_images
 from ldm.pipeline.record import ImageRecord
 from ldm.pipeline.settings import (
     Generation,
@@ -258,6 +258,7 @@ class Pipeline:
         for image in images:
             prompts[image.settings].append(image.prompt)
         for settings, full in completed.items():
+            check_image_fits(self.denoiser, full.height, full.width, self.autoencoder.pixels_per_latent)
             warn_unused(prompts[settings], full, self.text_encoder.truncated_words)
             if latents is not None:
                 check_latents(latents, (len(images), *self._latent_shape(full)))

@@ -70,7 +70,6 @@ ALLOWED = {
     ("ldm.export.verify.openvino_reader", "json.loads"): "the reader of an export, in a process of its own",
     ("ldm.export.verify.openvino_reader", "read_text"): "the reader of an export, in a process of its own",
     ("ldm.cli.doctor", "read_text"): SYSTEM,
-    ("ldm.pipeline.decoding", "read_text"): SYSTEM,
     ("train.plan.step_cost", "read_text"): SYSTEM,
     ("train.settings.schema", "open"): SYSTEM,
 }

@@ -44,7 +44,8 @@ class ParquetImage:
         return f"{self.path.name} row {self.row}" + (f", {self.input_name}" if self.input_name else "")
 
     def read(self) -> bytes:
-        column = _column_reader(self.column)(self.path, self.stamp(), self.row_group, self.column)
+        contents = row_stamp(self.path, "")  # of the file: a stamp with the row would make every image a miss
+        column = _column_reader(self.column)(self.path, contents, self.row_group, self.column)
         try:
             value = column[self.row - self.first_row].as_py()
         except IndexError:
