@@ -92,6 +92,13 @@ def test_many_row_groups_do_not_read_the_footer_for_each_image(
     assert opened.count(None) == 1
 
 
+def test_a_row_group_is_read_once_for_all_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples, read = outcomes(write(tmp_path / "a.parquet", [b"x"] * 50, ["a"] * 50)), []
+    monkeypatch.setattr(parquet, "read_group", lambda *given, o=read_group: read.append(given) or o(*given))
+    assert [sample.image.read() for sample in samples] == [b"x"] * 50
+    assert len(read) == 1
+
+
 @pytest.mark.parametrize(
     "damage", [b"", b"\x15", b"\x15\x80", b"\xff" * 40, b"\x1c" * 40, b"\x18\xff\xff\xff\xff\x0f"]
 )
@@ -119,7 +126,7 @@ def test_broken_offsets_of_a_saved_dataset_are_found_outside_this_process(tmp_pa
     raw = (folder / "data.arrow").read_bytes()
     place = raw.index(struct.pack("<iii", 0, 3, 8))
     (folder / "data.arrow").write_bytes(raw[: place + 4] + struct.pack("<i", 2**31 - 5) + raw[place + 8 :])
-    with pytest.raises(UserError, match="data.arrow is not a valid Arrow file"):
+    with pytest.raises(UserError, match=r"data\.arrow is not a valid Arrow file"):
         check_saved(folder)
 
 
