@@ -3,6 +3,7 @@
 Each kind of settings is a pydantic model, defined beside the code that uses it.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
@@ -10,6 +11,12 @@ from typing import Any, TypeVar, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from ldm.errors import SYNONYMS, UserError, closest, nearest
+from ldm.io.opening import read_text
+
+MAX_YAML_BYTES = 2**20
+MAX_YAML_DEPTH = 50
+MAX_YAML_VALUES = 100_000
+"""Maximum size, depth and number of values of a file of settings."""
 
 
 class Settings(BaseModel):
@@ -54,21 +61,83 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, is not UTF-8 or not YAML, or contains something other than a mapping.
     """
-    import yaml  # late, so that `ldm --help` does without
-
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = read_text(path, MAX_YAML_BYTES)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist", "give the path of a YAML file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})", "give a UTF-8 YAML file") from None
+    except UnicodeDecodeError as error:
         raise UserError(f"{path} cannot be read ({error})", "give a UTF-8 YAML file") from None
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise UserError(f"{path}{line} is not valid YAML", "fix that line") from None
+    try:
+        tree = parse_yaml(text)
+    except YamlFault as fault:
+        line = f", line {fault.line}" if fault.line else ""
+        raise UserError(f"{path}{line} is not valid YAML{fault.reason}", "fix that line") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} contains no settings", "write `key: value` lines")
     return tree
+
+
+class YamlFault(ValueError):
+    """A text that is not YAML, or that is unreasonably large.
+
+    Attributes:
+        line: of the fault, or None.
+        reason: more about it in parentheses, or empty.
+    """
+
+    def __init__(self, line: int | None, reason: str = "") -> None:
+        self.line, self.reason = line, reason
+        super().__init__(reason)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value in a YAML text.
+
+    Raises:
+        YamlFault: it is not YAML, a date or a number in it does not exist, it is nested too deeply, or references in
+            it stand for too many values.
+    """
+    import yaml  # late, so that `ldm --help` does without
+
+    if (
+        _bracket_depth(text) > MAX_YAML_DEPTH
+    ):  # the parser takes a time that grows with the square of the depth
+        raise YamlFault(None, " (it is nested too deeply)")
+    try:
+        # the loader in C, where it is installed, reads the same and is ten times as fast
+        tree = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        raise YamlFault(where.line + 1 if where else None) from None
+    except (ValueError, ArithmeticError, TypeError) as error:  # such as the date 2026-13-01
+        raise YamlFault(None, f" ({error})") from None
+    except RecursionError:
+        raise YamlFault(None, " (it is nested too deeply)") from None
+    _check_amount(tree)
+    return tree
+
+
+def _bracket_depth(text: str) -> int:
+    """How deep brackets are nested; those in quotes count too, but there are pairs of them, or few."""
+    depth = deepest = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth = depth + 1 if bracket in "[{" else max(0, depth - 1)
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _check_amount(tree: Any) -> None:
+    """Count the values as if those that are referred to several times were written out."""
+    waiting, count = [(tree, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        count += 1
+        if depth > MAX_YAML_DEPTH or count > MAX_YAML_VALUES:
+            raise YamlFault(None, " (it is nested too deeply, or repeats too much by references)")
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        waiting += [(each, depth + 1) for each in inner]
 
 
 def validate(kind: type[AnySettings], tree: Mapping[str, Any], where: str = "settings") -> AnySettings:
@@ -103,11 +172,9 @@ def _apply(tree: dict[str, Any], override: str, example: str) -> None:
 
 
 def _parse(key: str, text: str) -> Any:
-    import yaml
-
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_yaml(text)
+    except YamlFault:
         raise UserError(f"{key}={text} cannot be read", "quote the value") from None
 
 

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from ldm.evaluation.objectives import OBJECTIVES, collect, markdown_table, training_command
-from ldm.io.files import read_json, write_bytes, write_json
+from ldm.io.files import write_bytes, write_json
+from ldm.io.json_files import read_json
 
 
 def parse() -> argparse.Namespace:

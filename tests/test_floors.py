@@ -216,7 +216,7 @@ PLANTED = [
         "from ldm.data.folder import x",
         "ldm/io/files.py:1: ldm.io.files imports ldm.data.folder: upward",
     ),
-    (FILES, "from ldm.data import folder", "imports ldm.data.folder: upward, from floor 2 to floor 4"),
+    (FILES, "from ldm.data import folder", "imports ldm.data.folder: upward, from floor 1 to floor 4"),
     (FILES, "import ldm", "ldm.io.files imports ldm: upward"),
     (FILES, "def f():\n    from ..data import folder", ":2: ldm.io.files imports ldm.data.folder: upward"),
     (FILES, "if TYPE_CHECKING:\n    import ldm.pipeline.pipeline", ":2: ldm.io.files imports ldm.pipeline"),

@@ -28,6 +28,7 @@ from ldm.cli.schema import schema
 from ldm.cli.train import train
 from ldm.cli.verify import verify
 from ldm.errors import UserError, nearest
+from ldm.io.memory import memory_fault
 from ldm.version import __version__
 
 
@@ -49,6 +50,9 @@ class Commands(TyperGroup):
         except UserError as error:
             say_error(str(error))
         except Exception as error:
+            if shortage := memory_fault(error):
+                say_error(str(shortage))
+                return 2
             if not hasattr(error, "format_message"):
                 raise
             say_error(_usage_message(error))

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pydantic import BaseModel, Field, PositiveInt
+
 from ldm.cli.messages import say_warning
 from ldm.errors import UserError
 
@@ -67,30 +69,56 @@ class DataFacts:
     chunks: tuple[int, ...]
 
 
+class _UnetConfig(BaseModel):
+    """What is read of a UNet's configuration."""
+
+    sample_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    block_out_channels: tuple[PositiveInt, ...]
+
+
+class _VaeConfig(BaseModel):
+    """What is read of an autoencoder's."""
+
+    block_out_channels: tuple[PositiveInt, ...]
+
+
+class _TextConfig(BaseModel):
+    """What is read of a text encoder's, with the defaults of transformers, which leaves these out."""
+
+    vocab_size: PositiveInt = 49408
+    hidden_size: PositiveInt = 512
+    max_position_embeddings: int = Field(77, ge=3)
+
+
 def describe_base(base: str) -> BaseFacts:
     """Read a model's configuration files.
 
     Raises:
         UserError: there is no such model, or it is incomplete.
     """
+    from ldm.io.json_files import read_json, read_object
     from ldm.models.adapters.folder import adapter_chain
     from ldm.models.clip import split_chunks
+    from ldm.models.loading.component_files import check_rows
     from ldm.models.loading.components import load_tokenizer
-    from ldm.models.loading.folder import check_folder, read_defaults, read_object
+    from ldm.models.loading.folder import check_folder, read_defaults
     from ldm.models.loading.source import find_model
     from ldm.models.vae import downscale
 
     own, _ = find_model(base)
     folder, _ = adapter_chain(own)
     check_folder(folder)
-    unet, vae, text = (read_object(folder / n / "config.json") for n in ("unet", "vae", "text_encoder"))
+    unet: _UnetConfig = read_json(folder / "unet" / "config.json", _UnetConfig)
+    vae: _VaeConfig = read_json(folder / "vae" / "config.json", _VaeConfig)
+    text: _TextConfig = read_json(folder / "text_encoder" / "config.json", _TextConfig)
     scheduler = read_object(folder / "scheduler" / "scheduler_config.json")
-    factor = downscale(vae["block_out_channels"])
-    size = unet.get("sample_size") or 64
+    factor = downscale(vae.block_out_channels)
+    size = unet.sample_size or 64
     height, width = (size, size) if isinstance(size, int) else size
     defaults = read_defaults(own, height * factor, width * factor)
     tokenizer = load_tokenizer(folder / "tokenizer")
-    context_length = min(int(tokenizer.model_max_length), int(text.get("max_position_embeddings", 77)))
+    check_rows(folder, "tokenizer", tokenizer, text.vocab_size)
+    context_length = min(int(tokenizer.model_max_length), text.max_position_embeddings)
 
     def chunks_needed(caption: str) -> int:
         encoded = tokenizer(caption, add_special_tokens=False, verbose=False)
@@ -103,9 +131,9 @@ def describe_base(base: str) -> BaseFacts:
         base,
         defaults.height,
         defaults.width,
-        factor * downscale(unet["block_out_channels"]),
+        factor * downscale(unet.block_out_channels),
         scheduler.get("prediction_type", "epsilon"),
-        int(text["hidden_size"]),
+        text.hidden_size,
         context_length,
         defaults.max_prompt_chunks,
         chunks_needed,

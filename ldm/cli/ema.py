@@ -179,7 +179,7 @@ def _replace(parts: "ModelParts", average: "Mapping[str, Tensor]", pipeline: Pat
 
 
 def _provenance(pipeline: Path) -> dict[str, Any]:
-    from ldm.models.loading.folder import read_object
+    from ldm.io.json_files import read_object
 
     path = pipeline / "ldm.json"
     given = read_object(path).get("provenance", {}) if path.is_file() else {}

@@ -1,11 +1,12 @@
 """`ldm info`: what a model is, or how an image was made."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from ldm.cli.messages import visible, visible_json
 
 if TYPE_CHECKING:
     from ldm.pipeline.pipeline import Pipeline
@@ -41,10 +42,11 @@ def info(
         facts = describe_model(load_pipeline(model, device="cpu"))
         rows = dict(_model_rows(facts))
     if as_json:
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        typer.echo(visible_json(facts))
         return
-    width = max(map(len, rows), default=0) + 2
-    typer.echo("\n".join(f"{key + ':':{width}}{value}" for key, value in rows.items()))
+    lines = {visible(key): visible(str(value)) for key, value in rows.items()}
+    width = max(map(len, lines), default=0) + 2
+    typer.echo("\n".join(f"{key + ':':{width}}{value}" for key, value in lines.items()))
 
 
 def describe_model(pipeline: "Pipeline") -> dict[str, Any]:

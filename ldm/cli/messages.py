@@ -3,6 +3,7 @@
 Text of unknown origin, such as names and captions, is escaped: a terminal executes nothing in it.
 """
 
+import json
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ def say_error(message: str) -> None:
 
 def say_warning(message: str) -> None:
     """Print a warning."""
-    typer.echo(f"warning: {message}", err=True)
+    typer.echo("warning: " + visible(" ".join(message.split("\n"))), err=True)
 
 
 @contextmanager
@@ -58,7 +59,17 @@ def visible(text: str) -> str:
     return "".join(map(_visible, text))
 
 
+def visible_json(value: Any) -> str:
+    """A value as indented JSON, with the same characters escaped as JSON escapes them."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return "".join(
+        f"\\u{ord(letter):04x}" if letter != "\n" and _is_hidden(letter) else letter for letter in text
+    )
+
+
 def _visible(letter: str) -> str:
-    if letter in _DIRECTION_MARKS or unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp"):
-        return letter.encode("unicode_escape").decode()
-    return letter
+    return letter.encode("unicode_escape").decode() if _is_hidden(letter) else letter
+
+
+def _is_hidden(letter: str) -> bool:
+    return letter in _DIRECTION_MARKS or unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")

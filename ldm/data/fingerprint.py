@@ -9,6 +9,7 @@ from functools import cached_property
 from ldm.data.masks import AlphaMask
 from ldm.data.prepare import BucketedSample
 from ldm.data.sample import ImageSource, Sample
+from ldm.io.json_files import parse_json
 
 FINGERPRINT_VERSION = 1
 """Increased when the hash of an unchanged sample changes."""
@@ -60,10 +61,10 @@ class Fingerprint:
 def decode_fingerprint(data: bytes) -> Fingerprint | None:
     """Read what `encoded` returned; None if the bytes are damaged or of another version."""
     try:
-        tree = json.loads(data)
+        tree = parse_json(data)
         found = Fingerprint(dict(tree["samples"]))
         return found if (tree["version"], tree["hash"]) == (FINGERPRINT_VERSION, found.hash) else None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError):  # not JSON, or of another shape
         return None
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 from ldm.data.sample import ImageInfo, Stamp, stamp_of
 from ldm.io.files import sha256_file, write_bytes
+from ldm.io.json_files import parse_json
+from ldm.io.opening import read_text
 
 FACTS_VERSION = 2
 """Increased when the same bytes would give other values, such as another perceptual hash, or stamps change."""
@@ -86,7 +88,7 @@ class ImageIndex:
     def _load(self) -> None:
         for path in sorted(self.folder.glob("facts-*.jsonl")):
             try:
-                text = path.read_text(encoding="utf-8", errors="replace")
+                text = read_text(path, errors="replace")
             except OSError:
                 continue  # merged by another process, or not readable for us
             self._files.append(path)
@@ -102,10 +104,10 @@ def _line(stamp: Stamp, facts: ImageInfo) -> str:
 def _entries(line: str) -> Iterator[tuple[Stamp, ImageInfo]]:
     """The entry of a line; nothing if it is damaged or of another version, for a lost entry only costs time."""
     try:
-        total, body = json.loads(line)
+        total, body = parse_json(line)
         if total != _checksum(body):
             return
-        version, path, size, mtime_ns, ctime_ns, facts = json.loads(body)
+        version, path, size, mtime_ns, ctime_ns, facts = parse_json(body)
     except (ValueError, TypeError, AttributeError):
         return
     if version == FACTS_VERSION and facts.keys() == FACTS_FIELDS:

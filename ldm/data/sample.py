@@ -46,6 +46,7 @@ from PIL import Image
 
 from ldm.errors import UserError
 from ldm.io.images import WHITE, Color, open_image
+from ldm.io.opening import MAX_IMAGE_BYTES, read_bytes
 
 Stamp = tuple[str, int, int, int]
 """Absolute path, size in bytes, and the times of the last modification and of the last change of any kind, in
@@ -81,7 +82,7 @@ class FileImage:
 
     def read(self) -> bytes:
         try:
-            return self.path.read_bytes()
+            return read_bytes(self.path, MAX_IMAGE_BYTES)
         except OSError as error:
             raise UserError(f"{self.path}: {error.strerror}", "name a readable image file") from error
 

@@ -6,7 +6,7 @@ from typing import Any
 from ldm.export.card.front_matter import metadata_yaml
 from ldm.export.card.markdown import render
 from ldm.export.card.training_facts import Measurement
-from ldm.io.files import read_json
+from ldm.io.json_files import read_json
 
 TEMPLATE = Path(__file__).with_name("emoji_card.md.jinja")
 EVALUATE = (

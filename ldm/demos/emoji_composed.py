@@ -36,7 +36,8 @@ from ldm.demos.emoji_scenes import (
 from ldm.demos.emoji_scenes_drawing import Artwork
 from ldm.demos.emoji_source import IMAGES_PACKAGE, NAMES_PACKAGE, find_package
 from ldm.errors import UserError
-from ldm.io.files import read_json
+from ldm.io.json_files import parse_json, read_json
+from ldm.io.opening import read_text
 
 OBJECTS_FOLDER, HELD_OUT_FILE = "objects", "held_out.json"
 
@@ -108,7 +109,7 @@ def read_training_scenes(folder: Path, kind: Kind) -> list[Scene]:
     """
     path = folder / kind / "metadata.jsonl"
     try:
-        rows = [json.loads(line)["scene"] for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [parse_json(line)["scene"] for line in read_text(path).splitlines()]
         return [Scene.from_dict(row) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error})", "make the data again") from error

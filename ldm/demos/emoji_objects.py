@@ -24,7 +24,7 @@ from ldm.demos.emoji_choice import is_clear, split_names
 from ldm.demos.emoji_colours import COLOURS, MainColour, main_colour
 from ldm.demos.emoji_source import Emoji, Package, image_stems, match_images, read_images, read_names
 from ldm.errors import UserError
-from ldm.io.files import read_json
+from ldm.io.json_files import read_json
 
 OBJECTS_FILE = "objects.json"
 OBJECT_PX = 256

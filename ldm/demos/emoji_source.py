@@ -4,7 +4,6 @@ Images come from `@lobehub/fluent-emoji-3d` (`package/assets/1f34e.webp`), names
 (`package/en/data.json`). Both are read inside their `.tgz`; nothing is unpacked to disk.
 """
 
-import json
 import re
 import shutil
 import subprocess
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError
+from ldm.io.json_files import parse_json
+from ldm.io.opening import open_file
 
 IMAGES_PACKAGE = "@lobehub/fluent-emoji-3d"
 NAMES_PACKAGE = "emojibase-data"
@@ -173,7 +174,7 @@ def plain_text(label: str) -> str:
 @contextmanager
 def _open(path: Path) -> Iterator[tarfile.TarFile]:
     try:
-        with tarfile.open(path, "r:gz") as archive:
+        with open_file(path) as file, tarfile.open(fileobj=file, mode="r:gz") as archive:
             yield archive
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise UserError(f"{path} cannot be read as a .tgz ({error})", "download it again") from error
@@ -194,6 +195,6 @@ def _read_json(path: Path, name: str) -> Any:
             raise UserError(f"{path} has no {name}", "download the package again")
         content = _read_member(archive, member, path)
     try:
-        return json.loads(content)
+        return parse_json(content)
     except ValueError as error:
         raise UserError(f"{path}: {name} is not JSON ({error})", "download the package again") from error

@@ -1,7 +1,6 @@
 """Plots of training runs from their `metrics.jsonl`: loss, validation loss, learning rate, loss by timestep."""
 
 import io
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,8 @@ import numpy.typing as npt
 
 from ldm.errors import UserError
 from ldm.io.files import write_bytes
+from ldm.io.json_files import parse_json
+from ldm.io.opening import read_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,11 +42,14 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     path = run / METRICS if run.is_dir() else run
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    try:
+        lines = read_text(path).splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error})", "restore the file") from None
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             rows.append({**row, "step": int(row["step"])})
         except (ValueError, TypeError, KeyError):
             if number == len(lines) and not line.endswith("\n"):

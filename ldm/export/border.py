@@ -14,7 +14,9 @@ from ldm.errors import UserError
 from ldm.export.hub.leaks import is_hub_id, is_thumbnail, parsed, scan
 from ldm.export.hub.outgoing import OutgoingFile
 from ldm.export.model_files import CARD, RECORDS, is_setting, is_vocabulary
-from ldm.io.files import MAX_MODEL_JSON_BYTES, read_json, write_bytes, write_json
+from ldm.io.files import write_bytes, write_json
+from ldm.io.json_files import MAX_MODEL_JSON_BYTES, read_json
+from ldm.io.opening import read_text
 from ldm.io.png import read_texts, replace_texts
 from ldm.io.redaction import private_names, public_text, without_leaks
 from ldm.io.safetensors_header import read_header
@@ -86,7 +88,7 @@ def _without_places(config: Any) -> Any:
 
 def _clean_card(path: Path) -> bool:
     """The card's values are cleaned where it is written; nothing may be left of secrets, paths and addresses."""
-    before = path.read_text(encoding="utf-8", errors="replace")
+    before = read_text(path, errors="replace")
     after = without_leaks(before)
     if after != before:
         write_bytes(path, after.encode())

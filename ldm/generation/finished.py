@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from ldm.errors import UserError, warn
 from ldm.generation.output import Target, file_name
 from ldm.generation.reproduce import made_with_others
 from ldm.io.images import open_image
+from ldm.io.png import check_png
 from ldm.pipeline.batches import Batch
 from ldm.pipeline.record import read_settings, with_public_names
 
@@ -78,8 +77,7 @@ def image_fault(path: Path, expected: Mapping[str, Any]) -> str | None:
     """
     try:
         found = with_public_names(read_settings(path))
-        with Image.open(path, formats=["PNG"]) as image:
-            image.verify()
+        check_png(path)
         size = open_image(path).size
     except UserError as error:
         return error.what

@@ -1,6 +1,5 @@
 """Prompts, each with its own settings, from arguments or from a file."""
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from ldm.data.sources.metadata import decode_utf8
 from ldm.diffusion.scheduler_names import SCHEDULERS
 from ldm.errors import UserError
+from ldm.io.json_files import parse_json
 from ldm.models.generation_settings import GenerationSettings, check_text, parse_settings
 from ldm.pipeline.batches import Prompt
 from ldm.pipeline.input_images import ALPHA, InputImage, read_inputs
@@ -127,8 +127,8 @@ def _text_prompts(lines: Sequence[tuple[int, str]]) -> Iterator[str]:
 
 def _json_object(line: str, place: str) -> dict[str, Any]:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(line)
+    except ValueError as error:
         raise UserError(f"{place}: not JSON ({error})", _EXAMPLE) from None
     if not isinstance(value, dict):
         raise UserError(f"{place}: not a JSON object", _EXAMPLE)

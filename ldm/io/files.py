@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ldm.errors import UserError
+from ldm.io.json_files import read_json
+from ldm.io.opening import open_file
 from ldm.io.safetensors_header import read_header
 
 if TYPE_CHECKING:
@@ -24,8 +26,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "manifest.json"
-MAX_MODEL_JSON_BYTES = 64 * 2**20
-"""Maximum size of a JSON file in a model; the largest vocabularies take a third of it."""
+ManifestEntry = dict[str, str | int]
+"""What a manifest says about a file: `sha256` and `size_bytes`."""
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNWRITABLE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO,
@@ -33,8 +36,8 @@ UNWRITABLE = (
 
 
 def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
+    """The SHA-256 of a file's bytes, in hex. Raises OSError, as `open_file` does."""
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -178,22 +181,6 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(path: Path, *, max_bytes: int | None = None) -> Any:
-    """The value in a JSON file.
-
-    Raises:
-        UserError: the file is missing, unreadable, not JSON, or larger than `max_bytes`.
-    """
-    try:
-        if max_bytes is not None and path.stat().st_size > max_bytes:
-            raise UserError(f"{path} has more than {max_bytes:,} bytes", "restore the file")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist", "the folder is incomplete") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error})", "restore the file") from None
-
-
 def read_tensors(path: Path) -> "dict[str, Tensor]":
     """The tensors of a safetensors file, on the CPU.
 
@@ -257,9 +244,9 @@ def manifest_fault(folder: Path) -> str | None:
     if not path.is_file():
         return f"{path} is missing"
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return f"{path} is unreadable"
+        entries = read_json(path, dict[str, ManifestEntry])
+    except UserError as error:
+        return error.what
     for name, entry in entries.items():
         file = folder / name
         if not file.is_file():
@@ -273,7 +260,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
 
 
-def _entry(path: Path) -> dict[str, Any]:
+def _entry(path: Path) -> ManifestEntry:
     return {"sha256": sha256_file(path), "size_bytes": path.stat().st_size}
 
 

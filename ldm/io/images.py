@@ -15,6 +15,7 @@ from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, UnidentifiedIma
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.io.opening import MAX_IMAGE_BYTES, open_file
 
 Color = tuple[int, int, int]
 WHITE: Color = (255, 255, 255)
@@ -107,13 +108,18 @@ def _decode(
     if isinstance(file, Image.Image):
         return _upright(file, name, max_pixels), []
     try:
-        with _open_quietly(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+        with (
+            io.BytesIO(file) if isinstance(file, bytes) else open_file(file, MAX_IMAGE_BYTES) as data,
+            _open_quietly(data) as image,
+        ):
             return _upright(image, name, max_pixels), _frame_notes(image)
     except UserError:
         raise
     except Image.DecompressionBombError as error:
         raise _too_large(name, str(error), max_pixels) from error
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+    except OSError as error:
+        if error.errno is None:  # a decoder's
+            raise UserError(f"{name}: {_reason(file, error)}", _SAVE_AGAIN) from error
         raise UserError(f"{name}: {error.strerror}", "name a readable image file") from error
     except Exception as error:  # decoders raise nearly anything on bad data
         raise UserError(f"{name}: {_reason(file, error)}", _SAVE_AGAIN) from error
@@ -127,7 +133,7 @@ def _upright(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
-def _open_quietly(file: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
+def _open_quietly(file: io.BytesIO | io.BufferedReader) -> Image.Image:
     """Read the header only, without Pillow's warnings: images that are too large or odd are refused here."""
     formats = set(Image.registered_extensions().values())
     with _warning_lock, warnings.catch_warnings():

@@ -9,8 +9,11 @@ from filelock import FileLock, Timeout
 
 from ldm.errors import UserError
 from ldm.io.files import disk_errors
+from ldm.io.json_files import parse_json
+from ldm.io.opening import read_bytes
 
 LOCK = "run.lock"
+MAX_HOLDER_BYTES = 1000
 
 
 class FolderLock:
@@ -51,7 +54,7 @@ def _write_holder(handle: int) -> None:
 def _holder(path: Path) -> str:
     """The process named in a lock file."""
     try:
-        holder = json.loads(path.read_text(encoding="utf-8"))
+        holder = parse_json(read_bytes(path, MAX_HOLDER_BYTES))
         return f"process {holder['pid']} on {holder['host']}"
     except (OSError, ValueError, TypeError, KeyError):
         return "another process"

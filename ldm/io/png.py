@@ -11,6 +11,7 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from ldm.errors import UserError
 from ldm.io.files import write_bytes
+from ldm.io.opening import MAX_IMAGE_BYTES, open_file, read_bytes
 
 
 def write_chunks(
@@ -40,13 +41,26 @@ def read_chunk(path: str | os.PathLike[str], key: str) -> str | None:
         UserError: the file is missing or is not a readable PNG.
     """
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with open_file(path, MAX_IMAGE_BYTES) as file, Image.open(file, formats=["PNG"]) as image:
             assert isinstance(image, PngImageFile)
             return image.text.get(key)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file", "name a PNG made by `ldm generate`") from error
     except Exception as error:  # a decoder of foreign bytes raises nearly anything
-        raise UserError(f"{path}: not a readable PNG ({error})", "name one made by `ldm generate`") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(
+            f"{path}: not a readable PNG ({reason})", "name one made by `ldm generate`"
+        ) from error
+
+
+def check_png(path: Path) -> None:
+    """Compare every checksum in a PNG.
+
+    Raises:
+        Exception: nearly any, if the file is damaged or is not a PNG.
+    """
+    with open_file(path, MAX_IMAGE_BYTES) as file, Image.open(file, formats=["PNG"]) as image:
+        image.verify()
 
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -84,7 +98,7 @@ def _packed(kind: bytes, data: bytes) -> bytes:
 
 def _chunks(path: Path) -> Iterator[tuple[bytes, bytes]]:
     """The type and the data of each chunk."""
-    content = path.read_bytes()
+    content = read_bytes(path, MAX_IMAGE_BYTES)
     position = len(SIGNATURE)
     while content.startswith(SIGNATURE) and content[position + 4 : position + 8].isalpha():
         begin, length = position + 8, int.from_bytes(content[position : position + 4], "big")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ldm.errors import UserError
+from ldm.io.opening import open_file
 
 MAX_HEADER_BYTES = 16 * 2**20
 """Enough for the names and shapes of 100,000 tensors, or for a thousand plus an image and tag lists as metadata."""
@@ -70,14 +71,14 @@ def read_header(path: Path) -> Header:
     Raises:
         UserError: the file is missing, is not a regular file, or its header is invalid.
     """
-    if path.exists() and not path.is_file():  # reading a pipe could block forever, reading a device never end
-        raise UserError(f"{path} is not a regular file", "restore the file")
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return _read(file, os.fstat(file.fileno()).st_size)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist", "the folder is incomplete") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})", "restore the file") from None
+    except ValueError as error:
         raise UserError(f"{path} is not a valid safetensors file ({error})", "restore the file") from None
 
 

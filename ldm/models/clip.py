@@ -67,7 +67,7 @@ class ClipTextEncoder(nn.Module):
         device = self.model.device
         if device.type == "cuda" and not chunks.is_cuda:
             chunks = chunks.pin_memory()  # the copy then does not wait for the device
-        output = self.model(input_ids=chunks.to(device, non_blocking=True))
+        output = self.model(input_ids=chunks.to(device, non_blocking=True), return_dict=True)
         prompt_embeds = output.last_hidden_state.reshape(num_rows, length, -1)
         pooled = output.pooler_output.reshape(num_rows, -1, output.pooler_output.shape[-1])[:, 0]
         return Conditioning(prompt_embeds, pooled=pooled)

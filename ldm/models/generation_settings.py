@@ -29,6 +29,14 @@ LARGEST_SEED = 2**63 - 1
 TEXT_TO_IMAGE = "text-to-image"
 MASKED = ("blended-inpaint", "inpaint")
 FROM_AN_IMAGE = ("image-to-image", *MASKED)
+MAX_SIZE_PX = 2**14
+"""The longest side of an image; what fits in memory is less on most machines."""
+
+MAX_IMAGES = 1_000_000
+"""The most images of one prompt in one call: all are listed before the first is made."""
+
+MAX_STEPS = 100_000
+"""The most sampling steps, a hundred times the longest usual noise schedule."""
 
 MAX_PROMPT_CHUNKS = 3
 """The most chunks that a prompt is split into, each as long as the text encoder's context."""
@@ -111,6 +119,7 @@ class GenerationSettings(Settings):
     num_images: Annotated[int, Setting("N", recorded=False)] = Field(
         1,
         ge=1,
+        le=MAX_IMAGES,
         strict=True,
         description="Images of each prompt, with the seeds seed, seed + 1, seed + 2, ...",
     )
@@ -120,18 +129,21 @@ class GenerationSettings(Settings):
     height: Annotated[int, Setting("PIXELS", model_default=True)] = Field(
         512,
         ge=1,
+        le=MAX_SIZE_PX,
         strict=True,
         description="Height of the image; models work best at the size they were trained on.",
     )
     width: Annotated[int, Setting("PIXELS", model_default=True)] = Field(
         512,
         ge=1,
+        le=MAX_SIZE_PX,
         strict=True,
         description="Width of the image; both are rounded to a multiple that the model can make.",
     )
     num_inference_steps: Annotated[int, Setting("N", model_default=True, infotext="Steps")] = Field(
         25,
         ge=1,
+        le=MAX_STEPS,
         strict=True,
         description="Sampling steps: more take longer, and above about 50 little changes.",
     )
@@ -213,6 +225,7 @@ class GenerationSettings(Settings):
     deep_features_every: Annotated[int, Setting("N")] = Field(
         1,
         ge=1,
+        le=MAX_STEPS,
         strict=True,
         description="Compute the deep levels of the network only at every N-th step and reuse them in between: "
         "faster, but the image changes, less so with more steps.",

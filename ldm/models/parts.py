@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from ldm.errors import UserError
+from ldm.io.json_files import shortened
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.families.family import Family, Size, Width
 from ldm.models.families.registry import family_of
-from ldm.models.generation_settings import TEXT_TO_IMAGE
+from ldm.models.generation_settings import MAX_SIZE_PX, TEXT_TO_IMAGE
+from ldm.models.loading.component_files import check_tokens
 from ldm.models.loading.folder import Defaults
 from ldm.models.loading.task import task_of_channels
 from ldm.models.unet import UNetDenoiser
@@ -104,10 +106,26 @@ def _config(network: Any) -> dict[str, Any]:
 
 
 def default_size(denoiser: UNetDenoiser, autoencoder: KLAutoencoder) -> tuple[int, int]:
-    """Height and width in pixels that the denoiser was made for."""
+    """Height and width in pixels that the denoiser was made for.
+
+    Raises:
+        UserError: the configuration has a size that is none.
+    """
     size = denoiser.unet.config.sample_size or 64
-    height, width = (size, size) if isinstance(size, int) else size
-    return height * autoencoder.pixels_per_latent, width * autoencoder.pixels_per_latent
+    sides = [size, size] if type(size) is int else size
+    factor = autoencoder.pixels_per_latent
+    if (
+        not isinstance(sides, list | tuple)
+        or len(sides) != 2
+        or not all(_is_side(each, factor) for each in sides)
+    ):
+        what = f"unet/config.json has sample_size {shortened(size)}"
+        raise UserError(what, f"it must be at most {MAX_SIZE_PX // factor}: the side of the latents")
+    return sides[0] * factor, sides[1] * factor
+
+
+def _is_side(value: Any, factor: int) -> bool:
+    return type(value) is int and 1 <= value <= MAX_SIZE_PX // factor
 
 
 def assemble(
@@ -134,6 +152,8 @@ def assemble(
     )
     parts.task = task_of_channels(denoiser)
     parts.others = {name: one for name, one in components.items() if name not in parts.components()}
+    tokenizers = {name: components[name] for name in family.tokenizers}
+    check_tokens(place, tokenizers, parts.networks())
     check_widths(place, family.widths(parts.configs()))
     for module in parts.modules().values():
         module.eval().requires_grad_(False)

@@ -6,9 +6,13 @@ from operator import index
 
 from ldm.diffusion.sampling import SamplingPlan
 from ldm.errors import UserError, warn
+from ldm.io.memory import check_memory
 from ldm.models.generation_settings import LARGEST_SEED, GenerationSettings
 from ldm.pipeline.input_images import InputImage
 from ldm.tasks import Task
+
+REQUEST_BYTES = 500
+"""Roughly what an `ImageRequest` takes in memory."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ def list_images(prompts: Iterable[Prompt], seeds: Sequence[int] | None = None) -
     prompts = list(prompts)
     if not prompts:
         raise UserError("no prompt", "give at least one; an empty one is allowed")
+    total = sum(each.settings.num_images for each in prompts)
+    check_memory(total * REQUEST_BYTES, f"a list of {total:,} images", "ask for fewer in one call")
     shared = [(each, sized(each.settings.without("seed", "num_images"), each.inputs)) for each in prompts]
     rows = [(each, settings) for each, settings in shared for _ in range(each.settings.num_images)]
     own = _counted_seeds(prompts) if seeds is None else _checked_seeds(seeds, prompts, len(rows))

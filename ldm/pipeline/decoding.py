@@ -1,13 +1,13 @@
 """From latents to images: as many at once as fit in memory, and an image too large to decode at once in tiles."""
 
-from pathlib import Path
-
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.errors import warn
+from ldm.errors import UserError, warn
+from ldm.io import memory
 from ldm.io.images import tensor_to_images
+from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder
 
 SHARE_TAKEN = 0.5
@@ -48,7 +48,27 @@ def free_memory_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + reserved)
-    file = Path("/proc/meminfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    found = [int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable:")]
-    return found[0] if found else float("inf")
+    return memory.free_memory_bytes()
+
+
+def check_image_fits(denoiser: UNetDenoiser, height: int, width: int, pixels_per_latent: int) -> None:
+    """Refuse an image that cannot fit in memory before the first step.
+
+    What is counted is the least that one needs: in the denoiser four maps of the first level for a row, and the pixels,
+    decoded in tiles. Most images need more.
+
+    Args:
+        height: of the image in pixels, as `width`.
+
+    Raises:
+        UserError: naming the size and both amounts.
+    """
+    weights = denoiser.unet.conv_in.weight
+    numbers = 4 * len(weights) * (height // pixels_per_latent) * (width // pixels_per_latent)
+    needed, free = (
+        numbers * weights.dtype.itemsize + 2 * 3 * 4 * height * width,
+        free_memory_bytes(weights.device),
+    )
+    if needed > free:
+        said = f"an image of {height} x {width} pixels needs at least {memory.gigabytes(needed)} of memory"
+        raise UserError(f"{said}, {memory.gigabytes(free)} are free", "ask for a smaller one")

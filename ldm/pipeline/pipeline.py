@@ -48,7 +48,7 @@ from ldm.pipeline.batches import (
     plan_batches,
 )
 from ldm.pipeline.compositing import composite
-from ldm.pipeline.decoding import decode_images
+from ldm.pipeline.decoding import check_image_fits, decode_images
 from ldm.pipeline.input_images import (
     GivenImage,
     canvas_size,
@@ -284,6 +284,7 @@ class Pipeline:
         for image in images:
             prompts[image.kind].append(image.prompt)
         for kind, full in completed.items():
+            check_image_fits(self.denoiser, full.height, full.width, self.autoencoder.pixels_per_latent)
             warn_unused(prompts[kind], full, self.text_encoder.truncated_words)
             if latents is not None:
                 check_latents(latents, (len(images), *self._latent_shape(full)))

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from ldm.config import Settings, validate
 from ldm.errors import UserError, warn
+from ldm.io.json_files import parse_json
 from ldm.io.png import read_chunk, write_chunks
 from ldm.io.redaction import public_file_name
 from ldm.models.adapters.fuse import UsedLora
@@ -165,7 +166,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
             "use an image as `ldm generate` wrote it; a grid of several has none",
         )
     try:
-        settings = json.loads(text)
+        settings = parse_json(text)
     except ValueError as error:
         raise UserError(
             f"{path}: its `ldm` settings are broken ({error})", "use the original file"

@@ -13,7 +13,8 @@ from typer.testing import CliRunner, Result
 
 from ldm.cli.app import app
 from ldm.diffusion.ema import gamma_of, shares
-from ldm.io.files import read_json, read_tensors
+from ldm.io.files import read_tensors
+from ldm.io.json_files import read_json
 from ldm.models.adapters.embedding import EmbeddingSettings, add_embedding, embedding_vectors
 from ldm.models.adapters.folder import Adapter, find_base, read_adapter, save_adapter
 from ldm.models.adapters.lora import LoraSettings, add_lora, lora_parameters, lora_weights

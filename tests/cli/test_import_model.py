@@ -16,7 +16,8 @@ from typer.testing import CliRunner, Result
 from ldm.cli.app import app
 from ldm.errors import UserError
 from ldm.export.formats.single_file import write_single_file
-from ldm.io.files import read_json, sha256_file
+from ldm.io.files import sha256_file
+from ldm.io.json_files import read_json
 from ldm.models.loading.model import load_parts
 from ldm.models.loading.pickled_file import PASSED_ON, convert, environment, unpickled
 from ldm.models.parts import ModelParts

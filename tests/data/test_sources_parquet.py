@@ -167,6 +167,6 @@ def test_a_saved_dataset_and_its_splits(saved: Path) -> None:
 def test_a_missing_dataset_is_named(tmp_path: Path) -> None:
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "dataset_dict.json").write_text("{")
-    with pytest.raises(UserError, match=r"saved: the dataset cannot be loaded \(.*\)") as error:
+    with pytest.raises(UserError, match=r"dataset_dict.json is not valid JSON \(.*\)") as error:
         read(tmp_path / "saved")
     assert "\n" not in str(error.value)

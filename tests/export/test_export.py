@@ -16,7 +16,8 @@ from ldm.export.export_options import ExportOptions
 from ldm.export.export_source import load_source
 from ldm.export.verify import readers
 from ldm.export.verify.trial import largest_difference, trial_for, trial_outputs
-from ldm.io.files import read_json, sha256_file, write_json
+from ldm.io.files import sha256_file, write_json
+from ldm.io.json_files import read_json
 from ldm.models.loading.model import load_parts, save_parts
 from tests.support.tiny_models import ZERO_SNR_SCHEDULER, make_sd1, make_sd2
 

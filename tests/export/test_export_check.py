@@ -17,7 +17,8 @@ from ldm.export.export_options import ExportOptions
 from ldm.export.export_source import load_source
 from ldm.export.verify import readers
 from ldm.export.verify.check import check
-from ldm.io.files import read_json, write_json
+from ldm.io.files import write_json
+from ldm.io.json_files import read_json
 from ldm.models.adapters.folder import Adapter, find_base, save_adapter
 from ldm.models.adapters.lora import LoraSettings
 from ldm.models.loading.model import load_parts, save_parts

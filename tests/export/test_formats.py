@@ -16,7 +16,7 @@ from ldm.export.export_source import ExportSource, load_source
 from ldm.export.formats.exporter import ExportedModel, ReadBack, Usage
 from ldm.export.formats.formats import FORMATS, ExportFormat
 from ldm.export.verify.compare import Verdict
-from ldm.io.files import read_json
+from ldm.io.json_files import read_json
 from ldm.models.devices import DTYPES
 from ldm.models.loading.model import save_parts
 from tests.support.tiny_models import make_sd1

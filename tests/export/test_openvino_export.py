@@ -12,7 +12,8 @@ from ldm.export.formats.openvino import traced_networks, write_openvino
 from ldm.export.verify import readers
 from ldm.export.verify.openvino_reader import read_openvino
 from ldm.export.verify.trial import largest_difference, trial_for, trial_inputs, trial_outputs
-from ldm.io.files import read_json, write_tensors
+from ldm.io.files import write_tensors
+from ldm.io.json_files import read_json
 from ldm.models.engines.openvino_network import read_network
 from ldm.models.loading.model import ModelParts, load_parts
 from ldm.models.loading.source import EMBEDDED

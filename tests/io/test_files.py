@@ -8,15 +8,8 @@ import pytest
 import torch
 
 from ldm.errors import UserError
-from ldm.io.files import (
-    manifest_fault,
-    new_folder,
-    read_json,
-    read_tensors,
-    write_bytes,
-    write_manifest,
-    write_tensors,
-)
+from ldm.io.files import manifest_fault, new_folder, read_tensors, write_bytes, write_manifest, write_tensors
+from ldm.io.json_files import read_json
 
 
 def test_a_folder_appears_complete_or_not_at_all(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_brackets_are_counted_before_they_become_objects(tmp_path: Path) -> None
 def test_pipes_and_devices_are_refused_without_reading(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
-        with pytest.raises(UserError, match="is not a regular file"):
+        with pytest.raises(UserError, match=r"not a regular file|Is a directory"):
             read_header(path)
     with pytest.raises(UserError, match="does not exist"):
         read_header(tmp_path / "gone")

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm.errors import UserError
 from ldm.models.families.stable_diffusion import CLIP_COMPONENT, VAE_COMPONENT
-from ldm.models.loading.components import weights_faults
+from ldm.models.loading.components import load_tokenizer, weights_faults
 from ldm.models.loading.folder import check_folder, check_keys, weights_variant
 from ldm.models.loading.model import load_parts, save_parts
 from tests.support.hostile_files import (
@@ -59,8 +59,38 @@ def model(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "model"))
 
 
+def pipe(name: str) -> Callable[[Path], object]:
+    def damage(model: Path) -> None:
+        (model / name).unlink(missing_ok=True)
+        os.mkfifo(model / name)
+
+    return damage
+
+
+def link_to_a_device(name: str) -> Callable[[Path], object]:
+    return lambda model: (model / name).symlink_to("/dev/zero")
+
+
+def add_token(model: Path) -> None:
+    """A token that the text encoder has no row for, written as `add_tokens` and `save_pretrained` do."""
+    tokenizer = load_tokenizer(model / "tokenizer")
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(model / "tokenizer")
+
+
+def far_id(model: Path) -> None:
+    """An id far beyond the embeddings, in all files of the vocabulary."""
+    for name in ("vocab.json", "tokenizer.json"):
+        if (path := model / "tokenizer" / name).is_file():
+            value = json.loads(path.read_text())
+            words = value if name == "vocab.json" else value["model"]["vocab"]
+            words[next(word for word in words if len(word) > 5 and "<" not in word[:1])] = 10**6
+            path.write_text(json.dumps(value))
+
+
 def config(part: str, **changes: Any) -> Callable[[Path], object]:
-    name = "scheduler_config.json" if part == "scheduler" else "config.json"
+    names = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
+    name = names.get(part, "config.json")
     return lambda model: edit_json(model / part / name, **changes)
 
 
@@ -119,18 +149,18 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "division by zero": (config("unet", norm_num_groups=0), "unet cannot be loaded"),
     "no list": (config("unet", block_out_channels={"a": 1}), "unet cannot be loaded"),
     "long schedule": (config("scheduler", num_train_timesteps=10**12), "num_train_timesteps is 1,000,000"),
-    "large pictures": (large_pictures, "asks for images of"),
+    "large pictures": (large_pictures, "sample_size 1000000000"),
     "large default": (
         lambda m: edit_json(m / "ldm.json", defaults={"height": 10**6}),
-        "asks for images of 1000000 x 16",
+        "height is 1000000: it must be a whole number from 1 to 16384",
     ),
     "deep JSON": (
         lambda m: (m / "unet" / "config.json").write_text('{"a": ' + "[" * 100_000),
         "is not valid JSON",
     ),
-    "large config": (large_file("unet/config.json"), "config.json has more than"),
-    "large vocabulary": (large_file("tokenizer/vocab.json"), "vocab.json has more than"),
-    "large index": (large_file("unet/diffusion_pytorch_model.safetensors.index.json"), "has more than"),
+    "large config": (large_file("unet/config.json"), "config.json cannot be read (it has more than"),
+    "large vocabulary": (large_file("tokenizer/vocab.json"), "vocab.json cannot be read (it has more than"),
+    "large index": (large_file("unet/diffusion_pytorch_model.safetensors.index.json"), "it has more than"),
     "index to above": (index_names("../../other.safetensors"), "index.json names '../../other"),
     "index to anywhere": (index_names("{outside}/other.safetensors"), "index.json names '/"),
     "index to another": (index_names("other.safetensors"), "index.json names 'other.safetensors'"),
@@ -140,6 +170,26 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "header lies": (lie_in_a_shard("shape beyond the bytes"), "not a valid safetensors file"),
     "header is huge": (lie_in_a_shard("too many brackets"), "not a valid safetensors file"),
+    "pipe as config": (pipe("unet/config.json"), "it is a pipe, not a regular file"),
+    "pipe as merges": (pipe("tokenizer/merges.txt"), "it is a pipe, not a regular file"),
+    "pipe as a template": (pipe("tokenizer/chat_template.jinja"), "it is a pipe, not a regular file"),
+    "device as JSON": (link_to_a_device("text_encoder/extra.json"), "it is a device, not a regular file"),
+    "many labels": (config("text_encoder", num_labels=10**9), "num_labels is 1,000,000,000"),
+    "list of activations": (config("text_encoder", hidden_act=["gelu"]), "text_encoder cannot be loaded"),
+    "uneven heads": (config("text_encoder", num_attention_heads=7), "text_encoder cannot be loaded"),
+    "400 digits": (
+        lambda m: (m / "unet" / "config.json").write_text('{"sample_size": ' + "9" * 400 + "}"),
+        "has 400 digits",
+    ),
+    "size of text": (config("unet", sample_size="x"), "sample_size 'x'"),
+    "context of 2": (config("tokenizer", model_max_length=2), "model_max_length is 2"),
+    "no context": (config("tokenizer", model_max_length=-1), "model_max_length is -1"),
+    "broken context": (config("tokenizer", model_max_length=7.5), "model_max_length is 7.5"),
+    "context of text": (config("tokenizer", model_max_length="x"), "model_max_length is 'x'"),
+    "context of a list": (config("tokenizer", model_max_length=[]), "model_max_length is []"),
+    "added token": (add_token, "has the token '<extra>' with the id "),
+    "far id": (far_id, " rows"),
+    "defaults of a list": (lambda m: edit_json(m / "ldm.json", defaults=[1]), "defaults is [1]"),
     "adapter": (adapter_beside, "adapter_config.json changes the model"),
     "class from a module": (config("unet", _class_name=["evil", "UNet"]), "is of the class \"['evil'"),
     "another class": (config("vae", _class_name="VQModel"), "is of the class 'VQModel'"),

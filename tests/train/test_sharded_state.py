@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.io.files import read_json, read_tensors
+from ldm.io.files import read_tensors
+from ldm.io.json_files import read_json
 from tests.support.launch_driver import BlockLoss, Job, train_blocks
 from tests.support.tiny_launch import TORCHRUN, driver, finish, start
 from tests.support.tiny_training import make_settings

@@ -11,18 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, NonNegativeInt
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.io.files import (
-    manifest_fault,
-    new_folder,
-    read_json,
-    read_tensors,
-    write_json,
-    write_manifest,
-    write_tensors,
-)
+from ldm.io.files import manifest_fault, new_folder, read_tensors, write_json, write_manifest, write_tensors
+from ldm.io.json_files import read_json
 
 from ..loop.averages import WeightAverages
 from .checkpoints import checkpoints, step_of
@@ -128,6 +122,12 @@ def _newest(found: Sequence[Path]) -> Path | None:
     return found[-1] if found else None
 
 
+class BestStep(BaseModel):
+    """What is read of `best.json`."""
+
+    step: NonNegativeInt
+
+
 def read_best(run_dir: Path) -> tuple[int, dict[str, Tensor]]:
     """The best step and its averaged weights, on the CPU.
 
@@ -137,7 +137,7 @@ def read_best(run_dir: Path) -> tuple[int, dict[str, Tensor]]:
     folder = _newest(checkpoints(run_dir / "best")) or run_dir / "best"
     if fault := manifest_fault(folder):
         raise UserError(f"no best weights: {fault}", "train with validation.every and validation.keep_best")
-    return int(read_json(folder / "best.json")["step"]), read_tensors(folder / "average.safetensors")
+    return read_json(folder / "best.json", BestStep).step, read_tensors(folder / "average.safetensors")
 
 
 def apply_best(run_dir: Path, average: WeightAverages) -> None:

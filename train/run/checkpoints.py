@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, NonNegativeInt
 from torch import Tensor, nn
 
 from ldm.errors import UserError
@@ -16,13 +16,13 @@ from ldm.io.files import (
     check_free_space,
     manifest_fault,
     new_folder,
-    read_json,
     read_tensors,
     write_bytes,
     write_json,
     write_manifest,
     write_tensors,
 )
+from ldm.io.json_files import read_json
 from ldm.io.safetensors_header import read_header
 
 from ..loop.sharding import assign, gathered, shard_like
@@ -219,8 +219,8 @@ class CheckpointNumbers(BaseModel):
         without_moments: the trained weights that the optimizer had not moved yet; None in older versions.
     """
 
-    step: int
-    num_bad_steps: int = 0
+    step: NonNegativeInt
+    num_bad_steps: NonNegativeInt = 0
     window: dict[str, float] = {}
     stream: dict[str, Any] = {}
     scaler: dict[str, Any] | None = None
@@ -236,14 +236,7 @@ def read_numbers(checkpoint: Path) -> CheckpointNumbers:
         UserError: it is missing or damaged, or of another step than the folder's name says.
     """
     path = checkpoint / "state.json"
-    try:
-        found = CheckpointNumbers.model_validate(read_json(path))
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        key = ".".join(map(str, wrong["loc"]))
-        raise UserError(
-            f"{path}: {key or 'the file'} is wrong ({wrong['msg']})", "restore the file"
-        ) from None
+    found: CheckpointNumbers = read_json(path, CheckpointNumbers)
     if NAME.fullmatch(checkpoint.name) and found.step != step_of(checkpoint):
         raise UserError(f"{path} is of step {found.step}", "restore the file")
     return found

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from ldm.data.cache.keys import tensor_bytes
 from ldm.errors import UserError
+from ldm.io.json_files import MAX_MODEL_JSON_BYTES, parse_json
+from ldm.io.opening import read_bytes
 from ldm.models.adapters.fuse import lora_hash
 from ldm.models.adapters.lora import lora_parameters, lora_weights
 from ldm.models.identity import changed_parts, network_settings, scheduler_settings, tokenizer_contents
@@ -51,7 +53,7 @@ class HeldModel:
 def decode_held_model(data: bytes) -> HeldModel | None:
     """Read what `encoded` returned; None if the bytes are damaged or of another version."""
     try:
-        tree = json.loads(data)
+        tree = parse_json(data)
         found = HeldModel(dict(tree["frozen"]), dict(tree["started_from"]))
         return found if tree["version"] == HELD_MODEL_VERSION else None
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -149,7 +151,7 @@ def _check_frozen(since: str, before: HeldModel, now: HeldModel) -> None:
 
 def _trained_with(checkpoint: Path) -> HeldModel | None:
     try:
-        return decode_held_model((checkpoint / MODEL_FILE).read_bytes())
+        return decode_held_model(read_bytes(checkpoint / MODEL_FILE, MAX_MODEL_JSON_BYTES))
     except OSError:  # damaged, or from an older version
         return None
 

@@ -15,7 +15,8 @@ from pydantic import Field
 from ldm.config import Settings
 from ldm.errors import UserError
 from ldm.evaluation.curves import METRICS, read_metrics
-from ldm.io.files import MANIFEST, manifest_fault, read_json
+from ldm.io.files import MANIFEST, manifest_fault
+from ldm.io.json_files import read_json
 
 from ..settings.shared import TrainSettings
 from .checkpoints import checkpoints, step_of

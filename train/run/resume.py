@@ -9,6 +9,7 @@ from ldm.config import read_yaml, validate
 from ldm.data.fingerprint import Fingerprint, decode_fingerprint
 from ldm.errors import UserError
 from ldm.io.files import MANIFEST, manifest_fault
+from ldm.io.opening import MAX_TEXT_BYTES, read_bytes
 
 from ..settings.shared import TrainSettings
 from .checkpoints import DATA_FILE, checkpoints, newest_whole, step_of
@@ -124,7 +125,7 @@ def check_same_data(run_dir: Path, data: Fingerprint) -> list[str]:
 
 def _trained_on(checkpoint: Path) -> Fingerprint | None:
     try:
-        return decode_fingerprint((checkpoint / DATA_FILE).read_bytes())
+        return decode_fingerprint(read_bytes(checkpoint / DATA_FILE, MAX_TEXT_BYTES))
     except OSError:  # damaged, or from a version without fingerprints
         return None
 

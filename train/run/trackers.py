@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ldm.errors import UserError
-from ldm.io.files import disk_errors, read_json, write_json
+from ldm.io.files import disk_errors, write_json
+from ldm.io.json_files import read_object
 from ldm.io.redaction import redacted
 
 TrackerName = Literal["tensorboard", "wandb"]
@@ -153,4 +154,4 @@ def _wandb_id(run_dir: Path) -> str:
     path = run_dir / "wandb.json"
     if not path.is_file():
         write_json(path, {"id": uuid.uuid4().hex[:12]})
-    return str(read_json(path)["id"])
+    return str(read_object(path).get("id"))

@@ -25,6 +25,7 @@ from torch import Tensor
 from ldm.data.cache.keys import tensor_bytes
 from ldm.errors import UserError
 from ldm.io.files import write_bytes
+from ldm.io.json_files import parse_json
 from ldm.io.safetensors_header import TensorEntry, read_header
 
 Parts = dict[str, Tensor]
@@ -132,8 +133,8 @@ class Shard:
         handle = _open_file(path)
         try:
             header = read_header(path)
-            sums = json.loads(header.metadata.get("checksums", "null"))
-        except (UserError, ValueError, RecursionError) as error:
+            sums = parse_json(header.metadata.get("checksums", "null"))
+        except (UserError, ValueError) as error:
             raise ShardFault(getattr(error, "what", str(error))) from None
         head = header.metadata
         if (head.get("format"), head.get("kind"), head.get("model")) != (FORMAT, kind, model_hash):

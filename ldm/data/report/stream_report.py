@@ -8,11 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, NonNegativeInt
+
 from ldm.data.report.report import JSON_NAME, make_report
 from ldm.data.stream_shards import OpenShard, Shard
 from ldm.data.streaming import changed
 from ldm.errors import UserError
-from ldm.io.files import read_json, write_bytes, write_json
+from ldm.io.files import write_bytes, write_json
+from ldm.io.json_files import read_json
 
 FOLDER = "data_report"
 NUM_BEFORE_JUDGING = 100
@@ -20,6 +23,23 @@ NUM_BEFORE_JUDGING = 100
 
 _NUM_NAMED = 10
 _OWN_FILE = re.compile(r"shard-\d{5}\.json")
+
+
+class _SeenShard(BaseModel):
+    """What `_row` says of a shard."""
+
+    shard: str
+    report: str
+    contents: str
+    num_found: NonNegativeInt
+    num_used: NonNegativeInt
+    num_refused: NonNegativeInt
+    buckets: dict[str, int]
+    reasons: list[str]
+
+
+class _SeenShards(BaseModel):
+    shards: list[_SeenShard]
 
 
 class StreamReport:
@@ -57,7 +77,8 @@ class StreamReport:
         self.count_tokens, self.context_length = count_tokens, context_length
         self.rows: dict[str, dict[str, Any]] = {}
         if resumed and (folder / JSON_NAME).is_file():
-            self.rows = {row["shard"]: row for row in read_json(folder / JSON_NAME)["shards"]}
+            seen: _SeenShards = read_json(folder / JSON_NAME, _SeenShards)
+            self.rows = {row.shard: row.model_dump() for row in seen.shards}
         if main and not resumed:
             _remove_old(folder / FOLDER)
 

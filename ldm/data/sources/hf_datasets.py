@@ -1,18 +1,27 @@
 """Captioned images from the `datasets` library: a folder that `save_to_disk` wrote, or a dataset by name."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, Field
+
 from ldm.data.sample import NO_INPUTS, FileImage, Refusal, Sample, Stamp, TaskInputs, stamp_of
 from ldm.data.sources.metadata import table_rows
 from ldm.data.sources.parquet import image_bytes, image_present, plain_columns, sample_or_refusal
 from ldm.data.sources.scan import is_file
 from ldm.errors import UserError, unknown_name
+from ldm.io.json_files import read_json, shortened
+from ldm.io.opening import check_file
 
 _BATCH_ROWS = 1000
+
+MAX_ARROW_BATCH_BYTES = 4 * 2**30
+"""How much memory one batch of a saved dataset may take when it is read. Files are written so that they are mapped."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,93 @@ def _place(dataset: DatasetsKey, first_row: int, index: int) -> str:
     return f"{dataset.path} {dataset.split} row {first_row + index}"
 
 
+class _SavedState(BaseModel):
+    """The part of a saved dataset's `state.json` that names files."""
+
+    class File(BaseModel):
+        """One Arrow file, beside `state.json`."""
+
+        filename: str
+
+    files: list[File] = Field(alias="_data_files")
+
+
+class _Splits(BaseModel):
+    """The folders named in `dataset_dict.json`."""
+
+    splits: list[str]
+
+
+def check_saved(root: Path) -> None:
+    """Check the Arrow files of a folder that `save_to_disk` wrote.
+
+    The library maps them into memory, where a wrong offset ends the process. So another process, with a limit on its
+    memory, reads each offset first.
+
+    Raises:
+        UserError: a file is missing, is not a regular file of this folder, or is damaged.
+    """
+    index = root / "dataset_dict.json"
+    parts = read_json(index, _Splits).splits if is_file(index) else [""]
+    files = []
+    for name in parts:
+        folder = root / _plain_name(index, name) if name else root
+        state = folder / "state.json"
+        found: _SavedState = read_json(state, _SavedState)
+        files += [folder / _plain_name(state, each.filename) for each in found.files]
+    for file in files:
+        try:
+            check_file(file)
+        except OSError as error:
+            raise UserError(f"{file} cannot be read ({error.strerror})", "save the dataset again") from None
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", _CHECK_ARROW, str(MAX_ARROW_BATCH_BYTES), *map(str, files)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        number = done.stdout.count("\n")
+        name = files[max(0, number - 1)] if files else root
+        raise UserError(f"{name} is not a valid Arrow file", "save the dataset again")
+
+
+def _plain_name(place: Path, name: str) -> str:
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise UserError(f"{place} names {shortened(name)}", "its files must be in the same folder")
+    return name
+
+
+_CHECK_ARROW = """
+import resource, sys
+import pyarrow
+limit = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def as_bytes(kind):
+    if pyarrow.types.is_string(kind):
+        return pyarrow.binary()
+    if pyarrow.types.is_large_string(kind):
+        return pyarrow.large_binary()
+    if pyarrow.types.is_list(kind):
+        return pyarrow.list_(as_bytes(kind.value_type))
+    if pyarrow.types.is_struct(kind):
+        return pyarrow.struct([field.with_type(as_bytes(field.type)) for field in kind])
+    return kind
+
+
+for name in sys.argv[2:]:
+    print(flush=True)
+    with pyarrow.memory_map(name) as source, pyarrow.ipc.open_stream(source) as reader:
+        for batch in reader:
+            for column in batch.columns:
+                column.view(as_bytes(column.type)).validate(full=True)
+"""
+"""Prints a line before each file. Texts are looked at as bytes: one that is not UTF-8 is the fault of its row alone."""
+
+
 @lru_cache(maxsize=8)
 def _cells(dataset: DatasetsKey, column: str) -> Any:
     return open_dataset(dataset).select_columns([column]).with_format("arrow")
@@ -124,6 +220,8 @@ def open_dataset(dataset: DatasetsKey) -> Any:
     """
     import datasets
 
+    if dataset.is_saved:
+        check_saved(Path(dataset.path))
     try:
         if dataset.is_saved:
             found = datasets.load_from_disk(dataset.path)

@@ -2,18 +2,27 @@
 
 import csv
 import io
-import json
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ldm.data.sample import ImageSource, Sample
+from ldm.data.sources.parquet_pages import SHARE_FOR_ROWS, check_num_rows, read_group
 from ldm.data.sources.scan import is_file
 from ldm.errors import UserError, nearest
+from ldm.io.json_files import TwiceError, parse_json
+from ldm.io.opening import MAX_TEXT_BYTES, check_file, read_bytes
 
 FILE_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+MAX_CAPTION_BYTES = 2**20
+"""Longer texts are refused: their row is at fault."""
+
+MAX_COLUMNS = 10_000
 
 _KNOWN_COLUMNS = {"file_name", "image", "text", "captions", "flip"}
 
@@ -59,7 +68,7 @@ def decode_utf8(path: Path, data: bytes | None = None) -> str:
         UserError: the bytes are not UTF-8; the message gives line and byte offset.
     """
     try:
-        found = path.read_bytes() if data is None else data
+        found = read_bytes(path, MAX_TEXT_BYTES) if data is None else data
         text = found.decode("utf-8")
     except UnicodeDecodeError as error:
         line = found.count(b"\n", 0, error.start) + 1
@@ -78,6 +87,8 @@ def clean_caption(text: str, place: str) -> str:
     Raises:
         UserError: it is empty or contains a lone surrogate; the message begins with `place`.
     """
+    if len(text) > MAX_CAPTION_BYTES:
+        raise UserError(f"{place}: {len(text):,} letters are too many for a caption", "shorten it")
     caption = unicodedata.normalize("NFC", text.strip())
     if not caption:
         raise UserError(f"{place}: empty caption", "write a caption or remove the image")
@@ -97,7 +108,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
         place = f"{path}, line {number}"
         try:
             values = loads_once(line, place)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise UserError(f"{place}: not JSON ({error})", "write one JSON object per line") from error
         if not isinstance(values, dict):
             raise UserError(f"{place}: not a JSON object", 'write {"file_name": ..., "text": ...}')
@@ -112,21 +123,24 @@ def loads_once(text: str, place: str) -> Any:
         ValueError: it is not JSON.
     """
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        _refuse_twice(place, [name for name, _ in pairs])
-        return dict(pairs)
-
-    return json.loads(text, object_pairs_hook=once)
+    try:
+        return parse_json(text, once=True)
+    except TwiceError as error:
+        raise UserError(f"{place}: {error}", "keep one of the two") from None
 
 
 def _refuse_twice(place: str, columns: Sequence[str]) -> None:
+    counts = Counter(columns)
     for column in columns:
-        if column and columns.count(column) > 1:
+        if column and counts[column] > 1:
             raise UserError(f"{place}: {column!r} occurs twice", "keep one of the two")
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
-    reader = csv.DictReader(io.StringIO(decode_utf8(path), newline=""), strict=True)
+    text = decode_utf8(path)
+    if (num_columns := text.count(",", 0, text.find("\n")) + 1) > MAX_COLUMNS:
+        raise UserError(f"{path}: {num_columns:,} columns", f"keep at most {MAX_COLUMNS:,}")
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         reader.fieldnames = _header(path, reader.fieldnames or ())
         for values in reader:
@@ -157,15 +171,27 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
 
+    first_row = 0
     try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
+        check_file(path)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            check_num_rows(path, file.metadata.num_rows)
+            for group in range(file.num_row_groups):
+                table = read_group(file, path, group, file.schema_arrow.names, SHARE_FOR_ROWS)
+                yield from table_rows(table, partial(_row_place, path, first_row))
+                first_row += table.num_rows
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({error})", "write it again") from error
-    yield from table_rows(table, lambda index: f"{path}, row {index + 1}")
+
+
+def _row_place(path: Path, first_row: int, index: int) -> str:
+    return f"{path}, row {first_row + index + 1}"
 
 
 def table_rows(table: Any, place: Callable[[int], str]) -> Iterator[Row]:
     """The rows of a `pyarrow.Table`. Text that is not UTF-8 is returned as bytes, so that only its row is at fault.
+
+    So is the beginning of a text that is longer than `MAX_CAPTION_BYTES`.
 
     Args:
         place: index of a row, from 0 -> its place for messages.
@@ -179,12 +205,31 @@ def table_rows(table: Any, place: Callable[[int], str]) -> Iterator[Row]:
 
 def _values(column: Any) -> list[Any]:
     try:
-        return column.to_pylist()  # type: ignore[no-any-return]
+        if _longest(column) <= MAX_CAPTION_BYTES:
+            return column.to_pylist()  # type: ignore[no-any-return]
+        return [_value(scalar) for scalar in column]
     except UnicodeDecodeError:
         return [_value(scalar) for scalar in column]
 
 
+def _longest(column: Any) -> int:
+    """The size in bytes of the longest text of a column; 0 for a column of something else."""
+    import pyarrow
+    import pyarrow.compute  # type: ignore[import-untyped]
+
+    kinds = pyarrow.types
+    if not (kinds.is_string(column.type) or kinds.is_large_string(column.type)):
+        return 0
+    return pyarrow.compute.max(pyarrow.compute.binary_length(column)).as_py() or 0
+
+
 def _value(scalar: Any) -> Any:
+    if (
+        hasattr(scalar, "as_buffer")
+        and (cell := scalar.as_buffer()) is not None
+        and cell.size > MAX_CAPTION_BYTES
+    ):
+        return bytes(cell[: MAX_CAPTION_BYTES + 1])
     try:
         return scalar.as_py()
     except UnicodeDecodeError as error:
@@ -278,6 +323,8 @@ def _hint(row: Row, column: str, setting: str | None) -> str:
 
 
 def _decoded(row: Row, column: str, data: bytes) -> str:
+    if len(data) > MAX_CAPTION_BYTES:
+        raise UserError(f"{row.place}: {column!r} has more than {MAX_CAPTION_BYTES:,} bytes", "shorten it")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -291,8 +338,8 @@ def row_list(row: Row, column: str) -> list[str]:
     value = row.values.get(column)
     if isinstance(value, str) and value.startswith("["):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
+            value = parse_json(value)
+        except ValueError as error:
             raise UserError(
                 f"{row.place}: {column!r} is not a JSON list ({error})", 'write ["a", "b"]'
             ) from error

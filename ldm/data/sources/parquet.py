@@ -12,8 +12,10 @@ from typing import Any
 
 from ldm.data.sample import NO_INPUTS, ImageSource, Refusal, Sample, Stamp, TaskInputs, stamp_of
 from ldm.data.sources.metadata import Row, sample_of_row, table_rows
+from ldm.data.sources.parquet_pages import SHARE_FOR_ROWS, check_num_rows, read_group
 from ldm.data.sources.scan import scan
 from ldm.errors import UserError, nearest
+from ldm.io.opening import check_file
 
 _SPLIT = re.compile(r"(train|training|validation|valid|val|dev|test|testing|eval)(?=$|[-_.])")
 _OTHER_NAMES = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation"}
@@ -42,7 +44,8 @@ class ParquetImage:
         return f"{self.path.name} row {self.row}" + (f", {self.input_name}" if self.input_name else "")
 
     def read(self) -> bytes:
-        column = _column_reader(self.column)(self.path, self.stamp(), self.row_group, self.column)
+        contents = row_stamp(self.path, "")  # of the file: a stamp with the row would make every image a miss
+        column = _column_reader(self.column)(self.path, contents, self.row_group, self.column)
         try:
             value = column[self.row - self.first_row].as_py()
         except IndexError:
@@ -87,15 +90,25 @@ def _read_column(path: Path, stamp: Stamp | None, row_group: int, column: str) -
     """A column of a row group, the smallest unit that can be read. The stamp makes the cache notice a changed file."""
     import pyarrow  # type: ignore[import-untyped]
 
-    with open_parquet(path) as file:
+    with open_parquet(path, _footer(path, stamp)) as file:
         try:
-            return file.read_row_group(row_group, columns=[column], use_threads=False).column(column)
-        except (pyarrow.ArrowException, OSError, KeyError) as error:
+            return read_group(file, path, row_group, [column]).column(column)
+        except (pyarrow.ArrowException, OSError, KeyError, ValueError) as error:
             raise _broken(path, error) from error
 
 
-def open_parquet(path: Path) -> Any:
+@lru_cache(maxsize=4)
+def _footer(path: Path, stamp: Stamp | None) -> Any:
+    """The metadata of a file, which takes long to read if there are many row groups."""
+    with open_parquet(path) as file:
+        return file.metadata
+
+
+def open_parquet(path: Path, footer: Any = None) -> Any:
     """A `pyarrow.parquet.ParquetFile`, which is a context manager.
+
+    Args:
+        footer: its metadata, if already read.
 
     Raises:
         UserError: the file is gone or damaged.
@@ -104,14 +117,16 @@ def open_parquet(path: Path) -> Any:
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        check_file(path)
+        return pyarrow.parquet.ParquetFile(path, metadata=footer)
     except (pyarrow.ArrowException, OSError) as error:
         raise _broken(path, error) from error
 
 
 def _broken(path: Path, error: Exception) -> UserError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
     return UserError(
-        f"{path}: not a readable Parquet file ({' '.join(str(error).split())})", "write it again"
+        f"{path}: not a readable Parquet file ({' '.join(str(reason).split())})", "write it again"
     )
 
 
@@ -158,11 +173,12 @@ def read_parquet(
         UserError: the file is damaged or has no such columns.
     """
     with open_parquet(path) as file:
+        check_num_rows(path, file.metadata.num_rows)
         columns = plain_columns(path, file.schema_arrow, image_column, caption_column, inputs)
         first_row = 0
         for group in range(file.num_row_groups):
             lost = {
-                column: _rows_without_image(file, group, column)
+                column: _rows_without_image(file, path, group, column)
                 for column in (image_column, *inputs.further_images)
             }
             for index, row in enumerate(_group_rows(file, path, group, columns, first_row)):
@@ -201,20 +217,25 @@ def _group_rows(file: Any, path: Path, group: int, columns: list[str], first_row
     import pyarrow
 
     try:
-        table = file.read_row_group(group, columns=columns, use_threads=False)
-    except (pyarrow.ArrowException, OSError) as error:
+        table = read_group(file, path, group, columns, SHARE_FOR_ROWS)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise _broken(path, error) from error
     return table_rows(table, lambda index: f"{path.name} row {first_row + index}")
 
 
-def _rows_without_image(file: Any, group: int, column: str) -> set[int]:
+def _rows_without_image(file: Any, path: Path, group: int, column: str) -> set[int]:
     """The rows of a row group whose image is null. The column is read only if the file's statistics count any."""
+    import pyarrow
+
     chunks = file.metadata.row_group(group)
     leaves = [chunks.column(index) for index in range(chunks.num_columns)]
     statistics = [leaf.statistics for leaf in leaves if leaf.path_in_schema in (column, f"{column}.bytes")]
     if not any(found is not None and found.has_null_count and found.null_count for found in statistics):
         return set()
-    cells = file.read_row_group(group, columns=[column], use_threads=False).column(column)
+    try:
+        cells = read_group(file, path, group, [column]).column(column)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise _broken(path, error) from error
     return {index for index, has_bytes in enumerate(image_present(cells)) if not has_bytes}
 
 

@@ -4,6 +4,7 @@ A tar is indexed once by its headers and then read by offset. Nothing is unpacke
 try to (an absolute name, `..`, a link, a device) are refused by name.
 """
 
+import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,14 +12,38 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ldm.data.sample import NO_INPUTS, Refusal, Sample, Stamp, TaskInputs
-from ldm.data.sources.metadata import Row, loads_once, sample_of_row
+from ldm.data.sources.metadata import MAX_CAPTION_BYTES, Row, loads_once, sample_of_row
 from ldm.data.sources.parquet import row_stamp
 from ldm.data.sources.scan import DOCUMENTS, scan
 from ldm.errors import UserError
 from ldm.io.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES
+from ldm.io.opening import MAX_IMAGE_BYTES, open_file
 
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-MAX_CAPTION_BYTES = 1 << 20
+MAX_HEADER_BYTES = 1 << 20
+"""Maximum size of a header with a long name or further attributes."""
+
+MAX_PADDING_BYTES = 1 << 26
+"""Maximum number of zeros after the last member; writers fill up a record, usually of 10 kB."""
+
+
+class HeaderReader(io.RawIOBase):
+    """A file from which tarfile can read headers only: it would allocate whatever size a header claims."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        super().__init__()
+        self.file = file
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self.file.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
 
 
 @dataclass(frozen=True)
@@ -41,8 +66,10 @@ class TarImage:
         return f"{self.path.name}: {self.member}"
 
     def read(self) -> bytes:
+        if self.size > MAX_IMAGE_BYTES:
+            raise UserError(f"{self.name}: {self.size:,} bytes are too many for an image", "shrink the image")
         try:
-            with self.path.open("rb") as file:
+            with open_file(self.path) as file:
                 file.seek(self.offset)
                 data = file.read(self.size)
         except OSError as error:
@@ -184,7 +211,7 @@ def _read_text(member: TarImage) -> str:
 def _read_json(member: TarImage) -> dict[str, Any]:
     try:
         values = loads_once(_read_text(member), member.name)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{member.name}: not JSON ({error})", "write one JSON object") from None
     if not isinstance(values, dict):
         raise UserError(f"{member.name}: not a JSON object", 'write {"text": ...}')
@@ -230,7 +257,7 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
     """The headers of a tar in order. tarfile takes garbage between them for the end; here it is an error."""
     try:
         size = path.stat().st_size
-        with tarfile.open(path, "r:") as tar:
+        with open_file(path) as file, tarfile.open(fileobj=HeaderReader(file), mode="r:") as tar:
             end = 0
             while (member := tar.next()) is not None:
                 if member.offset < end or member.size < 0 or member.offset_data > size:
@@ -245,7 +272,9 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
 
 def _check_end(path: Path, offset: int) -> None:
     """Check that only zeros follow the last member."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
+        if file.seek(0, io.SEEK_END) - offset > MAX_PADDING_BYTES:
+            raise tarfile.ReadError(f"more than {MAX_PADDING_BYTES:,} bytes after the last member")
         file.seek(offset)
         while chunk := file.read(1 << 20):
             if chunk.strip(b"\0"):

@@ -8,7 +8,7 @@ from typing import Any
 from ldm.config import read_yaml
 from ldm.errors import UserError
 from ldm.evaluation.curves import read_metrics
-from ldm.io.files import read_json
+from ldm.io.json_files import read_json, read_object
 
 DATA_REPORT, REPORT = "data_report.json", "report.json"
 
@@ -69,7 +69,7 @@ def read_run(
         name=folder.resolve().name,
         settings=settings,
         rows=read_metrics(folder),
-        data_report=read_json(data_report) if data_report.is_file() else None,
+        data_report=read_object(data_report) if data_report.is_file() else None,
         step=int(made["step"]) if "step" in made else _best_step(folder, settings),
         weights=str(made.get("weights", "average")),
         reports=[each for each in _reports_near(folder) if _is_of(each, weights_hash, parts)],
@@ -79,14 +79,16 @@ def read_run(
 def _provenance(model: Path) -> Mapping[str, Any]:
     """What the model's `ldm.json` says about its origin; for a checkpoint, its step and weights."""
     path = model / "ldm.json"
-    found = read_json(path).get("provenance") if path.is_file() else None
+    found = read_object(path).get("provenance") if path.is_file() else None
     return found if isinstance(found, Mapping) else {}
 
 
 def _best_step(folder: Path, settings: Mapping[str, Any]) -> int | None:
     if not (settings.get("validation") or {}).get("keep_best"):
         return None
-    return max((int(read_json(each)["step"]) for each in (folder / "best").rglob("best.json")), default=None)
+    return max(
+        (int(read_object(each).get("step", 0)) for each in (folder / "best").rglob("best.json")), default=None
+    )
 
 
 def _is_of(report: Mapping[str, Any], weights_hash: str, parts: Mapping[str, str] | None) -> bool:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ldm.config import YamlFault, parse_yaml
 from ldm.export.model_files import CARD
+from ldm.io.opening import read_text
 from ldm.io.redaction import public_text
 
 MAX_BYTES = 200_000
@@ -44,17 +44,15 @@ def read_source_card(folder: Path) -> SourceCard | None:
     """The card in a model's folder; None if there is none, or it cannot be read."""
     path = folder / CARD
     try:
-        if path.stat().st_size > MAX_BYTES:
-            return None
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, MAX_BYTES).removeprefix("\ufeff")
     except (OSError, UnicodeDecodeError):
         return None
     found = _PARTS.match(text)
     if found is None:
         return SourceCard({}, text)
     try:
-        front_matter = yaml.safe_load(found[1])
-    except yaml.YAMLError:
+        front_matter = parse_yaml(found[1])
+    except YamlFault:
         front_matter = None
     return SourceCard(front_matter if isinstance(front_matter, Mapping) else {}, found[2])
 

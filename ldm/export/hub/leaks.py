@@ -5,7 +5,6 @@ and are not read. The names of this user and this computer are searched for wher
 without being asked to: in records, the text of PNGs, and the metadata of safetensors.
 """
 
-import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from ldm.errors import UserError
 from ldm.export.card.facts import hub_id_of
 from ldm.export.hub.outgoing import OutgoingFile
 from ldm.export.model_files import IMAGE, RECORDS, is_setting, is_vocabulary
+from ldm.io.json_files import parse_json
 from ldm.io.png import read_texts
 from ldm.io.redaction import EMAIL, TOKENS, leak_patterns, names_pattern, private_names, unescaped
 from ldm.io.safetensors_header import read_header
@@ -146,7 +146,7 @@ def free_texts(value: Any, key: str) -> Iterator[str]:
 def parsed(text: str) -> Any:
     """The object or list that a text holds as JSON, or None."""
     try:
-        return json.loads(text) if text.lstrip()[:1] in ("{", "[") else None
+        return parse_json(text) if text.lstrip()[:1] in ("{", "[") else None
     except (ValueError, RecursionError):
         return None
 

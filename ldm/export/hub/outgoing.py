@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ldm.errors import UserError
 from ldm.export.model_files import CARD, IMAGE, PART_FILES, PART_WEIGHTS, PARTS, REPORT, TOP_FILES
-from ldm.models.loading.folder import read_object
+from ldm.io.json_files import read_object
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from ldm.export.hub.failures import Failure, Say, reported_in_one_line, with_ret
 from ldm.export.hub.leaks import scan
 from ldm.export.hub.outgoing import Outgoing, OutgoingFile, list_outgoing
 from ldm.export.model_files import REPORT
+from ldm.io.json_files import read_object
 from ldm.io.redaction import private_names
-from ldm.models.loading.folder import read_object
 from ldm.version import __version__
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from safetensors import safe_open
 
 from ldm.errors import UserError
 from ldm.export.export_source import release
@@ -15,10 +14,12 @@ from ldm.export.formats.diffusers_folder import expect_with_lora, write_configs
 from ldm.export.model_files import REPORT
 from ldm.export.verify.compare import Expected, Verdict, expect, verify
 from ldm.export.verify.inspect import OPENVINO, peft_parts
+from ldm.io.json_files import read_object
+from ldm.io.safetensors_header import read_header
 from ldm.models.adapters.folder import LORA_FILE, identity_of_model, read_adapter
 from ldm.models.adapters.lora_files import lora_files, read_lora_file
 from ldm.models.identity import changed_parts
-from ldm.models.loading.folder import is_adapter, read_object, weights_hash, weights_variant
+from ldm.models.loading.folder import is_adapter, weights_hash, weights_variant
 from ldm.models.loading.model import ModelParts, load_parts, save_parts
 from ldm.models.loading.source import find_model
 
@@ -142,8 +143,7 @@ def _is_lora(file: Path) -> bool:
 
 
 def _names(file: Path) -> list[str]:
-    with safe_open(file, "pt") as opened:
-        return list(opened.keys())
+    return list(read_header(file).tensors)
 
 
 def _known_base(path: Path) -> str | None:

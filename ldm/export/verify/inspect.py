@@ -13,6 +13,7 @@ from ldm.export.verify.finding import Finding, caught, refused
 from ldm.export.verify.inspect_files import inspect_files
 from ldm.export.verify.inspect_tensors import inspect_tensors
 from ldm.io.files import sha256_file
+from ldm.io.json_files import read_object
 from ldm.models.adapters.folder import read_adapter
 from ldm.models.families.family import Component, Family
 from ldm.models.families.registry import family_of_folder
@@ -26,7 +27,6 @@ from ldm.models.loading.folder import (
     folder_faults,
     is_adapter,
     read_defaults,
-    read_object,
     weights_variant,
 )
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ldm.export.model_files import IMAGE, PART_FILES, PART_WEIGHTS, PARTS, TOP_FILES
 from ldm.export.verify.finding import Finding, caught
-from ldm.io.files import MAX_MODEL_JSON_BYTES, read_json
+from ldm.io.json_files import MAX_MODEL_JSON_BYTES, read_json
+from ldm.io.opening import open_file
 from ldm.models.loading.folder import PICKLES, check_keys
 
 OTHER_PICKLES = (".joblib", ".dill", ".npy", ".npz", ".h5", ".keras")
@@ -68,7 +69,7 @@ def _is_pickle(path: Path) -> bool:
         return not (suffix == ".bin" and path.with_suffix(".xml").is_file())  # OpenVINO's weights
     if suffix == ".safetensors":  # begins with a number, which can look like anything
         return False
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return PICKLE_START.match(file.read(2)) is not None
 
 

@@ -15,19 +15,12 @@ from torch import Tensor
 
 from ldm.errors import UserError, unknown_name
 from ldm.io.files import new_folder, read_tensors, write_json, write_tensors
+from ldm.io.json_files import read_object
 from ldm.models.adapters.embedding import apply_embedding
 from ldm.models.adapters.lora import LoraWeights, apply_lora
 from ldm.models.adapters.lora_files import read_lora, write_lora_diffusers
 from ldm.models.identity import Identity, changed_parts, identity_of
-from ldm.models.loading.folder import (
-    ADAPTER,
-    ADAPTER_WEIGHTS,
-    Defaults,
-    check_keys,
-    is_adapter,
-    read_object,
-    weights_hash,
-)  # fmt: skip
+from ldm.models.loading.folder import ADAPTER, ADAPTER_WEIGHTS, Defaults, check_keys, is_adapter, weights_hash
 from ldm.models.loading.source import EMBEDDED, find_model
 from ldm.models.parts import ModelParts
 

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, FiniteFloat, PositiveInt
 from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.io.files import open_tensors, read_tensors, write_json, write_tensors
+from ldm.io.json_files import checked, parse_json, read_object
 from ldm.io.safetensors_writer import TENSORS_SHA256
 from ldm.models.adapters.lora import LoraWeights, changeable_layers
 from ldm.models.adapters.lora_layers import (
@@ -36,10 +38,11 @@ from ldm.models.adapters.lora_names import (
     peft_name,
     split_name,
 )
+from ldm.models.adapters.patterns import MAX_PATTERNS
 from ldm.models.families.family import LoraNames
 from ldm.models.families.registry import lora_parts
 from ldm.models.families.stable_diffusion import SD1
-from ldm.models.loading.folder import ADAPTER_WEIGHTS, PEFT_CONFIG, PEFT_FILE, PICKLES, read_object
+from ldm.models.loading.folder import ADAPTER_WEIGHTS, PEFT_CONFIG, PEFT_FILE, PICKLES
 
 METADATA_KEY = "lora_adapter_metadata"
 """Where diffusers keeps the configurations in the header: as JSON, with the network's name before each key."""
@@ -140,7 +143,44 @@ def read_lora(path: Path) -> LoraWeights:
         if kind not in ("down", "up", "magnitude"):
             raise UserError(f"{path}: {name} does not belong to a LoRA", "restore the file")
         found[f"{part}.{peft_name(layer.removeprefix('text_model.'), kind)}"] = tensor
-    return LoraWeights(found, configs)
+    return LoraWeights(
+        found, {part: _checked_config(path, part, config, found) for part, config in configs.items()}
+    )
+
+
+class _StoredConfig(BaseModel):
+    """The types of the values in a stored configuration. Ranks must be those of tensors: see `_checked_config`."""
+
+    r: PositiveInt
+    lora_alpha: FiniteFloat
+    target_modules: str | list[str]
+    use_dora: bool = False
+    rank_pattern: dict[str, PositiveInt] = {}
+    alpha_pattern: dict[str, FiniteFloat] = {}
+
+
+def _checked_config(
+    path: Path, part: str, config: dict[str, Any], tensors: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """A network's configuration as it was stored, of which peft will make layers of the size that it asks for.
+
+    Raises:
+        UserError: a value is of another type, or a rank is larger than that of any tensor.
+    """
+    stored: _StoredConfig = checked(config, _StoredConfig, f"{path}: {part}")
+    own = [tensor for name, tensor in tensors.items() if name.startswith(f"{part}.") and "lora_A" in name]
+    largest = max((tensor.shape[0] for tensor in own if tensor.ndim), default=1)
+    rank = max(stored.r, *stored.rank_pattern.values()) if stored.rank_pattern else stored.r
+    if rank > largest:
+        raise UserError(
+            f"{path}: {part} has rank {rank:,}, and its tensors have at most {largest:,}", "restore the file"
+        )
+    if isinstance(stored.target_modules, list) and len(stored.target_modules) > MAX_PATTERNS:
+        raise UserError(
+            f"{path}: {part} names {len(stored.target_modules):,} layers",
+            f"at most {MAX_PATTERNS:,} are read",
+        )
+    return config
 
 
 def read_lora_file(
@@ -227,12 +267,12 @@ def _header_configs(path: Path) -> dict[str, dict[str, Any]]:
     with open_tensors(path) as file:
         text = (file.metadata() or {}).get(METADATA_KEY)
     try:
-        metadata = json.loads(text or "{}")
+        metadata = parse_json(text or "{}")
         configs: dict[str, dict[str, Any]] = {}
         for name, value in metadata.items():
             part, _, key = name.partition(".")
             configs.setdefault(part, {})[key] = value
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, AttributeError) as error:
         raise UserError(
             f"{path}: {METADATA_KEY} in its header is broken ({error})", "restore the file"
         ) from None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError
-from ldm.io.files import MAX_MODEL_JSON_BYTES, read_json
+from ldm.io.json_files import MAX_MODEL_JSON_BYTES, read_json
 from ldm.models.families.family import Component, Configs, Family
 from ldm.models.families.stable_diffusion import SD1, SD2
 

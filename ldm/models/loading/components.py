@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.io.files import read_json, write_json, write_tensors
+from ldm.io.files import write_json, write_tensors
+from ldm.io.json_files import read_json
+from ldm.io.memory import memory_fault
 from ldm.io.safetensors_header import TensorEntry
 from ldm.models.families.family import Component
 from ldm.models.families.stable_diffusion import (
@@ -20,6 +23,7 @@ from ldm.models.families.stable_diffusion import (
     UNET_COMPONENT,
     VAE_COMPONENT,
 )
+from ldm.models.loading.component_files import check_files, check_tokenizer
 from ldm.models.loading.weights_check import (
     HINT,
     check_amount,
@@ -53,6 +57,7 @@ def load_network(component: Component, folder: Path, dtype: torch.dtype, variant
     Raises:
         UserError: a file is damaged, or a weight is missing, left over or of the wrong shape.
     """
+    check_files(folder)
     with _load_errors(folder), _no_progress_bars():
         _described(component, folder, variant)
         # transformers would first round the weights to the dtype that its config.json names
@@ -81,8 +86,11 @@ def load_tokenizer(folder: Path, component: Component = TOKENIZER_COMPONENT) -> 
     """
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise UserError(f"{folder} has neither tokenizer.json nor vocab.json", "the model is incomplete")
+    check_files(folder)
     with _load_errors(folder):
-        return component.load_class().from_pretrained(folder, local_files_only=True)
+        tokenizer = component.load_class().from_pretrained(folder, local_files_only=True)
+        check_tokenizer(folder, tokenizer)
+    return tokenizer
 
 
 def weights_faults(component: Component, folder: Path, variant: str | None = None) -> list[str]:
@@ -91,6 +99,7 @@ def weights_faults(component: Component, folder: Path, variant: str | None = Non
     Raises:
         UserError: a header or the configuration is faulty, or asks for far more than the files hold.
     """
+    check_files(folder)
     with _load_errors(folder), _no_progress_bars():
         return list(name_faults(*_described(component, folder, variant)))
 
@@ -167,7 +176,7 @@ def _fill_position_ids(network: nn.Module) -> None:
 
 LIBRARY_ERRORS = (
     OSError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, AttributeError,
-    AssertionError,
+    AssertionError, ImportError, MemoryError, StrictDataclassError,
 )  # fmt: skip
 """What diffusers, transformers and torch raise for damaged files and configurations."""
 
@@ -178,6 +187,8 @@ def _load_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except LIBRARY_ERRORS as error:
+        if shortage := memory_fault(error):
+            raise shortage from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{folder} cannot be loaded ({reason})", "restore its files") from error
 

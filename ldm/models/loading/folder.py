@@ -9,11 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from ldm.errors import UserError, unknown_name
-from ldm.io.files import MAX_MODEL_JSON_BYTES, read_json, remembered_sha256
+from ldm.io.files import remembered_sha256
+from ldm.io.json_files import read_json, read_object
 from ldm.models.families.family import Family
 from ldm.models.families.registry import family_of_folder, network_components
 from ldm.models.generation_settings import MAX_PROMPT_CHUNKS, GenerationSettings, parse_settings
+from ldm.models.loading.component_files import check_files
 from ldm.models.loading.weights_check import weights_files
 
 ADAPTER = "adapter.json"
@@ -37,7 +41,7 @@ VARIANTS = ("fp16", "bf16")
 MAX_TRAIN_TIMESTEPS = 100_000
 """The longest noise schedule, a hundred times the usual: tables of this length are computed."""
 
-MAX_SIZE_PX = 2**14
+
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -47,6 +51,12 @@ Defaults = GenerationSettings
 A folder of ours that does not set `max_prompt_chunks` has one chunk: a small network trained on one context makes worse
 images with a second, even an empty one.
 """
+
+
+class ModelFacts(BaseModel):
+    """What is read of `ldm.json`."""
+
+    defaults: dict[str, Any] = {}
 
 
 def check_folder(folder: Path) -> None:
@@ -103,6 +113,7 @@ def _no_model(folder: Path) -> UserError:
 
 def _component_faults(folder: Path, family: Family, name: str) -> Iterator[UserError]:
     """What is wrong with the files of one component."""
+    yield from _fault(partial(check_files, folder / name))
     for path in sorted((folder / name).glob("*.json")):
         yield from _fault(partial(_check_config, path, family.components[name].classes))
     if name in family.networks:
@@ -143,8 +154,6 @@ def _check_config(path: Path, classes: tuple[str, ...]) -> None:
     """One JSON file of a component: its size, and of a configuration the class and the keys."""
     if path.name == PEFT_CONFIG:  # transformers would load the adapter beside it into the network
         raise UserError(f"{path} changes the model that the weights beside it mean", "remove the file")
-    if path.stat().st_size > MAX_MODEL_JSON_BYTES:
-        raise UserError(f"{path} has more than {MAX_MODEL_JSON_BYTES:,} bytes", "restore the file")
     if not path.name.endswith("config.json"):
         return
     config = read_object(path)
@@ -198,18 +207,6 @@ def weights_variant(folder: Path, name: str) -> str | None:
     raise UserError(f"{folder / name} has no {stem}.safetensors", "the model is incomplete")
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
-
-    Raises:
-        UserError: it is missing, not JSON, or something else.
-    """
-    value = read_json(path, max_bytes=MAX_MODEL_JSON_BYTES)
-    if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold a JSON object", "restore the file")
-    return value
-
-
 def read_defaults(
     folder: Path, height: int, width: int, kind: type[GenerationSettings] = GenerationSettings
 ) -> GenerationSettings:
@@ -222,16 +219,12 @@ def read_defaults(
     """
     path = folder / "ldm.json"
     ours = path.is_file()
-    given = read_object(path).get("defaults", {}) if ours else {"max_prompt_chunks": MAX_PROMPT_CHUNKS}
+    given = read_json(path, ModelFacts).defaults if ours else {"max_prompt_chunks": MAX_PROMPT_CHUNKS}
     known = kind().model_defaults()
     for key in given:
         if key not in known:
             raise unknown_name(f"key in {path}", key, known)
-    defaults = parse_settings({"height": height, "width": width, **given}, kind, where=str(path))
-    if max(defaults.height, defaults.width) > MAX_SIZE_PX:
-        said = f"{folder} asks for images of {defaults.height} x {defaults.width} pixels"
-        raise UserError(said, f"at most {MAX_SIZE_PX} on a side: see ldm.json, and sample_size of the unet")
-    return defaults
+    return parse_settings({"height": height, "width": width, **given}, kind, where=str(path))
 
 
 def is_adapter(folder: Path) -> bool:

@@ -12,6 +12,7 @@ from torch import nn
 from ldm.errors import UserError
 from ldm.io.collector import collector_paused
 from ldm.io.files import new_folder, write_bytes, write_json
+from ldm.io.json_files import read_object
 from ldm.models.adapters.embedding import TokenEmbedding, expanded_tokens
 from ldm.models.adapters.folder import adapter_chain, apply_adapters
 from ldm.models.adapters.fuse import UsedLora, apply_loras
@@ -19,7 +20,7 @@ from ldm.models.adapters.lora import lora_parameters
 from ldm.models.families.registry import family_of_folder
 from ldm.models.generation_settings import TEXT_TO_IMAGE
 from ldm.models.loading.components import load_network, load_tokenizer, save_network
-from ldm.models.loading.folder import check_folder, read_defaults, read_object, weights_variant
+from ldm.models.loading.folder import check_folder, read_defaults, weights_variant
 from ldm.models.loading.original_file import load_single_file
 from ldm.models.loading.source import find_model
 from ldm.models.loading.task import read_task

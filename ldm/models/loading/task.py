@@ -6,9 +6,9 @@ Axis letters: C latent channels.
 from pathlib import Path
 
 from ldm.errors import UserError
+from ldm.io.json_files import read_object
 from ldm.models.families.family import Family
 from ldm.models.generation_settings import TEXT_TO_IMAGE
-from ldm.models.loading.folder import read_object
 from ldm.models.unet import UNetDenoiser
 
 

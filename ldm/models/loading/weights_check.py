@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ldm.errors import UserError
-from ldm.io.files import MAX_MODEL_JSON_BYTES, read_json
+from ldm.io.json_files import MAX_MODEL_JSON_BYTES, read_json
 from ldm.io.safetensors_header import TensorEntry, read_header
 
 SLACK = 2**20
