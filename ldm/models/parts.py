@@ -1,5 +1,6 @@
 """The parts of a model, by name, wherever they come from."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -100,10 +101,21 @@ def _config(network: Any) -> dict[str, Any]:
 
 
 def default_size(denoiser: UNetDenoiser, autoencoder: KLAutoencoder) -> tuple[int, int]:
-    """Height and width in pixels that the denoiser was made for."""
-    size = denoiser.unet.config.sample_size or 64
+    """Height and width in pixels that the denoiser was made for.
+
+    Configurations of diffusers before 0.9 say 32 for models of 64, which the stock pipeline corrects as well.
+    """
+    config = denoiser.unet.config
+    size = config.sample_size or 64
     height, width = (size, size) if isinstance(size, int) else size
+    if isinstance(size, int) and size < 64 and _is_before_0_9(config.get("_diffusers_version")):
+        height = width = 64
     return height * autoencoder.pixels_per_latent, width * autoencoder.pixels_per_latent
+
+
+def _is_before_0_9(version: Any) -> bool:
+    match = re.match(r"(\d+)\.(\d+)", version) if isinstance(version, str) else None
+    return match is not None and (int(match[1]), int(match[2])) < (0, 9)
 
 
 def assemble(

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ldm.diffusion.scheduler_names import OWN_SCHEDULER
 from ldm.errors import UserError, unknown_name
 from ldm.io.files import MAX_MODEL_JSON_BYTES, read_json, sha256_file
 from ldm.models.families.family import Family
@@ -208,7 +209,8 @@ def read_defaults(
 ) -> GenerationSettings:
     """The model's defaults from `ldm.json`, with this size where the file has none.
 
-    A folder without that file is a stock one of a large model: long prompts then have `MAX_PROMPT_CHUNKS`.
+    A folder without that file is a stock one of a large model: long prompts then have `MAX_PROMPT_CHUNKS`. A folder
+    that names no sampler is sampled with the one of its scheduler config.
 
     Raises:
         UserError: an unknown key, or a value of the wrong type or out of range.
@@ -220,7 +222,8 @@ def read_defaults(
     for key in given:
         if key not in known:
             raise unknown_name(f"key in {path}", key, known)
-    defaults = parse_settings({"height": height, "width": width, **given}, kind, where=str(path))
+    left_open = {"height": height, "width": width, "scheduler": OWN_SCHEDULER}
+    defaults = parse_settings({**left_open, **given}, kind, where=str(path))
     if max(defaults.height, defaults.width) > MAX_SIZE_PX:
         said = f"{folder} asks for images of {defaults.height} x {defaults.width} pixels"
         raise UserError(said, f"at most {MAX_SIZE_PX} on a side: see ldm.json, and sample_size of the unet")
