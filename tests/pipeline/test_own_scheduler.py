@@ -2,6 +2,8 @@
 
 import inspect
 import warnings
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,9 @@ from ldm.diffusion.schedulers import (
     training_path,
 )
 from ldm.errors import LdmWarning, UserError
+from ldm.export.verify.readers import trial_outputs as read_trial
+from ldm.export.verify.trial import largest_difference, trial_for, trial_inputs, trial_outputs
+from ldm.io.files import write_tensors
 from ldm.models.parts import default_size
 from ldm.noise import image_generators, normal_per_image
 from ldm.pipeline.pipeline import Pipeline
@@ -271,3 +276,39 @@ def test_the_size_in_old_configs_is_corrected_as_in_the_stock_pipeline(
     finally:
         unet._internal_dict = known
     assert ours == (size, size)
+
+
+@pytest.mark.parametrize(
+    ("class_name", "changes"),
+    [
+        ("PNDMScheduler", {}),  # no clip_sample, and DDIM's own default is to clip
+        ("EulerDiscreteScheduler", {"steps_offset": 0}),
+        ("DDIMScheduler", {"clip_sample": True}),
+        ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True, "solver_order": 3}),
+        ("EulerAncestralDiscreteScheduler", {}),
+        ("PNDMScheduler", {"skip_prk_steps": True, "prediction_type": "v_prediction"}),
+    ],
+)
+def test_export_and_verify_ask_what_a_stock_user_asks(
+    pipeline: Pipeline, class_name: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    config = written(class_name, changes)
+    pipeline.parts.scheduler_config = config
+    trial = trial_for(pipeline.parts)
+    write_tensors(tmp_path / "inputs", trial_inputs(pipeline.parts, trial))
+    task = {"trial": asdict(trial), "inputs": str(tmp_path / "inputs")}
+    theirs = read_trial(stock(pipeline, scheduler_class(class_name).from_config(config)), task)
+    assert largest_difference(trial_outputs(pipeline.parts, trial), theirs) <= 1
+
+
+def test_verify_uses_another_sampler_where_the_models_own_cannot_follow_it(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    config = {**SD1_SCHEDULER, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    pipeline.parts.scheduler_config = config
+    trial = trial_for(pipeline.parts)
+    assert trial.scheduler_class == "DDIMScheduler"
+    write_tensors(tmp_path / "inputs", trial_inputs(pipeline.parts, trial))
+    task = {"trial": asdict(trial), "inputs": str(tmp_path / "inputs")}
+    theirs = read_trial(stock(pipeline, scheduler_class("PNDMScheduler").from_config(config)), task)
+    assert largest_difference(trial_outputs(pipeline.parts, trial), theirs) <= 1
