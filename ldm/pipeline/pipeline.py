@@ -288,7 +288,7 @@ class Pipeline:
             prompts[image.settings].append(image.prompt)
         for settings, full in completed.items():
             warn_unused(prompts[settings], full, self.text_encoder.truncated_words)
-            self._warn_replaced(full)
+            self._warn_replaced(full, self._given_karras(settings))
             if latents is not None:
                 check_latents(latents, (len(images), *self._latent_shape(full)))
         plans = {settings: self._sampling_plan(full) for settings, full in completed.items()}
@@ -312,13 +312,18 @@ class Pipeline:
 
     def _complete_one(self, settings: GenerationSettings, latents: Tensor | None) -> GenerationSettings:
         full = complete(settings, self.defaults, multiple=self.autoencoder.pixels_per_latent, latents=latents)
-        karras = full.karras if "karras" in {**self.defaults.given(), **settings.given()} else None
+        karras = self._given_karras(settings)
         name, with_karras = resolve_scheduler(full.scheduler, self.scheduler_config, karras)
         return full.model_copy(update={"scheduler": name, "karras": with_karras})
 
-    def _warn_replaced(self, settings: GenerationSettings) -> None:
+    def _given_karras(self, settings: GenerationSettings) -> bool | None:
+        """Whether Karras spacing is asked for; None where that is left open."""
+        found: bool | None = {**self.defaults.given(), **settings.given()}.get("karras")
+        return found
+
+    def _warn_replaced(self, settings: GenerationSettings, karras: bool | None) -> None:
         """Say what a sampler that was chosen by name does otherwise than the model's scheduler config asks for."""
-        replaced = replaced_settings(settings.scheduler, self.scheduler_config, karras=settings.karras)
+        replaced = replaced_settings(settings.scheduler, self.scheduler_config, karras=karras)
         if replaced:
             warn(
                 f"scheduler {settings.scheduler!r} replaces settings of the model's scheduler config: "
