@@ -28,6 +28,9 @@ def generate(
     from_image: options.FromImage = None,
     model: options.Model = None,
     lora: options.Lora = None,
+    vae: options.Vae = None,
+    base: options.Base = None,
+    prediction_type: options.PredictionType = None,
     output: options.Output = Path("outputs"),
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
@@ -61,7 +64,19 @@ def generate(
     target = Target(output, overwrite=overwrite, grid=grid, resume=resume)
     target.check(images)
     at_once = read_batch_size(batch_size, low_memory=low_memory, device=device)
-    made_with = ModelOptions(model, tuple(lora or ()), engine, device, dtype, low_memory, at_once, compile)
+    made_with = ModelOptions(
+        model,
+        tuple(lora or ()),
+        engine,
+        device,
+        dtype,
+        low_memory,
+        at_once,
+        compile,
+        vae,
+        base,
+        prediction_type,
+    )
     job = GenerationJob(tuple(images), target, made_with, original)
     num_processes, num_written = min(num_processes, len(job.batches)), 0
     if num_processes > 1:
@@ -118,8 +133,9 @@ def _plan(
 
 def _scheduler_lines() -> Iterator[str]:
     """A line a sampler: its short name, what others call it, and what is special about it."""
-    from ldm.diffusion.scheduler_names import SCHEDULERS
+    from ldm.diffusion.scheduler_names import OWN_SCHEDULER, SCHEDULERS
 
+    yield f"{OWN_SCHEDULER:14}the sampler and the settings of the model's own scheduler config"
     for name, entry in SCHEDULERS.items():
         notes = ["adds noise at each step"] if entry.stochastic else []
         if not entry.available:

@@ -1,10 +1,11 @@
 """`ldm import`: turns a model in one file into a folder."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ldm.cli import options
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,13 +31,9 @@ def import_model(
     dtype: Annotated[
         str, typer.Option(metavar="float32|float16|bfloat16", help="The number format of the stored weights.")
     ] = "float32",
-    prediction_type: Annotated[
-        str | None,
-        typer.Option(
-            metavar="epsilon|v_prediction",
-            help="What the model predicts, if the file does not say or is wrong.",
-        ),
-    ] = None,
+    vae: options.Vae = None,
+    base: options.Base = None,
+    prediction_type: options.PredictionType = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DEST if it exists.")] = False,
 ) -> None:
     """Convert a model in one file to a folder in the diffusers layout.
@@ -53,22 +50,31 @@ def import_model(
         raise unknown_name("--dtype", dtype, DTYPES)
     if dest.exists() and not overwrite:
         raise UserError(f"{dest} exists already", "choose another folder, or add --overwrite")
-    parts = _load(file, allow_pickle, prediction_type)
+    parts = _load(file, allow_pickle, prediction_type, vae=vae, base=base)
     provenance = {"imported_from": file.name, "sha256": sha256_file(file)}
     save_parts(parts, dest, dtype=DTYPES[dtype], provenance=provenance, replace=overwrite)
     typer.echo(dest)
 
 
-def _load(file: Path, allow_pickle: bool, prediction_type: str | None) -> "ModelParts":
-    """The model in a file; a pickle only if the user allows it.
+def _load(
+    file: Path,
+    allow_pickle: bool,
+    prediction_type: str | None,
+    *,
+    vae: str | None = None,
+    base: str | None = None,
+) -> "ModelParts":
+    """The model in a file, completed with parts from elsewhere; a pickle only if the user allows it.
 
     Raises:
         UserError: the file does not exist, is of another kind, or does not contain a model.
     """
     from ldm.cli.messages import own_warnings
     from ldm.models.loading.folder import PICKLES
+    from ldm.models.loading.model import load_parts
     from ldm.models.loading.original_file import load_single_file
     from ldm.models.loading.pickled_file import unpickled
+    from ldm.models.loading.vae_file import load_autoencoder
 
     if not file.is_file():
         raise UserError(f"{file} is not a file", "name a .safetensors file")
@@ -76,15 +82,20 @@ def _load(file: Path, allow_pickle: bool, prediction_type: str | None) -> "Model
         raise UserError(
             f"{file} is not a model file", f"name a file that ends in .safetensors, {', '.join(PICKLES)}"
         )
-    if file.suffix == ".safetensors":
-        with own_warnings():
-            return load_single_file(file, prediction_type=prediction_type)
-    if not allow_pickle:
+    if file.suffix != ".safetensors" and not allow_pickle:
         raise UserError(
             f"{file} is a pickle, which can contain code", "add --allow-pickle to take only its tensors"
         )
-    with unpickled(file) as safetensors, own_warnings():
-        try:
-            return load_single_file(safetensors, prediction_type=prediction_type)
-        except UserError as error:  # names the temporary file
-            raise UserError(error.what.replace(str(safetensors), str(file)), error.hint) from error
+    with own_warnings():
+        given: dict[str, Any] = {
+            "prediction_type": prediction_type,
+            "vae": load_autoencoder(Path(vae).expanduser()) if vae else None,
+            "base": load_parts(base) if base else None,
+        }
+        if file.suffix == ".safetensors":
+            return load_single_file(file, **given)
+        with unpickled(file) as safetensors:
+            try:
+                return load_single_file(safetensors, **given, beside=file)
+            except UserError as error:  # names the temporary file
+                raise UserError(error.what.replace(str(safetensors), str(file)), error.hint) from error

@@ -112,6 +112,30 @@ Lora = Annotated[
         "difference.  [default weight: 1]",
     ),
 ]
+Vae = Annotated[
+    str | None,
+    typer.Option(
+        "--vae",
+        metavar="FOLDER|FILE",
+        help="Use this autoencoder in place of the model's: a folder in the diffusers layout or a .safetensors file.",
+    ),
+]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        metavar="NAME|FOLDER|FILE|HUB_ID",
+        help="For a .safetensors file that lacks its text encoder or its autoencoder: the model to take them from.",
+    ),
+]
+PredictionType = Annotated[
+    str | None,
+    typer.Option(
+        "--prediction-type",
+        metavar="epsilon|v_prediction",
+        help="What the model predicts, if it does not say or is wrong: with the wrong one, the images are noise.",
+    ),
+]
 Output = Annotated[
     Path, typer.Option(metavar="FOLDER", help="Where the images go; it is created if it does not exist.")
 ]
@@ -135,7 +159,8 @@ BatchSize = Annotated[
     typer.Option(
         metavar="N",
         help="Images made at once: more are faster until the memory is full, and fewer are made if they do not fit; "
-        "the images stay the same. auto: as many as fit on a GPU.  [default: 8, or 1 with --low-memory]",
+        "the noise stays the same bit for bit, and the pixels within 1/255. auto: as many as fit on a GPU.  "
+        "[default: 8, or 1 with --low-memory]",
     ),
 ]
 NumProcesses = Annotated[
@@ -151,8 +176,8 @@ LowMemory = Annotated[
     bool,
     typer.Option(
         "--low-memory",
-        help="Use less memory and more time for the same images: one at a time, and on a GPU only the part of the "
-        "model that is in use.",
+        help="Use less memory and more time for the same images, within 1/255: one at a time, and on a GPU only the "
+        "part of the model that is in use.",
     ),
 ]
 Engine = Annotated[

@@ -64,7 +64,7 @@ def plan_sampling(scheduler: Any, num_inference_steps: int, *, start: int = 0) -
     if not 1 <= num_inference_steps <= num_levels:
         raise UserError(f"num_inference_steps is {num_inference_steps}", f"it must be 1 to {num_levels}")
     scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(num_inference_steps)
+    _set_timesteps(scheduler, num_inference_steps)
     every = _all_steps(scheduler, num_inference_steps)
     num_steps = every[-1].index + 1
     if not 0 <= start <= num_steps:
@@ -75,6 +75,22 @@ def plan_sampling(scheduler: Any, num_inference_steps: int, *, start: int = 0) -
     timesteps = scheduler.timesteps[[step.evaluation for step in kept]]
     steps = tuple(replace(step, evaluation=number) for number, step in enumerate(kept))
     return SamplingPlan(steps, timesteps, num_steps - start, start, scheduler)
+
+
+def _set_timesteps(scheduler: Any, num_inference_steps: int) -> None:
+    """Space the timesteps.
+
+    Raises:
+        UserError: diffusers cannot space this number of them.
+    """
+    try:
+        scheduler.set_timesteps(num_inference_steps)
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"num_inference_steps is {num_inference_steps}",
+            f"this scheduler cannot space its timesteps for that number ({reason}), use more or another scheduler",
+        ) from None
 
 
 def _all_steps(scheduler: Any, num_inference_steps: int) -> list[Step]:
@@ -102,7 +118,10 @@ def _is_plms(scheduler: Any) -> bool:
 def _step_index(scheduler: Any, evaluation: int) -> int:
     """The sampling step that a denoiser call belongs to."""
     if _is_plms(scheduler):
-        return max(evaluation - 1, 0)
+        warm_up = len(scheduler.prk_timesteps)  # of Runge-Kutta, four calls for each of its steps
+        return (
+            evaluation // 4 if evaluation < warm_up else max(warm_up // 4 + evaluation - max(warm_up, 1), 0)
+        )
     return evaluation // int(scheduler.order)
 
 

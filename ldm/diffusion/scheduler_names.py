@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
+OWN_SCHEDULER = "model"
+"""The sampler that a model's own scheduler config describes, with all of its settings."""
+
 
 @dataclass(frozen=True)
 class SchedulerEntry:
@@ -71,5 +74,7 @@ SCHEDULERS: dict[str, SchedulerEntry] = {
         "DEIS",
         {"algorithm_type": "deis", "solver_order": 2, "solver_type": "logrho"},
     ),
-    "sa_solver": SchedulerEntry("SASolverScheduler", "SA-Solver", stochastic=True),
+    "sa_solver": SchedulerEntry(
+        "SASolverScheduler", "SA-Solver", {"algorithm_type": "data_prediction"}, stochastic=True
+    ),
 }

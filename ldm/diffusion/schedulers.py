@@ -6,35 +6,192 @@ from typing import Any
 
 from ldm.config import validate
 from ldm.diffusion.path import ScheduleSettings
-from ldm.diffusion.scheduler_names import SCHEDULERS, SchedulerEntry
-from ldm.errors import UserError, unknown_name
+from ldm.diffusion.scheduler_names import OWN_SCHEDULER, SCHEDULERS, SchedulerEntry
+from ldm.errors import UserError, unknown_name, warn
 
 SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+"""Settings that space the noise levels in another way than the model's timesteps are."""
+
+CORRECTIONS = {"steps_offset": 1, "clip_sample": False}
+"""What `StableDiffusionPipeline` sets in every scheduler that it is given: configurations from before 2023 lack it.
+Latents are unbounded, so predictions are never clipped. A test compares this with the stock pipeline."""
+
+PATH_KEYS = (
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
+    "rescale_betas_zero_snr",
+)  # fmt: skip
+"""Settings that describe the model, not the sampler. One that a file leaves out has the default of the file's own
+class, whichever sampler is used."""
+
+FALLBACK = "dpmpp_2m"
+"""The sampler in place of a model's own that cannot be used."""
 
 
-def make_scheduler(name: str, config: Mapping[str, Any], *, karras: bool = False) -> Any:
+def make_scheduler(name: str, config: Mapping[str, Any], *, karras: bool | None = None) -> Any:
     """The diffusers scheduler with a short name, on the model's path.
 
     Args:
-        name: a key of `SCHEDULERS`.
+        name: a key of `SCHEDULERS`, or `OWN_SCHEDULER` for the class and all settings of the model's config.
         config: the model's `scheduler_config.json`: betas, prediction type, timestep spacing.
-        karras: space the noise levels by Eq. 5 of Karras et al. 2022.
+        karras: space the noise levels by Eq. 5 of Karras et al. 2022. None: as the config says for the model's own
+            scheduler, and no for the others.
 
     Raises:
         UserError: the name is unknown, a required package is not installed, or the scheduler does not support the
             model or `karras`.
+
+    Warns:
+        LdmWarning: the model's own scheduler cannot be used, so it is `FALLBACK`.
     """
+    if name == OWN_SCHEDULER:
+        if own := _own_entry(config):
+            return _make(name, own, {}, config, _own_spacing(own, config, karras))
+        name = FALLBACK
     entry = _entry(name)
-    config = _said(config)
-    cls = _scheduler_class(entry)
-    _check_fit(name, entry, config)
-    if karras and "use_karras_sigmas" not in _settings_of(cls):
-        raise UserError(f"scheduler {name!r} has no Karras spacing", f"use {_names(karras=True)}")
-    settings = _sampler_settings(cls, config, karras) | dict(entry.overrides)
+    return _make(name, entry, entry.overrides, config, _spacing(entry, karras=bool(karras)))
+
+
+def resolve_scheduler(name: str, config: Mapping[str, Any], karras: bool | None) -> tuple[str, bool]:
+    """A sampler's name and whether it has Karras spacing, as they are recorded.
+
+    For the model's own scheduler this is the sampler of the table that has the same settings, if there is one.
+
+    Args:
+        name: as of `make_scheduler`; errors and warnings as there.
+        karras: None where it is left open.
+    """
+    if name != OWN_SCHEDULER:
+        return name, bool(karras)
+    own = _own_entry(config)
+    if own is None:
+        return FALLBACK, bool(karras)
+    settings = _settings(own, {}, config, _own_spacing(own, config, karras))
+    with_karras = bool(settings.get("use_karras_sigmas"))
+    for known, entry in SCHEDULERS.items():
+        if entry.class_name == own.class_name and entry.available:
+            spacing = _spacing(entry, karras=with_karras)
+            if _settings(entry, entry.overrides, config, spacing) == settings:
+                return known, with_karras
+    return name, with_karras
+
+
+def _settings(
+    entry: SchedulerEntry, overrides: Mapping[str, Any], config: Mapping[str, Any], spacing: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The values of all settings that a scheduler's class has."""
+    defaults = _defaults_of(scheduler_class(entry.class_name))
+    given = {**_path_of(config), **_said(config), **CORRECTIONS, **spacing, **overrides}
+    return {key: given.get(key, default) for key, default in defaults.items() if key != "self"}
+
+
+def replaced_settings(name: str, config: Mapping[str, Any], *, karras: bool | None = None) -> list[str]:
+    """What a sampler chosen by name has otherwise than the model's scheduler config asks for, each as a short text.
+
+    Only settings of the noise levels, and those that define the sampler where it is of the config's own class.
+
+    Args:
+        karras: as the user chose it, which needs no mention; None where it was left open.
+    """
+    if name == OWN_SCHEDULER:
+        return []
+    entry, said = _entry(name), _said(config)
+    used = {**entry.overrides, **_spacing(entry, karras=bool(karras))}
+    is_own = config.get("_class_name") == entry.class_name
+    asked = [key for key in used if key in SPACINGS or (is_own and key != "algorithm_type")]
+    return [
+        f"{key} {_shown(said[key])} by {_shown(used[key])}"
+        for key in asked
+        if said.get(key) is not None
+        and said[key] != used[key]
+        and not (karras is not None and key == "use_karras_sigmas")
+    ]
+
+
+def adds_noise(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a sampler draws new noise at each step; arguments as of `make_scheduler`."""
+    if name != OWN_SCHEDULER:
+        return SCHEDULERS[name].stochastic
+    own = _own_entry(config)
+    return SCHEDULERS[FALLBACK].stochastic if own is None else own.stochastic
+
+
+def can_run_own(config: Mapping[str, Any]) -> bool:
+    """Whether the scheduler that a model's config names can be used with the model, and is installed."""
+    return not _own_fault(config)
+
+
+def _make(
+    name: str,
+    entry: SchedulerEntry,
+    overrides: Mapping[str, Any],
+    config: Mapping[str, Any],
+    spacing: Mapping[str, Any],
+) -> Any:
+    _check_fit(name, entry, {**_path_of(config), **_said(config)})
+    cls = scheduler_class(entry.class_name)
     try:
-        return cls.from_config({**config, **settings})
+        return cls.from_config(_settings(entry, overrides, config, spacing))
     except (NotImplementedError, ValueError, TypeError) as error:
         raise UserError(f"scheduler {name!r} cannot follow the model's scheduler config: {error}") from error
+
+
+def _spacing(entry: SchedulerEntry, *, karras: bool) -> dict[str, bool]:
+    """The spacing settings of a sampler that is chosen by name.
+
+    Raises:
+        UserError: it has no Karras spacing.
+    """
+    known = _settings_of(scheduler_class(entry.class_name))
+    if karras and "use_karras_sigmas" not in known:
+        named = next((name for name, one in SCHEDULERS.items() if one is entry), entry.title)
+        raise UserError(f"scheduler {named!r} has no Karras spacing", f"use {_names(karras=True)}")
+    return {key: karras and key == "use_karras_sigmas" for key in SPACINGS if key in known}
+
+
+def _own_spacing(entry: SchedulerEntry, config: Mapping[str, Any], karras: bool | None) -> dict[str, bool]:
+    """What `karras` changes in the spacing of a model's own scheduler."""
+    asked = bool(_said(config).get("use_karras_sigmas"))
+    if karras is None or karras == asked:
+        return {}
+    return _spacing(entry, karras=True) if karras else {"use_karras_sigmas": False}
+
+
+def _own_entry(config: Mapping[str, Any]) -> SchedulerEntry | None:
+    """The scheduler that a model's config names, as an entry without settings of its own; None if it cannot be used."""
+    if fault := _own_fault(config):
+        own = config.get("_class_name", "scheduler")
+        warn(f"the model's own {own} {fault}, so {FALLBACK} is used: choose with --scheduler")
+        return None
+    return _entry_of_class(config)
+
+
+def _own_fault(config: Mapping[str, Any]) -> str:
+    entry = _entry_of_class(config)
+    if entry is None:
+        return "is not supported"
+    if not entry.available:
+        return f"needs {entry.requires}"
+    return _misfit(entry, config)
+
+
+def _entry_of_class(config: Mapping[str, Any]) -> SchedulerEntry | None:
+    """The entry with the config's class, and with its algorithm where there are several."""
+    class_name = config.get("_class_name", "DDIMScheduler")
+    found = [entry for entry in SCHEDULERS.values() if entry.class_name == class_name]
+    is_sde = str(config.get("algorithm_type", "")).startswith("sde-")
+    same = [entry for entry in found if entry.stochastic == is_sde] if len(found) > 1 else found
+    return same[0] if same else None
+
+
+def _path_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the model's path that its config leaves out, with the defaults of the config's own class."""
+    entry = _entry_of_class(config)
+    defaults = _defaults_of(scheduler_class(entry.class_name)) if entry else {}
+    return {key: defaults[key] for key in PATH_KEYS if key in defaults}
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def training_path(config: Mapping[str, Any], model: str) -> ScheduleSettings:
@@ -52,7 +209,7 @@ def training_path(config: Mapping[str, Any], model: str) -> ScheduleSettings:
             f"{file}: trained_betas is set",
             "choose a base without it, training only supports a beta_schedule",
         )
-    said = {**_defaults_of(_scheduler_class(SCHEDULERS["ddim"])), **_said(config)}
+    said = {**_defaults_of(scheduler_class("DDIMScheduler")), **_path_of(config), **_said(config)}
     return validate(ScheduleSettings, {key: said[key] for key in ScheduleSettings.model_fields}, where=file)
 
 
@@ -69,17 +226,18 @@ def _said(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _entry(name: str) -> SchedulerEntry:
     if name not in SCHEDULERS:
-        raise unknown_name("scheduler", name, SCHEDULERS)
+        raise unknown_name("scheduler", name, [OWN_SCHEDULER, *SCHEDULERS])
     entry = SCHEDULERS[name]
     if not entry.available:
         raise UserError(f"scheduler {name!r} needs {entry.requires}", f"pip install {entry.requires}")
     return entry
 
 
-def _scheduler_class(entry: SchedulerEntry) -> Any:
+def scheduler_class(class_name: str) -> Any:
+    """A scheduler of diffusers."""
     import diffusers
 
-    return getattr(diffusers, entry.class_name)
+    return getattr(diffusers, class_name)
 
 
 def _settings_of(cls: Any) -> set[str]:
@@ -88,17 +246,6 @@ def _settings_of(cls: Any) -> set[str]:
 
 def _defaults_of(cls: Any) -> dict[str, Any]:
     return {name: each.default for name, each in inspect.signature(cls.__init__).parameters.items()}
-
-
-def _sampler_settings(cls: Any, config: Mapping[str, Any], karras: bool) -> dict[str, Any]:
-    """Sampler settings that the model's scheduler config may contain for another sampler, set explicitly.
-
-    Latents are unbounded, so predictions are not clipped to [-1, 1] unless the model's config says so; two of
-    diffusers' schedulers clip by default.
-    """
-    known = _settings_of(cls)
-    spacing = {key: karras and key == "use_karras_sigmas" for key in SPACINGS if key in known}
-    return {"clip_sample": config.get("clip_sample", False), **spacing}
 
 
 def _check_fit(name: str, entry: SchedulerEntry, config: Mapping[str, Any]) -> None:
@@ -122,7 +269,7 @@ def _misfit(entry: SchedulerEntry, config: Mapping[str, Any]) -> str:
     """Why a sampler does not support the model's path, or an empty string."""
     if config.get("prediction_type") == "sample" and not entry.reads_sample:
         return "does not support models with prediction type sample"
-    if _zero_snr(config) and "rescale_betas_zero_snr" not in _settings_of(_scheduler_class(entry)):
+    if _zero_snr(config) and "rescale_betas_zero_snr" not in _settings_of(scheduler_class(entry.class_name)):
         return "would ignore the model's zero terminal SNR"
     return ""
 
@@ -134,5 +281,5 @@ def _zero_snr(config: Mapping[str, Any]) -> bool:
 def _names(*, karras: bool) -> str:
     usable = [(name, entry) for name, entry in SCHEDULERS.items() if entry.available]
     return ", ".join(
-        n for n, e in usable if ("use_karras_sigmas" in _settings_of(_scheduler_class(e))) is karras
+        n for n, e in usable if ("use_karras_sigmas" in _settings_of(scheduler_class(e.class_name))) is karras
     )

@@ -20,6 +20,7 @@ class ModelOptions:
 
     Attributes:
         loras: each `FILE` or `FILE:WEIGHT`.
+        vae: with `base` and `prediction_type`, as of `ldm.pipeline.pipeline.load_pipeline`.
     """
 
     model: str | None = None
@@ -30,6 +31,9 @@ class ModelOptions:
     low_memory: bool = False
     batch_size: int = BATCH_SIZE
     compile: bool = False
+    vae: str | None = None
+    base: str | None = None
+    prediction_type: str | None = None
 
 
 def read_batch_size(given: str | None, *, low_memory: bool = False, device: str | None = None) -> int:
@@ -68,7 +72,15 @@ def load_model(options: ModelOptions, original: Original | None) -> "Pipeline":
     if model is None:
         model = original.model() if original else "emoji"
     dtype = options.dtype or (original.record.dtype if original else None)
-    pipeline = load_pipeline(model, loras=_loras(options, original), device=options.device, dtype=dtype)
+    pipeline = load_pipeline(
+        model,
+        loras=_loras(options, original),
+        device=options.device,
+        dtype=dtype,
+        vae=options.vae,
+        base=options.base,
+        prediction_type=options.prediction_type,
+    )
     pipeline.low_memory = options.low_memory
     if pipeline.device.type == "cpu" and not options.low_memory:
         keep_freed_memory()

@@ -68,8 +68,8 @@ def check_installed(settings: GenerationSettings, *, where: str = "") -> None:
     Raises:
         UserError: naming the package.
     """
-    entry = SCHEDULERS[settings.scheduler]
-    if not entry.available:
+    entry = SCHEDULERS.get(settings.scheduler)  # None for the model's own
+    if entry is not None and not entry.available:
         what = f"{_prefix(where)}scheduler {settings.scheduler!r} needs {entry.requires}"
         raise UserError(what, f"pip install {entry.requires}")
 

@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from ldm.config import Settings
 from ldm.diffusion.interval import EVERYWHERE, Interval, check_interval
-from ldm.diffusion.scheduler_names import SCHEDULERS
+from ldm.diffusion.scheduler_names import OWN_SCHEDULER, SCHEDULERS
 from ldm.errors import UserError, nearest, unknown_name
 
 LARGEST_SEED = 2**63 - 1
@@ -77,8 +77,8 @@ def sampler_title(scheduler: str) -> str:
 
 def check_scheduler(name: str) -> str:
     """Refuse an unknown scheduler, naming the nearest one."""
-    if name not in SCHEDULERS:
-        raise unknown_name("scheduler", name, SCHEDULERS)
+    if name != OWN_SCHEDULER and name not in SCHEDULERS:
+        raise unknown_name("scheduler", name, [OWN_SCHEDULER, *SCHEDULERS])
     return name
 
 
@@ -114,7 +114,7 @@ class GenerationSettings(Settings):
         le=LARGEST_SEED,
         strict=True,
         description="The number that an image's noise is drawn from. The same prompt, settings and seed give the same "
-        "image, alone or in a batch.",
+        "image: alone or in a batch, with the same noise bit for bit and pixels within 1/255.",
     )
     num_images: Annotated[int, Setting("N", recorded=False)] = Field(
         1,
@@ -170,7 +170,11 @@ class GenerationSettings(Settings):
         str,
         Setting("NAME", model_default=True, infotext="Sampler", infotext_value=sampler_title),
         AfterValidator(check_scheduler),
-    ] = Field("dpmpp_2m", description="The sampler; `--scheduler list` prints all of them.")
+    ] = Field(
+        "dpmpp_2m",
+        description="The sampler; `--scheduler list` prints all of them. `model` is the one that the model's own "
+        "scheduler config describes, which is the default where its ldm.json names none.",
+    )
     strength: Annotated[float, Setting("X", tasks=FROM_AN_IMAGE, infotext="Denoising strength")] = Field(
         0.8,
         ge=0,
@@ -202,7 +206,8 @@ class GenerationSettings(Settings):
     ] = Field(
         False,
         strict=True,
-        description="Space the noise levels as Karras et al. 2022 do; often better with few steps.",
+        description="Space the noise levels as Karras et al. 2022 do; often better with few steps. Left out, the "
+        "model's own scheduler has the spacing of its config.",
     )
     max_prompt_chunks: Annotated[int, Setting("N", model_default=True)] = Field(
         1,

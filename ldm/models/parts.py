@@ -1,5 +1,6 @@
 """The parts of a model, by name, wherever they come from."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -108,12 +109,14 @@ def _config(network: Any) -> dict[str, Any]:
 def default_size(denoiser: UNetDenoiser, autoencoder: KLAutoencoder) -> tuple[int, int]:
     """Height and width in pixels that the denoiser was made for.
 
+    Configurations of diffusers before 0.9 say 32 for models of 64, which the stock pipeline corrects as well.
+
     Raises:
         UserError: the configuration has a size that is none.
     """
-    size = denoiser.unet.config.sample_size or 64
+    config, factor = denoiser.unet.config, autoencoder.pixels_per_latent
+    size = config.sample_size or 64
     sides = [size, size] if type(size) is int else size
-    factor = autoencoder.pixels_per_latent
     if (
         not isinstance(sides, list | tuple)
         or len(sides) != 2
@@ -121,11 +124,18 @@ def default_size(denoiser: UNetDenoiser, autoencoder: KLAutoencoder) -> tuple[in
     ):
         what = f"unet/config.json has sample_size {shortened(size)}"
         raise UserError(what, f"it must be at most {MAX_SIZE_PX // factor}: the side of the latents")
+    if type(size) is int and size < 64 and _is_before_0_9(config.get("_diffusers_version")):
+        sides = [64, 64]
     return sides[0] * factor, sides[1] * factor
 
 
 def _is_side(value: Any, factor: int) -> bool:
     return type(value) is int and 1 <= value <= MAX_SIZE_PX // factor
+
+
+def _is_before_0_9(version: Any) -> bool:
+    match = re.match(r"(\d+)\.(\d+)", version) if isinstance(version, str) else None
+    return match is not None and (int(match[1]), int(match[2])) < (0, 9)
 
 
 def assemble(

@@ -17,7 +17,7 @@ SHARE_TAKEN = 0.5
 def decode_images(
     autoencoder: KLAutoencoder, latents: Tensor, *, one_by_one: bool = False
 ) -> tuple[list[Image.Image], bool]:
-    """Decode latents [B, C, h, w]; an image is the same whatever it is decoded with.
+    """Decode latents [B, C, h, w]; an image's pixels are the same within 1/255 whatever it is decoded with.
 
     Args:
         one_by_one: decode one image at a time even if more would fit.

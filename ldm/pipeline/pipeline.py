@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm.diffusion.sampling import KnownLatents, SamplingPlan, denoise, plan_sampling
-from ldm.diffusion.scheduler_names import SCHEDULERS
-from ldm.diffusion.schedulers import make_scheduler
-from ldm.errors import LdmWarning
+from ldm.diffusion.scheduler_names import OWN_SCHEDULER
+from ldm.diffusion.schedulers import adds_noise, make_scheduler, replaced_settings, resolve_scheduler
+from ldm.errors import LdmWarning, warn
 from ldm.models.adapters.folder import identity_of_model
 from ldm.models.adapters.fuse import UsedLora
 from ldm.models.clip import ClipTextEncoder
@@ -33,7 +33,7 @@ from ldm.models.generation_settings import (
 )
 from ldm.models.identity import Identity
 from ldm.models.loading.folder import weights_hash
-from ldm.models.loading.model import ModelParts, load_model, save_parts
+from ldm.models.loading.model import NONE, ModelParts, Substitutes, load_model, save_parts
 from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder
 from ldm.noise import image_generators, normal_per_image
@@ -65,6 +65,7 @@ from ldm.pipeline.settings import (
     check_applicable,
     check_finite,
     check_latents,
+    check_prompt,
     check_task_fits,
     complete,
     first_step,
@@ -88,30 +89,48 @@ __all__ = [
 ]
 
 
+BATCH_SIZE = 8
+"""Images made at once by default."""
+
+
 def load_pipeline(
-    model: str | Path = "emoji",
+    model: str | Path | None = None,
     *,
-    loras: Sequence[tuple[str | Path, float]] = (),
+    loras: Sequence[tuple[str | Path, float]] | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    vae: str | Path | None = None,
+    base: str | Path | None = None,
+    prediction_type: str | None = None,
 ) -> "Pipeline":
-    """Load a model.
+    """Load a model. An argument that is None is not given.
 
     Args:
-        model: "emoji" (included), a folder in the diffusers layout or of an adapter, a run folder, a .safetensors file
-            in the original layout, or a Hub id "user/name".
+        model: "emoji" (included, the default), a folder in the diffusers layout or of an adapter, a run folder, a
+            .safetensors file in the original layout, or a Hub id "user/name".
         loras: LoRA files or folders in any naming, each with its weight; 1 is as trained.
         device: such as "cpu" or "cuda"; by default a GPU if there is one.
         dtype: "float32" (default), "float16" or "bfloat16", of the denoiser and the text encoder.
+        vae: an autoencoder in place of the model's: a folder or a .safetensors file.
+        base: a model from which a .safetensors file takes the networks that it lacks.
+        prediction_type: "epsilon" or "v_prediction", if the model does not say or is wrong.
 
     Raises:
         UserError: a model or LoRA does not exist, or is incomplete, damaged or not allowed.
     """
     torch_dtype, torch_device = pick_dtype(dtype), pick_device(device)
-    loaded = load_model(model, loras=loras, dtype=torch_dtype)
-    return Pipeline(loaded.parts, model_id=loaded.model_id, folder=loaded.place, loras=loaded.loras).to(
-        torch_device
+    substitutes = Substitutes(vae, base, prediction_type)
+    loaded = load_model(
+        "emoji" if model is None else model, loras=loras or (), dtype=torch_dtype, substitutes=substitutes
     )
+    pipeline = Pipeline(
+        loaded.parts,
+        model_id=loaded.model_id,
+        folder=loaded.place,
+        loras=loaded.loras,
+        substitutes=substitutes,
+    )
+    return pipeline.to(torch_device)
 
 
 class Pipeline:
@@ -122,6 +141,7 @@ class Pipeline:
         model_id: a name without a path.
         folder: where the parts were loaded from, a folder or a file, or None.
         loras: those added to the weights in `folder`.
+        substitutes: what was used in place of the model's own.
         engine: what the sampler calls in place of the denoiser, from `ldm.pipeline.engine_choice`; None for torch.
         low_memory: keep only the part in use on the device, and decode one image at a time.
     """
@@ -130,14 +150,16 @@ class Pipeline:
         self,
         parts: ModelParts,
         *,
-        model_id: str = "unsaved",
+        model_id: str | None = None,
         folder: Path | None = None,
-        loras: Sequence[UsedLora] = (),
+        loras: Sequence[UsedLora] | None = None,
+        substitutes: Substitutes = NONE,
     ) -> None:
         self.parts = parts
-        self.model_id = model_id
+        self.model_id = "unsaved" if model_id is None else model_id
         self.folder = folder
-        self.loras = tuple(loras)
+        self.loras = tuple(loras or ())
+        self.substitutes = substitutes
         self.engine: OpenVINODenoiser | None = None
         self.low_memory = False
         self.device = next(parts.denoiser.parameters()).device
@@ -164,8 +186,8 @@ class Pipeline:
 
     @cached_property
     def weights_hash(self) -> str | None:
-        """One SHA-256 over the model's safetensors; None for a model that was not loaded from a folder."""
-        return weights_hash(self.folder) if self.folder else None
+        """One SHA-256 over the model's safetensors, and what was used in their place; None for one without a folder."""
+        return self.substitutes.hash(weights_hash(self.folder)) if self.folder else None
 
     @cached_property
     def identity(self) -> Identity | None:
@@ -181,7 +203,8 @@ class Pipeline:
 
     def save(self, folder: str | Path, **options: Any) -> None:
         """Write the model as a stock diffusers folder; options as `ldm.models.loading.model.save_parts`."""
-        save_parts(self.parts, Path(folder), **options)
+        given = {name: value for name, value in options.items() if value is not None}
+        save_parts(self.parts, Path(folder), **given)
 
     @torch.no_grad()
     def generate(
@@ -192,12 +215,14 @@ class Pipeline:
         image: GivenImage | Sequence[GivenImage] | None = None,
         mask: GivenImage | Sequence[GivenImage] | None = None,
         seeds: Sequence[int] | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         latents: Tensor | None = None,
         on_step: OnStep | None = None,
         **given: Any,
     ) -> Generation:
-        """Make `num_images` images of each prompt; the i-th has seed `seed + i`, whatever the others are.
+        """Make `num_images` images of each prompt; the i-th has seed `seed + i`.
+
+        Its noise does not depend on the other images, and its pixels depend on them by at most 1/255.
 
         Every field of `GenerationSettings` is an argument too. One that is None or left out comes from `settings`, then
         from the model's defaults.
@@ -209,7 +234,8 @@ class Pipeline:
             mask: white where `image` may change, or "alpha" for its transparent part. Elsewhere the pixels stay
                 exactly as they are.
             seeds: one for each image, prompt after prompt, in place of `seed`.
-            batch_size: images made at once; it changes memory and time only.
+            batch_size: images made at once, 8 by default. The noise is the same bit for bit, and the pixels are within
+                1/255 whatever it is.
             latents: the initial standard normal noise [N, C, h, w], in place of the seeds'; the records hold its hash.
             on_step: called after every step.
             given: fields of `GenerationSettings`.
@@ -222,10 +248,13 @@ class Pipeline:
         """
         base = settings or GenerationSettings()
         chosen = parse_settings(given, type(base)).over(base)
-        texts = [prompts] if isinstance(prompts, str) else prompts
+        texts = [prompts] if isinstance(prompts, str) else list(prompts or ())
+        for text in texts:
+            check_prompt(text)
         asked = [Prompt(text, chosen, inputs) for text, inputs in pair_inputs(texts, image, mask)]
         images = list_images(asked, seeds)
-        made = list(self.make_images([images], batch_size=batch_size, latents=latents, on_step=on_step))
+        at_once = BATCH_SIZE if batch_size is None else batch_size
+        made = list(self.make_images([images], batch_size=at_once, latents=latents, on_step=on_step))
         made.sort(key=lambda each: each.request.number)
         return Generation(
             [each.image for each in made],
@@ -286,6 +315,7 @@ class Pipeline:
         for kind, full in completed.items():
             check_image_fits(self.denoiser, full.height, full.width, self.autoencoder.pixels_per_latent)
             warn_unused(prompts[kind], full, self.text_encoder.truncated_words)
+            self._warn_replaced(full, self._given_karras(kind[0]))
             if latents is not None:
                 check_latents(latents, (len(images), *self._latent_shape(full)))
         tasks = {kind: self._task(kind) for kind in completed}
@@ -303,15 +333,32 @@ class Pipeline:
 
     def _complete(self, images: Batch, latents: Tensor | None = None) -> dict[Kind, GenerationSettings]:
         """The settings of the images, each with what it leaves open filled in."""
+        return {
+            kind: self._complete_one(kind, latents) for kind in dict.fromkeys(image.kind for image in images)
+        }
+
+    def _complete_one(self, kind: Kind, latents: Tensor | None) -> GenerationSettings:
+        settings, task = kind[0], self._task(kind)
+        check_applicable(settings, task)
         multiple = self.autoencoder.pixels_per_latent
-        completed = {}
-        for kind in dict.fromkeys(image.kind for image in images):
-            settings = kind[0]
-            check_applicable(settings, self._task(kind))
-            completed[kind] = complete(
-                settings, self.defaults, multiple=multiple, task=self._task(kind), latents=latents
+        full = complete(settings, self.defaults, multiple=multiple, task=task, latents=latents)
+        karras = self._given_karras(settings)
+        name, with_karras = resolve_scheduler(full.scheduler, self.scheduler_config, karras)
+        return full.model_copy(update={"scheduler": name, "karras": with_karras})
+
+    def _given_karras(self, settings: GenerationSettings) -> bool | None:
+        """Whether Karras spacing is asked for; None where that is left open."""
+        found: bool | None = {**self.defaults.given(), **settings.given()}.get("karras")
+        return found
+
+    def _warn_replaced(self, settings: GenerationSettings, karras: bool | None) -> None:
+        """Say what a sampler that was chosen by name does otherwise than the model's scheduler config asks for."""
+        replaced = replaced_settings(settings.scheduler, self.scheduler_config, karras=karras)
+        if replaced:
+            warn(
+                f"scheduler {settings.scheduler!r} replaces settings of the model's scheduler config: "
+                f"{', '.join(replaced)}; --scheduler {OWN_SCHEDULER} keeps them"
             )
-        return completed
 
     def _task(self, kind: Kind) -> Task:
         return task_for_images(self.parts.task, kind[1])
@@ -469,7 +516,8 @@ class Pipeline:
     ) -> ImageRecord:
         given: dict[str, Any] = {}
         if noise is not None:  # no seed makes it again
-            step_noise = {"step_noise_seed": image.seed} if SCHEDULERS[settings.scheduler].stochastic else {}
+            is_stochastic = adds_noise(settings.scheduler, self.scheduler_config)
+            step_noise = {"step_noise_seed": image.seed} if is_stochastic else {}
             given = {"latents_hash": latents_hash(noise), **step_noise}
         if image.inputs:
             inputs = {name: each.record for name, each in image.inputs.items()}

@@ -18,6 +18,7 @@ from ldm.models.generation_settings import (
     LARGEST_SEED,
     PRESETS,
     GenerationSettings,
+    check_text,
     parse_settings,
     preset_settings,
     settings_of,
@@ -182,6 +183,17 @@ def warn_unused(
     if settings.negative_prompt and settings.guidance_scale <= 1:
         scale = f"{settings.guidance_scale:g}"
         warn(f"the negative prompt is not used with guidance_scale {scale}, only above 1")
+
+
+def check_prompt(text: Any) -> None:
+    """Refuse a prompt that is not text.
+
+    Raises:
+        UserError: naming it.
+    """
+    if not isinstance(text, str):
+        raise UserError(f"a prompt is {text!r}", "it must be text")
+    check_text(text)
 
 
 def check_latents(latents: Tensor, shape: tuple[int, int, int, int]) -> None:

@@ -1,6 +1,6 @@
 """The page of export formats, samplers and presets, from the registries."""
 
-from ldm.diffusion.scheduler_names import SCHEDULERS
+from ldm.diffusion.scheduler_names import OWN_SCHEDULER, SCHEDULERS
 from ldm.export.formats.formats import FORMATS
 from ldm.models.devices import DTYPES
 from ldm.models.generation_settings import PRESETS
@@ -23,7 +23,8 @@ def formats_page() -> str:
         "## Export formats\n\nFor `ldm export --format`.",
         formats,
         dtypes,
-        "## Samplers\n\nFor `--scheduler`, `scheduler=` and `defaults.scheduler`. Each is a diffusers scheduler.",
+        "## Samplers\n\nFor `--scheduler`, `scheduler=` and `defaults.scheduler`. Each is a diffusers scheduler. "
+        f"`{OWN_SCHEDULER}` stands for the class and all settings of the model's own scheduler config.",
         samplers(),
         "## Presets\n\nFor `ldm generate --preset`.",
         presets,

@@ -85,10 +85,10 @@ def test_a_name_sets_the_sampler_also_on_the_config_of_a_scheduler_in_memory() -
     assert make_scheduler("ddim", config).config.timestep_spacing == "leading"  # DDIM's own default
 
 
-def test_predictions_are_clipped_only_when_the_model_says_so() -> None:
+def test_predictions_are_never_clipped_as_in_the_stock_pipeline() -> None:
     silent = {key: value for key, value in SD1_SCHEDULER.items() if key != "clip_sample"}
     assert make_scheduler("ddim", silent).config.clip_sample is False
-    assert make_scheduler("ddim", {**silent, "clip_sample": True}).config.clip_sample is True
+    assert make_scheduler("ddim", {**silent, "clip_sample": True}).config.clip_sample is False
 
 
 def test_karras_spacing_follows_its_equation() -> None:

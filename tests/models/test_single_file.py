@@ -31,6 +31,8 @@ from tests.support.tiny_single_file import SIZE_PX, make_narrow_sd1, make_narrow
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* does not say what it predicts. as usual")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

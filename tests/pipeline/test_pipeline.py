@@ -1,5 +1,6 @@
 """Pipeline.generate: what an image depends on, warnings and errors."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 import ldm
-from ldm import LdmWarning, UserError
+from ldm import GenerationSettings, LdmWarning, UserError
 from ldm.noise import image_generators, normal_per_image
 from ldm.pipeline.pipeline import Generation, Pipeline, load_pipeline, pick_device
 from ldm.pipeline.record import read_settings
@@ -302,3 +303,25 @@ def test_saved_images_contain_their_settings_and_none_is_overwritten(
     with pytest.raises(UserError, match=r"0002\.png exists already"):
         made.save(tmp_path / "pictures")
     assert not paths[0].exists()
+
+
+def test_none_means_not_given_for_every_argument(pipeline: Pipeline) -> None:
+    names = [
+        name for name in inspect.signature(Pipeline.generate).parameters if name not in ("self", "prompts")
+    ]
+    assert {"negative_prompt", "seeds", "batch_size", "settings", "latents", "karras"} <= set(names)
+    none: dict[str, Any] = dict.fromkeys(names)
+    expected = pipeline.generate("a red apple")
+    assert torch.equal(pipeline.generate("a red apple", **none).latents, expected.latents)
+    settings = GenerationSettings(negative_prompt=None, seed=None)  # type: ignore[arg-type]
+    assert torch.equal(pipeline.generate("a red apple", settings=settings).latents, expected.latents)
+    arguments = [name for name in inspect.signature(load_pipeline).parameters if name != "device"]
+    assert load_pipeline(device="cpu", **dict.fromkeys(arguments)).model_id == "emoji"
+    assert Pipeline(pipeline.parts, model_id=None, loras=None).model_id == "unsaved"
+    for prompts, message in (
+        (None, "no prompt"),
+        ([None], "a prompt is None: it must be text"),
+        ([], "no prompt"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pipeline.generate(prompts)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from ldm.diffusion.interval import EVERYWHERE
-from ldm.diffusion.scheduler_names import SCHEDULERS
+from ldm.diffusion.scheduler_names import OWN_SCHEDULER, SCHEDULERS
 from ldm.export.card.run_record import RunRecord
 from ldm.export.export_source import ExportSource
 from ldm.export.formats.exporter import BaseModel, ExportedModel
@@ -65,11 +65,17 @@ def model_facts(exported: ExportedModel) -> ModelFacts:
         text_width=parts.text_encoder.text_width,
         height=defaults.height,
         width=defaults.width,
-        scheduler=defaults.scheduler,
+        scheduler=_sampler(parts),
         num_inference_steps=defaults.num_inference_steps,
         guidance_scale=defaults.guidance_scale,
         guidance_interval=None if interval == EVERYWHERE else interval,
     )
+
+
+def _sampler(parts: ModelParts) -> str:
+    """The name of the sampler that the model is best sampled with; of its own scheduler, the class."""
+    name = parts.defaults.scheduler
+    return str(parts.scheduler_config.get("_class_name", name)) if name == OWN_SCHEDULER else name
 
 
 def _num_weights(network: nn.Module) -> int:
@@ -88,8 +94,8 @@ def scheduler_change(parts: ModelParts) -> SchedulerChange | None:
     """The scheduler of the model's defaults; None if a stock pipeline takes it anyway, or diffusers lacks it."""
     import diffusers
 
-    entry = SCHEDULERS[parts.defaults.scheduler]
-    if not entry.available:
+    entry = SCHEDULERS.get(parts.defaults.scheduler)  # None for the model's own
+    if entry is None or not entry.available:
         return None
     parameters = signature(getattr(diffusers, entry.class_name)).parameters
     config = {name: parameter.default for name, parameter in parameters.items()} | parts.scheduler_config

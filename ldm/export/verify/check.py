@@ -113,6 +113,11 @@ def _lora(file: Path, base: str | None, temporary: Path, recorded: RecordedBase)
             "name the model that it was trained on",
         )
     weights = read_lora_file(file, parts.lora_networks(), parts.family.lora)
+    if weights.changes:
+        raise UserError(
+            f"{file} holds more than a LoRA, which diffusers and peft do not read",
+            "`ldm generate --lora` reads it",
+        )
     if found.is_file() or is_adapter(found):
         save_parts(parts, temporary)
         found = temporary

@@ -70,16 +70,19 @@ class CompiledAutoencoder(CompiledNetwork):
 
 def read_openvino(task: Mapping[str, Any]) -> Any:
     """The stock pipeline of an exported folder, `task["folder"]`; a reader for `ldm.export.verify.readers`."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    import diffusers
+    from diffusers import StableDiffusionPipeline
     from transformers import CLIPTokenizer
 
     folder = Path(task["folder"])
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    scheduler_class = getattr(diffusers, config.get("_class_name", "DDIMScheduler"))
     return StableDiffusionPipeline(
         vae=CompiledAutoencoder(folder / "vae_decoder", folder / "vae_encoder"),
         text_encoder=CompiledText(folder / "text_encoder"),
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
         unet=CompiledUNet(folder / "unet"),
-        scheduler=DDIMScheduler.from_config(DDIMScheduler.load_config(folder / "scheduler")),
+        scheduler=scheduler_class.from_pretrained(folder / "scheduler", local_files_only=True),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -77,18 +77,33 @@ READERS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Any]]] = {
 """The library and the function of each reader, by name."""
 
 
+def with_sampler(pipe: Any, class_name: str) -> Any:
+    """A stock pipeline with another sampler, which it corrects as it corrects its own; the components are shared."""
+    import diffusers
+
+    scheduler = getattr(diffusers, class_name).from_config(pipe.scheduler.config)
+    return type(pipe)(**{**pipe.components, "scheduler": scheduler}, requires_safety_checker=False)
+
+
 def trial_outputs(pipe: Any, task: Mapping[str, Any]) -> dict[str, Any]:
-    """The stock pipeline's results: an image [1, 3, H, W] in 0 to 1, and an encoded image [1, C, h, w]."""
+    """The stock pipeline's results: an image [1, 3, H, W] in 0 to 1, and an encoded image [1, C, h, w].
+
+    The image is made with the pipeline's own scheduler, unless the trial names the class of another.
+    """
     import torch
-    from diffusers import DDIMScheduler
     from safetensors.torch import load_file
 
     pipe.to(torch.float32)  # whatever it is stored in
+    trial = dict(task["trial"])
+    seed, class_name = trial.pop("seed"), trial.pop("scheduler_class")
+    if class_name is not None:
+        pipe = with_sampler(pipe, class_name)
+    if hasattr(pipe.scheduler, "noise_sampler_seed"):  # takes a seed where others take a generator
+        pipe.scheduler.noise_sampler_seed = [seed]
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    trial = {key: value for key, value in task["trial"].items() if key != "seed"}
     inputs = load_file(task["inputs"])
-    pixels = pipe(**trial, latents=inputs["noise"], output_type="pt").images
+    generator = [torch.Generator("cpu").manual_seed(seed)]
+    pixels = pipe(**trial, latents=inputs["noise"], generator=generator, output_type="pt").images
     with torch.no_grad():
         encoded = pipe.vae.encode(inputs["image"]).latent_dist.mean
     return {"pixels": pixels, "encoded": encoded}

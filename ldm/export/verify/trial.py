@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.interval import EVERYWHERE
+from ldm.diffusion.scheduler_names import OWN_SCHEDULER
+from ldm.diffusion.schedulers import can_run_own
 from ldm.models.loading.model import ModelParts
 from ldm.noise import image_generators, normal_per_image
 from ldm.pipeline.pipeline import Pipeline
@@ -19,12 +21,17 @@ LARGEST_SIDE_PX = 256
 
 @dataclass(frozen=True)
 class Trial:
-    """The settings: enough steps and guidance that each part of a model has an effect. Height and width in pixels."""
+    """The settings: enough steps and guidance that each part of a model has an effect. Height and width in pixels.
+
+    Attributes:
+        scheduler_class: the sampler in place of the model's own, which would not run as the model needs it.
+    """
 
     height: int
     width: int
     prompt: str
     negative_prompt: str
+    scheduler_class: str | None = None
     num_inference_steps: int = 4
     guidance_scale: float = 3.0
     seed: int = 20
@@ -36,8 +43,10 @@ def trial_for(parts: ModelParts) -> Trial:
     num_halvings = len(parts.denoiser.unet.config.block_out_channels) - 1
     multiple = parts.autoencoder.pixels_per_latent * 2**num_halvings
     scale = min(1.0, LARGEST_SIDE_PX / max(height, width))
-    sides = (max(multiple, round(side * scale / multiple) * multiple) for side in (height, width))
-    return Trial(*sides, *(_within_context(parts, text) for text in (PROMPT, NEGATIVE_PROMPT)))
+    height, width = (max(multiple, round(side * scale / multiple) * multiple) for side in (height, width))
+    prompt, negative_prompt = (_within_context(parts, text) for text in (PROMPT, NEGATIVE_PROMPT))
+    sampler = None if can_run_own(parts.scheduler_config) else "DDIMScheduler"
+    return Trial(height, width, prompt, negative_prompt, scheduler_class=sampler)
 
 
 def _within_context(parts: ModelParts, prompt: str) -> str:
@@ -64,7 +73,7 @@ def trial_inputs(parts: ModelParts, trial: Trial) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def trial_outputs(parts: ModelParts, trial: Trial) -> dict[str, Tensor]:
-    """Our results: the image [1, 3, H, W] in 0 to 1, by deterministic DDIM, and the mean of the encoded image."""
+    """Our results: the image [1, 3, H, W] in 0 to 1, by the model's own scheduler, and the encoded image's mean."""
     given = trial_inputs(parts, trial)
     made = Pipeline(parts).generate(
         trial.prompt,
@@ -73,7 +82,8 @@ def trial_outputs(parts: ModelParts, trial: Trial) -> dict[str, Tensor]:
         guidance_scale=trial.guidance_scale,
         guidance_rescale=0.0,
         guidance_interval=EVERYWHERE,  # like a stock pipeline, whatever the model's default
-        scheduler="ddim",
+        scheduler="ddim" if trial.scheduler_class else OWN_SCHEDULER,
+        seeds=[trial.seed],  # of the noise that some samplers add at each step
         height=trial.height,
         width=trial.width,
         max_prompt_chunks=1,

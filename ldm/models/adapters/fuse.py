@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -121,18 +120,15 @@ def fuse_loras(networks: Mapping[str, nn.Module], loras: Sequence[tuple[LoraWeig
         before = _touched(networks, weights)
         apply_lora(networks, weights, scale=scale)
         for (part, name), weight in before.items():
-            live = _weight(networks[part], name)
+            live = networks[part].get_parameter(name)
             changes[part, name] = changes.get((part, name), 0) + (live - weight)
             live.copy_(weight)
     for (part, name), change in changes.items():
-        _weight(networks[part], name).add_(change)
+        networks[part].get_parameter(name).add_(change)
 
 
 def _touched(networks: Mapping[str, nn.Module], weights: LoraWeights) -> dict[tuple[str, str], Tensor]:
-    """Copies of the weights that a LoRA changes."""
-    names = {name.partition(".lora_")[0].partition(".")[::2] for name in weights.tensors}
-    return {(part, name): _weight(networks[part], name).clone() for part, name in sorted(names)}
-
-
-def _weight(network: nn.Module, name: str) -> Any:
-    return network.get_submodule(name).weight
+    """Copies of the weights and biases that a LoRA changes, by network and name."""
+    names = {f"{name.partition('.lora_')[0]}.weight" for name in weights.tensors} | weights.changes.keys()
+    found = sorted(name.partition(".")[::2] for name in names)
+    return {(part, name): networks[part].get_parameter(name).clone() for part, name in found}

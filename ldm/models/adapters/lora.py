@@ -5,7 +5,7 @@ B starts at zero, so an untrained LoRA changes nothing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ldm.config import Settings
 from ldm.errors import UserError, unknown_name
+from ldm.models.adapters.peft_config import check_expressions
 from ldm.models.dropout import KeyedDropout
 from ldm.noise import generator_for
 
@@ -89,10 +90,13 @@ class LoraWeights:
             `text_encoder.encoder.layers.0.mlp.fc1.lora_B.weight`.
         configs: for each network `r`, `lora_alpha`, `target_modules`, `use_dora` and, where layers differ,
             `rank_pattern` and `alpha_pattern`, as in `peft.LoraConfig`.
+        changes: of whole weights and biases, by the parameter's name after the network's: what files hold besides a
+            LoRA. They can be added to a model, but not trained or written.
     """
 
     tensors: dict[str, Tensor]
     configs: dict[str, dict[str, Any]]
+    changes: dict[str, Tensor] = field(default_factory=dict)
 
 
 def add_lora(networks: Mapping[str, nn.Module], settings: LoraSettings, seed: int) -> None:
@@ -150,20 +154,56 @@ def apply_lora(
         dropout: of a LoRA that is trained further.
 
     Raises:
-        UserError: the LoRA is of another network, or its configuration is not understood.
+        UserError: the LoRA is of another network, or its configuration is not understood, or it has changes that
+            cannot be trained.
     """
+    if weights.changes and not fuse:
+        raise UserError(
+            f"the LoRA changes {min(weights.changes)} by more than a LoRA",
+            "only LoRA and DoRA can be trained further",
+        )
     for part, config in weights.configs.items():
         if part not in networks:
             raise unknown_name("network in the LoRA", part, networks)
         if unknown := set(config) - set(CONFIG_KEYS):
             raise unknown_name("key in the LoRA's configuration", min(unknown), CONFIG_KEYS)
         own = {n.removeprefix(f"{part}."): t for n, t in weights.tensors.items() if n.startswith(f"{part}.")}
+        _check_config(part, config, own, networks[part])
         _inject(networks[part], config, dropout)
         _fill(networks[part], own, part)
         if fuse:
             fuse_lora(networks[part], scale)
         else:
             _scale(networks[part], scale)
+    add_changes(networks, weights.changes, scale)
+
+
+def _check_config(
+    part: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], network: nn.Module
+) -> None:
+    """Refuse what peft would take too long to match, or allocate more memory for than the tensors take."""
+    check_expressions(f"the LoRA of {part!r}", config, changeable_layers(network))
+    ranks = [config["r"], *(config.get("rank_pattern") or {}).values()]
+    held = max((len(tensor) for name, tensor in tensors.items() if ".lora_A." in name), default=0)
+    if wrong := [rank for rank in ranks if type(rank) is not int or rank > held]:
+        raise UserError(
+            f"the LoRA of {part!r} has rank {held}, and its configuration {wrong[0]!r}", "restore the file"
+        )
+
+
+@torch.no_grad()
+def add_changes(networks: Mapping[str, nn.Module], changes: Mapping[str, Tensor], scale: float) -> None:
+    """Add changes of whole weights and biases, by the parameters' names after the networks'.
+
+    Raises:
+        UserError: a sum is not finite.
+    """
+    for name, change in changes.items():
+        part, _, parameter = name.partition(".")
+        weight = networks[part].get_parameter(parameter)
+        weight.add_((scale * change).to(weight))
+        if not weight.isfinite().all():
+            raise UserError(f"the LoRA makes {name} infinite or NaN", "use another file")
 
 
 @torch.no_grad()

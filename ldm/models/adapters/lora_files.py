@@ -8,8 +8,7 @@ The formats are told apart by names alone, so a file may mix them. Where no alph
 """
 
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,11 @@ import torch
 from pydantic import BaseModel, FiniteFloat, PositiveInt
 from torch import Tensor, nn
 
-from ldm.errors import UserError
+from ldm.errors import UserError, warn
 from ldm.io.files import open_tensors, read_tensors, write_json, write_tensors
 from ldm.io.json_files import checked, parse_json, read_object
 from ldm.io.safetensors_writer import TENSORS_SHA256
+from ldm.models.adapters.kohya_metadata import check_network_args
 from ldm.models.adapters.lora import LoraWeights, changeable_layers
 from ldm.models.adapters.lora_layers import (
     LoraLayer,
@@ -30,7 +30,9 @@ from ldm.models.adapters.lora_layers import (
     to_layers,
 )
 from ldm.models.adapters.lora_names import (
+    BUNDLED,
     PEFT_PREFIX,
+    bundled_tokens,
     diffusers_name,
     foreign_kind,
     kohya_name,
@@ -38,7 +40,9 @@ from ldm.models.adapters.lora_names import (
     peft_name,
     split_name,
 )
+from ldm.models.adapters.lycoris import FULL_KINDS, fit_change, full_change
 from ldm.models.adapters.patterns import MAX_PATTERNS
+from ldm.models.adapters.peft_config import PeftConfig, read_peft_config
 from ldm.models.families.family import LoraNames
 from ldm.models.families.registry import lora_parts
 from ldm.models.families.stable_diffusion import SD1
@@ -195,19 +199,70 @@ def read_lora_file(
 
     Raises:
         UserError: there is no LoRA, it is damaged, or it is of another kind or another model.
+
+    Warns:
+        LdmWarning: a part of the file is not used.
     """
-    changeable = {part: changeable_layers(network) for part, network in networks.items()}
     layers: dict[str, dict[str, LoraLayer]] = {}
+    changes: dict[str, Tensor] = {}
     for file in lora_files(path):
-        configs = _configs(file)
-        for (part, name), tensors in _by_layer(file, changeable, lora).items():
-            if name in layers.setdefault(part, {}):
+        configs = _configs(file, networks)
+        found = _by_layer(file, networks, lora)
+        _leave_out(file, found, configs, networks, lora)
+        for (part, name), tensors in found.items():
+            if name in layers.setdefault(part, {}) or f"{part}.{name}.weight" in changes:
                 raise UserError(f"{path} has {part}.{name} twice", "use another file")
-            weight: Tensor = networks[part].get_submodule(name).weight  # type: ignore[assignment]
-            layers[part][name] = fit_layer(
-                f"{file}: {part}.{name}", tensors, name, configs.get(part), weight.shape
-            )
-    return from_layers(layers, networks)
+            layer, where = networks[part].get_submodule(name), f"{file}: {part}.{name}"
+            if "diff_b" in tensors:
+                changes[f"{part}.{name}.bias"] = _bias_change(where, tensors.pop("diff_b"), layer)
+            weight: Tensor = layer.weight  # type: ignore[assignment]
+            if FULL_KINDS & tensors.keys():
+                changes[f"{part}.{name}.weight"] = full_change(where, tensors, weight.shape)
+            elif tensors.keys() - {"alpha"}:
+                _check_matrix(where, weight)
+                is_text = lora[part].is_text
+                layers[part][name] = fit_layer(
+                    where, tensors, name, configs.get(part), weight, is_text=is_text
+                )
+    return from_layers({part: own for part, own in layers.items() if own}, networks, changes)
+
+
+def _bias_change(where: str, change: Tensor, layer: nn.Module) -> Tensor:
+    bias = getattr(layer, "bias", None)
+    if bias is None:
+        raise UserError(f"{where} has no bias in this model", "is it of another model?")
+    return fit_change(f"{where}.bias", change, bias.shape)
+
+
+def _check_matrix(where: str, weight: Tensor) -> None:
+    if weight.ndim < 2:
+        raise UserError(f"{where} is a norm", "a LoRA changes linear layers and convolutions")
+
+
+def _leave_out(
+    file: Path,
+    found: dict[tuple[str, str], dict[str, Tensor]],
+    configs: Mapping[str, PeftConfig],
+    networks: Mapping[str, nn.Module],
+    lora: Mapping[str, LoraNames],
+) -> None:
+    """Drop the tensors that peft would not load, and say so; say as well what it would look for in vain.
+
+    Warns:
+        LdmWarning: the file's configuration and its tensors name different layers.
+    """
+    for part in sorted({part for part, _ in found}):
+        config, is_text = configs.get(part), lora[part].is_text
+        if config is None:
+            continue
+        here = {name: config.targets(name, is_text=is_text) for name in changeable_layers(networks[part])}
+        unused = [name for own, name in found if own == part and here.get(name) is False]
+        missing = [name for name, is_target in here.items() if is_target and (part, name) not in found]
+        for name in unused:
+            del found[part, name]
+        for names, what in ((unused, "leaves out"), (missing, "names, and the file does not hold")):
+            if names:
+                warn(f"{file}: {len(names)} layers that its configuration {what}, such as {part}.{names[0]}")
 
 
 def lora_files(path: Path) -> list[Path]:
@@ -279,44 +334,50 @@ def _header_configs(path: Path) -> dict[str, dict[str, Any]]:
     return configs
 
 
-def _configs(file: Path) -> dict[str, dict[str, Any]]:
+def _configs(file: Path, networks: Mapping[str, nn.Module]) -> dict[str, PeftConfig]:
     """The networks' configurations, from the header or the file beside the tensors.
 
     Raises:
-        UserError: they are broken, not of a LoRA, or name layers by a regular expression.
+        UserError: they are broken, not of a LoRA, or have a key that is not understood.
     """
+    with open_tensors(file) as opened:
+        check_network_args(str(file), opened.metadata() or {})
+    layers = {part: changeable_layers(network) for part, network in networks.items()}
     if file.name == PEFT_FILE:
-        configs = dict.fromkeys(lora_parts(), read_object(file.parent / PEFT_CONFIG))
-    else:
-        configs = _header_configs(file)
-    for config in configs.values():
-        if (kind := config.get("peft_type", "LORA")) != "LORA":
-            raise UserError(f"{file} is of peft's type {kind}", "LoRA and DoRA are read")
-        for key in config.get("alpha_pattern") or ():
-            if not re.fullmatch(r"\^?[\w.]+", key):
-                raise UserError(f"{file}: alpha_pattern has {key!r}", "only names of layers are read")
-    return configs
+        beside, every = file.parent / PEFT_CONFIG, [name for own in layers.values() for name in own]
+        return dict.fromkeys(lora_parts(), read_peft_config(str(beside), read_object(beside), every))
+    return {
+        part: read_peft_config(f"{file}: {METADATA_KEY} of {part!r}", config, layers.get(part, []))
+        for part, config in _header_configs(file).items()
+    }
 
 
 def _by_layer(
-    file: Path, changeable: Mapping[str, Iterable[str]], lora: Mapping[str, LoraNames]
+    file: Path, networks: Mapping[str, nn.Module], lora: Mapping[str, LoraNames]
 ) -> dict[tuple[str, str], dict[str, Tensor]]:
-    """The file's tensors in float32: {(network, layer): {kind: tensor}}."""
+    """The file's tensors in float32: {(network, layer): {kind: tensor}}.
+
+    Warns:
+        LdmWarning: the file also holds embeddings, which are not read.
+    """
     tensors = read_tensors(file)
-    if (
-        file.name == PEFT_FILE and (own := file.parent.name) in changeable
-    ):  # peft's names have no network in them
-        changeable = {own: changeable[own]}
-    known = layer_names(changeable, lora)
-    if kind := foreign_kind(tensors, lora):
-        raise UserError(f"{file} is {kind}", "LoRA and DoRA of Stable Diffusion 1 and 2 are read")
+    if words := bundled_tokens(tensors):
+        warn(f"{file} also holds embeddings, which are not read: {', '.join(words)}")
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(BUNDLED)}
+    own = file.parent.name if file.name == PEFT_FILE else ""  # peft's names have no network in them
+    parts = [own] if own in networks else list(networks)
+    known = layer_names({part: _named_layers(networks[part]) for part in parts}, lora)
+    split = {name: split_name(name) or ("", "") for name in tensors}
+    unknown = [name for name, (stem, _) in split.items() if stem not in known]
+    if unknown and (kind := foreign_kind(unknown, lora)):
+        raise UserError(f"{file} is {kind}", "LoRA, DoRA, LoHa and LoKr of Stable Diffusion 1 and 2 are read")
+    for name in unknown:
+        if not split[name][1]:
+            raise UserError(f"{file}: {name} does not belong to a LoRA", "name another file")
+        raise UserError(f"{file}: {name} does not match a layer of this model", "is it of another model?")
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        stem, kind = split_name(name) or ("", "")
-        if not kind:
-            raise UserError(f"{file}: {name} does not belong to a LoRA", "name another file")
-        if stem not in known:
-            raise UserError(f"{file}: {name} does not match a layer of this model", "is it of another model?")
+        stem, kind = split[name]
         layer = found.setdefault(known[stem], {})
         if kind in layer:
             raise UserError(f"{file}: {name} is also stored under another name", "use another file")
@@ -324,3 +385,9 @@ def _by_layer(
     if not found:
         raise UserError(f"{file} has no tensors", "name another file")
     return found
+
+
+def _named_layers(network: nn.Module) -> list[str]:
+    """The layers that a file may change: linear layers, convolutions and norms."""
+    kinds = nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm
+    return [name for name, module in network.named_modules() if isinstance(module, kinds)]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ldm.errors import UserError
 from ldm.models.adapters.lora import TARGETS, LoraWeights, changeable_layers
 from ldm.models.adapters.lora_names import peft_name
+from ldm.models.adapters.peft_config import PeftConfig, pattern_value, taken_out
 
 Number = TypeVar("Number", int, float)
 Layers = Mapping[str, Mapping[str, "LoraLayer"]]
@@ -61,16 +62,17 @@ def _layer(weights: LoraWeights, part: str, layer: str, config: Mapping[str, Any
 
 
 def layer_alpha(config: Mapping[str, Any], layer: str) -> float:
-    """A layer's alpha in peft's configuration. A key of `alpha_pattern` is a layer's name or the end of one."""
-    for key, value in (config.get("alpha_pattern") or {}).items():
-        plain = key.removeprefix("^")
-        if layer == plain or layer.endswith(f".{plain}"):
-            return float(value)
-    return float(config["lora_alpha"])
+    """A layer's alpha in the configuration of a `LoraWeights`."""
+    return float(pattern_value(config.get("alpha_pattern") or {}, layer, config["lora_alpha"]))
 
 
-def from_layers(layers: Layers, networks: Mapping[str, nn.Module]) -> LoraWeights:
+def from_layers(
+    layers: Layers, networks: Mapping[str, nn.Module], changes: Mapping[str, Tensor] | None = None
+) -> LoraWeights:
     """The LoRA of these layers; the most common rank and alpha are the configuration's, others go into its patterns.
+
+    Args:
+        changes: of whole weights and biases, as of `LoraWeights`.
 
     Raises:
         UserError: some layers of a network have DoRA and some do not, which peft does not support.
@@ -85,7 +87,7 @@ def from_layers(layers: Layers, networks: Mapping[str, nn.Module]) -> LoraWeight
         configs[part] = _config(networks[part], own)
         for name, layer in own.items():
             tensors |= {f"{part}.{peft_name(name, kind)}": t for kind, t in layer.tensors().items()}
-    return LoraWeights(tensors, configs)
+    return LoraWeights(tensors, configs, dict(changes or {}))
 
 
 def one_alpha(layers: Mapping[str, LoraLayer]) -> dict[str, LoraLayer]:
@@ -131,7 +133,13 @@ def short_targets(known: Iterable[str], changed: Iterable[str]) -> list[str]:
 
 
 def fit_layer(
-    where: str, tensors: Mapping[str, Tensor], name: str, config: Mapping[str, Any] | None, shape: torch.Size
+    where: str,
+    tensors: Mapping[str, Tensor],
+    name: str,
+    config: PeftConfig | None,
+    weight: Tensor,
+    *,
+    is_text: bool = False,
 ) -> LoraLayer:
     """One layer's change from a file, in peft's shapes.
 
@@ -140,7 +148,8 @@ def fit_layer(
         tensors: by the kinds of `ldm.models.adapters.lora_names.ENDS`.
         name: of the layer.
         config: peft's configuration of the network, if the file has one.
-        shape: of the layer's weight, [out, in] or [out, in, k, k].
+        weight: of the layer, [out, in] or [out, in, k, k].
+        is_text: whether it is a layer of a text encoder.
 
     Raises:
         UserError: a tensor is missing, does not fit the layer or cannot be read.
@@ -148,10 +157,37 @@ def fit_layer(
     for kind in ("down", "up"):
         if kind not in tensors or tensors[kind].ndim < 2:
             raise UserError(f"{where} has no {kind} weights", "the file is incomplete")
-    rank, ones = len(tensors["down"]), [1] * (len(shape) - 2)
+    tensors = _without_core(where, tensors)
+    shape, rank = weight.shape, len(tensors["down"])
+    if config and (wanted := config.rank(name, is_text=is_text)) != rank:
+        raise UserError(f"{where} has rank {rank}, and its configuration {wanted}", "restore the file")
     down = _shaped(where, tensors["down"], [rank, *shape[1:]])
-    up = _shaped(where, tensors["up"], [shape[0], rank, *ones])
-    return LoraLayer(down, up, _alpha(where, tensors, name, config), _magnitude(where, tensors, shape))
+    up = _shaped(where, tensors["up"], [shape[0], rank, *[1] * (len(shape) - 2)])
+    alpha = _alpha(where, tensors, config.alpha(name, is_text=is_text) if config else float(rank))
+    layer = LoraLayer(down, up, alpha, _magnitude(where, tensors, shape))
+    if config and bool(config.lora.use_dora) != (layer.magnitude is not None):
+        has = "no magnitudes" if layer.magnitude is None else "magnitudes"
+        raise UserError(f"{where} has {has}, and use_dora is {config.lora.use_dora}", "restore the file")
+    return _on_whole_base(layer, weight, config.start) if config and config.start else layer
+
+
+def _without_core(where: str, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Two factors in place of three (a LoCon with Tucker decomposition: up mid down); a scalar goes into up."""
+    found = dict(tensors)
+    if (core := found.pop("mid", None)) is not None:
+        if core.ndim != 4 or found["down"].shape[0] != core.shape[1]:
+            raise UserError(f"{where} has a middle part {list(core.shape)}", "restore the file")
+        found["down"] = torch.einsum("rskl,si->rikl", core, found["down"].flatten(1))
+    if (scalar := found.pop("scalar", None)) is not None:
+        found["up"] = found["up"] * scalar.reshape(-1)[0]
+    return found
+
+
+def _on_whole_base(layer: LoraLayer, weight: Tensor, start: str) -> LoraLayer:
+    """The same change for the whole base weight: what peft takes out of it before training is subtracted again."""
+    down, up = taken_out(start, weight, layer.rank, layer.alpha)
+    both = LoraLayer(torch.cat([layer.down, down]), torch.cat([layer.up, -up], dim=1), layer.alpha)
+    return replace(both, alpha=layer.alpha * both.rank / layer.rank)
 
 
 def _shaped(where: str, tensor: Tensor, shape: list[int]) -> Tensor:
@@ -161,21 +197,15 @@ def _shaped(where: str, tensor: Tensor, shape: list[int]) -> Tensor:
     return tensor.reshape(shape)
 
 
-def _alpha(where: str, tensors: Mapping[str, Tensor], name: str, config: Mapping[str, Any] | None) -> float:
+def _alpha(where: str, tensors: Mapping[str, Tensor], otherwise: float) -> float:
     """A layer's alpha: kohya stores it beside the layer, peft and diffusers in the configuration."""
-    rank = len(tensors["down"])
     try:
-        if "alpha" in tensors:
-            alpha = tensors["alpha"].item()
-        elif config:
-            alpha = layer_alpha(config, name) * (math.sqrt(rank) if config.get("use_rslora") else 1)
-        else:
-            alpha = rank
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
+        alpha = float(tensors["alpha"].item()) if "alpha" in tensors else otherwise
+    except RuntimeError:
         raise UserError(f"{where}: its alpha cannot be read", "use another file") from None
     if not math.isfinite(alpha) or not alpha:
-        raise UserError(f"{where} has alpha {alpha}", "use another file")
-    return float(alpha)
+        raise UserError(f"{where} has alpha {alpha:g}", "use another file")
+    return alpha
 
 
 def _magnitude(where: str, tensors: Mapping[str, Tensor], shape: torch.Size) -> Tensor | None:

@@ -10,7 +10,12 @@ kohya       lora_unet_mid_block_attentions_0_proj_in         .lora_down.weight  
             lora_te_text_model_encoder_layers_0_mlp_fc1
 
 Names of the text encoder's layers contain `text_model.` in transformers before 5, and in files of all generations.
-kohya's prefixes differ between families: see `ldm.models.families.family.LoraNames`.
+kohya's prefixes differ between families, and so do ComfyUI's: see `ldm.models.families.family.LoraNames`.
+
+ComfyUI     diffusion_model.middle_block.1.proj_in           as kohya or peft, with the names of single files
+            text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1
+
+LyCORIS' programs write kohya's names with other suffixes: see `ldm.models.adapters.lycoris`.
 """
 
 import re
@@ -31,8 +36,17 @@ ENDS = {
     "_lora.up.weight": "up",
     ".lora_magnitude_vector": "magnitude",
     ".lora_magnitude_vector.weight": "magnitude",
+    ".magnitude": "magnitude",  # ai-toolkit
     ".dora_scale": "dora_scale",
     ".alpha": "alpha",
+    ".scalar": "scalar",
+    ".lora_mid.weight": "mid",
+    **{f".hada_{part}": f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
+    **{f".lokr_{part}": f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
+    ".diff": "diff",
+    ".diff_b": "diff_b",
+    ".w_norm": "diff",
+    ".b_norm": "diff_b",
 }
 """Suffixes of names, and which tensor of a layer each marks."""
 
@@ -40,13 +54,26 @@ FOREIGN = {
     "lora_te1_": "a LoRA of Stable Diffusion XL",
     "lora_te2_": "a LoRA of Stable Diffusion XL",
     "text_encoder_2.": "a LoRA of Stable Diffusion XL",
+    "text_encoders.clip_g.": "a LoRA of Stable Diffusion XL",
+    "double_blocks": "a LoRA of Flux",
+    "single_blocks": "a LoRA of Flux",
+    "joint_blocks": "a LoRA of Stable Diffusion 3",
+    "lora_prior_": "a LoRA of Stable Cascade",
     "transformer.": "a LoRA of a diffusion transformer",
-    "lora_mid.": "a LoCon with a middle part (Tucker)",
-    "hada_": "a LoHa",
-    "lokr_": "a LoKr",
+    "lora_transformer_": "a LoRA of a diffusion transformer",
     "oft_": "an OFT adapter",
+    "boft_": "a BOFT adapter",
+    "vera_lambda": "a VeRA adapter",
+    "on_input": "an IA3 adapter",
+    "a1.weight": "a GLoRA",
+    "b1.weight": "a GLoRA",
+    "lora_embedding_": "a LoRA of an embedding layer",
+    "set_weight": "a file with replaced weights, not changes,",
 }
 """Parts of names that are not supported, and the kind of file that has them."""
+
+BUNDLED = "bundle_emb."
+"""The beginning of the names of embeddings that OneTrainer puts beside a LoRA."""
 
 PEFT_PREFIX = "base_model.model."
 TEXT_MODEL = "text_model."
@@ -62,17 +89,23 @@ def split_name(name: str) -> tuple[str, str] | None:
     return None
 
 
+def bundled_tokens(names: Iterable[str]) -> list[str]:
+    """The words of the embeddings that are stored beside a LoRA."""
+    return sorted({name.split(".")[1] for name in names if name.startswith(BUNDLED)})
+
+
 def foreign_kind(names: Iterable[str], lora: Mapping[str, LoraNames]) -> str | None:
     """The kind of a file that is not supported, or None where no name tells.
 
     Args:
+        names: those that belong to no layer of the model.
         lora: the names of the model's own family, which are not foreign.
     """
     own = {network.kohya_prefix for network in lora.values()} | {f"{part}." for part in lora}
     foreign = {part: kind for part, kind in FOREIGN.items() if part not in own}
     for name in names:
         for part, kind in foreign.items():
-            if name.startswith(part) or f".{part}" in name:
+            if name.startswith(part) or f".{part}" in name or f"_{part}_" in name:
                 return kind
     return None
 
@@ -127,6 +160,9 @@ def peft_name(layer: str, kind: str) -> str:
 
 def _unet_names(part: str, layer: str, lora: LoraNames) -> Iterator[str]:
     yield from (f"{part}.{layer}", layer, PEFT_PREFIX + layer, kohya_name(layer, lora))
+    if lora.original_name is not None and (original := lora.original_name(layer)) is not None:
+        yield from (prefix + original for prefix in lora.comfy_prefixes)
+        yield lora.kohya_prefix + original.replace(".", "_")
     if match := ATTENTION.fullmatch(layer):
         old = f"{match[1]}.processor.{match[2]}"
         yield from (old, f"{part}.{old}")
@@ -135,6 +171,7 @@ def _unet_names(part: str, layer: str, lora: LoraNames) -> Iterator[str]:
 def _text_names(part: str, layer: str, lora: LoraNames) -> Iterator[str]:
     yield kohya_name(layer, lora)
     plain = layer.removeprefix(TEXT_MODEL)
+    yield from (prefix + TEXT_MODEL + plain for prefix in lora.comfy_prefixes)
     for name in (plain, TEXT_MODEL + plain):
         yield from (f"{part}.{name}", PEFT_PREFIX + name)
         if match := SELF_ATTENTION.fullmatch(name):

@@ -63,10 +63,14 @@ class LoraNames:
     Attributes:
         kohya_prefix: the beginning of kohya's names, such as `lora_unet_`.
         is_text: a text encoder, whose layers have `text_model.` before their names in most files.
+        comfy_prefixes: the beginnings of ComfyUI's names.
+        original_name: a layer's name in single files, which ComfyUI uses, or None for a layer without one.
     """
 
     kohya_prefix: str
     is_text: bool = False
+    comfy_prefixes: tuple[str, ...] = ()
+    original_name: Callable[[str], str | None] | None = None
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,14 @@ def unet_to_original(weights: Mapping[str, Tensor]) -> Weights:
     return {_renamed(name, UNET_NAMES): tensor for name, tensor in weights.items()}
 
 
+def unet_layer_in_file(layer: str) -> str | None:
+    """A layer of a `UNet2DConditionModel` by its original name, or None for a layer without one."""
+    try:
+        return _renamed(layer, UNET_NAMES)
+    except KeyError:
+        return None
+
+
 def unet_from_original(weights: Mapping[str, Tensor]) -> Weights:
     """The inverse of `unet_to_original`; errors as there."""
     return {_renamed(name, _UNET_BACK): tensor for name, tensor in weights.items()}

@@ -35,6 +35,7 @@ from ldm.models.families.original_names import (
     open_clip_from_original,
     open_clip_to_original,
     unet_from_original,
+    unet_layer_in_file,
     unet_to_original,
     vae_from_original,
     vae_to_original,
@@ -74,6 +75,7 @@ SCHEDULER_COMPONENT = Component(
 )
 
 _TELLING = f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias"
+CHOICE = "If the images are noise, choose with --prediction-type."
 _DEVIATION_OF_V = 0.09  # ComfyUI's threshold: above it, the norm is that of Stable Diffusion 2's v-prediction
 
 
@@ -124,8 +126,16 @@ def _guess_from_weights(content: FileContent) -> str:
     """What a Stable Diffusion 2 predicts, from the spread of one bias."""
     telling = content.weights.get(_TELLING, torch.zeros(2)).float()
     guess = "v_prediction" if telling.numel() > 1 and telling.std() > _DEVIATION_OF_V else "epsilon"
-    warn(f"{content.path.name} does not say what it predicts; by its weights it is taken for {guess}")
+    warn(
+        f"{content.path.name} does not say what it predicts; by its weights it is taken for {guess}. {CHOICE}"
+    )
     return guess
+
+
+def _assume_epsilon(content: FileContent) -> str:
+    """What a Stable Diffusion 1 predicts where nothing tells, as other programs assume."""
+    warn(f"{content.path.name} does not say what it predicts; as usual, it is taken for epsilon. {CHOICE}")
+    return "epsilon"
 
 
 def _is_open_clip(configs: Configs) -> bool:
@@ -137,6 +147,11 @@ _UNET_IN_FILE = OriginalNetwork(
     UNET, unet_to_original, unet_from_original, read_unet_settings, partial(_assumed_unet, linear=False)
 )
 _VAE_IN_FILE = OriginalNetwork(VAE, vae_to_original, vae_from_original, read_vae_settings, _assumed_vae)
+
+_UNET_LORA = LoraNames("lora_unet_", comfy_prefixes=("diffusion_model.",), original_name=unet_layer_in_file)
+_TEXT_LORA = LoraNames(
+    "lora_te_", is_text=True, comfy_prefixes=("text_encoders.clip_l.transformer.", "clip_l.transformer.")
+)
 
 SD1 = Family(
     name="sd1",
@@ -152,7 +167,7 @@ SD1 = Family(
     text_encoder=_encoder,
     matches=lambda configs: not _is_open_clip(configs),
     widths=_widths,
-    lora={"unet": LoraNames("lora_unet_"), "text_encoder": LoraNames("lora_te_", is_text=True)},
+    lora={"unet": _UNET_LORA, "text_encoder": _TEXT_LORA},
     optional=("safety_checker", "feature_extractor", "image_encoder"),
     pipeline_settings={"requires_safety_checker": False},
     task_pipelines={
@@ -175,7 +190,7 @@ SD1 = Family(
         tokenizers=_tokenizer,
         scaling_factor=SCALING_FACTOR,
         scheduler_class="PNDMScheduler",
-        guess_prediction_type=lambda _: "epsilon",
+        guess_prediction_type=_assume_epsilon,
         sample_size={"epsilon": 64, "v_prediction": 64},
         architecture=dict.fromkeys(("epsilon", "v_prediction"), "stable-diffusion-v1"),
     ),
@@ -189,6 +204,12 @@ SD2 = replace(
     name="sd2",
     title="Stable Diffusion 2",
     matches=_is_open_clip,
+    lora={
+        "unet": _UNET_LORA,
+        "text_encoder": replace(
+            _TEXT_LORA, comfy_prefixes=("text_encoders.clip_h.transformer.", "clip_h.transformer.")
+        ),
+    },
     single_file=replace(
         _FILE,
         matches=_has(UNET, OPEN_CLIP),

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ldm.diffusion.scheduler_names import OWN_SCHEDULER
 from ldm.errors import UserError, unknown_name
 from ldm.io.files import remembered_sha256
 from ldm.io.json_files import read_json, read_object
@@ -212,7 +213,8 @@ def read_defaults(
 ) -> GenerationSettings:
     """The model's defaults from `ldm.json`, with this size where the file has none.
 
-    A folder without that file is a stock one of a large model: long prompts then have `MAX_PROMPT_CHUNKS`.
+    A folder without that file is a stock one of a large model: long prompts then have `MAX_PROMPT_CHUNKS`. A folder
+    that names no sampler is sampled with the one of its scheduler config.
 
     Raises:
         UserError: an unknown key, or a value of the wrong type or out of range.
@@ -224,7 +226,8 @@ def read_defaults(
     for key in given:
         if key not in known:
             raise unknown_name(f"key in {path}", key, known)
-    return parse_settings({"height": height, "width": width, **given}, kind, where=str(path))
+    left_open = {"height": height, "width": width, "scheduler": OWN_SCHEDULER}
+    return parse_settings({**left_open, **given}, kind, where=str(path))
 
 
 def is_adapter(folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """Load a model from a folder, a file or the Hub, and save it as a folder."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldm.errors import UserError
+from ldm.errors import UserError, unknown_name
 from ldm.io.collector import collector_paused
-from ldm.io.files import new_folder, write_bytes, write_json
+from ldm.io.files import new_folder, sha256_file, write_bytes, write_json
 from ldm.io.json_files import read_object
 from ldm.models.adapters.embedding import TokenEmbedding, expanded_tokens
 from ldm.models.adapters.folder import adapter_chain, apply_adapters
@@ -20,21 +21,54 @@ from ldm.models.adapters.lora import lora_parameters
 from ldm.models.families.registry import family_of_folder
 from ldm.models.generation_settings import TEXT_TO_IMAGE
 from ldm.models.loading.components import load_network, load_tokenizer, save_network
-from ldm.models.loading.folder import check_folder, read_defaults, weights_variant
-from ldm.models.loading.original_file import load_single_file
+from ldm.models.loading.folder import check_folder, read_defaults, weights_hash, weights_variant
+from ldm.models.loading.original_file import PREDICTION_TYPES, load_single_file
 from ldm.models.loading.source import find_model
 from ldm.models.loading.task import read_task
-from ldm.models.parts import ModelParts, assemble, default_size
+from ldm.models.loading.vae_file import autoencoder_files, load_autoencoder
+from ldm.models.parts import ModelParts, assemble, check_widths, default_size
+from ldm.models.vae import KLAutoencoder
 
 __all__ = [
     "LoadedModel",
     "ModelParts",
+    "Substitutes",
     "default_size",
     "load_model",
     "load_parts",
     "save_parts",
     "save_small_files",
 ]
+
+
+@dataclass(frozen=True)
+class Substitutes:
+    """What is used in place of a model's own; None is the model's.
+
+    Attributes:
+        vae: an autoencoder, see `ldm.models.loading.vae_file.load_autoencoder`.
+        base: a model that has what a single file lacks.
+        prediction_type: "epsilon" or "v_prediction".
+    """
+
+    vae: str | Path | None = None
+    base: str | Path | None = None
+    prediction_type: str | None = None
+
+    def hash(self, model: str) -> str:
+        """The hash of a model, given alone, together with these; the same one if there are none."""
+        lines = [f"{model}  model\n"]
+        if self.vae:
+            files = autoencoder_files(Path(self.vae).expanduser())
+            lines += [f"{sha256_file(path)}  vae {path.suffix}\n" for path in files]
+        if self.base:
+            lines.append(f"{weights_hash(find_model(self.base)[0])}  base\n")
+        if self.prediction_type:
+            lines.append(f"{PREDICTION_TYPES[self.prediction_type]}  prediction_type\n")
+        return model if len(lines) == 1 else hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+NONE = Substitutes()
 
 
 @dataclass(frozen=True)
@@ -59,6 +93,7 @@ def load_model(
     *,
     loras: Sequence[tuple[str | Path, float]] = (),
     dtype: torch.dtype = torch.float32,
+    substitutes: Substitutes = NONE,
 ) -> LoadedModel:
     """Load a model, on the CPU, in evaluation mode, without gradients.
 
@@ -68,6 +103,7 @@ def load_model(
         model: as of `ldm.models.loading.source.find_model`.
         loras: files or folders as of `ldm.models.adapters.lora_files.read_lora_file`, each with its weight.
         dtype: of the networks; the autoencoder stays in float32, as it may overflow.
+        substitutes: what is used in place of the model's own.
 
     Raises:
         UserError: there is no such model or LoRA, or it is incomplete, damaged or not allowed.
@@ -75,15 +111,35 @@ def load_model(
     place, model_id = find_model(model)
     base, adapters = adapter_chain(place)
     is_changed = bool(adapters or loras)
-    load = load_single_file if base.is_file() else _load_folder
-    parts = load(base, torch.float32 if is_changed else dtype)
+    parts = _load_complete(base, torch.float32 if is_changed else dtype, substitutes)
     apply_adapters(parts, base, adapters)
     used = apply_loras(parts, loras)
     if is_changed:
         _round(parts, dtype)
     if adapters:
         parts.defaults = read_defaults(place, *default_size(parts.denoiser, parts.autoencoder))
+    if substitutes.prediction_type:  # after an adapter, which has a schedule of its own
+        predicts = PREDICTION_TYPES[substitutes.prediction_type]
+        parts.scheduler_config = {**parts.scheduler_config, "prediction_type": predicts}
     return LoadedModel(parts, place, model_id, used)
+
+
+def _load_complete(place: Path, dtype: torch.dtype, substitutes: Substitutes) -> ModelParts:
+    """A model from a file or a folder."""
+    predicts = substitutes.prediction_type
+    if predicts is not None and predicts not in PREDICTION_TYPES:
+        raise unknown_name("prediction type", predicts, PREDICTION_TYPES)
+    vae = load_autoencoder(Path(substitutes.vae).expanduser()) if substitutes.vae else None
+    if place.is_file():
+        base = load_parts(substitutes.base, dtype=dtype) if substitutes.base else None
+        return load_single_file(place, dtype, prediction_type=predicts, vae=vae, base=base)
+    if substitutes.base:
+        raise UserError(f"{place} is a complete model", "leave --base out: it is for files that lack a part")
+    parts = _load_folder(place, dtype)
+    if vae is not None:
+        check_widths(place, parts.family.widths(parts.configs() | {"vae": dict(vae.config)}))
+        parts.autoencoder = KLAutoencoder(vae).eval().requires_grad_(False)
+    return parts
 
 
 def load_parts(model: str | Path, *, dtype: torch.dtype = torch.float32) -> ModelParts:
@@ -101,11 +157,18 @@ def _load_folder(folder: Path, dtype: torch.dtype) -> ModelParts:
         components[name] = load_network(component, folder / name, own_dtype, weights_variant(folder, name))
     for name, component in family.tokenizers.items():
         components[name] = load_tokenizer(folder / name, component)
-    scheduler_config = read_object(folder / "scheduler" / "scheduler_config.json")
+    scheduler_config = _scheduler_config(folder)
     parts = assemble(folder, family, components, scheduler_config)
     parts.defaults = read_defaults(folder, parts.defaults.height, parts.defaults.width)
     parts.task = read_task(folder, family, parts.denoiser)
     return parts
+
+
+def _scheduler_config(folder: Path) -> dict[str, Any]:
+    """The scheduler's configuration. As in diffusers, `model_index.json` decides of which class it is."""
+    config = read_object(folder / "scheduler" / "scheduler_config.json")
+    _, class_name = read_object(folder / "model_index.json")["scheduler"]
+    return {**config, "_class_name": class_name}
 
 
 def _round(parts: ModelParts, dtype: torch.dtype) -> None:
