@@ -21,7 +21,8 @@ from ldm.data.cache.cache_folder import cache_root
 from ldm.data.prepare import BucketedSample
 from ldm.errors import UserError
 from ldm.evaluation.metrics import WINDOW_PX, psnr, ssim
-from ldm.io.files import new_folder, write_json
+from ldm.io.files import write_json
+from ldm.io.folders import new_folder
 from ldm.io.images import image_grid, tensor_to_images
 from ldm.models.fresh import AutoencoderShape, make_autoencoder
 

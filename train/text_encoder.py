@@ -20,7 +20,8 @@ from ldm.data.cache.cache_folder import cache_root
 from ldm.data.prepare import BucketedSample
 from ldm.errors import UserError
 from ldm.evaluation.metrics import recall_at
-from ldm.io.files import new_folder, write_json
+from ldm.io.files import write_json
+from ldm.io.folders import new_folder
 from ldm.io.images import image_grid, tensor_to_images
 from ldm.models.clip_conversion import ClipShape, make_open_clip, to_transformers
 from ldm.models.clip_vocabulary import (

@@ -1,7 +1,5 @@
 """An export: written to a temporary folder, read back by other libraries, compared, and only then moved into place."""
 
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +13,9 @@ from ldm.export.export_source import ExportSource
 from ldm.export.formats.exporter import exporter_of
 from ldm.export.model_files import CARD, REPORT
 from ldm.export.verify.compare import Verdict
-from ldm.io.files import new_folder, sha256_file, write_json
+from ldm.io.files import file_entry, write_json
+from ldm.io.folders import is_taken, new_folder, replace_folder, write_index
+from ldm.io.ownership import check_replaceable, free_name, is_ours
 from ldm.version import __version__
 
 Say = Callable[[str], None]
@@ -41,9 +41,12 @@ def export(
     """Write a model for other programs into a new folder: complete and verified, or not at all.
 
     Raises:
-        UserError: the folder exists, or the format does not fit the model; or the reader cannot read the export or
-            draws another image, in which case the export is kept in `DEST.failed`.
+        UserError: the folder exists, or with `overwrite` holds what this program did not write; or the format does not
+            fit the model; or the reader cannot read the export or draws another image, in which case the export is kept
+            in `DEST.failed`.
     """
+    if options.overwrite:
+        check_replaceable(dest)
     with new_folder(dest, replace=options.overwrite) as temporary:
         say(f"writing {options.format}")
         read_back = exporter_of(options.format)(source, temporary, options, dest.name)
@@ -52,7 +55,8 @@ def export(
             verdicts = read_back()
         except UserError as error:
             raise _set_aside(temporary, dest, error.what) from error
-        write_json(temporary / REPORT, _report(source, options, temporary, verdicts))
+        report = _report(source, options, temporary, verdicts)
+        write_json(temporary / REPORT, report)
         if bad := [verdict for verdict in verdicts if not verdict.passed]:
             raise _set_aside(temporary, dest, str(bad[0]))
         say("writing the model card")
@@ -66,16 +70,22 @@ def export(
             samples=draw_samples(source, options.num_samples),
             name=dest.name,
         )
+        write_json(temporary / REPORT, {**report, "card_files": _card_files(temporary)})
     return ExportReport(dest, verdicts)
 
 
 def _set_aside(temporary: Path, dest: Path, reason: str) -> UserError:
-    """Keep a failed export beside its destination, replacing an earlier failure."""
+    """Keep a failed export beside its destination. An earlier failure is replaced, and nothing else."""
     failed = dest.with_name(dest.name + ".failed")
-    if failed.exists():
-        shutil.rmtree(failed)
-    os.replace(temporary, failed)
-    return UserError(f"the export failed verification: {reason}", f"it is kept in {failed}")
+    if is_taken(failed) and not is_ours(failed):
+        failed = free_name(failed)
+    write_index(temporary)
+    what = f"the export failed verification: {reason}"
+    try:
+        replace_folder(temporary, failed)
+    except OSError as error:  # a destination that is a mount point, in a folder that is not writable
+        return UserError(what, f"it is not kept, because {failed} cannot be written ({error.strerror})")
+    return UserError(what, f"it is kept in {failed}")
 
 
 def _report(
@@ -98,10 +108,19 @@ def _report(
 
 def files_with_hashes(folder: Path) -> Mapping[str, dict[str, Any]]:
     """SHA-256 and size in bytes of every file, by path; the model card is left out, because it may be edited."""
+    return {name: file_entry(path) for name, path in _files(folder).items() if not _is_card(name)}
+
+
+def _card_files(folder: Path) -> Mapping[str, dict[str, Any]]:
+    """The same for the card and its images: an edited card is never replaced."""
+    return {name: file_entry(path) for name, path in _files(folder).items() if _is_card(name)}
+
+
+def _files(folder: Path) -> dict[str, Path]:
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in found}
-    return {
-        name: {"sha256": sha256_file(path), "size_bytes": path.stat().st_size}
-        for name, path in names.items()
-        if name not in (CARD, REPORT) and not name.startswith("samples/")
-    }
+    return {name: path for name, path in names.items() if name != REPORT}
+
+
+def _is_card(name: str) -> bool:
+    return name == CARD or name.startswith("samples/")

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from ldm.errors import UserError
-from ldm.io.files import check_free_space, manifest_fault, read_tensors, remove_leftovers
+from ldm.io.files import check_free_space, manifest_fault, read_tensors
+from ldm.io.folders import remove_leftovers
 from tests.support.tiny_training import PointLoss, assert_same_run, make_settings, outcome, train
 from train.run.checkpoints import checkpoints, newest_whole, remove_old, save_checkpoint, step_of
 

@@ -10,7 +10,7 @@ import pytest
 
 from ldm.config import validate
 from ldm.errors import UserError
-from ldm.io.files import remove_leftovers
+from ldm.io.folders import remove_leftovers
 from tests.support.tiny_runs import AUTOENCODER, write_config, write_squares
 from train.autoencoder import main
 from train.run.directory import check_outputs

@@ -1,7 +1,6 @@
 """Checkpoints: safetensors and JSON, written atomically, verified, and only then rotated."""
 
 import re
-import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,6 @@ from ldm.errors import UserError
 from ldm.io.files import (
     check_free_space,
     manifest_fault,
-    new_folder,
     read_json,
     read_tensors,
     write_bytes,
@@ -22,6 +20,8 @@ from ldm.io.files import (
     write_manifest,
     write_tensors,
 )
+from ldm.io.folders import new_folder
+from ldm.io.ownership import remove_written
 
 from ..loop.sharding import assign, gathered, shard_like
 from ..loop.state import MetricWindow, TrainState, trained_weights
@@ -81,14 +81,14 @@ def remove_old(newest: Path, keep_last: int, keep_every: int | None, damaged: Co
     kept = {*reached[-keep_last:], *(c for c in reached if keep_every and step_of(c) % keep_every == 0)}
     for checkpoint in found:
         if checkpoint not in kept:
-            shutil.rmtree(checkpoint)
+            remove_written(checkpoint)
 
 
 def remove_after(folder: Path, step: int) -> list[Path]:
     """Remove and return the folders of steps after `step`, which the resumed run will repeat."""
     later = [each for each in checkpoints(folder) if step_of(each) > step]
     for each in later:
-        shutil.rmtree(each)
+        remove_written(each)
     return later
 
 

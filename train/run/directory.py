@@ -9,7 +9,8 @@ from ldm.data.cache.cache_folder import CacheSettings
 from ldm.data.fingerprint import Fingerprint
 from ldm.data.sources.scan import refuse_inside
 from ldm.errors import UserError
-from ldm.io.files import disk_errors, remove_leftovers, write_bytes
+from ldm.io.files import disk_errors, write_bytes
+from ldm.io.folders import remove_leftovers
 from ldm.io.locks import LOCK, FolderLock
 
 from ..settings.shared import TrainSettings

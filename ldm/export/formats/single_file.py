@@ -9,7 +9,6 @@ import inspect
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from ldm.export.formats.exporter import STOCK, ExportedModel, ReadBack, Usage, l
 from ldm.export.formats.modelspec import ORIGINAL_LAYOUT, modelspec_fields
 from ldm.export.verify.compare import Verdict, verify
 from ldm.io.files import disk_errors, write_tensors
+from ldm.io.temporary import working_folder
 from ldm.models.devices import DTYPES
 from ldm.models.families.family import Component, SingleFile
 from ldm.models.families.original_names import NUM_LEVELS, to_original
@@ -64,9 +64,9 @@ def export_single_file(source: ExportSource, folder: Path, options: ExportOption
     expected = rounded(source.parts, dtype)
 
     def read_back() -> tuple[Verdict, ...]:
-        with TemporaryDirectory(prefix="ldm-configs-") as configs:
-            write_configs(expected, Path(configs))
-            return (verify(expected, "single-file", folder=Path(configs), file=file),)
+        with working_folder("configs") as configs:
+            write_configs(expected, configs)
+            return (verify(expected, "single-file", folder=configs, file=file),)
 
     return read_back
 

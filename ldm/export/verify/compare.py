@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +12,7 @@ from ldm.errors import UserError
 from ldm.export.verify.readers import READERS
 from ldm.export.verify.trial import largest_difference, trial_for, trial_inputs, trial_outputs
 from ldm.io.files import read_tensors, write_json, write_tensors
+from ldm.io.temporary import working_folder
 from ldm.models.loading.model import ModelParts
 
 TOLERANCE = 1.0
@@ -75,8 +75,8 @@ def verify(
         UserError: the reader cannot read it.
     """
     trial = trial_for(parts)
-    with tempfile.TemporaryDirectory(prefix="ldm-verify-") as temporary:
-        inputs, outputs, task = (Path(temporary) / name for name in ("inputs", "outputs", "task.json"))
+    with working_folder("verify") as temporary:
+        inputs, outputs, task = (temporary / name for name in ("inputs", "outputs", "task.json"))
         write_tensors(inputs, trial_inputs(parts, trial))
         source = {"reader": reader, "folder": str(folder), "file": str(file), "variant": variant}
         write_json(task, {**source, "inputs": str(inputs), "outputs": str(outputs), "trial": asdict(trial)})

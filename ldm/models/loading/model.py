@@ -11,7 +11,8 @@ from torch import nn
 
 from ldm.errors import UserError
 from ldm.io.collector import collector_paused
-from ldm.io.files import new_folder, write_bytes, write_json
+from ldm.io.files import write_bytes, write_json
+from ldm.io.folders import new_folder
 from ldm.models.adapters.embedding import TokenEmbedding, expanded_tokens
 from ldm.models.adapters.folder import adapter_chain, apply_adapter
 from ldm.models.adapters.fuse import UsedLora, apply_loras

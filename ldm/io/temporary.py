@@ -1,0 +1,120 @@
+"""Temporary files and folders, and removing those that killed processes left behind.
+
+A temporary folder has a lock file beside it, which names its writer and is locked while the writer lives. Only a folder
+with such a file is removed: the name alone does not prove that this program made it.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+PROGRAM = "open-ldm"
+LOCK_SUFFIX = ".lock"
+_ENDING = r"-[0-9a-f]{8}"
+NAME = re.compile(rf"\.(tmp|old)-.+{_ENDING}(\.lock)?", re.DOTALL)
+"""The names of temporary files and folders, and of their lock files."""
+
+
+@dataclass(frozen=True)
+class Temporary:
+    """The paths that the writer of one file or folder uses until it is complete.
+
+    Attributes:
+        path: where it is written.
+        old: where what it replaces is kept until then.
+        lock: the lock file of the writer.
+    """
+
+    path: Path
+    old: Path
+    lock: Path
+
+
+def temporary_in(folder: Path, name: str, key: str | None = None) -> Temporary:
+    """Unused temporary paths in `folder` for something that will be called `name`."""
+    key = key or uuid.uuid4().hex[:8]
+    path = folder / f".tmp-{name}-{key}"
+    return Temporary(path, folder / f".old-{name}-{key}", path.with_name(path.name + LOCK_SUFFIX))
+
+
+@contextmanager
+def locked(temporary: Temporary) -> Iterator[None]:
+    """Hold the lock file of temporary paths inside the block, and remove it once nothing is left at them."""
+    try:
+        handle = os.open(temporary.lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError as error:  # the folder exists: it is a file system such as /proc
+        raise OSError(errno.EACCES, error.strerror, str(temporary.lock)) from error
+    try:
+        with suppress(OSError):  # a file system without locks: what is left there is not removed later
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # written only now, because a lock file without its content is never taken for that of a dead writer
+        writer = {"program": PROGRAM, "pid": os.getpid(), "host": os.uname().nodename}
+        os.write(handle, json.dumps(writer).encode())
+        yield
+    finally:
+        if not (os.path.lexists(temporary.path) or os.path.lexists(temporary.old)):  # else for `abandoned`
+            temporary.lock.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def abandoned(folder: Path, name: str) -> list[Temporary]:
+    """The temporary paths for `name` in `folder` whose writers were killed."""
+    pattern = re.compile(rf"\.tmp-{re.escape(name)}-([0-9a-f]{{8}}){re.escape(LOCK_SUFFIX)}")
+    try:
+        found = sorted(os.listdir(folder))
+    except OSError:
+        return []
+    keys = [match[1] for entry in found if (match := pattern.fullmatch(entry))]
+    return [each for key in keys if _is_dead((each := temporary_in(folder, name, key)).lock)]
+
+
+def _is_dead(lock: Path) -> bool:
+    """Whether a lock file is ours, and its writer no longer holds it."""
+    try:
+        handle = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        if os.fstat(handle).st_uid != os.getuid():
+            return False
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        writer = json.loads(os.read(handle, 1000))
+        return isinstance(writer, dict) and writer.get("program") == PROGRAM
+    except (OSError, ValueError):
+        return False
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def working_folder(purpose: str) -> Iterator[Path]:
+    """An empty folder on the system's temporary disk, such as /tmp, that is removed after the block.
+
+    Folders for the same purpose whose processes were killed are removed first.
+    """
+    place, name = Path(tempfile.gettempdir()), f"ldm-{purpose}"
+    for left in abandoned(place, name):
+        remove_temporary(left)
+    temporary = temporary_in(place, name)
+    with locked(temporary):
+        try:
+            temporary.path.mkdir(mode=0o700)
+            yield temporary.path
+        finally:
+            shutil.rmtree(temporary.path, ignore_errors=True)
+
+
+def remove_temporary(temporary: Temporary) -> None:
+    """Remove the temporary folder of a writer that was killed, and its lock file."""
+    if not temporary.path.is_symlink():
+        shutil.rmtree(temporary.path, ignore_errors=True)
+    temporary.lock.unlink(missing_ok=True)
