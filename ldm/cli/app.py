@@ -4,7 +4,9 @@ Nothing heavy is imported here, so that `ldm --help` is fast; commands import wh
 """
 
 import atexit
+import errno
 import os
+import signal
 import sys
 import threading
 from typing import Annotated, Any
@@ -28,11 +30,20 @@ from ldm.cli.schema import schema
 from ldm.cli.train import train
 from ldm.cli.verify import verify
 from ldm.errors import UserError
+from ldm.io.files import FULL
+from ldm.io.signals import StopAtOnce, stopping
+from ldm.io.streams import discard_output
 from ldm.version import __version__
 
 
 class Commands(TyperGroup):
-    """A group of commands that reports errors in one line."""
+    """A group of commands that reports errors in one line.
+
+    Attributes:
+        stop: what a signal did to the command that runs.
+    """
+
+    stop: StopAtOnce
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run a command line; exits with 0, with 2 for a user's mistake, or with 130 after Ctrl-C."""
@@ -45,9 +56,14 @@ class Commands(TyperGroup):
     def _run(self, *args: Any, **options: Any) -> int:
         options["standalone_mode"] = False  # otherwise typer prints errors itself, over several lines
         try:
-            return int(super().main(*args, **options) or 0)
+            with stopping() as self.stop:
+                return int(super().main(*args, **options) or 0)
+        except (KeyboardInterrupt, typer.Abort):
+            return self._say_stopped("stopped")
         except UserError as error:
             say_error(str(error))
+        except OSError as error:
+            return _failed_output(error)
         except Exception as error:
             if not hasattr(error, "format_message"):
                 raise
@@ -59,8 +75,29 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            typer.echo(str(stop) or "stopped", err=True)
-            raise typer.Exit(130) from None
+            raise typer.Exit(self._say_stopped(str(stop) or "stopped")) from None
+
+    def _say_stopped(self, message: str) -> int:
+        """Print that a signal stopped the command; returns the exit code."""
+        typer.echo(message, err=True)
+        return 128 + (self.stop.number or signal.SIGINT)
+
+
+def _failed_output(error: OSError) -> int:
+    """The exit code after standard output could not be written to; any other error is raised again.
+
+    If its reader has gone, such as `head`, there is nothing to say, and the code is the one for SIGPIPE.
+    """
+    if error.errno == errno.EPIPE and error.filename is None:
+        discard_output(sys.stdout)
+        return 128 + signal.SIGPIPE
+    if error.errno not in FULL:
+        raise error
+    where = error.filename or "standard output"
+    if error.filename is None:
+        discard_output(sys.stdout)
+    say_error(f"{where} cannot be written: the disk is full: free some space and run again")
+    return 2
 
 
 def _usage_message(error: Any) -> str:
@@ -131,8 +168,8 @@ def _exit_quickly(end: SystemExit) -> None:
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    except OSError:  # the reader has gone, such as `head`: Python handles that itself
-        raise end from None
+    except OSError as error:  # the reader has gone, or the disk is full
+        os._exit(end.code or _failed_output(error))
     os._exit(end.code)
 
 

@@ -53,7 +53,7 @@ def train(
 ) -> None:
     """Train a model, or resume where the same command stopped.
 
-    Ctrl-C saves a checkpoint and stops; a second Ctrl-C stops at once.
+    Ctrl-C saves a checkpoint and stops; a second Ctrl-C stops at once. SIGTERM, SIGUSR1 and SIGUSR2 do the same.
     """
     from ldm.cli.processes import run_processes
     from ldm.cli.programs import find_config, find_home, program_of
@@ -62,8 +62,9 @@ def train(
     path = find_config(config, home)
     if fork is not None:
         settings = [*settings, *fork_overrides(path, settings, fork)]
-    module = f"{home.package}.{program_of(path, settings, home.programs)}"
-    command = [sys.executable, "-m", module, str(path), *settings, *(["--plan"] if plan else [])]
+    program = program_of(path, settings, home.programs)
+    command = [sys.executable, "-m", f"{home.package}.run.start", program, str(path), *settings]
+    command += ["--plan"] if plan else []
     code = run_processes(command, home.environment(os.environ), num_processes)
     if code:
         raise typer.Exit(code)

@@ -1,7 +1,6 @@
 """Where the images of a call go: their file names, and whether they may be written."""
 
 import hashlib
-import io
 import json
 import math
 import os
@@ -17,6 +16,7 @@ from ldm.io.files import disk_errors
 from ldm.io.images import image_grid, open_image
 from ldm.io.png import is_written_here, read_chunk, write_chunks
 from ldm.pipeline.batches import ImageRequest
+from ldm.pipeline.record import RECORD_CHUNK
 
 GRID_NAME = "grid.png"
 GRID_CHUNK = "ldm_grid"

@@ -18,6 +18,8 @@ from ldm.models.generation_settings import GenerationSettings, Setting, parse_se
 RECORD_VERSION = 2
 """Raised when a record changes so that older programs misread it. A record without a version has version 1."""
 
+RECORD_CHUNK = "ldm"
+"""The text chunk of a PNG that holds its record."""
 A1111_KEYS = (
     "Steps",
     "Sampler",
@@ -112,7 +114,7 @@ def write_png(
     """
     kind = type(record.settings) if isinstance(record, ImageRecord) else GenerationSettings
     flat = record.to_json() if isinstance(record, ImageRecord) else dict(record)
-    chunks = {"parameters": infotext(flat, kind), "ldm": json.dumps(flat, sort_keys=True)}
+    chunks = {"parameters": infotext(flat, kind), RECORD_CHUNK: json.dumps(flat, sort_keys=True)}
     write_chunks(path, image, chunks, overwrite=overwrite)
 
 
@@ -122,7 +124,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         UserError: the file is not a readable PNG, or has no record of ours.
     """
-    text = read_chunk(path, "ldm")
+    text = read_chunk(path, RECORD_CHUNK)
     if text is None:
         raise UserError(
             f"{path}: has no `ldm` settings",

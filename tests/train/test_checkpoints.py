@@ -169,11 +169,11 @@ def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path) -> None:
         "step-000003",
     ):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_text(name)
+        (tmp_path / name / "state.json").write_text(name)
     (tmp_path / ".tmp-config.yaml-ab12cd34").write_text("half")
     remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000002", "step-000003"]
-    assert (tmp_path / "step-000003/file").read_text() == "step-000003"
+    assert (tmp_path / "step-000003/state.json").read_text() == "step-000003"
 
 
 # A full disk

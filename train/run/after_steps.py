@@ -86,6 +86,10 @@ class AfterSteps:
         if stopping or self.finished or self.saving.due(step, last):
             self._save(step)
 
+    def stop(self, step: int) -> None:
+        """Save the state after a step that was thought not to be the last."""
+        self._save(step)
+
     def _log(self, record: StepRecord) -> None:
         self._settle(record.step)
         means = self.state.window.take()

@@ -3,20 +3,22 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
-from ldm.config import to_yaml
+from ldm.config import read_yaml, to_yaml
 from ldm.data.cache.cache_folder import CacheSettings
 from ldm.data.fingerprint import Fingerprint
 from ldm.data.sources.scan import refuse_inside
 from ldm.errors import UserError
 from ldm.io.files import disk_errors, write_bytes
 from ldm.io.folders import remove_leftovers
-from ldm.io.locks import LOCK, FolderLock
+from ldm.io.locks import LOCK, FolderLock, is_lock
 
 from ..settings.shared import TrainSettings
 from .checkpoints import remove_after
 from .resume import check_resumable, check_same_data
 
+PROGRAMS = get_args(TrainSettings.model_fields["program"].annotation)
 MAY_EXIST_BEFORE = {"data_report"}
 """What a new run's directory may already contain: `ldm data check --report` may write there."""
 
@@ -98,10 +100,22 @@ def _refuse_foreign(run_dir: Path) -> None:
 
 
 def _is_run(folder: Path) -> bool:
-    """A run's directory has a lock from the start; a copy without it has these two files."""
-    return (folder / LOCK).exists() or all(
-        (folder / name).is_file() for name in ("config.yaml", "metrics.jsonl")
-    )
+    """A run's directory has a lock from the start; a copy without it has these two files.
+
+    A configuration of another program, under the same name, does not make a run.
+    """
+    config = folder / "config.yaml"
+    if config.is_file() and not _is_run_config(config):
+        return False
+    return is_lock(folder / LOCK) or (config.is_file() and (folder / "metrics.jsonl").is_file())
+
+
+def _is_run_config(path: Path) -> bool:
+    try:
+        settings = read_yaml(path)
+    except UserError:
+        return False
+    return "run_dir" in settings and settings.get("program") in PROGRAMS
 
 
 def _data_folders(settings: TrainSettings) -> Iterator[Path]:

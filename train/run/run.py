@@ -161,7 +161,7 @@ class Run:
                 self.accelerator,
                 state,
                 log,
-                preview=preview,
+                preview=self._stoppable(preview, stop),
                 validate=validate,
                 save=self._save,
             )
@@ -171,10 +171,19 @@ class Run:
                     state.stream = streamed.state_after(state.step)
                 signal = stop.agreed(self.processes)
                 after_step(record, stopping=bool(signal))
+                if not signal and self.processes.num_processes == 1 and stop.number:  # during a preview
+                    signal = stop.number
+                    after_step.stop(record.step)
                 if signal:
                     raise Interrupted(signal, state.step)
         state.to_whole()  # not undone: the main process alone writes the result
         return state
+
+    def _stoppable(self, preview: Preview, stop: StopSignal) -> Preview:
+        """A preview that a signal ends at once; not if all processes draw it together."""
+        if self.sharded:
+            return preview
+        return lambda state, path: stop.cut_short(lambda: preview(state, path))
 
     def start(self, module: nn.Module) -> TrainState:
         """The state that training starts from: new, forked, or of the newest undamaged checkpoint."""

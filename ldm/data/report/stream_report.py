@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ldm.data.report.report import JSON_NAME, make_report
+from ldm.data.report.report import JSON_NAME, is_report, make_report
 from ldm.data.stream_shards import OpenShard, Shard
 from ldm.data.streaming import changed
 from ldm.errors import UserError
@@ -115,7 +115,7 @@ class StreamReport:
 def _remove_old(folder: Path) -> None:
     """Remove the files of a run that was killed before its first checkpoint, and no other files."""
     for path in folder.glob("shard-*.json"):
-        if _OWN_FILE.fullmatch(path.name):
+        if _OWN_FILE.fullmatch(path.name) and is_report(path):
             path.unlink()
 
 
