@@ -84,19 +84,21 @@ class Commands(TyperGroup):
 
 
 def _failed_output(error: OSError) -> int:
-    """The exit code after standard output could not be written to; any other error is raised again.
+    """The exit code after standard output could not be written to, or a disk is full; other errors are raised again.
 
-    If its reader has gone, such as `head`, there is nothing to say, and the code is the one for SIGPIPE.
+    If the reader of the output has gone, such as `head`, there is nothing to say, and the code is the one for SIGPIPE.
     """
-    if error.errno == errno.EPIPE and error.filename is None:
+    try:
+        sys.stdout.flush()
+        where = error.filename or ""
+    except OSError:  # it still holds what it could not write
         discard_output(sys.stdout)
-        return 128 + signal.SIGPIPE
+        where = "standard output"
+        if error.errno == errno.EPIPE:
+            return 128 + signal.SIGPIPE
     if error.errno not in FULL:
         raise error
-    where = error.filename or "standard output"
-    if error.filename is None:
-        discard_output(sys.stdout)
-    say_error(f"{where} cannot be written: the disk is full: free some space and run again")
+    say_error(f"{where}{where and ' cannot be written: '}the disk is full: free some space and run again")
     return 2
 
 

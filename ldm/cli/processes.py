@@ -19,6 +19,7 @@ from types import FrameType
 from typing import IO
 
 from ldm.io.signals import counts_as, handling
+from ldm.io.temporary import temporary_place
 
 POLL_SEC = 0.1
 GRACE_SEC = 15.0
@@ -131,7 +132,7 @@ def _started(command: Sequence[str], environment: Mapping[str, str], *, kept: bo
 
     It gets its own session: Ctrl-C in a terminal reaches the whole session, so the child would receive it twice.
     """
-    with tempfile.TemporaryFile() as errors:
+    with tempfile.TemporaryFile(dir=temporary_place()) as errors:
         aside = errors if kept else None
         process = subprocess.Popen(
             command, env=dict(environment), stderr=aside, stdin=subprocess.DEVNULL, start_new_session=True

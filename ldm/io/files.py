@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.errors import UserError
 from ldm.io.safetensors_header import read_header
+from ldm.io.temporary import claim
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,16 +38,33 @@ def sha256_file(path: Path) -> str:
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the errors of a full or unwritable disk into a UserError that names `path`."""
+def disk_errors(path: Path, *, only_full: bool = False) -> Iterator[None]:
+    """Turn the errors of a full or unwritable disk into a UserError that names `path`.
+
+    Args:
+        only_full: leave all errors but those of a full disk as they are.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno in FULL:
-            raise UserError(f"{path}: the disk is full", "free some space and run again") from error
-        if error.errno in UNWRITABLE:
-            raise unwritable(path, error) from error
+    except UserError:
         raise
+    except Exception as error:
+        number = _error_number(error)
+        if number in FULL:
+            raise UserError(f"{path}: the disk is full", "free some space and run again") from error
+        if number in UNWRITABLE and not only_full:
+            raise unwritable(path, OSError(number, os.strerror(number))) from error
+        raise
+
+
+def _error_number(error: Exception) -> int:
+    """The system's number of an error, or 0. safetensors has errors of its own, with the number in their text."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    match = (
+        re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    )
+    return int(match[1]) if match else 0
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
@@ -65,6 +83,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
+                claim(file.fileno())
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -135,21 +154,14 @@ def write_tensors(
     Raises:
         UserError: the disk is full or not writable.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with disk_errors(path):
-        try:
-            save_file(
-                {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
-                path,
-                None if metadata is None else dict(metadata),
-            )
-        except SafetensorError as error:  # the error number is only in its text
-            number = re.search(r"\(os error (\d+)\)", str(error))
-            if number is None:
-                raise
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        save_file(
+            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+            path,
+            None if metadata is None else dict(metadata),
+        )
 
 
 def write_manifest(folder: Path) -> None:

@@ -49,6 +49,8 @@ def new_folder(dest: Path, *, replace: bool = False, manifest: bool = True) -> I
                 if manifest:
                     write_index(temporary.path)
                 flush_folder(temporary.path)
+                if not replace and is_taken(place):
+                    raise UserError(f"{dest} exists by now", "choose another place or move it away")
                 _move_into(temporary, place, in_place)
             finally:
                 shutil.rmtree(temporary.path, ignore_errors=True)
@@ -130,7 +132,7 @@ def _fill(temporary: Temporary, dest: Path) -> None:
             path.rename(old / path.name)
         for path in sorted(_entries(temporary.path), key=_index_first, reverse=True):
             shutil.move(path, dest / path.name)
-        _flush(dest)
+        flush_folder(dest)
     except BaseException:
         with suppress(OSError):
             _undo(temporary.path, old, dest)
@@ -148,11 +150,13 @@ def _index_first(path: Path) -> tuple[bool, bool, str]:
 
 
 def _undo(made: Path, old: Path, dest: Path) -> None:
-    """Undo a `_fill` that stopped half-way; if its last file was moved, it is complete instead."""
-    listed = listed_files(made)
-    if listed is None:
+    """Undo a `_fill` that stopped half-way.
+
+    The list of the old files was moved first, and that of the new ones comes last: if there is one, nothing is amiss.
+    """
+    if any((dest / name).exists() for name in INDEXES):
         return remove_written(old, kept=dest / "replaced")
-    for name in {name.partition("/")[0] for name in listed}:
+    for name in {name.partition("/")[0] for name in listed_files(made) or {}}:
         if not os.path.lexists(made / name) and os.path.lexists(dest / name):
             (dest / name).rename(made / name)
     for path in old.iterdir():
@@ -190,6 +194,8 @@ def remove_abandoned(dest: Path) -> None:
             left.old.rename(dest)
         elif os.path.lexists(left.old):
             remove_written(left.old, kept=dest)
+        elif (dest / left.old.name).is_dir():
+            _undo(left.path, dest / left.old.name, dest)
         remove_temporary(left)
     for left in abandoned(dest, dest.name):
         if left.old.is_dir():

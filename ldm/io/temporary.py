@@ -12,16 +12,21 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from ldm.errors import UserError
 
 PROGRAM = "open-ldm"
 LOCK_SUFFIX = ".lock"
 _ENDING = r"-[0-9a-f]{8}"
 NAME = re.compile(rf"\.(tmp|old)-.+{_ENDING}(\.lock)?", re.DOTALL)
 """The names of temporary files and folders, and of their lock files."""
+
+
+PLACE_HINT = "free some space, or set TMPDIR to a folder on a disk with room"
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,7 @@ def locked(temporary: Temporary) -> Iterator[None]:
     except FileNotFoundError as error:  # the folder exists: it is a file system such as /proc
         raise OSError(errno.EACCES, error.strerror, str(temporary.lock)) from error
     try:
-        with suppress(OSError):  # a file system without locks: what is left there is not removed later
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        claim(handle)
         # written only now, because a lock file without its content is never taken for that of a dead writer
         writer = {"program": PROGRAM, "pid": os.getpid(), "host": os.uname().nodename}
         os.write(handle, json.dumps(writer).encode())
@@ -64,6 +68,39 @@ def locked(temporary: Temporary) -> Iterator[None]:
         if not (os.path.lexists(temporary.path) or os.path.lexists(temporary.old)):  # else for `abandoned`
             temporary.lock.unlink(missing_ok=True)
         os.close(handle)
+
+
+def claim(handle: int) -> None:
+    """Mark an open file as being written, for as long as it stays open."""
+    with suppress(OSError):  # a file system without locks: what is left there is not removed later
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def remove_abandoned_files(folder: Path, is_ours: Callable[[str], bool]) -> None:
+    """Remove the temporary files in a folder that killed writers left.
+
+    Args:
+        is_ours: whether this program writes a file of this name into the folder.
+    """
+    for path in folder.glob(".tmp-*"):
+        name = re.fullmatch(rf"\.tmp-(.+){_ENDING}", path.name, re.DOTALL)
+        if name and is_ours(name[1]) and path.is_file() and not path.is_symlink() and not _is_claimed(path):
+            path.unlink(missing_ok=True)
+
+
+def _is_claimed(path: Path) -> bool:
+    """Whether a process is writing a file, or cannot be asked."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def abandoned(folder: Path, name: str) -> list[Temporary]:
@@ -100,17 +137,34 @@ def working_folder(purpose: str) -> Iterator[Path]:
     """An empty folder on the system's temporary disk, such as /tmp, that is removed after the block.
 
     Folders for the same purpose whose processes were killed are removed first.
+
+    Raises:
+        UserError: nothing can be written there.
     """
-    place, name = Path(tempfile.gettempdir()), f"ldm-{purpose}"
+    place, name = temporary_place(), f"ldm-{purpose}"
     for left in abandoned(place, name):
         remove_temporary(left)
     temporary = temporary_in(place, name)
-    with locked(temporary):
+    with ExitStack() as stack:
         try:
+            stack.enter_context(locked(temporary))
+            stack.callback(shutil.rmtree, temporary.path, ignore_errors=True)
             temporary.path.mkdir(mode=0o700)
-            yield temporary.path
-        finally:
-            shutil.rmtree(temporary.path, ignore_errors=True)
+        except OSError as error:
+            raise UserError(f"{place} cannot be written ({error.strerror})", PLACE_HINT) from error
+        yield temporary.path
+
+
+def temporary_place() -> Path:
+    """The system's folder for temporary files.
+
+    Raises:
+        UserError: no such folder can be written to.
+    """
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise UserError("no folder for temporary files can be written", PLACE_HINT) from error
 
 
 def remove_temporary(temporary: Temporary) -> None:

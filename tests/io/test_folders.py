@@ -201,6 +201,13 @@ def test_a_living_writer_is_left_alone(tmp_path: Path) -> None:
     assert texts(tmp_path / "out") == {"a": "slow"}
 
 
+def test_what_appeared_in_the_meantime_is_not_replaced(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="exists by now"), new_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("slow")
+        make(tmp_path / "out", "quick")
+    assert texts(tmp_path / "out") == all_of("quick") and len(list(tmp_path.iterdir())) == 1
+
+
 def test_working_folders_of_killed_processes_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,13 +31,31 @@ def put_configuration(run_dir: Path) -> None:
     (run_dir / "config.yaml").write_text("precious: true")
 
 
+def put_another_programs_run(run_dir: Path) -> None:
+    run_dir.mkdir()
+    (run_dir / "config.yaml").write_text("model: resnet\nprogram: mine")
+    (run_dir / "metrics.jsonl").write_text('{"step": 1}\n')
+
+
+def put_another_programs_lock(run_dir: Path) -> None:
+    run_dir.mkdir()
+    (run_dir / "run.lock").write_text("12345")
+    (run_dir / "report.json").write_text("precious")
+
+
 def put_file(run_dir: Path) -> None:
     run_dir.write_text("precious")
 
 
 @pytest.mark.parametrize(
     ("put", "named"),
-    [(put_code, "'pipeline'"), (put_configuration, "'config.yaml'"), (put_file, "is a file")],
+    [
+        (put_code, "'pipeline'"),
+        (put_configuration, "'config.yaml'"),
+        (put_another_programs_run, "'config.yaml'"),
+        (put_another_programs_lock, "'report.json'"),
+        (put_file, "is a file"),
+    ],
 )
 def test_a_folder_of_something_else_is_left_alone(
     put: Callable[[Path], None], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -42,6 +42,7 @@ class RunDirectory:
         """
         if self.path.is_dir():
             self._lock = FolderLock(self.path)
+            self._clear()  # before anything asks for free space
 
     def open(self, data: Fingerprint | None) -> None:
         """Create the directory and record the settings. Called only once everything that can be wrong was checked.
@@ -59,9 +60,14 @@ class RunDirectory:
             check_resumable(self.settings)  # another run may have come and gone since the first check
             if data is not None:
                 check_same_data(self.path, data)
-        for folder in (self.path, *(self.path / name for name in ("checkpoints", "averages", "best"))):
-            remove_leftovers(folder)
+        self._clear()
         write_bytes(self.path / "config.yaml", to_yaml(self.settings).encode())
+
+    def _clear(self) -> None:
+        """Remove what a killed process left."""
+        for folder in (self.path, *(self.path / name for name in ("checkpoints", "averages", "best"))):
+            with disk_errors(folder):
+                remove_leftovers(folder)
 
     def remove_results_after(self, step: int) -> list[str]:
         """Remove the results of later steps, which will be repeated, perhaps with other settings; a line for each."""

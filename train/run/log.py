@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from ldm.errors import UserError
 from ldm.evaluation.curves import METRICS, read_metrics
-from ldm.io.files import write_bytes
+from ldm.io.files import disk_errors, write_bytes
 
 from ..loop.steps import StepRecord
 from .trackers import Tracker
@@ -108,7 +108,7 @@ class TrainLog:
         if not self.main:
             return
         line = json.dumps({**row, "elapsed_sec": round(time.monotonic() - self.started, 1)})
-        with self.path.open("a", encoding="utf-8") as file:
+        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         numbers = _numbers(row)
         for tracker in self.trackers:

@@ -14,6 +14,7 @@ from ldm.diffusion.guidance import guide_with_negative
 from ldm.diffusion.sampling import denoise, plan_sampling
 from ldm.diffusion.schedulers import make_scheduler
 from ldm.io.images import image_grid
+from ldm.io.png import write_chunks
 from ldm.models.loading.model import ModelParts
 from ldm.noise import image_generators, normal_per_image
 from ldm.pipeline.decoding import decode_images
@@ -59,7 +60,7 @@ def write_preview(
         else:
             images = _generate(parts, settings, inputs.prompts)
     if writes:
-        image_grid(images, num_columns=min(8, len(images))).save(path)
+        write_chunks(path, image_grid(images, num_columns=min(8, len(images))), {}, overwrite=True)
 
 
 def _generate(parts: ModelParts, settings: PreviewSettings, prompts: Sequence[str]) -> list[Image.Image]:

@@ -91,7 +91,6 @@ class StreamReport:
             found.reading, found.facts, found.prepared.placements(), self.count_tokens, self.context_length
         )
         text = json.dumps(asdict(report), indent=2) + "\n"
-        (self.folder / FOLDER).mkdir(exist_ok=True)
         write_bytes(self.folder / _file_of(found.shard), text.encode())
         write_json(self.folder / JSON_NAME, self.summary())
 
