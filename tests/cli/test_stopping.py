@@ -87,13 +87,16 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_signal_in_any_phase_ends_a_command_in_one_line(name: str, folder: Path, tmp_path: Path) -> None:
+def test_a_signal_in_any_phase_ends_a_command_in_one_line(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = [str(folder / "data") if word == "DATA" else word for word in COMMANDS[name]]
     number = 0
 
     def run() -> tuple[int, str]:
         nonlocal number
         number += 1
+        monkeypatch.setenv("LDM_CACHE_DIR", str(tmp_path / f"cache-{number}"))
         last = [f"{number}.yaml"] if name == "init" else []
         done = CliRunner().invoke(app, [*arguments, *last])
         assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
@@ -101,7 +104,9 @@ def test_a_signal_in_any_phase_ends_a_command_in_one_line(name: str, folder: Pat
 
     for code, said in stopped_at_moments(run):
         assert (code, said.count("\n"), said[:7]) == (143, 1, "stopped"), said
-    assert not [path for path in tmp_path.rglob(".tmp-*")]
+    assert not list(tmp_path.rglob(".tmp-*"))
+    if name == "data check":  # what was read is kept, not only by the two calls that ended
+        assert len(list(tmp_path.glob("cache-*/facts/*"))) > 2
 
 
 def test_a_signal_in_any_phase_of_a_training_ends_it_in_one_line(

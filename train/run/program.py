@@ -13,6 +13,7 @@ from ldm.config import load_settings
 from ldm.errors import LdmWarning, UserError
 from ldm.io.files import FULL
 from ldm.io.signals import Stopped, stopping
+from ldm.io.streams import forgive_output, open_missing_streams
 from ldm.models.devices import is_out_of_memory, keep_freed_memory
 
 from ..settings.shared import TrainSettings
@@ -60,6 +61,9 @@ def run_program(
     Args:
         plan: called instead of `program` if `--plan` is among the arguments.
     """
+    if argv is None:
+        open_missing_streams()
+        forgive_output("stdout", "stderr")
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if not arguments or arguments[0].startswith("-"):
