@@ -57,7 +57,9 @@ class Commands(TyperGroup):
         options["standalone_mode"] = False  # otherwise typer prints errors itself, over several lines
         try:
             with stopping() as self.stop:
-                return int(super().main(*args, **options) or 0)
+                code = int(super().main(*args, **options) or 0)
+            # typer ends with 130 and no word, if a signal comes while it reads the command line
+            return self._say_stopped("stopped") if code == 130 and not self.stop.told else code
         except (KeyboardInterrupt, typer.Abort):
             return self._say_stopped("stopped")
         except UserError as error:
@@ -79,6 +81,7 @@ class Commands(TyperGroup):
 
     def _say_stopped(self, message: str) -> int:
         """Print that a signal stopped the command; returns the exit code."""
+        self.stop.told = True
         typer.echo(message, err=True)
         return 128 + (self.stop.number or signal.SIGINT)
 

@@ -51,9 +51,11 @@ class StopAtOnce:
 
     Attributes:
         number: of the first signal, or 0.
+        told: whether the user has been told.
     """
 
     number = 0
+    told = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.number:
