@@ -58,7 +58,7 @@ def disk_errors(path: Path, *, only_full: bool = False) -> Iterator[None]:
 
 
 def _error_number(error: Exception) -> int:
-    """The system's number of an error, or 0. safetensors has errors of its own, with the number in their text."""
+    """The system's number of an error, or 0. safetensors raises its own errors, with the number in their text."""
     if isinstance(error, OSError):
         return error.errno or 0
     match = (

@@ -24,7 +24,7 @@ def new_folder(dest: Path, *, replace: bool = False, manifest: bool = True) -> I
     An existing `dest` is replaced only with `replace`, and only after the new folder has been flushed to the disk. Of
     the old one only what this program wrote is removed: see `ldm.io.ownership.remove_written`. A mount point, which
     cannot be renamed, is filled in place: the file that lists the others comes last. If an earlier call for the same
-    `dest` was killed, what it left behind is removed first.
+    `dest` was killed, its leftovers are removed first.
 
     Args:
         manifest: list the files in `manifest.json`, unless the folder has a list already.

@@ -121,8 +121,8 @@ def _names(folder: Path) -> Iterator[str]:
 def remove_written(folder: Path, kept: Path | None = None) -> None:
     """Remove a folder that this program wrote. Files that are not ours are kept in a folder beside it, with a warning.
 
-    Unlike `check_replaceable`, this goes by names alone: a damaged checkpoint is removed, too. A link is removed, and
-    what it leads to is not touched. A file that cannot be removed is a warning, because what matters is done by now.
+    Unlike `check_replaceable`, this goes by names alone: a damaged checkpoint is removed, too. Of a link
+    only the link itself is removed. A file that cannot be removed is a warning, because the important work is done.
 
     Args:
         kept: where files that are not ours go; default: `NAME.kept` beside the folder. A free name is chosen.

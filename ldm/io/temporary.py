@@ -35,7 +35,7 @@ class Temporary:
 
     Attributes:
         path: where it is written.
-        old: where what it replaces is kept until then.
+        old: where an existing folder is moved until then.
         lock: the lock file of the writer.
     """
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ldm.errors import UserError
 from ldm.io.files import manifest_fault, read_json, read_tensors, write_bytes, write_manifest, write_tensors
@@ -130,6 +131,12 @@ def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path: Path, monkeypatch:
     try:
         with pytest.raises(UserError, match="the disk is full"):
             write_bytes(tmp_path / "big", b"x" * 5000)
+        # as diffusers' `save_pretrained` writes it: the error is one of safetensors, with the number in its text
+        with (
+            pytest.raises(UserError, match="made: the disk is full"),
+            new_folder(tmp_path / "made") as folder,
+        ):
+            save_file({"a": torch.ones(5000)}, folder / "a.safetensors")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)

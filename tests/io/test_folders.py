@@ -4,15 +4,17 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import ldm.io.folders
 from ldm.errors import UserError
+from ldm.io.files import write_bytes
 from ldm.io.folders import is_mount, is_taken, new_folder
 from ldm.io.ownership import check_replaceable
-from ldm.io.temporary import working_folder
+from ldm.io.temporary import claim, remove_abandoned_files, working_folder
 from tests.support.small_mounts import bound, small_disk
 
 
@@ -199,6 +201,23 @@ def test_a_living_writer_is_left_alone(tmp_path: Path) -> None:
         assert texts(tmp_path / "out") == all_of("quick") and (slow / "a").read_text() == "slow"
         (tmp_path / "out").rename(tmp_path / "quick")
     assert texts(tmp_path / "out") == {"a": "slow"}
+
+
+def test_temporary_files_of_killed_writers_are_removed(tmp_path: Path) -> None:
+    def work(name: str) -> None:
+        os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        write_bytes(tmp_path / name, b"x")
+
+    for name in ("a", "of another program"):
+        in_a_fork(partial(work, name))
+    living = tmp_path / ".tmp-a-0a1b2c3d"
+    (tmp_path / ".tmp-a-00000000").symlink_to(living)
+    with living.open("wb") as file:
+        claim(file.fileno())
+        assert len(list(tmp_path.iterdir())) == 4
+        remove_abandoned_files(tmp_path, lambda name: name == "a")
+        names = [path.name for path in tmp_path.iterdir()]
+    assert len(names) == 3 and living.name in names and ".tmp-a-00000000" in names
 
 
 def test_what_appeared_in_the_meantime_is_not_replaced(tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def test_neither_masks_nor_the_cache_are_forgotten(
 def test_a_report_made_beforehand_may_lie_there(tmp_path: Path) -> None:
     data = write_squares(tmp_path / "data")
     (tmp_path / "run" / "data_report").mkdir(parents=True)
+    (tmp_path / "run" / "lost+found").mkdir()  # the run's directory may be a disk of its own
     config = write_config(tmp_path / "config.yaml", AUTOENCODER, data, tmp_path / "run")
     assert main([str(config)]) == 0
 

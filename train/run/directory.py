@@ -13,6 +13,7 @@ from ldm.errors import UserError
 from ldm.io.files import disk_errors, write_bytes
 from ldm.io.folders import remove_leftovers
 from ldm.io.locks import LOCK, FolderLock, is_lock
+from ldm.io.ownership import NOBODYS
 
 from ..settings.shared import TrainSettings
 from .checkpoints import remove_after
@@ -99,7 +100,8 @@ def _refuse_foreign(run_dir: Path) -> None:
         raise UserError(f"run_dir = {run_dir} is a file", "name a folder")
     if not run_dir.is_dir() or _is_run(run_dir):
         return
-    foreign = sorted(path.name for path in run_dir.iterdir() if path.name not in MAY_EXIST_BEFORE)
+    found = sorted(path.name for path in run_dir.iterdir() if path.name not in MAY_EXIST_BEFORE)
+    foreign = [name for name in found if not NOBODYS.fullmatch(name)]  # a new disk has a lost+found
     if foreign:
         what = f"run_dir = {run_dir} contains {foreign[0]!r} and is not the folder of a training run"
         raise UserError(what, "name a new folder, because a run replaces files in its folder")
