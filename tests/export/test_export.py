@@ -18,6 +18,7 @@ from ldm.export.verify import readers
 from ldm.export.verify.trial import largest_difference, trial_for, trial_outputs
 from ldm.io.files import read_json, sha256_file, write_json
 from ldm.models.loading.model import load_parts, save_parts
+from tests.support.small_mounts import bound
 from tests.support.tiny_models import ZERO_SNR_SCHEDULER, make_sd1, make_sd2
 
 QUIET = ExportOptions(num_samples=0)
@@ -143,6 +144,15 @@ def test_an_existing_export_is_kept_unless_asked(models: dict[str, Path], tmp_pa
     with pytest.raises(UserError, match=r"README\.md, which has changed"):
         export(load_source(models["sd1"]), tmp_path / "free", overwrite)
     assert (tmp_path / "free/README.md").read_text() == "my own words"
+
+
+@pytest.mark.usefixtures("read_here")
+def test_a_volume_is_exported_into_and_again(models: dict[str, Path], tmp_path: Path) -> None:
+    with bound(tmp_path / "volume") as dest:
+        for name in ("sd1", "sd2"):
+            export(load_source(models[name]), dest, replace(QUIET, overwrite=name == "sd2"))
+        assert read_json(dest / "export.json")["source"]["model_id"] == "sd2"
+        assert not list(dest.glob(".*"))
 
 
 @pytest.mark.usefixtures("read_here")

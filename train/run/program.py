@@ -29,11 +29,11 @@ PLAN = "--plan"
 def own_warnings() -> Iterator[None]:
     """Print our own warnings on one line each; those of libraries appear as they do by default."""
 
-    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, LdmWarning):
             print(f"warning: {message}", file=sys.stderr)
         else:
-            default(message, category, *where)
+            default(message, category, *where, **more)
 
     default = warnings.showwarning
     with warnings.catch_warnings():
