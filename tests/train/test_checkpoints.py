@@ -21,7 +21,7 @@ from tests.support.tiny_training import PointLoss, assert_same_run, make_setting
 from train.loop.state import TrainState
 from train.run.checkpoints import checkpoints, newest_whole, remove_old, save_checkpoint, step_of
 from train.run.directory import RunDirectory
-from train.run.signals import Interrupted
+from train.run.signals import Interrupted, raise_if_stopping
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +298,9 @@ def test_a_signal_during_a_preview_is_answered_at_once(tmp_path: Path, whole: Pa
     settings = make_settings(tmp_path, preview_every=3)
 
     def endless(state: TrainState, path: Path) -> None:
-        signal.raise_signal(signal.SIGUSR1)
+        with state.average.applied():
+            signal.raise_signal(signal.SIGUSR1)
+            raise_if_stopping()
         pytest.fail("the preview went on")
 
     with pytest.raises(Interrupted, match="saved at step 3") as caught:

@@ -1,6 +1,5 @@
 """Images generated during training."""
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from ldm.types import Conditioning
 
 from ..loop.validation import evaluating
 from ..settings.denoiser import PreviewSettings
+from .signals import raise_if_stopping
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,10 @@ def write_preview(
 
 def _generate(parts: ModelParts, settings: PreviewSettings, prompts: Sequence[str]) -> list[Image.Image]:
     made = Pipeline(parts, model_id="preview").generate(
-        prompts, num_inference_steps=settings.num_inference_steps, guidance_scale=settings.guidance_scale
+        prompts,
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
+        on_step=lambda *progress: raise_if_stopping(),
     )
     return made.images
 
@@ -91,7 +94,10 @@ def generate_with_inputs(
     shape = (parts.autoencoder.num_channels, height // downscale, width // downscale)
     noise = normal_per_image(generators, shape).to(device)
     steps = denoise(denoiser, plan, noise, conditioning(inputs.prompts), generators=generators)
-    (_, latents), *_ = deque(steps, maxlen=1)
+    latents = noise
+    for _, denoised in steps:
+        raise_if_stopping()
+        latents = denoised
     return decode_images(parts.autoencoder, latents)[0]
 
 

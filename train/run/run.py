@@ -182,7 +182,7 @@ class Run:
         return state
 
     def _stoppable(self, preview: Preview, stop: StopSignal) -> Preview:
-        """A preview that a signal ends at once; not if all processes draw it together."""
+        """A preview that ends early after a signal; not if all processes draw it together."""
         if self.sharded:
             return preview
         return lambda state, path: stop.cut_short(lambda: preview(state, path))

@@ -28,7 +28,6 @@ class StopSignal:
     """
 
     number: int = 0
-    _at_once: bool = False
 
     @contextmanager
     def watching(self) -> Iterator["StopSignal"]:
@@ -37,28 +36,38 @@ class StopSignal:
             yield self
 
     def cut_short(self, work: Callable[[], None]) -> None:
-        """Do work that a signal ends at once, unlike a step, which would leave the state half-changed."""
+        """Do work that ends at its next `raise_if_stopping` once a signal has arrived."""
+        global _cutting_short
+        _cutting_short = self
         try:
-            self._at_once = True
-            if not self.number:
-                work()
-            self._at_once = False
+            work()
         except Stopped:
             pass
-        except Exception:
-            if not self.number:  # else a library has turned `Stopped` into something else
-                raise
-        self._at_once = False
+        finally:
+            _cutting_short = None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number:
             os._exit(128 + counts_as(number))
         self.number = counts_as(number)
-        if self._at_once:
-            raise Stopped(self.number)
 
     def agreed(self, processes: Processes) -> int:
         """The signal that any process received, or 0, so that all stop at the same step. No device is waited for."""
         if processes.num_processes == 1:
             return self.number
         return all_reduce_max(self.number)
+
+
+_cutting_short: StopSignal | None = None
+
+
+def raise_if_stopping() -> None:
+    """A point at which a preview may end early.
+
+    The signal's handler cannot raise: it might interrupt the exchange of the weights with their average, half-way.
+
+    Raises:
+        Stopped: a signal has arrived, and the work at hand may be cut short.
+    """
+    if _cutting_short is not None and _cutting_short.number:
+        raise Stopped(_cutting_short.number)
