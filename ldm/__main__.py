@@ -2,8 +2,8 @@
 
 import sys
 
-from ldm.io.signals import Stopped, stopping
-from ldm.io.streams import forgive_output, open_missing_streams
+from ldm.io.standard_streams import forgive_output, open_missing_streams
+from ldm.io.stopping import Stopped, stopping
 
 
 def main() -> None:

@@ -31,8 +31,8 @@ from ldm.cli.train import train
 from ldm.cli.verify import verify
 from ldm.errors import UserError
 from ldm.io.files import FULL
-from ldm.io.signals import StopAtOnce, stopping
-from ldm.io.streams import discard_output
+from ldm.io.standard_streams import discard_output
+from ldm.io.stopping import StopAtOnce, stopping
 from ldm.version import __version__
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import IO
 
-from ldm.io.signals import counts_as, handling
+from ldm.io.stopping import counts_as, handling
 from ldm.io.temporary import temporary_place
 
 POLL_SEC = 0.1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm.io.signals import STOP_SIGNALS, Stopped, handling, stopping
+from ldm.io.stopping import STOP_SIGNALS, Stopped, handling, stopping
 
 ROOT = Path(__file__).parents[2]
 

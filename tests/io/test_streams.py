@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys
-from ldm.io.streams import forgive_output, open_missing_streams
+from ldm.io.standard_streams import forgive_output, open_missing_streams
 open_missing_streams()
 forgive_output("stdout", "stderr")
 done = open(sys.argv[1], "w")

@@ -12,8 +12,8 @@ import torch
 from ldm.config import load_settings
 from ldm.errors import LdmWarning, UserError
 from ldm.io.files import FULL
-from ldm.io.signals import Stopped, stopping
-from ldm.io.streams import forgive_output, open_missing_streams
+from ldm.io.standard_streams import forgive_output, open_missing_streams
+from ldm.io.stopping import Stopped, stopping
 from ldm.models.devices import is_out_of_memory, keep_freed_memory
 
 from ..settings.shared import TrainSettings

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from ldm.io.signals import Stopped, counts_as, handling
+from ldm.io.stopping import Stopped, counts_as, handling
 
 from ..loop.processes import Processes, all_reduce_max
 

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from ldm.io.signals import Stopped, stopping
-from ldm.io.streams import forgive_output, open_missing_streams
+from ldm.io.standard_streams import forgive_output, open_missing_streams
+from ldm.io.stopping import Stopped, stopping
 
 
 def main(argv: Sequence[str]) -> int:
