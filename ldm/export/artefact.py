@@ -14,8 +14,8 @@ from ldm.export.formats.exporter import exporter_of
 from ldm.export.model_files import CARD, REPORT
 from ldm.export.verify.compare import Verdict
 from ldm.io.files import file_entry, write_json
-from ldm.io.folders import is_taken, new_folder, replace_folder, write_index
-from ldm.io.ownership import check_replaceable, free_name, is_ours
+from ldm.io.folders import new_folder, replace_folder, write_index
+from ldm.io.ownership import check_replaceable, is_ours, numbered
 from ldm.version import __version__
 
 Say = Callable[[str], None]
@@ -76,9 +76,7 @@ def export(
 
 def _set_aside(temporary: Path, dest: Path, reason: str) -> UserError:
     """Keep a failed export beside its destination. An earlier failure is replaced, and nothing else."""
-    failed = dest.with_name(dest.name + ".failed")
-    if is_taken(failed) and not is_ours(failed):
-        failed = free_name(failed)
+    failed = next(path for path in numbered(dest.with_name(dest.name + ".failed")) if is_ours(path))
     write_index(temporary)
     what = f"the export failed verification: {reason}"
     try:

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -154,15 +155,12 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _keep(path: Path, place: Path, why: str) -> None:
-    kept = free_name(place.with_name(f"{place.name}.kept"))
+    kept = next(each for each in numbered(place.with_name(f"{place.name}.kept")) if not os.path.lexists(each))
     path.rename(kept)
     warn(f"{place} {why}: it is now in {kept}")
 
 
-def free_name(path: Path) -> Path:
-    """`path`, or the first of `path-2`, `path-3` ... that does not exist."""
-    number, free = 1, path
-    while os.path.lexists(free):
-        number += 1
-        free = path.with_name(f"{path.name}-{number}")
-    return free
+def numbered(path: Path) -> Iterator[Path]:
+    """`path`, `path-2`, `path-3` and so on."""
+    yield path
+    yield from (path.with_name(f"{path.name}-{number}") for number in count(2))
