@@ -21,8 +21,10 @@ from ldm.data.cache.cache_folder import cache_root
 from ldm.data.prepare import BucketedSample
 from ldm.errors import UserError
 from ldm.evaluation.metrics import WINDOW_PX, psnr, ssim
-from ldm.io.files import new_folder, write_json
+from ldm.io.files import write_json
+from ldm.io.folders import new_folder
 from ldm.io.images import image_grid, tensor_to_images
+from ldm.io.png import write_chunks
 from ldm.models.fresh import AutoencoderShape, make_autoencoder
 
 from .data.read import TrainingData, check_image_size, read_data, write_data_report
@@ -177,7 +179,8 @@ def write_grid(autoencoder: nn.Module, placed: Sequence[BucketedSample], path: P
     pixel_values = torch.stack([one.pixels() for one in shown])
     output = reconstruct(autoencoder, pixel_values.to(next(autoencoder.parameters()).device)).cpu()
     rows = [torch.cat([pixel_values[i : i + 8], output[i : i + 8]]) for i in range(0, len(pixel_values), 8)]
-    image_grid(tensor_to_images(torch.cat(rows)), num_columns=min(8, len(pixel_values))).save(path)
+    grid = image_grid(tensor_to_images(torch.cat(rows)), num_columns=min(8, len(pixel_values)))
+    write_chunks(path, grid, {}, overwrite=True)
 
 
 def train(settings: AutoencoderSettings) -> None:

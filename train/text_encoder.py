@@ -20,8 +20,10 @@ from ldm.data.cache.cache_folder import cache_root
 from ldm.data.prepare import BucketedSample
 from ldm.errors import UserError
 from ldm.evaluation.metrics import recall_at
-from ldm.io.files import new_folder, write_json
+from ldm.io.files import write_json
+from ldm.io.folders import new_folder
 from ldm.io.images import image_grid, tensor_to_images
+from ldm.io.png import write_chunks
 from ldm.models.clip_conversion import ClipShape, make_open_clip, to_transformers
 from ldm.models.clip_vocabulary import (
     MAX_MERGES,
@@ -111,7 +113,8 @@ def write_grid(loss: ContrastiveLoss, placed: Sequence[BucketedSample], path: Pa
     shown = placed[:16]
     nearest = loss.similarity(shown).argmax(dim=1).tolist()
     images = tensor_to_images(torch.stack([one.pixels() for one in shown]))
-    image_grid(images, num_columns=8, captions=[shown[i].sample.text for i in nearest]).save(path)
+    grid = image_grid(images, num_columns=8, captions=[shown[i].sample.text for i in nearest])
+    write_chunks(path, grid, {}, overwrite=True)
 
 
 def rows_per_process(settings: TextEncoderSettings, num_processes: int) -> int:

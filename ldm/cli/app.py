@@ -4,7 +4,9 @@ Nothing heavy is imported here, so that `ldm --help` is fast; commands import wh
 """
 
 import atexit
+import errno
 import os
+import signal
 import sys
 import threading
 from typing import Annotated, Any
@@ -28,12 +30,21 @@ from ldm.cli.schema import schema
 from ldm.cli.train import train
 from ldm.cli.verify import verify
 from ldm.errors import UserError, nearest
+from ldm.io.files import FULL
 from ldm.io.memory import memory_fault
+from ldm.io.standard_streams import discard_output
+from ldm.io.stopping import StopAtOnce, stopping
 from ldm.version import __version__
 
 
 class Commands(TyperGroup):
-    """A group of commands that reports errors in one line."""
+    """A group of commands that reports errors in one line.
+
+    Attributes:
+        stop: what a signal did to the command that runs.
+    """
+
+    stop: StopAtOnce
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run a command line; exits with 0, with 2 for a user's mistake, or with 130 after Ctrl-C."""
@@ -46,9 +57,16 @@ class Commands(TyperGroup):
     def _run(self, *args: Any, **options: Any) -> int:
         options["standalone_mode"] = False  # otherwise typer prints errors itself, over several lines
         try:
-            return int(super().main(*args, **options) or 0)
+            with stopping() as self.stop:
+                code = int(super().main(*args, **options) or 0)
+            # typer ends with 130 and no word, if a signal comes while it reads the command line
+            return self._say_stopped("stopped") if code == 130 and not self.stop.told else code
+        except (KeyboardInterrupt, typer.Abort):
+            return self._say_stopped("stopped")
         except UserError as error:
             say_error(str(error))
+        except OSError as error:
+            return _failed_output(error)
         except Exception as error:
             if shortage := memory_fault(error):
                 say_error(str(shortage))
@@ -63,8 +81,32 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            typer.echo(str(stop) or "stopped", err=True)
-            raise typer.Exit(130) from None
+            raise typer.Exit(self._say_stopped(str(stop) or "stopped")) from None
+
+    def _say_stopped(self, message: str) -> int:
+        """Print that a signal stopped the command; returns the exit code."""
+        self.stop.told = True
+        typer.echo(message, err=True)
+        return 128 + (self.stop.number or signal.SIGINT)
+
+
+def _failed_output(error: OSError) -> int:
+    """The exit code after standard output could not be written to, or a disk is full; other errors are raised again.
+
+    If the reader of the output has gone, such as `head`, there is nothing to say, and the code is the one for SIGPIPE.
+    """
+    try:
+        sys.stdout.flush()
+        where = error.filename or ""
+    except OSError:  # it still holds what it could not write
+        discard_output(sys.stdout)
+        where = "standard output"
+        if error.errno == errno.EPIPE:
+            return 128 + signal.SIGPIPE
+    if error.errno not in FULL:
+        raise error
+    say_error(f"{where}{where and ' cannot be written: '}the disk is full: free some space and run again")
+    return 2
 
 
 def _usage_message(error: Any) -> str:
@@ -145,8 +187,8 @@ def _exit_quickly(end: SystemExit) -> None:
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    except OSError:  # the reader has gone, such as `head`: Python handles that itself
-        raise end from None
+    except OSError as error:  # the reader has gone, or the disk is full
+        os._exit(end.code or _failed_output(error))
     os._exit(end.code)
 
 

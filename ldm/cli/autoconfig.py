@@ -149,13 +149,16 @@ def survey_reading(reading: "Reading", *, rehash: bool = False) -> "dict[str, Im
     from ldm.io.progress import work_bar
 
     image_index = ImageIndex(cache_root(), rehash=rehash)
-    with work_bar("image") as bar:
-        facts = survey(reading.samples, image_index, on_progress=bar.show)
     try:
-        image_index.save()
-    except UserError as error:  # the results are valid even if they cannot be saved
-        say_warning(f"{error.what}: the images will be read again; set LDM_CACHE_DIR to a writable folder")
-    return facts
+        with work_bar("image") as bar:
+            return survey(reading.samples, image_index, on_progress=bar.show)
+    finally:  # what was read before Ctrl-C is kept, too
+        try:
+            image_index.save()
+        except UserError as error:  # the results are valid even if they cannot be saved
+            say_warning(
+                f"{error.what}: the images will be read again; set LDM_CACHE_DIR to a writable folder"
+            )
 
 
 def describe_data(source: Mapping[str, object], model: BaseFacts) -> DataFacts:

@@ -4,13 +4,13 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError
+from ldm.io.temporary import working_folder
 
 FOLDER = re.compile(r"step-\d+")
 
@@ -34,8 +34,8 @@ def model_of(source: str, weights: str | None = None) -> Iterator[tuple[str, dic
         yield source, {}
         return
     run = checkpoint.absolute().parents[1]
-    with tempfile.TemporaryDirectory(prefix="ldm-checkpoint-") as temporary:
-        folder = Path(temporary) / "model"
+    with working_folder("checkpoint") as temporary:
+        folder = temporary / "model"
         _write_model(checkpoint, folder, weights or "average")
         yield str(folder), {"model_id": f"{run.name}-{checkpoint.name}", "run": run}
 

@@ -123,12 +123,13 @@ def check(
     from ldm.cli.autoconfig import describe_base, survey_reading
     from ldm.cli.data_text import refusal_lines, summary_lines
     from ldm.config import validate
-    from ldm.data.report.report import make_report, write_report
+    from ldm.data.report.report import check_report_folder, make_report, write_report
     from ldm.data.sources.reading import SourceSettings, ignored_files, read_sources
 
     size = _size(height, width, buckets)
     if report is not None:
         _refuse_inside(report, path)
+        check_report_folder(report)
     base = describe_base(model) if model else None
     columns = {"caption_column": caption_column, "image_column": image_column, "split": split}
     source = validate(SourceSettings, {"path": path, "kind": kind, **columns}, "ldm data check")

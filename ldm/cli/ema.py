@@ -67,9 +67,11 @@ def ema(
 
 
 def _check_folders(pipeline: Path, output: Path) -> None:
+    from ldm.io.folders import is_taken
+
     if not pipeline.is_dir():
         raise UserError(f"{pipeline} does not exist", "finish the run first; it must be a denoiser's")
-    if output.exists():
+    if is_taken(output):
         raise UserError(f"{output} exists already", "choose another --output or move it away")
 
 

@@ -66,7 +66,7 @@ Licence = Annotated[
     ),
 ]
 NumSamples = Annotated[int, typer.Option(min=0, metavar="N", help="The number of images on the model card.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace DEST if it exists.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace DEST if an earlier export wrote it.")]
 PushToHub = Annotated[
     str | None,
     typer.Option(metavar="USER/NAME", help="Send the verified export to the Hub, as ldm push does."),
@@ -148,9 +148,12 @@ def _export(source: str, weights: str | None, dest: Path, options: "ExportOption
     from ldm.cli.checkpoint import model_of
     from ldm.export.artefact import export as write_export
     from ldm.export.export_source import load_source
-    from ldm.io.files import is_taken
+    from ldm.io.folders import is_taken
+    from ldm.io.ownership import check_replaceable
 
-    if is_taken(dest) and not options.overwrite:
+    if options.overwrite:
+        check_replaceable(dest)  # before minutes of work
+    elif is_taken(dest):
         raise UserError(f"{dest} exists already", "choose another folder, or add --overwrite")
     with model_of(source, weights) as (folder, more):
         found = load_source(folder, **more)

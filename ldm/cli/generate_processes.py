@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -34,15 +33,15 @@ def make_in_processes(job: "GenerationJob", num_processes: int) -> None:
     from ldm.cli.processes import run_apart
     from ldm.cli.programs import find_home
     from ldm.io.progress import work_bar
+    from ldm.io.temporary import working_folder
 
     command = [sys.executable, "-m", "ldm.cli.generate_processes"]
-    with tempfile.TemporaryDirectory(prefix="ldm-generate-") as name:
-        folder = Path(name)
+    with working_folder("generate") as folder:
         job.write(folder)
         with work_bar("step") as bar:
             watch = Watch(folder, num_processes, bar)
             environment = find_home().environment(os.environ)
-            failure = run_apart([*command, name], environment, num_processes, on_poll=watch.read)
+            failure = run_apart([*command, str(folder)], environment, num_processes, on_poll=watch.read)
             watch.read()
     if failure:
         end_as_one(

@@ -34,7 +34,9 @@ def import_model(
     vae: options.Vae = None,
     base: options.Base = None,
     prediction_type: options.PredictionType = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DEST if it exists.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace DEST if this program wrote it.")
+    ] = False,
 ) -> None:
     """Convert a model in one file to a folder in the diffusers layout.
 
@@ -43,12 +45,16 @@ def import_model(
     """
     from ldm.errors import unknown_name
     from ldm.io.files import sha256_file
+    from ldm.io.folders import is_taken
+    from ldm.io.ownership import check_replaceable
     from ldm.models.devices import DTYPES
     from ldm.models.loading.model import save_parts
 
     if dtype not in DTYPES:
         raise unknown_name("--dtype", dtype, DTYPES)
-    if dest.exists() and not overwrite:
+    if overwrite:
+        check_replaceable(dest)
+    elif is_taken(dest):
         raise UserError(f"{dest} exists already", "choose another folder, or add --overwrite")
     parts = _load(file, allow_pickle, prediction_type, vae=vae, base=base)
     provenance = {"imported_from": file.name, "sha256": sha256_file(file)}

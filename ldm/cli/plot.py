@@ -1,5 +1,6 @@
 """`ldm plot`: draw the curves of training runs."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -34,12 +35,33 @@ def plot(
             raise UserError(f"{run} has no {METRICS}", "name the run_dir of a training run")
     if output is None and len(runs) > 1:
         raise UserError("several runs but no --output", "name the PNG to write, such as --output curves.png")
-    output = output or runs[0] / "curves.png"
-    if output.suffix.lower() != ".png":
+    if output is not None and output.suffix.lower() != ".png":
         raise UserError(f"--output {output} is not a PNG", "name a file that ends in .png")
+    output = _free_output(output, runs[0])
     names = run_names(runs)
     draw_curves({name: read_metrics(run) for name, run in zip(names, runs, strict=True)}, output)
     typer.echo(output)
+
+
+def _free_output(output: Path | None, run: Path) -> Path:
+    """Where to draw: `output`, or `curves.png` in the run. Only curves of ours are replaced.
+
+    Raises:
+        UserError: `output` is another file.
+    """
+    from ldm.evaluation.curves import CURVES_CHUNK
+    from ldm.io.png import is_written_here
+
+    wanted = output or run / "curves.png"
+    number, free = 1, wanted
+    while os.path.lexists(free) and not is_written_here(free, CURVES_CHUNK):
+        if output is not None:
+            raise UserError(
+                f"--output {output} exists already, and was not drawn by `ldm plot`", "name another file"
+            )
+        number += 1
+        free = wanted.with_name(f"curves-{number}.png")
+    return free
 
 
 def run_names(runs: list[Path]) -> list[str]:

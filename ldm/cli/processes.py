@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import IO
 
+from ldm.io.stopping import counts_as, handling
+from ldm.io.temporary import temporary_place
+
 POLL_SEC = 0.1
 GRACE_SEC = 15.0
 """Time before the other processes get SIGTERM after one has failed, and again before they get SIGKILL."""
@@ -51,7 +54,7 @@ class Failure:
 def run_processes(command: Sequence[str], environment: Mapping[str, str], num_processes: int = 1) -> int:
     """Run `command` in `num_processes` processes and wait; returns the exit code of the first that failed, or 0.
 
-    SIGINT and SIGTERM are passed on, once each; SIGHUP (a closed terminal) is passed on as SIGTERM. Only the first
+    SIGINT is passed on, once; SIGTERM, SIGHUP (a closed terminal), SIGUSR1 and SIGUSR2 as SIGTERM. Only the first
     process writes to stderr, because the errors of the others are mostly the same.
     """
     with _running(command, environment, num_processes, num_heard=1) as children:
@@ -129,7 +132,7 @@ def _started(command: Sequence[str], environment: Mapping[str, str], *, kept: bo
 
     It gets its own session: Ctrl-C in a terminal reaches the whole session, so the child would receive it twice.
     """
-    with tempfile.TemporaryFile() as errors:
+    with tempfile.TemporaryFile(dir=temporary_place()) as errors:
         aside = errors if kept else None
         process = subprocess.Popen(
             command, env=dict(environment), stderr=aside, stdin=subprocess.DEVNULL, start_new_session=True
@@ -144,19 +147,14 @@ def _started(command: Sequence[str], environment: Mapping[str, str], *, kept: bo
 
 @contextmanager
 def _passing_signals(children: Sequence[Child]) -> Iterator[None]:
-    """Pass SIGINT, SIGTERM and SIGHUP on instead of stopping; an ignored signal stays ignored (nohup)."""
+    """Pass signals that stop a program on instead of stopping; an ignored signal stays ignored (nohup)."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for child in children:
-            child.process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+            child.process.send_signal(counts_as(number))
 
-    passed = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    former = {n: signal.signal(n, pass_on) for n in passed if signal.getsignal(n) != signal.SIG_IGN}
-    try:
+    with handling(pass_on):
         yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def _wait(

@@ -53,7 +53,7 @@ def train(
 ) -> None:
     """Train a model, or resume where the same command stopped.
 
-    Ctrl-C saves a checkpoint and stops; a second Ctrl-C stops at once.
+    Ctrl-C saves a checkpoint and stops; a second Ctrl-C stops at once. SIGTERM, SIGUSR1 and SIGUSR2 do the same.
     """
     from ldm.cli.processes import run_processes
     from ldm.cli.programs import find_config, find_home, program_of
@@ -66,8 +66,8 @@ def train(
     check = [sys.executable, "-m", f"{home.package}.settings.check_settings", program, str(path), *settings]
     if code := run_processes(check, environment):  # a mistyped setting, told before the libraries are loaded
         raise typer.Exit(code)
-    module = f"{home.package}.{program}"
-    command = [sys.executable, "-m", module, str(path), *settings, *(["--plan"] if plan else [])]
+    command = [sys.executable, "-m", f"{home.package}.run.start", program, str(path), *settings]
+    command += ["--plan"] if plan else []
     code = run_processes(command, environment, num_processes)
     if code:
         raise typer.Exit(code)

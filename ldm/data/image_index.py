@@ -7,6 +7,7 @@ that are written atomically and never changed, so any number of processes can wr
 import hashlib
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -27,6 +28,9 @@ MAX_FILES = 16
 
 FINE_TICK_NS, COARSE_TICK_NS = 50_000_000, 2_000_000_000
 """How far apart two writes must be to get different times: on most disks, and on disks that store whole seconds."""
+
+FILE_NAME = re.compile(r"facts-[0-9]{20}-[0-9a-f]{8}\.jsonl")
+"""The files of the index."""
 
 FACTS_FIELDS = {field.name for field in fields(ImageInfo)} - {"named"}
 
@@ -87,6 +91,8 @@ class ImageIndex:
 
     def _load(self) -> None:
         for path in sorted(self.folder.glob("facts-*.jsonl")):
+            if not FILE_NAME.fullmatch(path.name):
+                continue  # not ours: merging removes what it has read
             try:
                 text = read_text(path, errors="replace")
             except OSError:

@@ -8,10 +8,7 @@ DEST/ATTRIBUTION.md         sources and licences
 
 import io
 import json
-import os
 import re
-import shutil
-import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +33,8 @@ from ldm.demos.emoji_source import (
     read_names,
 )
 from ldm.errors import UserError, unknown_name
+from ldm.io.folders import is_taken, new_folder
+from ldm.io.temporary import working_folder
 
 SUBSETS = ("clear", "hands", "all")
 SOURCE_PX = 256
@@ -79,7 +78,7 @@ def prepare_emoji(
     """
     _check_subset(subset, skin_tones)
     check_dest(dest, size_px)
-    with packages_folder(packages, on_progress) as folder, folder_in_the_making(dest) as work:
+    with packages_folder(packages, on_progress) as folder, new_folder(dest, manifest=False) as work:
         images, names = find_package(folder, IMAGES_PACKAGE), find_package(folder, NAMES_PACKAGE)
         emoji = read_names(names)
         matched, left_out = _choose(image_stems(images), emoji, subset, skin_tones)
@@ -134,7 +133,7 @@ def check_dest(dest: Path, size_px: int) -> None:
     """
     if not 8 <= size_px <= SOURCE_PX:
         raise UserError(f"--size-px {size_px}", f"choose 8 to {SOURCE_PX}, the size of the source images")
-    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+    if is_taken(dest):
         raise UserError(f"{dest} already exists", "give a new or empty folder; nothing is overwritten")
 
 
@@ -144,27 +143,10 @@ def packages_folder(packages: Path | None, on_progress: OnProgress) -> Iterator[
     if packages is not None:
         yield packages
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with working_folder("emoji") as folder:
         on_progress("downloading with npm pack", 0, 1)
-        npm_pack(Path(folder))
-        yield Path(folder)
-
-
-@contextmanager
-def folder_in_the_making(dest: Path) -> Iterator[Path]:
-    """A temporary sibling of `dest` that is renamed to it at the end, or removed on an error."""
-    work = dest.parent / f".{dest.name}.{os.getpid()}.tmp"
-    try:
-        work.mkdir(parents=True)
-        yield work
-        if dest.exists():
-            dest.rmdir()  # fails, rightly, if something has been put there in the meantime
-        work.rename(dest)
-    except OSError as error:
-        hint = "choose a folder that can be written, on a disk with room"
-        raise UserError(f"{dest} cannot be written ({error})", hint) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)  # after the rename nothing has this name
+        npm_pack(folder)
+        yield folder
 
 
 def _choose(

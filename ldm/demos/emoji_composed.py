@@ -19,7 +19,6 @@ from ldm.demos.emoji import (
     ATTRIBUTION,
     OnProgress,
     check_dest,
-    folder_in_the_making,
     packages_folder,
     slug_of,
 )
@@ -36,6 +35,7 @@ from ldm.demos.emoji_scenes import (
 from ldm.demos.emoji_scenes_drawing import Artwork
 from ldm.demos.emoji_source import IMAGES_PACKAGE, NAMES_PACKAGE, find_package
 from ldm.errors import UserError
+from ldm.io.folders import new_folder
 from ldm.io.json_files import parse_json, read_json
 from ldm.io.opening import read_text
 
@@ -67,7 +67,7 @@ def prepare_composed_emoji(
     check_dest(dest, size_px)
     if size_px % 4:
         raise UserError(f"--size-px {size_px}", "choose a multiple of 4: scenes are laid out in quarters")
-    with packages_folder(packages, on_progress) as folder, folder_in_the_making(dest) as work:
+    with packages_folder(packages, on_progress) as folder, new_folder(dest, manifest=False) as work:
         images, names = find_package(folder, IMAGES_PACKAGE), find_package(folder, NAMES_PACKAGE)
         objects = write_objects(work / OBJECTS_FOLDER, images, names, on_progress)
         held_out = choose_held_out(objects)

@@ -18,7 +18,8 @@ from ldm.demos.emoji_judge import ATTRIBUTES, SceneJudge, agrees
 from ldm.demos.emoji_scenes import KINDS, Kind, Scene, captions_of_scene, held_out_scenes
 from ldm.demos.emoji_scenes_drawing import Artwork
 from ldm.evaluation.metrics import exact_interval
-from ldm.io.files import new_folder, write_json
+from ldm.io.files import write_json
+from ldm.io.folders import new_folder
 from ldm.io.images import image_grid, image_to_tensor, tensor_to_images
 from ldm.noise import choice, permutation
 from ldm.pipeline.pipeline import Pipeline

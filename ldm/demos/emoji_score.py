@@ -7,7 +7,8 @@ from typing import Any
 
 from ldm.data.sample import Sample
 from ldm.evaluation.recall import measure_recall
-from ldm.io.files import new_folder, write_json
+from ldm.io.files import write_json
+from ldm.io.folders import new_folder
 from ldm.io.images import image_grid
 from ldm.pipeline.pipeline import Pipeline
 
@@ -35,7 +36,7 @@ def evaluate_emoji(
     Raises:
         UserError: `dest` exists, or the disk is full.
     """
-    with new_folder(dest) as folder:
+    with new_folder(dest, manifest=False) as folder:
         result, _ = measure_recall(
             pipeline, samples, num_captions=num_captions, settings=settings, on_progress=on_progress
         )

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 
 from ldm.demos.shapes import BACKGROUNDS, COLOURS, Scene, held_out_scene, training_scene
 from ldm.errors import UserError
-from ldm.io.files import new_folder
+from ldm.io.folders import new_folder
 from ldm.noise import permutation, uniform
 
 EXTENTS = {"small": 0.24, "large": 0.40}
@@ -198,7 +198,10 @@ def write_shapes(
             f"choose {SMALLEST_SIZE_PX} or more, to recognise small things",
         )
     scene_of = held_out_scene if held_out else training_scene
-    with new_folder(dest) as folder, (folder / "metadata.jsonl").open("w", encoding="utf-8") as rows:
+    with (
+        new_folder(dest, manifest=False) as folder,
+        (folder / "metadata.jsonl").open("w", encoding="utf-8") as rows,
+    ):
         (folder / "images").mkdir()
         for index in range(num_images):
             scene = scene_of(seed, index, plain=plain)

@@ -15,7 +15,8 @@ from PIL import Image
 from ldm.demos.shapes import Scene, held_out_scene, parse_caption, training_scene
 from ldm.demos.shapes_judge import ATTRIBUTES, agrees, judge
 from ldm.evaluation.metrics import Share
-from ldm.io.files import new_folder, write_json
+from ldm.io.files import write_json
+from ldm.io.folders import new_folder
 from ldm.io.images import image_grid
 from ldm.pipeline.pipeline import Pipeline
 
@@ -84,7 +85,7 @@ def score_shapes(
         "plain": plain,
         "settings": dict(settings),
     }
-    with new_folder(dest) as folder:
+    with new_folder(dest, manifest=False) as folder:
         for kind, scene_of in (("seen", training_scene), ("held_out", held_out_scene)):
             prompts = [scene_of(SCORING_SEED, index, plain=plain).caption for index in range(num_scenes)]
             images = []

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 METRICS = "metrics.jsonl"
+CURVES_CHUNK = "ldm_curves"
+"""The text chunk of the curves that this program drew."""
 """The file in a run directory that has one JSON object per logged step."""
 
 Row = Mapping[str, Any]
@@ -91,7 +93,7 @@ def draw_curves(runs: Runs, output: Path) -> None:
             handles=_run_lines(runs), loc="outside upper center", ncols=min(4, len(runs)), frameon=False
         )
     png = io.BytesIO()
-    figure.savefig(png, format="png", metadata={"Software": None})
+    figure.savefig(png, format="png", metadata={"Software": None, CURVES_CHUNK: "ldm plot"})
     write_bytes(output, png.getvalue())
 
 

@@ -1,7 +1,5 @@
 """An export: written to a temporary folder, read back by other libraries, compared, and only then moved into place."""
 
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +14,9 @@ from ldm.export.export_source import ExportSource
 from ldm.export.formats.exporter import exporter_of
 from ldm.export.model_files import CARD, REPORT
 from ldm.export.verify.compare import NotVerified, Verdict
-from ldm.io.files import new_folder, sha256_file, write_json
+from ldm.io.files import file_entry, write_json
+from ldm.io.folders import new_folder, replace_folder, write_index
+from ldm.io.ownership import check_replaceable, is_ours, numbered
 from ldm.io.redaction import private_names, public_file_name
 from ldm.version import __version__
 
@@ -43,9 +43,12 @@ def export(
     """Write a model for other programs into a new folder: complete and verified, or not at all.
 
     Raises:
-        UserError: the folder exists, or the format does not fit the model; or the reader cannot read the export or
-            draws another image, in which case the export is kept in `DEST.failed`.
+        UserError: the folder exists, or with `overwrite` holds what this program did not write; or the format does not
+            fit the model; or the reader cannot read the export or draws another image, in which case the export is kept
+            in `DEST.failed`.
     """
+    if options.overwrite:
+        check_replaceable(dest)
     with new_folder(dest, replace=options.overwrite) as temporary:
         say(f"writing {options.format}")
         name = public_file_name(dest.name)
@@ -58,7 +61,8 @@ def export(
             raise _set_aside(temporary, dest, "could not be verified", error) from error
         except UserError as error:
             raise _set_aside(temporary, dest, "failed verification", error) from error
-        write_json(temporary / REPORT, _report(source, options, temporary, verdicts))
+        report = _report(source, options, temporary, verdicts)
+        write_json(temporary / REPORT, report)
         if bad := [verdict for verdict in verdicts if not verdict.passed]:
             raise _set_aside(temporary, dest, "failed verification", UserError(str(bad[0])))
         say("writing the model card")
@@ -73,6 +77,7 @@ def export(
             name=name,
         )
         _clean(temporary, options, say)
+        write_json(temporary / REPORT, {**report, "card_files": _card_files(temporary)})
     return ExportReport(dest, verdicts)
 
 
@@ -82,13 +87,15 @@ def _clean(folder: Path, options: ExportOptions, say: Say) -> None:
 
 
 def _set_aside(temporary: Path, dest: Path, outcome: str, reason: UserError) -> UserError:
-    """Keep a failed export beside its destination, replacing an earlier failure."""
-    failed = dest.with_name(dest.name + ".failed")
-    if failed.exists():
-        shutil.rmtree(failed)
-    os.replace(temporary, failed)
-    way_on = "; ".join(filter(None, (reason.hint, f"it is kept in {failed}")))
-    return UserError(f"the export {outcome}: {reason.what}", way_on)
+    """Keep a failed export beside its destination. An earlier failure is replaced, and nothing else."""
+    failed = next(path for path in numbered(dest.with_name(dest.name + ".failed")) if is_ours(path))
+    write_index(temporary)
+    kept = f"it is kept in {failed}"
+    try:
+        replace_folder(temporary, failed)
+    except OSError as error:  # a destination that is a mount point, in a folder that is not writable
+        kept = f"it is not kept, because {failed} cannot be written ({error.strerror})"
+    return UserError(f"the export {outcome}: {reason.what}", "; ".join(filter(None, (reason.hint, kept))))
 
 
 def _report(
@@ -114,10 +121,19 @@ def _report(
 
 def files_with_hashes(folder: Path) -> Mapping[str, dict[str, Any]]:
     """SHA-256 and size in bytes of every file, by path; the model card is left out, because it may be edited."""
+    return {name: file_entry(path) for name, path in _files(folder).items() if not _is_card(name)}
+
+
+def _card_files(folder: Path) -> Mapping[str, dict[str, Any]]:
+    """The same for the card and its images: an edited card is never replaced."""
+    return {name: file_entry(path) for name, path in _files(folder).items() if _is_card(name)}
+
+
+def _files(folder: Path) -> dict[str, Path]:
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in found}
-    return {
-        name: {"sha256": sha256_file(path), "size_bytes": path.stat().st_size}
-        for name, path in names.items()
-        if name not in (CARD, REPORT) and not name.startswith("samples/")
-    }
+    return {name: path for name, path in names.items() if name != REPORT}
+
+
+def _is_card(name: str) -> bool:
+    return name == CARD or name.startswith("samples/")

@@ -10,6 +10,7 @@ from ldm.generation.output import Target, file_name
 from ldm.generation.reproduce import made_with_others
 from ldm.io.images import open_image
 from ldm.io.png import check_png
+from ldm.io.temporary import remove_abandoned_files
 from ldm.pipeline.batches import Batch
 from ldm.pipeline.record import read_settings, with_public_names
 
@@ -36,7 +37,7 @@ def finished_images(pipeline: "Pipeline", batches: Sequence[Batch], target: Targ
         LdmWarning: the same, if `target.overwrite` is true: these are made again.
     """
     images = [image for batch in batches for image in batch]
-    _remove_leftovers(target.folder, set(map(file_name, images)))
+    remove_abandoned_files(target.folder, set(map(file_name, images)).__contains__)
     finished, faults = set(), []
     for image, record in zip(images, pipeline.expected_records(images), strict=True):
         path = target.path(image)
@@ -48,13 +49,6 @@ def finished_images(pipeline: "Pipeline", batches: Sequence[Batch], target: Targ
             finished.add(image.number)
     _judge(faults, target)
     return frozenset(finished)
-
-
-def _remove_leftovers(folder: Path, names: set[str]) -> None:
-    """Remove the temporary files of these images, whose writer was killed: see `ldm.io.files.write_bytes`."""
-    for path in folder.glob(".tmp-*.png-*"):
-        if path.name.removeprefix(".tmp-").rpartition("-")[0] in names:
-            path.unlink()
 
 
 def _judge(faults: list[str], target: Target) -> None:

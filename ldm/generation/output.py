@@ -1,19 +1,26 @@
 """Where the images of a call go: their file names, and whether they may be written."""
 
-import io
+import hashlib
+import json
 import math
+import os
 import tempfile
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ldm.errors import UserError
-from ldm.io.files import disk_errors, write_bytes
+from ldm.io.files import disk_errors
 from ldm.io.images import image_grid, open_image
+from ldm.io.png import is_written_here, read_chunk, write_chunks
 from ldm.pipeline.batches import ImageRequest
+from ldm.pipeline.record import RECORD_CHUNK
 
 GRID_NAME = "grid.png"
+GRID_CHUNK = "ldm_grid"
+"""The text chunk of a grid that says which images it shows."""
 _SLUG_LENGTH = 40
 
 
@@ -60,10 +67,11 @@ class Target:
         """Make sure, before any work is done, that the images can be written. Nothing is created.
 
         Raises:
-            UserError: a file exists and neither `overwrite` nor `resume` is true, or the folder cannot be written to.
+            UserError: a file exists and neither `overwrite` nor `resume` is true; or it is not one of ours, or a grid
+                of other images; or the folder cannot be written to.
         """
         _check_writable(self.folder)
-        taken = [path for path in self.paths(images) if path.exists()]
+        taken = [path for path in self.paths(images) if os.path.lexists(path)]
         for path in taken:
             if path.is_dir() or not (self.overwrite or self.resume):
                 more = f" (and {len(taken) - 1} more)" if len(taken) > 1 else ""
@@ -71,6 +79,33 @@ class Target:
                     f"{path} exists already{more}",
                     "add --overwrite, or --resume to keep it, or give another --output",
                 )
+        if self.overwrite:
+            self._check_ours(taken)
+        elif self.grid and self.grid_path in taken:
+            self._check_grid(images)
+
+    def _check_ours(self, taken: Sequence[Path]) -> None:
+        """Refuse to overwrite what this program did not write."""
+        for path in taken:
+            if not is_written_here(path, GRID_CHUNK if path == self.grid_path else RECORD_CHUNK):
+                raise UserError(
+                    f"{path} exists already, and was not written by this program",
+                    "move it away, or give another --output; --overwrite replaces only images that were generated",
+                )
+
+    def _check_grid(self, images: Sequence[ImageRequest]) -> None:
+        """Refuse to resume a call whose grid shows other images."""
+        path = self.grid_path
+        if not is_written_here(path, GRID_CHUNK):
+            raise UserError(
+                f"{path} exists already, and is not known to show these images",
+                "move it away, leave out --grid, or give another --output",
+            )
+        if path.stat().st_size and read_chunk(path, GRID_CHUNK) != _contents(images):
+            raise UserError(
+                f"{path} shows the images of another call",
+                "leave out --grid, give another --output, or add --overwrite to replace it",
+            )
 
     def write_grid(self, images: Sequence[ImageRequest]) -> None:
         """Write `grid.png` from the files of the images, in about as many rows as columns.
@@ -79,9 +114,18 @@ class Target:
             UserError: an image's file is missing, or the disk is full or not writable.
         """
         opened = [open_image(self.path(image)) for image in images]
-        buffer = io.BytesIO()
-        image_grid(opened, num_columns=math.isqrt(len(opened) - 1) + 1).save(buffer, "PNG")
-        write_bytes(self.grid_path, buffer.getvalue())
+        grid = image_grid(opened, num_columns=math.isqrt(len(opened) - 1) + 1)
+        write_chunks(self.grid_path, grid, {GRID_CHUNK: _contents(images)}, overwrite=True)
+
+
+def _contents(images: Sequence[ImageRequest]) -> str:
+    """What a grid shows: a hash of the images that were asked for."""
+    asked = [[image.number, image.prompt, image.seed, _given(image)] for image in images]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def _given(image: ImageRequest) -> dict[str, Any]:
+    return image.settings.model_dump(mode="json", exclude_unset=True)
 
 
 def _check_writable(folder: Path) -> None:

@@ -20,6 +20,7 @@ from ldm.errors import UserError
 from ldm.io.json_files import read_json
 from ldm.io.opening import open_file
 from ldm.io.safetensors_header import read_header
+from ldm.io.temporary import claim
 
 if TYPE_CHECKING:
     import torch
@@ -59,93 +60,38 @@ def remembered_sha256(path: Path) -> str:
 
 
 @contextmanager
-def new_folder(dest: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A folder to fill. It appears at `dest` when complete, or not at all.
+def disk_errors(path: Path, *, only_full: bool = False) -> Iterator[None]:
+    """Turn the errors of a full or unwritable disk into a UserError that names `path`.
 
-    An existing `dest` is replaced only with `replace`, and only after the new folder has been flushed to the disk.
-
-    Raises:
-        UserError: `dest` already exists and is not empty, or the disk is full or not writable.
+    Args:
+        only_full: leave all errors but those of a full disk as they are.
     """
-    if not replace and is_taken(dest):
-        raise UserError(f"{dest} exists already", "choose another place or move it away")
-    temporary = dest.parent / f".tmp-{dest.name}-{uuid.uuid4().hex[:8]}"
-    with disk_errors(dest):
-        try:
-            _make(temporary, dest)
-            yield temporary
-            _open_to_readers(temporary)
-            flush_folder(temporary)
-            _swap(temporary, dest)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _make(temporary: Path, dest: Path) -> None:
-    try:
-        temporary.mkdir(parents=True)
-    except FileNotFoundError as error:
-        # the parents exist by now, so it is a file system such as /proc, where no folders can be created
-        raise _unwritable(dest, error) from error
-
-
-def is_taken(dest: Path) -> bool:
-    """Whether `dest` exists and is not an empty folder."""
-    return dest.exists() and (not dest.is_dir() or any(dest.iterdir()))
-
-
-def _open_to_readers(folder: Path) -> None:
-    """Give every file the user's default mode: safetensors creates files that only the owner can read."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(0o666 & ~mask)
-
-
-def _swap(temporary: Path, dest: Path) -> None:
-    """Move the finished folder into place; an existing one is moved aside first and deleted last."""
-    old = dest.parent / f".old-{dest.name}-{uuid.uuid4().hex[:8]}"
-    if dest.exists():
-        dest.rename(old)
-    temporary.rename(dest)
-    _flush(dest.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the errors of a full or unwritable disk into a UserError that names `path`."""
     try:
         yield
-    except OSError as error:
-        if error.errno in FULL:
+    except UserError:
+        raise
+    except Exception as error:
+        number = _error_number(error)
+        if number in FULL:
             raise UserError(f"{path}: the disk is full", "free some space and run again") from error
-        if error.errno in UNWRITABLE:
-            raise _unwritable(path, error) from error
+        if number in UNWRITABLE and not only_full:
+            raise unwritable(path, OSError(number, os.strerror(number))) from error
         raise
 
 
-def _unwritable(path: Path, error: OSError) -> UserError:
+def _error_number(error: Exception) -> int:
+    """The system's number of an error, or 0. safetensors raises its own errors, with the number in their text."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    match = (
+        re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    )
+    return int(match[1]) if match else 0
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """The error for a place that cannot be written to."""
     return UserError(f"{path} cannot be written ({error.strerror})", "choose another place")
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed writer left in a folder: temporary files, and old folders that it had moved aside.
-
-    An old folder is put back if its replacement never arrived. No other process may be writing there.
-    """
-    for old in _named_as_ours(folder, "old"):
-        dest = folder / old.name.removeprefix(".old-").rpartition("-")[0]
-        if not dest.exists():
-            old.rename(dest)
-    for path in [*_named_as_ours(folder, "old"), *_named_as_ours(folder, "tmp")]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _named_as_ours(folder: Path, kind: str) -> list[Path]:
-    """Paths with the names that `new_folder` and `write_bytes` give; a user's `.old-photos` is not one of them."""
-    return [path for path in folder.glob(f".{kind}-*") if re.search(r"-[0-9a-f]{8}$", path.name)]
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -166,12 +112,13 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
+                claim(file.fileno())
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
         except FileNotFoundError as error:  # the parents exist by now: it is a file system such as /proc
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error) from error
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -235,7 +182,7 @@ def write_tensors(
 
 def write_manifest(folder: Path) -> None:
     """Record the SHA-256 and size in bytes of every file in `folder`. Written last, it marks the folder as complete."""
-    write_json(folder / MANIFEST, {str(p.relative_to(folder)): _entry(p) for p in _files(folder)})
+    write_json(folder / MANIFEST, {str(p.relative_to(folder)): file_entry(p) for p in _files(folder)})
 
 
 def manifest_fault(folder: Path) -> str | None:
@@ -251,7 +198,7 @@ def manifest_fault(folder: Path) -> str | None:
         file = folder / name
         if not file.is_file():
             return f"{file} is missing"
-        if _entry(file) != entry:
+        if file_entry(file) != entry:
             return f"{file} has changed since it was written"
     return None
 
@@ -260,22 +207,9 @@ def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
 
 
-def _entry(path: Path) -> ManifestEntry:
+def file_entry(path: Path) -> ManifestEntry:
+    """The SHA-256 and size in bytes of a file, as a manifest lists them."""
     return {"sha256": sha256_file(path), "size_bytes": path.stat().st_size}
-
-
-def flush_folder(folder: Path) -> None:
-    """Flush every file below `folder`, and the folders themselves, to the disk."""
-    for path in [*folder.rglob("*"), folder]:
-        _flush(path)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def free_bytes(folder: Path) -> int:

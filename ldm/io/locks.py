@@ -51,6 +51,16 @@ def _write_holder(handle: int) -> None:
     os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": os.uname().nodename}).encode(), 0)
 
 
+def is_lock(path: Path) -> bool:
+    """Whether a file is a lock of ours: it names a process, or is empty as before the first use."""
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() and path.stat().st_size < 1000 else "0"
+        holder = json.loads(text or "{}")
+    except (OSError, ValueError):
+        return False
+    return isinstance(holder, dict) and holder.keys() <= {"pid", "host"}
+
+
 def _holder(path: Path) -> str:
     """The process named in a lock file."""
     try:

@@ -34,6 +34,21 @@ def write_chunks(
         raise UserError(f"{path} cannot be written ({error.strerror})", "choose another place") from error
 
 
+def is_written_here(path: str | os.PathLike[str], key: str) -> bool:
+    """Whether a file is a PNG with the text chunk that this program writes, even if its pixels are damaged.
+
+    An empty file counts, too: it holds nothing that could be lost.
+    """
+    path = Path(path)
+    try:
+        if path.is_file() and not path.stat().st_size:
+            return True
+        with Image.open(path, formats=["PNG"]) as image:
+            return isinstance(image, PngImageFile) and key in image.info
+    except Exception:  # a decoder of foreign bytes raises nearly anything
+        return False
+
+
 def read_chunk(path: str | os.PathLike[str], key: str) -> str | None:
     """One text chunk of a PNG, or None if it has no such chunk.
 

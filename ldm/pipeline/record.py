@@ -27,6 +27,8 @@ from ldm.pipeline.input_images import InputRecord
 RECORD_VERSION = 2
 """Raised when a record changes so that older programs misread it. A record without a version has version 1."""
 
+RECORD_CHUNK = "ldm"
+"""The text chunk of a PNG that holds its record."""
 INPUTS_VERSION = 3
 """The version of the record of an image that was made from other images; older programs would leave them out."""
 
@@ -149,7 +151,7 @@ def write_png(
     """
     kind = type(record.settings) if isinstance(record, ImageRecord) else GenerationSettings
     flat = record.to_json() if isinstance(record, ImageRecord) else dict(record)
-    chunks = {"parameters": infotext(flat, kind), "ldm": json.dumps(flat, sort_keys=True)}
+    chunks = {"parameters": infotext(flat, kind), RECORD_CHUNK: json.dumps(flat, sort_keys=True)}
     write_chunks(path, image, chunks, overwrite=overwrite)
 
 
@@ -159,7 +161,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         UserError: the file is not a readable PNG, or has no record of ours.
     """
-    text = read_chunk(path, "ldm")
+    text = read_chunk(path, RECORD_CHUNK)
     if text is None:
         raise UserError(
             f"{path}: has no `ldm` settings",

@@ -7,6 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ldm.errors import UserError
+
 from .samples import Setting
 
 BENCHMARKS = ("startup", "generate", "decode", "train", "upkeep", "cache", "scaling")
@@ -27,6 +29,8 @@ def measure(name: str, setting: Setting, output: Path | None = None) -> str:
     """
     from .rows import table
 
+    if output:
+        _check_output(output)
     known = BENCHMARKS if setting.device == "cpu" else ON_CUDA
     names = known if name == "all" else (name,)
     results: list[dict[str, Any]] = []
@@ -38,6 +42,20 @@ def measure(name: str, setting: Setting, output: Path | None = None) -> str:
             kept = {"results": results} if name == "all" else results[0]
             output.write_text(json.dumps(kept, indent=2, default=str) + "\n")
     return f"{table(results)}\n\n{LEGEND}"
+
+
+def _check_output(output: Path) -> None:
+    """Refuse to replace a file that is not a result of ours.
+
+    Raises:
+        UserError: it is not.
+    """
+    try:
+        found = json.loads(output.read_text()) if output.is_file() and output.stat().st_size else {"rows": []}
+    except (OSError, ValueError):
+        found = None
+    if output.is_dir() or not isinstance(found, dict) or not {"rows", "results"} & found.keys():
+        raise UserError(f"{output} exists already, and is not a result of a benchmark", "name another file")
 
 
 def read_results(paths: Sequence[Path]) -> list[dict[str, Any]]:

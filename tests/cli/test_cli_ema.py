@@ -204,6 +204,7 @@ def test_what_cannot_be_rebuilt_is_refused_in_one_line(
     (unfinished / "averages").mkdir(parents=True)
     (unfinished / "averages" / "step-000060").symlink_to(run[0] / "averages" / "step-000060")
     (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/mine.txt").touch()
     for arguments, message in (
         ((tmp_path / "none",), "has no snapshots"),
         ((unfinished,), "finish the run first"),

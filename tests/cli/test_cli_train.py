@@ -125,7 +125,13 @@ sys.exit(run_processes([sys.executable, "-c", sys.argv[1], sys.argv[2]], os.envi
 
 @pytest.mark.parametrize(
     ("sent", "arrives", "num_processes"),
-    [(signal.SIGINT, 2, 1), (signal.SIGTERM, 15, 1), (signal.SIGHUP, 15, 1), (signal.SIGINT, 2, 2)],
+    [
+        (signal.SIGINT, 2, 1),
+        (signal.SIGTERM, 15, 1),
+        (signal.SIGHUP, 15, 1),
+        (signal.SIGUSR1, 15, 1),
+        (signal.SIGINT, 2, 2),
+    ],
 )
 def test_a_signal_reaches_each_process_once(
     tmp_path: Path, sent: signal.Signals, arrives: int, num_processes: int

@@ -176,3 +176,15 @@ def test_a_truncated_last_row_is_ignored(tmp_path: Path) -> None:
         file.write('{"step": 6, "lo')
     assert read_metrics(run) == read_metrics(run / "metrics.jsonl") == rows_of()
     assert read_metrics(tmp_path) == []
+
+
+def test_only_curves_are_replaced(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", rows_of())
+    assert plot(run)[1] == plot(run)[1] == f"{run / 'curves.png'}\n"
+    for name in ("curves.png", "mine.png"):
+        Image.new("RGB", (4, 4)).save(run / name)
+    before = (run / "curves.png").read_bytes()
+    code, _, said = plot(run, "--output", run / "mine.png")
+    assert code == 2 and "mine.png exists already" in said
+    assert plot(run)[:2] == (0, f"{run / 'curves-2.png'}\n")
+    assert (run / "curves.png").read_bytes() == (run / "mine.png").read_bytes() == before

@@ -13,7 +13,7 @@ from ldm.data.buckets import BucketSettings, Placement, place
 from ldm.data.duplicates import perceptual_hash
 from ldm.data.report import page as report_page
 from ldm.data.report.contents import DataReport
-from ldm.data.report.report import make_report, write_report
+from ldm.data.report.report import check_report_folder, make_report, write_report
 from ldm.data.sample import FileImage, ImageInfo, Refusal, Sample
 from ldm.data.sources.reading import Reading
 from ldm.errors import UserError
@@ -102,6 +102,7 @@ def test_a_report_on_no_samples(tmp_path: Path) -> None:
     report = report_of([], count_tokens=len, context_length=4)
     assert (report.num_found, report.captions.num_captions, report.buckets) == (0, 0, {})
     write_report(report, tmp_path, [])
+    check_report_folder(tmp_path)  # it may be written again
     assert json.loads((tmp_path / "data_report.json").read_text())["num_found"] == 0
 
 
@@ -279,3 +280,11 @@ def test_the_page_shows_the_further_images_of_a_sample_with_the_same_crop(tmp_pa
     assert [found["alt"] for tag, found in page.tags if tag == "img"] == ["", "source"]
     assert len([found["style"] for _, found in page.tags if found.get("class") == "crop"]) == 2
     assert "gone.png: No such file" in page.text
+
+
+@pytest.mark.parametrize("name", ["data_report.json", "data_report.html"])
+def test_only_reports_are_replaced(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('{"mine": 1}')
+    with pytest.raises(UserError, match=f"{name} exists already"):
+        check_report_folder(tmp_path)
+    assert (tmp_path / name).read_text() == '{"mine": 1}'

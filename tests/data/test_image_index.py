@@ -163,3 +163,19 @@ def test_another_file_with_the_old_size_and_time_is_read_again(tmp_path: Path) -
     again = FileImage(path).stamp()
     assert again and again[:3] == found[:3]
     assert ImageIndex(tmp_path / "cache").get(again) is None
+
+
+def test_files_of_others_are_neither_read_nor_merged(tmp_path: Path) -> None:
+    image_index = ImageIndex(tmp_path)
+    image_index.put(stamp(), facts_of())
+    image_index.save()
+    (written,) = image_index.folder.iterdir()
+    mine = image_index.folder / "facts-mine.jsonl"
+    mine.write_bytes(written.read_bytes())
+    written.unlink()
+    assert ImageIndex(tmp_path).get(stamp()) is None
+    for number in range(MAX_FILES + 2):
+        again = ImageIndex(tmp_path)
+        again.put(stamp(f"{number}.png"), facts_of())
+        again.save()
+    assert mine.exists()

@@ -19,6 +19,7 @@ from ldm.export.verify.trial import largest_difference, trial_for, trial_outputs
 from ldm.io.files import sha256_file, write_json
 from ldm.io.json_files import read_json
 from ldm.models.loading.model import load_parts, save_parts
+from tests.support.small_mounts import bound
 from tests.support.tiny_models import ZERO_SNR_SCHEDULER, make_sd1, make_sd2
 
 QUIET = ExportOptions(num_samples=0)
@@ -133,8 +134,43 @@ def test_an_existing_export_is_kept_unless_asked(models: dict[str, Path], tmp_pa
     with pytest.raises(UserError, match="exists already"):
         export(load_source(models["sd1"]), tmp_path / "out", QUIET)
     assert (tmp_path / "out/mine.txt").read_text() == "mine"
-    export(load_source(models["sd1"]), tmp_path / "out", replace(QUIET, overwrite=True))
-    assert not (tmp_path / "out/mine.txt").exists()
+    overwrite = replace(QUIET, overwrite=True)
+    with pytest.raises(UserError, match=r"out contains mine\.txt, which this program did not write"):
+        export(load_source(models["sd1"]), tmp_path / "out", overwrite)
+    assert (tmp_path / "out/mine.txt").read_text() == "mine"
+    for name in ("sd1", "sd2"):
+        export(load_source(models[name]), tmp_path / "free", overwrite)
+    assert read_json(tmp_path / "free/export.json")["source"]["model_id"] == "sd2"
+    (tmp_path / "free/README.md").write_text("my own words")
+    with pytest.raises(UserError, match=r"README\.md, which has changed"):
+        export(load_source(models["sd1"]), tmp_path / "free", overwrite)
+    assert (tmp_path / "free/README.md").read_text() == "my own words"
+
+
+@pytest.mark.usefixtures("read_here")
+def test_a_volume_is_exported_into_and_again(models: dict[str, Path], tmp_path: Path) -> None:
+    with bound(tmp_path / "volume") as dest:
+        for name in ("sd1", "sd2"):
+            export(load_source(models[name]), dest, replace(QUIET, overwrite=name == "sd2"))
+        assert read_json(dest / "export.json")["source"]["model_id"] == "sd2"
+        assert not list(dest.glob(".*"))
+
+
+@pytest.mark.usefixtures("read_here")
+def test_a_failed_export_replaces_only_an_earlier_one(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(task: object, reader: object) -> None:
+        raise UserError("the reader failed")
+
+    monkeypatch.setattr(ldm.export.verify.compare, "_run", broken)
+    (tmp_path / "out.failed").mkdir()
+    (tmp_path / "out.failed/mine.txt").write_text("mine")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"it is kept in .*out\.failed-2$"):
+            export(load_source(models["sd1"]), tmp_path / "out", QUIET)
+    assert (tmp_path / "out.failed/mine.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.failed", "out.failed-2"]
 
 
 def test_a_reader_that_fails_is_reported_in_one_line(tmp_path: Path) -> None:

@@ -186,15 +186,47 @@ def test_a_damaged_or_foreign_file_is_named(name: str, tmp_path: Path) -> None:
     assert words in fault
 
 
-def test_a_foreign_file_is_replaced_only_with_overwrite(made: list[list[str]]) -> None:
+def test_a_foreign_file_is_never_replaced(made: list[list[str]]) -> None:
+    paths = finished(*PROMPTS, "--grid")
+    lose_its_settings(paths[2])
+    spoilt = contents(paths)
+    made.clear()
+    for options in (["--overwrite"], ["--resume", "--overwrite"]):
+        refused = generate(*PROMPTS, *options)
+        assert (refused.exit_code, refused.stdout, made) == (2, "", [])
+        assert refused.stderr.startswith(
+            f"error: {paths[2]} exists already, and was not written by this program"
+        )
+    lose_its_settings(paths[-1])
+    for options in (["--overwrite"], ["--resume"]):
+        assert generate("x", "--grid", *options).stderr.startswith(f"error: {paths[-1]} exists already, and ")
+    assert contents(paths)[:-1] == spoilt[:-1]
+
+
+def test_the_grid_of_another_call_is_not_replaced_by_resuming(made: list[list[str]]) -> None:
+    (*_, grid) = finished("a", "b", "--grid")
+    before = contents([grid])
+    made.clear()
+    for other in (["c"], ["a", "b", "--guidance-scale", "7"]):
+        refused = generate(*other, "--grid", "--resume")
+        assert (refused.exit_code, made) == (2, [])
+        assert refused.stderr.startswith(f"error: {grid} shows the images of another call")
+    assert contents([grid]) == before
+    assert finished("a", "b", "--grid", "--resume")[-1] == grid
+    assert contents([grid])[0][0] == before[0][0]
+    finished("c", "--grid", "--overwrite")
+    assert contents([grid])[0][0] != before[0][0]
+
+
+def test_an_image_with_other_settings_is_replaced_only_with_overwrite(made: list[list[str]]) -> None:
     paths = finished(*PROMPTS)
     whole = contents(paths)
-    lose_its_settings(paths[2])
+    have_other(num_inference_steps=7)(paths[2])
     spoilt = contents(paths)
     made.clear()
     refused = generate(*PROMPTS, "--resume")
     assert (refused.exit_code, refused.stdout, made) == (2, "", [])
-    fault = f"{paths[2]}: has no `ldm` settings"
+    fault = f"{paths[2]} was made with num_inference_steps 7, not num_inference_steps 2"
     hint = "add --overwrite to make such images again, or give another --output"
     assert refused.stderr == f"error: {fault}: {hint}\n"
     assert contents(paths) == spoilt

@@ -49,7 +49,6 @@ ALLOWED = {
     # not from users
     ("ldm.export.formats.diffusers_folder", "from_pretrained"): "a line of Python for the card",
     ("ldm.export.formats.lora_formats", "from_pretrained"): "a line of Python for the card",
-    ("ldm.export.formats.single_file", "open"): "the file that it has just written",
     ("ldm.demos.emoji", "Image.open"): "bytes of a package, limited by _read_member",
     ("ldm.demos.emoji_objects", "Image.open"): "images that the script has just written",
     ("ldm.models.identity", "json.loads"): "the text of a loaded tokenizer",

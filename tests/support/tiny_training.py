@@ -88,9 +88,8 @@ def train(
         module or PointLoss(),
         dataset or Points(),
         bucket_of=["all"] * 7,
-        preview=lambda state, path: None,
         validate=measure,
-        **options,
+        **{"preview": lambda state, path: None, **options},
     )
 
 

@@ -6,7 +6,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,21 +13,28 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from ldm.errors import UserError
+from ldm.errors import LdmWarning, UserError
 from ldm.io.files import (
     MANIFEST,
     check_free_space,
     manifest_fault,
     read_tensors,
-    remove_leftovers,
     write_json,
     write_manifest,
     write_tensors,
 )
+from ldm.io.folders import remove_leftovers
+from ldm.io.png import write_chunks
+from tests.support import small_mounts
 from tests.support.tiny_training import PointLoss, assert_same_run, make_settings, outcome, train
+from train.loop.state import TrainState
+from train.run.after_steps import PreviewStopped
 from train.run.checkpoints import checkpoints, newest_whole, remove_old, save_checkpoint, step_of
+from train.run.directory import RunDirectory
+from train.run.signals import Interrupted
 
 
 @pytest.fixture(scope="module")
@@ -266,11 +272,11 @@ def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path) -> None:
         "step-000003",
     ):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_text(name)
+        (tmp_path / name / "state.json").write_text(name)
     (tmp_path / ".tmp-config.yaml-ab12cd34").write_text("half")
     remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000002", "step-000003"]
-    assert (tmp_path / "step-000003/file").read_text() == "step-000003"
+    assert (tmp_path / "step-000003/state.json").read_text() == "step-000003"
 
 
 # A full disk
@@ -319,20 +325,9 @@ def test_the_space_is_looked_at_before_writing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of three megabytes, which only root can create."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
-    if (
-        os.getuid()
-        or shutil.which("mount") is None
-        or subprocess.run(command, capture_output=True).returncode
-    ):
-        pytest.skip("a file system cannot be mounted here")
-    try:
+    """A disk of three megabytes."""
+    with small_mounts.small_disk(tmp_path / "small") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.parametrize(
@@ -367,3 +362,64 @@ def test_each_file_holds_every_trained_weight(whole: Path) -> None:
         assert read_tensors(checkpoint / f"{file}.safetensors").keys() == {
             n + s for n in names for s in suffixes
         }
+
+
+PAGE = 4096  # bytes; a file on a small disk takes whole pages
+
+
+@pytest.mark.parametrize("num_pages", [0, 1, 2, 3, 5, 8])
+def test_wherever_the_disk_fills_up_the_run_goes_on_once_there_is_room(
+    tmp_path: Path, whole: Path, num_pages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows, previews and checkpoints are written in turn; the disk is full at another of these writes each time."""
+    monkeypatch.setattr("train.run.checkpoints.SMALL_FILES_BYTES", 0)
+    with small_mounts.small_disk(tmp_path / "small", "1m") as disk:
+        settings = make_settings(disk / "run", save_every=2, preview_every=1)
+
+        def preview(state: TrainState, path: Path) -> None:
+            write_chunks(path, Image.effect_noise((64, 64), 50), {}, overwrite=True)
+
+        def fill(number: int) -> None:
+            if number == 3:
+                left = shutil.disk_usage(disk).free - num_pages * PAGE
+                (disk / "ballast").write_bytes(b"x" * left)
+
+        with pytest.raises(UserError, match="the disk is full"):
+            train(settings, PointLoss(on_forward=fill), preview=preview)
+        assert steps(disk / "run")[0] == 2 and not list((disk / "run").rglob(".tmp-*"))
+        (disk / "ballast").unlink()
+        train(settings, preview=preview)
+        assert_same_run(disk / "run", whole)
+
+
+def test_a_signal_during_a_preview_is_answered_at_once(tmp_path: Path, whole: Path) -> None:
+    settings = make_settings(tmp_path, preview_every=3)
+
+    def endless(state: TrainState, path: Path) -> None:
+        with state.average.applied():
+            signal.raise_signal(signal.SIGUSR1)
+            raise PreviewStopped
+
+    with pytest.raises(Interrupted, match="saved at step 3") as caught:
+        train(settings, preview=endless)
+    assert caught.value.exit_code == 143 and steps(tmp_path) == [3]
+    train(settings)
+    assert_same_run(tmp_path, whole)
+
+
+def test_what_a_killed_process_left_is_cleared_before_free_space_is_asked_for(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, num_steps=1)
+    train(settings)
+    left = tmp_path / "checkpoints/.tmp-step-000002-0a1b2c3d"
+    left.mkdir()
+    RunDirectory(settings).lock_existing()
+    assert not left.exists()
+
+
+def test_old_checkpoints_with_files_of_others_are_kept_aside(tmp_path: Path) -> None:
+    train(make_settings(tmp_path, num_steps=2))
+    (tmp_path / "checkpoints/step-000002/notes.txt").write_text("precious")
+    with pytest.warns(LdmWarning, match=r"contained notes\.txt"):
+        train(make_settings(tmp_path, num_steps=4, keep_checkpoints=1))
+    assert [path.name for path in (tmp_path / "checkpoints/step-000002.kept").iterdir()] == ["notes.txt"]
+    assert steps(tmp_path) == [4]

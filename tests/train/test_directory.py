@@ -10,7 +10,7 @@ import pytest
 
 from ldm.config import validate
 from ldm.errors import UserError
-from ldm.io.files import remove_leftovers
+from ldm.io.folders import remove_leftovers
 from tests.support.tiny_runs import AUTOENCODER, write_config, write_squares
 from train.autoencoder import main
 from train.run.directory import check_outputs
@@ -31,13 +31,31 @@ def put_configuration(run_dir: Path) -> None:
     (run_dir / "config.yaml").write_text("precious: true")
 
 
+def put_another_programs_run(run_dir: Path) -> None:
+    run_dir.mkdir()
+    (run_dir / "config.yaml").write_text("model: resnet\nprogram: mine")
+    (run_dir / "metrics.jsonl").write_text('{"step": 1}\n')
+
+
+def put_another_programs_lock(run_dir: Path) -> None:
+    run_dir.mkdir()
+    (run_dir / "run.lock").write_text("12345")
+    (run_dir / "report.json").write_text("precious")
+
+
 def put_file(run_dir: Path) -> None:
     run_dir.write_text("precious")
 
 
 @pytest.mark.parametrize(
     ("put", "named"),
-    [(put_code, "'pipeline'"), (put_configuration, "'config.yaml'"), (put_file, "is a file")],
+    [
+        (put_code, "'pipeline'"),
+        (put_configuration, "'config.yaml'"),
+        (put_another_programs_run, "'config.yaml'"),
+        (put_another_programs_lock, "'report.json'"),
+        (put_file, "is a file"),
+    ],
 )
 def test_a_folder_of_something_else_is_left_alone(
     put: Callable[[Path], None], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -97,6 +115,7 @@ def test_neither_masks_nor_the_cache_are_forgotten(
 def test_a_report_made_beforehand_may_lie_there(tmp_path: Path) -> None:
     data = write_squares(tmp_path / "data")
     (tmp_path / "run" / "data_report").mkdir(parents=True)
+    (tmp_path / "run" / "lost+found").mkdir()  # the run's directory may be a disk of its own
     config = write_config(tmp_path / "config.yaml", AUTOENCODER, data, tmp_path / "run")
     assert main([str(config)]) == 0
 

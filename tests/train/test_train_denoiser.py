@@ -114,7 +114,7 @@ def test_a_signal_saves_and_the_same_command_goes_on_to_the_last_bit(
     assert "run the same command to resume" in capsys.readouterr().err
     assert not (folder / f"broken-{number.name}" / "pipeline").exists()
     assert denoiser.main([str(config)]) == 0
-    assert "resuming at step 2" in capsys.readouterr().err
+    assert "resuming at step 2" in capsys.readouterr().err  # saved at once, not after another step
     assert_same_run(folder / "whole", folder / f"broken-{number.name}")
 
 

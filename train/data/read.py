@@ -87,15 +87,17 @@ def survey_together(
     """Each process decodes its share and adds it to the index; then all read the whole index."""
     image_index = ImageIndex(folder, rehash=rehash)
     processes = run.processes
-    with run.progress("reading images", "image", len(samples)) as on_progress:
-        known = survey(
-            samples,
-            image_index,
-            rank=processes.rank,
-            num_processes=processes.num_processes,
-            on_progress=lambda done, _: on_progress(done),
-        )
-    image_index.save()
+    try:
+        with run.progress("reading images", "image", len(samples)) as on_progress:
+            known = survey(
+                samples,
+                image_index,
+                rank=processes.rank,
+                num_processes=processes.num_processes,
+                on_progress=lambda done, _: on_progress(done),
+            )
+    finally:
+        image_index.save()  # what was read before a signal is kept, too
     if processes.num_processes == 1:
         return known
     processes.barrier()

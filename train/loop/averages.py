@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ldm.config import Settings
 from ldm.diffusion.ema import MAX_WIDTH, gamma_of, stored_name, update_weight
-from ldm.io.files import new_folder, write_manifest, write_tensors
+from ldm.io.files import write_manifest, write_tensors
+from ldm.io.folders import new_folder
 
 from .sharding import assign, full, gathered, local
 

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ldm.errors import UserError
+from ldm.io.files import disk_errors
 
 from ..loop.processes import processes_of
 from ..loop.state import TrainState
@@ -50,7 +51,7 @@ class BadSteps:
         rows = [self._row(record) for record in bad]
         self.state.num_bad_steps += len(rows)
         if rows and self.main:
-            with self.path.open("a", encoding="utf-8") as file:
+            with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
         if self.state.num_bad_steps >= self.max_bad_steps:
             raise UserError(

@@ -5,7 +5,6 @@ are the newest in `best/step-NNNNNN`; older ones are kept as long as the run can
 """
 
 import math
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,10 @@ from pydantic import BaseModel, NonNegativeInt
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.io.files import manifest_fault, new_folder, read_tensors, write_json, write_manifest, write_tensors
+from ldm.io.files import manifest_fault, read_tensors, write_json, write_manifest, write_tensors
+from ldm.io.folders import new_folder
 from ldm.io.json_files import read_json
+from ldm.io.ownership import remove_written
 
 from ..loop.averages import WeightAverages
 from .checkpoints import checkpoints, step_of
@@ -115,7 +116,7 @@ def prune_best(run_dir: Path) -> None:
     kept = {_newest([b for b in found if step_of(b) <= step]) for step in steps} | {_newest(found)}
     for each in found:
         if each not in kept:
-            shutil.rmtree(each)
+            remove_written(each)
 
 
 def _newest(found: Sequence[Path]) -> Path | None:

@@ -1,7 +1,6 @@
 """Checkpoints: safetensors and JSON, written atomically, verified, and only then rotated."""
 
 import re
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +14,15 @@ from ldm.errors import UserError
 from ldm.io.files import (
     check_free_space,
     manifest_fault,
-    new_folder,
     read_tensors,
     write_bytes,
     write_json,
     write_manifest,
     write_tensors,
 )
+from ldm.io.folders import new_folder
 from ldm.io.json_files import read_json
+from ldm.io.ownership import remove_written
 from ldm.io.safetensors_header import read_header
 
 from ..loop.sharding import assign, gathered, shard_like
@@ -90,14 +90,14 @@ def remove_old(newest: Path, keep_last: int, keep_every: int | None, damaged: Co
     kept = {*reached[-keep_last:], *(c for c in reached if keep_every and step_of(c) % keep_every == 0)}
     for checkpoint in found:
         if checkpoint not in kept:
-            shutil.rmtree(checkpoint)
+            remove_written(checkpoint)
 
 
 def remove_after(folder: Path, step: int) -> list[Path]:
     """Remove and return the folders of steps after `step`, which the resumed run will repeat."""
     later = [each for each in checkpoints(folder) if step_of(each) > step]
     for each in later:
-        shutil.rmtree(each)
+        remove_written(each)
     return later
 
 

@@ -3,20 +3,24 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
-from ldm.config import to_yaml
+from ldm.config import read_yaml, to_yaml
 from ldm.data.cache.cache_folder import CacheSettings
 from ldm.data.fingerprint import Fingerprint
 from ldm.data.sources.scan import refuse_inside
 from ldm.errors import UserError
-from ldm.io.files import disk_errors, remove_leftovers, write_bytes
-from ldm.io.locks import LOCK, FolderLock
+from ldm.io.files import disk_errors, write_bytes
+from ldm.io.folders import remove_leftovers
+from ldm.io.locks import LOCK, FolderLock, is_lock
+from ldm.io.ownership import NOBODYS
 
 from ..settings.shared import TrainSettings
 from .checkpoints import remove_after
 from .held_model import HeldModel, check_same_model
 from .resume import check_resumable, check_same_data
 
+PROGRAMS = get_args(TrainSettings.model_fields["program"].annotation)
 MAY_EXIST_BEFORE = {"data_report"}
 """What a new run's directory may already contain: `ldm data check --report` may write there."""
 
@@ -40,6 +44,7 @@ class RunDirectory:
         """
         if self.path.is_dir():
             self._lock = FolderLock(self.path)
+            self._clear()  # before anything asks for free space
 
     def open(self, data: Fingerprint | None, model: HeldModel | None = None) -> None:
         """Create the directory and record the settings. Called only once everything that can be wrong was checked.
@@ -60,9 +65,14 @@ class RunDirectory:
                 check_same_data(self.path, data)
             if model is not None:
                 check_same_model(self.path, model)
-        for folder in (self.path, *(self.path / name for name in ("checkpoints", "averages", "best"))):
-            remove_leftovers(folder)
+        self._clear()
         write_bytes(self.path / "config.yaml", to_yaml(self.settings).encode())
+
+    def _clear(self) -> None:
+        """Remove what a killed process left."""
+        for folder in (self.path, *(self.path / name for name in ("checkpoints", "averages", "best"))):
+            with disk_errors(folder):
+                remove_leftovers(folder)
 
     def remove_results_after(self, step: int) -> list[str]:
         """Remove the results of later steps, which will be repeated, perhaps with other settings; a line for each."""
@@ -94,17 +104,30 @@ def _refuse_foreign(run_dir: Path) -> None:
         raise UserError(f"run_dir = {run_dir} is a file", "name a folder")
     if not run_dir.is_dir() or _is_run(run_dir):
         return
-    foreign = sorted(path.name for path in run_dir.iterdir() if path.name not in MAY_EXIST_BEFORE)
+    found = sorted(path.name for path in run_dir.iterdir() if path.name not in MAY_EXIST_BEFORE)
+    foreign = [name for name in found if not NOBODYS.fullmatch(name)]  # a new disk has a lost+found
     if foreign:
         what = f"run_dir = {run_dir} contains {foreign[0]!r} and is not the folder of a training run"
         raise UserError(what, "name a new folder, because a run replaces files in its folder")
 
 
 def _is_run(folder: Path) -> bool:
-    """A run's directory has a lock from the start; a copy without it has these two files."""
-    return (folder / LOCK).exists() or all(
-        (folder / name).is_file() for name in ("config.yaml", "metrics.jsonl")
-    )
+    """A run's directory has a lock from the start; a copy without it has these two files.
+
+    A configuration of another program, under the same name, does not make a run.
+    """
+    config = folder / "config.yaml"
+    if config.is_file() and not _is_run_config(config):
+        return False
+    return is_lock(folder / LOCK) or (config.is_file() and (folder / "metrics.jsonl").is_file())
+
+
+def _is_run_config(path: Path) -> bool:
+    try:
+        settings = read_yaml(path)
+    except UserError:
+        return False
+    return "run_dir" in settings and settings.get("program") in PROGRAMS
 
 
 def _data_folders(settings: TrainSettings) -> Iterator[Path]:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from ldm.errors import UserError
 from ldm.evaluation.curves import METRICS, read_metrics
-from ldm.io.files import write_bytes
+from ldm.io.files import disk_errors, write_bytes
 
 from ..loop.steps import StepRecord
 from .trackers import Tracker
@@ -138,7 +138,7 @@ class TrainLog:
             return
         times = {"elapsed_sec": round(self.elapsed_sec, 1), "call_sec": round(self.call_sec, 1)}
         line = json.dumps({**row, **times})
-        with self.path.open("a", encoding="utf-8") as file:
+        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         numbers = _numbers(row)
         for tracker in self.trackers:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ldm.diffusion.sampling import denoise, plan_sampling
 from ldm.diffusion.schedulers import make_scheduler
 from ldm.io.images import image_grid
+from ldm.io.png import write_chunks
 from ldm.models.generation_settings import GenerationSettings
 from ldm.models.loading.model import ModelParts
 from ldm.noise import image_generators, normal_per_image
@@ -66,7 +67,7 @@ def write_preview(
         else:
             images = _generate(parts, settings, inputs, on_step)
     if writes:
-        image_grid(images, num_columns=min(8, len(images))).save(path)
+        write_chunks(path, image_grid(images, num_columns=min(8, len(images))), {}, overwrite=True)
 
 
 def _generate(

@@ -18,6 +18,7 @@ from ldm.data.batches import make_loader
 from ldm.data.fingerprint import Fingerprint
 from ldm.data.order import BatchOrder, steps_per_epoch
 from ldm.data.streaming import StreamOrder
+from ldm.io.files import disk_errors
 from ldm.io.progress import work_bar
 
 from ..loop.averages import WeightAverages
@@ -176,7 +177,8 @@ class Run:
         model = self.prepare(module)
         streamed = stream(state.step, state.stream) if stream else None
         loader = self.loader(dataset, streamed or self.order(bucket_of, state.step))
-        with StopSignal().watching() as stop, self._open_log(state) as log:
+        full = disk_errors(self.run_dir, only_full=True)
+        with full, StopSignal().watching() as stop, self._open_log(state) as log:
             self.on_preview_step = partial(self._on_preview_step, stop, log)
             for line in (self._summary(bucket_of, state), *self.changes):
                 log.say(line)

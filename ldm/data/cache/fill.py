@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from ldm.data.cache.shards import Parts, ShardStore
+from ldm.data.cache.shards import SHARD_NAME, Parts, ShardStore
 from ldm.errors import UserError
 from ldm.io.files import check_free_space
+from ldm.io.temporary import remove_abandoned_files
 
 MAX_SHARD_ENTRIES = 256
 MAX_SHARD_BYTES = 64 * 2**20
@@ -136,6 +137,7 @@ class ShardWriter:
         size = sum(part.nbytes for parts in entries.values() for part in parts.values())
         if not self.num_entries and entries:
             needed = self.num_lacking * size // len(entries) + SPARE_BYTES
+            remove_abandoned_files(self.store.folder, lambda name: SHARD_NAME.fullmatch(name) is not None)
             hint = "free some space (`ldm data prune`), or set cache.folder to another disk"
             check_free_space(self.store.root, needed, hint=hint)
         self._pending |= entries

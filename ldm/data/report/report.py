@@ -4,6 +4,7 @@ Nothing is dropped silently: every sample found has an entry, and used + refused
 """
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,13 +16,17 @@ from ldm.data.duplicates import exact_duplicates, near_duplicates
 from ldm.data.report.contents import CaptionReport, DataReport, LicenceReport, SampleOutcome, TruncatedCaption
 from ldm.data.report.page import report_page
 from ldm.data.sample import ImageInfo, Refusal, Sample
+from ldm.errors import UserError
 from ldm.io.files import write_bytes
+from ldm.io.json_files import parse_json
+from ldm.io.opening import open_file, read_text
 
 if TYPE_CHECKING:
     from ldm.data.buckets import Placement
     from ldm.data.sources.reading import Reading
 
 JSON_NAME, PAGE_NAME = "data_report.json", "data_report.html"
+PAGE_MARK = b"<title>Data report</title>"
 _RIGHTS = re.compile(r"licen[cs]e|copyright|attribution|credit|^rights$|^(author|artist|creator)s?$")
 _LICENCE = re.compile(r"licen[cs]e|^rights$")
 _REPEAT = re.compile(r"(.+)#\d+", re.DOTALL)
@@ -74,6 +79,32 @@ def make_report(
         notes=_notes(outcomes),
         samples=outcomes,
     )
+
+
+def check_report_folder(folder: Path) -> None:
+    """Check that a report may be written to a folder: files of its names there are reports of ours.
+
+    Raises:
+        UserError: one is not.
+    """
+    for path in (folder / JSON_NAME, folder / PAGE_NAME):
+        if os.path.lexists(path) and not is_report(path):
+            raise UserError(
+                f"{path} exists already, and is not a report of this program",
+                "move it away, or choose another folder",
+            )
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a data report of ours, as JSON or as a page."""
+    try:
+        if path.suffix == ".json":
+            found = parse_json(read_text(path))
+            return isinstance(found, dict) and {"num_found", "num_used", "num_refused"} <= found.keys()
+        with open_file(path) as file:
+            return PAGE_MARK in file.read(100_000)
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def write_report(report: DataReport, folder: Path, samples: Sequence[Sample]) -> tuple[Path, Path]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, NonNegativeInt
 
-from ldm.data.report.report import JSON_NAME, make_report
+from ldm.data.report.report import JSON_NAME, is_report, make_report
 from ldm.data.stream_shards import OpenShard, Shard
 from ldm.data.streaming import changed
 from ldm.errors import UserError
@@ -112,7 +112,6 @@ class StreamReport:
             found.reading, found.facts, found.prepared.placements(), self.count_tokens, self.context_length
         )
         text = json.dumps(asdict(report), indent=2) + "\n"
-        (self.folder / FOLDER).mkdir(exist_ok=True)
         write_bytes(self.folder / _file_of(found.shard), text.encode())
         write_json(self.folder / JSON_NAME, self.summary())
 
@@ -136,7 +135,7 @@ class StreamReport:
 def _remove_old(folder: Path) -> None:
     """Remove the files of a run that was killed before its first checkpoint, and no other files."""
     for path in folder.glob("shard-*.json"):
-        if _OWN_FILE.fullmatch(path.name):
+        if _OWN_FILE.fullmatch(path.name) and is_report(path):
             path.unlink()
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
@@ -16,6 +15,7 @@ from ldm.export.formats.lora_metadata import lora_metadata
 from ldm.export.formats.single_file import has_known_unet
 from ldm.export.verify.compare import Verdict, verify
 from ldm.io.safetensors_writer import cast_finite
+from ldm.io.temporary import working_folder
 from ldm.models.adapters.folder import LORA_FILE
 from ldm.models.adapters.lora import LoraWeights
 from ldm.models.adapters.lora_files import write_lora_diffusers, write_lora_kohya, write_lora_peft
@@ -126,6 +126,6 @@ def _stock_base(source: ExportSource) -> Iterator[Path]:
     if (found := find_model(source.adapter.base)[0]) == base or not is_adapter(found):
         yield base
         return
-    with TemporaryDirectory(prefix="ldm-base-") as temporary:
-        save_parts(load_parts(found), Path(temporary))
-        yield Path(temporary)
+    with working_folder("base") as temporary:
+        save_parts(load_parts(found), temporary / "model")
+        yield temporary / "model"

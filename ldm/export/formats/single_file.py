@@ -7,7 +7,6 @@ another structure is refused, because readers would misinterpret it; the error n
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from ldm.export.formats.modelspec import ORIGINAL_LAYOUT, modelspec_fields
 from ldm.export.verify.compare import Verdict, verify
 from ldm.io.files import write_tensors
 from ldm.io.safetensors_writer import TENSORS_SHA256
+from ldm.io.temporary import working_folder
 from ldm.models.devices import DTYPES
 from ldm.models.families.family import Component, SingleFile
 from ldm.models.families.original_names import NUM_LEVELS, to_original
@@ -62,9 +62,9 @@ def export_single_file(source: ExportSource, folder: Path, options: ExportOption
     write_single_file(source.weights(), file, dtype=dtype, metadata=metadata)
 
     def read_back() -> tuple[Verdict, ...]:
-        with TemporaryDirectory(prefix="ldm-configs-") as configs:
-            write_configs(source.parts, Path(configs))
-            return (verify(expect_rounded(source, dtype), "single-file", folder=Path(configs), file=file),)
+        with working_folder("configs") as configs:
+            write_configs(source.parts, configs)
+            return (verify(expect_rounded(source, dtype), "single-file", folder=configs, file=file),)
 
     return read_back
 

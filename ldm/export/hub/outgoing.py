@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ldm.errors import UserError
 from ldm.export.model_files import CARD, IMAGE, PART_FILES, PART_WEIGHTS, PARTS, REPORT, TOP_FILES
+from ldm.io.files import MANIFEST
 from ldm.io.json_files import read_object
 
 
@@ -127,7 +128,7 @@ def _check_complete(folder: Path, names: list[str]) -> None:
 
 def _left_out(folder: Path, chosen: set[str]) -> Iterator[str]:
     """Names of the other files; a folder of which nothing is sent is listed once."""
-    for entry in sorted(folder.iterdir()):
+    for entry in sorted(path for path in folder.iterdir() if path.name != MANIFEST):
         is_folder = entry.is_dir() and not entry.is_symlink()
         if is_folder and any(name.startswith(f"{entry.name}/") for name in chosen):
             below = (path for path in sorted(entry.rglob("*")) if not path.is_dir() or path.is_symlink())

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
@@ -16,6 +15,7 @@ from ldm.export.verify.compare import Expected, Verdict, expect, verify
 from ldm.export.verify.inspect import OPENVINO, peft_parts
 from ldm.io.json_files import read_object
 from ldm.io.safetensors_header import read_header
+from ldm.io.temporary import working_folder
 from ldm.models.adapters.folder import LORA_FILE, identity_of_model, read_adapter
 from ldm.models.adapters.lora_files import lora_files, read_lora_file
 from ldm.models.identity import changed_parts
@@ -65,13 +65,13 @@ def _reading(path: Path, base: str | None) -> Iterator[Reading]:
         yield _folder(path)
         return
     file = path if path.is_file() else _only_file(path)
-    with TemporaryDirectory(prefix="ldm-check-") as temporary:
+    with working_folder("check") as temporary:
         if file.is_dir() or _is_lora(file):
-            yield _lora(file, base or _known_base(path), Path(temporary), _recorded_base(path))
+            yield _lora(file, base or _known_base(path), temporary, _recorded_base(path))
             return
         parts = load_parts(file)
-        write_configs(parts, Path(temporary))
-        yield Reading(_expected(parts), "single-file", Path(temporary), file)
+        write_configs(parts, temporary)
+        yield Reading(_expected(parts), "single-file", temporary, file)
 
 
 def _folder(path: Path) -> Reading:

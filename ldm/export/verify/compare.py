@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -28,6 +27,7 @@ from ldm.export.verify.trial import (
     trial_outputs,
 )
 from ldm.io.files import read_tensors, write_json, write_tensors
+from ldm.io.temporary import working_folder
 from ldm.models.adapters.lora import LoraWeights, apply_lora
 from ldm.models.loading.model import ModelParts
 
@@ -134,8 +134,8 @@ def verify(
         UserError: the reader cannot read it.
         NotVerified: the reader was killed, or there is not enough memory for it.
     """
-    with tempfile.TemporaryDirectory(prefix="ldm-verify-") as temporary:
-        inputs, outputs, task = (Path(temporary) / name for name in ("inputs", "outputs", "task.json"))
+    with working_folder("verify") as temporary:
+        inputs, outputs, task = (temporary / name for name in ("inputs", "outputs", "task.json"))
         write_tensors(inputs, expected.inputs)
         source = {"reader": reader, "folder": str(folder), "file": str(file), "variant": variant}
         places = {"inputs": str(inputs), "outputs": str(outputs)}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ldm.export.model_files import IMAGE, PART_FILES, PART_WEIGHTS, PARTS, TOP_FILES
 from ldm.export.verify.finding import Finding, caught
+from ldm.io.files import MANIFEST
 from ldm.io.json_files import MAX_MODEL_JSON_BYTES, read_json
 from ldm.io.opening import open_file
 from ldm.models.loading.folder import PICKLES, check_keys
@@ -82,7 +83,7 @@ def _check_json(path: Path) -> None:
 def _belongs(path: Path, name: str) -> bool:
     """Whether a file belongs to a model."""
     if "/" not in name:
-        known = name in TOP_FILES or path.suffix == ".safetensors"
+        known = name in (*TOP_FILES, MANIFEST) or path.suffix == ".safetensors"
         return known or CUSTOMARY.fullmatch(name) is not None or IMAGE.fullmatch(name) is not None
     part, _, inner = name.partition("/")
     if part in PARTS:

@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from ldm.errors import UserError, unknown_name
-from ldm.io.files import new_folder, read_tensors, write_json, write_tensors
+from ldm.io.files import read_tensors, write_json, write_tensors
+from ldm.io.folders import new_folder
 from ldm.io.json_files import read_object
 from ldm.models.adapters.embedding import apply_embedding
 from ldm.models.adapters.lora import LoraWeights, apply_lora

@@ -4,10 +4,10 @@ The weights say by themselves what they mean, except where the training changed 
 that is not known here is refused by name.
 """
 
-import json
 from collections.abc import Mapping
 
 from ldm.errors import UserError
+from ldm.io.json_files import parse_json
 
 NETWORK_ARGS = "ss_network_args"
 
@@ -34,7 +34,7 @@ def check_network_args(where: str, metadata: Mapping[str, str]) -> None:
         UserError: naming the argument.
     """
     try:
-        given = json.loads(metadata.get(NETWORK_ARGS) or "null")
+        given = parse_json(metadata.get(NETWORK_ARGS) or "null")
     except (ValueError, RecursionError):
         raise UserError(f"{where}: {NETWORK_ARGS} in its header is broken", "restore the file") from None
     for key, value in given.items() if isinstance(given, dict) else ():

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.io.files import new_folder, write_json
+from ldm.io.files import write_json
+from ldm.io.folders import new_folder
 from ldm.models.engines.feature_reuse import Passes
 from ldm.models.engines.openvino_network import (
     ANY,
@@ -131,7 +132,7 @@ def is_converted(folder: Path) -> bool:
 def _convert_into(folder: Path, networks: Mapping[str, TracedNetwork]) -> None:
     """Convert networks and write each to a subfolder with its name, in a new folder."""
     largest = 0.0
-    with new_folder(folder) as temporary:
+    with new_folder(folder, manifest=False) as temporary:
         for name, traced in networks.items():
             write_network(traced.convert(), temporary / name)
             largest = max(largest, traced.difference(read_network(temporary / name)))

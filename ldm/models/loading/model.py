@@ -12,7 +12,8 @@ from torch import nn
 
 from ldm.errors import UserError, unknown_name
 from ldm.io.collector import collector_paused
-from ldm.io.files import new_folder, sha256_file, write_bytes, write_json
+from ldm.io.files import sha256_file, write_bytes, write_json
+from ldm.io.folders import new_folder
 from ldm.io.json_files import read_object
 from ldm.models.adapters.embedding import TokenEmbedding, expanded_tokens
 from ldm.models.adapters.folder import adapter_chain, apply_adapters

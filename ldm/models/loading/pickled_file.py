@@ -12,10 +12,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from ldm.errors import UserError
+from ldm.io.temporary import working_folder
 
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "OMP_NUM_THREADS")
 """The environment variables that the process gets; none of them holds a token."""
@@ -38,8 +38,8 @@ def unpickled(path: Path) -> Iterator[Path]:
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist", "name a checkpoint")
-    with TemporaryDirectory(prefix="ldm-import-") as folder:
-        dest = Path(folder) / f"{path.stem}.safetensors"
+    with working_folder("import") as folder:
+        dest = folder / f"{path.stem}.safetensors"
         command = [
             sys.executable,
             "-P",

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldm.config import parse_yaml
 from ldm.errors import UserError, warn
+from ldm.io.opening import read_text
 
 MAX_BYTES = 2**20
 
@@ -61,14 +63,10 @@ def read_sidecar(model: Path) -> Sidecar | None:
 
 def _params(path: Path) -> Mapping[str, Any] | None:
     """`model.params`; None for a file that has none."""
-    import yaml
-
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"more than {MAX_BYTES:,} bytes")
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        tree = parse_yaml(read_text(path, MAX_BYTES))
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or "not valid YAML").splitlines()[0]
         warn(f"{path} is not read ({reason}): it may say what the model beside it predicts")
         return None
     for key in ("model", "params"):

@@ -1,0 +1,153 @@
+"""A signal in any phase of a command ends it in one line, and leaves nothing half-written."""
+
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from ldm.cli.app import app
+from ldm.models.loading import source as model_source
+from tests.support.tiny_generate import save_model
+from tests.support.tiny_runs import AUTOENCODER, write_config, write_squares
+from train import autoencoder
+
+NUM_MOMENTS = 5
+# a file may be opened just before the signal, and closed by the interpreter
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model and seven images."""
+    folder = tmp_path_factory.mktemp("stopping")
+    save_model(folder)
+    write_squares(folder / "data")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_other_handler() -> Iterator[None]:
+    """A signal that no command handles fails the test, instead of ending the tests."""
+
+    def fail(number: int, frame: FrameType | None) -> None:
+        raise AssertionError("a signal was not handled")
+
+    former = signal.signal(signal.SIGTERM, fail)
+    yield
+    signal.signal(signal.SIGTERM, former)
+
+
+@pytest.fixture(autouse=True)
+def place(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(model_source.EMBEDDED, "emoji", folder / "one")
+    monkeypatch.setenv("LDM_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+
+def stopped_after(seconds: float, work: Callable[[], Any]) -> Any:
+    """What some work returns if a signal arrives after some seconds.
+
+    One that arrives before the command handles signals, or after it, waits until it does: in a process of its own they
+    are handled from the start (`tests/io/test_signals.py`).
+    """
+    outside = signal.getsignal(signal.SIGTERM)
+
+    def send(number: int, frame: FrameType | None) -> None:
+        if signal.getsignal(signal.SIGTERM) is outside:
+            signal.setitimer(signal.ITIMER_REAL, 0.001)
+        else:
+            signal.raise_signal(signal.SIGTERM)
+
+    former = signal.signal(signal.SIGALRM, send)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        return work()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+
+
+def stopped_at_moments(work: Callable[[], tuple[int, str]]) -> list[str]:
+    """What some work prints when it is stopped at one of several moments, evenly over the time that it takes."""
+    work()  # imports what it needs
+    started = time.monotonic()
+    assert work()[0] == 0
+    needed = time.monotonic() - started
+    moments = [needed * (number + 0.5) / NUM_MOMENTS for number in range(NUM_MOMENTS)]
+    ended = [stopped_after(moment, work) for moment in moments]
+    assert {code for code, _ in ended} <= {0, 143}  # it may be done before the last moment
+    stopped = [said for code, said in ended if code]
+    assert len(stopped) > NUM_MOMENTS / 2
+    return stopped
+
+
+COMMANDS = {
+    "generate": ["generate", "a", "b", "--num-inference-steps", "2", "--overwrite", "--grid"],
+    "data check": ["data", "check", "DATA", "--report", "report"],
+    "init": ["init", "DATA", "--output"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_signal_in_any_phase_ends_a_command_in_one_line(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [str(folder / "data") if word == "DATA" else word for word in COMMANDS[name]]
+    number = 0
+
+    def run() -> tuple[int, str]:
+        nonlocal number
+        number += 1
+        monkeypatch.setenv("LDM_CACHE_DIR", str(tmp_path / f"cache-{number}"))
+        last = [f"{number}.yaml"] if name == "init" else []
+        done = CliRunner().invoke(app, [*arguments, *last])
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        return done.exit_code, done.stderr
+
+    for said in stopped_at_moments(run):
+        assert (said.count("\n"), said[:7]) == (1, "stopped"), said
+    assert not list(tmp_path.rglob(".tmp-*"))
+    if name == "data check":  # what was read is kept, not only by the two calls that ended
+        assert len(list(tmp_path.glob("cache-*/facts/*"))) > 2
+
+
+def test_a_signal_before_the_first_step_ends_a_training_in_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*arguments: Any, **options: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(autoencoder, "read_data", read)
+    config = write_config(tmp_path / "config.yaml", AUTOENCODER, folder / "data", tmp_path / "run")
+    assert autoencoder.main([str(config)]) == 143
+    assert capsys.readouterr().err == "stopped; run the same command to go on\n"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_signal_in_any_phase_of_a_training_ends_it_in_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    number = 0
+
+    def run() -> tuple[int, str]:
+        nonlocal number
+        number += 1
+        run_dir = tmp_path / f"run-{number}"
+        config = write_config(tmp_path / f"{number}.yaml", AUTOENCODER, folder / "data", run_dir, num_steps=3)
+        capsys.readouterr()
+        code = autoencoder.main([str(config)])
+        return code, capsys.readouterr().err
+
+    ended = stopped_at_moments(run)
+    for said in ended:
+        lines = [line for line in said.splitlines() if line.startswith("stopped")]
+        assert said.splitlines()[-1:] == lines and "Traceback" not in said, said
+    assert not list(tmp_path.rglob(".tmp-*"))
