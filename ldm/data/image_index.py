@@ -17,7 +17,7 @@ from typing import Any
 from ldm.data.sample import ImageInfo, Stamp, stamp_of
 from ldm.io.files import sha256_file, write_bytes
 
-FACTS_VERSION = 2
+FACTS_VERSION = 3
 """Increased when the same bytes would give other values, such as another perceptual hash, or stamps change."""
 
 MAX_FILES = 16

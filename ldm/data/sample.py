@@ -195,6 +195,7 @@ class Sample:
         extra: the row's other columns.
         images: the further images that the task needs, by name; transformed together with `image`.
         texts: the further texts that the task needs, by name.
+        caption_rule: what its caption was made from, if the data has none: see `ldm.data.sources.no_caption`.
     """
 
     sample_id: str
@@ -206,6 +207,7 @@ class Sample:
     extra: dict[str, Any] = field(default_factory=dict)
     images: Mapping[str, ImageSource] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
+    caption_rule: str = ""
 
     @property
     def text(self) -> str:
@@ -222,10 +224,21 @@ class Sample:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A sample that cannot be used: one line that says why and how to fix it."""
+    """A sample that cannot be used.
+
+    Attributes:
+        reason: one line that says why, and how to fix it.
+        hint: how to fix it; the end of `reason`.
+    """
 
     sample_id: str
     reason: str
+    hint: str = ""
+
+
+def refusal_of(sample_id: str, error: UserError) -> Refusal:
+    """The refusal of a sample for a fault, on one line."""
+    return Refusal(sample_id, " ".join(str(error).split()), " ".join(error.hint.split()))
 
 
 @dataclass(frozen=True)

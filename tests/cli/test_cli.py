@@ -164,7 +164,7 @@ def test_data_check_names_every_broken_image(tmp_path: Path) -> None:
     first, second, last = result.stderr.splitlines()
     assert first.startswith(f"error: {folder / 'red.png'}: ")
     assert second.startswith(f"error: {folder / 'blue.png'}: ")
-    assert last == "error: 2 of 7 images cannot be used: fix or remove them"
+    assert last == "error: 2 of 7 images cannot be used: fix or remove them; --fix-list FILE.csv writes what to do"
 
 
 def test_data_check_refuses_a_folder_that_training_would_refuse(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from ldm.errors import UserError
@@ -24,51 +25,68 @@ _KINDS = {
 }
 
 
-def scan(root: Path) -> list[str]:
+OnFault = Callable[[str, UserError], None]
+"""Called with the name of a file, relative to the folder, and what is wrong with it."""
+
+
+def _raise(name: str, error: UserError) -> None:
+    raise error
+
+
+def scan(root: Path, on_fault: OnFault = _raise) -> list[str]:
     """The sorted names of all files below `root`, relative and with "/"; hidden files are ignored.
 
+    Args:
+        on_fault: called for each file or folder that cannot be used, which is then left out; by default it raises.
+
     Raises:
-        UserError: a folder is unreadable or a link, a file's name is not UTF-8, or an image has an unsupported format.
+        UserError: a folder is unreadable; or with the default `on_fault`, one is a link, a file's name is not UTF-8,
+            or an image has an unsupported format.
     """
     names = []
     for folder, subfolders, files in os.walk(root, onerror=_refuse_unreadable):
+        below = os.path.relpath(folder, root)
+        prefix = "" if below == "." else f"{below}/"
         subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in _NOT_OURS]
         for name in subfolders:
-            if Path(folder, name).is_symlink():
-                raise UserError(f"{Path(folder, name)}: a linked folder is not followed", "put a copy there")
-        for name in files:
-            if not name.startswith("."):
-                names.append(Path(folder, name).relative_to(root).as_posix())
-    for name in names:
-        _check_name(root, name)
-    return sorted(names)
+            if os.path.islink(os.path.join(folder, name)):
+                place = Path(folder, name)
+                on_fault(
+                    prefix + name, UserError(f"{place}: a linked folder is not followed", "put a copy there")
+                )
+        names += [prefix + name for name in files if not name.startswith(".")]
+    faults = {name: fault for name in names if (fault := _name_fault(root, name))}
+    for name in sorted(faults, key=os.fsencode):
+        on_fault(name, faults[name])
+    return sorted(name for name in names if name not in faults)
 
 
 def _refuse_unreadable(error: OSError) -> None:
     raise UserError(f"{error.filename}: {error.strerror}", "make the folder readable") from error
 
 
-def _check_name(root: Path, name: str) -> None:
-    """Refuse files that would otherwise be ignored, and names that cannot key a random draw."""
+def _name_fault(root: Path, name: str) -> UserError | None:
+    """Why a file cannot be used: it would otherwise be ignored, or its name cannot key a random draw."""
     if suffix(name) in UNREADABLE_SUFFIXES:
-        raise UserError(
+        return UserError(
             f"{root / name}: this image format is not supported", "convert it to PNG or JPEG, or move it away"
         )
     try:
         name.encode()
     except UnicodeEncodeError:
         shown = os.fsencode(name).decode("utf-8", "backslashreplace")
-        raise UserError(f"{root}/{shown}: the file name is not UTF-8", "rename the file") from None
+        return UserError(f"{root}/{shown}: the file name is not UTF-8", "rename the file")
+    return None
 
 
 def suffix(name: str) -> str:
     """The last suffix in lower case: ".png"."""
-    return PurePosixPath(name).suffix.lower()
+    return os.path.splitext(name)[1].lower()
 
 
 def stem(name: str) -> str:
     """The name without its last suffix, in composed form: `a/b.c.png` and `a/b.c.txt` belong together."""
-    return composed(PurePosixPath(name).with_suffix("").as_posix())
+    return composed(os.path.splitext(name)[0])
 
 
 def composed(name: str) -> str:
@@ -136,7 +154,8 @@ def _no_file(path: Path, named: str, root: Path) -> UserError:
         return UserError(f"{named} in {root} is {kind}, not a file", "put the file there or remove the name")
     if path.is_symlink():
         return UserError(f"{named} in {root} is a broken link", "put the file itself there")
-    return UserError(f"{named} is not in {root}", "add the file or remove the row")
+    hint = 'write names with "/" instead of backslashes' if "\\" in path.name else "add the file or remove the row"
+    return UserError(f"{named} is not in {root}", hint)
 
 
 def refuse_inside(named: str, place: Path, data: Path, *, choose: str = "a folder") -> None:
