@@ -98,7 +98,7 @@ MaxGb = Annotated[
     typer.Option(min=0, metavar="X", help="Remove the least recently used files until X gigabytes are left."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be removed, and remove nothing.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only, and no summary.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with numbers as numbers, instead of text.")]
 CacheFolder = Annotated[
     Path | None,

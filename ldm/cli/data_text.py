@@ -23,7 +23,7 @@ def refusal_lines(report: "DataReport", reading: "Reading") -> Iterator[str]:
     refused = [outcome for outcome in report.samples if not outcome.used]
     for outcome in refused[:MAX_REFUSALS]:
         name = names.get(outcome.sample_id, outcome.sample_id)
-        named = outcome.reason.startswith((name, " ".join(name.split())))
+        named = " ".join(name.split()) in outcome.reason
         reason = outcome.reason if named else f"{name}: {outcome.reason}"
         yield f"error: {shown(reason, MAX_REASON_LETTERS)}"
     if len(refused) > MAX_REFUSALS:

@@ -49,6 +49,7 @@ NEEDED = {
 OPTIONAL = {
     "xformers": ("xformers", "memory-efficient attention on CUDA"),
     "openvino": ("openvino", "fast generation on Intel processors"),
+    "pillow-heif": ("pillow_heif", "HEIC images, as phones take them"),
     "bitsandbytes": ("bitsandbytes", "the optimizer with eight-bit moments"),
     "tensorboard": ("tensorboard", "the tracker tensorboard"),
     "wandb": ("wandb", "the tracker wandb"),

@@ -194,7 +194,7 @@ def test_errors_escape_control_characters_in_names(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/a\x1b[31m.png").write_text("")
     said = ldm_data("check", tmp_path / "data").stderr
-    assert "1 image without a caption (a\\x1b[31m.png)" in said and "\x1b" not in said
+    assert "a\\x1b[31m.png: image without a caption" in said and "\x1b" not in said
 
 
 def test_a_size_that_a_run_of_the_model_refuses(tmp_path: Path) -> None:

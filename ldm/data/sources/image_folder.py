@@ -23,7 +23,7 @@ from ldm.data.sources.metadata import (
     sample_of_row,
 )
 from ldm.data.sources.no_caption import MissingCaption, caption_by_rule
-from ldm.data.sources.scan import DOCUMENTS, composed, file_inside, is_folder, quoted, scan, stem, suffix
+from ldm.data.sources.scan import DOCUMENTS, FilesInside, composed, is_folder, quoted, scan, stem, suffix
 from ldm.errors import UserError
 from ldm.io.images import IMAGE_SUFFIXES
 
@@ -157,7 +157,7 @@ def _named_files(samples: Iterable[Sample]) -> Iterator[str]:
 
 def _refuse_nested_metadata(root: Path, names: list[str]) -> None:
     """A split such as train/ has its own metadata, with names relative to it."""
-    nested = [name for name in names if PurePosixPath(name).name in FILE_NAMES]
+    nested = [name for name in names if name.rpartition("/")[2] in FILE_NAMES]
     if nested:
         raise UserError(
             f"{root}: the metadata is in a subfolder: {nested[0]}", "name the folder that contains it"
@@ -183,6 +183,7 @@ class _RowReader:
 
     def __init__(self, root: Path, on_disk: dict[str, str], columns: FolderColumns) -> None:
         self.root, self.on_disk, self.columns = root, on_disk, columns
+        self.files = FilesInside(root)
         self.faulty: set[str] = set()
 
     def resolve(self, given: str) -> tuple[str, str]:
@@ -190,6 +191,8 @@ class _RowReader:
 
         A name with blanks around it, or with backslashes as Windows writes them, is read as the file that is there.
         """
+        if given in self.on_disk:
+            return given, self.on_disk[given]
         spellings = (given, given.strip(), given.replace("\\", "/"), given.strip().replace("\\", "/"))
         for spelling in dict.fromkeys(spellings):
             name = PurePosixPath(spelling).as_posix()
@@ -215,7 +218,7 @@ class _RowReader:
         sample = sample_of_row(
             row,
             sample_id,
-            FileImage(self.root / name),
+            FileImage(f"{self.root}{os.sep}{name}"),
             caption_column=columns.caption,
             file_column=name_column(row, columns.file),
             images=images,
@@ -224,13 +227,13 @@ class _RowReader:
             name=name,
             root=self.root,
         )
-        file_inside(self.root, name, row.place)
+        self.files.find(name, row.place)
         return name, sample
 
     def _further_image(self, row: Row, input_name: str) -> FileImage:
         """The further image that a row names in its column `NAME_file_name`."""
         _, name = self.resolve(row_text(row, f"{input_name}{FILE_NAME_ENDING}"))
-        return FileImage(file_inside(self.root, name, row.place))
+        return FileImage(self.files.find(name, row.place))
 
 
 def _read_metadata(metadata: Path, reader: _RowReader, faults: FolderFaults) -> dict[str, Sample]:
@@ -294,12 +297,13 @@ def _read_sidecars(
     alone = [n for n in sidecars if stem(n) not in chosen and PurePosixPath(n).stem.lower() not in DOCUMENTS]
     faults.add_each(root, alone, ".txt file", "without an image", "add the image or move it away")
     samples: list[Sample] = []
+    files = FilesInside(root)
     for name in images:
         if name in made:
             samples.append(made[name])
         elif stem(name) in captioned and chosen[stem(name)] == name:
             try:
-                samples.append(_sample_of_sidecar(root, name, captioned[stem(name)], missing))
+                samples.append(_sample_of_sidecar(files, name, captioned[stem(name)], missing))
             except UserError as error:
                 faults.add(name, error)
     return samples
@@ -319,12 +323,12 @@ def _by_stem(root: Path, names: list[str], fault: str, faults: FolderFaults) -> 
     return found
 
 
-def _sample_of_sidecar(root: Path, image: str, sidecar: str, missing: MissingCaption) -> Sample:
-    path = file_inside(root, sidecar, str(root))
+def _sample_of_sidecar(files: FilesInside, image: str, sidecar: str, missing: MissingCaption) -> Sample:
+    path = files.find(sidecar, str(files.root))
     text = decode_utf8(path)
-    by_rule = None if text.strip() else caption_by_rule(missing, image, root)
-    caption = clean_caption(text, str(path)) if by_rule is None else by_rule
-    source = FileImage(file_inside(root, image, str(root)))
+    by_rule = None if text.strip() else caption_by_rule(missing, image, files.root)
+    caption = clean_caption(text, path) if by_rule is None else by_rule
+    source = FileImage(files.find(image, str(files.root)))
     return Sample(image, source, (caption,), caption_rule="" if by_rule is None else missing)
 
 

@@ -82,20 +82,21 @@ def read_rows(path: Path) -> Iterator[Row | UserError]:
     return readers[path.suffix](path)
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: Path | str) -> bytes:
     """The bytes of a file.
 
     Raises:
         UserError: it cannot be read.
     """
     try:
-        return path.read_bytes()
+        with open(path, "rb") as file:
+            return file.read()
     except OSError as error:
-        hint = "name a file in it" if path.is_dir() else "make the file readable"
+        hint = "name a file in it" if Path(path).is_dir() else "make the file readable"
         raise UserError(f"{path}: {error.strerror}", hint) from error
 
 
-def decode_utf8(path: Path, data: bytes | None = None) -> str:
+def decode_utf8(path: Path | str, data: bytes | None = None) -> str:
     """The text of a file, without a byte order mark and with "\\n" line ends.
 
     Args:
@@ -113,7 +114,7 @@ def decode_utf8(path: Path, data: bytes | None = None) -> str:
     return text.removeprefix("\ufeff").replace("\r\n", "\n")
 
 
-def _not_utf8(path: Path, line: int, byte: int) -> UserError:
+def _not_utf8(path: Path | str, line: int, byte: int) -> UserError:
     return UserError(f"{path}, line {line}: not UTF-8 at byte {byte}", "save it as UTF-8")
 
 
@@ -126,7 +127,10 @@ def clean_caption(text: str, place: str) -> str:
         UserError: it is empty or contains a lone surrogate; the message begins with `place`.
     """
     text = text.removeprefix("\ufeff").replace("\r\n", "\n")
-    caption = unicodedata.normalize("NFC", text.strip())
+    caption = text.strip()
+    if caption and caption.isascii():
+        return caption
+    caption = unicodedata.normalize("NFC", caption)
     if not caption:
         raise UserError(f"{place}: empty caption", "write a caption or remove the image")
     try:

@@ -137,7 +137,9 @@ def dressed(reading: Reading, settings: SourceSettings, place: str, index: int |
     Raises:
         UserError: two samples have the same id, or the masks do not match the samples.
     """
-    samples = [replace(sample, loss_weight=settings.loss_weight) for sample in reading.samples]
+    samples = reading.samples
+    if settings.loss_weight != 1:
+        samples = [replace(sample, loss_weight=settings.loss_weight) for sample in samples]
     if settings.alpha_mask:
         samples = [replace(sample, loss_mask=AlphaMask(sample.image)) for sample in samples]
     if settings.masks:
@@ -198,7 +200,7 @@ def _kinds_in(names: Sequence[str]) -> dict[str, Kind]:
     """
     tars = [name for name in names if name.lower().endswith((".tar", *COMPRESSED_SUFFIXES))]
     described = {stem(name) for name in tars}
-    metadata = [name for name in names if PurePosixPath(name).name in FILE_NAMES]
+    metadata = [name for name in names if name.rpartition("/")[2] in FILE_NAMES]
     parquet = [n for n in names if suffix(n) == ".parquet" and n not in metadata and stem(n) not in described]
     found: dict[str, Kind] = {}
     if metadata:
@@ -224,8 +226,9 @@ def ignored_files(settings: SourceSettings) -> dict[str, int]:
     names = scan(root, _passed_over)
     captions = {".txt"} if not set(FILE_NAMES) & set(names) else set()  # the metadata has the captions
     own = {"parquet": {".parquet"}, "webdataset": {".tar"}, "folder": {*IMAGE_SUFFIXES, *captions}}[kind]
-    others = (name for name in names if suffix(name) not in own and name not in FILE_NAMES)
-    return dict(Counter(suffix(name) or "without a suffix" for name in others).most_common())
+    found = ((name, suffix(name)) for name in names)
+    others = (kind for name, kind in found if kind not in own and name not in FILE_NAMES)
+    return dict(Counter(kind or "without a suffix" for kind in others).most_common())
 
 
 def _read(
@@ -257,6 +260,8 @@ def _read(
 
 def _repeated(reading: Reading, repeats: int, prefix: str) -> Reading:
     """Repeat samples and refusals alike, so that their ratio stays the same."""
+    if repeats == 1 and not prefix:
+        return reading
     ends = ["", *(f"#{turn}" for turn in range(2, repeats + 1))]
     return Reading(
         [replace(s, sample_id=f"{prefix}{s.sample_id}{end}") for end in ends for s in reading.samples],

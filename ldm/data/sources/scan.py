@@ -71,6 +71,8 @@ def _name_fault(root: Path, name: str) -> UserError | None:
         return UserError(
             f"{root / name}: this image format is not supported", "convert it to PNG or JPEG, or move it away"
         )
+    if name.isascii():
+        return None
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -81,17 +83,19 @@ def _name_fault(root: Path, name: str) -> UserError | None:
 
 def suffix(name: str) -> str:
     """The last suffix in lower case: ".png"."""
-    return os.path.splitext(name)[1].lower()
+    dot = name.rfind(".")
+    has_one = name.rfind("/") + 1 < dot < len(name) - 1
+    return name[dot:].lower() if has_one else ""
 
 
 def stem(name: str) -> str:
     """The name without its last suffix, in composed form: `a/b.c.png` and `a/b.c.txt` belong together."""
-    return composed(os.path.splitext(name)[0])
+    return composed(name[: len(name) - len(suffix(name))])
 
 
 def composed(name: str) -> str:
     """A name in Unicode's composed form (NFC). File systems and editors differ in the form they use."""
-    return unicodedata.normalize("NFC", name)
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def status_of(path: Path) -> os.stat_result | None:
@@ -120,6 +124,43 @@ def is_folder(path: Path) -> bool:
     """Whether it is a folder. Raises UserError like `status_of`."""
     status = status_of(path)
     return status is not None and stat.S_ISDIR(status.st_mode)
+
+
+class FilesInside:
+    """The files of a folder by their relative names.
+
+    The folders in it are resolved once each, because a data set may have millions of files.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._real_root = os.path.realpath(root)
+        self._is_inside: dict[str, bool] = {}
+
+    def find(self, name: str, place: str) -> str:
+        """The path of a file.
+
+        Args:
+            place: where the file is named, for messages.
+
+        Raises:
+            UserError: the name leads out of the folder, or does not lead to a regular file.
+        """
+        path = f"{self.root}{os.sep}{name}"
+        try:
+            if ".." not in name and not name.startswith("/"):
+                is_plain = stat.S_ISREG(os.lstat(path).st_mode)
+                if is_plain and self._inside(os.path.dirname(path)):
+                    return path
+        except (OSError, ValueError):
+            pass  # said below
+        return str(file_inside(self.root, name, place))
+
+    def _inside(self, folder: str) -> bool:
+        if folder not in self._is_inside:
+            real = os.path.realpath(folder)
+            self._is_inside[folder] = Path(real).is_relative_to(self._real_root)
+        return self._is_inside[folder]
 
 
 def file_inside(root: Path, name: str, place: str) -> Path:
