@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ldm.cli.messages import count
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def check(
         write_fix_list(fix_list, reading, facts, placements or {})
         typer.echo(f"what to do: {fix_list}", err=as_json)
     if found.num_refused:
-        what = f"{found.num_refused} of {found.num_found} images cannot be used"
+        what = f"{found.num_refused} of {count(found.num_found, 'image')} cannot be used"
         raise UserError(what, _way_on(found.num_refused, fix_list))
 
 
@@ -213,10 +214,14 @@ def prune(
         typer.echo(json.dumps(facts, indent=2, default=str))
         return
     for file in gone.removed:
-        typer.echo(f"{file.path}: {file.size_bytes / 1e6:.1f} MB, unused for {file.unused_days:.0f} days")
+        typer.echo(
+            f"{file.path}: {file.size_bytes / 1e6:.1f} MB, unused for {count(round(file.unused_days), 'day')}"
+        )
     verb = "would be removed" if dry_run else "removed"
     kept = f"{gone.kept_bytes / 1e9:.3f} GB {'would stay' if dry_run else 'left'}"
-    typer.echo(f"{root}: {len(gone.removed)} files, {gone.removed_bytes / 1e9:.3f} GB {verb}, {kept}")
+    typer.echo(
+        f"{root}: {count(len(gone.removed), 'file')}, {gone.removed_bytes / 1e9:.3f} GB {verb}, {kept}"
+    )
 
 
 def _refuse_places(report: Path | None, fix_list: Path | None, path: str) -> None:

@@ -50,6 +50,7 @@ def init(
     """
     from ldm.cli.autoconfig import describe_base, describe_data
     from ldm.cli.init_text import config_text
+    from ldm.cli.messages import count
     from ldm.io.files import write_bytes
 
     if trainable is not None and trainable not in TRAINABLE:
@@ -63,7 +64,7 @@ def init(
     chosen = trainable or ("lora" if found.num_used < 2000 else "unet")
     text = config_text(model, found, chosen, dest, name, free_run_dir(name))
     write_bytes(dest, text.encode())
-    typer.echo(f"{dest}: {found.num_used} images, {chosen} on {base}. Next:")
+    typer.echo(f"{dest}: {count(found.num_used, 'image')}, {chosen} on {base}. Next:")
     command = f"ldm train {shlex.quote(str(dest))}"
     typer.echo(f"  {command} --plan\n  {command}")
 

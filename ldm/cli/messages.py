@@ -62,3 +62,8 @@ def _visible(letter: str) -> str:
     if letter in _DIRECTION_MARKS or unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp"):
         return letter.encode("unicode_escape").decode()
     return letter
+
+
+def count(number: int, noun: str) -> str:
+    """Such as `1 image` and `12 images`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

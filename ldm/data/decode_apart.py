@@ -185,7 +185,9 @@ def main() -> None:
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             images = pickle.load(sys.stdin.buffer)
-            pickle.dump([decode_one(image, seen) for image in images], results, protocol=pickle.HIGHEST_PROTOCOL)
+            pickle.dump(
+                [decode_one(image, seen) for image in images], results, protocol=pickle.HIGHEST_PROTOCOL
+            )
             results.flush()
 
 

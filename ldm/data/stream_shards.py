@@ -99,9 +99,7 @@ def shards_hash(shards: Sequence[Shard]) -> str:
     return _hash([shard.shard_id for shard in shards])
 
 
-def read_shard(
-    shard: Shard, inputs: TaskInputs = NO_INPUTS, missing: MissingCaption = "error"
-) -> Reading:
+def read_shard(shard: Shard, inputs: TaskInputs = NO_INPUTS, missing: MissingCaption = "error") -> Reading:
     """The samples of a shard as `read_source` returns them, with weights, masks, repeats and ids.
 
     Args:

@@ -160,7 +160,7 @@ def _decode(
         if not _reads_heif() and _is_heif(file):
             raise UserError(
                 f"{name}: HEIC images need the package pillow-heif",
-                'pip install pillow-heif, or convert the image to JPEG',
+                "pip install pillow-heif, or convert the image to JPEG",
             ) from error
         raise UserError(f"{name}: {_reason(file, error)}", _SAVE_AGAIN) from error
 

@@ -6,6 +6,7 @@ pipeline.generate("a red apple", seed=7).images[0]
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,6 @@ from ldm.pipeline.batches import (
     ImageRequest,
     Kind,
     PlannedBatch,
-    Prompt,
     halved,
     list_images,
     plan_batches,
@@ -61,6 +61,7 @@ from ldm.pipeline.settings import (
     MadeImage,
     OnStep,
     check_applicable,
+    check_call,
     check_finite,
     check_latents,
     check_task_fits,
@@ -68,8 +69,11 @@ from ldm.pipeline.settings import (
     first_step,
     latents_hash,
     program_settings,
+    read_prompts,
     warn_unused,
 )
+from ldm.pipeline.step_bar import bar_for_steps
+from ldm.pipeline.unusual import warn_of_lora, warn_of_prompts, warn_of_settings
 from ldm.tasks import Task, encoder_for, task_for_images
 from ldm.types import Conditioning, Denoiser, Step
 
@@ -106,6 +110,8 @@ def load_pipeline(
         UserError: a model or LoRA does not exist, or is incomplete, damaged or not allowed.
     """
     torch_dtype, torch_device = pick_dtype(dtype), pick_device(device)
+    for place, weight in loras:
+        warn_of_lora(Path(place).name, weight)
     loaded = load_model(model, loras=loras, dtype=torch_dtype)
     return Pipeline(loaded.parts, model_id=loaded.model_id, folder=loaded.place, loras=loaded.loras).to(
         torch_device
@@ -188,6 +194,7 @@ class Pipeline:
         batch_size: int = 8,
         latents: Tensor | None = None,
         on_step: OnStep | None = None,
+        progress: bool | None = None,
         **given: Any,
     ) -> Generation:
         """Make `num_images` images of each prompt; the i-th has seed `seed + i`, whatever the others are.
@@ -205,20 +212,26 @@ class Pipeline:
             batch_size: images made at once; it changes memory and time only.
             latents: the initial standard normal noise [N, C, h, w], in place of the seeds'; the records hold its hash.
             on_step: called after every step.
-            given: fields of `GenerationSettings`.
+            progress: show a bar; by default on a terminal and in notebooks, if there is no `on_step`.
+            given: fields of `GenerationSettings`. `negative_prompt` may be a list, with one for each prompt.
 
         Raises:
-            UserError: a setting is unknown, out of range or does not fit the model.
+            UserError: an argument has the wrong type, or a setting is unknown, out of range or does not fit the model.
 
         Warns:
             LdmWarning: a prompt is cut off, the negative prompt is not used, or a size is rounded.
         """
+        check_call(seeds, batch_size, latents, on_step)
         base = settings or GenerationSettings()
+        negative = given.pop("negative_prompt", None)
         chosen = parse_settings(given, type(base)).over(base)
-        texts = [prompts] if isinstance(prompts, str) else prompts
-        asked = [Prompt(text, chosen, inputs) for text, inputs in pair_inputs(texts, image, mask)]
+        own = read_prompts(prompts, negative, chosen)
+        pairs = pair_inputs([prompt.prompt for prompt in own], image, mask)
+        own = own * len(pairs) if len(own) == 1 else own  # one prompt goes with all images
+        asked = [replace(each, inputs=inputs) for each, (_, inputs) in zip(own, pairs, strict=True)]
         images = list_images(asked, seeds)
-        made = list(self.make_images([images], batch_size=batch_size, latents=latents, on_step=on_step))
+        with bar_for_steps(progress, on_step) as report:
+            made = list(self.make_images([images], batch_size=batch_size, latents=latents, on_step=report))
         made.sort(key=lambda each: each.request.number)
         return Generation(
             [each.image for each in made],
@@ -278,6 +291,8 @@ class Pipeline:
             prompts[image.kind].append(image.prompt)
         for kind, full in completed.items():
             warn_unused(prompts[kind], full, self.text_encoder.truncated_words)
+            warn_of_prompts(prompts[kind])
+            warn_of_settings(full, self.defaults)
             if latents is not None:
                 check_latents(latents, (len(images), *self._latent_shape(full)))
         tasks = {kind: self._task(kind) for kind in completed}

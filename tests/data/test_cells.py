@@ -83,7 +83,7 @@ def test_csv_with_blanks_around_its_cells(tmp_path: Path) -> None:
         (sample,) = read_folder(tmp_path)
         assert (sample.sample_id, sample.captions) == ("a.png", (caption,)), line
     (tmp_path / "metadata.csv").write_text('file_name,text\na.png,"a" dog\n')
-    with pytest.raises(UserError, match="line 2: .*expected after"):
+    with pytest.raises(UserError, match=r"line 2: .*expected after"):
         read_folder(tmp_path)
 
 
@@ -107,7 +107,7 @@ def test_a_backslash_that_leads_nowhere_is_named(tmp_path: Path) -> None:
     image(tmp_path / "a.png")
     for name in ("images\\b.png", "..\\a.png"):
         jsonl(tmp_path, row(name), row("a.png"))
-        with pytest.raises(UserError, match='is not in .*: write names with "/" instead of backslashes'):
+        with pytest.raises(UserError, match=r'is not in .*: write names with "/" instead of backslashes'):
             read_folder(tmp_path)
     image(tmp_path / "b\\c.png")  # a legal name on Linux
     jsonl(tmp_path, row("b\\c.png"), row("a.png"))

@@ -61,7 +61,9 @@ def test_data_check_lists_every_fault_and_what_to_do(tmp_path: Path, monkeypatch
 
 
 def test_a_run_is_refused_with_the_way_on(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"6 more cannot be used: `ldm data check` lists all, and its --fix-list"):
+    with pytest.raises(
+        UserError, match=r"6 more cannot be used: `ldm data check` lists all, and its --fix-list"
+    ):
         read_folder(mess(tmp_path))
 
 
@@ -119,7 +121,9 @@ def test_captions_by_a_rule_are_said_in_the_report(tmp_path: Path, rule: Missing
 def test_rules_where_there_are_no_files(tmp_path: Path) -> None:
     members = {"pets/red_dog.png": png(), "cat.png": png(1), "cat.txt": "a cat"}
     tars = SourceSettings(path=str(tar(tmp_path / "a.tar", members)))
-    rows = SourceSettings(path=str(parquet(tmp_path / "a.parquet", {"image": [png(), png()], "text": ["x", None]})))
+    rows = SourceSettings(
+        path=str(parquet(tmp_path / "a.parquet", {"image": [png(), png()], "text": ["x", None]}))
+    )
     assert outcomes(read_source(tars, missing="filename"))["a.tar/pets/red_dog"] == ("red dog",)
     assert outcomes(read_source(tars, missing="folder"))["a.tar/pets/red_dog"] == ("pets",)
     assert outcomes(read_source(tars, missing="empty"))["a.tar/pets/red_dog"] == ("",)

@@ -63,7 +63,10 @@ def write_preview(
 
 def _generate(parts: ModelParts, settings: PreviewSettings, prompts: Sequence[str]) -> list[Image.Image]:
     made = Pipeline(parts, model_id="preview").generate(
-        prompts, num_inference_steps=settings.num_inference_steps, guidance_scale=settings.guidance_scale
+        prompts,
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
+        progress=False,
     )
     return made.images
 

@@ -135,7 +135,9 @@ def examine_folder(root: Path, columns: FolderColumns) -> tuple[list[Sample], Fo
         _refuse_nested_metadata(root, names)
         _refuse_inputs(root, columns.inputs)
         return _read_sidecars(root, images, sidecars, columns.missing, faults), faults
-    reader = _RowReader(root, {composed(name): name for name in names} | {name: name for name in names}, columns)
+    reader = _RowReader(
+        root, {composed(name): name for name in names} | {name: name for name in names}, columns
+    )
     samples = _read_metadata(metadata, reader, faults)
     named = {reader.resolve(name)[1] for name in _named_files(samples.values())} | reader.faulty
     unlisted = [name for name in images if name not in named and name not in samples]

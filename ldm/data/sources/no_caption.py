@@ -1,9 +1,9 @@
 """What to do with an image that has no caption: refuse it, or make one by a rule.
 
-    error     the image is refused
-    empty     the caption is empty: such images train the unconditional model
-    filename  `red-apple_03.png` is "red apple 03"
-    folder    `brown_dog/03.png` is "brown dog"; for an image at the top, the name of the data's folder
+error     the image is refused
+empty     the caption is empty: such images train the unconditional model
+filename  `red-apple_03.png` is "red apple 03"
+folder    `brown_dog/03.png` is "brown dog"; for an image at the top, the name of the data's folder
 """
 
 from pathlib import Path, PurePosixPath

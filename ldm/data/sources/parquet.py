@@ -265,7 +265,10 @@ def plain_columns(
             has something else.
     """
     texts = {name.strip() for name in schema.names}  # as in the rows, see `row_of`
-    required = {"image_column": (image_column, schema.names), "caption_column": (caption_column.strip(), texts)}
+    required = {
+        "image_column": (image_column, schema.names),
+        "caption_column": (caption_column.strip(), texts),
+    }
     for setting, (column, there) in required.items():
         if column not in there:
             guess = nearest(column, schema.names) or ", ".join(schema.names)

@@ -195,7 +195,11 @@ def _no_file(path: Path, named: str, root: Path) -> UserError:
         return UserError(f"{named} in {root} is {kind}, not a file", "put the file there or remove the name")
     if path.is_symlink():
         return UserError(f"{named} in {root} is a broken link", "put the file itself there")
-    hint = 'write names with "/" instead of backslashes' if "\\" in path.name else "add the file or remove the row"
+    hint = (
+        'write names with "/" instead of backslashes'
+        if "\\" in path.name
+        else "add the file or remove the row"
+    )
     return UserError(f"{named} is not in {root}", hint)
 
 
