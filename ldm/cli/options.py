@@ -124,9 +124,9 @@ Model = Annotated[
     typer.Option(
         metavar="NAME|FOLDER|FILE|HUB_ID",
         help="What to generate with: emoji (included), a folder in the diffusers layout such as a Stable Diffusion "
-        "checkpoint, a .safetensors file in the layout of the original programs, the folder of a training run or of one "
-        "of its checkpoints, or a Hub id such as user/name or user/name@revision, which is downloaded once. Safetensors "
-        "only.  [default: emoji]",
+        "checkpoint, a .safetensors file in the layout of the original programs, the folder of a training run or of "
+        "one of its checkpoints, or a Hub id such as user/name or user/name@revision, which is downloaded once. "
+        "Safetensors only.  [default: emoji]",
     ),
 ]
 Lora = Annotated[

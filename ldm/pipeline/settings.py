@@ -164,7 +164,7 @@ def read_prompts(prompts: Any, negative: Any, settings: GenerationSettings) -> l
 
 def _texts(name: str, given: Any) -> list[str]:
     if isinstance(given, str):
-        return [given]
+        return [check_text(given)]
     if not isinstance(given, Iterable) or isinstance(given, bytes | Mapping):
         raise UserError(f"{name} is {_shown(given)}", "give a text or a list of texts")
     texts = list(given)
