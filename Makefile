@@ -2,7 +2,7 @@
 # Needs python3 (3.11 or newer), python3-venv and make. Another Python: make test PYTHON=python3.12
 
 PYTHON ?= python3
-# CPU=1 installs PyTorch without CUDA: about 1.5 GB in all instead of 6.6 GB
+# CPU=1 installs PyTorch without CUDA: about 2 GB in all instead of 6.6 GB
 CPU ?=
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 VENV := .venv
@@ -14,7 +14,7 @@ WORKERS := -n 2 --dist loadfile
 
 help:
 	@echo "make demo      set up and draw a red apple with the embedded model"
-	@echo "               (make demo CPU=1 installs PyTorch without CUDA: 1.5 GB in all instead of 6.6 GB)"
+	@echo "               (make demo CPU=1 installs PyTorch without CUDA: 2 GB in all instead of 6.6 GB)"
 	@echo "make test      set up, check style and types, run the tests"
 	@echo "make test-all  the same with the slow tests"
 	@echo "make format    format the code"

@@ -26,7 +26,7 @@ from ldm.io.images import decode_image, open_image_noted, to_srgb
 ALONE_SEC, WORTH_SEC = 0.4, 1.5
 """How long this process decodes alone, and how long the rest must take for others to be started."""
 CHUNK = 16
-"""Images that a process is given at a time."""
+"""The most images that a process is given at a time."""
 
 Result = tuple[ImageSource, ImageInfo | Refusal]
 
@@ -46,7 +46,8 @@ def decode_all(
     for index, image in enumerate(images):
         spent = time.monotonic() - start
         left = len(images) - index
-        if cores > 1 and spent > ALONE_SEC and spent / index * left > WORTH_SEC and _can_travel(images):
+        worth = index > 0 and spent > ALONE_SEC and spent / index * left > WORTH_SEC
+        if cores > 1 and worth and _can_travel(images):
             yield from _decode_in_processes(images[index:], min(cores, left))
             return
         yield image, decode_one(image, seen)
@@ -123,8 +124,9 @@ def _is_black(small: Any, data: bytes, name: str) -> bool:
 def _decode_in_processes(images: Sequence[ImageSource], num_processes: int) -> Iterator[Result]:
     """Decode in other processes; what one that dies leaves is decoded here."""
     chunks: queue.SimpleQueue[Sequence[ImageSource]] = queue.SimpleQueue()
-    for start in range(0, len(images), CHUNK):
-        chunks.put(images[start : start + CHUNK])
+    size = max(1, min(CHUNK, len(images) // (4 * num_processes)))
+    for start in range(0, len(images), size):
+        chunks.put(images[start : start + size])
     results: queue.SimpleQueue[list[Result] | None] = queue.SimpleQueue()
     workers = [_start() for _ in range(num_processes)]
     threads = [threading.Thread(target=_feed, args=(each, chunks, results), daemon=True) for each in workers]
@@ -145,6 +147,8 @@ def _decode_in_processes(images: Sequence[ImageSource], num_processes: int) -> I
         for worker in workers:
             worker.kill()
             worker.wait()
+        for thread in threads:
+            thread.join()
     seen: dict[str, ImageInfo] = {}
     yield from ((image, decode_one(image, seen)) for image in left)
 
@@ -173,6 +177,9 @@ def _feed(
             pickle.dump(chunk, worker.stdin, protocol=pickle.HIGHEST_PROTOCOL)
             worker.stdin.flush()
             results.put(list(zip(chunk, pickle.load(worker.stdout), strict=True)))
+    for stream in (worker.stdin, worker.stdout):
+        with contextlib.suppress(OSError):  # what a dead process did not read
+            stream.close()
     results.put(None)
 
 

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,18 @@ def _decoding(folder: Path) -> Any:
             data = path.read_bytes()
             ratios = []
             for _ in range(ROUNDS):
-                theirs = _cpu_sec(lambda data=data: Image.open(io.BytesIO(data)).load(), number)
-                ours = _cpu_sec(lambda path=path: decode_one(FileImage(path), {}), number)
+                theirs = _cpu_sec(partial(_pillow, data), number)
+                ours = _cpu_sec(partial(_ours, path), number)
                 ratios.append(ours / theirs)
             yield case + kind, sorted(ratios)[ROUNDS // 2]
+
+
+def _pillow(data: bytes) -> None:
+    Image.open(io.BytesIO(data)).load()
+
+
+def _ours(path: Path) -> None:
+    decode_one(FileImage(path), {})
 
 
 def _cpu_sec(work: Callable[[], object], number: int) -> float:

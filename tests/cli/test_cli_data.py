@@ -145,11 +145,11 @@ def test_known_images_are_reread_only_with_rehash(
     path = folder / "red.png"
     assert ldm_data("check", folder).exit_code == 0
     assert any(cache.rglob("*"))
-    status_of = os.stat(path)
+    status_of = os.lstat(path)
     path.write_bytes(bytes(path.stat().st_size))
-    stat = os.stat  # a change without a trace, as on a disk whose clock is wrong
+    stat = os.lstat  # a change without a trace, as on a disk whose clock is wrong
     monkeypatch.setattr(
-        "ldm.data.sample.os.stat", lambda p, **o: status_of if Path(p) == path else stat(p, **o)
+        "ldm.data.sample.os.lstat", lambda p, **o: status_of if Path(p) == path else stat(p, **o)
     )
     assert ldm_data("check", folder).exit_code == 0
     result = ldm_data("check", folder, "--rehash")

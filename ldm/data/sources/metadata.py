@@ -210,7 +210,7 @@ def _read_csv(path: Path) -> Iterator[Row | UserError]:
             # A quoted caption may span several lines; the last one names the row.
             place = f"{path}, line {reader.line_num}"
             lines, first = range(first, reader.line_num + 1), reader.line_num + 1
-            extra = values.pop(None, [])  # type: ignore[call-overload]
+            extra = values.pop(None, [])
             if fault := next((faults[line] for line in lines if line in faults), None):
                 yield fault
             elif any(cell.strip() for cell in extra):
