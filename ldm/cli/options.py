@@ -198,7 +198,7 @@ LowMemory = Annotated[
 Engine = Annotated[
     Literal["torch", "openvino", "auto"] | None,
     typer.Option(
-        help="What runs the denoiser: torch; openvino, which is faster on a CPU (pip install open-ldm[openvino]), in "
+        help="What runs the denoiser: torch; openvino, which is faster on a CPU (pip install openvino), in "
         "float32 and with the same image to within one of 255 levels; or auto, which is openvino if it is installed "
         "and its conversion is in the cache or worth the seconds it takes.  [default: torch]",
     ),

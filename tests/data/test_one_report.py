@@ -130,3 +130,23 @@ def test_rules_where_there_are_no_files(tmp_path: Path) -> None:
     assert "no caption" in outcomes(read_source(tars))["a.tar/pets/red_dog"]
     assert outcomes(read_source(rows, missing="empty"))["a.parquet/1"] == ("",)
     assert "no 'text'" in outcomes(read_source(rows, missing="filename"))["a.parquet/1"]
+
+
+def test_init_goes_on_where_too_much_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LDM_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for index in range(4):
+        image(tmp_path / f"data/red_dog_{index}.png")
+    (tmp_path / "data/broken.png").write_bytes(b"no image")
+
+    def init(*options: str) -> str:
+        result = CliRunner().invoke(app, ["init", "data", "--output", "data.yaml", *options])
+        assert result.exit_code in (0, 2), result.exception
+        return result.stderr if result.exit_code else Path("data.yaml").read_text()
+
+    assert "5 images without a caption" in init()
+    said = init("--missing-captions", "filename")
+    assert "1 of 5 samples are bad" in said and "--fix-list" in said and "raise max_bad_fraction" in said
+    text = init("--missing-captions", "filename", "--max-bad-fraction", "0.25")
+    assert "  missing: filename " in text and "  max_bad_fraction: 0.25 " in text
+    assert "red dog 0" in text
