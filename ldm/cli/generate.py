@@ -65,9 +65,7 @@ def generate(
         say_warning("--from-image is now called --reproduce")
     settings["seed"] = options.read_seed(settings["seed"])
     target = Target(output, overwrite=overwrite, grid=grid, resume=resume)
-    original, asked = _plan(
-        prompts or [], prompt_file, (image, mask), reproduce or from_image, settings
-    )
+    original, asked = _plan(prompts or [], prompt_file, (image, mask), reproduce or from_image, settings)
     images = _list_images(asked, target)
     target.check(images)
     at_once = read_batch_size(batch_size, low_memory=low_memory, device=device)

@@ -17,7 +17,7 @@ from ldm.generation.output import Target
 
 
 def names(prompts: list[str], target: Target, **settings: Any) -> list[str]:
-    _, asked = _plan(prompts, None, None, settings)
+    _, asked = _plan(prompts, None, (None, None), None, settings)
     return [target.path(image).name for image in _list_images(asked, target)]
 
 
@@ -46,7 +46,7 @@ def test_seeds_as_they_are_written() -> None:
 
 def test_json_names_path_prompt_and_seed(tmp_path: Path) -> None:
     target = Target(tmp_path, grid=True)
-    _, asked = _plan(["a"], None, None, {"seed": 3})
+    _, asked = _plan(["a"], None, (None, None), None, {"seed": 3})
     found = _described(_list_images(asked, target), target)
     assert json.loads(json.dumps(found)) == {
         "images": [{"path": str(tmp_path / "0001-a-s3.png"), "prompt": "a", "seed": 3}],
