@@ -34,3 +34,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(pipeline, name)
     raise AttributeError(f"module 'ldm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, which completion shows; the rest is in the modules."""
+    return sorted({*globals(), *__all__} - {"TYPE_CHECKING", "Any"})

@@ -133,7 +133,7 @@ def _print_version(requested: bool) -> None:
 
 
 app = typer.Typer(
-    name="ldm", cls=Commands, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+    name="ldm", cls=Commands, add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 app.command()(generate)
 app.command()(init)

@@ -13,6 +13,7 @@ from ldm.errors import UserError
 if TYPE_CHECKING:
     from ldm.data.prepare import DataSettings, Prepared
     from ldm.data.sample import ImageInfo, Refusal
+    from ldm.data.sources.no_caption import MissingCaption
     from ldm.data.sources.reading import Reading
 
 MAX_OTHER_FRACTION, OTHER_ASPECT = 0.05, 1.1
@@ -58,6 +59,7 @@ class DataFacts:
         num_other_shapes: images whose aspect ratio differs from the model's.
         captions: one caption of each usable sample.
         chunks: how many chunks each caption needs.
+        missing: what is done with images that have no caption.
     """
 
     settings: "DataSettings"
@@ -67,6 +69,7 @@ class DataFacts:
     num_other_shapes: int
     captions: tuple[str, ...]
     chunks: tuple[int, ...]
+    missing: "MissingCaption" = "error"
 
 
 class _UnetConfig(BaseModel):
@@ -161,11 +164,19 @@ def survey_reading(reading: "Reading", *, rehash: bool = False) -> "dict[str, Im
             )
 
 
-def describe_data(source: Mapping[str, object], model: BaseFacts) -> DataFacts:
+def describe_data(
+    source: Mapping[str, object],
+    model: BaseFacts,
+    *,
+    missing: "MissingCaption" = "error",
+    max_bad_fraction: float | None = None,
+) -> DataFacts:
     """Read every image, choose a size, and place and split the images as the run will.
 
     Args:
         source: the settings that say what is read: `path`, `kind` and the columns.
+        missing: what to do with images that have no caption.
+        max_bad_fraction: how many images may be unusable, 0 to 1; by default as a run's own default.
 
     Raises:
         UserError: the data is missing or faulty, or too many images cannot be used.
@@ -175,11 +186,12 @@ def describe_data(source: Mapping[str, object], model: BaseFacts) -> DataFacts:
     from ldm.data.sample import ImageInfo
     from ldm.data.sources.reading import SourceSettings, read_sources
 
-    reading = read_sources([validate(SourceSettings, source, "ldm init")])
+    reading = read_sources([validate(SourceSettings, source, "ldm init")], missing=missing)
     facts = survey_reading(reading)
     images = [each for each in facts.values() if isinstance(each, ImageInfo)]
     num_others = sum(_has_other_shape(each, model) for each in images)
-    tree = {**source, **choose_size(images, num_others, model)}
+    limit = {} if max_bad_fraction is None else {"max_bad_fraction": max_bad_fraction}
+    tree = {**source, **choose_size(images, num_others, model), **limit}
     settings = validate(DataSettings, tree, "ldm init")
     prepared = prepare(reading, facts, settings, multiple=model.multiple, seed=0)
     fraction, num_held_out = choose_holdout(prepared)
@@ -192,6 +204,7 @@ def describe_data(source: Mapping[str, object], model: BaseFacts) -> DataFacts:
         num_others,
         captions,
         tuple(model.chunks_needed(caption) for caption in captions),
+        missing,
     )
 
 

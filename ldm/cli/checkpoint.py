@@ -35,9 +35,10 @@ def model_of(source: str, weights: str | None = None) -> Iterator[tuple[str, dic
         return
     run = checkpoint.absolute().parents[1]
     with working_folder("checkpoint") as temporary:
-        folder = temporary / "model"
+        model_id = f"{run.name}-{checkpoint.name}"
+        folder = temporary / model_id  # a model's id is its folder's name
         _write_model(checkpoint, folder, weights or "average")
-        yield str(folder), {"model_id": f"{run.name}-{checkpoint.name}", "run": run}
+        yield str(folder), {"model_id": model_id, "run": run}
 
 
 def find_checkpoint(path: Path, *, always: bool) -> Path | None:

@@ -4,10 +4,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ldm.cli.messages import count
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,6 +70,21 @@ Model = Annotated[
         help="Count caption tokens with this model's tokenizer, and list captions longer than its context.",
     ),
 ]
+MissingCaptions = Annotated[
+    Literal["error", "empty", "filename", "folder"],
+    typer.Option(
+        help="What to do with images that have no caption, as captions.missing in a configuration: refuse them, or "
+        "give them an empty caption, or one made from the name of the file or its folder.",
+    ),
+]
+FixList = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.csv",
+        help="Write a table with a line for each file or row that cannot be used: what to do, its name, and what is "
+        "wrong with it.",
+    ),
+]
 Rehash = Annotated[
     bool,
     typer.Option(
@@ -83,6 +99,7 @@ MaxGb = Annotated[
     typer.Option(min=0, metavar="X", help="Remove the least recently used files until X gigabytes are left."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be removed, and remove nothing.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only, and no summary.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with numbers as numbers, instead of text.")]
 CacheFolder = Annotated[
     Path | None,
@@ -112,30 +129,34 @@ def check(
     image_column: ImageColumn = "image",
     split: Split = "train",
     model: Model = None,
+    missing_captions: MissingCaptions = "error",
+    fix_list: FixList = None,
     rehash: Rehash = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Read images and captions as training would, and summarise them.
 
-    Every image is decoded. The exit code is 2 if an image or caption cannot be used. Nothing is written to PATH. With
-    --json the output has the format of data_report.json.
+    Every image is decoded, and everything that cannot be used is listed. The exit code is 2 if there is any. Nothing is
+    written to PATH. With --json the output has the format of data_report.json.
     """
     from ldm.cli.autoconfig import describe_base, survey_reading
     from ldm.cli.data_text import refusal_lines, summary_lines
     from ldm.config import validate
+    from ldm.data.report.fix_list import write_fix_list
     from ldm.data.report.report import check_report_folder, make_report, write_report
     from ldm.data.sources.reading import SourceSettings, ignored_files, read_sources
 
     size = _size(height, width, buckets)
+    _refuse_places(report, fix_list, path)
     if report is not None:
-        _refuse_inside(report, path)
         check_report_folder(report)
     base = describe_base(model) if model else None
     columns = {"caption_column": caption_column, "image_column": image_column, "split": split}
     source = validate(SourceSettings, {"path": path, "kind": kind, **columns}, "ldm data check")
     if base and size:
         _refuse_multiple(size, base.multiple, base.name)
-    reading = read_sources([source])
+    reading = read_sources([source], missing=missing_captions, tolerant=True)
     facts = survey_reading(reading, rehash=rehash)
     multiple = base.multiple if base else BUCKET_MULTIPLE
     placements = _place(facts, size, multiple, buckets, upscale) if size else None
@@ -145,14 +166,23 @@ def check(
         typer.echo(line, err=True)
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2, ensure_ascii=False))
-    else:
+    elif not quiet:
         typer.echo("\n".join(summary_lines(path, found, reading, ignored_files(source))))
     if report is not None:
         _, page = write_report(found, report, reading.samples)
         typer.echo(f"report: {page}", err=as_json)
+    if fix_list is not None:
+        write_fix_list(fix_list, reading, facts, placements or {})
+        typer.echo(f"what to do: {fix_list}", err=as_json)
     if found.num_refused:
-        what = f"{found.num_refused} of {found.num_found} images cannot be used"
-        raise UserError(what, "fix or remove them")
+        what = f"{found.num_refused} of {count(found.num_found, 'image')} cannot be used"
+        raise UserError(what, _way_on(found.num_refused, fix_list))
+
+
+def _way_on(num_refused: int, fix_list: Path | None) -> str:
+    if fix_list is not None:
+        return f"see {fix_list}"
+    return "fix or remove them" + ("; --fix-list FILE.csv writes what to do" if num_refused > 1 else "")
 
 
 @data_app.command()
@@ -186,18 +216,28 @@ def prune(
         typer.echo(json.dumps(facts, indent=2, default=str))
         return
     for file in gone.removed:
-        typer.echo(f"{file.path}: {file.size_bytes / 1e6:.1f} MB, unused for {file.unused_days:.0f} days")
+        typer.echo(
+            f"{file.path}: {file.size_bytes / 1e6:.1f} MB, unused for {count(round(file.unused_days), 'day')}"
+        )
     verb = "would be removed" if dry_run else "removed"
     kept = f"{gone.kept_bytes / 1e9:.3f} GB {'would stay' if dry_run else 'left'}"
-    typer.echo(f"{root}: {len(gone.removed)} files, {gone.removed_bytes / 1e9:.3f} GB {verb}, {kept}")
+    typer.echo(
+        f"{root}: {count(len(gone.removed), 'file')}, {gone.removed_bytes / 1e9:.3f} GB {verb}, {kept}"
+    )
 
 
-def _refuse_inside(report: Path, path: str) -> None:
-    from ldm.data.sources.scan import is_file, refuse_inside
+def _refuse_places(report: Path | None, fix_list: Path | None, path: str) -> None:
+    """Refuse places for the report and the list of fixes that are inside the data, or are something else already."""
+    from ldm.data.sources.scan import is_file, refuse_inside, status_of
 
-    refuse_inside(f"--report {report}", report, Path(path))
-    if is_file(report):
-        raise UserError(f"--report {report} is a file", "name a folder")
+    if report is not None:
+        refuse_inside(f"--report {report}", report, Path(path))
+        if is_file(report):
+            raise UserError(f"--report {report} is a file", "name a folder")
+    if fix_list is not None:
+        refuse_inside(f"--fix-list {fix_list}", fix_list, Path(path), choose="a file")
+        if status_of(fix_list) is not None:
+            raise UserError(f"--fix-list {fix_list} exists already", "name another file, or move it away")
 
 
 def _size(height: int | None, width: int | None, buckets: bool) -> tuple[int, int] | None:

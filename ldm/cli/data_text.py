@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from ldm.cli.messages import shown
+from ldm.cli.messages import count, shown
 
 if TYPE_CHECKING:
     from ldm.data.report.contents import DataReport
@@ -23,7 +23,7 @@ def refusal_lines(report: "DataReport", reading: "Reading") -> Iterator[str]:
     refused = [outcome for outcome in report.samples if not outcome.used]
     for outcome in refused[:MAX_REFUSALS]:
         name = names.get(outcome.sample_id, outcome.sample_id)
-        named = outcome.reason.startswith((name, " ".join(name.split())))
+        named = " ".join(name.split()) in outcome.reason
         reason = outcome.reason if named else f"{name}: {outcome.reason}"
         yield f"error: {shown(reason, MAX_REASON_LETTERS)}"
     if len(refused) > MAX_REFUSALS:
@@ -39,28 +39,28 @@ def summary_lines(
         ignored_files: number of files that are not samples, by suffix.
     """
     captions = report.captions
-    counted = f"{captions.num_captions} captions ({captions.num_different} different)"
-    yield f"{shown(path)}: {report.num_used} usable images, {counted}"
+    counted = f"{count(captions.num_captions, 'caption')} ({captions.num_different} different)"
+    yield f"{shown(path)}: {count(report.num_used, 'usable image')}, {counted}"
     used = {outcome.sample_id: outcome for outcome in report.samples if outcome.used}
     if used:
         common = list(report.sizes.items())[:NUM_SHOWN]
-        yield "sizes: " + ", ".join(f"{size} ({count})" for size, count in common)
+        yield "sizes: " + ", ".join(f"{size} ({number})" for size, number in common)
         sides = [
             side for outcome in used.values() for side in (outcome.width, outcome.height) if side is not None
         ]
         yield f"smallest side: {min(sides)} pixels; largest: {max(sides)} pixels"
     if report.buckets:
-        yield "buckets: " + ", ".join(f"{bucket} ({count})" for bucket, count in report.buckets.items())
+        yield "buckets: " + ", ".join(f"{bucket} ({number})" for bucket, number in report.buckets.items())
     yield "longest captions:"
     texts = {caption for sample in reading.samples if sample.sample_id in used for caption in sample.captions}
     for caption in sorted(texts, key=lambda text: (-len(text), text))[:NUM_SHOWN]:
-        yield f"  {len(caption)} letters: {shown(caption)}"
+        yield f"  {count(len(caption), 'letter')}: {shown(caption)}"
     yield from _token_lines(report)
     yield from _duplicate_lines(report)
     for note, names in report.notes.items():
-        yield f"note: {shown(note)}: {len(names)} images ({_first(names)})"
+        yield f"note: {shown(note)}: {count(len(names), 'image')} ({_first(names)})"
     if ignored_files:
-        counted = ", ".join(f"{count} {shown(kind)}" for kind, count in ignored_files.items())
+        counted = ", ".join(f"{number} {shown(kind)}" for kind, number in ignored_files.items())
         yield f"note: files skipped: {counted}"
 
 
@@ -69,7 +69,7 @@ def _token_lines(report: "DataReport") -> Iterator[str]:
     if captions.context_length is None:
         return
     longest = max((length for length, _ in captions.lengths), default=0)
-    yield f"longest caption: {longest} tokens; the text encoder's context is {captions.context_length}"
+    yield f"longest caption: {count(longest, 'token')}; the text encoder's context is {captions.context_length}"
     names = list(dict.fromkeys(one.sample_id for one in captions.truncated))
     if names:
         yield f"captions longer than the context: {len(captions.truncated)} ({_first(names)})"
@@ -79,7 +79,7 @@ def _duplicate_lines(report: "DataReport") -> Iterator[str]:
     kinds = {"exact duplicates": report.exact_duplicates, "near duplicates": report.near_duplicates}
     for kind, groups in kinds.items():
         if groups:
-            yield f"{kind}: {len(groups)} groups, such as {_first(groups[0])}"
+            yield f"{kind}: {count(len(groups), 'group')}, such as {_first(groups[0])}"
 
 
 def _first(names: list[str]) -> str:

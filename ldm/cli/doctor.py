@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import sys
+import sysconfig
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -49,6 +50,7 @@ NEEDED = {
 OPTIONAL = {
     "xformers": ("xformers", "memory-efficient attention on CUDA"),
     "openvino": ("openvino", "fast generation on Intel processors"),
+    "pillow-heif": ("pillow_heif", "HEIC images, as phones take them"),
     "bitsandbytes": ("bitsandbytes", "the optimizer with eight-bit moments"),
     "tensorboard": ("tensorboard", "the tracker tensorboard"),
     "wandb": ("wandb", "the tracker wandb"),
@@ -92,6 +94,7 @@ def examine() -> dict[str, Any]:
         "memory_bytes": _memory_bytes(),
         "free_disk": _free_disk(cache=not broken),
         "embedded_model_bytes": _embedded_model_bytes(),
+        "installation": _installation(),
     }
 
 
@@ -111,6 +114,8 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
         purpose = package["optional_for"]
         optional = f" (optional: {purpose})" if purpose else ""
         yield f"{name:18}{package['version'] or '-':18}{package['fault'] or 'loads'}{optional}"
+    gpus = [device for device in facts["devices"] if device["name"] != "cpu"]
+    yield f"GPU: {', '.join(device['description'] for device in gpus) or 'none that torch can use'}"
     for device in facts["devices"]:
         yield f"{device['name']}: {device['description']}"
         yield f"attention on {device['name']}: {', '.join(device['attention']) or 'nothing works'}"
@@ -122,6 +127,28 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
     size_bytes = facts["embedded_model_bytes"]
     size = "not in this installation" if size_bytes is None else f"{size_bytes / 1e6:.1f} MB"
     yield f"embedded model emoji: {size}"
+    place = facts["installation"]
+    yield f"installed packages: {place['total_bytes'] / 1e9:.1f} GB ({place['folder']})"
+    if place["cuda_bytes"] and not gpus:
+        size = f"{place['cuda_bytes'] / 1e9:.1f} GB"
+        yield f"of these, {size} are CUDA libraries, which a CPU does not need: see docs/guides/install.md"
+
+
+def _installation() -> dict[str, Any]:
+    """How much space the installed packages take, and how much of it CUDA's libraries."""
+    folder = Path(sysconfig.get_path("purelib"))
+    cuda = [folder / "nvidia", folder / "triton"]
+    return {
+        "folder": str(folder),
+        "total_bytes": _folder_bytes(folder),
+        "cuda_bytes": sum(map(_folder_bytes, cuda)),
+    }
+
+
+def _folder_bytes(folder: Path) -> int:
+    """The size of all files below a folder; 0 if there is none."""
+    paths = (os.path.join(place, name) for place, _, names in os.walk(folder) for name in names)
+    return sum(os.lstat(path).st_size for path in paths)
 
 
 def _version(package: str) -> str | None:

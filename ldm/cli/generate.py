@@ -1,6 +1,8 @@
 """`ldm generate`: images from prompts."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +16,10 @@ from ldm.io.collector import collector_paused
 from ldm.models.generation_settings import GenerationSettings, parse_settings, spell_out
 
 if TYPE_CHECKING:
+    from ldm.generation.job import GenerationJob
+    from ldm.generation.output import Target
     from ldm.generation.reproduce import Original
-    from ldm.pipeline.batches import ImageRequest
+    from ldm.pipeline.batches import ImageRequest, Prompt
 
 
 def generate(
@@ -42,6 +46,8 @@ def generate(
     device: options.Device = None,
     dtype: options.Dtype = None,
     compile: options.Compile = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
     **settings: Any,
 ) -> None:
     """Make images from prompts, or from prompts and images, and print the path of each.
@@ -53,49 +59,94 @@ def generate(
         typer.echo("\n".join(_scheduler_lines()))
         return
     with collector_paused():
-        from ldm.generation.job import GenerationJob, run_rank
+        from ldm.cli.checkpoint import model_of
+        from ldm.generation.job import GenerationJob
         from ldm.generation.model_options import ModelOptions, read_batch_size
         from ldm.generation.output import Target
-        from ldm.io.progress import work_bar
 
     if from_image is not None:
         say_warning("--from-image is now called --reproduce")
-    original, images = _plan(prompts or [], prompt_file, (image, mask), reproduce or from_image, settings)
+    settings["seed"] = options.read_seed(settings["seed"])
     target = Target(output, overwrite=overwrite, grid=grid, resume=resume)
+    original, asked = _plan(prompts or [], prompt_file, (image, mask), reproduce or from_image, settings)
+    images = _list_images(asked, target)
     target.check(images)
     at_once = read_batch_size(batch_size, low_memory=low_memory, device=device)
-    made_with = ModelOptions(
-        model,
-        tuple(lora or ()),
-        engine,
-        device,
-        dtype,
-        low_memory,
-        at_once,
-        compile,
-        vae,
-        base,
-        prediction_type,
-    )
-    job = GenerationJob(tuple(images), target, made_with, original)
-    num_processes, num_written = min(num_processes, len(job.batches)), 0
-    if num_processes > 1:
-        make_in_processes(job, num_processes)
-    else:
-        try:
-            with work_bar("step") as bar, own_warnings():
-                for _ in run_rank(job, say=bar.say, on_progress=bar.show):
-                    num_written += 1
-        except KeyboardInterrupt:
-            written = f"{num_written} of {count_of(job)} written to {output}"
-            raise KeyboardInterrupt(f"stopped; {written}") from None
+    with ExitStack() as stack:
+        if model is not None:
+            model, _ = stack.enter_context(model_of(model))  # a checkpoint is written as a model
+        made_with = ModelOptions(
+            model,
+            tuple(lora or ()),
+            engine,
+            device,
+            dtype,
+            low_memory,
+            at_once,
+            compile,
+            vae,
+            base,
+            prediction_type,
+        )
+        job = GenerationJob(tuple(images), target, made_with, original)
+        _make(job, min(num_processes, len(job.batches)), quiet=quiet)
     if grid:
         target.write_grid(images)
-    for path in target.paths(images):
-        typer.echo(path)
+    if as_json:
+        typer.echo(json.dumps(_described(images, target), indent=2, ensure_ascii=False))
+    elif not quiet:
+        for path in target.paths(images):
+            typer.echo(path)
+
+
+def _make(job: "GenerationJob", num_processes: int, *, quiet: bool) -> None:
+    """Make the images of a job in this process, or in several."""
+    from ldm.generation.job import run_rank
+    from ldm.io.progress import work_bar
+
+    if num_processes > 1:
+        make_in_processes(job, num_processes, quiet=quiet)
+        return
+    num_written = 0
+    try:
+        with work_bar("step", hidden=quiet) as bar, own_warnings(_ignore if quiet else say_warning):
+            for _ in run_rank(job, say=bar.say, on_progress=bar.show):
+                num_written += 1
+    except KeyboardInterrupt:
+        written = f"{num_written} of {count_of(job)} written to {job.target.folder}"
+        raise KeyboardInterrupt(f"stopped; {written}") from None
+
+
+def _ignore(message: str) -> None:
+    """With --quiet, warnings are not printed."""
+
+
+def _described(images: "Sequence[ImageRequest]", target: "Target") -> dict[str, Any]:
+    """What `--json` prints."""
+    made = [{"path": str(target.path(image)), "prompt": image.prompt, "seed": image.seed} for image in images]
+    return {"images": made, "grid": str(target.grid_path) if target.grid else None}
 
 
 spell_out(generate, options.setting_options(GenerationSettings), before="batch_size")
+
+
+def _list_images(prompts: "Sequence[Prompt]", target: "Target") -> "list[ImageRequest]":
+    """The images that the prompts ask for.
+
+    If no seed is given, it is 0, or the first from there for which none of the images exists: a second call makes other
+    images than the first.
+    """
+    from ldm.pipeline.batches import list_images
+
+    images = list_images(prompts)
+    if target.overwrite or target.resume or any("seed" in each.settings.given() for each in prompts):
+        return images
+    seed = 0
+    while any(target.path(image).exists() for image in images):
+        seed += 1
+        base = GenerationSettings(seed=seed)
+        images = list_images(prompt.over(base) for prompt in prompts)
+    return images
 
 
 def _plan(
@@ -104,15 +155,14 @@ def _plan(
     image_and_mask: tuple[Path | None, str | None],
     reproduce: Path | None,
     given: Mapping[str, Any],
-) -> "tuple[Original | None, list[ImageRequest]]":
-    """The images that are asked for, and the original that is reproduced.
+) -> "tuple[Original | None, list[Prompt]]":
+    """The prompts with their settings and images, and the original that is reproduced.
 
     A prompt's own settings win over the options, and those over the original's.
     """
     from ldm.generation.given_images import with_images
     from ldm.generation.prompts import check_installed, parse_prompt, read_prompts
     from ldm.generation.reproduce import read_original
-    from ldm.pipeline.batches import list_images
 
     base = parse_settings(given, GenerationSettings)
     check_installed(base)
@@ -128,7 +178,7 @@ def _plan(
     for prompt in prompts:
         if original:
             original.check_inputs(prompt.inputs)
-    return original, list_images(prompt.over(base) for prompt in prompts)
+    return original, [prompt.over(base) for prompt in prompts]
 
 
 def _scheduler_lines() -> Iterator[str]:

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from ldm.io.progress import WorkBar
 
 
-def make_in_processes(job: "GenerationJob", num_processes: int) -> None:
+def make_in_processes(job: "GenerationJob", num_processes: int, *, quiet: bool = False) -> None:
     """Make the images of a job in several processes.
+
+    Args:
+        quiet: show neither a bar nor warnings.
 
     Raises:
         UserError: a process was killed.
@@ -38,8 +41,8 @@ def make_in_processes(job: "GenerationJob", num_processes: int) -> None:
     command = [sys.executable, "-m", "ldm.cli.generate_processes"]
     with working_folder("generate") as folder:
         job.write(folder)
-        with work_bar("step") as bar:
-            watch = Watch(folder, num_processes, bar)
+        with work_bar("step", hidden=quiet) as bar:
+            watch = Watch(folder, num_processes, bar, quiet=quiet)
             environment = find_home().environment(os.environ)
             failure = run_apart([*command, str(folder)], environment, num_processes, on_poll=watch.read)
             watch.read()
@@ -79,7 +82,8 @@ class Watch:
         num_written: images, of all processes.
     """
 
-    def __init__(self, folder: Path, num_processes: int, bar: "WorkBar") -> None:
+    def __init__(self, folder: Path, num_processes: int, bar: "WorkBar", *, quiet: bool = False) -> None:
+        self._quiet = quiet
         self._files = [folder / report_name(rank) for rank in range(num_processes)]
         self._num_read = [0] * num_processes
         self._latest: list[dict[str, Any]] = [{} for _ in range(num_processes)]
@@ -112,7 +116,7 @@ class Watch:
         return [json.loads(line) for line in complete.splitlines()]
 
     def _warn(self, text: str | None) -> None:
-        if text is not None and text not in self._warned:
+        if text is not None and not self._quiet and text not in self._warned:
             self._warned.add(text)
             say_warning(text)
 

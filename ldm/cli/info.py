@@ -21,6 +21,13 @@ def info(
             "`ldm generate`.",
         ),
     ] = "emoji",
+    tensors: Annotated[
+        bool,
+        typer.Option(
+            "--tensors",
+            help="List the tensors of any safetensors file, or of those in any folder: name, type and shape.",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON, with numbers as numbers, instead of text.")
     ] = False,
@@ -28,8 +35,14 @@ def info(
     """Describe a model, or say how an image was made.
 
     For a model: its networks and their sizes, prediction type, noise schedule, defaults and compatible schedulers. For
-    a PNG made by `ldm generate`: the settings stored in it.
+    a PNG made by `ldm generate`: the settings stored in it. --tensors needs no model: a LoRA or any other file will do.
     """
+    if tensors:
+        from ldm.cli.info_tensors import describe_tensors, tensor_lines
+
+        listed = describe_tensors(model)
+        typer.echo(visible_json(listed) if as_json else "\n".join(map(visible, tensor_lines(listed))))
+        return
     is_file = Path(model).is_file() and not model.endswith(".safetensors")
     if model.lower().endswith(".png") or is_file:
         from ldm.pipeline.record import read_settings

@@ -3,7 +3,7 @@
 import re
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -42,6 +42,22 @@ def init(
             metavar="NAME", help="What DATA is: folder, parquet, webdataset or datasets; auto detects it."
         ),
     ] = "auto",
+    missing_captions: Annotated[
+        Literal["error", "empty", "filename", "folder"],
+        typer.Option(
+            help="What to do with images that have no caption, as captions.missing in a configuration."
+        ),
+    ] = "error",
+    max_bad_fraction: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="X",
+            help="Go on if up to this share of the images cannot be used, as data.max_bad_fraction in a "
+            "configuration.  [default: 0.05]",
+        ),
+    ] = None,
 ) -> None:
     """Write a commented configuration for your images and model.
 
@@ -50,6 +66,7 @@ def init(
     """
     from ldm.cli.autoconfig import describe_base, describe_data
     from ldm.cli.init_text import config_text
+    from ldm.cli.messages import count
     from ldm.io.files import write_bytes
 
     if trainable is not None and trainable not in TRAINABLE:
@@ -59,11 +76,16 @@ def init(
     refuse_dest(dest, data)
     model = describe_base(base)
     columns = {"caption_column": caption_column, "image_column": image_column}
-    found = describe_data({"path": data, "kind": kind, **columns}, model)
+    found = describe_data(
+        {"path": data, "kind": kind, **columns},
+        model,
+        missing=missing_captions,
+        max_bad_fraction=max_bad_fraction,
+    )
     chosen = trainable or ("lora" if found.num_used < 2000 else "unet")
     text = config_text(model, found, chosen, dest, name, free_run_dir(name))
     write_bytes(dest, text.encode())
-    typer.echo(f"{dest}: {found.num_used} images, {chosen} on {base}. Next:")
+    typer.echo(f"{dest}: {count(found.num_used, 'image')}, {chosen} on {base}. Next:")
     command = f"ldm train {shlex.quote(str(dest))}"
     typer.echo(f"  {command} --plan\n  {command}")
 

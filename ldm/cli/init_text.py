@@ -144,6 +144,8 @@ def _data_lines(model: BaseFacts, data: DataFacts) -> Iterator[Line]:
         yield 1, "caption_column", chosen.caption_column, "the column with the captions"
     if chosen.image_column != "image":
         yield 1, "image_column", chosen.image_column, "the column with the images or their names"
+    if "max_bad_fraction" in chosen.model_fields_set:
+        yield 1, "max_bad_fraction", chosen.max_bad_fraction, "share of images that may be unusable"
     own = (chosen.height, chosen.width) == (model.height, model.width)
     size = "the model's native size" if own else "below the model's native size, as the images are small"
     yield 1, "height", chosen.height, f"pixels: {size}; multiples of {model.multiple}"
@@ -167,6 +169,8 @@ def _caption_lines(model: BaseFacts, data: DataFacts, trainable: str, name: str)
     tagged = sum(text.count(",") >= 4 for text in data.captions)
     yield 0, "captions", None, ""
     yield 1, "dropout", 0.1, "share of samples trained without caption, which guidance needs"
+    if data.missing != "error":
+        yield 1, "missing", data.missing, "what is done with images that have no caption"
     shuffled = f"true: shuffle tags each time; {tagged} captions look like tags"
     yield 1, "shuffle_tags", False, shuffled
     yield (

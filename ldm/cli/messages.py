@@ -73,3 +73,8 @@ def _visible(letter: str) -> str:
 
 def _is_hidden(letter: str) -> bool:
     return letter in _DIRECTION_MARKS or unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def count(number: int, noun: str) -> str:
+    """Such as `1 image` and `12 images`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

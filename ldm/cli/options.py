@@ -1,12 +1,14 @@
 """The options of `ldm generate`: those of an image's settings follow from `GenerationSettings`, the rest is here."""
 
 import inspect
+import secrets
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from pydantic.fields import FieldInfo
 
+from ldm.errors import UserError
 from ldm.models.generation_settings import (
     LARGEST_SEED,
     GenerationSettings,
@@ -24,26 +26,51 @@ def setting_options(kind: type[GenerationSettings]) -> list[inspect.Parameter]:
             name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
-            annotation=Annotated[plain_type(kind.model_fields[name]) | None, _option(name, setting, kind)],
+            annotation=Annotated[_type(name, kind) | None, _option(name, setting, kind)],
         )
         for name, setting in settings_of(kind)
     ]
 
 
+SHORT = {"num_images": "-n"}
+
+
+def _type(name: str, kind: type[GenerationSettings]) -> Any:
+    return str if name == "seed" else plain_type(kind.model_fields[name])  # see `read_seed`
+
+
 def _option(name: str, setting: Setting, kind: type[GenerationSettings]) -> Any:
     field = kind.model_fields[name]
-    low, high = bounds(field)
+    low, high = (None, None) if name == "seed" else bounds(field)
     flag = name.replace("_", "-")
     return typer.Option(
         f"--{flag}/--no-{flag}" if field.annotation is bool else f"--{flag}",
-        metavar=setting.metavar,
+        *filter(None, [SHORT.get(name)]),
+        metavar="N|random" if name == "seed" else setting.metavar,
         min=low,
         max=None if high == LARGEST_SEED else high,  # checked, but of no use in the help
         help=f"{field.description}{_default_note(field, setting)}",
     )
 
 
+def read_seed(text: str | None) -> int | None:
+    """A seed from what the user wrote: a number, or `random` or -1 for one that is drawn.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if text is None:
+        return None
+    if text.strip().lower() in ("random", "-1"):
+        return secrets.randbelow(2**32)
+    if not text.isascii() or not text.strip().isdigit():
+        raise UserError(f"--seed {text!r}", f"it must be random, or a whole number from 0 to {LARGEST_SEED}")
+    return int(text)
+
+
 def _default_note(field: FieldInfo, setting: Setting) -> str:
+    if field is GenerationSettings.model_fields["seed"]:
+        return "  [default: 0, or the first from there whose images do not exist yet]"
     if setting.model_default:
         return "  [default: the model's own]"
     return f"  [default: {field.default}]" if field.default not in ("", False) else ""
@@ -97,9 +124,9 @@ Model = Annotated[
     typer.Option(
         metavar="NAME|FOLDER|FILE|HUB_ID",
         help="What to generate with: emoji (included), a folder in the diffusers layout such as a Stable Diffusion "
-        "checkpoint, a .safetensors file in the layout of the original programs, the folder of a training run, or a "
-        "Hub id such as user/name or user/name@revision, which is downloaded once. Safetensors only.  "
-        "[default: emoji]",
+        "checkpoint, a .safetensors file in the layout of the original programs, the folder of a training run or of "
+        "one of its checkpoints, or a Hub id such as user/name or user/name@revision, which is downloaded once. "
+        "Safetensors only.  [default: emoji]",
     ),
 ]
 Lora = Annotated[
@@ -137,7 +164,10 @@ PredictionType = Annotated[
     ),
 ]
 Output = Annotated[
-    Path, typer.Option(metavar="FOLDER", help="Where the images go; it is created if it does not exist.")
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="FOLDER", help="Where the images go; it is created if it does not exist."
+    ),
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace images of the same name, which is an error otherwise.")
@@ -152,8 +182,18 @@ Resume = Annotated[
     ),
 ]
 Grid = Annotated[
-    bool, typer.Option("--grid", help="Write grid.png too: all the images of this call side by side.")
+    bool,
+    typer.Option(
+        "--grid",
+        help="Write grid.png too: all the images of this call side by side, with prompt and seed below each if there "
+        "is room.",
+    ),
 ]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print JSON instead of paths: the path, prompt and seed of each image."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only: no paths, bar or warnings.")]
 BatchSize = Annotated[
     str | None,
     typer.Option(
@@ -183,7 +223,7 @@ LowMemory = Annotated[
 Engine = Annotated[
     Literal["torch", "openvino", "auto"] | None,
     typer.Option(
-        help="What runs the denoiser: torch; openvino, which is faster on a CPU (pip install open-ldm[openvino]), in "
+        help="What runs the denoiser: torch; openvino, which is faster on a CPU (pip install openvino), in "
         "float32 and with the same image to within one of 255 levels; or auto, which is openvino if it is installed "
         "and its conversion is in the cache or worth the seconds it takes.  [default: torch]",
     ),

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from ldm.config import Settings
 from ldm.data.sample import Sample, SampleDraw
+from ldm.data.sources.no_caption import MissingCaption
 from ldm.noise import choice, permutation, uniform
 
 _DIRECTION = re.compile(
@@ -37,6 +38,11 @@ class CaptionSettings(Settings):
     )
     separator: str = Field(
         _SEPARATOR, min_length=1, description="with shuffle_tags: what separates the parts"
+    )
+    missing: MissingCaption = Field(
+        "error",
+        description="what to do with images that have no caption: error refuses them; empty gives them an empty "
+        "caption; filename and folder make one from the file's or folder's name",
     )
     prefix: str = Field("", description="text before every caption, except the empty ones of dropout")
     suffix: str = Field("", description="text after every caption, except the empty ones of dropout")

@@ -7,6 +7,7 @@ heart is not a duplicate of a blue one.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from ldm.data.sample import ImageInfo
 _SIZE_PX = 32
 _NUM_WAVES = 7  # frequencies 0 to 6 in each direction: 49 coefficients, without the first and the last
 _NOISE_LEVELS, _NOISE_FRACTION = 0.25, 0.01
-_MEAN_LIMITS = ((20, 70, 128, 185, 235), (-40, -15, -5, 5, 15, 40), (-40, -15, -5, 5, 15, 40))
+_MEAN_LIMITS = (20, 70, 128, 185, 235), (-40, -15, -5, 5, 15, 40), (-40, -15, -5, 5, 15, 40)
 
 _NUM_ROWS = 256
 
@@ -30,17 +31,26 @@ def perceptual_hash(image: Image.Image) -> int:
     47 bits are the signs of the low frequencies of the luminance at 32 x 32. 17 bits encode the means of the luminance
     and the two colour differences in unary, so that a small change flips few bits.
     """
-    small = image.convert("RGB").resize((_SIZE_PX, _SIZE_PX), Image.Resampling.BOX, reducing_gap=2.0)
-    planes = np.moveaxis(np.asarray(small.convert("YCbCr"), dtype=np.float64), -1, 0)
-    waves = _cosines() @ planes[0] @ _cosines().T
+    small = hash_size(image if image.mode == "RGB" else image.convert("RGB"))
+    pixels = np.asarray(small.convert("YCbCr"))
+    waves = _cosines() @ pixels[:, :, 0].astype(np.float64) @ _cosines().T
     structure = waves.ravel()[1:-1]
     limit = max(_NOISE_LEVELS, _NOISE_FRACTION * float(np.abs(structure).max()))
-    means = planes.mean(axis=(1, 2)) - np.array([0.0, 128.0, 128.0])
-    passed = [mean > np.array(limits) for mean, limits in zip(means, _MEAN_LIMITS, strict=True)]
-    bits = np.concatenate([structure > limit, *passed])
+    luminance, blue, red = (total / _SIZE_PX**2 for total in pixels.reshape(-1, 3).sum(axis=0).tolist())
+    means = (luminance, blue - 128, red - 128)
+    passed = [mean > bound for mean, bounds in zip(means, _MEAN_LIMITS, strict=True) for bound in bounds]
+    bits = np.concatenate([structure > limit, passed])
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
+def hash_size(image: Image.Image) -> Image.Image:
+    """The image at the size that `perceptual_hash` looks at, 32 x 32."""
+    if image.size == (_SIZE_PX, _SIZE_PX):
+        return image
+    return image.resize((_SIZE_PX, _SIZE_PX), Image.Resampling.BOX, reducing_gap=2.0)
+
+
+@cache
 def _cosines() -> NDArray[np.float64]:
     """The first rows of the DCT-II [7, 32], scaled so that coefficients are in grey levels (0 to 255)."""
     place = (np.arange(_SIZE_PX) + 0.5) * np.pi / _SIZE_PX

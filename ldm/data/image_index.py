@@ -20,7 +20,7 @@ from ldm.io.files import sha256_file, write_bytes
 from ldm.io.json_files import parse_json
 from ldm.io.opening import read_text
 
-FACTS_VERSION = 2
+FACTS_VERSION = 3
 """Increased when the same bytes would give other values, such as another perceptual hash, or stamps change."""
 
 MAX_FILES = 16

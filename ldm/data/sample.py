@@ -37,8 +37,10 @@ have image columns `NAME`; tars have members `KEY.NAME.png`.
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -70,28 +72,44 @@ class ImageSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True, init=False)
 class FileImage:
-    """An image in a file."""
+    """An image in a file. It keeps its path as text: there may be millions of them."""
 
-    path: Path
+    file: str
+
+    def __init__(self, file: str | os.PathLike[str]) -> None:
+        object.__setattr__(self, "file", os.fspath(file))
+
+    @property
+    def path(self) -> Path:
+        return Path(self.file)
 
     @property
     def name(self) -> str:
-        return str(self.path)
+        return str(self.file)
 
     def read(self) -> bytes:
         try:
             return read_bytes(self.path, MAX_IMAGE_BYTES)
         except OSError as error:
-            raise UserError(f"{self.path}: {error.strerror}", "name a readable image file") from error
+            raise UserError(f"{self.file}: {error.strerror}", "name a readable image file") from error
 
     def stamp(self) -> Stamp | None:
         try:
-            status = os.stat(self.path)
+            status = os.lstat(self.file)
+            if stat.S_ISLNK(status.st_mode):
+                return stamp_of(os.path.realpath(self.file), os.stat(self.file))
+            folder, name = os.path.split(self.file)
+            real = os.path.join(_real_folder(folder), name)
         except OSError:
             return None
-        return stamp_of(str(self.path.resolve()), status)
+        return stamp_of(self.file if real == self.file else real, status)
+
+
+@lru_cache(maxsize=1024)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 def stamp_of(name: str, *files: os.stat_result) -> Stamp:
@@ -182,7 +200,15 @@ class TaskInputs:
 NO_INPUTS = TaskInputs()
 
 
-@dataclass(frozen=True)
+_NOTHING: Mapping[str, Any] = {}
+
+
+def _nothing() -> Mapping[str, Any]:
+    """One empty mapping for all samples: there may be millions of them."""
+    return _NOTHING
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One captioned image.
 
@@ -196,6 +222,7 @@ class Sample:
         extra: the row's other columns.
         images: the further images that the task needs, by name; transformed together with `image`.
         texts: the further texts that the task needs, by name.
+        caption_rule: what its caption was made from, if the data has none: see `ldm.data.sources.no_caption`.
     """
 
     sample_id: str
@@ -204,9 +231,10 @@ class Sample:
     may_flip: bool | None = None
     loss_weight: float = 1.0
     loss_mask: ImageSource | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
-    images: Mapping[str, ImageSource] = field(default_factory=dict)
-    texts: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=_nothing)
+    images: Mapping[str, ImageSource] = field(default_factory=_nothing)
+    texts: Mapping[str, str] = field(default_factory=_nothing)
+    caption_rule: str = ""
 
     @property
     def text(self) -> str:
@@ -223,13 +251,24 @@ class Sample:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A sample that cannot be used: one line that says why and how to fix it."""
+    """A sample that cannot be used.
+
+    Attributes:
+        reason: one line that says why, and how to fix it.
+        hint: how to fix it; the end of `reason`.
+    """
 
     sample_id: str
     reason: str
+    hint: str = ""
 
 
-@dataclass(frozen=True)
+def refusal_of(sample_id: str, error: UserError) -> Refusal:
+    """The refusal of a sample for a fault, on one line."""
+    return Refusal(sample_id, " ".join(str(error).split()), " ".join(error.hint.split()))
+
+
+@dataclass(frozen=True, slots=True)
 class ImageInfo:
     """What decoding an image found out. The image index keeps it, so it has plain values only.
 
@@ -249,4 +288,4 @@ class ImageInfo:
     perceptual_hash: int
     notes: tuple[str, ...] = ()
     is_black: bool = False
-    named: Mapping[str, "ImageInfo"] = field(default_factory=dict)
+    named: Mapping[str, "ImageInfo"] = field(default_factory=_nothing)

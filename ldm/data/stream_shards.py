@@ -10,6 +10,7 @@ from typing import Any
 from ldm.data.image_index import ImageIndex
 from ldm.data.prepare import BucketedSample, DataSettings, Prepared, prepare
 from ldm.data.sample import NO_INPUTS, ImageInfo, Refusal, Sample, TaskInputs
+from ldm.data.sources.no_caption import MissingCaption
 from ldm.data.sources.parquet import parquet_files, read_parquet
 from ldm.data.sources.reading import Kind, Reading, SourceSettings, dressed, kind_of
 from ldm.data.sources.webdataset import read_tar, tar_files
@@ -98,11 +99,12 @@ def shards_hash(shards: Sequence[Shard]) -> str:
     return _hash([shard.shard_id for shard in shards])
 
 
-def read_shard(shard: Shard, inputs: TaskInputs = NO_INPUTS) -> Reading:
+def read_shard(shard: Shard, inputs: TaskInputs = NO_INPUTS, missing: MissingCaption = "error") -> Reading:
     """The samples of a shard as `read_source` returns them, with weights, masks, repeats and ids.
 
     Args:
         inputs: the further images and texts that the task needs.
+        missing: what to do with images that have no caption.
 
     Raises:
         UserError: the file is broken or has no such columns, or two samples have one id.
@@ -110,7 +112,7 @@ def read_shard(shard: Shard, inputs: TaskInputs = NO_INPUTS) -> Reading:
     settings = shard.settings
     columns = {"image_column": settings.image_column, "caption_column": settings.caption_column}
     outcomes: list[Sample | Refusal] = list(
-        READERS[shard.kind](shard.name, shard.path, inputs=inputs, **columns)
+        READERS[shard.kind](shard.name, shard.path, inputs=inputs, missing=missing, **columns)
     )
     samples = [outcome for outcome in outcomes if isinstance(outcome, Sample)]
     refusals = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
@@ -128,6 +130,7 @@ def open_shard(
     num_processes: int = 1,
     gather: Gather = list,
     inputs: TaskInputs = NO_INPUTS,
+    missing: MissingCaption = "error",
 ) -> OpenShard:
     """Read a shard, decode its images, shared among all processes, and place its samples.
 
@@ -136,11 +139,12 @@ def open_shard(
         image_index: the cache's folder, which has an image index for each shard.
         gather: shares what each process found out with all; every process calls it.
         inputs: the further images and texts that the task needs.
+        missing: what to do with images that have no caption.
 
     Raises:
         UserError: the shard as a whole cannot be read.
     """
-    reading = read_shard(shard, inputs)
+    reading = read_shard(shard, inputs, missing)
     known = ImageIndex(image_index / "streams" / _hash(str(shard.path.resolve()))) if image_index else None
     mine = survey(reading.samples, known, rank=rank, num_processes=num_processes)
     if known is not None:

@@ -1,15 +1,13 @@
 """Read and decode every image once before the run, so that no damaged one stops it halfway."""
 
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ldm.data.duplicates import perceptual_hash
+from ldm.data.decode_apart import decode_all
 from ldm.data.image_index import ImageIndex
 from ldm.data.masks import AlphaMask
-from ldm.data.sample import ImageInfo, ImageSource, Refusal, Sample
+from ldm.data.sample import ImageInfo, ImageSource, Refusal, Sample, Stamp, refusal_of
 from ldm.errors import UserError
-from ldm.io.images import open_image_noted
 
 _NUM_NAMED = 10
 
@@ -25,25 +23,24 @@ def survey(
     """What decoding finds out about each sample's images, by sample id, or why the sample cannot be used.
 
     Each image is read and fully decoded once, even if several samples share it, and not at all if the index has it.
-    A loss mask must have the image's size and must not be black everywhere. Further images must have the aspect ratio
-    of the main image; what is found out about them is in `ImageInfo.named`.
+    Many images are decoded by one process per core. A loss mask must have the image's size and must not be black
+    everywhere. Further images must have the aspect ratio of the main image; what is found out about them is in
+    `ImageInfo.named`.
 
     Args:
         image_index: what earlier runs found out, or None to read every image.
         rank: of this process, which decodes every `num_processes`-th image; together the processes decode all.
         on_progress: called with (done, total) after each image of this process.
     """
-    mine = list(dict.fromkeys(map(_images_of, samples)))[rank::num_processes]
-    surveyor = _Surveyor(image_index)
-    found: dict[_Images, ImageInfo | str] = {}
-    for done, images in enumerate(mine, start=1):
-        found[images] = surveyor.facts_or_fault(*images)
-        on_progress(done, len(mine))
-    outcomes = {s.sample_id: found.get(_images_of(s)) for s in samples}
+    groups = [_images_of(sample) for sample in samples]
+    mine = list(dict.fromkeys(groups))[rank::num_processes] if num_processes > 1 else groups
+    images = dict.fromkeys(image for group in mine for image in _each(group))
+    known = _decode_unknown(images, image_index, num_processes, on_progress)
+    chosen = set(mine) if num_processes > 1 else None
     return {
-        sample_id: outcome if isinstance(outcome, ImageInfo) else Refusal(sample_id, outcome)
-        for sample_id, outcome in outcomes.items()
-        if outcome is not None
+        sample.sample_id: _outcome(sample.sample_id, group, known)
+        for sample, group in zip(samples, groups, strict=True)
+        if chosen is None or group in chosen
     }
 
 
@@ -55,67 +52,83 @@ def _images_of(sample: Sample) -> _Images:
     return sample.image, sample.loss_mask, tuple(sample.images.items())
 
 
+def _each(images: _Images) -> Iterator[ImageSource]:
+    main, mask, named = images
+    yield main
+    if mask is not None:
+        yield mask
+    for _, image in named:
+        yield image
+
+
 def content_hashes(images: Iterable[ImageSource], image_index: ImageIndex | None) -> dict[ImageSource, str]:
     """SHA-256 of each image's encoded bytes, in hex. Images that the index has are not read.
 
     Raises:
         UserError: an image is missing or cannot be decoded.
     """
-    surveyor = _Surveyor(image_index)
-    return {image: surveyor.facts(image).content_hash for image in images}
+    found = {}
+    for image, facts in _decode_unknown(dict.fromkeys(images), image_index, 1).items():
+        if isinstance(facts, Refusal):
+            raise UserError(facts.reason.removesuffix(f": {facts.hint}"), facts.hint)
+        found[image] = facts.content_hash
+    return found
 
 
-class _Surveyor:
-    """Decodes images, those with the same bytes once."""
-
-    def __init__(self, image_index: ImageIndex | None) -> None:
-        self.image_index = image_index
-        self.by_content: dict[str, ImageInfo] = {}
-
-    def facts_or_fault(
-        self, image: ImageSource, mask: ImageSource | None, named: tuple[tuple[str, ImageSource], ...]
-    ) -> ImageInfo | str:
-        """What was found out about an image, or one line on what is wrong with it, its mask or a further image."""
-        try:
-            facts = self.facts(image)
-            if mask is not None:
-                _check_mask(mask, self.facts(mask), facts)
-            further = {name: self._further(name, source, facts) for name, source in named}
-        except UserError as error:
-            return " ".join(str(error).split())
-        except MemoryError:
-            return f"{image.name}: too large for the memory of this machine: shrink it"
-        return replace(facts, named=further) if further else facts
-
-    def _further(self, name: str, source: ImageSource, main: ImageInfo) -> ImageInfo:
-        """What was found out about a further image, which must have the aspect ratio of the main image."""
-        facts = self.facts(source)
-        _check_aspect(name, source, facts, main)
-        return facts
-
-    def facts(self, image: ImageSource) -> ImageInfo:
-        stamp = image.stamp()  # before reading, so that a file that changes meanwhile gets another stamp
-        if self.image_index is None or stamp is None:
-            return self._look(image)
-        facts = self.image_index.get(stamp)
+def _decode_unknown(
+    images: Iterable[ImageSource],
+    image_index: ImageIndex | None,
+    num_processes: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[ImageSource, ImageInfo | Refusal]:
+    """What was found out about each image, from the index or by decoding it, which adds it to the index."""
+    known: dict[ImageSource, ImageInfo | Refusal] = {}
+    unknown: dict[ImageSource, Stamp | None] = {}
+    for image in images:
+        # before reading, so that a file that changes meanwhile gets another stamp
+        stamp = None if image_index is None else image.stamp()
+        facts = None if image_index is None else image_index.get(stamp)
         if facts is None:
-            facts = self._look(image)
-            self.image_index.put(stamp, facts)
+            unknown[image] = stamp
+        else:
+            known[image] = facts
+    num_known, total = len(known), len(known) + len(unknown)
+    if num_known:
+        on_progress(num_known, total)
+    for done, (image, outcome) in enumerate(decode_all(list(unknown), num_processes), start=num_known + 1):
+        known[image] = outcome
+        if image_index is not None and isinstance(outcome, ImageInfo):
+            image_index.put(unknown[image], outcome)
+        on_progress(done, total)
+    return known
+
+
+def _outcome(
+    sample_id: str, images: _Images, known: Mapping[ImageSource, ImageInfo | Refusal]
+) -> ImageInfo | Refusal:
+    """What was found out about a sample's image, or why it, its mask or a further image cannot be used."""
+    main, mask, named = images
+    for image in _each(images):
+        if isinstance(refusal := known[image], Refusal):
+            return replace(refusal, sample_id=sample_id)
+    facts = _info(known, main)
+    if mask is None and not named:
         return facts
+    try:
+        if mask is not None:
+            _check_mask(mask, _info(known, mask), facts)
+        for name, source in named:
+            _check_aspect(name, source, _info(known, source), facts)
+    except UserError as error:
+        return refusal_of(sample_id, error)
+    further = {name: _info(known, source) for name, source in named}
+    return replace(facts, named=further) if further else facts
 
-    def _look(self, image: ImageSource) -> ImageInfo:
-        data = image.read()
-        content_hash = hashlib.sha256(data).hexdigest()
-        if content_hash not in self.by_content:
-            self.by_content[content_hash] = _decode(data, image.name, content_hash)
-        return self.by_content[content_hash]
 
-
-def _decode(data: bytes, name: str, content_hash: str) -> ImageInfo:
-    picture, notes = open_image_noted(data, name=name)
-    _, brightest = picture.convert("L").getextrema()  # in grey, as the loss uses the mask
-    size = picture.width, picture.height
-    return ImageInfo(content_hash, *size, perceptual_hash(picture), tuple(notes), is_black=brightest == 0)
+def _info(known: Mapping[ImageSource, ImageInfo | Refusal], image: ImageSource) -> ImageInfo:
+    facts = known[image]
+    assert isinstance(facts, ImageInfo)
+    return facts
 
 
 def _check_mask(mask: ImageSource, mask_facts: ImageInfo, facts: ImageInfo) -> None:
@@ -155,5 +168,6 @@ def check_bad_fraction(num_found: int, refusals: Sequence[Refusal], max_bad_frac
     raise UserError(
         f"{len(refusals)} of {num_found} samples are bad, more than max_bad_fraction {max_bad_fraction:g} allows"
         f" ({named})",
-        "fix or remove them",
+        "fix or remove them (`ldm data check` lists them all, and its --fix-list FILE what to do), or raise "
+        "max_bad_fraction",
     )

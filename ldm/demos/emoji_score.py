@@ -64,7 +64,9 @@ def draw_grid(
 ) -> Any:
     """One image per prompt, all with the same seed and `settings`, each with its prompt below."""
     images = [
-        image for prompt in prompts for image in pipeline.generate(prompt, seed=seed, **settings).images
+        image
+        for prompt in prompts
+        for image in pipeline.generate(prompt, seed=seed, progress=False, **settings).images
     ]
     shown = [image.resize((2 * image.width, 2 * image.height)) for image in images]
     return image_grid(shown, num_columns=num_columns, captions=list(prompts))

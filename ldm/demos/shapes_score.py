@@ -91,7 +91,9 @@ def score_shapes(
             images = []
             for start in range(0, num_scenes, 50):
                 part = prompts[start : start + 50]
-                images += pipeline.generate(part, seed=start, batch_size=50, **settings).images
+                images += pipeline.generate(
+                    part, seed=start, batch_size=50, progress=False, **settings
+                ).images
                 on_progress(len(images))
             score: PromptFollowing = score_prompts(prompts, images)
             report[kind] = score.to_dict()

@@ -83,7 +83,7 @@ def measure_recall(
     chosen = permutation(len(samples), seed, "recall")[:num_captions]
     images: list[Image.Image] = []
     for number, index in enumerate(chosen):  # one by one: each image's seed is its number
-        images += pipeline.generate(samples[index].text, seed=number, **settings).images
+        images += pipeline.generate(samples[index].text, seed=number, progress=False, **settings).images
         on_progress(len(images))
     transform = ImageTransform(pipeline.defaults.height, pipeline.defaults.width)
     training = torch.stack([transform(sample) for sample in samples])

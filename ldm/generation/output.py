@@ -5,7 +5,6 @@ import json
 import math
 import os
 import tempfile
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,24 +15,19 @@ from ldm.io.files import disk_errors
 from ldm.io.images import image_grid, open_image
 from ldm.io.png import is_written_here, read_chunk, write_chunks
 from ldm.pipeline.batches import ImageRequest
+from ldm.pipeline.file_names import image_file_name
 from ldm.pipeline.record import RECORD_CHUNK
 
 GRID_NAME = "grid.png"
 GRID_CHUNK = "ldm_grid"
 """The text chunk of a grid that says which images it shows."""
-_SLUG_LENGTH = 40
+_LEAST_LABELLED_PX = 48
+"""Below narrower images there is no room for prompt and seed."""
 
 
 def file_name(image: ImageRequest) -> str:
     """Such as `0001-a-red-apple-s7.png`; it depends on the prompts and seeds, not on the batches."""
-    return f"{image.number:04d}-{slug(image.prompt)}-s{image.seed}.png"
-
-
-def slug(prompt: str) -> str:
-    """The beginning of a prompt as part of a file name: letters and digits of any script, the rest as `-`."""
-    text = unicodedata.normalize("NFC", prompt).lower()
-    kept = "".join(c if c.isalnum() or unicodedata.category(c).startswith("M") else " " for c in text)
-    return "-".join(kept.split())[:_SLUG_LENGTH].rstrip("-") or "no-words"
+    return image_file_name(image.number, image.prompt, image.seed)
 
 
 @dataclass(frozen=True)
@@ -108,13 +102,15 @@ class Target:
             )
 
     def write_grid(self, images: Sequence[ImageRequest]) -> None:
-        """Write `grid.png` from the files of the images, in about as many rows as columns.
+        """Write `grid.png` from the files of the images, in about as many rows as columns, with prompts and seeds.
 
         Raises:
             UserError: an image's file is missing, or the disk is full or not writable.
         """
         opened = [open_image(self.path(image)) for image in images]
-        grid = image_grid(opened, num_columns=math.isqrt(len(opened) - 1) + 1)
+        columns, labels = math.isqrt(len(opened) - 1) + 1, [f"{each.prompt} s{each.seed}" for each in images]
+        readable = min(image.width for image in opened) >= _LEAST_LABELLED_PX
+        grid = image_grid(opened, num_columns=columns, captions=labels if readable else None)
         write_chunks(self.grid_path, grid, {GRID_CHUNK: _contents(images)}, overwrite=True)
 
 

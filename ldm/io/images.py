@@ -8,14 +8,19 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.io.opening import MAX_IMAGE_BYTES, open_file
+from ldm.io import cicp
+from ldm.io.opening import MAX_IMAGE_BYTES, open_file, read_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Color = tuple[int, int, int]
 WHITE: Color = (255, 255, 255)
@@ -25,13 +30,16 @@ MAX_PIXELS = 89_478_485
 
 IMAGE_SUFFIXES = frozenset({
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm",
+    ".heic", ".heif",  # with the package pillow-heif
 })  # fmt: skip
 UNREADABLE_SUFFIXES = frozenset({
-    ".heic", ".heif", ".jxl", ".svg", ".psd", ".tga", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".rw2", ".orf", ".raf",
+    ".jxl", ".svg", ".psd", ".tga", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".rw2", ".orf", ".raf",
 })  # fmt: skip
 
 # Pillow supports more formats, some of which start other programs (EPS runs Ghostscript).
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF")
+_WITH_CICP = ("PNG", "AVIF", "HEIF")
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _SAVE_AGAIN = "save it again as PNG or JPEG, or take it out"  # part of data reports, which must not change
 _LETTER_PX = 9
 _LONGEST_CAPTION = 120
@@ -66,17 +74,39 @@ def open_image_noted(
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[Image.Image, list[str]]:
     """Like `open_image`, with notes on what was ignored in the file, such as "first of 12 frames used"."""
+    image, notes = decode_image(file, name=name, max_pixels=max_pixels)
+    image, color_notes = to_srgb(image)
+    return _flatten(image, background), notes + color_notes
+
+
+def decode_image(
+    file: str | os.PathLike[str] | bytes | Image.Image,
+    *,
+    name: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[Image.Image, list[str]]:
+    """An image fully decoded and upright, in its own colours, and notes on what was ignored in the file.
+
+    Its mode is L, RGB, RGBA or CMYK. `to_srgb` converts it; large images that are only looked at can be shrunk before.
+
+    Raises:
+        UserError: as `open_image`.
+    """
     name = name or _name_of(file)
     image, notes = _decode(file, name, max_pixels)
     if image.mode == "F" or image.mode == "LAB":
         raise UserError(f"{name}: pixels of type {image.mode} have no fixed range", _SAVE_AGAIN)
     image = _to_8_bit(image, name)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = _as_mode(image, "RGBA")
     elif image.mode not in ("L", "RGB", "CMYK"):
         image = image.convert("RGB")
-    image, color_notes = _to_srgb(image)
-    return _flatten(image, background), notes + color_notes
+    return image, notes
+
+
+def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The image in a mode; `Image.convert` would copy one that has it already."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def open_alpha(
@@ -112,7 +142,17 @@ def _decode(
             io.BytesIO(file) if isinstance(file, bytes) else open_file(file, MAX_IMAGE_BYTES) as data,
             _open_quietly(data) as image,
         ):
-            return _upright(image, name, max_pixels), _frame_notes(image)
+            _check_size(image, name, max_pixels)
+            _parse_exif_quietly(image)
+            notes = _frame_notes(image)
+            code = cicp.read_cicp(_bytes_of(file), image.format) if image.format in _WITH_CICP else None
+            if code and code[1] in cicp.HDR:
+                kind = cicp.HDR[code[1]]
+                raise UserError(f"{name}: an HDR image ({kind})", "save it as SDR, in sRGB or Display P3")
+            ImageOps.exif_transpose(image, in_place=True)
+            if code and not (image.format != "PNG" and image.info.get("icc_profile")):
+                image.info["cicp"] = code
+            return image, notes
     except UserError:
         raise
     except Image.DecompressionBombError as error:
@@ -122,23 +162,61 @@ def _decode(
             raise UserError(f"{name}: {_reason(file, error)}", _SAVE_AGAIN) from error
         raise UserError(f"{name}: {error.strerror}", "name a readable image file") from error
     except Exception as error:  # decoders raise nearly anything on bad data
+        if not _reads_heif() and _is_heif(file):
+            raise UserError(
+                f"{name}: HEIC images need the package pillow-heif",
+                "pip install pillow-heif, or convert the image to JPEG",
+            ) from error
         raise UserError(f"{name}: {_reason(file, error)}", _SAVE_AGAIN) from error
 
 
 def _upright(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     """A loaded copy, turned as its EXIF data says."""
-    if image.width * image.height > max_pixels:
-        raise _too_large(name, f"{image.width} x {image.height} pixels", max_pixels)
+    _check_size(image, name, max_pixels)
     _parse_exif_quietly(image)
     return ImageOps.exif_transpose(image)
 
 
+def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
+    if image.width * image.height > max_pixels:
+        raise _too_large(name, f"{image.width} x {image.height} pixels", max_pixels)
+
+
 def _open_quietly(file: io.BytesIO | io.BufferedReader) -> Image.Image:
     """Read the header only, without Pillow's warnings: images that are too large or odd are refused here."""
-    formats = set(Image.registered_extensions().values())
     with _warning_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Image.open(file, formats=[name for name in _FORMATS if name in formats])
+        return Image.open(file, formats=_formats())
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """The formats of `_FORMATS` that can be read here."""
+    _reads_heif()
+    there = set(Image.registered_extensions().values())
+    return tuple(name for name in _FORMATS if name in there)
+
+
+@cache
+def _reads_heif() -> bool:
+    """Whether HEIC images can be read: the package pillow-heif is installed and works."""
+    if find_spec("pillow_heif") is None:
+        return False
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:  # built for another system
+        return False
+    register_heif_opener(thumbnails=False)
+    return True
+
+
+def _is_heif(file: str | os.PathLike[str] | bytes) -> bool:
+    start = _bytes_of(file)[:12]
+    return start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS
+
+
+def _bytes_of(file: str | os.PathLike[str] | bytes) -> bytes:
+    return file if isinstance(file, bytes) else read_bytes(file, MAX_IMAGE_BYTES)
 
 
 def _parse_exif_quietly(image: Image.Image) -> None:
@@ -186,12 +264,19 @@ def _to_8_bit(image: Image.Image, name: str) -> Image.Image:
     return grey
 
 
-def _to_srgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """Apply an embedded ICC profile; one that does not fit the pixels is ignored, with a note."""
-    data = image.info.get("icc_profile")
+def to_srgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """Convert an image from the colours that its file names; what does not fit the pixels is ignored, with a note.
+
+    The file names them by numbers (cICP or nclx) or by an ICC profile.
+    """
+    code, data = image.info.get("cicp"), image.info.get("icc_profile")
+    mode = "RGBA" if image.mode == "RGBA" else "RGB"
+    if code:
+        if not cicp.is_known(*code):
+            return image, [f"colours not used (H.273 primaries {code[0]}, transfer {code[1]})"]
+        return cicp.to_srgb(_as_mode(image, mode), *code), []
     if not data:
         return image, []
-    mode = "RGBA" if image.mode == "RGBA" else "RGB"
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
         converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode=mode)
@@ -203,7 +288,7 @@ def _to_srgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
 
 def _flatten(image: Image.Image, background: Color) -> Image.Image:
     if image.mode != "RGBA":
-        return image.convert("RGB")
+        return _as_mode(image, "RGB")
     under = Image.new("RGBA", image.size, (*background, 255))
     return Image.alpha_composite(under, image).convert("RGB")
 
@@ -223,19 +308,21 @@ def resize_and_crop(
     return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
 
 
-def image_to_tensor(image: Image.Image) -> Tensor:
+def image_to_tensor(image: Image.Image) -> "Tensor":
     """RGB image -> pixel_values [3, H, W], float32 in [-1, 1]."""
+    import torch
+
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0
     return torch.from_numpy(2.0 * pixels - 1.0).permute(2, 0, 1).contiguous()
 
 
-def tensor_to_images(pixel_values: Tensor) -> list[Image.Image]:
+def tensor_to_images(pixel_values: "Tensor") -> list[Image.Image]:
     """pixel_values [B, 3, H, W] in [-1, 1] -> B RGB images; values outside are clamped, halves round to even.
 
     Raises:
         UserError: a value is NaN or infinite; it would become black.
     """
-    if not torch.isfinite(pixel_values).all():
+    if not pixel_values.isfinite().all():
         raise UserError("the decoded image contains NaN or infinite values", "use dtype float32")
     unit = (pixel_values.detach() * 0.5 + 0.5).clamp(0, 1)
     array = unit.float().permute(0, 2, 3, 1).cpu().numpy()

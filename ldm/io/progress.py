@@ -29,9 +29,10 @@ class WorkBar:
     Args:
         unit: what is counted, in the singular.
         line_every_sec: seconds between lines if stderr is not a terminal.
+        hidden: show nothing.
     """
 
-    def __init__(self, unit: str, *, line_every_sec: float = 30.0) -> None:
+    def __init__(self, unit: str, *, line_every_sec: float = 30.0, hidden: bool = False) -> None:
         console = Console(stderr=True)
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -40,9 +41,11 @@ class WorkBar:
             RateColumn(unit),
             TimeLeft(),
         )
-        self.progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+        self.progress = Progress(
+            *columns, console=console, disable=hidden or not is_watched(console), transient=True
+        )
         self.task = self.progress.add_task("", total=None)
-        self.console, self.unit, self.line_every_sec = console, unit, line_every_sec
+        self.console, self.unit, self.line_every_sec, self.hidden = console, unit, line_every_sec, hidden
         self.last_line: float | None = None
 
     def say(self, text: str) -> None:
@@ -54,14 +57,20 @@ class WorkBar:
         self.progress.update(self.task, completed=done, total=total)
         now = time.monotonic()
         self.last_line = now if self.last_line is None else self.last_line
-        if not self.console.is_terminal and now - self.last_line >= self.line_every_sec:
+        if not self.hidden and not is_watched(self.console) and now - self.last_line >= self.line_every_sec:
             self.last_line = now
             print(f"{self.unit} {done} of {total}", file=self.console.file, flush=True)
 
 
+def is_watched(console: Console | None = None) -> bool:
+    """Whether somebody sees a bar: stderr is a terminal, or this is a notebook."""
+    console = console or Console(stderr=True)
+    return console.is_terminal or console.is_jupyter
+
+
 @contextmanager
-def work_bar(unit: str) -> Iterator[WorkBar]:
+def work_bar(unit: str, *, hidden: bool = False) -> Iterator[WorkBar]:
     """A bar that is shown while the block runs and then disappears."""
-    bar = WorkBar(unit)
+    bar = WorkBar(unit, hidden=hidden)
     with bar.progress:
         yield bar

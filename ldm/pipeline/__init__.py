@@ -33,3 +33,8 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(import_module("ldm.pipeline.pipeline"), name)
     raise AttributeError(f"module 'ldm.pipeline' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, which completion shows."""
+    return sorted({*globals(), *__all__} - {"TYPE_CHECKING", "Any", "import_module"})

@@ -6,6 +6,7 @@ pipeline.generate("a red apple", seed=7).images[0]
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,6 @@ from ldm.pipeline.batches import (
     ImageRequest,
     Kind,
     PlannedBatch,
-    Prompt,
     halved,
     list_images,
     plan_batches,
@@ -63,16 +63,19 @@ from ldm.pipeline.settings import (
     MadeImage,
     OnStep,
     check_applicable,
+    check_call,
     check_finite,
     check_latents,
-    check_prompt,
     check_task_fits,
     complete,
     first_step,
     latents_hash,
     program_settings,
+    read_prompts,
     warn_unused,
 )
+from ldm.pipeline.step_bar import bar_for_steps
+from ldm.pipeline.unusual import warn_of_lora, warn_of_prompts, warn_of_settings
 from ldm.tasks import Task, encoder_for, task_for_images
 from ldm.types import Conditioning, Denoiser, Step
 
@@ -119,6 +122,8 @@ def load_pipeline(
         UserError: a model or LoRA does not exist, or is incomplete, damaged or not allowed.
     """
     torch_dtype, torch_device = pick_dtype(dtype), pick_device(device)
+    for place, weight in loras or ():
+        warn_of_lora(Path(place).name, weight)
     substitutes = Substitutes(vae, base, prediction_type)
     loaded = load_model(
         "emoji" if model is None else model, loras=loras or (), dtype=torch_dtype, substitutes=substitutes
@@ -218,6 +223,7 @@ class Pipeline:
         batch_size: int | None = None,
         latents: Tensor | None = None,
         on_step: OnStep | None = None,
+        progress: bool | None = None,
         **given: Any,
     ) -> Generation:
         """Make `num_images` images of each prompt; the i-th has seed `seed + i`.
@@ -238,23 +244,27 @@ class Pipeline:
                 1/255 whatever it is.
             latents: the initial standard normal noise [N, C, h, w], in place of the seeds'; the records hold its hash.
             on_step: called after every step.
-            given: fields of `GenerationSettings`.
+            progress: show a bar; by default on a terminal and in notebooks, if there is no `on_step`.
+            given: fields of `GenerationSettings`. `negative_prompt` may be a list, with one for each prompt.
 
         Raises:
-            UserError: a setting is unknown, out of range or does not fit the model.
+            UserError: an argument has the wrong type, or a setting is unknown, out of range or does not fit the model.
 
         Warns:
             LdmWarning: a prompt is cut off, the negative prompt is not used, or a size is rounded.
         """
+        check_call(seeds, batch_size, latents, on_step)
         base = settings or GenerationSettings()
+        negative = given.pop("negative_prompt", None)
         chosen = parse_settings(given, type(base)).over(base)
-        texts = [prompts] if isinstance(prompts, str) else list(prompts or ())
-        for text in texts:
-            check_prompt(text)
-        asked = [Prompt(text, chosen, inputs) for text, inputs in pair_inputs(texts, image, mask)]
+        own = read_prompts(prompts, negative, chosen)
+        pairs = pair_inputs([prompt.prompt for prompt in own], image, mask)
+        own = own * len(pairs) if len(own) == 1 else own  # one prompt goes with all images
+        asked = [replace(each, inputs=inputs) for each, (_, inputs) in zip(own, pairs, strict=True)]
         images = list_images(asked, seeds)
         at_once = BATCH_SIZE if batch_size is None else batch_size
-        made = list(self.make_images([images], batch_size=at_once, latents=latents, on_step=on_step))
+        with bar_for_steps(progress, on_step) as report:
+            made = list(self.make_images([images], batch_size=at_once, latents=latents, on_step=report))
         made.sort(key=lambda each: each.request.number)
         return Generation(
             [each.image for each in made],
@@ -316,6 +326,8 @@ class Pipeline:
             check_image_fits(self.denoiser, full.height, full.width, self.autoencoder.pixels_per_latent)
             warn_unused(prompts[kind], full, self.text_encoder.truncated_words)
             self._warn_replaced(full, self._given_karras(kind[0]))
+            warn_of_prompts(prompts[kind])
+            warn_of_settings(full, self.defaults)
             if latents is not None:
                 check_latents(latents, (len(images), *self._latent_shape(full)))
         tasks = {kind: self._task(kind) for kind in completed}

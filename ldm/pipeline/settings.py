@@ -1,9 +1,12 @@
 """The settings of one call: completed from the model's defaults, and checked; and the images that come of it."""
 
+import base64
 import hashlib
+import html
+import io
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +27,8 @@ from ldm.models.generation_settings import (
     settings_of,
 )
 from ldm.models.unet import UNetDenoiser
-from ldm.pipeline.batches import ImageRequest
+from ldm.pipeline.batches import ImageRequest, Prompt
+from ldm.pipeline.file_names import image_file_name
 from ldm.pipeline.record import ImageRecord, write_png
 from ldm.tasks import TASKS, Task, find_task
 from ldm.types import Step
@@ -42,13 +46,15 @@ __all__ = [
     "preset_settings",
 ]
 
+_MOST_SHOWN, _LONGEST_TITLE = 64, 80
+
 OnStep = Callable[[int, int, Step, Tensor], None]
 """Called after every sampling step with (steps done, steps in all, the step, latents [B, C, h, w])."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Generation:
-    """What `Pipeline.generate` made; image i of prompt p is at p * num_images + i.
+    """What `Pipeline.generate` made; image i of prompt p is at p * num_images + i. A notebook shows the images.
 
     Attributes:
         images: RGB.
@@ -60,24 +66,60 @@ class Generation:
     latents: Tensor
     records: list[ImageRecord]
 
+    def __repr__(self) -> str:
+        """Such as `<Generation: 2 images of 64 x 64, 'a red apple' seed 7, ...>`."""
+        number = len(self.images)
+        kinds = list(dict.fromkeys(f"{image.width} x {image.height}" for image in self.images))
+        size = kinds[0] if len(kinds) == 1 else "several sizes"
+        first = f", {self._title(0)}" if self.records else ""
+        more = ", ..." if number > 1 else ""
+        return f"<Generation: {number} image{'' if number == 1 else 's'} of {size}{first}{more}>"
+
+    def _repr_html_(self) -> str:
+        """The images as a notebook shows them, with prompt and seed below each."""
+        shown = (
+            f'<figure style="margin:4px"><img src="data:image/png;base64,{_as_base64(image)}" '
+            f'alt=""><figcaption>{html.escape(self._title(index))}</figcaption></figure>'
+            for index, image in enumerate(self.images[:_MOST_SHOWN])
+        )
+        left = len(self.images) - _MOST_SHOWN
+        more = f"<p>and {left} more</p>" if left > 0 else ""
+        return f'<div style="display:flex;flex-wrap:wrap">{"".join(shown)}</div>{more}'
+
+    def _title(self, index: int) -> str:
+        record = self.records[index]
+        prompt = (
+            record.prompt if len(record.prompt) <= _LONGEST_TITLE else record.prompt[:_LONGEST_TITLE] + "..."
+        )
+        return repr(prompt) if record.seed is None else f"{prompt!r} seed {record.seed}"
+
     @property
     def settings(self) -> list[dict[str, Any]]:
         """The records as flat mappings, as `ldm.pipeline.record.read_settings` returns them."""
         return [record.to_json() for record in self.records]
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Write the images as 0001.png, 0002.png ..., each with its record, as `ldm generate` does.
+        """Write the images as `ldm generate` does, with the same names: `0001-a-red-apple-s7.png`, ...
 
         Raises:
             UserError: one of the files exists, or the disk is full or not writable.
         """
-        paths = [Path(folder) / f"{number:04d}.png" for number in range(1, len(self.images) + 1)]
+        paths = [
+            Path(folder) / image_file_name(number, record.prompt, record.seed)
+            for number, record in enumerate(self.records, start=1)
+        ]
         for path in paths:
             if path.exists():
                 raise UserError(f"{path} exists already", "choose another folder or move it away")
         for path, image, record in zip(paths, self.images, self.records, strict=True):
             write_png(path, image, record)
         return paths
+
+
+def _as_base64(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode("ascii")
 
 
 @dataclass(frozen=True)
@@ -92,6 +134,70 @@ class MadeImage:
     image: Image.Image
     latents: Tensor
     record: ImageRecord
+
+
+def read_prompts(prompts: Any, negative: Any, settings: GenerationSettings) -> list[Prompt]:
+    """The prompts of a call, each with its settings.
+
+    Args:
+        prompts: a text, or several.
+        negative: the negative prompt: a text for all, one for each prompt, or None for the one in `settings`.
+
+    Raises:
+        UserError: one is not text, or there are too many or too few.
+    """
+    texts = _texts("prompts", prompts)
+    if negative is None or isinstance(negative, str):
+        given = {} if negative is None else {"negative_prompt": negative}
+        own = parse_settings(given, type(settings)).over(settings)
+        return [Prompt(text, own) for text in texts]
+    negatives = _texts("negative_prompt", negative)
+    if len(negatives) != len(texts):
+        counts = f"{len(negatives)} negative prompts for {len(texts)} prompts"
+        raise UserError(counts, "give one for all, or one for each prompt")
+    kind = type(settings)
+    return [
+        Prompt(text, parse_settings({"negative_prompt": each}, kind).over(settings))
+        for text, each in zip(texts, negatives, strict=True)
+    ]
+
+
+def _texts(name: str, given: Any) -> list[str]:
+    if isinstance(given, str):
+        return [check_text(given)]
+    if not isinstance(given, Iterable) or isinstance(given, bytes | Mapping):
+        raise UserError(f"{name} is {_shown(given)}", "give a text or a list of texts")
+    texts = list(given)
+    for text in texts:
+        if not isinstance(text, str):
+            raise UserError(f"one of {name} is {_shown(text)}", "give texts only")
+        check_text(text)
+    return texts
+
+
+def check_call(seeds: Any, batch_size: Any, latents: Any, on_step: Any) -> None:
+    """Check the types of the arguments of `Pipeline.generate` that are no settings.
+
+    Raises:
+        UserError: one is of the wrong type.
+    """
+    if seeds is not None and not (_is_row(seeds) and all(hasattr(seed, "__index__") for seed in seeds)):
+        raise UserError(f"seeds is {_shown(seeds)}", "give a list of whole numbers, one for each image")
+    if not hasattr(batch_size, "__index__") or int(batch_size) < 1:
+        raise UserError(f"batch_size is {_shown(batch_size)}", "give a whole number of at least 1")
+    if latents is not None and not (isinstance(latents, Tensor) and latents.ndim == 4):
+        raise UserError(f"latents is {_shown(latents)}", "give a tensor [N, C, h, w]")
+    if on_step is not None and not callable(on_step):
+        raise UserError(f"on_step is {_shown(on_step)}", "give a function")
+
+
+def _is_row(value: Any) -> bool:
+    return hasattr(value, "__len__") and hasattr(value, "__iter__") and not isinstance(value, str | bytes)
+
+
+def _shown(value: Any) -> str:
+    text = type(value).__name__ if isinstance(value, Tensor) else repr(value)
+    return text if len(text) <= _LONGEST_TITLE else f"{text[:_LONGEST_TITLE]}..."
 
 
 def latents_hash(latents: Tensor) -> str:
@@ -183,17 +289,6 @@ def warn_unused(
     if settings.negative_prompt and settings.guidance_scale <= 1:
         scale = f"{settings.guidance_scale:g}"
         warn(f"the negative prompt is not used with guidance_scale {scale}, only above 1")
-
-
-def check_prompt(text: Any) -> None:
-    """Refuse a prompt that is not text.
-
-    Raises:
-        UserError: naming it.
-    """
-    if not isinstance(text, str):
-        raise UserError(f"a prompt is {text!r}", "it must be text")
-    check_text(text)
 
 
 def check_latents(latents: Tensor, shape: tuple[int, int, int, int]) -> None:

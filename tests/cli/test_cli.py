@@ -150,7 +150,7 @@ def test_data_check_counts_and_writes_nothing(tmp_path: Path) -> None:
     assert "16 x 16 (7), 24 x 8 (1)" in result.stdout
     assert "smallest side: 8 pixels; largest: 24 pixels" in result.stdout
     assert "  16 letters: a magenta square" in result.stdout
-    assert "animated: first of 2 frames used: 1 images (wide.gif)" in result.stdout
+    assert "animated: first of 2 frames used: 1 image (wide.gif)" in result.stdout
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
@@ -164,7 +164,10 @@ def test_data_check_names_every_broken_image(tmp_path: Path) -> None:
     first, second, last = result.stderr.splitlines()
     assert first.startswith(f"error: {folder / 'red.png'}: ")
     assert second.startswith(f"error: {folder / 'blue.png'}: ")
-    assert last == "error: 2 of 7 images cannot be used: fix or remove them"
+    assert (
+        last
+        == "error: 2 of 7 images cannot be used: fix or remove them; --fix-list FILE.csv writes what to do"
+    )
 
 
 def test_data_check_refuses_a_folder_that_training_would_refuse(tmp_path: Path) -> None:

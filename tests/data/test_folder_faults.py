@@ -251,11 +251,11 @@ def nested_metadata(root: Path) -> None:
     jsonl(root / "train", row("a.png"))
 
 
-@fault(r"photo\.HEIC: this image format is not supported: convert it to PNG or JPEG")
+@fault(r"photo\.JXL: this image format is not supported: convert it to PNG or JPEG")
 def unreadable_format(root: Path) -> None:
     image(root / "a.png")
     (root / "a.txt").write_text("x")
-    (root / "photo.HEIC").write_bytes(b"")
+    (root / "photo.JXL").write_bytes(b"")
 
 
 @fault(r"data/caf\\xe9\.png: the file name is not UTF-8")

@@ -100,14 +100,22 @@ def test_a_fault_is_named_in_one_short_line(tmp_path: Path, name: str) -> None:
 def test_a_folder_that_is_not_accessible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image(tmp_path / "inside/a.png")
     jsonl(tmp_path, row("inside/a.png"))
-    stat = Path.stat
+    stat, lstat = Path.stat, os.lstat
 
-    def closed(path: Path, **options: bool) -> os.stat_result:
+    def refuse(path: Path) -> None:
         if path.parent.name == "inside":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    def closed(path: Path, **options: bool) -> os.stat_result:
+        refuse(path)
         return stat(path, **options)
 
+    def closed_too(path: Path | str, **options: bool) -> os.stat_result:
+        refuse(Path(path))
+        return lstat(path, **options)
+
     monkeypatch.setattr(Path, "stat", closed)
+    monkeypatch.setattr(os, "lstat", closed_too)
     for source in (tmp_path, tmp_path / "inside/a.png", tmp_path / "inside"):
         with pytest.raises(UserError, match=r"inside.*: Permission denied: make its folder"):
             settings = SourceSettings(path=str(source))

@@ -90,7 +90,7 @@ FAULTY = {
     "e.png": png(),
     "e.jpg": png(),
     "e.txt": "two",
-    "f.heic": b"",
+    "f.jxl": b"",
     "f.txt": "a telephone's",
     "g.png": png(),
     "g.txt": "x" * (MAX_CAPTION_BYTES + 1),

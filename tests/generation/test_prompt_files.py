@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from ldm.errors import UserError
-from ldm.generation.output import Target, file_name, slug
+from ldm.generation.output import Target, file_name
 from ldm.generation.prompts import read_prompts
 from ldm.models.generation_settings import LARGEST_SEED, GenerationSettings
 from ldm.pipeline.batches import ImageRequest, Prompt, list_images, plan_batches
+from ldm.pipeline.file_names import slug
 
 
 def write_jsonl(path: Path, *rows: dict[str, Any]) -> Path:

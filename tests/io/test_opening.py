@@ -60,6 +60,7 @@ ALLOWED = {
     ("ldm.generation.work", "read_text"): OWN,
     ("ldm.generation.job", "read_bytes"): OWN,
     ("ldm.cli.generate_processes", "open"): OWN,
+    ("ldm.cli.schema", "json.loads"): OWN,
     ("ldm.cli.generate_processes", "json.loads"): OWN,
     ("ldm.export.verify.readers", "from_pretrained"): "the reader of an export, in a process of its own",
     ("ldm.export.verify.readers", "from_single_file"): "the reader of an export, in a process of its own",

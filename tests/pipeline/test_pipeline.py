@@ -295,12 +295,12 @@ def test_saved_images_contain_their_settings_and_none_is_overwritten(
 ) -> None:
     made = pipeline.generate(["a", "b"], seed=3, num_inference_steps=1)
     paths = made.save(tmp_path / "pictures")
-    assert [path.name for path in paths] == ["0001.png", "0002.png"]
+    assert [path.name for path in paths] == ["0001-a-s3.png", "0002-b-s3.png"]
     for path, image, settings in zip(paths, made.images, made.settings, strict=True):
         assert read_settings(path) == settings
         assert difference(Image.open(path), image) == 0
     paths[0].unlink()
-    with pytest.raises(UserError, match=r"0002\.png exists already"):
+    with pytest.raises(UserError, match=r"0002-b-s3\.png exists already"):
         made.save(tmp_path / "pictures")
     assert not paths[0].exists()
 

@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 
 from ldm.cli.app import app
 from ldm.cli.programs import find_home
+from ldm.cli.schema import table_lines
 from ldm.config import read_yaml
-from train.settings.schema import SETTINGS, main, schema
+from train.settings.schema import SETTINGS, main, schema, settings_of
 
 FILES = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 CONFIGS = [path for path in FILES if path.parent.name != "accelerate"]  # those are for Accelerate's launcher
@@ -59,9 +60,22 @@ def test_the_module_prints_the_schema_or_refuses_the_program(capsys: pytest.Capt
 
 
 @pytest.mark.slow
-def test_the_command_starts_the_module(capfd: pytest.CaptureFixture[str]) -> None:
-    assert CliRunner().invoke(app, ["schema", "denoiser"]).exit_code == 0
-    assert json.loads(capfd.readouterr().out) == schema("denoiser")
+def test_the_command_starts_the_module() -> None:
+    result = CliRunner().invoke(app, ["schema", "denoiser", "--json"])
+    assert result.exit_code == 0 and json.loads(result.stdout) == schema("denoiser")
+    result = CliRunner().invoke(app, ["schema", "denoiser"])
+    assert result.stdout.splitlines() == list(table_lines(schema("denoiser"), max(74, 80)))
+
+
+@pytest.mark.parametrize("program", SETTINGS)
+def test_the_table_has_every_setting(program: str) -> None:
+    lines = list(table_lines(schema(program)))
+    assert lines[0] == f"program: {program}"
+    keys = {line.split("  ")[0] for line in lines[1:] if not line.startswith(" ")}
+    assert set(settings_of(program).model_fields) == {key.partition(".")[0] for key in keys}
+    text = "\n".join(lines)
+    assert "run_dir  (text, required)" in text and "data.path  (text or none, default null)" in text
+    assert max(map(len, lines)) <= 160 and "optim.learning_rate  (number > 0" in text
 
 
 def test_the_command_refuses_an_unknown_program_at_once() -> None:

@@ -78,7 +78,7 @@ def test_an_absent_package_is_named_with_its_mend(name: TrackerName, monkeypatch
     sys.path_importer_cache.clear()
     with pytest.raises(UserError) as caught:
         check_trackers([name])
-    assert str(caught.value) == f"trackers: {name} is not installed: pip install open-ldm[{name}]"
+    assert str(caught.value) == f"trackers: {name} is not installed: pip install {name}"
 
 
 class Listener:

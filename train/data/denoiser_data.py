@@ -81,6 +81,7 @@ def read_training_data(run: Run, settings: DenoiserSettings, loss: DenoiserLoss)
         multiple=multiple,
         rehash=settings.cache.rehash,
         inputs=loss.task.inputs,
+        missing=settings.captions.missing,
     )
 
 

@@ -9,6 +9,7 @@ from ldm.data.image_index import ImageIndex
 from ldm.data.prepare import BucketedSample, DataSettings, Prepared, holdout_split, prepare
 from ldm.data.report.report import make_report, write_report
 from ldm.data.sample import NO_INPUTS, ImageInfo, Refusal, Sample, TaskInputs
+from ldm.data.sources.no_caption import MissingCaption
 from ldm.data.sources.reading import Reading, read_sources
 from ldm.data.survey import content_hashes, survey
 from ldm.errors import UserError
@@ -37,7 +38,13 @@ class TrainingData:
 
 
 def read_data(
-    run: Run, *, folder: Path, multiple: int = 8, rehash: bool = False, inputs: TaskInputs = NO_INPUTS
+    run: Run,
+    *,
+    folder: Path,
+    multiple: int = 8,
+    rehash: bool = False,
+    inputs: TaskInputs = NO_INPUTS,
+    missing: MissingCaption = "error",
 ) -> TrainingData:
     """Read, check and split the run's images.
 
@@ -46,6 +53,7 @@ def read_data(
         multiple: with buckets, image sides are multiples of this many pixels.
         rehash: reread every image instead of using the index.
         inputs: the further images and texts that the task needs.
+        missing: what to do with images that have no caption.
 
     Raises:
         UserError: too many images are bad, or none is left; or the run was started with other data.
@@ -55,7 +63,7 @@ def read_data(
         raise UserError(
             f"data.streaming = true in the program {settings.program}", "only `denoiser` can stream"
         )
-    reading = read_sources(data.all_sources(), inputs)
+    reading = read_sources(data.all_sources(), inputs, missing=missing)
     facts = survey_together(run, reading.samples, folder, rehash)
     prepared = prepare(reading, facts, data, multiple=multiple, seed=settings.seed)
     found = fingerprint_of(prepared, folder)
@@ -94,7 +102,7 @@ def survey_together(
                 image_index,
                 rank=processes.rank,
                 num_processes=processes.num_processes,
-                on_progress=lambda done, _: on_progress(done),
+                on_progress=lambda done, total: on_progress(done * len(samples) // total),
             )
     finally:
         image_index.save()  # what was read before a signal is kept, too

@@ -63,6 +63,7 @@ def begin_stream(
         image_index=None if settings.cache.rehash else settings.cache.root(),
         gather=gather_object,
         inputs=find_task(settings.task).inputs,
+        missing=settings.captions.missing,
         rank=processes.rank,
         num_processes=processes.num_processes,
     )

@@ -86,7 +86,7 @@ def _eight_bit_adamw() -> Any:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"optim.optimizer = 'adamw_8bit' needs bitsandbytes ({reason})",
-            "pip install 'open-ldm[eight-bit]'",
+            "pip install bitsandbytes",
         ) from error
     return AdamW8bit
 

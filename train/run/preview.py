@@ -80,6 +80,7 @@ def _generate(
         height=inputs.height,
         width=inputs.width,
         on_step=lambda done, total, step, latents: on_step(done, total),
+        progress=False,
     )
     return made.images
 

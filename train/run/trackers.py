@@ -55,7 +55,7 @@ def check_trackers(names: Sequence[TrackerName]) -> None:
     """Refuse a tracker whose package is not installed."""
     for name in names:
         if find_spec(name) is None:
-            raise UserError(f"trackers: {name} is not installed", f"pip install open-ldm[{name}]")
+            raise UserError(f"trackers: {name} is not installed", f"pip install {name}")
 
 
 class TensorBoard:

@@ -16,6 +16,7 @@ from ldm.data.duplicates import exact_duplicates, near_duplicates
 from ldm.data.report.contents import CaptionReport, DataReport, LicenceReport, SampleOutcome, TruncatedCaption
 from ldm.data.report.page import report_page
 from ldm.data.sample import ImageInfo, Refusal, Sample
+from ldm.data.sources.no_caption import RULE_NOTES
 from ldm.errors import UserError
 from ldm.io.files import write_bytes
 from ldm.io.json_files import parse_json
@@ -129,7 +130,8 @@ def _outcome(
 ) -> SampleOutcome:
     if isinstance(found, Refusal):
         return SampleOutcome(sample.sample_id, False, found.reason)
-    known: dict[str, Any] = {"width": found.width, "height": found.height, "notes": found.notes}
+    notes = (*found.notes, *([RULE_NOTES[sample.caption_rule]] if sample.caption_rule else []))
+    known: dict[str, Any] = {"width": found.width, "height": found.height, "notes": notes}
     if num_tokens:
         known["num_tokens"] = max(num_tokens[caption] for caption in sample.captions)
     placement = placements[sample.sample_id] if placements is not None else None

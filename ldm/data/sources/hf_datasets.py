@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from ldm.data.sample import NO_INPUTS, FileImage, Refusal, Sample, Stamp, TaskInputs, stamp_of
 from ldm.data.sources.metadata import table_rows
+from ldm.data.sources.no_caption import MissingCaption
 from ldm.data.sources.parquet import image_bytes, image_present, plain_columns, sample_or_refusal
 from ldm.data.sources.scan import is_file
 from ldm.errors import UserError, unknown_name
@@ -82,12 +83,18 @@ def is_saved_dataset(root: Path) -> bool:
 
 
 def read_datasets(
-    dataset: DatasetsKey, *, image_column: str, caption_column: str, inputs: TaskInputs = NO_INPUTS
+    dataset: DatasetsKey,
+    *,
+    image_column: str,
+    caption_column: str,
+    inputs: TaskInputs = NO_INPUTS,
+    missing: MissingCaption = "error",
 ) -> Iterator[Sample | Refusal]:
     """Every row as a sample `split/row`, or as a refusal if its caption or an image is missing or faulty.
 
     Args:
         inputs: the further images and texts that the task needs; each has a column of its name.
+        missing: what to do with a row that has no caption. Rows have no file names.
 
     Raises:
         UserError: the dataset cannot be loaded, or has no such split or columns.
@@ -109,8 +116,9 @@ def read_datasets(
             # in downloaded datasets a cell may hold a path
             lost = [column for column in images if dataset.is_saved and not present[column][index]]
             faults = [f"{images[column].name}: no image bytes" for column in lost]
+            sample_id = f"{dataset.split}/{image.row}"
             yield sample_or_refusal(
-                row, f"{dataset.split}/{image.row}", image, caption_column, named, inputs.texts, faults
+                row, sample_id, image, caption_column, named, inputs.texts, faults, missing
             )
         first_row += table.num_rows
 

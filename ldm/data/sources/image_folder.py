@@ -5,13 +5,14 @@ Captions come from `metadata.jsonl`, `metadata.csv` or `metadata.parquet` (the I
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from ldm.data.sample import NO_INPUTS, FileImage, Sample, TaskInputs
+from ldm.data.sample import NO_INPUTS, FileImage, Refusal, Sample, TaskInputs, refusal_of
 from ldm.data.sources.metadata import (
     FILE_NAMES,
+    NoColumn,
     Row,
     clean_caption,
     decode_utf8,
@@ -21,7 +22,8 @@ from ldm.data.sources.metadata import (
     row_text,
     sample_of_row,
 )
-from ldm.data.sources.scan import DOCUMENTS, composed, file_inside, is_folder, quoted, scan, stem, suffix
+from ldm.data.sources.no_caption import MissingCaption, caption_by_rule
+from ldm.data.sources.scan import DOCUMENTS, FilesInside, composed, is_folder, quoted, scan, stem, suffix
 from ldm.errors import UserError
 from ldm.io.images import IMAGE_SUFFIXES
 
@@ -35,6 +37,7 @@ def read_folder(
     caption_column: str = "text",
     file_column: str = "file_name",
     inputs: TaskInputs = NO_INPUTS,
+    missing: MissingCaption = "error",
 ) -> list[Sample]:
     """All images below `root` with their captions, in the order of the metadata, or of the file names without it.
 
@@ -44,39 +47,106 @@ def read_folder(
 
     Args:
         inputs: the further images and texts that the task needs. Every row must have them.
+        missing: what to do with an image that has no caption.
 
     Raises:
         UserError: the folder is missing or empty, images and captions do not match one to one, a row or a file is
             faulty, or a name leads out of the folder. Nothing is dropped silently.
     """
-    root = Path(root)
+    columns = FolderColumns(caption_column, file_column, inputs, missing)
+    samples, faults = examine_folder(Path(root), columns)
+    faults.raise_if_any()
+    return samples
+
+
+@dataclass(frozen=True)
+class FolderColumns:
+    """What is read of each image: the columns of the metadata, what the task needs, the rule for missing captions."""
+
+    caption: str = "text"
+    file: str = "file_name"
+    inputs: TaskInputs = NO_INPUTS
+    missing: MissingCaption = "error"
+
+
+@dataclass
+class FolderFaults:
+    """Everything that is wrong in a folder, in the order in which it was found.
+
+    Attributes:
+        errors: one for each kind of fault or faulty row, as they are raised.
+        refusals: one for each file or row.
+    """
+
+    root: Path
+    errors: list[UserError] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    _ids: set[str] = field(default_factory=set)
+
+    def add(self, name: str, error: UserError) -> None:
+        """A fault of one file or row; `name` is its id if no other fault has it."""
+        self.errors.append(error)
+        self._refuse(name, error)
+
+    def add_each(self, place: Path, names: Sequence[str], noun: str, rest: str, hint: str) -> None:
+        """The same fault of several files: "3 images without a caption"."""
+        if names:
+            self.errors.append(UserError(f"{place}: {_count(names, noun, rest)}", hint))
+        for name in names:
+            self._refuse(name, UserError(f"{self.root / name}: {noun} {rest}", hint))
+
+    def _refuse(self, name: str, error: UserError) -> None:
+        number, sample_id = 1, name
+        while sample_id in self._ids:
+            number += 1
+            sample_id = f"{name} ({number})"
+        self._ids.add(sample_id)
+        self.refusals.append(refusal_of(sample_id, error))
+
+    def raise_if_any(self) -> None:
+        """Raise the first error, which says how many more there are."""
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            first, more = self.errors[0], len(self.refusals) - 1
+            check = "`ldm data check` lists all, and its --fix-list FILE.csv what to do"
+            raise UserError(first.what, f"{first.hint}; {more} more cannot be used: {check}")
+
+
+def examine_folder(root: Path, columns: FolderColumns) -> tuple[list[Sample], FolderFaults]:
+    """The samples of a folder, and everything that `read_folder` would refuse it for.
+
+    Raises:
+        UserError: the folder as a whole cannot be read: it is missing, or has no images, or several metadata files.
+    """
     if not is_folder(root):
         raise UserError(f"{root}: no such folder", "name a folder of images with captions")
-    names = scan(root)
+    faults = FolderFaults(root)
+    names = scan(root, faults.add)
     images = [name for name in names if suffix(name) in IMAGE_SUFFIXES]
     sidecars = [name for name in names if suffix(name) == ".txt"]
     metadata = metadata_file(root)
     if not images and metadata is None:
+        faults.raise_if_any()
         raise UserError(
             f"{root}: no images in this folder", "add images with captions, or name another folder"
         )
     if metadata is None:
         _refuse_nested_metadata(root, names)
-        _refuse_inputs(root, inputs)
-        return _read_sidecars(root, images, sidecars)
-    on_disk = {composed(name): name for name in names} | {name: name for name in names}
-    read_row = partial(
-        _sample_of_row,
-        root,
-        on_disk=on_disk,
-        caption_column=caption_column,
-        file_column=file_column,
-        inputs=inputs,
+        _refuse_inputs(root, columns.inputs)
+        return _read_sidecars(root, images, sidecars, columns.missing, faults), faults
+    reader = _RowReader(
+        root, {composed(name): name for name in names} | {name: name for name in names}, columns
     )
-    samples = _read_metadata(metadata, read_row, f"{file_column} and {caption_column}")
-    named = {on_disk.get(name) or on_disk.get(composed(name)) for name in _named_files(samples.values())}
-    _refuse_unlisted(metadata, samples, [name for name in images if name not in named], sidecars)
-    return list(samples.values())
+    samples = _read_metadata(metadata, reader, faults)
+    named = {reader.resolve(name)[1] for name in _named_files(samples.values())} | reader.faulty
+    unlisted = [name for name in images if name not in named and name not in samples]
+    samples |= _by_rule(root, unlisted, columns.missing)
+    _refuse_unlisted(metadata, samples, unlisted, sidecars, faults)
+    if not samples and not faults.errors:
+        files = f"{columns.file} and {columns.caption}"
+        raise UserError(f"{metadata}: no rows", f"add a row with {files} for each image")
+    return list(samples.values()), faults
 
 
 def _named_files(samples: Iterable[Sample]) -> Iterator[str]:
@@ -84,12 +154,12 @@ def _named_files(samples: Iterable[Sample]) -> Iterator[str]:
     for sample in samples:
         for column, value in sample.extra.items():
             if column.endswith(FILE_NAME_ENDING) and isinstance(value, str):
-                yield PurePosixPath(value).as_posix()
+                yield value
 
 
 def _refuse_nested_metadata(root: Path, names: list[str]) -> None:
     """A split such as train/ has its own metadata, with names relative to it."""
-    nested = [name for name in names if PurePosixPath(name).name in FILE_NAMES]
+    nested = [name for name in names if name.rpartition("/")[2] in FILE_NAMES]
     if nested:
         raise UserError(
             f"{root}: the metadata is in a subfolder: {nested[0]}", "name the folder that contains it"
@@ -105,111 +175,182 @@ def _refuse_inputs(root: Path, inputs: TaskInputs) -> None:
         )
 
 
-def _read_metadata(
-    metadata: Path, read_row: Callable[[Row], tuple[str, Sample]], columns: str
-) -> dict[str, Sample]:
+class _RowReader:
+    """Reads the rows of a folder's metadata.
+
+    Attributes:
+        on_disk: the files' names on disk by their names in either Unicode form.
+        faulty: the files on disk whose rows have a fault.
+    """
+
+    def __init__(self, root: Path, on_disk: dict[str, str], columns: FolderColumns) -> None:
+        self.root, self.on_disk, self.columns = root, on_disk, columns
+        self.files = FilesInside(root)
+        self.faulty: set[str] = set()
+
+    def resolve(self, given: str) -> tuple[str, str]:
+        """A file's name as the sample's id, and its name on disk, whose Unicode form may differ.
+
+        A name with blanks around it, or with backslashes as Windows writes them, is read as the file that is there.
+        """
+        if given in self.on_disk:
+            return given, self.on_disk[given]
+        spellings = (given, given.strip(), given.replace("\\", "/"), given.strip().replace("\\", "/"))
+        for spelling in dict.fromkeys(spellings):
+            name = PurePosixPath(spelling).as_posix()
+            found = self.on_disk.get(name) or self.on_disk.get(composed(name))
+            if found is not None:
+                return name, found
+        name = PurePosixPath(given).as_posix()
+        return name, name
+
+    def name_in(self, row: Row) -> str:
+        """The file's name as the row has it."""
+        return row_text(row, name_column(row, self.columns.file), "image_column")
+
+    def read(self, row: Row) -> tuple[str, Sample]:
+        """The file's name on disk, and the sample.
+
+        Raises:
+            UserError: the row is faulty, or a file that it names is not there.
+        """
+        columns = self.columns
+        sample_id, name = self.resolve(self.name_in(row))
+        images = {each: self._further_image(row, each) for each in columns.inputs.further_images}
+        sample = sample_of_row(
+            row,
+            sample_id,
+            FileImage(f"{self.root}{os.sep}{name}"),
+            caption_column=columns.caption,
+            file_column=name_column(row, columns.file),
+            images=images,
+            texts=columns.inputs.texts,
+            missing=columns.missing,
+            name=name,
+            root=self.root,
+        )
+        self.files.find(name, row.place)
+        return name, sample
+
+    def _further_image(self, row: Row, input_name: str) -> FileImage:
+        """The further image that a row names in its column `NAME_file_name`."""
+        _, name = self.resolve(row_text(row, f"{input_name}{FILE_NAME_ENDING}"))
+        return FileImage(self.files.find(name, row.place))
+
+
+def _read_metadata(metadata: Path, reader: _RowReader, faults: FolderFaults) -> dict[str, Sample]:
     """The sample of each row, by its file name on disk."""
     samples: dict[str, Sample] = {}
     for row in read_rows(metadata):
-        name, sample = read_row(row)
+        if isinstance(row, UserError):
+            faults.add(row.what.partition(": ")[0], row)
+            continue
+        try:
+            name, sample = reader.read(row)
+        except UserError as error:
+            faults.add(_id_of_row(row, reader, samples), error)
+            continue
         if name in samples:
-            raise UserError(
-                f"{row.place}: {quoted(sample.sample_id)} has a row already",
-                "keep one row per image; further captions go into its list `captions`",
-            )
+            what = f"{row.place}: {quoted(sample.sample_id)} has a row already"
+            hint = "keep one row per image; further captions go into its list `captions`"
+            faults.add(row.place, UserError(what, hint))
+            continue
         samples[name] = sample
-    if not samples:
-        raise UserError(f"{metadata}: no rows", f"add a row with {columns} for each image")
+    if not samples and faults.errors and all(isinstance(error, NoColumn) for error in faults.errors):
+        raise faults.errors[0]  # not a fault of each row: the column has another name
     return samples
 
 
-def _sample_of_row(
-    root: Path,
-    row: Row,
-    *,
-    on_disk: dict[str, str],
-    caption_column: str,
-    file_column: str,
-    inputs: TaskInputs,
-) -> tuple[str, Sample]:
-    """The file's name on disk, whose Unicode form may differ from the row's, and the sample."""
-    file_column = name_column(row, file_column)
-    sample_id = PurePosixPath(row_text(row, file_column, "image_column")).as_posix()
-    name = on_disk.get(sample_id) or on_disk.get(composed(sample_id), sample_id)
-    sample = sample_of_row(
-        row,
-        sample_id,
-        FileImage(root / name),
-        caption_column=caption_column,
-        file_column=file_column,
-        images={
-            input_name: _named_image(root, row, input_name, on_disk) for input_name in inputs.further_images
-        },
-        texts=inputs.texts,
-    )
-    file_inside(root, name, row.place)
-    return name, sample
+def _id_of_row(row: Row, reader: _RowReader, samples: dict[str, Sample]) -> str:
+    """What a faulty row is called: its file if that can be told, else its place. Notes the file."""
+    try:
+        sample_id, name = reader.resolve(reader.name_in(row))
+    except UserError:
+        return row.place
+    reader.faulty.add(name)
+    return row.place if name in samples else quoted(sample_id)[1:-1]
 
 
-def _named_image(root: Path, row: Row, input_name: str, on_disk: dict[str, str]) -> FileImage:
-    """The further image that a row names in its column `NAME_file_name`."""
-    given = PurePosixPath(row_text(row, f"{input_name}{FILE_NAME_ENDING}")).as_posix()
-    name = on_disk.get(given) or on_disk.get(composed(given), given)
-    return FileImage(file_inside(root, name, row.place))
-
-
-def _read_sidecars(root: Path, images: list[str], sidecars: list[str]) -> list[Sample]:
-    """One sample per image; its caption is the content of the `.txt` file of the same name."""
-    captioned = _by_stem(root, sidecars, "are captions of the same image")
-    missing = [name for name in images if stem(name) not in captioned]
-    if missing:
-        raise UserError(
-            f"{root}: {_count(missing, 'image', 'without a caption')}",
-            "add metadata.jsonl or a .txt file for each image, or move them away",
-        )
-    stems = _by_stem(root, images, "share one .txt file").keys()
-    alone = [n for n in sidecars if stem(n) not in stems and PurePosixPath(n).stem.lower() not in DOCUMENTS]
-    if alone:
-        raise UserError(
-            f"{root}: {_count(alone, '.txt file', 'without an image')}", "add the image or move it away"
-        )
-    return [_sample_of_sidecar(root, name, captioned[stem(name)]) for name in images]
-
-
-def _by_stem(root: Path, names: list[str], fault: str) -> dict[str, str]:
-    """The names by their stems, which image and caption share; two names with one stem are refused."""
-    found: dict[str, str] = {}
+def _by_rule(root: Path, names: Iterable[str], missing: MissingCaption) -> dict[str, Sample]:
+    """A sample for each image whose caption the rule can make."""
+    found: dict[str, Sample] = {}
     for name in names:
-        if stem(name) in found:
-            raise UserError(f"{root}: {found[stem(name)]} and {name} {fault}", "rename or remove one of them")
-        found[stem(name)] = name
+        caption = caption_by_rule(missing, name, root)
+        if caption is not None:
+            found[name] = Sample(name, FileImage(root / name), (caption,), caption_rule=missing)
     return found
 
 
-def _sample_of_sidecar(root: Path, image: str, sidecar: str) -> Sample:
-    path = file_inside(root, sidecar, str(root))
-    caption = clean_caption(decode_utf8(path), str(path))
-    return Sample(sample_id=image, image=FileImage(file_inside(root, image, str(root))), captions=(caption,))
+def _read_sidecars(
+    root: Path, images: list[str], sidecars: list[str], missing: MissingCaption, faults: FolderFaults
+) -> list[Sample]:
+    """One sample per image; its caption is the content of the `.txt` file of the same name."""
+    captioned = _by_stem(root, sidecars, "are captions of the same image", faults)
+    bare = [name for name in images if stem(name) not in captioned]
+    made = _by_rule(root, bare, missing)
+    faults.add_each(
+        root,
+        [name for name in bare if name not in made],
+        "image",
+        "without a caption",
+        "add metadata.jsonl or a .txt file for each image, or move them away",
+    )
+    chosen = _by_stem(root, images, "share one .txt file", faults)
+    alone = [n for n in sidecars if stem(n) not in chosen and PurePosixPath(n).stem.lower() not in DOCUMENTS]
+    faults.add_each(root, alone, ".txt file", "without an image", "add the image or move it away")
+    samples: list[Sample] = []
+    files = FilesInside(root)
+    for name in images:
+        if name in made:
+            samples.append(made[name])
+        elif stem(name) in captioned and chosen[stem(name)] == name:
+            try:
+                samples.append(_sample_of_sidecar(files, name, captioned[stem(name)], missing))
+            except UserError as error:
+                faults.add(name, error)
+    return samples
 
 
-def _refuse_unlisted(metadata: Path, listed: Iterable[str], images: list[str], sidecars: list[str]) -> None:
+def _by_stem(root: Path, names: list[str], fault: str, faults: FolderFaults) -> dict[str, str]:
+    """The names by their stems, which image and caption share; two names with one stem are refused."""
+    found: dict[str, str] = {}
+    for name in names:
+        key = stem(name)
+        if key in found:
+            faults.add(
+                name, UserError(f"{root}: {found[key]} and {name} {fault}", "rename or remove one of them")
+            )
+        else:
+            found[key] = name
+    return found
+
+
+def _sample_of_sidecar(files: FilesInside, image: str, sidecar: str, missing: MissingCaption) -> Sample:
+    path = files.find(sidecar, str(files.root))
+    text = decode_utf8(path)
+    by_rule = None if text.strip() else caption_by_rule(missing, image, files.root)
+    caption = clean_caption(text, path) if by_rule is None else by_rule
+    source = FileImage(files.find(image, str(files.root)))
+    return Sample(image, source, (caption,), caption_rule="" if by_rule is None else missing)
+
+
+def _refuse_unlisted(
+    metadata: Path,
+    samples: dict[str, Sample],
+    unlisted: Iterable[str],
+    sidecars: list[str],
+    faults: FolderFaults,
+) -> None:
     """Refuse images and captions that the metadata would silently leave out."""
-    listed = set(listed)
-    unlisted = [name for name in images if name not in listed]
-    if unlisted:
-        raise UserError(
-            f"{metadata}: {_count(unlisted, 'image', 'without a row')}", "add rows or move them away"
-        )
-    stems = {stem(name) for name in listed}
+    left = [name for name in unlisted if name not in samples]
+    faults.add_each(metadata, left, "image", "without a row", "add rows or move them away")
+    stems = {stem(name) for name in samples}
     twice = [name for name in sidecars if stem(name) in stems]
-    if twice:
-        raise UserError(
-            f"{metadata}: {_count(twice, '.txt file', 'next to images that have a row')}",
-            "keep the metadata or the .txt files, not both",
-        )
+    hint = "keep the metadata or the .txt files, not both"
+    faults.add_each(metadata, twice, ".txt file", "next to images that have a row", hint)
 
 
-def _count(names: list[str], noun: str, rest: str) -> str:
+def _count(names: Sequence[str], noun: str, rest: str) -> str:
     """The number and the first three: "5 images without a row (a.png, b.png, c.png, ...)"."""
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return f"{len(names)} {noun}{'s' if len(names) > 1 else ''} {rest} ({shown})"

@@ -1,7 +1,13 @@
-"""Rows of metadata.jsonl, .csv and .parquet and of Arrow tables, with their places for messages; samples from rows."""
+"""Rows of metadata.jsonl, .csv and .parquet and of Arrow tables, with their places for messages; samples from rows.
+
+Cells are read in the same way wherever they come from: column names and captions may have blanks around them, a list
+may be written as JSON, and true and false as text or as 1 and 0.
+"""
 
 import csv
 import io
+import math
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.data.sample import ImageSource, Sample
+from ldm.data.sources.no_caption import MissingCaption, caption_by_rule
 from ldm.data.sources.parquet_pages import SHARE_FOR_ROWS, check_num_rows, read_group
 from ldm.data.sources.scan import is_file
 from ldm.errors import UserError, nearest
@@ -25,14 +32,40 @@ MAX_CAPTION_BYTES = 2**20
 MAX_COLUMNS = 10_000
 
 _KNOWN_COLUMNS = {"file_name", "image", "text", "captions", "flip"}
+_BOOLS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+_CSV_CELL = re.compile(r'[ \t]*("(?:[^"]|"")*+")[ \t]*(?=[,\n]|\Z)|[^,\n]+')
+"""A quoted cell with blanks around it, which Python's reader does not accept, or any other cell."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row: its values by column, and its place for messages ("metadata.csv, line 3")."""
+    """A row: its values by column, and its place for messages ("metadata.csv, line 3").
+
+    The names of the columns have no blanks around them; `row_of` makes such a row.
+    """
 
     place: str
     values: dict[str, Any]
+
+    def cell(self, column: str) -> Any:
+        """The value in a column, or None if there is no such column, or no number in a column of numbers."""
+        value = self.values.get(column.strip())
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+
+class NoColumn(UserError):
+    """A row has no column of a name that every row needs."""
+
+
+def row_of(place: str, values: Mapping[str, Any]) -> Row:
+    """A row whose column names may have blanks around them.
+
+    Raises:
+        UserError: two names differ in blanks only.
+    """
+    names = [name.strip() for name in values]
+    _refuse_twice(place, names)
+    return Row(place, dict(zip(names, values.values(), strict=True)))
 
 
 def metadata_file(root: Path) -> Path | None:
@@ -48,17 +81,30 @@ def metadata_file(root: Path) -> Path | None:
     return found[0] if found else None
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a metadata file, in order.
+def read_rows(path: Path) -> Iterator[Row | UserError]:
+    """The rows of a metadata file, in order, and in place of a row that cannot be read an error that names its line.
 
     Raises:
-        UserError: the file is not UTF-8, or a row cannot be read; the message gives the line.
+        UserError: the file as a whole cannot be read.
     """
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
     return readers[path.suffix](path)
 
 
-def decode_utf8(path: Path, data: bytes | None = None) -> str:
+def read_file(path: Path | str) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return read_bytes(path, MAX_TEXT_BYTES)
+    except OSError as error:
+        hint = "name a file in it" if Path(path).is_dir() else "make the file readable"
+        raise UserError(f"{path}: {error.strerror}", hint) from error
+
+
+def decode_utf8(path: Path | str, data: bytes | None = None) -> str:
     """The text of a file, without a byte order mark and with "\\n" line ends.
 
     Args:
@@ -67,29 +113,34 @@ def decode_utf8(path: Path, data: bytes | None = None) -> str:
     Raises:
         UserError: the bytes are not UTF-8; the message gives line and byte offset.
     """
+    found = read_file(path) if data is None else data
     try:
-        found = read_bytes(path, MAX_TEXT_BYTES) if data is None else data
         text = found.decode("utf-8")
     except UnicodeDecodeError as error:
         line = found.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}, line {line}: not UTF-8 at byte {error.start}", "save it as UTF-8"
-        ) from error
-    except OSError as error:
-        hint = "name a file in it" if path.is_dir() else "make the file readable"
-        raise UserError(f"{path}: {error.strerror}", hint) from error
+        raise _not_utf8(path, line, error.start) from error
     return text.removeprefix("\ufeff").replace("\r\n", "\n")
 
 
+def _not_utf8(path: Path | str, line: int, byte: int) -> UserError:
+    return UserError(f"{path}, line {line}: not UTF-8 at byte {byte}", "save it as UTF-8")
+
+
 def clean_caption(text: str, place: str) -> str:
-    """A caption without surrounding white space, in Unicode's composed form (NFC).
+    """A caption in Unicode's composed form (NFC), without surrounding white space and byte order mark.
+
+    Lines end in "\\n".
 
     Raises:
         UserError: it is empty or contains a lone surrogate; the message begins with `place`.
     """
     if len(text) > MAX_CAPTION_BYTES:
         raise UserError(f"{place}: {len(text):,} letters are too many for a caption", "shorten it")
-    caption = unicodedata.normalize("NFC", text.strip())
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
+    caption = text.strip()
+    if caption and caption.isascii():
+        return caption
+    caption = unicodedata.normalize("NFC", caption)
     if not caption:
         raise UserError(f"{place}: empty caption", "write a caption or remove the image")
     try:
@@ -100,19 +151,41 @@ def clean_caption(text: str, place: str) -> str:
     return caption
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
+def _decode_lines(path: Path) -> tuple[str, dict[int, UserError]]:
+    """The text of a file, and the faults of the lines (from 1) that are not UTF-8."""
+    data = read_file(path)
+    try:
+        return decode_utf8(path, data), {}
+    except UserError:
+        start, faults = 0, {}
+        for number, line in enumerate(data.split(b"\n"), start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                faults[number] = _not_utf8(path, number, start + error.start)
+            start += len(line) + 1
+        readable = data.decode("utf-8", "replace").encode()
+        return decode_utf8(path, readable), faults
+
+
+def _read_jsonl(path: Path) -> Iterator[Row | UserError]:
+    text, faults = _decode_lines(path)
     # Not splitlines(): a caption may contain U+2028 or U+0085.
-    for number, line in enumerate(decode_utf8(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
-        try:
-            values = loads_once(line, place)
-        except ValueError as error:
-            raise UserError(f"{place}: not JSON ({error})", "write one JSON object per line") from error
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield faults.get(number) or _row_of_json(line, f"{path}, line {number}")
+
+
+def _row_of_json(line: str, place: str) -> Row | UserError:
+    try:
+        values = loads_once(line, place)
         if not isinstance(values, dict):
-            raise UserError(f"{place}: not a JSON object", 'write {"file_name": ..., "text": ...}')
-        yield Row(place, values)
+            return UserError(f"{place}: not a JSON object", 'write {"file_name": ..., "text": ...}')
+        return row_of(place, values)
+    except UserError as error:
+        return error
+    except (ValueError, RecursionError) as error:
+        return UserError(f"{place}: not JSON ({error})", "write one JSON object per line")
 
 
 def loads_once(text: str, place: str) -> Any:
@@ -136,25 +209,32 @@ def _refuse_twice(place: str, columns: Sequence[str]) -> None:
             raise UserError(f"{place}: {column!r} occurs twice", "keep one of the two")
 
 
-def _read_csv(path: Path) -> Iterator[Row]:
-    text = decode_utf8(path)
+def _read_csv(path: Path) -> Iterator[Row | UserError]:
+    text, faults = _decode_lines(path)
     if (num_columns := text.count(",", 0, text.find("\n")) + 1) > MAX_COLUMNS:
         raise UserError(f"{path}: {num_columns:,} columns", f"keep at most {MAX_COLUMNS:,}")
+    text = _CSV_CELL.sub(lambda cell: cell[1] or cell[0], text)
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         reader.fieldnames = _header(path, reader.fieldnames or ())
+        first = reader.line_num + 1
         for values in reader:
             # A quoted caption may span several lines; the last one names the row.
             place = f"{path}, line {reader.line_num}"
-            if None in values:
-                raise UserError(
+            lines, first = range(first, reader.line_num + 1), reader.line_num + 1
+            extra = values.pop(None, [])
+            if fault := next((faults[line] for line in lines if line in faults), None):
+                yield fault
+            elif any(cell.strip() for cell in extra):
+                yield UserError(
                     f"{place}: more cells than columns", "put captions with commas in double quotes"
                 )
-            yield Row(place, values)
+            else:
+                yield Row(place, values)
     except csv.Error as error:
-        raise UserError(
+        yield UserError(
             f"{path}, line {reader.reader.line_num}: {error}", "save it as comma-separated values"
-        ) from error
+        )
 
 
 def _header(path: Path, columns: Sequence[str]) -> list[str]:
@@ -167,7 +247,7 @@ def _header(path: Path, columns: Sequence[str]) -> list[str]:
     return names
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
+def _read_parquet(path: Path) -> Iterator[Row | UserError]:
     import pyarrow  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
 
@@ -197,8 +277,8 @@ def table_rows(table: Any, place: Callable[[int], str]) -> Iterator[Row]:
         place: index of a row, from 0 -> its place for messages.
     """
     if table.num_rows:
-        _refuse_twice(place(0), table.column_names)
-    columns = {name: _values(table.column(name)) for name in table.column_names}
+        _refuse_twice(place(0), [name.strip() for name in table.column_names])
+    columns = {name.strip(): _values(table.column(name)) for name in table.column_names}
     for index in range(table.num_rows):
         yield Row(place(index), {name: values[index] for name, values in columns.items()})
 
@@ -245,6 +325,9 @@ def sample_of_row(
     file_column: str | None = None,
     images: Mapping[str, ImageSource] | None = None,
     texts: Sequence[str] = (),
+    missing: MissingCaption = "error",
+    name: str = "",
+    root: Path | None = None,
 ) -> Sample:
     """A sample from its image and the row that describes it.
 
@@ -254,33 +337,53 @@ def sample_of_row(
     Args:
         images: the further images of the sample, by name.
         texts: the columns of the further texts that the task needs.
+        missing: what to do if the row has no caption; see `ldm.data.sources.no_caption` for `name` and `root`.
 
     Raises:
         UserError: a caption or text is missing, empty or not a text, or `flip` is neither true nor false.
     """
-    used = {file_column, caption_column, "captions", "flip"}
+    used = {column.strip() for column in (file_column or "", caption_column, "captions", "flip")}
+    by_rule = caption_by_rule(missing, name, root) if _no_caption(row, caption_column) else None
     return Sample(
         sample_id=sample_id,
         image=image,
-        captions=_captions(row, caption_column),
+        captions=_captions(row, caption_column) if by_rule is None else (by_rule,),
         may_flip=row_bool(row, "flip"),
         extra={key: value for key, value in row.values.items() if key not in used},
         images=images or {},
-        texts={name: clean_caption(row_text(row, name), row.place) for name in texts},
+        texts={column: clean_caption(row_text(row, column), row.place) for column in texts},
+        caption_rule="" if by_rule is None else missing,
     )
+
+
+def _no_caption(row: Row, column: str) -> bool:
+    """Whether a row has no caption at all, or only blanks."""
+    values = [row.cell(name) for name in (column, "captions")]
+    texts = [_as_list(value) or [value] for value in values]
+    return not any(text for found in texts for text in found if not isinstance(text, str) or text.strip())
 
 
 def _captions(row: Row, column: str) -> tuple[str, ...]:
     """Each caption once, in order, those of the caption column first."""
-    several = isinstance(row.values.get(column), list) and row.values[column]
-    captions = row_list(row, column) if several else [row_text(row, column, "caption_column")]
+    captions = _as_list(row.cell(column)) or [row_text(row, column, "caption_column")]
     further = row_list(row, "captions") if column != "captions" else []
     return tuple(dict.fromkeys(clean_caption(text, row.place) for text in (*captions, *further)))
 
 
+def _as_list(value: Any) -> list[str] | None:
+    """The texts in a list, or in a text that is a JSON list of texts; None for anything else."""
+    if isinstance(value, str) and value.strip().startswith("["):
+        try:
+            value = parse_json(value)
+        except (ValueError, RecursionError):
+            return None
+    texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return value if texts else None
+
+
 def name_column(row: Row, column: str) -> str:
     """The column with the file name: `file_name`, or `image` if the row has no `file_name` and `image` is a text."""
-    if column == "file_name" and column not in row.values and isinstance(row.values.get("image"), str):
+    if column == "file_name" and column not in row.values and isinstance(row.cell("image"), str):
         return "image"
     return column
 
@@ -294,12 +397,11 @@ def row_text(row: Row, column: str, setting: str | None = None) -> str:
     Raises:
         UserError: it is missing, empty or not a text.
     """
-    value = row.values.get(column)
-    if value is None or value in ("", []):
-        raise UserError(
-            f"{row.place}: no {column!r}",
-            "fill it in" if column in row.values else _hint(row, column, setting),
-        )
+    value = row.cell(column)
+    if value is None or value == "" or _as_list(value) == []:
+        if column.strip() in row.values:
+            raise UserError(f"{row.place}: no {column!r}", "fill it in")
+        raise NoColumn(f"{row.place}: no {column!r}", _hint(row, column, setting))
     if isinstance(value, bytes):
         return _decoded(row, column, value)
     if not isinstance(value, str):
@@ -334,29 +436,29 @@ def _decoded(row: Row, column: str, data: bytes) -> str:
 
 
 def row_list(row: Row, column: str) -> list[str]:
-    """A list of texts, empty if the column is. CSV files have it as JSON."""
-    value = row.values.get(column)
-    if isinstance(value, str) and value.startswith("["):
-        try:
-            value = parse_json(value)
-        except ValueError as error:
-            raise UserError(
-                f"{row.place}: {column!r} is not a JSON list ({error})", 'write ["a", "b"]'
-            ) from error
-    if value is None or value == "":
+    """A list of texts, empty if the column is; it may be written as JSON, as CSV files have it."""
+    value = row.cell(column)
+    if value is None or (isinstance(value, str) and not value.strip()):
         return []
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise UserError(f"{row.place}: {column!r} is {value!r}", 'write a list of texts, ["a", "b"]')
-    return value
+    found = _as_list(value)
+    if found is None:
+        broken = isinstance(value, str) and value.strip().startswith("[")
+        what = "not a JSON list of texts" if broken else _short(value)
+        raise UserError(f"{row.place}: {column!r} is {what}", 'write a list of texts, ["a", "b"]')
+    return found
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def row_bool(row: Row, column: str) -> bool | None:
     """True, False, or None if the column is empty."""
-    value = row.values.get(column)
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    if value is None or value == "":
+    value = row.cell(column)
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
-    if not isinstance(value, bool):
-        raise UserError(f"{row.place}: {column!r} is {value!r}", "write true or false")
-    return value
+    found = _BOOLS.get(str(value).strip().lower())
+    if found is None:
+        raise UserError(f"{row.place}: {column!r} is {_short(value)}", "write true or false")
+    return found

@@ -10,8 +10,18 @@ from functools import cache, lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ldm.data.sample import NO_INPUTS, ImageSource, Refusal, Sample, Stamp, TaskInputs, stamp_of
+from ldm.data.sample import (
+    NO_INPUTS,
+    ImageSource,
+    Refusal,
+    Sample,
+    Stamp,
+    TaskInputs,
+    refusal_of,
+    stamp_of,
+)
 from ldm.data.sources.metadata import Row, sample_of_row, table_rows
+from ldm.data.sources.no_caption import MissingCaption
 from ldm.data.sources.parquet_pages import SHARE_FOR_ROWS, check_num_rows, read_group
 from ldm.data.sources.scan import scan
 from ldm.errors import UserError, nearest
@@ -161,13 +171,20 @@ def _split_of(name: str) -> str | None:
 
 
 def read_parquet(
-    name: str, path: Path, *, image_column: str, caption_column: str, inputs: TaskInputs = NO_INPUTS
+    name: str,
+    path: Path,
+    *,
+    image_column: str,
+    caption_column: str,
+    inputs: TaskInputs = NO_INPUTS,
+    missing: MissingCaption = "error",
 ) -> Iterator[Sample | Refusal]:
     """Every row of a file as a sample, or as a refusal if its caption or an image is missing or faulty.
 
     Args:
         name: the file's name, with which the ids begin: row 7 is `name/7`.
         inputs: the further images and texts that the task needs; each has a column of its name.
+        missing: what to do with a row that has no caption. Rows have no file names.
 
     Raises:
         UserError: the file is damaged or has no such columns.
@@ -189,8 +206,9 @@ def read_parquet(
                 faults = [
                     f"{images[column].name}: no image bytes" for column in images if index in lost[column]
                 ]
+                sample_id = f"{name}/{image.row}"
                 yield sample_or_refusal(
-                    row, f"{name}/{image.row}", image, caption_column, named, inputs.texts, faults
+                    row, sample_id, image, caption_column, named, inputs.texts, faults, missing
                 )
             first_row += file.metadata.row_group(group).num_rows
 
@@ -203,14 +221,23 @@ def sample_or_refusal(
     images: Mapping[str, ImageSource],
     texts: Sequence[str],
     faults: Sequence[str],
+    missing: MissingCaption = "error",
 ) -> Sample | Refusal:
     """The sample of a row, or a refusal for the first of `faults` or the first fault in the row itself."""
     if faults:
-        return Refusal(sample_id, f"{faults[0]}: remove the row")
+        return refusal_of(sample_id, UserError(faults[0], "remove the row"))
     try:
-        return sample_of_row(row, sample_id, image, caption_column=caption_column, images=images, texts=texts)
+        return sample_of_row(
+            row,
+            sample_id,
+            image,
+            caption_column=caption_column,
+            images=images,
+            texts=texts,
+            missing=missing,
+        )
     except UserError as error:
-        return Refusal(sample_id, str(error))
+        return refusal_of(sample_id, error)
 
 
 def _group_rows(file: Any, path: Path, group: int, columns: list[str], first_row: int) -> Iterator[Row]:
@@ -258,19 +285,25 @@ def plain_columns(
         UserError: the column of images or captions, or of a further image or text, is missing, or a column of images
             has something else.
     """
-    for column, setting in ((image_column, "image_column"), (caption_column, "caption_column")):
-        if column not in schema.names:
+    texts = {name.strip() for name in schema.names}  # as in the rows, see `row_of`
+    required = {
+        "image_column": (image_column, schema.names),
+        "caption_column": (caption_column.strip(), texts),
+    }
+    for setting, (column, there) in required.items():
+        if column not in there:
             guess = nearest(column, schema.names) or ", ".join(schema.names)
             raise UserError(f"{place}: no column {column!r}", f"set {setting} to one of the columns: {guess}")
     for column in (*inputs.further_images, *inputs.texts):
-        if column not in schema.names:
+        if column not in (schema.names if column in inputs.further_images else texts):
             there = ", ".join(schema.names)
             raise UserError(f"{place}: no column {column!r}, which the task needs", f"rename one of {there}")
     for column in (image_column, *inputs.further_images):
         if not _holds_images(found := schema.field(column).type):
             hint = "set image_column to one with images" if column == image_column else "put images in it"
             raise UserError(f"{place}: column {column!r} holds {found}", hint)
-    wanted = {field.name for field in schema if _is_plain(field.type)} | {caption_column}
+    wanted = {field.name for field in schema if _is_plain(field.type)}
+    wanted |= {name for name in schema.names if name.strip() == caption_column.strip()}
     return [name for name in schema.names if name in wanted and name != image_column]
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -12,8 +12,9 @@ from ldm.config import Settings
 from ldm.data.masks import AlphaMask, with_masks
 from ldm.data.sample import NO_INPUTS, Refusal, Sample, TaskInputs
 from ldm.data.sources.hf_datasets import DatasetsKey, is_saved_dataset, read_datasets
-from ldm.data.sources.image_folder import read_folder
+from ldm.data.sources.image_folder import FolderColumns, examine_folder
 from ldm.data.sources.metadata import FILE_NAMES
+from ldm.data.sources.no_caption import MissingCaption
 from ldm.data.sources.parquet import parquet_files, read_parquet
 from ldm.data.sources.scan import is_folder, scan, status_of, stem, suffix
 from ldm.data.sources.webdataset import COMPRESSED_SUFFIXES, read_tar, tar_files
@@ -73,18 +74,30 @@ class Reading:
         return len(self.samples) + len(self.refusals)
 
 
-def read_sources(sources: Sequence[SourceSettings], inputs: TaskInputs = NO_INPUTS) -> Reading:
+def read_sources(
+    sources: Sequence[SourceSettings],
+    inputs: TaskInputs = NO_INPUTS,
+    *,
+    missing: MissingCaption = "error",
+    tolerant: bool = False,
+) -> Reading:
     """The samples of all sources, in order. With several sources, the ids of the first begin with `0/`, and so on.
 
     Args:
         inputs: the further images and texts that the task needs.
+        missing: what to do with images that have no caption.
+        tolerant: a fault in a folder is a refusal, not an error.
 
     Raises:
         UserError: as `read_source`.
     """
-    if len(sources) == 1:
-        return read_source(sources[0], inputs=inputs)
-    readings = [read_source(settings, index, inputs) for index, settings in enumerate(sources)]
+    many = len(sources) > 1
+    readings = [
+        read_source(settings, index if many else None, inputs, missing=missing, tolerant=tolerant)
+        for index, settings in enumerate(sources)
+    ]
+    if not many:
+        return readings[0]
     return Reading(
         [sample for reading in readings for sample in reading.samples],
         [refusal for reading in readings for refusal in reading.refusals],
@@ -92,20 +105,27 @@ def read_sources(sources: Sequence[SourceSettings], inputs: TaskInputs = NO_INPU
 
 
 def read_source(
-    settings: SourceSettings, index: int | None = None, inputs: TaskInputs = NO_INPUTS
+    settings: SourceSettings,
+    index: int | None = None,
+    inputs: TaskInputs = NO_INPUTS,
+    *,
+    missing: MissingCaption = "error",
+    tolerant: bool = False,
 ) -> Reading:
     """The samples of a source with their weights and masks, each `repeats` times ("a.png", "a.png#2", ...).
 
     Args:
         index: the source's number among several, with which the ids then begin.
         inputs: the further images and texts that the task needs.
+        missing: what to do with images that have no caption.
+        tolerant: a fault in a folder is a refusal, not an error.
 
     Raises:
         UserError: the source is missing, empty or faulty as a whole, two samples have the same id, or the masks do not
             match the samples. A faulty row of a parquet file, a tar or a dataset becomes a refusal; a fault in a
-            folder is an error.
+            folder is an error, unless `tolerant` is true.
     """
-    reading = _read(settings, kind_of(settings), inputs)
+    reading = _read(settings, kind_of(settings), inputs, missing, tolerant)
     if not reading.num_found:
         raise UserError(f"{settings.path}: no samples", "name another source")
     return dressed(reading, settings, settings.path, index)
@@ -117,7 +137,9 @@ def dressed(reading: Reading, settings: SourceSettings, place: str, index: int |
     Raises:
         UserError: two samples have the same id, or the masks do not match the samples.
     """
-    samples = [replace(sample, loss_weight=settings.loss_weight) for sample in reading.samples]
+    samples = reading.samples
+    if settings.loss_weight != 1:
+        samples = [replace(sample, loss_weight=settings.loss_weight) for sample in samples]
     if settings.alpha_mask:
         samples = [replace(sample, loss_mask=AlphaMask(sample.image)) for sample in samples]
     if settings.masks:
@@ -158,12 +180,16 @@ def _kind_of_file(path: Path) -> Kind:
 def _kind_of_folder(root: Path) -> Kind:
     if is_saved_dataset(root):
         return "datasets"
-    found = _kinds_in(scan(root))
+    found = _kinds_in(scan(root, _passed_over))
     if len(found) > 1:
         (one, kind), (other, another) = list(found.items())[:2]
         kinds = " or ".join(dict.fromkeys((kind, another)))
         raise UserError(f"{root}: has {one} and {other}", f"set kind to {kinds} (--kind)")
     return next(iter(found.values()), "folder")
+
+
+def _passed_over(name: str, error: UserError) -> None:
+    """A file that the reader of this kind reports, if it concerns it."""
 
 
 def _kinds_in(names: Sequence[str]) -> dict[str, Kind]:
@@ -174,7 +200,7 @@ def _kinds_in(names: Sequence[str]) -> dict[str, Kind]:
     """
     tars = [name for name in names if name.lower().endswith((".tar", *COMPRESSED_SUFFIXES))]
     described = {stem(name) for name in tars}
-    metadata = [name for name in names if PurePosixPath(name).name in FILE_NAMES]
+    metadata = [name for name in names if name.rpartition("/")[2] in FILE_NAMES]
     parquet = [n for n in names if suffix(n) == ".parquet" and n not in metadata and stem(n) not in described]
     found: dict[str, Kind] = {}
     if metadata:
@@ -197,30 +223,35 @@ def ignored_files(settings: SourceSettings) -> dict[str, int]:
     root, kind = Path(settings.path), kind_of(settings)
     if kind == "datasets" or not is_folder(root):
         return {}
-    names = scan(root)
+    names = scan(root, _passed_over)
     captions = {".txt"} if not set(FILE_NAMES) & set(names) else set()  # the metadata has the captions
     own = {"parquet": {".parquet"}, "webdataset": {".tar"}, "folder": {*IMAGE_SUFFIXES, *captions}}[kind]
-    others = (name for name in names if suffix(name) not in own and name not in FILE_NAMES)
-    return dict(Counter(suffix(name) or "without a suffix" for name in others).most_common())
+    found = ((name, suffix(name)) for name in names)
+    others = (kind for name, kind in found if kind not in own and name not in FILE_NAMES)
+    return dict(Counter(kind or "without a suffix" for kind in others).most_common())
 
 
-def _read(settings: SourceSettings, kind: Kind, inputs: TaskInputs) -> Reading:
+def _read(
+    settings: SourceSettings, kind: Kind, inputs: TaskInputs, missing: MissingCaption, tolerant: bool
+) -> Reading:
     root, captions, images = Path(settings.path), settings.caption_column, settings.image_column
     if kind == "folder":
         files = "file_name" if images == "image" else images
-        return Reading(read_folder(root, caption_column=captions, file_column=files, inputs=inputs), [])
+        samples, faults = examine_folder(root, FolderColumns(captions, files, inputs, missing))
+        if not tolerant:
+            faults.raise_if_any()
+        return Reading(samples, faults.refusals)
+    options: Any = {"caption_column": captions, "image_column": images, "inputs": inputs, "missing": missing}
     outcomes: list[Sample | Refusal] = []
     if kind == "datasets":
         key = DatasetsKey(settings.path, settings.config_name, settings.split)
-        outcomes.extend(read_datasets(key, image_column=images, caption_column=captions, inputs=inputs))
+        outcomes.extend(read_datasets(key, **options))
     if kind == "parquet":
         for name, path in parquet_files(root, settings.split):
-            outcomes.extend(
-                read_parquet(name, path, image_column=images, caption_column=captions, inputs=inputs)
-            )
+            outcomes.extend(read_parquet(name, path, **options))
     if kind == "webdataset":
         for name, path in tar_files(root):
-            outcomes.extend(read_tar(name, path, image_column=images, caption_column=captions, inputs=inputs))
+            outcomes.extend(read_tar(name, path, **options))
     return Reading(
         [outcome for outcome in outcomes if isinstance(outcome, Sample)],
         [outcome for outcome in outcomes if isinstance(outcome, Refusal)],
@@ -229,6 +260,8 @@ def _read(settings: SourceSettings, kind: Kind, inputs: TaskInputs) -> Reading:
 
 def _repeated(reading: Reading, repeats: int, prefix: str) -> Reading:
     """Repeat samples and refusals alike, so that their ratio stays the same."""
+    if repeats == 1 and not prefix:
+        return reading
     ends = ["", *(f"#{turn}" for turn in range(2, repeats + 1))]
     return Reading(
         [replace(s, sample_id=f"{prefix}{s.sample_id}{end}") for end in ends for s in reading.samples],

@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from ldm.errors import UserError
@@ -24,56 +25,77 @@ _KINDS = {
 }
 
 
-def scan(root: Path) -> list[str]:
+OnFault = Callable[[str, UserError], None]
+"""Called with the name of a file, relative to the folder, and what is wrong with it."""
+
+
+def _raise(name: str, error: UserError) -> None:
+    raise error
+
+
+def scan(root: Path, on_fault: OnFault = _raise) -> list[str]:
     """The sorted names of all files below `root`, relative and with "/"; hidden files are ignored.
 
+    Args:
+        on_fault: called for each file or folder that cannot be used, which is then left out; by default it raises.
+
     Raises:
-        UserError: a folder is unreadable or a link, a file's name is not UTF-8, or an image has an unsupported format.
+        UserError: a folder is unreadable; or with the default `on_fault`, one is a link, a file's name is not UTF-8,
+            or an image has an unsupported format.
     """
     names = []
     for folder, subfolders, files in os.walk(root, onerror=_refuse_unreadable):
+        below = os.path.relpath(folder, root)
+        prefix = "" if below == "." else f"{below}/"
         subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in _NOT_OURS]
         for name in subfolders:
-            if Path(folder, name).is_symlink():
-                raise UserError(f"{Path(folder, name)}: a linked folder is not followed", "put a copy there")
-        for name in files:
-            if not name.startswith("."):
-                names.append(Path(folder, name).relative_to(root).as_posix())
-    for name in names:
-        _check_name(root, name)
-    return sorted(names)
+            if os.path.islink(os.path.join(folder, name)):
+                place = Path(folder, name)
+                on_fault(
+                    prefix + name, UserError(f"{place}: a linked folder is not followed", "put a copy there")
+                )
+        names += [prefix + name for name in files if not name.startswith(".")]
+    faults = {name: fault for name in names if (fault := _name_fault(root, name))}
+    for name in sorted(faults, key=os.fsencode):
+        on_fault(name, faults[name])
+    return sorted(name for name in names if name not in faults)
 
 
 def _refuse_unreadable(error: OSError) -> None:
     raise UserError(f"{error.filename}: {error.strerror}", "make the folder readable") from error
 
 
-def _check_name(root: Path, name: str) -> None:
-    """Refuse files that would otherwise be ignored, and names that cannot key a random draw."""
+def _name_fault(root: Path, name: str) -> UserError | None:
+    """Why a file cannot be used: it would otherwise be ignored, or its name cannot key a random draw."""
     if suffix(name) in UNREADABLE_SUFFIXES:
-        raise UserError(
+        return UserError(
             f"{root / name}: this image format is not supported", "convert it to PNG or JPEG, or move it away"
         )
+    if name.isascii():
+        return None
     try:
         name.encode()
     except UnicodeEncodeError:
         shown = os.fsencode(name).decode("utf-8", "backslashreplace")
-        raise UserError(f"{root}/{shown}: the file name is not UTF-8", "rename the file") from None
+        return UserError(f"{root}/{shown}: the file name is not UTF-8", "rename the file")
+    return None
 
 
 def suffix(name: str) -> str:
     """The last suffix in lower case: ".png"."""
-    return PurePosixPath(name).suffix.lower()
+    dot = name.rfind(".")
+    has_one = name.rfind("/") + 1 < dot < len(name) - 1
+    return name[dot:].lower() if has_one else ""
 
 
 def stem(name: str) -> str:
     """The name without its last suffix, in composed form: `a/b.c.png` and `a/b.c.txt` belong together."""
-    return composed(PurePosixPath(name).with_suffix("").as_posix())
+    return composed(name[: len(name) - len(suffix(name))])
 
 
 def composed(name: str) -> str:
     """A name in Unicode's composed form (NFC). File systems and editors differ in the form they use."""
-    return unicodedata.normalize("NFC", name)
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def status_of(path: Path) -> os.stat_result | None:
@@ -102,6 +124,43 @@ def is_folder(path: Path) -> bool:
     """Whether it is a folder. Raises UserError like `status_of`."""
     status = status_of(path)
     return status is not None and stat.S_ISDIR(status.st_mode)
+
+
+class FilesInside:
+    """The files of a folder by their relative names.
+
+    The folders in it are resolved once each, because a data set may have millions of files.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._real_root = os.path.realpath(root)
+        self._is_inside: dict[str, bool] = {}
+
+    def find(self, name: str, place: str) -> str:
+        """The path of a file.
+
+        Args:
+            place: where the file is named, for messages.
+
+        Raises:
+            UserError: the name leads out of the folder, or does not lead to a regular file.
+        """
+        path = f"{self.root}{os.sep}{name}"
+        try:
+            if ".." not in name and not name.startswith("/"):
+                is_plain = stat.S_ISREG(os.lstat(path).st_mode)
+                if is_plain and self._inside(os.path.dirname(path)):
+                    return path
+        except (OSError, ValueError):
+            pass  # said below
+        return str(file_inside(self.root, name, place))
+
+    def _inside(self, folder: str) -> bool:
+        if folder not in self._is_inside:
+            real = os.path.realpath(folder)
+            self._is_inside[folder] = Path(real).is_relative_to(self._real_root)
+        return self._is_inside[folder]
 
 
 def file_inside(root: Path, name: str, place: str) -> Path:
@@ -136,7 +195,12 @@ def _no_file(path: Path, named: str, root: Path) -> UserError:
         return UserError(f"{named} in {root} is {kind}, not a file", "put the file there or remove the name")
     if path.is_symlink():
         return UserError(f"{named} in {root} is a broken link", "put the file itself there")
-    return UserError(f"{named} is not in {root}", "add the file or remove the row")
+    hint = (
+        'write names with "/" instead of backslashes'
+        if "\\" in path.name
+        else "add the file or remove the row"
+    )
+    return UserError(f"{named} is not in {root}", hint)
 
 
 def refuse_inside(named: str, place: Path, data: Path, *, choose: str = "a folder") -> None:

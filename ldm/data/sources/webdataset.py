@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ldm.data.sample import NO_INPUTS, Refusal, Sample, Stamp, TaskInputs
-from ldm.data.sources.metadata import MAX_CAPTION_BYTES, Row, loads_once, sample_of_row
+from ldm.data.sample import NO_INPUTS, Refusal, Sample, Stamp, TaskInputs, refusal_of
+from ldm.data.sources.metadata import MAX_CAPTION_BYTES, loads_once, row_of, sample_of_row
+from ldm.data.sources.no_caption import MissingCaption
 from ldm.data.sources.parquet import row_stamp
 from ldm.data.sources.scan import DOCUMENTS, scan
 from ldm.errors import UserError
@@ -109,7 +110,13 @@ def tar_files(root: Path) -> list[tuple[str, Path]]:
 
 
 def read_tar(
-    name: str, path: Path, *, image_column: str, caption_column: str, inputs: TaskInputs = NO_INPUTS
+    name: str,
+    path: Path,
+    *,
+    image_column: str,
+    caption_column: str,
+    inputs: TaskInputs = NO_INPUTS,
+    missing: MissingCaption = "error",
 ) -> Iterator[Sample | Refusal]:
     """Every group of files in a tar as a sample, or as a refusal if an image or the caption is missing or faulty.
 
@@ -121,6 +128,7 @@ def read_tar(
         image_column: the suffix of the main image (`jpg`) if a sample has several.
         inputs: the further images and texts that the task needs: an image `source` is the member `KEY.source.png` (or
             another suffix), a text `instruction` the member `KEY.instruction.txt` or a value of the `.json` file.
+        missing: what to do with a sample that has no caption; its file name is `KEY`.
 
     Raises:
         UserError: the tar is damaged or truncated.
@@ -129,10 +137,11 @@ def read_tar(
         if _is_document(key, group):
             continue
         sample_id = f"{name}/{key}"
+        columns = (image_column, caption_column)
         try:
-            yield _sample(sample_id, f"{path.name}: {key}", group, image_column, caption_column, inputs)
+            yield _sample(sample_id, f"{path.name}: {key}", group, columns, inputs, missing)
         except UserError as error:
-            yield Refusal(sample_id, str(error))
+            yield refusal_of(sample_id, error)
 
 
 def _is_document(key: str, group: _Group) -> bool:
@@ -145,26 +154,34 @@ def _is_document(key: str, group: _Group) -> bool:
 
 
 def _sample(
-    sample_id: str, place: str, group: _Group, image_column: str, caption_column: str, inputs: TaskInputs
+    sample_id: str,
+    place: str,
+    group: _Group,
+    columns: tuple[str, str],
+    inputs: TaskInputs,
+    missing: MissingCaption,
 ) -> Sample:
+    image_column, caption_column = columns
     if group.fault:
         raise UserError(group.fault, "remove it or put a regular file there")
     image = _choose_image(place, group.members, image_column)
     values = _read_json(group.members["json"]) if "json" in group.members else {}
     if "txt" in group.members:
         values[caption_column] = _read_text(group.members["txt"])
-    if not values:
+    if not values and missing == "error":
         raise UserError(f"{place}: no caption", "add a .txt or .json file of this name")
     values |= {
         text: _read_text(member) for text in inputs.texts if (member := group.members.get(f"{text}.txt"))
     }
     return sample_of_row(
-        Row(place, values),
+        row_of(place, values),
         sample_id,
         image,
         caption_column=caption_column,
         images={name: _named_image(place, group.members, name) for name in inputs.further_images},
         texts=inputs.texts,
+        missing=missing,
+        name=image.member,
     )
 
 

@@ -52,7 +52,7 @@ def draw_samples(source: ExportSource, number: int) -> list[SampleImage]:
     prompts = sample_prompts(source)[:number]
     num_rounds = -(-number // len(prompts))
     pipeline = Pipeline(source.weights(), model_id=source.model_id, folder=source.folder)
-    made = pipeline.generate(prompts, seed=0, num_images=num_rounds)
+    made = pipeline.generate(prompts, seed=0, num_images=num_rounds, progress=False)
     order = [prompt * num_rounds + turn for turn in range(num_rounds) for prompt in range(len(prompts))]
     return [
         SampleImage(prompts[index // num_rounds], made.images[index], made.settings[index])

@@ -77,6 +77,7 @@ def trial_outputs(parts: ModelParts, trial: Trial) -> dict[str, Tensor]:
     given = trial_inputs(parts, trial)
     made = Pipeline(parts).generate(
         trial.prompt,
+        progress=False,
         negative_prompt=trial.negative_prompt,
         num_inference_steps=trial.num_inference_steps,
         guidance_scale=trial.guidance_scale,

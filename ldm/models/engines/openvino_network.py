@@ -40,7 +40,7 @@ def import_openvino() -> Any:
         except ImportError as error:
             raise UserError(
                 f"OpenVINO cannot be used ({error})",
-                'pip install "open-ldm[openvino]", or use the engine torch',
+                "pip install openvino, or use the engine torch",
             ) from error
     return openvino
 
