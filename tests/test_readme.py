@@ -12,17 +12,12 @@ from PIL import Image
 
 from ldm.config import validate
 from ldm.pipeline.record import read_settings
+from tests.support.documents import ROOT, marked_blocks
 from train.denoiser import DenoiserSettings
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MAX_README_BYTES = 12_000
-
-
-def marked_blocks(text: str, language: str) -> list[str]:
-    """The code blocks that directly follow a line `<!-- test -->`."""
-    return re.findall(rf"^<!-- test -->\n```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def run(command: list[str], folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ldm.generation.job import GenerationJob
     from ldm.generation.output import Target
     from ldm.generation.reproduce import Original
+    from ldm.io.progress import WorkBar
     from ldm.pipeline.batches import ImageRequest, Prompt
 
 
@@ -50,7 +51,7 @@ def generate(
     quiet: options.Quiet = False,
     **settings: Any,
 ) -> None:
-    """Make images from prompts, or from prompts and images, and print the path of each.
+    """Make images from prompts and images, and print the path of each.
 
     Settings that are left out come from the model. Every image stores its settings, for other programs (`parameters`)
     and for --reproduce.
@@ -60,7 +61,7 @@ def generate(
         return
     with collector_paused():
         from ldm.cli.checkpoint import model_of
-        from ldm.generation.job import GenerationJob
+        from ldm.generation.job import GenerationJob, run_rank
         from ldm.generation.model_options import ModelOptions, read_batch_size
         from ldm.generation.output import Target
 
@@ -89,7 +90,14 @@ def generate(
             prediction_type,
         )
         job = GenerationJob(tuple(images), target, made_with, original)
-        _make(job, min(num_processes, len(job.batches)), quiet=quiet)
+        num_processes = min(num_processes, len(job.batches))
+        if num_processes > 1:
+            make_in_processes(job, num_processes, quiet=quiet)
+        else:
+            written: list[Path] = []
+            with _progress(job, written, quiet=quiet) as bar:
+                for path in run_rank(job, say=bar.say, on_progress=bar.show):
+                    written.append(path)
     if grid:
         target.write_grid(images)
     if as_json:
@@ -99,22 +107,17 @@ def generate(
             typer.echo(path)
 
 
-def _make(job: "GenerationJob", num_processes: int, *, quiet: bool) -> None:
-    """Make the images of a job in this process, or in several."""
-    from ldm.generation.job import run_rank
+@contextmanager
+def _progress(job: "GenerationJob", written: Sequence[Path], *, quiet: bool) -> Iterator["WorkBar"]:
+    """A bar for the steps, and our own warnings. If Ctrl-C ends the block, how much is `written` is said."""
     from ldm.io.progress import work_bar
 
-    if num_processes > 1:
-        make_in_processes(job, num_processes, quiet=quiet)
-        return
-    num_written = 0
     try:
         with work_bar("step", hidden=quiet) as bar, own_warnings(_ignore if quiet else say_warning):
-            for _ in run_rank(job, say=bar.say, on_progress=bar.show):
-                num_written += 1
+            yield bar
     except KeyboardInterrupt:
-        written = f"{num_written} of {count_of(job)} written to {job.target.folder}"
-        raise KeyboardInterrupt(f"stopped; {written}") from None
+        done = f"{len(written)} of {count_of(job)} written to {job.target.folder}"
+        raise KeyboardInterrupt(f"stopped; {done}") from None
 
 
 def _ignore(message: str) -> None:

@@ -64,7 +64,10 @@ def read_seed(text: str | None) -> int | None:
     if text.strip().lower() in ("random", "-1"):
         return secrets.randbelow(2**32)
     if not text.isascii() or not text.strip().isdigit():
-        raise UserError(f"--seed {text!r}", f"it must be random, or a whole number from 0 to {LARGEST_SEED}")
+        raise UserError(
+            f"--seed {text!r}",
+            f"it must be random, or a whole number from 0 to {LARGEST_SEED} (see ldm generate --help)",
+        )
     return int(text)
 
 

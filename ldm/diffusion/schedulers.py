@@ -84,18 +84,21 @@ def _settings(
     return {key: given.get(key, default) for key, default in defaults.items() if key != "self"}
 
 
-def replaced_settings(name: str, config: Mapping[str, Any], *, karras: bool | None = None) -> list[str]:
+def replaced_settings(
+    name: str, config: Mapping[str, Any], *, karras: bool = False, is_chosen: bool = False
+) -> list[str]:
     """What a sampler chosen by name has otherwise than the model's scheduler config asks for, each as a short text.
 
     Only settings of the noise levels, and those that define the sampler where it is of the config's own class.
 
     Args:
-        karras: as the user chose it, which needs no mention; None where it was left open.
+        karras: whether it has Karras spacing.
+        is_chosen: whether the user chose that, which needs no mention.
     """
     if name == OWN_SCHEDULER:
         return []
     entry, said = _entry(name), _said(config)
-    used = {**entry.overrides, **_spacing(entry, karras=bool(karras))}
+    used = {**entry.overrides, **_spacing(entry, karras=karras)}
     is_own = config.get("_class_name") == entry.class_name
     asked = [key for key in used if key in SPACINGS or (is_own and key != "algorithm_type")]
     return [
@@ -103,7 +106,7 @@ def replaced_settings(name: str, config: Mapping[str, Any], *, karras: bool | No
         for key in asked
         if said.get(key) is not None
         and said[key] != used[key]
-        and not (karras is not None and key == "use_karras_sigmas")
+        and not (is_chosen and key == "use_karras_sigmas")
     ]
 
 

@@ -159,15 +159,19 @@ def _decode(
         raise _too_large(name, str(error), max_pixels) from error
     except OSError as error:
         if error.errno is None:  # a decoder's
-            raise UserError(f"{name}: {_reason(file, error)}", _SAVE_AGAIN) from error
+            raise _undecodable(file, name, error) from error
         raise UserError(f"{name}: {error.strerror}", "name a readable image file") from error
     except Exception as error:  # decoders raise nearly anything on bad data
-        if not _reads_heif() and _is_heif(file):
-            raise UserError(
-                f"{name}: HEIC images need the package pillow-heif",
-                "pip install pillow-heif, or convert the image to JPEG",
-            ) from error
-        raise UserError(f"{name}: {_reason(file, error)}", _SAVE_AGAIN) from error
+        raise _undecodable(file, name, error) from error
+
+
+def _undecodable(file: str | os.PathLike[str] | bytes, name: str, error: Exception) -> UserError:
+    if not _reads_heif() and _is_heif(file):
+        return UserError(
+            f"{name}: HEIC images need the package pillow-heif",
+            "pip install pillow-heif, or convert the image to JPEG",
+        )
+    return UserError(f"{name}: {_reason(file, error)}", _SAVE_AGAIN)
 
 
 def _upright(image: Image.Image, name: str, max_pixels: int) -> Image.Image:

@@ -58,7 +58,8 @@ def redacted(
     """A tree of settings with private parts replaced by `<path>`, `<secret>` and `<name>`.
 
     Private are: paths (Path objects, settings named like paths, and text that looks like a path); tokens (text that
-    looks like one, and values of environment variables named like one); URLs; the names of this user and this computer.
+    looks like one, and values of environment variables named like one); URLs; e-mail addresses; the names of this
+    user and this computer.
 
     Args:
         key: the setting that `value` belongs to.
@@ -163,7 +164,7 @@ def path_name(path: str) -> str:
 def _redacted_text(text: str, key: str, names: Sequence[str], name_paths: bool) -> str:
     if SECRET_KEYS.search(key):
         return "<secret>"
-    text = _without_secrets(text)
+    text = EMAIL.sub(MARKS["an e-mail address"], _without_secrets(text))
     if PATH_KEYS.search(key) or WHOLE_PATH.match(text):
         return _without_names(path_name(text), names) if name_paths else "<path>"
     text = PATHS.sub(lambda found: path_name(found[0]) if name_paths else "<path>", text)

@@ -150,8 +150,11 @@ def _rank(tensor: Tensor, dtype: torch.dtype | None) -> int:
 
 
 def _bytes_of(tensor: Tensor) -> Any:
-    """The bytes of a tensor, without a copy if it is contiguous and on the CPU."""
-    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    """The bytes of a tensor, copied: FSDP frees storages by resizing them."""
+    copied = (
+        tensor.detach().cpu().contiguous().clone()
+    )  # a storage that NumPy sees cannot be resized any more
+    return copied.reshape(-1).view(torch.uint8).numpy()
 
 
 def _hashed(value: str, digest: str) -> str:

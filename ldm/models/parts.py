@@ -17,7 +17,7 @@ from ldm.models.families.registry import family_of
 from ldm.models.generation_settings import MAX_SIZE_PX, TEXT_TO_IMAGE
 from ldm.models.loading.component_files import check_tokens
 from ldm.models.loading.folder import Defaults
-from ldm.models.loading.task import task_of_channels
+from ldm.models.loading.trained_task import task_of_channels
 from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder
 from ldm.types import Conditioning

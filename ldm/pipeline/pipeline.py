@@ -325,7 +325,7 @@ class Pipeline:
         for kind, full in completed.items():
             check_image_fits(self.denoiser, full.height, full.width, self.autoencoder.pixels_per_latent)
             warn_unused(prompts[kind], full, self.text_encoder.truncated_words)
-            self._warn_replaced(full, self._given_karras(kind[0]))
+            self._warn_replaced(full, is_chosen=self._given_karras(kind[0]) is not None)
             warn_of_prompts(prompts[kind])
             warn_of_settings(full, self.defaults)
             if latents is not None:
@@ -363,9 +363,11 @@ class Pipeline:
         found: bool | None = {**self.defaults.given(), **settings.given()}.get("karras")
         return found
 
-    def _warn_replaced(self, settings: GenerationSettings, karras: bool | None) -> None:
+    def _warn_replaced(self, settings: GenerationSettings, *, is_chosen: bool) -> None:
         """Say what a sampler that was chosen by name does otherwise than the model's scheduler config asks for."""
-        replaced = replaced_settings(settings.scheduler, self.scheduler_config, karras=karras)
+        replaced = replaced_settings(
+            settings.scheduler, self.scheduler_config, karras=settings.karras, is_chosen=is_chosen
+        )
         if replaced:
             warn(
                 f"scheduler {settings.scheduler!r} replaces settings of the model's scheduler config: "

@@ -183,7 +183,7 @@ def check_call(seeds: Any, batch_size: Any, latents: Any, on_step: Any) -> None:
     """
     if seeds is not None and not (_is_row(seeds) and all(hasattr(seed, "__index__") for seed in seeds)):
         raise UserError(f"seeds is {_shown(seeds)}", "give a list of whole numbers, one for each image")
-    if not hasattr(batch_size, "__index__") or int(batch_size) < 1:
+    if batch_size is not None and (not hasattr(batch_size, "__index__") or int(batch_size) < 1):
         raise UserError(f"batch_size is {_shown(batch_size)}", "give a whole number of at least 1")
     if latents is not None and not (isinstance(latents, Tensor) and latents.ndim == 4):
         raise UserError(f"latents is {_shown(latents)}", "give a tensor [N, C, h, w]")

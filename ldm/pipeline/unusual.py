@@ -1,5 +1,6 @@
 """Warnings of what is allowed and yet hardly meant: weights in a prompt, guidance or sizes far from the model's own."""
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -45,7 +46,7 @@ def warn_of_settings(settings: GenerationSettings, defaults: GenerationSettings)
 
 def warn_of_lora(name: str, weight: float) -> None:
     """Warn of a weight at which a LoRA drowns the model."""
-    if abs(weight) > LORA_WEIGHT:
+    if math.isfinite(weight) and abs(weight) > LORA_WEIGHT:
         warn(
             f"the LoRA {name} has weight {weight:g}: 1 is as trained, and beyond {LORA_WEIGHT:g} images break"
         )

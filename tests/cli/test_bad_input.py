@@ -221,7 +221,7 @@ def test_an_output_on_a_system_folder() -> None:
 def test_an_output_that_exists(name: str) -> None:
     Path("outputs").mkdir()
     Path("outputs", name).write_text("mine")
-    line = refused("generate", "a", "--num-images", "2", "--grid", "--model", "absent")
+    line = refused("generate", "a", "--seed", "0", "--num-images", "2", "--grid", "--model", "absent")
     assert_words(line, f"outputs/{name} exists already", "--overwrite", "--output")
     assert Path("outputs", name).read_text() == "mine"
 

@@ -158,13 +158,13 @@ def test_low_memory_makes_the_same_images_one_at_a_time(monkeypatch: pytest.Monk
 
 
 def test_an_existing_image_is_refused_before_the_model_is_looked_up() -> None:
-    (path,) = made("a")
+    (path,) = made("a", "--seed", 0)
     before = path.read_bytes()
-    result = generate("a", "--model", "absent")
+    result = generate("a", "--seed", 0, "--model", "absent")
     assert (result.exit_code, result.stdout) == (2, "")
     hint = "add --overwrite, or --resume to keep it, or give another --output"
     assert result.stderr == f"error: {path} exists already: {hint}\n"
-    (again,) = made("a", "--overwrite", "--num-inference-steps", 2)
+    (again,) = made("a", "--seed", 0, "--overwrite", "--num-inference-steps", 2)
     assert again == path
     assert path.read_bytes() != before
 

@@ -118,7 +118,8 @@ def test_only_the_main_process_writes(tmp_path: Path) -> None:
 def test_in_the_folder_of_reports_only_its_own_files_are_removed(tmp_path: Path) -> None:
     folder = tmp_path / "run/data_report"
     folder.mkdir(parents=True)
-    for name in ("shard-00007.json", "shard-old.json", "notes.txt"):
-        (folder / name).write_text("x")
+    foreign = {"shard-00007.json": "x", "shard-00008.json": "{}", "shard-old.json": "x", "notes.txt": "x"}
+    for name, text in foreign.items():
+        (folder / name).write_text(text)
     make_report(tmp_path / "run")
-    assert sorted(path.name for path in folder.iterdir()) == ["notes.txt", "shard-old.json"]
+    assert {path.name: path.read_text() for path in folder.iterdir()} == foreign

@@ -196,7 +196,7 @@ def lora(**changes: Tensor | None) -> dict[str, Tensor]:
         (lora(up=torch.ones(8, 3)), ["proj_in' has two ranks: (4,) and (3,)"]),
         (lora() | {"other": torch.ones(2)}, ["the weight 'other' is unexpected"]),
         (lora(down=torch.full((4, 8), torch.inf)), ["lora_down.weight': non-finite values"]),
-        ({"a.hada_w1_a": torch.ones(2)}, ["a LoHa, which we cannot read"]),
+        ({"a.hada_w1_a": torch.ones(2)}, ["the layer 'a' has no down and no up"]),
         ({"conv.weight": torch.ones(2)}, ["not a known kind of model"]),
         ({"<sks>": torch.ones(1, 48)}, []),
     ],

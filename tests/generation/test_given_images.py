@@ -122,5 +122,5 @@ def test_reproducing_asks_for_the_images_again_and_refuses_others(folder: Path) 
     with pytest.raises(UserError, match=r"a.jpg is not the image that .*made.png was made from"):
         _plan([], None, (folder / "a.jpg", mask), made, NO_SETTINGS)
     photo(0).save(folder / "copy.bmp")  # the same pixels in another format
-    _, (image,) = _plan([], None, (folder / "copy.bmp", mask), made, NO_SETTINGS)
-    assert (image.prompt, image.seed, image.settings.strength) == ("x", 3, 0.5)
+    _, (prompt,) = _plan([], None, (folder / "copy.bmp", mask), made, NO_SETTINGS)
+    assert (prompt.prompt, prompt.settings.seed, prompt.settings.strength) == ("x", 3, 0.5)

@@ -53,7 +53,8 @@ def test_a_jsonl_file_has_settings_a_line(tmp_path: Path) -> None:
     first, second = read_prompts(path)
     assert (first.prompt, first.settings.given()) == ("# not a note", settings)
     assert second == Prompt("")
-    assert {*settings, "preset"} == set(GenerationSettings.model_fields)
+    of_images = {"strength", "image_guidance_scale", "mask_feather", "match_colors"}
+    assert {*settings, "preset", *of_images} == set(GenerationSettings.model_fields)
 
 
 @pytest.mark.parametrize(

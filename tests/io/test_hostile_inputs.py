@@ -44,7 +44,7 @@ from ldm.models.families.registry import family_of_folder
 from ldm.models.loading.component_files import check_files
 from ldm.models.loading.folder import check_folder, read_defaults
 from train.run.best import read_best
-from train.run.checkpoints import SavedNumbers
+from train.run.checkpoints import CheckpointNumbers
 from train.run.resume import _trained_on
 
 SECONDS = 10
@@ -76,7 +76,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "read_json": ("a.json", lambda path: read_json(path, dict[str, int])),
     "read_object": ("a.json", read_object),
     "manifest": ("manifest.json", lambda path: manifest_fault(path.parent)),
-    "state of a checkpoint": ("state.json", lambda path: read_json(path, SavedNumbers)),
+    "state of a checkpoint": ("state.json", lambda path: read_json(path, CheckpointNumbers)),
     "best weights": ("best/manifest.json", lambda path: read_best(path.parents[1])),
     "data of a checkpoint": ("data.json", lambda path: _trained_on(path.parent)),
     "lock": ("run.lock", _holder),

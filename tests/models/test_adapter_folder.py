@@ -196,5 +196,5 @@ def test_a_lora_of_no_network_is_refused(runs: Path) -> None:
     adapter = Adapter("lora", base.given, base.weights_hash, {}, {})
     odd = LoraWeights({"vae.x.lora_A.weight": torch.zeros(1, 1)}, {"vae": {"r": 1}})
     save_adapter(runs / "odd", adapter, odd, load(runs / "base").defaults)
-    with pytest.raises(UserError, match="unknown network in the LoRA 'vae'"):
+    with pytest.raises(UserError, match="vae: 'lora_alpha' is missing"):
         load(runs / "odd")

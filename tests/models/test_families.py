@@ -284,6 +284,7 @@ def test_a_lora_changes_the_second_text_encoder(two: Family, tmp_path: Path) -> 
         read_lora_file(file, make_sd1(tmp_path).lora_networks())
 
 
+@pytest.mark.filterwarnings("ignore:m.safetensors does not say what it predicts:ldm.errors.LdmWarning")
 def test_a_single_file_of_another_family_comes_back_complete(two: Family, tmp_path: Path) -> None:
     narrow = make_narrow_sd1(cross_attention_dim=64 + 64)
     parts = with_second_encoder(narrow, narrow.denoiser.unet, clip_tokenizer("!"), 64)

@@ -135,7 +135,7 @@ def test_defaults_come_from_ldm_json(saved: Path, model: Path) -> None:
     edit(model / "ldm.json", defaults={"width": 24, "guidance_scale": 3, "scheduler": "ddim"})
     assert defaults_of(model) == {**STOCK, "width": 24, "guidance_scale": 3, "scheduler": "ddim"}
     (model / "ldm.json").unlink()
-    assert defaults_of(model) == {**STOCK, "max_prompt_chunks": 3}
+    assert defaults_of(model) == {**STOCK, "max_prompt_chunks": 3, "scheduler": "model"}
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ def test_as_many_at_once_as_fit_in_half_of_the_memory(
         assert np.abs(np.asarray(one, float) - np.asarray(other, float)).max() <= 1
 
 
+@pytest.mark.filterwarnings("ignore:.* far from this model.s own:ldm.errors.LdmWarning")
 def test_an_image_that_does_not_fit_is_decoded_in_tiles_with_a_warning(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

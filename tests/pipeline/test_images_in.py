@@ -7,74 +7,33 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from ldm.diffusion.scheduler_names import SCHEDULERS
 from ldm.errors import UserError
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.record import read_record
-from tests.pipeline.test_parity import _stock_scheduler
+from tests.support.tiny_images import (
+    NOISE,
+    PROMPTS,
+    FixedNoise,
+    box_mask,
+    clean_latents,
+    photo,
+    pixels,
+    stock,
+)
 from tests.support.tiny_models import make_sd1
 
 pytestmark = pytest.mark.filterwarnings("ignore:Should have t[ab][<>]=t[01] but got:UserWarning")
 
 AVAILABLE = [name for name, entry in SCHEDULERS.items() if entry.available]
 PARITY = ["ddim", "ddpm", "euler", "euler_a", "dpmpp_2m", "unipc", "heun", "pndm", "lms", "deis"]
-PROMPTS = ["a red apple on a table", "the large blue square above a small green circle"]
-NOISE = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     return Pipeline(make_sd1(tmp_path_factory.mktemp("tokenizer")))
-
-
-def photo(width: int = 16, height: int = 16, seed: int = 0) -> Image.Image:
-    generator = np.random.default_rng(seed)
-    return Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def box_mask(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
-    """White inside the box, its last row and column included."""
-    mask = Image.new("L", size, 0)
-    ImageDraw.Draw(mask).rectangle(box, fill=255)
-    return mask
-
-
-def pixels(image: Image.Image) -> np.ndarray[Any, Any]:
-    return np.asarray(image).astype(int)
-
-
-def stock(cls: Any, pipeline: Pipeline, scheduler: str) -> Any:
-    made = cls(
-        vae=pipeline.autoencoder.vae,
-        text_encoder=pipeline.text_encoder.model,
-        tokenizer=pipeline.text_encoder.tokenizer,
-        unet=pipeline.denoiser.unet,
-        scheduler=_stock_scheduler(scheduler, pipeline.scheduler_config),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    made.set_progress_bar_config(disable=True)
-    return made
-
-
-def clean_latents(pipeline: Pipeline, images: list[Image.Image]) -> torch.Tensor:
-    """The scaled mean of each posterior; the stock pipelines take four channels for latents."""
-    values = torch.stack(
-        [torch.tensor(pixels(image) / 127.5 - 1).permute(2, 0, 1).float() for image in images]
-    )
-    return pipeline.autoencoder.scale(pipeline.autoencoder.encode(values).chunk(2, dim=1)[0])
-
-
-class FixedNoise:
-    """Replaces diffusers' draws of initial noise, whose order differs between its pipelines."""
-
-    def __call__(
-        self, shape: Any, generator: Any = None, device: Any = None, dtype: Any = None, **_: Any
-    ) -> Any:
-        return NOISE if tuple(shape) == tuple(NOISE.shape) else torch.randn(shape, generator=generator[0])
 
 
 # Their PLMS, begun at a later step, works one level off: tests/museum/test_plms_start.py.

@@ -11,6 +11,7 @@ from PIL import Image
 from ldm.diffusion.scheduler_names import SCHEDULERS
 from ldm.noise import image_generators
 from ldm.pipeline.pipeline import Pipeline
+from tests.support.tiny_images import SEED, stock_scheduler
 from tests.support.tiny_models import ZERO_SNR_SCHEDULER, make_sd1, make_sd2
 
 pytestmark = [
@@ -23,7 +24,6 @@ pytestmark = [
 SD1 = [(name, "sd1") for name, entry in SCHEDULERS.items() if entry.available]
 SD2 = [(name, "sd2") for name, _ in SD1 if not name.startswith("kdpm2")]  # these take a second to set up
 PROMPTS = ["a red apple on a table", "the large blue square above a small green circle"]
-SEED = 5
 
 
 class Pair:
@@ -36,7 +36,7 @@ class Pair:
             text_encoder=parts.text_encoder.model,
             tokenizer=parts.text_encoder.tokenizer,
             unet=parts.denoiser.unet,
-            scheduler=_stock_scheduler("ddim", parts.scheduler_config),
+            scheduler=stock_scheduler("ddim", parts.scheduler_config),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
@@ -61,7 +61,7 @@ class Pair:
             latents=latents,
             **common,
         ).images
-        self.stock.scheduler = _stock_scheduler(scheduler, self.ours.scheduler_config, karras)
+        self.stock.scheduler = stock_scheduler(scheduler, self.ours.scheduler_config, karras)
         stock = self.stock(
             PROMPTS,
             negative_prompt=[negative] * 2,
@@ -74,17 +74,6 @@ class Pair:
         for our_image, stock_image in zip(ours, stock, strict=True):
             assert _difference(our_image, stock_image) <= 1
         assert _difference(ours[0], ours[1]) > 1
-
-
-def _stock_scheduler(name: str, config: dict[str, Any], karras: bool = False) -> Any:
-    """As a user of diffusers makes one."""
-    import diffusers
-
-    entry = SCHEDULERS[name]
-    more: dict[str, Any] = {"use_karras_sigmas": True} if karras else {}
-    if name == "dpmpp_sde":  # takes seeds where others take generators
-        more["noise_sampler_seed"] = [SEED] * 2
-    return getattr(diffusers, entry.class_name).from_config({**config, **entry.overrides, **more})
 
 
 def _difference(first: Image.Image, second: Image.Image) -> int:

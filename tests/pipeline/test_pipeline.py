@@ -319,8 +319,8 @@ def test_none_means_not_given_for_every_argument(pipeline: Pipeline) -> None:
     assert load_pipeline(device="cpu", **dict.fromkeys(arguments)).model_id == "emoji"
     assert Pipeline(pipeline.parts, model_id=None, loras=None).model_id == "unsaved"
     for prompts, message in (
-        (None, "no prompt"),
-        ([None], "a prompt is None: it must be text"),
+        (None, "prompts is None: give a text"),
+        ([None], "give a text"),
         ([], "no prompt"),
     ):
         with pytest.raises(UserError, match=message):

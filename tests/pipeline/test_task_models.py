@@ -16,7 +16,7 @@ from ldm.models.loading.model import ModelParts, load_parts, save_parts
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.record import read_record
 from ldm.pipeline.settings import check_task_fits
-from tests.pipeline.test_images_in import NOISE, PROMPTS, FixedNoise, box_mask, photo, pixels, stock
+from tests.support.tiny_images import NOISE, PROMPTS, FixedNoise, box_mask, photo, pixels, stock
 from tests.support.tiny_models import make_sd1
 
 TASKS = {"inpaint": 9, "edit": 8}

@@ -149,7 +149,7 @@ def test_a_bad_step_is_counted_and_its_samples_are_written_down(spoiled: Path) -
         assert row["samples"].pop(culprit) == row["grad_norm"] == "nan"
         assert all(isinstance(loss, float) for loss in row["samples"].values())
     tensors, logged, numbers = outcome(spoiled)
-    assert numbers == {"step": 8, "num_bad_steps": 2, "window": {}}
+    assert numbers == {"step": 8, "num_bad_steps": 2, "window": {}, "without_moments": []}
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
     assert {float(t) for name, t in tensors.items() if name.endswith("/step")} == {6.0}
     assert [row["step"] for row in logged if "loss" in row] == [4, 8]
@@ -207,7 +207,7 @@ def test_too_many_end_the_run_with_the_mend(tmp_path: Path, capsys: pytest.Captu
     ):
         train(settings, dataset=dataset)
     assert "step 4 was skipped: its loss or gradient is not finite" in capsys.readouterr().err
-    assert outcome(tmp_path)[2] == {"step": 4, "num_bad_steps": 2, "window": {}}
+    assert outcome(tmp_path)[2] == {"step": 4, "num_bad_steps": 2, "window": {}, "without_moments": []}
     assert train(make_settings(tmp_path, max_bad_steps=4, save_every=1), dataset=dataset).num_bad_steps == 3
 
 

@@ -157,9 +157,9 @@ LACKING: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "no average": (edit_tensors("average.safetensors", dict.clear), "net.0.bias is missing"),
     "another step": (edit_numbers(step=4), "is of step 4"),
-    "a step of another kind": (edit_numbers(step=[8]), "step is wrong"),
-    "metrics of another kind": (edit_numbers(window={"loss": "x"}), "window.loss is wrong"),
-    "a list for numbers": (write_list, "state.json: the file is wrong"),
+    "a step of another kind": (edit_numbers(step=[8]), r"step is \[8\] \(Input should be"),
+    "metrics of another kind": (edit_numbers(window={"loss": "x"}), r"window\.loss is 'x' \(Input should be"),
+    "a list for numbers": (write_list, r"state\.json: it holds \[\] \(Input should be"),
 }
 
 

@@ -71,12 +71,11 @@ class Verdict:
 
     def __str__(self) -> str:
         difference = f"largest difference {self.largest_difference:.3g}/255, tolerance {self.tolerance:g}/255"
-        if self.cause:
-            return f"read by {self.reader}: {difference}; {self.cause}"
-        if self.lora_effect is None:
-            return f"read by {self.reader}: {difference}"
-        weak = "" if self.lora_effect > self.tolerance else ", too little to tell whether it was read"
-        return f"read by {self.reader}: {difference}; the LoRA changes it by {self.lora_effect:.3g}/255{weak}"
+        told = [f"read by {self.reader}: {difference}"]
+        if self.lora_effect is not None:
+            weak = "" if self.lora_effect > self.tolerance else ", too little to tell whether it was read"
+            told.append(f"the LoRA changes it by {self.lora_effect:.3g}/255{weak}")
+        return "; ".join([*told, *filter(None, [self.cause])])
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON, which has no infinity."""

@@ -25,7 +25,7 @@ from ldm.models.loading.components import load_network, load_tokenizer, save_net
 from ldm.models.loading.folder import check_folder, read_defaults, weights_hash, weights_variant
 from ldm.models.loading.original_file import PREDICTION_TYPES, load_single_file
 from ldm.models.loading.source import find_model
-from ldm.models.loading.task import read_task
+from ldm.models.loading.trained_task import read_task
 from ldm.models.loading.vae_file import autoencoder_files, load_autoencoder
 from ldm.models.parts import ModelParts, assemble, check_widths, default_size
 from ldm.models.vae import KLAutoencoder
