@@ -116,7 +116,7 @@ def test_a_set_with_held_out_images_keeps_the_best_weights_and_may_stop_early(he
     init("a", "--base", "base")
     settings = settings_in("a.yaml")
     assert settings.data.holdout_fraction == 0.1 and settings.validation.keep_best
-    assert (settings.num_steps, settings.validation.every, settings.validation.patience) == (400, 20, 5)
+    assert (settings.num_steps, settings.validation.every, settings.validation.patience) == (450, 22, 5)
     assert settings.preview.prompts == ("a red apple",)
 
 
