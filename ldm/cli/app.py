@@ -97,7 +97,7 @@ def _failed_output(error: OSError) -> int:
     """
     try:
         sys.stdout.flush()
-        where = error.filename or ""
+        where = error.filename or "standard output"  # an error of a file names it
     except OSError:  # it still holds what it could not write
         discard_output(sys.stdout)
         where = "standard output"
@@ -105,7 +105,7 @@ def _failed_output(error: OSError) -> int:
             return 128 + signal.SIGPIPE
     if error.errno not in FULL:
         raise error
-    say_error(f"{where}{where and ' cannot be written: '}the disk is full: free some space and run again")
+    say_error(f"{where} cannot be written: the disk is full: free some space and run again")
     return 2
 
 

@@ -174,7 +174,7 @@ def test_truncated_pickles_and_other_contents_are_refused_by_name(files: Path, t
     line = refused("half.ckpt", "dest", "--allow-pickle")
     assert line.startswith("half.ckpt: the weight ")
     (tmp_path / "torn.ckpt").write_bytes((files / "m.ckpt").read_bytes()[:-1000])
-    assert "torn.ckpt is not read" in refused("torn.ckpt", "dest", "--allow-pickle")
+    assert "torn.ckpt cannot be read" in refused("torn.ckpt", "dest", "--allow-pickle")
 
 
 def test_an_existing_folder_is_kept(files: Path) -> None:

@@ -107,6 +107,7 @@ def made_from(folder: Path) -> Path:
         seed=3,
         settings=GenerationSettings(height=4, width=8, strength=0.5),
         model_id="emoji",
+        task="blended-inpaint",
         inputs={name: each.record for name, each in inputs.items()},
     )
     write_png(folder / "made.png", photo(7), record)

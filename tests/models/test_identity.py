@@ -92,7 +92,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "prediction_type": (set_in(SCHEDULER, prediction_type="v_prediction"), "scheduler"),
     "clip_sample": (set_in(SCHEDULER, clip_sample=True), "scheduler"),
     "timestep_spacing": (set_in(SCHEDULER, timestep_spacing="trailing"), "scheduler"),
-    "the scheduler's class": (set_in("model_index.json", scheduler=["diffusers", "DDIMScheduler"]), "scheduler"),
+    "the scheduler's class": (
+        set_in("model_index.json", scheduler=["diffusers", "DDIMScheduler"]),
+        "scheduler",
+    ),
     "scaling_factor": (set_in(VAE, scaling_factor=0.2), "vae"),
     "shift_factor": (set_in(VAE, shift_factor=0.1), "vae"),
     "the VAE's act_fn": (set_in(VAE, act_fn="gelu"), "vae"),

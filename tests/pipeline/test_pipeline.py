@@ -320,7 +320,7 @@ def test_none_means_not_given_for_every_argument(pipeline: Pipeline) -> None:
     assert Pipeline(pipeline.parts, model_id=None, loras=None).model_id == "unsaved"
     for prompts, message in (
         (None, "prompts is None: give a text"),
-        ([None], "give a text"),
+        ([None], "one of prompts is None: give texts only"),
         ([], "no prompt"),
     ):
         with pytest.raises(UserError, match=message):

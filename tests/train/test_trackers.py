@@ -68,7 +68,7 @@ def test_the_names_of_this_machine_are_known(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("LOGNAME", "quokka")
     monkeypatch.setenv("HOME", "/home/root")
     assert own_names() == ["tower-7.example.org", "tower-7", "quokka"]  # but not `root`
-    assert redacted({"note": "quokka@tower-7.example.org"}) == {"note": "<name>@<name>"}
+    assert redacted({"note": "quokka@tower-7.example.org"}) == {"note": "<e-mail>"}
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])

@@ -179,7 +179,9 @@ class Run:
         loader = self.loader(dataset, streamed or self.order(bucket_of, state.step))
         full = disk_errors(self.run_dir, only_full=True)
         with full, StopSignal().watching() as stop, self._open_log(state) as log:
-            self.on_preview_step = partial(self._on_preview_step, stop, log)
+            self.on_preview_step = partial(
+                _on_preview_step, stop, log, self.processes if self.sharded else None
+            )  # not a method: a cycle would keep the lock until the garbage collector runs
             for line in (self._summary(bucket_of, state), *self.changes):
                 log.say(line)
             steps = train_steps(state, model, loader, self.accelerator, self.settings, may_split=may_split)
@@ -257,12 +259,6 @@ class Run:
             num_workers = min(4, num_cpus) if on_cuda else 0
         return make_loader(dataset, order, num_workers, pin_memory=on_cuda)
 
-    def _on_preview_step(self, stop: StopSignal, log: TrainLog, done: int, total: int) -> None:
-        """Show how far a preview is. If a signal has arrived, stop it: on every process, if the network is sharded."""
-        log.working("preview, step", done, total)
-        if stop.agreed(self.processes) if self.sharded else stop.number:
-            raise PreviewStopped
-
     def _lost_history(self, state: TrainState) -> list[str]:
         if not state.step:
             return []
@@ -305,3 +301,16 @@ class Run:
         )
         self._damaged = []
         self.processes.barrier()
+
+
+def _on_preview_step(
+    stop: StopSignal, log: TrainLog, processes: Processes | None, done: int, total: int
+) -> None:
+    """Show how far a preview is. If a signal has arrived, stop it.
+
+    Args:
+        processes: those that draw it together and must stop together, if the network is sharded.
+    """
+    log.working("preview, step", done, total)
+    if stop.agreed(processes) if processes else stop.number:
+        raise PreviewStopped
