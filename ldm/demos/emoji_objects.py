@@ -27,7 +27,6 @@ from ldm.errors import UserError
 from ldm.io.json_files import read_json
 
 OBJECTS_FILE = "objects.json"
-OBJECT_PX = 256
 
 # One word, but not one thing: a pattern of many parts, a place, or weather that fills the image.
 _NOT_OBJECTS = split_names("""

@@ -416,10 +416,13 @@ class Pipeline:
     def _given_images(self, batch: PlannedBatch) -> dict[str, Tensor]:
         """The images of a batch by the names that its task gives them: masks [B, 1, H, W], others [B, 3, H, W]."""
         size = (batch.settings.height, batch.settings.width, self.autoencoder.pixels_per_latent)
-        return {
-            inner: torch.stack([image.inputs[name].values(*size) for image in batch.images]).to(self.device)
-            for name, inner in batch.task.given.items()
-        }
+        given = {}
+        for name, inner in batch.task.given.items():
+            rows = [image.inputs[name] for image in batch.images]
+            distinct = {id(each): each for each in rows}  # several images of a batch may share one
+            values = {key: each.values(*size) for key, each in distinct.items()}
+            given[inner] = torch.stack([values[id(each)] for each in rows]).to(self.device)
+        return given
 
     def _conditioning(self, batch: PlannedBatch, images: Mapping[str, Tensor]) -> Conditioning:
         """What the denoiser is told of a batch."""

@@ -194,7 +194,10 @@ def test_info_names_the_adapter_and_its_base(runs: Path) -> None:
 def test_a_lora_of_no_network_is_refused(runs: Path) -> None:
     base = find_base(runs / "base")
     adapter = Adapter("lora", base.given, base.weights_hash, {}, {})
-    odd = LoraWeights({"vae.x.lora_A.weight": torch.zeros(1, 1)}, {"vae": {"r": 1}})
+    odd = LoraWeights(
+        {"vae.x.lora_A.weight": torch.zeros(1, 1)},
+        {"vae": {"r": 1, "lora_alpha": 1, "target_modules": ["x"]}},
+    )
     save_adapter(runs / "odd", adapter, odd, load(runs / "base").defaults)
-    with pytest.raises(UserError, match="vae: 'lora_alpha' is missing"):
+    with pytest.raises(UserError, match="unknown network in the LoRA 'vae'"):
         load(runs / "odd")

@@ -77,11 +77,12 @@ def test_an_image_that_does_not_fit_is_decoded_in_tiles_with_a_warning(
 def test_an_image_of_one_tile_is_decoded_at_once_with_any_memory(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_memory(monkeypatch, 50_000.0)  # enough for sampling, not for decoding by the estimate
-    with warnings.catch_warnings():
+    latents = pipeline.generate("", num_images=2, num_inference_steps=1).latents
+    with_memory(monkeypatch, 0.0)
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("error", LdmWarning)
-        made = pipeline.generate("", num_images=2, num_inference_steps=1)
-    assert "decoded_in_tiles" not in made.settings[0]
+        images, in_tiles = decode_images(pipeline.autoencoder, latents)
+    assert len(images) == 2 and not in_tiles
 
 
 def test_the_estimate_is_of_the_last_level(pipeline: Pipeline) -> None:
