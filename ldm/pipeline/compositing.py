@@ -12,8 +12,26 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ldm.pipeline.batches import ImageRequest, PlannedBatch
+from ldm.pipeline.input_images import fitted, mask_values
+
 RING_PX = 16
 """How far around the mask the colours of the original and the generated image are compared."""
+
+
+def completed_image(request: ImageRequest, batch: PlannedBatch, made: Image.Image) -> Image.Image:
+    """The decoded image cut to its size, and with a mask, the original around it."""
+    settings, start = batch.settings, batch.task.start
+    height, width = settings.height, settings.width
+    if made.size != (width, height):
+        made = made.crop((0, 0, width, height))
+    if start.image is None or start.mask is None:
+        return made
+    original = fitted(request.inputs[start.image].open(), height, width)
+    mask = mask_values(request.inputs[start.mask].open(), height, width, 1)
+    return composite(
+        original, made, mask, feather_px=settings.mask_feather, match_colors=settings.match_colors
+    )
 
 
 def composite(

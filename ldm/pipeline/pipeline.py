@@ -4,8 +4,7 @@ pipeline = load_pipeline("emoji")
 pipeline.generate("a red apple", seed=7).images[0]
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from ldm.diffusion.sampling import KnownLatents, SamplingPlan, denoise, plan_sampling
+from ldm.diffusion.sampling import SamplingPlan, plan_sampling
 from ldm.diffusion.scheduler_names import OWN_SCHEDULER
 from ldm.diffusion.schedulers import adds_noise, make_scheduler, replaced_settings, resolve_scheduler
 from ldm.errors import LdmWarning, warn
@@ -24,7 +23,6 @@ from ldm.models.adapters.fuse import UsedLora
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.devices import DTYPES, free_cached_memory, is_out_of_memory, pick_device, pick_dtype
 from ldm.models.engines.compiled import is_compiled
-from ldm.models.engines.feature_reuse import reuse_deep_features
 from ldm.models.engines.openvino_denoiser import OpenVINODenoiser
 from ldm.models.generation_settings import (
     GenerationSettings,
@@ -37,7 +35,7 @@ from ldm.models.loading.folder import weights_hash
 from ldm.models.loading.model import NONE, ModelParts, Substitutes, load_model, save_parts
 from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder
-from ldm.noise import image_generators, normal_per_image
+from ldm.pipeline.batch_sampling import BatchSampler, latent_shape
 from ldm.pipeline.batches import (
     Batch,
     ImageRequest,
@@ -47,14 +45,10 @@ from ldm.pipeline.batches import (
     list_images,
     plan_batches,
 )
-from ldm.pipeline.compositing import composite
-from ldm.pipeline.decoding import check_image_fits, decode_images
+from ldm.pipeline.compositing import completed_image
+from ldm.pipeline.decoding import check_image_fits
 from ldm.pipeline.input_images import (
     GivenImage,
-    canvas_size,
-    fitted,
-    latent_mask,
-    mask_values,
     pair_inputs,
 )
 from ldm.pipeline.record import INPUTS_VERSION, ImageRecord
@@ -64,7 +58,6 @@ from ldm.pipeline.settings import (
     OnStep,
     check_applicable,
     check_call,
-    check_finite,
     check_latents,
     check_task_fits,
     complete,
@@ -76,8 +69,8 @@ from ldm.pipeline.settings import (
 )
 from ldm.pipeline.step_bar import bar_for_steps
 from ldm.pipeline.unusual import warn_of_lora, warn_of_prompts, warn_of_settings
-from ldm.tasks import Task, encoder_for, task_for_images
-from ldm.types import Conditioning, Denoiser, Step
+from ldm.tasks import Task, task_for_images
+from ldm.types import Step
 
 __all__ = [
     "DTYPES",
@@ -296,13 +289,14 @@ class Pipeline:
             LdmWarning: as `generate`, and with `halve`, that a batch does not fit in memory.
         """
         waiting, done = self._plan(groups, batch_size, latents), 0
+        sampler = BatchSampler(self.parts, self.device, self.engine, self.low_memory)
         while waiting:
             batch, total = waiting[0], done + sum(each.plan.num_steps for each in waiting)
             noise = None if latents is None else latents[[image.number - 1 for image in batch.images]]
             report = None if on_step is None else partial(_report, on_step, done, total)
             try:
-                final = self._sample(batch, noise, report)
-                decoded = self._decode(final)
+                final = sampler.sample(batch, noise, report)
+                decoded = sampler.decode(final)
             except RuntimeError as error:
                 if not halve or not is_out_of_memory(error):
                     raise
@@ -329,7 +323,7 @@ class Pipeline:
             warn_of_prompts(prompts[kind])
             warn_of_settings(full, self.defaults)
             if latents is not None:
-                check_latents(latents, (len(images), *self._latent_shape(full)))
+                check_latents(latents, (len(images), *latent_shape(self.autoencoder, full)))
         tasks = {kind: self._task(kind) for kind in completed}
         plans = {kind: self._sampling_plan(full, tasks[kind]) for kind, full in completed.items()}
 
@@ -383,113 +377,10 @@ class Pipeline:
         start = first_step(settings.strength, steps) if task.start.image else 0
         return plan_sampling(scheduler, steps, start=start)
 
-    def _sample(
-        self, batch: PlannedBatch, noise: Tensor | None, on_step: Callable[[Step, Tensor], None] | None
-    ) -> Tensor:
-        """The final latents [B, C, h, w] of a batch."""
-        settings = batch.settings
-        images = self._given_images(batch)
-        conditioning = self._conditioning(batch, images)
-        negative = self._embed([settings.negative_prompt], batch.num_chunks)
-        generators = image_generators(batch.seeds)
-        if noise is None:
-            noise = normal_per_image(generators, self._latent_shape(settings))
-        latents = noise = noise.to(self.device, torch.float32)
-        start, known = self._start(batch, images)
-        if start is not None and not batch.plan.steps:
-            return start
-        with self._at_work(self.denoiser):
-            for step, latents in denoise(
-                self._guided(batch, conditioning, negative),
-                batch.plan,
-                noise,
-                conditioning,
-                generators=generators,
-                start=start,
-                known=known,
-            ):
-                if on_step is not None:
-                    on_step(step, latents)
-        check_finite(latents, settings.scheduler, batch.plan.num_steps)
-        return latents
-
-    def _given_images(self, batch: PlannedBatch) -> dict[str, Tensor]:
-        """The images of a batch by the names that its task gives them: masks [B, 1, H, W], others [B, 3, H, W]."""
-        size = (batch.settings.height, batch.settings.width, self.autoencoder.pixels_per_latent)
-        given = {}
-        for name, inner in batch.task.given.items():
-            rows = [image.inputs[name] for image in batch.images]
-            distinct = {id(each): each for each in rows}  # several images of a batch may share one
-            values = {key: each.values(*size) for key, each in distinct.items()}
-            given[inner] = torch.stack([values[id(each)] for each in rows]).to(self.device)
-        return given
-
-    def _conditioning(self, batch: PlannedBatch, images: Mapping[str, Tensor]) -> Conditioning:
-        """What the denoiser is told of a batch."""
-        prompt = self._embed(batch.prompts, batch.num_chunks)
-        if not images:
-            return prompt
-        with self._at_work(self.autoencoder):
-            encode = encoder_for(batch.task, self.autoencoder)
-            return batch.task.generation_conditioning(prompt, images, encode)
-
-    def _start(
-        self, batch: PlannedBatch, images: Mapping[str, Tensor]
-    ) -> tuple[Tensor | None, KnownLatents | None]:
-        """The latents [B, C, h, w] that sampling starts from, and those that it leaves as they are."""
-        named = batch.task.start
-        masked_whole = named.mask is not None and batch.settings.strength == 1
-        if named.image is None or (masked_whole and not named.blends):
-            return None, None
-        with self._at_work(self.autoencoder):
-            latents = self._encode(images[named.image])
-        start = None if masked_whole else latents
-        if named.mask is None or not named.blends:
-            return start, None
-        mask = latent_mask(images[named.mask], self.autoencoder.pixels_per_latent)
-        return start, KnownLatents(latents, mask)
-
-    def _encode(self, pixel_values: Tensor) -> Tensor:
-        """The means of the latents [B, C, h, w] of images [B, 3, H, W] in [-1, 1]; one at a time with low memory."""
-        parts = torch.split(pixel_values, 1 if self.low_memory else len(pixel_values))
-        moments = torch.cat([self.autoencoder.encode(part) for part in parts])
-        return self.autoencoder.scale(moments.chunk(2, dim=1)[0])
-
-    def _guided(self, batch: PlannedBatch, conditioning: Conditioning, negative: Conditioning) -> Denoiser:
-        """The denoiser that one sampling calls, made anew for each: it may keep deep features between steps.
-
-        Raises:
-            UserError: the denoiser cannot reuse its deep features.
-        """
-        reusing = reuse_deep_features(self.engine or self.denoiser, batch.settings.deep_features_every)
-        return batch.task.guided(reusing, conditioning, negative, batch.settings)
-
     def _num_chunks(self, prompt: str, settings: GenerationSettings) -> int:
         """The chunks that an image's prompt needs, and the negative prompt if it is used."""
         used = [prompt, settings.negative_prompt] if settings.guidance_scale > 1 else [prompt]
         return min(max(map(self.text_encoder.chunks_needed, used)), settings.max_prompt_chunks)
-
-    def _embed(self, prompts: list[str], num_chunks: int) -> Conditioning:
-        with self._at_work(self.text_encoder):
-            embeds: Conditioning = self.text_encoder(prompts, num_chunks)
-        return embeds
-
-    def _decode(self, latents: Tensor) -> tuple[list[Image.Image], bool]:
-        with self._at_work(self.autoencoder):
-            return decode_images(self.autoencoder, latents, one_by_one=self.low_memory)
-
-    @contextmanager
-    def _at_work(self, module: nn.Module) -> Iterator[None]:
-        """With low memory, a part is on the device only while it is in use."""
-        if self.low_memory:
-            for other in self.parts.modules().values():
-                other.to(self.device if other is module else "cpu")
-        yield
-
-    def _latent_shape(self, settings: GenerationSettings) -> tuple[int, int, int]:
-        multiple = self.autoencoder.pixels_per_latent
-        height, width = canvas_size(settings.height, settings.width, multiple)
-        return self.autoencoder.num_channels, height // multiple, width // multiple
 
     def _finished(
         self,
@@ -502,22 +393,8 @@ class Pipeline:
         for row, request in enumerate(batch.images):
             own_noise = None if noise is None else noise[row]
             record = self._record(request, batch.settings, own_noise, in_tiles)
-            image = self._completed(request, batch, images[row])
+            image = completed_image(request, batch, images[row])
             yield MadeImage(request, image, latents[row], record)
-
-    def _completed(self, request: ImageRequest, batch: PlannedBatch, made: Image.Image) -> Image.Image:
-        """The decoded image cut to its size, and with a mask, the original around it."""
-        settings, start = batch.settings, batch.task.start
-        height, width = settings.height, settings.width
-        if made.size != (width, height):
-            made = made.crop((0, 0, width, height))
-        if start.image is None or start.mask is None:
-            return made
-        original = fitted(request.inputs[start.image].open(), height, width)
-        mask = mask_values(request.inputs[start.mask].open(), height, width, 1)
-        return composite(
-            original, made, mask, feather_px=settings.mask_feather, match_colors=settings.match_colors
-        )
 
     def expected_records(self, images: Batch) -> list[ImageRecord]:
         """The records that `make_images` would give the images, none of which is made."""

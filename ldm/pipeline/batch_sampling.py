@@ -1,0 +1,158 @@
+"""One batch through the networks: from prompts and given images to latents, and from latents to decoded images.
+
+Axis letters: B batch, C latent channels, H W pixels, h w latent size.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ldm.diffusion.sampling import KnownLatents, denoise
+from ldm.models.engines.feature_reuse import reuse_deep_features
+from ldm.models.engines.openvino_denoiser import OpenVINODenoiser
+from ldm.models.generation_settings import GenerationSettings
+from ldm.models.loading.model import ModelParts
+from ldm.models.vae import KLAutoencoder
+from ldm.noise import image_generators, normal_per_image
+from ldm.pipeline.batches import PlannedBatch
+from ldm.pipeline.decoding import decode_images
+from ldm.pipeline.input_images import canvas_size, latent_mask
+from ldm.pipeline.settings import check_finite
+from ldm.tasks import encoder_for
+from ldm.types import Conditioning, Denoiser, Step
+
+
+def latent_shape(autoencoder: KLAutoencoder, settings: GenerationSettings) -> tuple[int, int, int]:
+    """C, h, w of an image of these settings."""
+    multiple = autoencoder.pixels_per_latent
+    height, width = canvas_size(settings.height, settings.width, multiple)
+    return autoencoder.num_channels, height // multiple, width // multiple
+
+
+@dataclass(frozen=True)
+class BatchSampler:
+    """A model's parts at work on a batch.
+
+    Attributes:
+        engine: what is called in place of the denoiser; None for torch.
+        low_memory: keep only the part in use on the device, and encode and decode one image at a time.
+    """
+
+    parts: ModelParts
+    device: torch.device
+    engine: OpenVINODenoiser | None = None
+    low_memory: bool = False
+
+    def sample(
+        self,
+        batch: PlannedBatch,
+        noise: Tensor | None = None,
+        on_step: Callable[[Step, Tensor], None] | None = None,
+    ) -> Tensor:
+        """The final latents [B, C, h, w] of a batch.
+
+        Args:
+            noise: [B, C, h, w]; by default each image's own, drawn from its seed.
+
+        Raises:
+            UserError: the latents are not finite, or the denoiser cannot reuse its deep features.
+        """
+        settings = batch.settings
+        images = self._given_images(batch)
+        conditioning = self._conditioning(batch, images)
+        negative = self._embed([settings.negative_prompt], batch.num_chunks)
+        generators = image_generators(batch.seeds)
+        if noise is None:
+            noise = normal_per_image(generators, latent_shape(self.parts.autoencoder, settings))
+        latents = noise = noise.to(self.device, torch.float32)
+        start, known = self._start(batch, images)
+        if start is not None and not batch.plan.steps:
+            return start
+        with self._at_work(self.parts.denoiser):
+            for step, latents in denoise(
+                self._guided(batch, conditioning, negative),
+                batch.plan,
+                noise,
+                conditioning,
+                generators=generators,
+                start=start,
+                known=known,
+            ):
+                if on_step is not None:
+                    on_step(step, latents)
+        check_finite(latents, settings.scheduler, batch.plan.num_steps)
+        return latents
+
+    def decode(self, latents: Tensor) -> tuple[list[Image.Image], bool]:
+        """Images of latents [B, C, h, w], and whether they were decoded in tiles."""
+        with self._at_work(self.parts.autoencoder):
+            return decode_images(self.parts.autoencoder, latents, one_by_one=self.low_memory)
+
+    def _given_images(self, batch: PlannedBatch) -> dict[str, Tensor]:
+        """The images of a batch by the names that its task gives them: masks [B, 1, H, W], others [B, 3, H, W]."""
+        size = (batch.settings.height, batch.settings.width, self.parts.autoencoder.pixels_per_latent)
+        given = {}
+        for name, inner in batch.task.given.items():
+            rows = [image.inputs[name] for image in batch.images]
+            distinct = {id(each): each for each in rows}  # several images of a batch may share one
+            values = {key: each.values(*size) for key, each in distinct.items()}
+            given[inner] = torch.stack([values[id(each)] for each in rows]).to(self.device)
+        return given
+
+    def _conditioning(self, batch: PlannedBatch, images: Mapping[str, Tensor]) -> Conditioning:
+        """The denoiser's inputs besides the latents and the timesteps."""
+        prompt = self._embed(batch.prompts, batch.num_chunks)
+        if not images:
+            return prompt
+        with self._at_work(self.parts.autoencoder):
+            encode = encoder_for(batch.task, self.parts.autoencoder)
+            return batch.task.generation_conditioning(prompt, images, encode)
+
+    def _start(
+        self, batch: PlannedBatch, images: Mapping[str, Tensor]
+    ) -> tuple[Tensor | None, KnownLatents | None]:
+        """The latents [B, C, h, w] that sampling starts from, and those that it leaves as they are."""
+        named = batch.task.start
+        masked_whole = named.mask is not None and batch.settings.strength == 1
+        if named.image is None or (masked_whole and not named.blends):
+            return None, None
+        with self._at_work(self.parts.autoencoder):
+            latents = self._encode(images[named.image])
+        start = None if masked_whole else latents
+        if named.mask is None or not named.blends:
+            return start, None
+        mask = latent_mask(images[named.mask], self.parts.autoencoder.pixels_per_latent)
+        return start, KnownLatents(latents, mask)
+
+    def _encode(self, pixel_values: Tensor) -> Tensor:
+        """The means of the latents [B, C, h, w] of images [B, 3, H, W] in [-1, 1]; one at a time with low memory."""
+        autoencoder = self.parts.autoencoder
+        parts = torch.split(pixel_values, 1 if self.low_memory else len(pixel_values))
+        moments = torch.cat([autoencoder.encode(part) for part in parts])
+        return autoencoder.scale(moments.chunk(2, dim=1)[0])
+
+    def _guided(self, batch: PlannedBatch, conditioning: Conditioning, negative: Conditioning) -> Denoiser:
+        """The denoiser that one sampling calls, made anew for each: it may keep deep features between steps.
+
+        Raises:
+            UserError: the denoiser cannot reuse its deep features.
+        """
+        reusing = reuse_deep_features(self.engine or self.parts.denoiser, batch.settings.deep_features_every)
+        return batch.task.guided(reusing, conditioning, negative, batch.settings)
+
+    def _embed(self, prompts: list[str], num_chunks: int) -> Conditioning:
+        with self._at_work(self.parts.text_encoder):
+            embeds: Conditioning = self.parts.text_encoder(prompts, num_chunks)
+        return embeds
+
+    @contextmanager
+    def _at_work(self, module: nn.Module) -> Iterator[None]:
+        """With low memory, a part is on the device only while it is in use."""
+        if self.low_memory:
+            for other in self.parts.modules().values():
+                other.to(self.device if other is module else "cpu")
+        yield
