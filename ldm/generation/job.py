@@ -115,6 +115,8 @@ def run_rank(
     pipeline = load_model(replace(options, device=share.device(options.device)), job.original)
     batches = share.of(job.batches)
     pipeline.engine = choose_engine_together(job.engine, pipeline, job.images, share.folder)
+    if pipeline.engine is not None:
+        pipeline.denoiser.to("meta")  # the engine has a copy of the weights; torch's is freed
     if options.compile:
         say("compiling")
         compile_for(pipeline, batches)

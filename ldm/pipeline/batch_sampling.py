@@ -152,7 +152,7 @@ class BatchSampler:
     @contextmanager
     def _at_work(self, module: nn.Module) -> Iterator[None]:
         """With low memory, a part is on the device only while it is in use."""
-        if self.low_memory:
+        if self.low_memory and self.engine is None:  # an engine runs on the CPU, where nothing has to move
             for other in self.parts.modules().values():
                 other.to(self.device if other is module else "cpu")
         yield

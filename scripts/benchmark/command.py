@@ -11,7 +11,7 @@ from .samples import Setting
 from .suite import BENCHMARKS, measure, read_results
 
 ROOT = Path(__file__).parents[2]
-WORKS = (*BENCHMARKS, "all", "export-memory", "draw", "speed-page", "scaling-page")
+WORKS = (*BENCHMARKS, "all", "engine-memory", "export-memory", "draw", "speed-page", "scaling-page")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -52,6 +52,10 @@ def _run(options: argparse.Namespace) -> None:
         from .speed_page import write_table
 
         write_table(sorted((ROOT / "docs/benchmarks").glob("*.json")), ROOT / "docs/benchmarks/README.md")
+    elif options.work == "engine-memory":
+        from .engine_memory import engine_memory
+
+        print(engine_memory(options.scale, options.output))
     elif options.work == "export-memory":
         from .export_memory import export_memory
 

@@ -29,6 +29,7 @@ from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder
 from ldm.pipeline.pipeline import Pipeline
 
+from .memory import own_and_mapped
 from .models import SD15, Shape, make_unet
 from .samples import machine
 
@@ -132,7 +133,7 @@ def _measure(folder: Path, name: str, arguments: tuple[str, ...]) -> Peak:
     peaks = {"writer": 0, "reader": 0, "together": 0, "writer_with_files": 0, "reader_with_files": 0}
     with subprocess.Popen([*command, *options]) as process:
         while process.poll() is None:
-            writer, reader = _memory(process.pid), _readers(process.pid)
+            writer, reader = own_and_mapped(process.pid), _readers(process.pid)
             seen = {
                 "writer": writer[0], "reader": reader[0], "together": writer[0] + reader[0],
                 "writer_with_files": sum(writer), "reader_with_files": sum(reader),
@@ -150,19 +151,8 @@ def _readers(pid: int) -> tuple[int, int]:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return 0, 0
-    found = [_memory(int(child)) for child in children]
+    found = [own_and_mapped(int(child)) for child in children]
     return sum(own for own, _ in found), sum(files for _, files in found)
-
-
-def _memory(pid: int) -> tuple[int, int]:
-    """Bytes of a process that are its own, and bytes of mapped files; zero once it has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0, 0
-    found = dict(line.split(":", 1) for line in lines if line.startswith("Rss"))
-    own, files = (int(found.get(key, "0").split()[0]) * 1024 for key in ("RssAnon", "RssFile"))
-    return own, files
 
 
 def _baseline() -> float:
@@ -173,6 +163,6 @@ def _baseline() -> float:
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        own = _memory(process.pid)[0]
+        own = own_and_mapped(process.pid)[0]
         process.kill()
     return own / 1e9

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from ldm import LdmWarning, UserError
 from ldm.cli.app import app
 from ldm.models.engines import openvino_denoiser as engines
+from ldm.models.engines import openvino_network
 from ldm.models.engines.openvino_denoiser import MODEL_FILE, OpenVINODenoiser, is_converted, openvino_denoiser
-from ldm.models.engines.openvino_network import import_openvino
+from ldm.models.engines.openvino_network import SizedNetwork, compile_network, import_openvino
 from ldm.pipeline.engine_choice import Work, choose_engine, converted_folder
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.record import read_settings
@@ -58,6 +59,23 @@ def test_outputs_match_torch_at_every_size(
 ) -> None:
     expected = output(pipeline.denoiser, *sizes)
     assert (output(engine, *sizes) - expected).abs().max() < 1e-4 * expected.std()
+
+
+def test_a_large_network_is_compiled_once_for_all_batches(
+    pipeline: Pipeline, engine: OpenVINODenoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[list[int]] = []
+
+    def compile_and_note(model: Any) -> Any:
+        compiled.append([port.get_partial_shape()[0].get_length() for port in model.inputs])
+        return compile_network(model)
+
+    monkeypatch.setattr(openvino_network, "compile_network", compile_and_note)
+    large = OpenVINODenoiser(SizedNetwork(converted_folder(pipeline.denoiser), large_bytes=0))
+    for num_rows in (4, 2, 1):
+        expected = output(pipeline.denoiser, num_rows, 8, 8, 16)
+        assert (output(large, num_rows, 8, 8, 16) - expected).abs().max() < 1e-4 * expected.std()
+    assert compiled == [[1, 1, 1]]
 
 
 def test_images_match_torch_and_record_the_engine(pipeline: Pipeline, engine: OpenVINODenoiser) -> None:

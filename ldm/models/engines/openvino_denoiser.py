@@ -119,8 +119,8 @@ def openvino_denoiser(denoiser: UNetDenoiser, folder: Path, *, in_passes: bool =
         whole = traced_unet(denoiser)
         _convert_into(folder, traced_passes(whole, denoiser.unet) if in_passes else {"": whole})
     if not in_passes:
-        return OpenVINODenoiser(SizedNetwork(read_network(folder)))
-    full, shallow = (SizedNetwork(read_network(folder / name)) for name in ("full", "shallow"))
+        return OpenVINODenoiser(SizedNetwork(folder))
+    full, shallow = (SizedNetwork(folder / name) for name in ("full", "shallow"))
     return OpenVINODenoiser(full, OpenVINOPasses(full, shallow))
 
 

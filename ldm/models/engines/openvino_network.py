@@ -22,6 +22,9 @@ MODEL_FILE = "openvino_model.xml"
 SIZES_KEPT = 2
 """Compiled sizes to keep: with guidance and, outside its interval, without. Each one holds a copy of the weights."""
 
+LARGE_BYTES = 10**9
+"""Weights from which a network is compiled for a single row, so that one copy of them serves any batch."""
+
 ANY = -1
 """An axis that may have any length."""
 
@@ -152,25 +155,42 @@ def compile_network(model: Any) -> Any:
 
 
 class SizedNetwork:
-    """An `openvino.Model` compiled for the exact sizes of a call, which is faster than compiling for any size.
+    """A network in a folder, compiled for the exact sizes of a call, which is faster than compiling for any size.
 
-    Changing the sizes takes about a second.
+    Changing the sizes takes about a second. A large network is called row by row: on a CPU that takes as long, and a
+    second compiled size would take as much memory again as all its weights.
     """
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._names = [port.get_any_name() for port in model.inputs]
-        self._request = lru_cache(maxsize=SIZES_KEPT)(self._compile)
+    def __init__(self, folder: Path, *, large_bytes: int = LARGE_BYTES) -> None:
+        """Takes the folder of `write_network`.
+
+        Raises:
+            UserError: the files are missing or damaged.
+        """
+        self._folder = folder
+        self._names = [port.get_any_name() for port in read_network(folder).inputs]
+        self._row_by_row = (folder / MODEL_FILE).with_suffix(".bin").stat().st_size >= large_bytes
+        self._request = lru_cache(maxsize=1 if self._row_by_row else SIZES_KEPT)(self._compile)
 
     def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """The outputs by name, in float32 on the CPU, for inputs in the network's order."""
+        """The outputs by name, in float32 on the CPU, for inputs [B, ...] in the network's order."""
+        parts = zip(*(each.split(1) for each in inputs), strict=True) if self._row_by_row else [inputs]
+        outputs = [self._infer(part) for part in parts]
+        return {name: torch.cat([each[name] for each in outputs]) for name in outputs[0]}
+
+    def _infer(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         arrays = [value.detach().to("cpu", torch.float32).contiguous().numpy() for value in inputs]
         request = self._request(tuple(array.shape for array in arrays))
         answers = request.infer(dict(zip(self._names, arrays, strict=True)), share_inputs=True)
         return {port.get_any_name(): torch.from_numpy(output) for port, output in answers.items()}
 
     def _compile(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
-        """An inference request of the network compiled for these input shapes."""
-        model = self._model.clone()
+        """An inference request of the network compiled for these input shapes.
+
+        The network is read anew each time, because one that is kept would hold its weights a second time.
+        """
+        if self._row_by_row:
+            self._request.cache_clear()  # first, so that there are never two copies
+        model = read_network(self._folder)
         model.reshape({name: list(shape) for name, shape in zip(self._names, shapes, strict=True)})
         return compile_network(model).create_infer_request()
