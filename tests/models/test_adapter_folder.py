@@ -191,6 +191,31 @@ def test_info_names_the_adapter_and_its_base(runs: Path) -> None:
     assert f"on {runs / 'base'} (rank 3, alpha 7.0, target_modules [" in result.output
 
 
+def test_another_autoencoder_does_not_count_as_another_base(runs: Path) -> None:
+    base = find_base(runs / "base", load(runs / "base"))
+    live = trained_lora(runs / "base", runs / "plain")
+    adapter = Adapter(
+        "lora",
+        base.given,
+        base.weights_hash,
+        live.scheduler_config,
+        SETTINGS.model_dump(mode="json"),
+        base.parts,
+    )
+    save_adapter(runs / "lora", adapter, lora_weights(networks_of(live)), live.defaults)
+    other = load(runs / "base").autoencoder.vae
+    other.register_to_config(scaling_factor=0.5)
+    other.save_pretrained(runs / "vae")
+    loaded = load_pipeline(runs / "lora", vae=runs / "vae")
+    assert loaded.autoencoder.vae.config.scaling_factor == 0.5
+    expected = load_pipeline(runs / "lora").denoiser.state_dict()
+    for name, weight in loaded.denoiser.state_dict().items():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=0)
+    edit(runs / "base" / "pipeline" / "vae" / "config.json", scaling_factor=0.5)
+    with pytest.raises(UserError, match="but not the same vae"):
+        load_pipeline(runs / "lora")
+
+
 def test_a_lora_of_no_network_is_refused(runs: Path) -> None:
     base = find_base(runs / "base")
     adapter = Adapter("lora", base.given, base.weights_hash, {}, {})

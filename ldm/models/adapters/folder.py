@@ -6,7 +6,7 @@ learned_embeds.safetensors          a textual inversion in diffusers' format: {t
 ldm.json                            the defaults for sampling and the provenance, as in a complete model
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -161,31 +161,49 @@ def read_adapter(folder: Path) -> Adapter:
     return Adapter(**found)
 
 
-def apply_adapters(parts: ModelParts, base: Path, adapters: Sequence[tuple[Path, Adapter]]) -> None:
+def apply_adapters(
+    parts: ModelParts,
+    base: Path,
+    adapters: Sequence[tuple[Path, Adapter]],
+    *,
+    substituted: Collection[str] = (),
+) -> None:
     """Apply the adapters of `adapter_chain` to the model loaded from `base`, in this order.
+
+    Args:
+        substituted: components of `parts` that the user chose in place of the base's.
 
     Raises:
         UserError: the base of one is not the model that it was trained on; or as `apply_adapter`.
     """
     for number, (folder, adapter) in enumerate(adapters):
-        check_base(folder, adapter, parts, base, [below for below, _ in adapters[:number]])
+        below = [each for each, _ in adapters[:number]]
+        check_base(folder, adapter, parts, base, below, substituted=substituted)
         apply_adapter(folder, adapter, parts)
 
 
 def check_base(
-    folder: Path, adapter: Adapter, parts: ModelParts, base: Path, below: Sequence[Path] = ()
+    folder: Path,
+    adapter: Adapter,
+    parts: ModelParts,
+    base: Path,
+    below: Sequence[Path] = (),
+    *,
+    substituted: Collection[str] = (),
 ) -> None:
     """Refuse a base whose weights are those of the training, but not its configurations or tokenizer.
 
     Args:
         parts: the model loaded from `base`, with the adapters in the folders `below` applied.
+        substituted: components that may differ.
 
     Raises:
         UserError: naming the components that differ.
     """
     if not adapter.base_parts:
         return
-    changed = changed_parts(adapter.base_parts, identity_of(parts, base, below).base_parts)
+    found = identity_of(parts, base, below).base_parts
+    changed = [name for name in changed_parts(adapter.base_parts, found) if name not in substituted]
     if changed:
         raise UserError(
             f"{folder}: its base {adapter.base!r} has the weights it had in training, but not the same "

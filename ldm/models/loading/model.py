@@ -113,7 +113,7 @@ def load_model(
     base, adapters = adapter_chain(place)
     is_changed = bool(adapters or loras)
     parts = _load_complete(base, torch.float32 if is_changed else dtype, substitutes)
-    apply_adapters(parts, base, adapters)
+    apply_adapters(parts, base, adapters, substituted=("vae",) if substitutes.vae else ())
     used = apply_loras(parts, loras)
     if is_changed:
         _round(parts, dtype)
