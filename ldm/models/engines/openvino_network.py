@@ -174,7 +174,7 @@ class SizedNetwork:
 
     def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
         """The outputs by name, in float32 on the CPU, for inputs [B, ...] in the network's order."""
-        parts = zip(*(each.split(1) for each in inputs), strict=True) if self._row_by_row else [inputs]
+        parts = zip(*(torch.split(each, 1) for each in inputs), strict=True) if self._row_by_row else [inputs]
         outputs = [self._infer(part) for part in parts]
         return {name: torch.cat([each[name] for each in outputs]) for name in outputs[0]}
 
