@@ -51,7 +51,7 @@ def _run(options: argparse.Namespace) -> None:
     elif options.work == "speed-page":
         from .speed_page import write_table
 
-        write_table(sorted((ROOT / "docs/benchmarks").glob("*.json")), ROOT / "docs/benchmarks/README.md")
+        write_table(sorted((ROOT / "docs/benchmarks").rglob("*.json")), ROOT / "docs/benchmarks/README.md")
     elif options.work == "engine-memory":
         from .engine_memory import engine_memory
 

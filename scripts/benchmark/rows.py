@@ -82,25 +82,30 @@ COLUMNS = ("case", "side", "against", "ratio", "goal", "clean samples", "largest
 
 
 def table(results: Iterable[Mapping[str, Any]]) -> str:
-    """The rows of several results as a Markdown table."""
-    lines = [[*COLUMNS], ["---"] * len(COLUMNS)]
-    lines += [_cells(row) for result in results for row in result.get("rows", ())]
+    """The rows of several results as a Markdown table; a row that several machines measured shows their range."""
+    same: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for row in (row for result in results for row in result.get("rows", ())):
+        same.setdefault((row["case"], row["side"], row["against"]), []).append(row)
+    lines = [[*COLUMNS], ["---"] * len(COLUMNS), *map(_cells, same.values())]
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
     return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    ratio, goal, difference, memory = (
-        row.get(name) for name in ("ratio", "goal", "largest_difference", "peak_memory_mb")
-    )
+def _cells(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The cells of one row as each machine measured it; a goal is reached if it is on the slowest one."""
+    ratios = sorted(row["ratio"] for row in rows if row["ratio"] is not None)
+    goal = rows[0].get("goal")
+    worst = ratios[0] if len(ratios) == len(rows) else None
+    differences = [row["largest_difference"] for row in rows if row.get("largest_difference") is not None]
+    memory = max((row["peak_memory_mb"] for row in rows if row.get("peak_memory_mb")), default=None)
     return [
-        row["case"],
-        row["side"],
-        row["against"],
-        "no verdict" if ratio is None else f"{ratio:.2f}",
-        "" if goal is None else f"{goal:g}{_reached(ratio, goal)}",
-        f"{row['num_clean'][0]} and {row['num_clean'][1]} of {row['num_samples']}",
-        "" if difference is None else f"{difference:.1e} std",
+        rows[0]["case"],
+        rows[0]["side"],
+        rows[0]["against"],
+        " to ".join(dict.fromkeys(f"{ratio:.2f}" for ratio in (ratios[:1] + ratios[-1:]))) or "no verdict",
+        "" if goal is None else f"{goal:g}{_reached(worst, goal)}",
+        "; ".join(f"{row['num_clean'][0]} and {row['num_clean'][1]} of {row['num_samples']}" for row in rows),
+        f"{max(differences):.1e} std" if differences else "",
         "" if memory is None else f"{memory[0]:,.0f} MB ({memory[1]:,.0f})",
     ]
 

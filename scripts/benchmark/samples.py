@@ -146,12 +146,23 @@ def machine() -> dict[str, Any]:
 
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
+        "processor": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
         "cpu_cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "diffusers", "openvino")},
         **gpu,
     }
+
+
+def _processor() -> str:
+    """The processor's name as Linux has it; elsewhere the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
 
 
 def _version(name: str) -> str | None:

@@ -167,6 +167,17 @@ def test_the_table_says_what_was_reached() -> None:
     assert lines[4][3:6] == ["no verdict", "1", "4 and 6 of 6"]
 
 
+def test_a_row_of_two_machines_shows_the_range_and_reaches_the_goal_on_the_slower_one() -> None:
+    second = rows.Row("a case", "ldm", "diffusers", 1.41, 1.6, (6, 6), 6, 3e-5, (1300.0, 2100.0))
+    fast = rows.Row("a case", "ldm fast", "diffusers", None, 3.5, (1, 6), 6)
+    both = rows.table([RESULT, rows.result_of("made up", [second, fast])])
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in both.splitlines()]
+    assert len(lines) == 2 + 3
+    assert lines[2][3:5] == ["1.41 to 1.62", "1.6, missed"]
+    assert lines[2][5:] == ["5 and 6 of 6; 6 and 6 of 6", "3.0e-05 std", "1,300 MB (2,100)"]
+    assert lines[3][3:5] == ["2.00", "3.5"]
+
+
 def test_results_are_kept_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suite, "BENCHMARKS", ("startup", "decode"))
     for name in suite.BENCHMARKS:

@@ -9,7 +9,7 @@ from ldm.models.loading.folder import weights_hash
 from ldm.models.loading.source import EMBEDDED
 from tests.support.benchmark_folder import ROOT, benchmark
 
-KEPT = sorted((ROOT / "docs" / "benchmarks").glob("*.json"))
+KEPT = sorted((ROOT / "docs" / "benchmarks").rglob("*.json"))
 
 
 def results() -> list[dict[str, object]]:
