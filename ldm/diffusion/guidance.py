@@ -4,7 +4,9 @@
 combines them. Classifier-free guidance has two branches, InstructPix2Pix three, a composition of N prompts N + 1.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,11 +23,65 @@ Combine = Callable[[Mapping[str, Tensor]], Tensor]
 """Maps the predictions [B, C, h, w] of the branches, by name, to the guided prediction [B, C, h, w]."""
 
 
+@dataclass(frozen=True)
+class Composition:
+    """Prompts that are joined with the one that the sampler passes, each with a weight.
+
+    Attributes:
+        weight: of the sampler's own prompt.
+        others: the weight and the conditioning of each other prompt, B rows.
+    """
+
+    weight: float = 1.0
+    others: tuple[tuple[float, Conditioning], ...] = ()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is only the sampler's own prompt, with weight 1."""
+        return self.weight == 1 and not self.others
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights by branch name."""
+        return {PROMPT: self.weight} | {_joined(i): weight for i, (weight, _) in enumerate(self.others)}
+
+    @property
+    def branches(self) -> dict[str, Conditioning]:
+        """The conditioning of the other prompts by branch name."""
+        return {_joined(i): conditioning for i, (_, conditioning) in enumerate(self.others)}
+
+    def map(self, fn: Callable[[Conditioning], Conditioning]) -> "Composition":
+        """A copy with `fn` applied to the conditioning of each other prompt."""
+        return replace(self, others=tuple((weight, fn(each)) for weight, each in self.others))
+
+
+ALONE = Composition()
+
+
+@dataclass(frozen=True)
+class GuidanceInputs:
+    """What guidance may use besides the denoiser and the negative prompt.
+
+    Attributes:
+        composition: other prompts that are joined with the sampler's.
+    """
+
+    composition: Composition = ALONE
+
+
+NO_INPUTS = GuidanceInputs()
+
+
+def _joined(index: int) -> str:
+    return f"joined prompt {index + 1}"
+
+
 def guide(
     denoiser: Denoiser,
     branches: Mapping[str, Conditioning],
     combine: Combine,
     interval: Interval = EVERYWHERE,
+    composition: Composition = ALONE,
 ) -> Denoiser:
     """A denoiser that combines the predictions of several branches, computed in one call of (N + 1) B rows.
 
@@ -35,9 +91,16 @@ def guide(
         combine: receives the prediction of each branch under its name, and of the prompt under `PROMPT`.
         interval: outside it, the denoiser is called only for the prompt, with B rows. This is faster and often gives
             better images (Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval").
+        composition: `combine` receives the composed prediction under `PROMPT`, of `composed_prediction`; outside the
+            interval it is the result.
     """
+    if not composition.is_plain:
+        every = {**branches, **composition.branches}
+        composed = partial(composed_prediction, composition.weights)
+        guided = guide(denoiser, every, lambda each: combine({**each, PROMPT: composed(each)}))
+        return _inside(interval, guided, guide(denoiser, every, composed))
 
-    def guided(
+    def guided_call(
         latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
     ) -> Tensor:
         num_rows, count = len(conditioning), len(branches) + 1
@@ -45,7 +108,7 @@ def guide(
         output = denoiser(torch.cat([latents] * count), torch.cat([timesteps] * count), together, step=step)
         return combine(dict(zip((*branches, PROMPT), output.chunk(count), strict=True)))
 
-    return _inside(interval, guided, denoiser)
+    return _inside(interval, guided_call, denoiser)
 
 
 def classifier_free_guidance(guidance_scale: float, guidance_rescale: float = 0.0) -> Combine:
@@ -63,21 +126,14 @@ def classifier_free_guidance(guidance_scale: float, guidance_rescale: float = 0.
     return combine
 
 
-def compose(weights: Mapping[str, float], guidance_scale: float) -> Combine:
-    """Composition of prompts, Liu et al. 2022, Eq. 11: negative + sum_i w_i (prediction_i - negative).
+def composed_prediction(weights: Mapping[str, float], predictions: Mapping[str, Tensor]) -> Tensor:
+    """What several prompts predict together, Liu et al. 2022, Eq. 11 with a scale of 1.
 
-    Args:
-        weights: w_i by branch name, relative to the weight of the prompt; a negative weight moves away from a branch.
-        guidance_scale: the weight of the prompt's branch; it multiplies the other weights too.
+    negative + sum_i w_i (prediction_i - negative)
     """
-    shares = {PROMPT: 1.0, **weights}
-
-    def combine(predictions: Mapping[str, Tensor]) -> Tensor:
-        negative = predictions[NEGATIVE]
-        moves = [weight * (predictions[name] - negative) for name, weight in shares.items()]
-        return negative + guidance_scale * torch.stack(moves).sum(dim=0)
-
-    return combine
+    negative = predictions[NEGATIVE]
+    moves = [weight * (predictions[name] - negative) for name, weight in weights.items()]
+    return negative + torch.stack(moves).sum(dim=0)
 
 
 def edit_guidance(no_source: str, text_scale: float, image_scale: float) -> Combine:
@@ -100,12 +156,31 @@ def guide_with_negative(
     guidance_scale: float,
     guidance_rescale: float = 0.0,
     interval: Interval = EVERYWHERE,
+    composition: Composition = ALONE,
 ) -> Denoiser:
-    """Classifier-free guidance with one negative prompt; returns `denoiser` itself for a scale of 1 or less."""
-    if guidance_scale <= 1:
+    """Classifier-free guidance with one negative prompt; `denoiser` itself for a single prompt and a scale up to 1."""
+    if guidance_scale <= 1 and composition.is_plain:
         return denoiser
-    combine = classifier_free_guidance(guidance_scale, guidance_rescale)
-    return guide(denoiser, {NEGATIVE: negative}, combine, interval)
+    combine = classifier_free_guidance(max(guidance_scale, 1.0), guidance_rescale)
+    return guide(denoiser, {NEGATIVE: negative}, combine, interval, composition)
+
+
+def changing_prompts(stages: Sequence[tuple[Denoiser, Conditioning]], stage_of: Sequence[int]) -> Denoiser:
+    """A denoiser for prompts that change during sampling; it replaces the conditioning that the sampler passes.
+
+    Args:
+        stages: a denoiser, with guidance, and the conditioning [B rows] to call it with.
+        stage_of: the stage of each sampling step.
+    """
+
+    def denoiser(
+        latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
+    ) -> Tensor:
+        assert step is not None, "prompts that change need to know the step"
+        current, own = stages[stage_of[step.index]]
+        return current(latents, timesteps, own, step=step)
+
+    return denoiser
 
 
 def rescale_guidance(model_pred: Tensor, positive: Tensor, guidance_rescale: float) -> Tensor:

@@ -57,7 +57,7 @@ class ClipTextEncoder(nn.Module):
             ends = self._chunk_ends(encoded.word_ids(index), num_chunks)
             starts = [0, *ends][: len(ends)]
             chunks = [ids[start:end] for start, end in zip(starts, ends, strict=True)]
-            rows.append([token for chunk in chunks for token in self._complete(chunk)])
+            rows.append([token for chunk in chunks for token in self.complete_chunk(chunk)])
         return torch.tensor(rows, dtype=torch.long)
 
     def embed(self, token_ids: Tensor) -> Conditioning:
@@ -74,20 +74,20 @@ class ClipTextEncoder(nn.Module):
 
     def tokens_read(self, num_chunks: int) -> int:
         """How many tokens of a prompt fit into `num_chunks`, with start and end counted once, as in `count_tokens`."""
-        return num_chunks * self._room + 2
+        return num_chunks * self.room + 2
 
     def count_tokens(self, prompt: str) -> int:
         """How many tokens the whole prompt has in one chunk, start and end included."""
-        return len(self._encode(prompt)["input_ids"]) + 2
+        return len(self.encode_text(prompt)["input_ids"]) + 2
 
     def chunks_needed(self, prompt: str) -> int:
         """How many chunks the whole prompt needs, 1 to `MAX_PROMPT_CHUNKS`; a longer one is cut off in the last."""
-        ends = split_chunks(self._encode(prompt).word_ids(), self._room)
+        ends = split_chunks(self.encode_text(prompt).word_ids(), self.room)
         return max(1, min(len(ends), MAX_PROMPT_CHUNKS))
 
     def truncated_words(self, prompt: str, num_chunks: int = 1) -> str:
         """The end of the prompt that does not fit into `num_chunks`, as it was written; empty if everything fits."""
-        encoded = self._encode(prompt)
+        encoded = self.encode_text(prompt)
         end = self._chunk_ends(encoded.word_ids(), num_chunks)[-1]
         if end == len(encoded["input_ids"]):
             return ""
@@ -95,24 +95,25 @@ class ClipTextEncoder(nn.Module):
         return prompt[start:].strip()
 
     @property
-    def _room(self) -> int:
-        """Tokens per chunk without start and end."""
+    def room(self) -> int:
+        """Tokens of a prompt per chunk, L without start and end."""
         return self.context_length - 2
 
     def _chunk_ends(self, word_ids: Sequence[int | None], num_chunks: int) -> list[int]:
         """Where each of `num_chunks` chunks ends; the last one is filled completely if the prompt is longer."""
-        ends = split_chunks(word_ids, self._room)
+        ends = split_chunks(word_ids, self.room)
         if len(ends) > num_chunks:
             start = ends[num_chunks - 2] if num_chunks > 1 else 0
-            return [*ends[: num_chunks - 1], start + self._room]
+            return [*ends[: num_chunks - 1], start + self.room]
         return ends + [len(word_ids)] * (num_chunks - len(ends))
 
-    def _complete(self, ids: Sequence[int]) -> list[int]:
+    def complete_chunk(self, ids: Sequence[int]) -> list[int]:
         """A chunk's tokens between start and end, padded to the context."""
-        padding = [self.tokenizer.pad_token_id] * (self._room - len(ids))
+        padding = [self.tokenizer.pad_token_id] * (self.room - len(ids))
         return [self.tokenizer.bos_token_id, *ids, self.tokenizer.eos_token_id, *padding]
 
-    def _encode(self, prompt: str) -> Any:
+    def encode_text(self, prompt: str) -> Any:
+        """The tokenizer's encoding of a prompt, without start and end: `input_ids`, `offset_mapping`, `word_ids()`."""
         return self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
 
 

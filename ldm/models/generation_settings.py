@@ -26,6 +26,9 @@ from ldm.errors import UserError, nearest, unknown_name
 
 LARGEST_SEED = 2**63 - 1
 
+PromptWeights = Literal["none", "a1111", "comfy"]
+"""How the weights of words in a prompt are applied; `none` reads brackets as text."""
+
 TEXT_TO_IMAGE = "text-to-image"
 MASKED = ("blended-inpaint", "inpaint")
 FROM_AN_IMAGE = ("image-to-image", *MASKED)
@@ -56,6 +59,7 @@ class Setting:
         metavar: how its value is written in the help, such as `N`; None for a switch.
         model_default: a model may have its own default, in `ldm.json`.
         recorded: the record of an image holds it.
+        recorded_if_changed: the record leaves it out at its default, as records of older versions do.
         tasks: the tasks that it has an effect on, none of which is text-to-image; records of others leave it out.
             Empty for all tasks.
         infotext: its key in A1111's text, or None if it is not part of it.
@@ -65,6 +69,7 @@ class Setting:
     metavar: str | None = None
     model_default: bool = False
     recorded: bool = True
+    recorded_if_changed: bool = False
     tasks: tuple[str, ...] = ()
     infotext: str | None = None
     infotext_value: Callable[[Any], Any] = lambda value: value
@@ -125,6 +130,18 @@ class GenerationSettings(Settings):
     )
     negative_prompt: Annotated[str, Setting("TEXT"), AfterValidator(check_text)] = Field(
         "", description="What the images should not show; needs a guidance scale above 1."
+    )
+    prompt_weights: Annotated[
+        PromptWeights,
+        Setting(
+            recorded_if_changed=True,
+            infotext="Prompt weights",
+            infotext_value=lambda rule: None if rule == "none" else rule,
+        ),
+    ] = Field(
+        "none",
+        description="Read (word:1.3), [word], [from:to:0.5], BREAK and AND in prompts as A1111 does, and apply weights "
+        "as A1111 (a1111) or ComfyUI (comfy) does. none reads brackets as plain text.",
     )
     height: Annotated[int, Setting("PIXELS", model_default=True)] = Field(
         512,
@@ -282,8 +299,17 @@ class GenerationSettings(Settings):
             name: getattr(self, name) for name, setting in settings_of(type(self)) if setting.model_default
         }
 
+    def written(self, task: str = TEXT_TO_IMAGE) -> dict[str, Any]:
+        """`recorded`, without the settings that a record leaves out at their default."""
+        unchanged = {
+            name
+            for name, setting in settings_of(type(self))
+            if setting.recorded_if_changed and getattr(self, name) == type(self).model_fields[name].default
+        }
+        return {name: value for name, value in self.recorded(task).items() if name not in unchanged}
+
     def recorded(self, task: str = TEXT_TO_IMAGE) -> dict[str, Any]:
-        """What the record of an image of a task holds of its settings, ready for JSON."""
+        """The settings that have an effect on an image of a task, ready for JSON."""
         names = {
             name
             for name, setting in settings_of(type(self))

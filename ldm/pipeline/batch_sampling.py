@@ -3,14 +3,15 @@
 Axis letters: B batch, C latent channels, H W pixels, h w latent size.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ldm.diffusion.guidance import Composition, GuidanceInputs, changing_prompts
 from ldm.diffusion.sampling import KnownLatents, denoise
 from ldm.models.engines.feature_reuse import reuse_deep_features
 from ldm.models.engines.openvino_denoiser import OpenVINODenoiser
@@ -18,11 +19,13 @@ from ldm.models.generation_settings import GenerationSettings
 from ldm.models.loading.model import ModelParts
 from ldm.models.vae import KLAutoencoder
 from ldm.noise import image_generators, normal_per_image
-from ldm.pipeline.batches import PlannedBatch
+from ldm.pipeline.batches import PlannedBatch, PromptForm
 from ldm.pipeline.decoding import decode_images
 from ldm.pipeline.input_images import canvas_size, latent_mask
+from ldm.pipeline.prompt_reading import PromptReader, PromptTexts, reader_for
 from ldm.pipeline.settings import check_finite
 from ldm.tasks import encoder_for
+from ldm.tasks.task import with_prompt
 from ldm.types import Conditioning, Denoiser, Step
 
 
@@ -31,6 +34,20 @@ def latent_shape(autoencoder: KLAutoencoder, settings: GenerationSettings) -> tu
     multiple = autoencoder.pixels_per_latent
     height, width = canvas_size(settings.height, settings.width, multiple)
     return autoencoder.num_channels, height // multiple, width // multiple
+
+
+@dataclass(frozen=True)
+class PromptStage:
+    """The embedded prompts of a batch in a part of the sampling.
+
+    Attributes:
+        conditioning: B rows.
+        negative: one row.
+    """
+
+    conditioning: Conditioning
+    negative: Conditioning
+    composition: Composition
 
 
 @dataclass(frozen=True)
@@ -63,8 +80,8 @@ class BatchSampler:
         """
         settings = batch.settings
         images = self._given_images(batch)
-        conditioning = self._conditioning(batch, images)
-        negative = self._embed([settings.negative_prompt], batch.num_chunks)
+        stages, stage_of = self._prompt_stages(batch, images)
+        conditioning = stages[0].conditioning
         generators = image_generators(batch.seeds)
         if noise is None:
             noise = normal_per_image(generators, latent_shape(self.parts.autoencoder, settings))
@@ -74,7 +91,7 @@ class BatchSampler:
             return start
         with self._at_work(self.parts.denoiser):
             for step, latents in denoise(
-                self._guided(batch, conditioning, negative),
+                self._guided(batch, stages, stage_of),
                 batch.plan,
                 noise,
                 conditioning,
@@ -103,9 +120,31 @@ class BatchSampler:
             given[inner] = torch.stack([values[id(each)] for each in rows]).to(self.device)
         return given
 
-    def _conditioning(self, batch: PlannedBatch, images: Mapping[str, Tensor]) -> Conditioning:
+    def _prompt_stages(
+        self, batch: PlannedBatch, images: Mapping[str, Tensor]
+    ) -> tuple[list[PromptStage], list[int]]:
+        """The stages of a batch's prompts, and the stage of each step; prompts that do not change have one."""
+        reader = reader_for(self.parts.text_encoder, batch.settings)
+        num_steps = batch.plan.start + batch.plan.num_steps
+        texts = [reader.at_step(batch.prompts, batch.settings.negative_prompt, i) for i in range(num_steps)]
+        distinct = list(dict.fromkeys(texts[batch.plan.start :] or texts))
+        embedded = [self._embed_stage(reader, each, batch.form) for each in distinct]
+        first = self._conditioning(batch, embedded[0].conditioning, images)  # encodes the images once
+        others = [with_prompt(first, each.conditioning) for each in embedded[1:]]
+        stages = [replace(s, conditioning=c) for s, c in zip(embedded, [first, *others], strict=True)]
+        return stages, [distinct.index(each) if each in distinct else 0 for each in texts]
+
+    def _embed_stage(self, reader: PromptReader, texts: PromptTexts, form: PromptForm) -> PromptStage:
+        with self._at_work(self.parts.text_encoder):
+            prompt, *others = (reader.embed(each, form.num_chunks) for each in texts.composed)
+            negative = reader.embed([texts.negative], form.num_chunks)
+        weight, *weights = form.weights
+        return PromptStage(prompt, negative, Composition(weight, tuple(zip(weights, others, strict=True))))
+
+    def _conditioning(
+        self, batch: PlannedBatch, prompt: Conditioning, images: Mapping[str, Tensor]
+    ) -> Conditioning:
         """The denoiser's inputs besides the latents and the timesteps."""
-        prompt = self._embed(batch.prompts, batch.num_chunks)
         if not images:
             return prompt
         with self._at_work(self.parts.autoencoder):
@@ -135,19 +174,29 @@ class BatchSampler:
         moments = torch.cat([autoencoder.encode(part) for part in parts])
         return autoencoder.scale(moments.chunk(2, dim=1)[0])
 
-    def _guided(self, batch: PlannedBatch, conditioning: Conditioning, negative: Conditioning) -> Denoiser:
+    def _guided(
+        self, batch: PlannedBatch, stages: Sequence[PromptStage], stage_of: Sequence[int]
+    ) -> Denoiser:
         """The denoiser that one sampling calls, made anew for each: it may keep deep features between steps.
 
         Raises:
             UserError: the denoiser cannot reuse its deep features.
         """
         reusing = reuse_deep_features(self.engine or self.parts.denoiser, batch.settings.deep_features_every)
-        return batch.task.guided(reusing, conditioning, negative, batch.settings)
-
-    def _embed(self, prompts: list[str], num_chunks: int) -> Conditioning:
-        with self._at_work(self.parts.text_encoder):
-            embeds: Conditioning = self.parts.text_encoder(prompts, num_chunks)
-        return embeds
+        guided = [
+            batch.task.guided(
+                reusing,
+                stage.conditioning,
+                stage.negative,
+                batch.settings,
+                GuidanceInputs(stage.composition),
+            )
+            for stage in stages
+        ]
+        if len(stages) == 1:
+            return guided[0]
+        conditionings = [stage.conditioning for stage in stages]
+        return changing_prompts(list(zip(guided, conditionings, strict=True)), stage_of)
 
     @contextmanager
     def _at_work(self, module: nn.Module) -> Iterator[None]:

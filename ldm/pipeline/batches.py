@@ -1,6 +1,6 @@
 """Which images prompts ask for, and which of them are made together."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import index
 
@@ -118,25 +118,38 @@ def _checked_seeds(seeds: Sequence[int], prompts: Sequence[Prompt], num_images: 
     return list(map(index, seeds))
 
 
+@dataclass(frozen=True)
+class PromptForm:
+    """What the prompts of a batch must have in common.
+
+    Attributes:
+        num_chunks: of the prompts, the negative one included. A shorter prompt would have to be padded, which changes
+            its image.
+        weights: of the prompts that AND joins; (1,) without AND.
+    """
+
+    num_chunks: int = 1
+    weights: tuple[float, ...] = (1.0,)
+
+
 def plan_batches(
-    images: Batch, batch_size: int, num_chunks: Callable[[ImageRequest], int] = lambda image: 1
+    images: Batch, batch_size: int, form: Callable[[ImageRequest], Hashable] = lambda image: PromptForm()
 ) -> list[Batch]:
     """Divide images into batches of at most `batch_size`, each of images of the same kind.
 
     The batches depend on the images alone, so they are the same for any number of processes.
 
     Args:
-        num_chunks: of an image's prompt. Images of different counts are never in one batch: the shorter prompt would
-            have to be padded, which changes its image.
+        form: of an image's prompt. Images of different forms are never in one batch.
 
     Raises:
         UserError: `batch_size` is below 1.
     """
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}", "it must be at least 1")
-    alike: dict[tuple[Kind, int], list[ImageRequest]] = {}
+    alike: dict[tuple[Kind, Hashable], list[ImageRequest]] = {}
     for image in images:
-        alike.setdefault((image.kind, num_chunks(image)), []).append(image)
+        alike.setdefault((image.kind, form(image)), []).append(image)
     return [part for same in alike.values() for part in split(same, batch_size)]
 
 
@@ -152,14 +165,14 @@ class PlannedBatch:
     Attributes:
         settings: all settings, none of them left open.
         task: what the model does with the images given.
-        num_chunks: of the prompts, the negative one included.
+        form: of the prompts.
         plan: of the sampler, shared by all batches with the same settings.
     """
 
     images: Batch
     settings: GenerationSettings
     task: Task
-    num_chunks: int
+    form: PromptForm
     plan: SamplingPlan
 
     @property

@@ -41,6 +41,7 @@ from ldm.pipeline.batches import (
     ImageRequest,
     Kind,
     PlannedBatch,
+    PromptForm,
     halved,
     list_images,
     plan_batches,
@@ -51,6 +52,7 @@ from ldm.pipeline.input_images import (
     GivenImage,
     pair_inputs,
 )
+from ldm.pipeline.prompt_reading import reader_for
 from ldm.pipeline.record import INPUTS_VERSION, ImageRecord
 from ldm.pipeline.settings import (
     Generation,
@@ -318,22 +320,23 @@ class Pipeline:
             prompts[image.kind].append(image.prompt)
         for kind, full in completed.items():
             check_image_fits(self.denoiser, full.height, full.width, self.autoencoder.pixels_per_latent)
-            warn_unused(prompts[kind], full, self.text_encoder.truncated_words)
+            reader = reader_for(self.text_encoder, full)
+            warn_unused(prompts[kind], full, reader.truncated_words)
             self._warn_replaced(full, is_chosen=self._given_karras(kind[0]) is not None)
-            warn_of_prompts(prompts[kind])
+            warn_of_prompts([*prompts[kind], full.negative_prompt], reads_weights=reader.rule is not None)
             warn_of_settings(full, self.defaults)
             if latents is not None:
                 check_latents(latents, (len(images), *latent_shape(self.autoencoder, full)))
         tasks = {kind: self._task(kind) for kind in completed}
         plans = {kind: self._sampling_plan(full, tasks[kind]) for kind, full in completed.items()}
 
-        def num_chunks(image: ImageRequest) -> int:
-            return self._num_chunks(image.prompt, completed[image.kind])
+        def form(image: ImageRequest) -> PromptForm:
+            return self._prompt_form(image.prompt, completed[image.kind])
 
         return [
-            PlannedBatch(batch, completed[kind], tasks[kind], num_chunks(batch[0]), plans[kind])
+            PlannedBatch(batch, completed[kind], tasks[kind], form(batch[0]), plans[kind])
             for group in groups
-            for batch in plan_batches(group, batch_size, num_chunks)
+            for batch in plan_batches(group, batch_size, form)
             for kind in (batch[0].kind,)
         ]
 
@@ -377,10 +380,14 @@ class Pipeline:
         start = first_step(settings.strength, steps) if task.start.image else 0
         return plan_sampling(scheduler, steps, start=start)
 
-    def _num_chunks(self, prompt: str, settings: GenerationSettings) -> int:
-        """The chunks that an image's prompt needs, and the negative prompt if it is used."""
-        used = [prompt, settings.negative_prompt] if settings.guidance_scale > 1 else [prompt]
-        return min(max(map(self.text_encoder.chunks_needed, used)), settings.max_prompt_chunks)
+    def _prompt_form(self, prompt: str, settings: GenerationSettings) -> PromptForm:
+        """The chunks that an image's prompt needs, and the negative prompt if it is used; and what AND joins."""
+        reader = reader_for(self.text_encoder, settings)
+        weights = reader.weights(prompt)
+        is_guided = settings.guidance_scale > 1 or weights != (1.0,)
+        used = [prompt, settings.negative_prompt] if is_guided else [prompt]
+        num_chunks = min(max(map(reader.chunks_needed, used)), settings.max_prompt_chunks)
+        return PromptForm(num_chunks, weights)
 
     def _finished(
         self,

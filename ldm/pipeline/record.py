@@ -86,7 +86,7 @@ class ImageRecord(Settings):
         """The record as one flat object, ready for JSON, with the settings among the other keys."""
         left_out = {name for name in OPTIONAL if not getattr(self, name) and getattr(self, name) != 0}
         left_out |= {name for name in SWITCHES if not getattr(self, name)}
-        flat = self.model_dump(mode="json", exclude={"settings", *left_out}) | self.settings.recorded(
+        flat = self.model_dump(mode="json", exclude={"settings", *left_out}) | self.settings.written(
             self.task or TEXT_TO_IMAGE
         )
         return with_public_names(flat)

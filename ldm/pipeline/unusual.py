@@ -16,15 +16,19 @@ _LORA_TAG = re.compile(r"<(lora|lyco|hypernet):[^<>]+>")
 _WEIGHT = re.compile(r"\([^()]*:\s*[-+]?\d*\.?\d+\s*\)")
 
 
-def warn_of_prompts(prompts: Iterable[str]) -> None:
-    """Warn of syntax of other programs, which is read as plain words here."""
+def warn_of_prompts(prompts: Iterable[str], *, reads_weights: bool = False) -> None:
+    """Warn of syntax of other programs, which is read as plain words here.
+
+    Args:
+        reads_weights: weights in prompts are not plain words.
+    """
     for prompt in dict.fromkeys(prompts):
         if tag := _LORA_TAG.search(prompt):
             warn(
                 f"{tag[0]} in a prompt is read as words: give LoRAs with --lora FILE:WEIGHT (loras= in Python)"
             )
-        if weight := _WEIGHT.search(prompt):
-            warn(f"{weight[0]} in a prompt is read as words: weights in prompts are not supported")
+        if not reads_weights and (weight := _WEIGHT.search(prompt)):
+            warn(f"{weight[0]} in a prompt is read as words: --prompt-weights a1111 reads it as a weight")
 
 
 def warn_of_settings(settings: GenerationSettings, defaults: GenerationSettings) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ldm.data.captions import dropout_draw
 from ldm.data.sample import ImageInput, SampleDraw, TaskInputs
-from ldm.diffusion.guidance import NEGATIVE, edit_guidance, guide
+from ldm.diffusion.guidance import NEGATIVE, NO_INPUTS, GuidanceInputs, edit_guidance, guide
 from ldm.models.generation_settings import GenerationSettings
 from ldm.tasks.task import Encode, TrainingInputs, with_prompt
 from ldm.tasks.text_to_image import TextToImage
@@ -69,10 +69,12 @@ class Edit(TextToImage):
         conditioning: Conditioning,
         negative: Conditioning,
         settings: GenerationSettings,
+        inputs: GuidanceInputs = NO_INPUTS,
     ) -> Denoiser:
         """Guidance towards the instruction and towards the source, each with its own scale."""
         text_scale, image_scale = settings.guidance_scale, settings.image_guidance_scale
-        if text_scale == image_scale == 1:
+        composition = inputs.composition.map(lambda prompt: with_prompt(conditioning, prompt))
+        if text_scale == image_scale == 1 and composition.is_plain:
             return denoiser
         with_source = with_prompt(conditioning, negative)
         assert with_source.concat is not None
@@ -81,4 +83,4 @@ class Edit(TextToImage):
             NEGATIVE: with_source,
         }
         combine = edit_guidance(NO_SOURCE, text_scale, image_scale)
-        return guide(denoiser, branches, combine, settings.guidance_interval)
+        return guide(denoiser, branches, combine, settings.guidance_interval, composition)

@@ -10,6 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ldm.data.sample import TaskInputs
+from ldm.diffusion.guidance import NO_INPUTS, GuidanceInputs
 from ldm.models.generation_settings import GenerationSettings
 from ldm.models.vae import KLAutoencoder
 from ldm.types import Conditioning, Denoiser
@@ -132,12 +133,14 @@ class Task(Protocol):
         conditioning: Conditioning,
         negative: Conditioning,
         settings: GenerationSettings,
+        inputs: GuidanceInputs = NO_INPUTS,
     ) -> Denoiser:
         """The denoiser with the guidance of the settings.
 
         Args:
             conditioning: of the prompts, from `generation_conditioning`.
             negative: the encoded negative prompt, one row.
+            inputs: what else guidance uses; joined prompts have the text alone, B rows each.
         """
         ...
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ldm.data.sample import NO_INPUTS, TaskInputs
-from ldm.diffusion.guidance import guide_with_negative
+from ldm.diffusion.guidance import NO_INPUTS as NO_GUIDANCE_INPUTS
+from ldm.diffusion.guidance import GuidanceInputs, guide_with_negative
 from ldm.models.generation_settings import GenerationSettings
 from ldm.tasks.task import FROM_NOISE, Encode, Start, TrainingInputs, with_prompt
 from ldm.types import Conditioning, Denoiser
@@ -44,6 +45,7 @@ class TextToImage:
         conditioning: Conditioning,
         negative: Conditioning,
         settings: GenerationSettings,
+        inputs: GuidanceInputs = NO_GUIDANCE_INPUTS,
     ) -> Denoiser:
         """Classifier-free guidance; the images are the same for the negative prompt."""
         return guide_with_negative(
@@ -52,4 +54,5 @@ class TextToImage:
             settings.guidance_scale,
             settings.guidance_rescale,
             settings.guidance_interval,
+            inputs.composition.map(lambda prompt: with_prompt(conditioning, prompt)),
         )

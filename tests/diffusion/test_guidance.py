@@ -10,8 +10,8 @@ from ldm.diffusion.guidance import (
     NEGATIVE,
     PROMPT,
     Combine,
+    Composition,
     classifier_free_guidance,
-    compose,
     guide,
     guide_with_negative,
 )
@@ -75,13 +75,23 @@ def test_three_branches_are_linear_in_both_scales() -> None:
 
 
 def test_composed_prompts_are_a_weighted_sum() -> None:
-    branches = {NEGATIVE: conditioning(0.0), "second": conditioning(2.0), "third": conditioning(4.0)}
-    guided = guide(denoiser, branches, compose({"second": 0.5, "third": -0.25}, guidance_scale=3.0))
+    others = ((0.5, conditioning(2.0)), (-0.25, conditioning(4.0)))
+    composition = Composition(1.0, others)
+    guided = guide_with_negative(denoiser, conditioning(0.0), 3.0, composition=composition)
     found = guided(LATENTS, TIMESTEPS, conditioning(3.0, 1.0))
     first = torch.sin(LATENTS * torch.tensor([3.0, 1.0]).view(-1, 1, 1, 1))
     # the negative branch predicts sin(0) = 0
     by_hand = 3.0 * (first + 0.5 * torch.sin(2.0 * LATENTS) - 0.25 * torch.sin(4.0 * LATENTS))
     torch.testing.assert_close(found, by_hand, rtol=1e-5, atol=1e-5)
+    for scale in (0.0, 1.0):  # without guidance, and outside its interval, the prompts are joined too
+        alone = guide_with_negative(denoiser, conditioning(0.0), scale, composition=composition)
+        outside = guide_with_negative(
+            denoiser, conditioning(0.0), 3.0, interval=(0.5, 1.0), composition=composition
+        )
+        torch.testing.assert_close(alone(LATENTS, TIMESTEPS, conditioning(3.0, 1.0)), by_hand / 3)
+        early = Step(0, 0, 500.0, 1.0, 0.0)
+        joined = outside(LATENTS, TIMESTEPS, conditioning(3.0, 1.0), step=early)
+        torch.testing.assert_close(joined, by_hand / 3)
 
 
 def test_all_branches_go_through_the_denoiser_in_one_call() -> None:

@@ -44,6 +44,7 @@ def test_a_jsonl_file_has_settings_a_line(tmp_path: Path) -> None:
         "scheduler": "euler",
         "karras": False,
         "max_prompt_chunks": 2,
+        "prompt_weights": "comfy",
         "height": 16,
         "width": 24,
     }
@@ -221,7 +222,7 @@ def test_prompts_with_other_seeds_and_numbers_of_images_share_batches_too() -> N
 def test_images_with_prompts_of_different_lengths_share_no_batch() -> None:
     def batches(lengths: list[int]) -> list[list[int]]:
         images = list_images([Prompt("x" * length) for length in lengths]) if lengths else []
-        planned = plan_batches(images, 2, num_chunks=lambda image: len(image.prompt))
+        planned = plan_batches(images, 2, form=lambda image: len(image.prompt))
         return [[image.number - 1 for image in batch] for batch in planned]
 
     assert batches([1] * 5) == [[0, 1], [2, 3], [4]]
