@@ -14,7 +14,7 @@ from ldm.export.export_source import ExportSource
 from ldm.export.formats.exporter import exporter_of
 from ldm.export.model_files import CARD, REPORT
 from ldm.export.verify.compare import NotVerified, Verdict
-from ldm.io.files import file_entry, write_json
+from ldm.io.files import MANIFEST, file_entry, write_json
 from ldm.io.folders import new_folder, replace_folder, write_index
 from ldm.io.ownership import check_replaceable, is_ours, numbered
 from ldm.io.redaction import private_names, public_file_name
@@ -61,6 +61,7 @@ def export(
             raise _set_aside(temporary, dest, "could not be verified", error) from error
         except UserError as error:
             raise _set_aside(temporary, dest, "failed verification", error) from error
+        (temporary / MANIFEST).unlink(missing_ok=True)  # of the saved model; export.json lists the files
         report = _report(source, options, temporary, verdicts)
         write_json(temporary / REPORT, report)
         if bad := [verdict for verdict in verdicts if not verdict.passed]:

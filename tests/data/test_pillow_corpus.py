@@ -26,7 +26,7 @@ PROGRAM = """
 import json, resource, sys
 from pathlib import Path
 from ldm.data.masks import AlphaMask
-from ldm.data.sample import Facts, FileImage, Sample
+from ldm.data.sample import ImageInfo, FileImage, Sample
 from ldm.data.survey import survey
 from ldm.errors import UserError
 
@@ -37,8 +37,8 @@ paths = sorted(path for path in root.rglob("*") if path.is_file())
 samples = [Sample(path.relative_to(root).as_posix(), FileImage(path), ("x",)) for path in paths]
 outcomes = {}
 for name, outcome in survey(samples, None).items():
-    outcomes[name] = [outcome.width, outcome.height] if isinstance(outcome, Facts) else outcome.reason
-    if isinstance(outcome, Facts):
+    outcomes[name] = [outcome.width, outcome.height] if isinstance(outcome, ImageInfo) else outcome.reason
+    if isinstance(outcome, ImageInfo):
         AlphaMask(FileImage(root / name)).read()
 print(json.dumps(outcomes))
 """

@@ -8,10 +8,15 @@ import torch
 from huggingface_hub import constants
 
 from ldm.errors import UserError
+from ldm.export.artefact import export
+from ldm.export.export_options import ExportOptions
+from ldm.export.export_source import load_source
 from ldm.export.hub.upload import push_folder
 from ldm.io.files import sha256_file, write_json, write_tensors
+from ldm.pipeline.pipeline import Pipeline
 from tests.support.hub_server import TOKEN, HubServer
 from tests.support.hub_store import Repository
+from tests.support.tiny_models import make_sd1
 from tests.support.tiny_push import SENT, given_folder, given_hub, make_folder  # noqa: F401  # fixtures
 
 
@@ -24,6 +29,21 @@ def test_a_folder_arrives_complete_and_private(hub: HubServer, folder: Path) -> 
     assert report.revision == hub.store.repositories["ann/model"].refs["main"]
     assert report.url == f"{hub.url}/ann/model/commit/{report.revision}"
     assert len(hub.asked("POST", "/commit/")) == 1
+
+
+def test_what_export_writes_is_sent_whole(hub: HubServer, tmp_path: Path) -> None:
+    Pipeline(make_sd1(tmp_path / "tokenizer")).save(tmp_path / "model")
+    export(load_source(str(tmp_path / "model")), tmp_path / "dest", ExportOptions(num_samples=0))
+    report = push_folder(tmp_path / "dest", "ann/model")
+    sent = {path.relative_to(tmp_path / "dest").as_posix() for path in (tmp_path / "dest").rglob("*.*")}
+    assert {file.name for file in report.files} == sent and "manifest.json" not in sent
+
+
+def test_an_export_that_lists_the_index_of_its_model_is_sent(hub: HubServer, tmp_path: Path) -> None:
+    made = make_folder(tmp_path / "model")
+    write_json(made / "export.json", {"files": {"manifest.json": {"sha256": "0" * 64, "size_bytes": 2}}})
+    push_folder(made, "ann/model")
+    assert "export.json" in hub.store.files("ann/model")
 
 
 def test_the_token_is_sent_to_the_hub_only(hub: HubServer, folder: Path) -> None:

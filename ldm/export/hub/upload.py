@@ -16,6 +16,7 @@ from ldm.export.hub.failures import Failure, Say, reported_in_one_line, with_ret
 from ldm.export.hub.leaks import scan
 from ldm.export.hub.outgoing import Outgoing, OutgoingFile, list_outgoing
 from ldm.export.model_files import REPORT
+from ldm.io.files import MANIFEST
 from ldm.io.json_files import read_object
 from ldm.io.redaction import private_names
 from ldm.version import __version__
@@ -235,6 +236,8 @@ def _check_against_report(folder: Path, hashes: Mapping[str, tuple[str, str]]) -
     """
     verified = read_object(folder / REPORT).get("files", {}) if REPORT in hashes else {}
     for name, entry in verified.items():
+        if name == MANIFEST:  # some exports list the index of the saved model, which is not sent
+            continue
         if name not in hashes:
             raise UserError(
                 f"{folder / name} is listed in {REPORT} but cannot be sent", "export the model again"
