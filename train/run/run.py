@@ -1,7 +1,6 @@
 """What every program shares around its model and data: the run's directory and devices, and the training loop."""
 
 import os
-import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from ldm.data.fingerprint import Fingerprint
 from ldm.data.order import BatchOrder, steps_per_epoch
 from ldm.data.streaming import StreamOrder
 from ldm.io.files import disk_errors
+from ldm.io.messages import say_warning
 from ldm.io.progress import work_bar
 
 from ..loop.averages import WeightAverages
@@ -107,7 +107,7 @@ class Run:
     def warn(self, what: str) -> None:
         """One line on stderr, from the main process."""
         if self.main:
-            print(f"warning: {what}", file=sys.stderr)
+            say_warning(what)
 
     @contextmanager
     def progress(self, doing: str, unit: str, total: int) -> Iterator[Callable[[int], None]]:

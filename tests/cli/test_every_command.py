@@ -1,4 +1,7 @@
-"""A signal at several places of every command that writes or checks something: one line, and nothing half-written."""
+"""What holds for every command that writes or checks something.
+
+A signal at any place ends it in one line, with nothing half-written. --json prints one object, --quiet nothing.
+"""
 
 import json
 import re
@@ -31,11 +34,8 @@ from tests.support.tiny_runs import write_squares
 from tests.support.tiny_single_file import make_narrow_sd1
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-pytestmark = [
-    # a file may be opened just before the signal, and closed by the interpreter
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore:.* does not say what it predicts"),
-]
+# a file may be opened just before the signal, and closed by the interpreter
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 COMMANDS = {
     "export": ["export", "RUN/pipeline", "made", "--num-samples", "1"],
@@ -47,6 +47,7 @@ COMMANDS = {
     "import": ["import", "FILE", "made"],
     "data check": ["data", "check", "DATA", "--report", "made", "--fix-list", "made.csv"],
     "init": ["init", "DATA", "--base", "RUN/pipeline", "--output", "made.yaml"],
+    "data prune": ["data", "prune", "--max-gb", "1"],
     "info": ["info", "RUN/pipeline"],
 }
 
@@ -87,11 +88,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         signal.signal(number, handler)
 
 
+def words_of(name: str, given: dict[str, str]) -> list[str]:
+    return [re.sub(r"^[A-Z]+", lambda found: given[found[0]], word) for word in COMMANDS[name]]
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_signal_at_any_place_ends_a_command_in_one_line(
     name: str, given: dict[str, str], hub: HubServer
 ) -> None:
-    words = [re.sub(r"^[A-Z]+", lambda found: given[found[0]], word) for word in COMMANDS[name]]
+    words = words_of(name, given)
 
     def run() -> tuple[int, str]:
         remove_made(hub)
@@ -109,6 +114,35 @@ def test_a_signal_at_any_place_ends_a_command_in_one_line(
         check_made(hub)
     assert run()[0] == 0
     assert not [path for path in Path().rglob(".*") if path.name.startswith((".tmp-", ".old-"))]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_json_prints_one_object_and_quiet_prints_nothing(
+    name: str, given: dict[str, str], hub: HubServer
+) -> None:
+    words = words_of(name, given)
+    for options in (["--json"], ["--json", "--quiet"], ["--quiet"]):
+        remove_made(hub)
+        done = CliRunner().invoke(app, [*words, *options])
+        assert done.exit_code == 0, done.output
+        if "--json" in options:
+            assert isinstance(json.loads(done.stdout), dict)
+        else:
+            assert done.stdout == ""
+        if "--quiet" in options:
+            assert done.stderr == ""
+
+
+def test_quiet_hides_warnings_and_not_errors(given: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*options: str) -> str:
+        done = CliRunner().invoke(app, ["import", given["FILE"], "taken/dest", *options])
+        assert done.exit_code == 2
+        return done.stderr
+
+    Path("taken").touch()
+    told = run()
+    assert told.startswith("warning: m.safetensors does not say") and told.count("\n") == 2
+    assert run("--quiet").startswith("error: ")
 
 
 def check_made(hub: HubServer) -> None:
