@@ -125,25 +125,18 @@ def export(
         num_samples=num_samples,
         overwrite=overwrite,
     )
+    sending: dict[str, Any] = {"public": public, "create_pr": create_pr, "revision": revision, "yes": yes}
     if push_to_hub is not None:
         from ldm.export.hub.upload import check_repo_id
 
         check_repo_id(push_to_hub)  # before minutes of work
     else:
-        _refuse_unsent(public=public, create_pr=create_pr, revision=revision, yes=yes)
+        _refuse_unsent(**sending)
     facts = _export(source, weights, dest, options, printer)
     if push_to_hub is not None:
         from ldm.cli.push import send
 
-        facts["pushed"] = send(
-            dest,
-            push_to_hub,
-            printer,
-            public=public,
-            create_pr=create_pr,
-            revision=revision,
-            yes=yes,
-        )
+        facts["pushed"] = send(dest, push_to_hub, printer, **sending)
     printer.result(facts)
 
 

@@ -9,7 +9,6 @@ import hashlib
 import os
 import pickle
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -160,6 +159,7 @@ def _start() -> "subprocess.Popen[bytes]":
         [sys.executable, "-m", "ldm.data.decode_apart"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C in a terminal does not reach it
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     )
 
@@ -184,8 +184,7 @@ def _feed(
 
 
 def main() -> None:
-    """Decode what comes on standard input until it ends. Ctrl-C is the parent's business."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Decode what comes on standard input until it ends."""
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get between the results
     seen: dict[str, ImageInfo] = {}

@@ -26,7 +26,7 @@ from ..loop.optim import make_optimizer
 from ..loop.processes import Processes, num_processes_on_this_machine, processes_of
 from ..loop.sharding import shard
 from ..loop.state import TrainState
-from ..loop.steps import train_steps
+from ..loop.steps import StepRecord, train_steps
 from ..settings.shared import TrainSettings
 from .after_steps import AfterSteps, Preview, PreviewStopped, Validate
 from .checkpoints import (
@@ -194,19 +194,33 @@ class Run:
                 validate=validate,
                 save=self._save,
             )
-            # the training loop: `steps` makes one optimizer step at a time
-            while not after_step.finished and (record := next(steps, None)):
-                if streamed:
-                    state.stream = streamed.state_after(state.step)
-                signal = stop.agreed(self.processes)
-                after_step(record, stopping=bool(signal))
-                if not signal and after_step.previewing.due(record.step, self.settings.num_steps):
-                    signal = stop.agreed(self.processes)  # it may have arrived during the preview
-                if signal:
-                    after_step.save_now(record.step)
-                    raise Interrupted(signal, state.step)
+            self._train_steps(steps, after_step, state, streamed, stop)
         state.to_whole()  # not undone: the main process alone writes the result
         return state
+
+    def _train_steps(
+        self,
+        steps: Iterator[StepRecord],
+        after_step: AfterSteps,
+        state: TrainState,
+        streamed: StreamOrder | None,
+        stop: StopSignal,
+    ) -> None:
+        """The training loop: `steps` makes one optimizer step at a time.
+
+        Raises:
+            Interrupted: a signal arrived; a checkpoint was written.
+        """
+        while not after_step.finished and (record := next(steps, None)):
+            if streamed:
+                state.stream = streamed.state_after(state.step)
+            signal = stop.agreed(self.processes)
+            after_step(record, stopping=bool(signal))
+            if not signal and after_step.previewing.due(record.step, self.settings.num_steps):
+                signal = stop.agreed(self.processes)  # it may have arrived during the preview
+            if signal:
+                after_step.save_now(record.step)
+                raise Interrupted(signal, state.step)
 
     def start(self, module: nn.Module) -> TrainState:
         """The state that training starts from: new, forked, or of the newest undamaged checkpoint."""
