@@ -9,6 +9,7 @@ import hashlib
 import os
 import pickle
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -184,7 +185,8 @@ def _feed(
 
 
 def main() -> None:
-    """Decode what comes on standard input until it ends."""
+    """Decode what comes on standard input until it ends. Ctrl-C is the parent's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get between the results
     seen: dict[str, ImageInfo] = {}
