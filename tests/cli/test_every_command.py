@@ -39,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 COMMANDS = {
     "export": ["export", "RUN/pipeline", "made", "--num-samples", "1"],
-    "verify": ["verify", "RUN/pipeline"],
+    "verify": ["verify", "RUN/pipeline", "--no-draw"],
     "push": ["push", "FOLDER", "ann/model", "--yes"],
     "push --dry-run": ["push", "FOLDER", "ann/model", "--dry-run"],
     "plot": ["plot", "CURVES", "--output", "made.png"],
@@ -88,49 +88,30 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def words_of(name: str, given: dict[str, str]) -> list[str]:
-    return [re.sub(r"^[A-Z]+", lambda found: given[found[0]], word) for word in COMMANDS[name]]
-
-
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_signal_at_any_place_ends_a_command_in_one_line(
-    name: str, given: dict[str, str], hub: HubServer
-) -> None:
-    words = words_of(name, given)
+def test_json_quiet_and_a_signal_at_any_place(name: str, given: dict[str, str], hub: HubServer) -> None:
+    words = [re.sub(r"^[A-Z]+", lambda found: given[found[0]], word) for word in COMMANDS[name]]
 
-    def run() -> tuple[int, str]:
-        remove_made(hub)
-        done = CliRunner().invoke(app, words)
-        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-        return done.exit_code, done.stderr
-
-    assert run()[0] == 0  # it imports what it needs
-    places = places_of(run)
-    for index, number in enumerate(SIGNALS):
-        chosen = places[(2 * index + 1) * len(places) // (2 * len(SIGNALS))]
-        code, said = signalled_at(chosen, number, run)
-        assert code == (130 if number == signal.SIGINT else 143), (chosen, said)
-        assert said.splitlines()[-1] == "stopped" and "Traceback" not in said, (chosen, said)
-        check_made(hub)
-    assert run()[0] == 0
-    assert not [path for path in Path().rglob(".*") if path.name.startswith((".tmp-", ".old-"))]
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_json_prints_one_object_and_quiet_prints_nothing(
-    name: str, given: dict[str, str], hub: HubServer
-) -> None:
-    words = words_of(name, given)
-    for options in (["--json"], ["--json", "--quiet"], ["--quiet"]):
+    def run(*options: str) -> tuple[int, str, str]:
         remove_made(hub)
         done = CliRunner().invoke(app, [*words, *options])
-        assert done.exit_code == 0, done.output
-        if "--json" in options:
-            assert isinstance(json.loads(done.stdout), dict)
-        else:
-            assert done.stdout == ""
-        if "--quiet" in options:
-            assert done.stderr == ""
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        return done.exit_code, done.stdout, done.stderr
+
+    code, printed, said = run("--json", "--quiet")
+    assert (code, said) == (0, "")
+    assert isinstance(json.loads(printed), dict)
+    places, quiet = places_of(lambda: run("--quiet"))
+    assert quiet == (0, "", "")
+    for index, number in enumerate(SIGNALS):
+        place = places[(2 * index + 1) * len(places) // (2 * len(SIGNALS))]
+        code, _, said = signalled_at(place, number, run)
+        assert code == (130 if number == signal.SIGINT else 143), (place, said)
+        assert said.splitlines()[-1] == "stopped" and "Traceback" not in said, (place, said)
+        check_made(hub)
+    code, printed, _ = run()
+    assert code == 0 and printed
+    assert not [path for path in Path().rglob(".*") if path.name.startswith((".tmp-", ".old-"))]
 
 
 def test_quiet_hides_warnings_and_not_errors(given: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

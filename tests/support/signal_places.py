@@ -20,29 +20,29 @@ Place = tuple[str, str]
 Result = TypeVar("Result")
 
 
-def places_of(work: Callable[[], Any]) -> list[Place]:
-    """The functions of ours that some work calls, in the order of their first calls."""
+def places_of(work: Callable[[], Result]) -> tuple[list[Place], Result]:
+    """The functions of ours that some work calls, in the order of their first calls; and what it returns."""
     found: dict[Place, None] = {}
 
-    def note(place: Place, event: str) -> bool:
-        if event == "call" and not place[1].startswith("<"):
+    def note(place: Place) -> bool:
+        if not place[1].startswith("<"):
             found[place] = None
         return False
 
-    _profiled(work, note, 0)
-    return list(found)
+    result = _traced(work, note, 0)
+    return list(found), result
 
 
 def signalled_at(place: Place, number: int, work: Callable[[], Result]) -> Result:
     """What some work returns if a signal arrives as it first calls a function."""
     reached = False
 
-    def arrived(here: Place, event: str) -> bool:
+    def arrived(here: Place) -> bool:
         nonlocal reached
-        reached = event == "call" and here == place
+        reached = here == place
         return reached
 
-    result = _profiled(work, arrived, number)
+    result = _traced(work, arrived, number)
     assert reached, f"{place} was not called"
     return result
 
@@ -50,31 +50,48 @@ def signalled_at(place: Place, number: int, work: Callable[[], Result]) -> Resul
 def signalled_at_call(ordinal: int, number: int, work: Callable[[], Any]) -> bool:
     """Whether some work makes so many calls. A signal arrives at the last: as our function begins or another ends."""
     left = ordinal
-
-    def arrived(here: Place, event: str) -> bool:
-        nonlocal left
-        left -= 1
-        return left == 0
-
-    _profiled(work, arrived, number)
-    return left <= 0
-
-
-def _profiled(work: Callable[[], Result], arrived: Callable[[Place, str], bool], number: int) -> Result:
-    outside = signal.getsignal(signal.SIGTERM)
+    ready = _readiness()
 
     def profile(frame: FrameType, event: str, argument: Any) -> None:
-        file = frame.f_code.co_filename
-        if event not in ("call", "c_return") or not file.startswith(OURS) or file.endswith(MECHANISM):
-            return
-        if signal.getsignal(signal.SIGTERM) is outside:
-            return
-        if arrived((file.removeprefix(OURS), frame.f_code.co_name), event):
-            sys.setprofile(None)
-            signal.raise_signal(number)
+        nonlocal left
+        if event in ("call", "c_return") and _is_ours(frame) and ready():
+            left -= 1
+            if left == 0:
+                sys.setprofile(None)
+                signal.raise_signal(number)
 
     sys.setprofile(profile)
     try:
-        return work()
+        work()
     finally:
         sys.setprofile(None)
+    return left <= 0
+
+
+def _traced(work: Callable[[], Result], arrived: Callable[[Place], bool], number: int) -> Result:
+    """Send a signal at the first call that `arrived` accepts."""
+    ready = _readiness()
+
+    def trace(frame: FrameType, event: str, argument: Any) -> None:
+        if _is_ours(frame) and ready():
+            code = frame.f_code
+            if arrived((code.co_filename.removeprefix(OURS), code.co_name)):
+                sys.settrace(None)
+                signal.raise_signal(number)
+
+    sys.settrace(trace)
+    try:
+        return work()
+    finally:
+        sys.settrace(None)
+
+
+def _is_ours(frame: FrameType) -> bool:
+    file = frame.f_code.co_filename
+    return file.startswith(OURS) and not file.endswith(MECHANISM)
+
+
+def _readiness() -> Callable[[], bool]:
+    """Whether something else handles signals than at the time of this call."""
+    outside = signal.getsignal(signal.SIGTERM)
+    return lambda: signal.getsignal(signal.SIGTERM) is not outside
