@@ -9,6 +9,8 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from types import FrameType
 
@@ -24,10 +26,10 @@ from ldm.export.formats.single_file import write_single_file
 from ldm.export.verify import readers
 from ldm.io.ownership import check_replaceable
 from ldm.models.loading.model import save_parts
-from tests.cli.test_cli_ema import walk
-from tests.cli.test_plot import rows_of, write_run
 from tests.support.hub_server import HubServer
 from tests.support.signal_places import places_of, signalled_at
+from tests.support.tiny_averages import walk
+from tests.support.tiny_curves import rows_of, write_run
 from tests.support.tiny_models import make_sd1
 from tests.support.tiny_push import SENT, given_hub, make_folder  # noqa: F401  # a fixture
 from tests.support.tiny_runs import write_squares
@@ -80,12 +82,17 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("LDM_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    # the reader runs in this process, which has diffusers loaded already
-    monkeypatch.setattr(ldm.export.verify.compare, "_run", lambda task, _: readers.main([str(task)]))
+    monkeypatch.setattr(ldm.export.verify.compare, "_run", read_here)
     former = [(number, signal.signal(number, fail)) for number in SIGNALS]
     yield
     for number, handler in former:
         signal.signal(number, handler)
+
+
+def read_here(task: Path, reader: str) -> None:
+    """Run the reader of an export in this process, which has diffusers loaded already; what it says is not shown."""
+    with redirect_stderr(StringIO()):
+        readers.main([str(task)])
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -72,7 +72,9 @@ def test_an_option_with_a_huge_number_is_refused(option: str, number: int) -> No
     assert option in refused("a", option, number)
 
 
-@pytest.mark.parametrize("asked", [["a", "--height", 8192, "--width", 8192], ["--reproduce", "a.png"]])
+@pytest.mark.parametrize(
+    "asked", [["a", "--height", 8192, "--width", 8192], ["--reproduce", "a.png", "--model", "emoji"]]
+)
 def test_an_image_beyond_the_memory_is_refused_with_both_amounts(
     asked: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
