@@ -12,6 +12,7 @@ from ldm.errors import UserError
 from ldm.generation.reproduce import read_original
 from ldm.models.generation_settings import GenerationSettings
 from ldm.models.loading import source as model_source
+from ldm.models.loading.folder import weights_hash
 from ldm.pipeline.batches import Prompt, list_images
 from ldm.pipeline.record import ImageRecord, write_png
 from tests.support.tiny_generate import save_model
@@ -76,9 +77,9 @@ def test_an_option_with_a_huge_number_is_refused(option: str, number: int) -> No
     "asked", [["a", "--height", 8192, "--width", 8192], ["--reproduce", "a.png", "--model", "emoji"]]
 )
 def test_an_image_beyond_the_memory_is_refused_with_both_amounts(
-    asked: list[Any], monkeypatch: pytest.MonkeyPatch
+    asked: list[Any], model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(height=8192, width=8192)
+    write(height=8192, width=8192, weights_hash=weights_hash(model))
     monkeypatch.setattr("ldm.io.memory.free_memory_bytes", lambda: 1e9)
     line = refused(*asked)
     assert "8192 x 8192" in line and "1.0 GB" in line

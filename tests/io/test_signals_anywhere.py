@@ -65,6 +65,7 @@ def test_what_is_written_is_whole_and_nothing_stays_behind(work: Callable[[], No
         warnings.simplefilter("error", LdmWarning)  # nothing of ours is taken for another's
         while signalled_at_call(ordinal, signal.SIGTERM, run):
             ordinal += 1
+            assert ordinal < 1000, "each call leaves more behind"
             assert made.exists() == existed
             if work is write_folder:
                 assert manifest_fault(made) is None and (made / "b.txt").read_text() == "b"
