@@ -23,6 +23,7 @@ from ldm.evaluation.metrics import recall_at
 from ldm.io.files import write_json
 from ldm.io.folders import new_folder
 from ldm.io.images import image_grid, tensor_to_images
+from ldm.io.messages import say_warning
 from ldm.io.png import write_chunks
 from ldm.models.clip_conversion import ClipShape, make_open_clip, to_transformers
 from ldm.models.clip_vocabulary import (
@@ -139,7 +140,7 @@ def warn_of_long_captions(tokenizer: Any, captions: Sequence[str]) -> None:
     cut = [text for text in captions if len(tokenizer(text, verbose=False)["input_ids"]) > limit]
     if cut:
         what = f"{len(cut)} captions are cut to model.context_length = {limit} tokens"
-        print(f"warning: {what}, for instance {cut[0]!r}", file=sys.stderr)
+        say_warning(f"{what}, for instance {cut[0]!r}")
 
 
 def train(settings: TextEncoderSettings) -> None:

@@ -23,7 +23,6 @@ from ldm.cli.generate import generate
 from ldm.cli.import_model import import_model
 from ldm.cli.info import info
 from ldm.cli.init import init
-from ldm.cli.messages import say_error
 from ldm.cli.plot import plot
 from ldm.cli.push import push
 from ldm.cli.schema import schema
@@ -32,6 +31,7 @@ from ldm.cli.verify import verify
 from ldm.errors import UserError, nearest
 from ldm.io.files import FULL
 from ldm.io.memory import memory_fault
+from ldm.io.messages import own_warnings, say_error
 from ldm.io.standard_streams import discard_output
 from ldm.io.stopping import StopAtOnce, stopping
 from ldm.version import __version__
@@ -57,7 +57,7 @@ class Commands(TyperGroup):
     def _run(self, *args: Any, **options: Any) -> int:
         options["standalone_mode"] = False  # otherwise typer prints errors itself, over several lines
         try:
-            with stopping() as self.stop:
+            with stopping() as self.stop, own_warnings():
                 code = int(super().main(*args, **options) or 0)
             # typer ends with 130 and no word, if a signal comes while it reads the command line
             return self._say_stopped("stopped") if code == 130 and not self.stop.told else code

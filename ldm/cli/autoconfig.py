@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field, PositiveInt
 
-from ldm.cli.messages import say_warning
-from ldm.errors import UserError
+from ldm.errors import UserError, warn
 
 if TYPE_CHECKING:
     from ldm.data.prepare import DataSettings, Prepared
@@ -144,7 +143,9 @@ def describe_base(base: str) -> BaseFacts:
     )
 
 
-def survey_reading(reading: "Reading", *, rehash: bool = False) -> "dict[str, ImageInfo | Refusal]":
+def survey_reading(
+    reading: "Reading", *, rehash: bool = False, quiet: bool = False
+) -> "dict[str, ImageInfo | Refusal]":
     """Decode every image that is not in the index, with a progress bar; the results are added to the index."""
     from ldm.data.cache.cache_folder import cache_root
     from ldm.data.image_index import ImageIndex
@@ -153,15 +154,13 @@ def survey_reading(reading: "Reading", *, rehash: bool = False) -> "dict[str, Im
 
     image_index = ImageIndex(cache_root(), rehash=rehash)
     try:
-        with work_bar("image") as bar:
+        with work_bar("image", hidden=quiet) as bar:
             return survey(reading.samples, image_index, on_progress=bar.show)
     finally:  # what was read before Ctrl-C is kept, too
         try:
             image_index.save()
         except UserError as error:  # the results are valid even if they cannot be saved
-            say_warning(
-                f"{error.what}: the images will be read again; set LDM_CACHE_DIR to a writable folder"
-            )
+            warn(f"{error.what}: the images will be read again; set LDM_CACHE_DIR to a writable folder")
 
 
 def describe_data(
@@ -170,6 +169,7 @@ def describe_data(
     *,
     missing: "MissingCaption" = "error",
     max_bad_fraction: float | None = None,
+    quiet: bool = False,
 ) -> DataFacts:
     """Read every image, choose a size, and place and split the images as the run will.
 
@@ -187,7 +187,7 @@ def describe_data(
     from ldm.data.sources.reading import SourceSettings, read_sources
 
     reading = read_sources([validate(SourceSettings, source, "ldm init")], missing=missing)
-    facts = survey_reading(reading)
+    facts = survey_reading(reading, quiet=quiet)
     images = [each for each in facts.values() if isinstance(each, ImageInfo)]
     num_others = sum(_has_other_shape(each, model) for each in images)
     limit = {} if max_bad_fraction is None else {"max_bad_fraction": max_bad_fraction}

@@ -1,18 +1,19 @@
 """`ldm data`: check captioned images before training, and prune the cache."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ldm.cli.messages import count
+from ldm.cli.printer import Printer, reporting
 from ldm.errors import UserError
+from ldm.io.messages import count
 
 if TYPE_CHECKING:
     from ldm.data.buckets import Placement
+    from ldm.data.cache.prune import Pruned
     from ldm.data.sample import ImageInfo, Refusal
 
 BUCKET_MULTIPLE = 64
@@ -99,8 +100,6 @@ MaxGb = Annotated[
     typer.Option(min=0, metavar="X", help="Remove the least recently used files until X gigabytes are left."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be removed, and remove nothing.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only, and no summary.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with numbers as numbers, instead of text.")]
 CacheFolder = Annotated[
     Path | None,
     typer.Option(
@@ -117,6 +116,7 @@ def data() -> None:
 
 
 @data_app.command()
+@reporting
 def check(
     path: DataPath,
     report: Report = None,
@@ -132,8 +132,8 @@ def check(
     missing_captions: MissingCaptions = "error",
     fix_list: FixList = None,
     rehash: Rehash = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    *,
+    printer: Printer,
 ) -> None:
     """Read images and captions as training would, and summarise them.
 
@@ -157,23 +157,20 @@ def check(
     if base and size:
         _refuse_multiple(size, base.multiple, base.name)
     reading = read_sources([source], missing=missing_captions, tolerant=True)
-    facts = survey_reading(reading, rehash=rehash)
+    facts = survey_reading(reading, rehash=rehash, quiet=printer.quiet)
     multiple = base.multiple if base else BUCKET_MULTIPLE
     placements = _place(facts, size, multiple, buckets, upscale) if size else None
     tokens = (base.count_tokens, base.context_length) if base else (None, None)
     found = make_report(reading, facts, placements, *tokens)
     for line in refusal_lines(found, reading):
         typer.echo(line, err=True)
-    if as_json:
-        typer.echo(json.dumps(asdict(found), indent=2, ensure_ascii=False))
-    elif not quiet:
-        typer.echo("\n".join(summary_lines(path, found, reading, ignored_files(source))))
+    printer.result(asdict(found), *summary_lines(path, found, reading, ignored_files(source)))
     if report is not None:
         _, page = write_report(found, report, reading.samples)
-        typer.echo(f"report: {page}", err=as_json)
+        printer.lines(f"report: {page}")
     if fix_list is not None:
         write_fix_list(fix_list, reading, facts, placements or {})
-        typer.echo(f"what to do: {fix_list}", err=as_json)
+        printer.lines(f"what to do: {fix_list}")
     if found.num_refused:
         what = f"{found.num_refused} of {count(found.num_found, 'image')} cannot be used"
         raise UserError(what, _way_on(found.num_refused, fix_list))
@@ -186,12 +183,14 @@ def _way_on(num_refused: int, fix_list: Path | None) -> str:
 
 
 @data_app.command()
+@reporting
 def prune(
     older_than_days: OlderThanDays = None,
     max_gb: MaxGb = None,
     dry_run: DryRun = False,
     folder: CacheFolder = None,
-    as_json: AsJson = False,
+    *,
+    printer: Printer,
 ) -> None:
     """Remove files from the cache.
 
@@ -208,22 +207,21 @@ def prune(
         )
     if older_than_days is None and max_gb is None:
         limit = "damaged files and leftovers of killed runs"
-        typer.echo(f"note: without --older-than-days or --max-gb only {limit} are removed", err=True)
+        printer.note(f"note: without --older-than-days or --max-gb only {limit} are removed")
     max_bytes = None if max_gb is None else int(max_gb * 1e9)
     gone = prune_cache(root, older_than_days=older_than_days, max_bytes=max_bytes, dry_run=dry_run)
-    if as_json:
-        facts = {"cache": str(root), "dry_run": dry_run, **asdict(gone), "removed_bytes": gone.removed_bytes}
-        typer.echo(json.dumps(facts, indent=2, default=str))
-        return
+    facts = {"cache": str(root), "dry_run": dry_run, **asdict(gone), "removed_bytes": gone.removed_bytes}
+    printer.result(facts, *_prune_lines(root, gone, dry_run))
+
+
+def _prune_lines(root: Path, gone: "Pruned", dry_run: bool) -> Iterator[str]:
     for file in gone.removed:
-        typer.echo(
+        yield (
             f"{file.path}: {file.size_bytes / 1e6:.1f} MB, unused for {count(round(file.unused_days), 'day')}"
         )
     verb = "would be removed" if dry_run else "removed"
     kept = f"{gone.kept_bytes / 1e9:.3f} GB {'would stay' if dry_run else 'left'}"
-    typer.echo(
-        f"{root}: {count(len(gone.removed), 'file')}, {gone.removed_bytes / 1e9:.3f} GB {verb}, {kept}"
-    )
+    yield f"{root}: {count(len(gone.removed), 'file')}, {gone.removed_bytes / 1e9:.3f} GB {verb}, {kept}"
 
 
 def _refuse_places(report: Path | None, fix_list: Path | None, path: str) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from ldm.cli.messages import count, shown
+from ldm.io.messages import count, shown
 
 if TYPE_CHECKING:
     from ldm.data.report.contents import DataReport

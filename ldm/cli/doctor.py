@@ -1,6 +1,5 @@
 """`ldm doctor`: whether the packages that this program needs are installed and load."""
 
-import json
 import os
 import platform
 import sys
@@ -10,10 +9,9 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from ldm.cli.printer import Printer, reporting
 from ldm.errors import UserError
 from ldm.io.files import free_bytes
 from ldm.version import __version__
@@ -60,11 +58,8 @@ OPTIONAL = {
 """Optional packages: the name to import, and what they are for."""
 
 
-def doctor(
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON, with numbers as numbers, instead of text.")
-    ] = False,
-) -> None:
+@reporting
+def doctor(*, printer: Printer) -> None:
     """Check the installed packages, and describe this computer.
 
     On each device a small attention is computed with each kernel, so the kernels listed are those that work.
@@ -72,7 +67,7 @@ def doctor(
     Exit code 2 if a required package does not load.
     """
     facts = examine()
-    typer.echo(json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts)))
+    printer.result(facts, *_lines(facts))
     if broken := _broken(facts["packages"]):
         raise UserError(f"{', '.join(broken)} cannot be loaded", "install the versions in constraints.txt")
 

@@ -1,14 +1,13 @@
 """`ldm ema`: the average of the weights with any width, rebuilt from the snapshots of a training run."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ldm.cli.messages import say_warning
-from ldm.errors import UserError
+from ldm.cli.printer import Printer, reporting
+from ldm.errors import UserError, warn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 FILE = "averages.safetensors"
 
 
+@reporting
 def ema(
     run: Annotated[
         Path,
@@ -32,9 +32,8 @@ def ema(
         Path | None,
         typer.Option("--output", help="Where to write the model. Default: RUN/pipeline-width-WIDTH."),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON, with numbers as numbers, instead of text.")
-    ] = False,
+    *,
+    printer: Printer,
 ) -> None:
     """Write a model with the average of a run's weights, for any width.
 
@@ -63,7 +62,7 @@ def ema(
         "num_averages": len(snapshots),
         "residual": float(rebuilding.residual),
     }
-    typer.echo(json.dumps(facts, indent=2) if as_json else text)
+    printer.result(facts, text)
 
 
 def _check_folders(pipeline: Path, output: Path) -> None:
@@ -87,7 +86,7 @@ def _find_snapshots(folder: Path) -> "dict[Snapshot, Path]":
     found: dict[Snapshot, Path] = {}
     for path in sorted(folder.glob("step-*")):
         if fault := manifest_fault(path):
-            say_warning(f"{fault}; this snapshot is skipped")
+            warn(f"{fault}; this snapshot is skipped")
             continue
         with open_tensors(path / FILE) as file:
             widths = {split_name(stored)[0] for stored in file.keys()}  # noqa: SIM118  # it is not a dict

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ldm.cli.printer import Printer, reporting
 from ldm.errors import UserError
 from ldm.export.formats.formats import FORMATS
 
@@ -82,6 +83,7 @@ Revision = Annotated[
 Yes = Annotated[bool, typer.Option("--yes", help="With --push-to-hub: do not ask before sending.")]
 
 
+@reporting
 def export(
     source: Source,
     dest: Dest,
@@ -100,6 +102,8 @@ def export(
     create_pr: CreatePr = False,
     revision: Revision = None,
     yes: Yes = False,
+    *,
+    printer: Printer,
 ) -> None:
     """Write a model for other programs, and verify that they read it.
 
@@ -121,17 +125,19 @@ def export(
         num_samples=num_samples,
         overwrite=overwrite,
     )
+    sending: dict[str, Any] = {"public": public, "create_pr": create_pr, "revision": revision, "yes": yes}
     if push_to_hub is not None:
         from ldm.export.hub.upload import check_repo_id
 
         check_repo_id(push_to_hub)  # before minutes of work
     else:
-        _refuse_unsent(public=public, create_pr=create_pr, revision=revision, yes=yes)
-    _export(source, weights, dest, options)
+        _refuse_unsent(**sending)
+    facts = _export(source, weights, dest, options, printer)
     if push_to_hub is not None:
         from ldm.cli.push import send
 
-        send(dest, push_to_hub, public=public, create_pr=create_pr, revision=revision, yes=yes)
+        facts["pushed"] = send(dest, push_to_hub, printer, **sending)
+    printer.result(facts)
 
 
 def _refuse_unsent(**given: Any) -> None:
@@ -144,7 +150,10 @@ def _refuse_unsent(**given: Any) -> None:
             )
 
 
-def _export(source: str, weights: str | None, dest: Path, options: "ExportOptions") -> None:
+def _export(
+    source: str, weights: str | None, dest: Path, options: "ExportOptions", printer: Printer
+) -> dict[str, Any]:
+    """Write the export and print its folder; returns the facts for JSON."""
     from ldm.cli.checkpoint import model_of
     from ldm.export.artefact import export as write_export
     from ldm.export.export_source import load_source
@@ -157,7 +166,12 @@ def _export(source: str, weights: str | None, dest: Path, options: "ExportOption
         raise UserError(f"{dest} exists already", "choose another folder, or add --overwrite")
     with model_of(source, weights) as (folder, more):
         found = load_source(folder, **more)
-        report = write_export(found, dest, options, say=lambda line: typer.echo(line, err=True))
+        report = write_export(found, dest, options, say=printer.note)
     for verdict in report.verdicts:
-        typer.echo(verdict, err=True)
-    typer.echo(dest)
+        printer.note(str(verdict))
+    printer.lines(dest)
+    return {
+        "output": str(dest),
+        "format": options.format,
+        "verified": [each.to_dict() for each in report.verdicts],
+    }

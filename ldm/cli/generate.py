@@ -10,9 +10,9 @@ import typer
 
 from ldm.cli import options
 from ldm.cli.generate_processes import count_of, make_in_processes
-from ldm.cli.messages import own_warnings, say_warning
 from ldm.errors import UserError
 from ldm.io.collector import collector_paused
+from ldm.io.messages import own_warnings, say_warning
 from ldm.models.generation_settings import GenerationSettings, parse_settings, spell_out
 
 if TYPE_CHECKING:

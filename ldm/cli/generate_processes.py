@@ -13,8 +13,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import typer
 
-from ldm.cli.messages import own_warnings, say_warning
 from ldm.errors import UserError
+from ldm.io.messages import own_warnings, say_error, say_warning
 
 if TYPE_CHECKING:
     from ldm.cli.processes import Failure
@@ -167,7 +167,7 @@ def main(folder: Path, rank: int, num_processes: int) -> int:
         with (folder / report_name(rank)).open("ab") as stream:
             _make(folder, rank, num_processes, Report(stream))
     except UserError as error:
-        print("error: " + " ".join(str(error).split("\n")), file=sys.stderr)
+        say_error(str(error))
         return 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

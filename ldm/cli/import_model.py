@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ldm.cli import options
+from ldm.cli.printer import Printer, reporting
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
     from ldm.models.parts import ModelParts
 
 
+@reporting
 def import_model(
     file: Annotated[
         Path,
@@ -37,6 +39,8 @@ def import_model(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace DEST if this program wrote it.")
     ] = False,
+    *,
+    printer: Printer,
 ) -> None:
     """Convert a model in one file to a folder in the diffusers layout.
 
@@ -59,7 +63,7 @@ def import_model(
     parts = _load(file, allow_pickle, prediction_type, vae=vae, base=base)
     provenance = {"imported_from": file.name, "sha256": sha256_file(file)}
     save_parts(parts, dest, dtype=DTYPES[dtype], provenance=provenance, replace=overwrite)
-    typer.echo(dest)
+    printer.result({"output": str(dest), **provenance}, dest)
 
 
 def _load(
@@ -75,7 +79,6 @@ def _load(
     Raises:
         UserError: the file does not exist, is of another kind, or does not contain a model.
     """
-    from ldm.cli.messages import own_warnings
     from ldm.models.loading.folder import PICKLES
     from ldm.models.loading.model import load_parts
     from ldm.models.loading.original_file import load_single_file
@@ -92,16 +95,15 @@ def _load(
         raise UserError(
             f"{file} is a pickle, which can contain code", "add --allow-pickle to take only its tensors"
         )
-    with own_warnings():
-        given: dict[str, Any] = {
-            "prediction_type": prediction_type,
-            "vae": load_autoencoder(Path(vae).expanduser()) if vae else None,
-            "base": load_parts(base) if base else None,
-        }
-        if file.suffix == ".safetensors":
-            return load_single_file(file, **given)
-        with unpickled(file) as safetensors:
-            try:
-                return load_single_file(safetensors, **given, beside=file)
-            except UserError as error:  # names the temporary file
-                raise UserError(error.what.replace(str(safetensors), str(file)), error.hint) from error
+    given: dict[str, Any] = {
+        "prediction_type": prediction_type,
+        "vae": load_autoencoder(Path(vae).expanduser()) if vae else None,
+        "base": load_parts(base) if base else None,
+    }
+    if file.suffix == ".safetensors":
+        return load_single_file(file, **given)
+    with unpickled(file) as safetensors:
+        try:
+            return load_single_file(safetensors, **given, beside=file)
+        except UserError as error:  # names the temporary file
+            raise UserError(error.what.replace(str(safetensors), str(file)), error.hint) from error

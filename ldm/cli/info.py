@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ldm.cli.messages import visible, visible_json
+from ldm.cli.printer import Printer, reporting
+from ldm.io.messages import visible
 
 if TYPE_CHECKING:
     from ldm.pipeline.pipeline import Pipeline
 
 
+@reporting
 def info(
     model: Annotated[
         str,
@@ -28,9 +30,8 @@ def info(
             help="List the tensors of any safetensors file, or of those in any folder: name, type and shape.",
         ),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON, with numbers as numbers, instead of text.")
-    ] = False,
+    *,
+    printer: Printer,
 ) -> None:
     """Describe a model, or say how an image was made.
 
@@ -41,8 +42,7 @@ def info(
         from ldm.cli.info_tensors import describe_tensors, tensor_lines
 
         listed = describe_tensors(model)
-        typer.echo(visible_json(listed) if as_json else "\n".join(map(visible, tensor_lines(listed))))
-        return
+        return printer.result(listed, *map(visible, tensor_lines(listed)))
     is_file = Path(model).is_file() and not model.endswith(".safetensors")
     if model.lower().endswith(".png") or is_file:
         from ldm.pipeline.record import read_settings
@@ -54,12 +54,9 @@ def info(
 
         facts = describe_model(load_pipeline(model, device="cpu"))
         rows = dict(_model_rows(facts))
-    if as_json:
-        typer.echo(visible_json(facts))
-        return
     lines = {visible(key): visible(str(value)) for key, value in rows.items()}
     width = max(map(len, lines), default=0) + 2
-    typer.echo("\n".join(f"{key + ':':{width}}{value}" for key, value in lines.items()))
+    printer.result(facts, *(f"{key + ':':{width}}{value}" for key, value in lines.items()))
 
 
 def describe_model(pipeline: "Pipeline") -> dict[str, Any]:

@@ -5,8 +5,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ldm.cli.messages import count, shown
 from ldm.errors import UserError
+from ldm.io.messages import count, shown
 from ldm.io.safetensors_header import read_header
 
 

@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from ldm.cli.printer import Printer, reporting
 from ldm.errors import UserError
 
 
+@reporting
 def plot(
     runs: Annotated[
         list[Path],
@@ -22,6 +24,8 @@ def plot(
             show_default=False,
         ),
     ] = None,
+    *,
+    printer: Printer,
 ) -> None:
     """Draw the curves of training runs into a PNG.
 
@@ -40,7 +44,7 @@ def plot(
     output = _free_output(output, runs[0])
     names = run_names(runs)
     draw_curves({name: read_metrics(run) for name, run in zip(names, runs, strict=True)}, output)
-    typer.echo(output)
+    printer.result({"output": str(output), "runs": [str(run) for run in runs]}, output)
 
 
 def _free_output(output: Path | None, run: Path) -> Path:

@@ -1,14 +1,15 @@
 """`ldm push`: sends a model's folder to the Hugging Face Hub."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ldm.cli.printer import Printer, reporting
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
-    from ldm.export.hub.leaks import Leak
     from ldm.export.hub.outgoing import Outgoing
 
 Public = Annotated[
@@ -26,6 +27,7 @@ Revision = Annotated[
 Yes = Annotated[bool, typer.Option("--yes", help="Send without asking.")]
 
 
+@reporting
 def push(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="A model's folder, as `ldm export` writes it.")
@@ -38,6 +40,8 @@ def push(
         bool, typer.Option("--dry-run", help="List the files with their sizes, and send nothing.")
     ] = False,
     yes: Yes = False,
+    *,
+    printer: Printer,
 ) -> None:
     """Send a model to the Hugging Face Hub, and check that it arrived intact.
 
@@ -49,20 +53,23 @@ def push(
 
     check_repo_id(repo_id)
     if dry_run:
-        return _show(folder, repo_id)
-    send(folder, repo_id, public=public, create_pr=create_pr, revision=revision, yes=yes)
+        return _show(folder, repo_id, printer)
+    printer.result(
+        send(folder, repo_id, printer, public=public, create_pr=create_pr, revision=revision, yes=yes)
+    )
 
 
 def send(
     folder: Path,
     repo_id: str,
+    printer: Printer,
     *,
     public: bool = False,
     create_pr: bool = False,
     revision: str | None = None,
     yes: bool = False,
-) -> None:
-    """Send a folder, after asking unless `yes`, and print the result.
+) -> dict[str, Any]:
+    """Send a folder, after asking unless `yes`, and print the result; returns the facts for JSON.
 
     Raises:
         UserError: the folder must not be sent, or the Hub refuses it.
@@ -80,13 +87,20 @@ def send(
         public=public,
         create_pr=create_pr,
         revision=revision,
-        say=lambda line: typer.echo(f"note: {line}", err=True),
+        say=lambda line: printer.note(f"note: {line}"),
     )
     if public and report.is_private:
-        typer.echo(f"note: {repo_id} was already private and stays private", err=True)
+        printer.note(f"note: {repo_id} was already private and stays private")
     if others := [name for name in report.others if name != ".gitattributes"]:
-        typer.echo(f"note: {repo_id} also has older files: {', '.join(others)}", err=True)
-    typer.echo(f"{report.url}: {_amount(outgoing)}, arrived intact")
+        printer.note(f"note: {repo_id} also has older files: {', '.join(others)}")
+    printer.lines(f"{report.url}: {_amount(outgoing)}, arrived intact")
+    return {
+        "url": report.url,
+        "revision": report.revision,
+        "is_private": report.is_private,
+        "files": _sizes(outgoing),
+        "older_files": others,
+    }
 
 
 def _ask(question: str) -> None:
@@ -103,7 +117,7 @@ def _ask(question: str) -> None:
         raise typer.Exit(1)
 
 
-def _show(folder: Path, repo_id: str) -> None:
+def _show(folder: Path, repo_id: str, printer: Printer) -> None:
     """List the files that would be sent, and those that would not.
 
     Raises:
@@ -114,19 +128,28 @@ def _show(folder: Path, repo_id: str) -> None:
     from ldm.io.redaction import private_names
 
     outgoing = list_outgoing(folder)
-    for file in outgoing.files:
-        typer.echo(f"{_size(file.size_bytes):>10}  {file.name}")
-    for name in outgoing.left_out:
-        typer.echo(f"{'left out':>10}  {name}")
-    typer.echo(f"{_size(outgoing.size_bytes):>10}  in {len(outgoing.files)} files; nothing was sent")
-    _print_leaks(scan(outgoing.files, names=private_names(repo_id)))
-
-
-def _print_leaks(leaks: "list[Leak]") -> None:
+    printer.lines(
+        *(f"{_size(file.size_bytes):>10}  {file.name}" for file in outgoing.files),
+        *(f"{'left out':>10}  {name}" for name in outgoing.left_out),
+        f"{_size(outgoing.size_bytes):>10}  in {len(outgoing.files)} files; nothing was sent",
+    )
+    leaks = scan(outgoing.files, names=private_names(repo_id))
+    printer.result(
+        {
+            "files": _sizes(outgoing),
+            "left_out": list(outgoing.left_out),
+            "size_bytes": outgoing.size_bytes,
+            "private": [asdict(leak) for leak in leaks],
+        }
+    )
     for leak in leaks:
-        typer.echo(f"private: {leak}", err=True)
+        typer.echo(f"private: {leak}", err=True)  # a part of the error
     if leaks:
         raise UserError(f"{len(leaks)} private things were found", "remove them, or export the model again")
+
+
+def _sizes(outgoing: "Outgoing") -> list[dict[str, Any]]:
+    return [{"name": file.name, "size_bytes": file.size_bytes} for file in outgoing.files]
 
 
 def _amount(outgoing: "Outgoing") -> str:

@@ -51,7 +51,13 @@ def _printed(program: str | None) -> str:
 
     home = find_home()
     command = [sys.executable, "-m", f"{home.package}.settings.schema", *([program] if program else [])]
-    done = subprocess.run(command, env=home.environment(os.environ), stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        command,
+        env=home.environment(os.environ),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C in a terminal does not reach it
+    )
     if done.returncode:
         raise typer.Exit(done.returncode)
     return done.stdout.rstrip("\n")

@@ -9,47 +9,53 @@ from typing import Annotated
 
 import typer
 
+Config = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONFIG",
+        help="A YAML file whose `program:` is autoencoder, text_encoder or denoiser, or the name of a bundled "
+        "one, such as emoji/denoiser.",
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE...",
+        help="Settings that override the file's, such as optim.learning_rate=2e-4 data.path=photos.",
+    ),
+]
+NumProcesses = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Split each step's samples over this many processes, one per GPU. The result is the same as with "
+        "one process.",
+    ),
+]
+Fork = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="NEW_DIR",
+        help="Start a new run in NEW_DIR from the weights of the configuration's run. Its settings may differ.",
+    ),
+]
+Plan = Annotated[
+    bool,
+    typer.Option(
+        "--plan",
+        help="Train nothing; print what the run would do and cost: samples, steps and parameters, and memory, "
+        "time and disk measured on a few real steps. Only for the program denoiser.",
+    ),
+]
+
 
 def train(
-    config: Annotated[
-        str,
-        typer.Argument(
-            metavar="CONFIG",
-            help="A YAML file whose `program:` is autoencoder, text_encoder or denoiser, or the name of a bundled "
-            "one, such as emoji/denoiser.",
-        ),
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE...",
-            help="Settings that override the file's, such as optim.learning_rate=2e-4 data.path=photos.",
-        ),
-    ] = None,
-    num_processes: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Split each step's samples over this many processes, one per GPU. The result is the same as with "
-            "one process.",
-        ),
-    ] = 1,
-    fork: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="NEW_DIR",
-            help="Start a new run in NEW_DIR from the weights of the configuration's run. Its settings may differ.",
-        ),
-    ] = None,
-    plan: Annotated[
-        bool,
-        typer.Option(
-            "--plan",
-            help="Train nothing; print what the run would do and cost: samples, steps and parameters, and memory, "
-            "time and disk measured on a few real steps. Only for the program denoiser.",
-        ),
-    ] = False,
+    config: Config,
+    overrides: Overrides = None,
+    num_processes: NumProcesses = 1,
+    fork: Fork = None,
+    plan: Plan = False,
 ) -> None:
     """Train a model, or resume where the same command stopped.
 

@@ -1,13 +1,16 @@
 """`ldm verify`: checks that a model is complete and harmless, and that other libraries read it as we do."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ldm.cli.printer import Printer, reporting
 from ldm.errors import UserError
 
 
+@reporting
 def verify(
     path: Annotated[
         Path,
@@ -23,6 +26,8 @@ def verify(
             "--draw/--no-draw", help="Also draw an image with the library that others use, and compare."
         ),
     ] = True,
+    *,
+    printer: Printer,
 ) -> None:
     """Check a model's files without running anything, then compare it with what other libraries make of it.
 
@@ -36,16 +41,21 @@ def verify(
     if not path.exists() and str(path) in EMBEDDED:
         path = EMBEDDED[str(path)]
     findings = inspect_folder(path)
-    for finding in findings:
-        typer.echo(finding)
+    printer.lines(*findings)
+    facts: dict[str, Any] = {"findings": [asdict(finding) for finding in findings], "verdict": None}
     if bad := sum(finding.severity == "error" for finding in findings):
+        printer.result(facts)
         faults, they = ("faults", "they are") if bad > 1 else ("fault", "it is")
         raise UserError(f"{path} has {bad} {faults}", f"do not use it until {they} fixed")
     if not draw:
-        return
+        return printer.result(facts)
     from ldm.export.verify.check import check
 
-    verdict = check(path, base)
-    typer.echo(verdict)
+    try:
+        verdict = check(path, base)
+    except UserError:
+        printer.result(facts)
+        raise
+    printer.result(facts | {"verdict": verdict.to_dict()}, verdict)
     if not verdict.passed:
         raise UserError(f"{verdict.reader} gets another image from {path}", "do not share it")

@@ -160,6 +160,7 @@ def _start() -> "subprocess.Popen[bytes]":
         [sys.executable, "-m", "ldm.data.decode_apart"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C in a terminal does not reach it
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     )
 

@@ -11,7 +11,16 @@ from pathlib import Path
 from ldm.errors import UserError
 from ldm.io.files import disk_errors, unwritable, write_manifest
 from ldm.io.ownership import INDEXES, NOBODYS, listed_files, remove_written
-from ldm.io.temporary import NAME, Temporary, abandoned, locked, remove_temporary, temporary_in
+from ldm.io.stopping import deferring_signals
+from ldm.io.temporary import (
+    NAME,
+    Temporary,
+    abandoned,
+    locked,
+    remove_temporary,
+    remove_whole,
+    temporary_in,
+)
 
 NOT_MOVABLE = (errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES)
 """The errors of renaming a mount point, or a folder of another user."""
@@ -53,14 +62,14 @@ def new_folder(dest: Path, *, replace: bool = False, manifest: bool = True) -> I
                     raise UserError(f"{dest} exists by now", "choose another place or move it away")
                 _move_into(temporary, place, in_place)
             finally:
-                shutil.rmtree(temporary.path, ignore_errors=True)
+                remove_whole(temporary.path)
 
 
 def replace_folder(made: Path, dest: Path) -> None:
     """Move a finished folder to `dest`, on the same disk, replacing what this program wrote there."""
     remove_abandoned(dest)
     temporary = temporary_in(dest.parent, dest.name)
-    with locked(temporary):
+    with locked(temporary), deferring_signals():
         _swap(Temporary(made, temporary.old, temporary.lock), dest)
 
 
@@ -100,7 +109,8 @@ def _open_to_readers(folder: Path) -> None:
 def _move_into(temporary: Temporary, dest: Path, in_place: bool) -> None:
     if not in_place:
         try:
-            return _swap(temporary, dest)
+            with deferring_signals():
+                return _swap(temporary, dest)
         except OSError as error:
             if error.errno not in NOT_MOVABLE or not dest.is_dir():
                 raise
@@ -134,10 +144,11 @@ def _fill(temporary: Temporary, dest: Path) -> None:
             shutil.move(path, dest / path.name)
         flush_folder(dest)
     except BaseException:
-        with suppress(OSError):
+        with deferring_signals(), suppress(OSError):
             _undo(temporary.path, old, dest)
         raise
-    remove_written(old, kept=dest / "replaced")
+    with deferring_signals():
+        remove_written(old, kept=dest / "replaced")
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -189,6 +200,11 @@ def is_mount(folder: Path) -> bool:
 
 def remove_abandoned(dest: Path) -> None:
     """Remove what killed calls of `new_folder` for `dest` left, and put back what they had moved aside."""
+    with deferring_signals():
+        _remove_abandoned(dest)
+
+
+def _remove_abandoned(dest: Path) -> None:
     for left in abandoned(dest.parent, dest.name):
         if os.path.lexists(left.old) and not os.path.lexists(dest):
             left.old.rename(dest)

@@ -6,6 +6,7 @@ digits, and any type where an object is expected.
 
 import json
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def parse_json(text: str | bytes, *, once: bool = False) -> Any:
     if _LARGE_NUMBER.search(text):  # parsing is much faster without these two
         numbers = {"parse_int": _integer, "parse_float": _fraction}
     try:
-        value = json.loads(text, object_pairs_hook=_each_once if once else None, **numbers)
+        value = json.loads(text, object_pairs_hook=each_once if once else None, **numbers)
     except RecursionError:
         raise ValueError(f"it is nested more than {MAX_DEPTH} deep") from None
     if num_brackets > MAX_DEPTH:
@@ -81,7 +82,12 @@ def _fraction(digits: str) -> float:
     return value
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def each_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """An object without duplicate names, of which two readers could take different values: `object_pairs_hook`.
+
+    Raises:
+        TwiceError: a name occurs twice.
+    """
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:

@@ -138,11 +138,13 @@ def remove_written(folder: Path, kept: Path | None = None) -> None:
             return
         listed = listed_files(folder)
         foreign = [name for name in _names(folder) if not _is_known(name, listed)]
+        # the list goes last, so that a call that is killed here leaves no files that look foreign
+        ours = sorted(set(_names(folder)).difference(foreign), key=lambda name: name in INDEXES)
+        for name in ours:
+            (folder / name).unlink()
         if not foreign:
             shutil.rmtree(folder)
             return
-        for name in [name for name in _names(folder) if name not in foreign]:
-            (folder / name).unlink()
         _remove_empty(folder)
         _keep(folder, kept or folder, f"contained {foreign[0]}, which this program did not write")
     except OSError as error:

@@ -8,12 +8,13 @@ the rest    the tensors one after another, without a gap and without an overlap
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ldm.errors import UserError
+from ldm.io.json_files import each_once
 from ldm.io.opening import open_file
 
 MAX_HEADER_BYTES = 16 * 2**20
@@ -108,21 +109,11 @@ def _parse(raw: bytes) -> dict[str, Any]:
     if raw.count(b"{") + raw.count(b"[") > MAX_BRACKETS:  # each would become an object many times larger
         raise ValueError(f"its header has more than {MAX_BRACKETS:,} brackets")
     try:
-        fields = json.loads(raw.decode("utf-8"), object_pairs_hook=_each_once)
+        fields = json.loads(raw.decode("utf-8"), object_pairs_hook=each_once)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"its header is not JSON: {error}") from None
     assert isinstance(fields, dict), "JSON that begins with {"
     return fields
-
-
-def _each_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object without duplicate names, for which two readers could take different values."""
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"the name {name[:MAX_NAME_LENGTH]!r} occurs twice")
-        found[name] = value
-    return found
 
 
 def _entry(name: str, value: Any) -> TensorEntry:

@@ -5,6 +5,7 @@ Only what `signal` and `os` offer is used, so that this can be imported before a
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -44,6 +45,31 @@ def handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
     finally:
         for number, handle in former.items():
             signal.signal(number, handle)
+
+
+@contextmanager
+def deferring_signals() -> Iterator[None]:
+    """Answer a signal only at the end of the block, so that what the block does is done whole; a second one at once.
+
+    For short work that must not stop halfway, such as moving a folder into place or removing temporary files. Python
+    handles signals in the main thread only, so in other threads there is nothing to defer.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if arrived:
+            os._exit(128 + counts_as(number))
+        arrived.append(number)
+
+    try:
+        with handling(note):
+            yield
+    finally:
+        if arrived:
+            signal.raise_signal(arrived[0])
 
 
 class StopAtOnce:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.errors import UserError
+from ldm.io.stopping import deferring_signals
 
 PROGRAM = "open-ldm"
 LOCK_SUFFIX = ".lock"
@@ -54,20 +55,39 @@ def temporary_in(folder: Path, name: str, key: str | None = None) -> Temporary:
 @contextmanager
 def locked(temporary: Temporary) -> Iterator[None]:
     """Hold the lock file of temporary paths inside the block, and remove it once nothing is left at them."""
+    held: list[int] = []
     try:
-        handle = os.open(temporary.lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileNotFoundError as error:  # the folder exists: it is a file system such as /proc
-        raise OSError(errno.EACCES, error.strerror, str(temporary.lock)) from error
-    try:
-        claim(handle)
-        # written only now, because a lock file without its content is never taken for that of a dead writer
-        writer = {"program": PROGRAM, "pid": os.getpid(), "host": os.uname().nodename}
-        os.write(handle, json.dumps(writer).encode())
+        with deferring_signals():
+            held.append(_create_lock(temporary.lock))
         yield
     finally:
-        if not (os.path.lexists(temporary.path) or os.path.lexists(temporary.old)):  # else for `abandoned`
-            temporary.lock.unlink(missing_ok=True)
+        with deferring_signals():
+            for handle in held:
+                _release(temporary, handle)
+
+
+def _create_lock(lock: Path) -> int:
+    """Create a lock file, hold it, and write into it whose it is; returns the open file."""
+    try:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError as error:  # the folder exists: it is a file system such as /proc
+        raise OSError(errno.EACCES, error.strerror, str(lock)) from error
+    claim(handle)
+    # written only now, because a lock file without its content is never taken for that of a dead writer
+    writer = {"program": PROGRAM, "pid": os.getpid(), "host": os.uname().nodename}
+    try:
+        os.write(handle, json.dumps(writer).encode())
+    except OSError:  # the disk is full
+        lock.unlink()
         os.close(handle)
+        raise
+    return handle
+
+
+def _release(temporary: Temporary, handle: int) -> None:
+    if not (os.path.lexists(temporary.path) or os.path.lexists(temporary.old)):  # else for `abandoned`
+        temporary.lock.unlink(missing_ok=True)
+    os.close(handle)
 
 
 def claim(handle: int) -> None:
@@ -148,11 +168,17 @@ def working_folder(purpose: str) -> Iterator[Path]:
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(temporary))
-            stack.callback(shutil.rmtree, temporary.path, ignore_errors=True)
+            stack.callback(remove_whole, temporary.path)
             temporary.path.mkdir(mode=0o700)
         except OSError as error:
             raise UserError(f"{place} cannot be written ({error.strerror})", PLACE_HINT) from error
         yield temporary.path
+
+
+def remove_whole(folder: Path) -> None:
+    """Remove a folder as far as possible; a signal is answered afterwards."""
+    with deferring_signals():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def temporary_place() -> Path:
@@ -170,5 +196,5 @@ def temporary_place() -> Path:
 def remove_temporary(temporary: Temporary) -> None:
     """Remove the temporary folder of a writer that was killed, and its lock file."""
     if not temporary.path.is_symlink():
-        shutil.rmtree(temporary.path, ignore_errors=True)
+        remove_whole(temporary.path)
     temporary.lock.unlink(missing_ok=True)

@@ -5,14 +5,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
 from ldm.cli.app import app
-from ldm.diffusion.ema import gamma_of, shares
 from ldm.io.files import read_tensors
 from ldm.io.json_files import read_json
 from ldm.models.adapters.embedding import EmbeddingSettings, add_embedding, embedding_vectors
@@ -20,11 +18,9 @@ from ldm.models.adapters.folder import Adapter, find_base, read_adapter, save_ad
 from ldm.models.adapters.lora import LoraSettings, add_lora, lora_parameters, lora_weights
 from ldm.models.adapters.lora_files import read_lora
 from ldm.models.loading.model import ModelParts, load_parts, save_parts
+from tests.support.tiny_averages import EVERY, NUM_STEPS, SETTINGS, task_of, walk
 from tests.support.tiny_models import make_sd1
-from train.loop.averages import AverageSettings, WeightAverages, save_snapshot
-
-NUM_STEPS, EVERY = 60, 5
-SETTINGS = AverageSettings(widths=(0.05, 0.1), snapshot_every=EVERY)
+from train.loop.averages import WeightAverages, save_snapshot
 
 
 def ldm_ema(*arguments: object) -> Result:
@@ -32,27 +28,6 @@ def ldm_ema(*arguments: object) -> Result:
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
-
-
-def task_of(parts: ModelParts) -> nn.Module:
-    """A module whose weights have the same names as in the program `denoiser`."""
-    return nn.ModuleDict({"denoiser": parts.denoiser, "text_encoder": parts.text_encoder})
-
-
-def walk(parts: ModelParts, run: Path, width: float) -> dict[str, Tensor]:
-    """Move the trained weights at random, keep snapshots, and return the average of `width` in closed form."""
-    averages = WeightAverages(task_of(parts), 0.0, SETTINGS)
-    share = shares(NUM_STEPS, gamma_of(width), np.arange(1.0, NUM_STEPS + 1))
-    expected = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in averages.live.items()}
-    generator = torch.Generator().manual_seed(0)
-    for step in range(1, NUM_STEPS + 1):
-        for name, weight in averages.live.items():
-            weight.data.add_(torch.randn(weight.shape, generator=generator), alpha=0.1)
-            expected[name] += float(share[step - 1]) * weight.detach().double()
-        averages.update(step)
-        if step % EVERY == 0:
-            save_snapshot(averages, step, run / "averages")
-    return {name: tensor.float() for name, tensor in expected.items()}
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """`ldm plot`: what is drawn from a run's rows, and what is refused."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +13,14 @@ from typer.testing import CliRunner
 from ldm.cli.app import app
 from ldm.cli.plot import run_names
 from ldm.evaluation import curves
-from ldm.evaluation.curves import COLORS, TENTHS, draw_curves, panels_of, read_metrics, series, smoothed
-
-LOSSES = [1.0, 0.5, 0.25, 0.2, 0.1]
-
-
-def rows_of(losses: list[float] = LOSSES, *, tenths: bool = False) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for step, loss in enumerate(losses, 1):
-        more = {name: loss * (10 - tenth) for tenth, name in enumerate(TENTHS)} if tenths else {}
-        rows.append({"step": step, "loss": loss, "learning_rate": 2e-4 / step, "grad_norm": 1.0, **more})
-        rows.append({"step": step, "validation_loss": 2 * loss, "validation_loss_stderr": loss / 10})
-    return rows
+from ldm.evaluation.curves import COLORS, draw_curves, panels_of, read_metrics, series, smoothed
+from tests.support.tiny_curves import LOSSES, rows_of, write_run
 
 
 def axes_of(draw: Any, runs: dict[str, list[dict[str, Any]]]) -> Axes:
     axes = Figure().add_subplot()
     draw(axes, runs)
     return axes
-
-
-def write_run(folder: Path, rows: list[dict[str, Any]]) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
 
 
 def plot(*arguments: object) -> tuple[int, str, str]:

@@ -7,7 +7,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ldm.cli.app import app
-from ldm.cli.messages import visible_json
+from ldm.io.messages import visible_json
 from ldm.io.png import write_chunks
 
 SPOKEN = {"prompt": "a\x1b[2Jb\x9bc\u202ed\ud800e\nf", "key\x1b]0;x\x07": 1}

@@ -1,5 +1,6 @@
 """Signals: the first one raises, whatever libraries make of it; a second one ends the process."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -81,3 +82,13 @@ def test_a_signal_during_the_imports_is_answered_in_one_line(module: str, number
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (128 + number, "")
     assert done.stderr.startswith("stopped") and done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_reaches_no_process_that_could_print_a_traceback() -> None:
+    """Ctrl-C in a terminal reaches all processes of a session: what we start is in its own, or what it says is read."""
+    trees = (ast.parse(path.read_text()) for path in (ROOT / "ldm").rglob("*.py"))
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    for call in calls:
+        if ast.unparse(call.func).startswith("subprocess."):
+            given = {keyword.arg for keyword in call.keywords}
+            assert given & {"start_new_session", "capture_output", "stderr"}, ast.unparse(call)

@@ -1,6 +1,5 @@
 """The denoiser's training data as the loop takes it: all samples read before the run, or shards of a stream."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from ldm.data.batches import collate
 from ldm.data.captions import directional_words, plain_caption, possible_captions
 from ldm.data.prepare import BucketedSample
 from ldm.data.streaming import StreamOrder
+from ldm.io.messages import say_warning
 from ldm.models.clip import ClipTextEncoder
 from ldm.tasks import Task
 
@@ -186,7 +186,9 @@ def warn_data(settings: DenoiserSettings, data: TrainingData, text_encoder: Clip
     if settings.data.flip:
         warn_flips(data.train)
     if len(data.train) == 1:
-        _warn("there is only one image to train on: the model learns to repeat it; ten or more are better")
+        say_warning(
+            "there is only one image to train on: the model learns to repeat it; ten or more are better"
+        )
     warn_cut_captions(settings, [*data.train, *data.held_out], text_encoder)
 
 
@@ -204,14 +206,10 @@ def warn_cut_captions(
     if cut:
         lost = text_encoder.truncated_words(cut[0], chunks)
         shown = lost if len(lost) <= 60 else f"{lost[:57]}..."
-        _warn(
+        say_warning(
             f"{len(cut)} of {len(texts)} captions are longer than {room} tokens and are cut; for instance {shown!r} is "
             "not read: shorten them, or set a larger prompt_chunks"
         )
-
-
-def _warn(what: str) -> None:
-    print(f"warning: {what}", file=sys.stderr)
 
 
 def warn_flips(placed: Sequence[BucketedSample]) -> None:
@@ -219,7 +217,7 @@ def warn_flips(placed: Sequence[BucketedSample]) -> None:
     samples = [one.sample for one in placed if one.sample.may_flip is None]
     unsaid = [s for s in samples if any(directional_words(c) for c in s.captions)]
     if unsaid:
-        _warn(
+        say_warning(
             f"data.flip is on; {len(unsaid)} images whose captions name a direction are never mirrored, "
             f"for instance {unsaid[0].text!r}; text and asymmetric objects are not recognised"
         )

@@ -5,7 +5,6 @@ are the newest in `best/step-NNNNNN`; older ones are kept as long as the run can
 """
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ldm.errors import UserError
 from ldm.io.files import manifest_fault, read_tensors, write_json, write_manifest, write_tensors
 from ldm.io.folders import new_folder
 from ldm.io.json_files import read_json
+from ldm.io.messages import say_warning
 from ldm.io.ownership import remove_written
 
 from ..loop.averages import WeightAverages
@@ -148,10 +148,7 @@ def apply_best(run_dir: Path, average: WeightAverages) -> None:
         UserError: the best weights are missing or damaged.
     """
     if best_step(read_metrics(run_dir)) is None:
-        print(
-            "warning: no validation loss was finite, so there is no best step; using the averaged weights",
-            file=sys.stderr,
-        )
+        say_warning("no validation loss was finite, so there is no best step; using the averaged weights")
         return
     step, weights = read_best(run_dir)
     average.replace_applied(weights)

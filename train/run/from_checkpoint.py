@@ -13,6 +13,7 @@ from ldm.config import load_settings, read_yaml
 from ldm.diffusion.ema import split_name
 from ldm.errors import UserError, unknown_name
 from ldm.io.files import manifest_fault, read_tensors
+from ldm.io.messages import say_error
 
 from ..loop.averages import AverageSettings
 from ..settings.denoiser import DenoiserSettings
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         write_model(Path(checkpoint), Path(dest), weights)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(str(error))
         return 2
     return 0
 

@@ -1,17 +1,16 @@
 """What every program's `main` does: read the settings, run or plan, and report a user's mistake in one line."""
 
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from ldm.config import load_settings
-from ldm.errors import LdmWarning, UserError
+from ldm.errors import UserError
 from ldm.io.files import FULL
+from ldm.io.messages import every_warning, say_error
 from ldm.io.standard_streams import forgive_output, open_missing_streams
 from ldm.io.stopping import Stopped, stopping
 from ldm.models.devices import is_out_of_memory, keep_freed_memory
@@ -23,23 +22,6 @@ AnyTrainSettings = TypeVar("AnyTrainSettings", bound=TrainSettings)
 
 PLAN = "--plan"
 """The argument that describes a run instead of starting it."""
-
-
-@contextmanager
-def own_warnings() -> Iterator[None]:
-    """Print our own warnings on one line each; those of libraries appear as they do by default."""
-
-    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if issubclass(category, LdmWarning):
-            print(f"warning: {message}", file=sys.stderr)
-        else:
-            default(message, category, *where, **more)
-
-    default = warnings.showwarning
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", LdmWarning)
-        warnings.showwarning = show
-        yield
 
 
 def _planner(
@@ -74,15 +56,15 @@ def run_program(
         if PLAN in arguments:
             program = _planner(plan, settings.program)
         keep_freed_memory()
-        with stopping(), own_warnings():
+        with stopping(), every_warning():
             program(settings)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(str(error))
         return 2
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        print(f"error: the device is out of memory: {str(error).splitlines()[0]}", file=sys.stderr)
+        say_error(f"the device is out of memory: {str(error).splitlines()[0]}")
         return 2
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
@@ -95,10 +77,7 @@ def run_program(
     except OSError as error:
         if error.errno not in FULL:
             raise
-        print(
-            f"error: {error.filename or 'a file'}: the disk is full: free some space and run again",
-            file=sys.stderr,
-        )
+        say_error(f"{error.filename or 'a file'}: the disk is full: free some space and run again")
         return 2
     finally:
         if torch.distributed.is_initialized():

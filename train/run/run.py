@@ -1,7 +1,6 @@
 """What every program shares around its model and data: the run's directory and devices, and the training loop."""
 
 import os
-import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from ldm.data.fingerprint import Fingerprint
 from ldm.data.order import BatchOrder, steps_per_epoch
 from ldm.data.streaming import StreamOrder
 from ldm.io.files import disk_errors
+from ldm.io.messages import say_warning
 from ldm.io.progress import work_bar
 
 from ..loop.averages import WeightAverages
@@ -26,7 +26,7 @@ from ..loop.optim import make_optimizer
 from ..loop.processes import Processes, num_processes_on_this_machine, processes_of
 from ..loop.sharding import shard
 from ..loop.state import TrainState
-from ..loop.steps import train_steps
+from ..loop.steps import StepRecord, train_steps
 from ..settings.shared import TrainSettings
 from .after_steps import AfterSteps, Preview, PreviewStopped, Validate
 from .checkpoints import (
@@ -107,7 +107,7 @@ class Run:
     def warn(self, what: str) -> None:
         """One line on stderr, from the main process."""
         if self.main:
-            print(f"warning: {what}", file=sys.stderr)
+            say_warning(what)
 
     @contextmanager
     def progress(self, doing: str, unit: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -194,19 +194,33 @@ class Run:
                 validate=validate,
                 save=self._save,
             )
-            # the training loop: `steps` makes one optimizer step at a time
-            while not after_step.finished and (record := next(steps, None)):
-                if streamed:
-                    state.stream = streamed.state_after(state.step)
-                signal = stop.agreed(self.processes)
-                after_step(record, stopping=bool(signal))
-                if not signal and after_step.previewing.due(record.step, self.settings.num_steps):
-                    signal = stop.agreed(self.processes)  # it may have arrived during the preview
-                if signal:
-                    after_step.save_now(record.step)
-                    raise Interrupted(signal, state.step)
+            self._train_steps(steps, after_step, state, streamed, stop)
         state.to_whole()  # not undone: the main process alone writes the result
         return state
+
+    def _train_steps(
+        self,
+        steps: Iterator[StepRecord],
+        after_step: AfterSteps,
+        state: TrainState,
+        streamed: StreamOrder | None,
+        stop: StopSignal,
+    ) -> None:
+        """The training loop: `steps` makes one optimizer step at a time.
+
+        Raises:
+            Interrupted: a signal arrived; a checkpoint was written.
+        """
+        while not after_step.finished and (record := next(steps, None)):
+            if streamed:
+                state.stream = streamed.state_after(state.step)
+            signal = stop.agreed(self.processes)
+            after_step(record, stopping=bool(signal))
+            if not signal and after_step.previewing.due(record.step, self.settings.num_steps):
+                signal = stop.agreed(self.processes)  # it may have arrived during the preview
+            if signal:
+                after_step.save_now(record.step)
+                raise Interrupted(signal, state.step)
 
     def start(self, module: nn.Module) -> TrainState:
         """The state that training starts from: new, forked, or of the newest undamaged checkpoint."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from ldm.config import load_settings
 from ldm.errors import UserError
+from ldm.io.messages import say_error
 
 PLACEHOLDERS = (
     "accelerate",
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         load_settings(kind, Path(config), overrides)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(str(error))
         return 2
     return 0
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from ldm.errors import UserError, unknown_name
+from ldm.io.messages import say_error
 
 from .shared import TrainSettings
 
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             json.dumps(schema(arguments[0] if arguments else None), indent=2, ensure_ascii=False), flush=True
         )
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(str(error))
         return 2
     except BrokenPipeError:  # the reader, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -17,11 +17,12 @@ from torch import Tensor
 from ldm.data.batches import ReadImage
 from ldm.data.cache.fill import Filled, Processes, encode_again, fill_store
 from ldm.data.cache.keys import entry_key
-from ldm.data.cache.shards import MISSING_HINT, Parts, ShardStore, report_damage
+from ldm.data.cache.shards import MISSING_HINT, Parts, ShardStore
 from ldm.data.captions import flip_allowed
 from ldm.data.prepare import BucketedSample
 from ldm.data.sample import MAIN_INPUT, ImageInput
 from ldm.errors import UserError
+from ldm.io.messages import say_warning
 
 BATCH_SIZE = 8
 """Images that are encoded together."""
@@ -86,7 +87,7 @@ class MomentsCache:
     """
 
     def __init__(
-        self, folder: Path, autoencoder_hash: str, on_damage: Callable[[str], None] = report_damage
+        self, folder: Path, autoencoder_hash: str, on_damage: Callable[[str], None] = say_warning
     ) -> None:
         self.store = ShardStore(folder, "moments", autoencoder_hash, on_damage)
 

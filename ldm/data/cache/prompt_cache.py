@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ldm.data.cache.fill import Filled, Processes, encode_again, fill_store
 from ldm.data.cache.keys import prompt_key
-from ldm.data.cache.shards import MISSING_HINT, Parts, ShardStore, report_damage
+from ldm.data.cache.shards import MISSING_HINT, Parts, ShardStore
 from ldm.errors import UserError
+from ldm.io.messages import say_warning
 from ldm.types import Conditioning
 
 BATCH_SIZE = 32
@@ -38,7 +39,7 @@ class PromptCache:
     """
 
     def __init__(
-        self, folder: Path, text_encoder_hash: str, on_damage: Callable[[str], None] = report_damage
+        self, folder: Path, text_encoder_hash: str, on_damage: Callable[[str], None] = say_warning
     ) -> None:
         self.text_encoder_hash = text_encoder_hash
         self.store = ShardStore(folder, "prompts", text_encoder_hash, on_damage)

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import stat
-import sys
 import time
 import uuid
 from collections import OrderedDict
@@ -26,6 +25,7 @@ from ldm.data.cache.keys import tensor_bytes
 from ldm.errors import UserError
 from ldm.io.files import write_bytes
 from ldm.io.json_files import parse_json
+from ldm.io.messages import say_warning
 from ldm.io.safetensors_header import TensorEntry, read_header
 
 Parts = dict[str, Tensor]
@@ -41,11 +41,6 @@ DTYPES = {
 """The dtypes that an entry may have, by their names in a safetensors header."""
 MISSING_HINT = "run again: it is then encoded"
 SHARD_NAME = re.compile(r"(moments|prompts)-[0-9a-f]{32}\.safetensors")
-
-
-def report_damage(message: str) -> None:
-    """Print a warning to stderr."""
-    print(f"warning: {message}", file=sys.stderr)
 
 
 def checksum(key: str, parts: Mapping[str, Tensor]) -> str:
@@ -196,7 +191,7 @@ class ShardStore:
     """
 
     def __init__(
-        self, root: Path, kind: str, model_hash: str, on_damage: Callable[[str], None] = report_damage
+        self, root: Path, kind: str, model_hash: str, on_damage: Callable[[str], None] = say_warning
     ) -> None:
         self.root, self.kind, self.model_hash, self.on_damage = Path(root), kind, model_hash, on_damage
         self.folder = self.root / kind / model_hash

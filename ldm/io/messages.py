@@ -1,16 +1,17 @@
-"""What the command line prints besides its results: errors and warnings, one line each, on stderr.
+"""What commands and training programs print besides their results: errors and warnings, one line each, on stderr.
 
 Text of unknown origin, such as names and captions, is escaped: a terminal executes nothing in it.
 """
 
 import json
+import sys
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import typer
+from ldm.errors import LdmWarning
 
 MAX_LETTERS = 200
 """Longer names and captions are cut."""
@@ -21,31 +22,56 @@ _DIRECTION_MARKS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u
 
 def say_error(message: str) -> None:
     """Print an error."""
-    typer.echo("error: " + visible(" ".join(message.split("\n"))), err=True)
+    _say("error", message)
 
 
 def say_warning(message: str) -> None:
     """Print a warning."""
-    typer.echo("warning: " + visible(" ".join(message.split("\n"))), err=True)
+    _say("warning", message)
+
+
+def _say(kind: str, message: str) -> None:
+    line = visible(" ".join(message.split("\n")))
+    print(f"{kind}: {line}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def own_warnings(say: Callable[[str], None] = say_warning) -> Iterator[None]:
     """Print each of our own warnings once, on one line; hide those of libraries, which the user cannot act on."""
-    from ldm.errors import LdmWarning
-
     said: set[str] = set()
 
-    def show(message: Warning | str, *where: Any, **more: Any) -> None:
-        if str(message) not in said:
-            said.add(str(message))
-            say(str(message))
+    def once(message: str) -> None:
+        if message not in said:
+            said.add(message)
+            say(message)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.simplefilter("always", LdmWarning)
-        warnings.showwarning = show
+        with _shown_by(once):
+            yield
+
+
+@contextmanager
+def every_warning() -> Iterator[None]:
+    """Print our own warnings on one line, as often as they come; those of libraries appear as they do by default."""
+    with warnings.catch_warnings(), _shown_by(say_warning):
         yield
+
+
+@contextmanager
+def _shown_by(say: Callable[[str], None]) -> Iterator[None]:
+    """Pass our own warnings to a function. To be used inside `catch_warnings`, which restores everything."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, LdmWarning):
+            say(str(message))
+        else:
+            default(message, category, *where, **more)
+
+    default = warnings.showwarning
+    warnings.simplefilter("always", LdmWarning)
+    warnings.showwarning = show
+    yield
 
 
 def shown(text: str, max_letters: int = MAX_LETTERS) -> str:
@@ -60,8 +86,8 @@ def visible(text: str) -> str:
 
 
 def visible_json(value: Any) -> str:
-    """A value as indented JSON, with the same characters escaped as JSON escapes them."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    """A value as indented JSON, with the same characters escaped as JSON escapes them, and paths as text."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
     return "".join(
         f"\\u{ord(letter):04x}" if letter != "\n" and _is_hidden(letter) else letter for letter in text
     )
