@@ -12,26 +12,16 @@ from diffusers import StableDiffusionInpaintPipeline, StableDiffusionInstructPix
 from ldm.errors import UserError
 from ldm.export.formats.formats import FORMATS
 from ldm.models.fresh import widen_input
-from ldm.models.loading.model import ModelParts, load_parts, save_parts
+from ldm.models.loading.model import load_parts, save_parts
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.record import read_record
 from ldm.pipeline.settings import check_task_fits
 from tests.support.tiny_images import NOISE, PROMPTS, FixedNoise, box_mask, photo, pixels, stock
 from tests.support.tiny_models import make_sd1
+from tests.support.tiny_task_models import TASKS, make_task_model
 
-TASKS = {"inpaint": 9, "edit": 8}
 MODULES = {"inpaint": "inpaint", "edit": "instruct_pix2pix"}
 SCHEDULERS = ["ddim", "euler", "dpmpp_2m", "unipc", "pndm", "lms"]
-
-
-def make_task_model(folder: Path, task: str) -> ModelParts:
-    """A tiny SD1 with random weights for all input channels."""
-    parts = make_sd1(folder)
-    widen_input(parts.denoiser.unet, TASKS[task])
-    torch.manual_seed(1)
-    torch.nn.init.normal_(parts.denoiser.unet.conv_in.weight, std=0.1)
-    parts.task = task
-    return parts
 
 
 @pytest.fixture(scope="module")
