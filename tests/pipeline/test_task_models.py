@@ -10,7 +10,6 @@ import torch
 from diffusers import StableDiffusionInpaintPipeline, StableDiffusionInstructPix2PixPipeline
 
 from ldm.errors import UserError
-from ldm.export.formats.formats import FORMATS
 from ldm.models.fresh import widen_input
 from ldm.models.loading.model import load_parts, save_parts
 from ldm.pipeline.pipeline import Pipeline
@@ -120,8 +119,3 @@ def test_other_channels_are_refused(tmp_path: Path) -> None:
     widen_input(parts.denoiser.unet, 7)
     with pytest.raises(UserError, match="its UNet takes 7 channels for latents of 4"):
         check_task_fits("model", parts.task, parts.denoiser)
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_a_single_file_keeps_the_task(models: dict[str, Pipeline], task: str, tmp_path: Path) -> None:
-    assert "single-file" in FORMATS
