@@ -100,8 +100,8 @@ class Usage:
 
     Attributes:
         python: lines that load the export as `pipe`.
+        imports: import statements that they need, apart from `pipeline_class`.
         pipeline_class: the class to import from diffusers; None if another library is used.
-        imports: further import statements that they need.
         library: the library's name, if it is not diffusers.
         package: what to install for it with pip.
         model: what to pass to `ldm generate --model`; None if `ldm generate` does not read the format.
@@ -111,8 +111,8 @@ class Usage:
     """
 
     python: tuple[str, ...]
-    pipeline_class: str | None
     imports: tuple[str, ...] = ()
+    pipeline_class: str | None = field(kw_only=True)
     library: str = "diffusers"
     package: str | None = None
     model: str | None = None

@@ -81,10 +81,12 @@ def single_file_usage(exported: ExportedModel) -> Usage:
     load = f"pipe = {stock}.from_single_file({place}{config}){note}"
     programs = PROGRAMS if has_known_unet(parts) else {}
     if exported.repo_id is None:
-        return Usage((load,), stock, model=local, programs=programs)
+        return Usage((load,), pipeline_class=stock, model=local, programs=programs)
     download = f"file = hf_hub_download({literal(exported.repo_id)}, {literal(file)})"
     imports = ("from huggingface_hub import hf_hub_download",)
-    return Usage((download, load), stock, imports, model=local, programs=programs, needs_download=True)
+    return Usage(
+        (download, load), imports, pipeline_class=stock, model=local, programs=programs, needs_download=True
+    )
 
 
 def write_single_file(
