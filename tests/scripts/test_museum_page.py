@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.benchmark_folder import ROOT, script_module
 
-museum = script_module("museum")
+museum = script_module("reference.museum")
 
 
 def test_the_page_is_that_of_the_tests() -> None:
