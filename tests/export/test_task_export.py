@@ -142,7 +142,7 @@ def test_what_cannot_be_read_elsewhere_is_refused_in_one_line(
     try:
         parts = load_parts(models["edit"])
         parts.task = "sharpen"
-        with pytest.raises(UserError, match=r"^no other library is known that reads a model for sharpen"):
+        with pytest.raises(UserError, match=r"^diffusers has no pipeline for a model trained for sharpen"):
             trial_for(parts)
     finally:
         del KNOWN["sharpen"]

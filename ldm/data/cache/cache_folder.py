@@ -30,7 +30,7 @@ class CacheSettings(Settings):
         0,
         ge=0,
         description="for inpainting: how many masks each image has, which are then cached as well, so that training "
-        "neither reads nor encodes images; 8 or more are usual. 0: new masks in every epoch, whose masked images are "
+        "neither reads nor encodes images; 8 is a good start. 0: new masks in every epoch, whose masked images are "
         "encoded in each step",
     )
 

@@ -68,21 +68,21 @@ WORDS: Mapping[str, TaskWords] = {
         arguments=_sized,
     ),
     "inpaint": TaskWords(
-        does="makes a part of an image anew, so that it fits a text and the rest of the image",
-        use="with a part made anew, from prompts worded like its captions",
+        does="repaints a part of an image so that it fits a text and the rest of the image",
+        use="with a part repainted, from prompts worded like its captions",
         prompts=OBJECTS,
         tags=("inpainting",),
         imports=LOAD_IMAGE,
         load=lambda size: (
             _photo(size),
-            f'mask = load_image("mask.png").resize({size})  # white where the photo is made anew',
+            f'mask = load_image("mask.png").resize({size})  # white where the photo is repainted',
         ),
         arguments=lambda size: {"image": "photo", "mask_image": "mask", **_sized(size)},
         finish=(
             "image = pipe.image_processor.apply_overlay(mask, photo, image)  # elsewhere, the photo's own pixels",
         ),
         options=("--image", "photo.png", "--mask", "mask.png"),
-        sample_note="The grey part of the image on the left was made anew.",
+        sample_note="The grey part of the image on the left was repainted.",
     ),
     "edit": TaskWords(
         does="changes an image as an instruction says",

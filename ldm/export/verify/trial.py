@@ -61,13 +61,13 @@ def trial_for(parts: ModelParts) -> Trial:
     """A trial at the model's own size, or a smaller one of the same shape.
 
     Raises:
-        UserError: no stock pipeline is known for models of this task.
+        UserError: diffusers has no pipeline for models of this task.
     """
     task = find_task(parts.task)
     pipeline_class = parts.family.pipeline_for(task.name)
     if task.given and pipeline_class not in ARGUMENTS:
         raise UserError(
-            f"no other library is known that reads a model for {task.name}",
+            f"diffusers has no pipeline for a model trained for {task.name}",
             "use it with `ldm generate`; it cannot be exported or verified",
         )
     height, width = parts.defaults.height, parts.defaults.width
