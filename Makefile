@@ -18,7 +18,7 @@ help:
 	@echo "make test      set up, check style and types, run the tests"
 	@echo "make test-all  the same with the slow tests"
 	@echo "make format    format the code"
-	@echo "make reference write docs/reference/ from the code"
+	@echo "make reference write docs/reference/ and docs/museum.md from the code"
 	@echo "make clean     remove .venv, builds and caches"
 
 demo: $(VENV)/installed
@@ -45,6 +45,7 @@ format: $(VENV)/installed-dev
 
 reference: $(VENV)/installed-dev
 	$(BIN)/python scripts/reference.py
+	$(BIN)/python scripts/museum.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from ldm.cli.programs import Home
 
-WORKS = ("startup", "generate", "decode", "train", "upkeep", "cache", "scaling", "all")
+WORKS = ("startup", "generate", "decode", "train", "upkeep", "cache", "scaling", "tasks", "all")
 
 
 def benchmark(
@@ -18,7 +18,8 @@ def benchmark(
         str,
         typer.Argument(
             metavar="WORK",
-            help="generate, train, startup, decode, upkeep (optimizer and weight average), cache, scaling, or all.",
+            help="generate, train, startup, decode, upkeep (optimizer and weight average), cache, scaling, tasks "
+            "(training to inpaint, with and without the cache), or all.",
         ),
     ],
     model: Annotated[

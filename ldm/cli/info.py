@@ -67,6 +67,7 @@ def describe_model(pipeline: "Pipeline") -> dict[str, Any]:
     return {
         "model": pipeline.model_id,
         "weights_hash": pipeline.weights_hash,
+        "task": pipeline.parts.task,
         "adapter": _adapter(folder) if folder else None,
         "size_bytes": _size_bytes(folder) if folder else None,
         "networks": {
@@ -121,6 +122,7 @@ def _model_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The rows of text for `describe_model`."""
     yield "model", facts["model"]
     yield "weights hash", facts["weights_hash"]
+    yield "task", facts["task"]
     if adapter := facts["adapter"]:
         settings = ", ".join(f"{key} {value}" for key, value in adapter["settings"].items() if value)
         yield adapter["kind"], f"on {adapter['base']} ({settings})"

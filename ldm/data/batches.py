@@ -146,6 +146,8 @@ class LatentSamples(Dataset[dict[str, Any]]):
             image.
         texts: the texts that the batch holds besides captions.
         draw: of `TaskInputs`.
+        num_variants: the draws of an epoch are those of epoch mod this; 0 makes new ones in every epoch.
+        drawn: reads each variant of an image that the task draws, by its name.
 
     Raises:
         ValueError: an image or text has the name of something else in the batch.
@@ -164,9 +166,11 @@ class LatentSamples(Dataset[dict[str, Any]]):
     images: Mapping[str, ReadImage] = field(default_factory=dict)
     texts: tuple[str, ...] = ()
     draw: Callable[[SampleDraw, tuple[int, int]], Mapping[str, Any]] | None = None
+    num_variants: int = 0
+    drawn: Mapping[str, Sequence[ReadImage]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_names([*self.images, *self.texts])
+        _check_names([*self.images, *self.texts, *self.drawn])
 
     def __len__(self) -> int:
         return len(self.placed)
@@ -193,8 +197,11 @@ class LatentSamples(Dataset[dict[str, Any]]):
             item["offset"] = torch.randn(self.latent_channels, generator=noise.generator_for(*draw, "offset"))
         item |= {name: read(key.sample_index, crop, flip) for name, read in self.images.items()}
         item |= {name: sample.texts[name] for name in self.texts}
+        variant = key.epoch % self.num_variants if self.num_variants else key.epoch
+        item |= {name: read[variant](key.sample_index, crop, flip) for name, read in self.drawn.items()}
         if self.draw:
-            item |= {f"{DRAWN}{name}": value for name, value in self.draw(draw, placed.size).items()}
+            drawn = self.draw((self.seed, variant, sample.sample_id), placed.size)
+            item |= {f"{DRAWN}{name}": value for name, value in drawn.items()}
         return item
 
     def _normal(self, placed: BucketedSample, draw: SampleDraw, purpose: str) -> Tensor:

@@ -5,12 +5,17 @@ everything is masked, so that the model can still make whole images.
 """
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ldm import noise
 from ldm.data.sample import SampleDraw
+
+VERSION = f"1, Pillow {PIL.__version__}"
+"""The number is increased when a key would give another mask. Cached masked images depend on it, and on Pillow, which
+draws the shapes."""
 
 SHARE_MASKED_WHOLE = 0.25
 MOST_SHAPES = 4

@@ -176,6 +176,22 @@ SampleDraw = tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
+class DrawnImage:
+    """An image that a task makes from the main image and the sample's draws, and encodes: such as one with a hole.
+
+    Attributes:
+        name: of its moments in a batch.
+        make: pixel values [3, H, W] of the main image, and what `TaskInputs.draw` returned -> pixel values [3, H, W].
+            A function of a module.
+        version: changes when the same key would give another image; the cache depends on it.
+    """
+
+    name: str
+    make: Callable[[Any, Mapping[str, Any]], Any]
+    version: str
+
+
+@dataclass(frozen=True)
 class TaskInputs:
     """What a task needs of each sample besides its captions and the latents of its main image.
 
@@ -185,11 +201,14 @@ class TaskInputs:
         draw: what else is drawn at random for each sample, from its key and the height and width of its crop in
             pixels: tensors, or numbers, by the names that they have in the batch. A function of a module, so that it
             can be sent to a loader process.
+        drawn_image: an image that needs `draw`. Where its moments are cached, the batch has them under its name, and
+            not the pixel values of the main image.
     """
 
     images: tuple[ImageInput, ...] = ()
     texts: tuple[str, ...] = ()
     draw: Callable[[SampleDraw, tuple[int, int]], Mapping[str, Any]] | None = None
+    drawn_image: DrawnImage | None = None
 
     @property
     def further_images(self) -> tuple[str, ...]:

@@ -51,6 +51,13 @@ def make_scheduler(name: str, config: Mapping[str, Any], *, karras: bool | None 
     return _make(name, entry, entry.overrides, config, _spacing(entry, karras=bool(karras)))
 
 
+def corrected_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's scheduler config with `CORRECTIONS` written out, for the stock pipelines that make none."""
+    entry = _entry_of_class(config)
+    known = _settings_of(scheduler_class(entry.class_name)) if entry else set()
+    return {**config, **{key: value for key, value in CORRECTIONS.items() if key in known}}
+
+
 def resolve_scheduler(name: str, config: Mapping[str, Any], karras: bool | None) -> tuple[str, bool]:
     """A sampler's name and whether it has Karras spacing, as they are recorded.
 

@@ -5,13 +5,14 @@ Axis letters: B batch, C latent channels, H W pixels, h w latent size.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.data.random_masks import draw_mask
-from ldm.data.sample import MAIN_INPUT, TaskInputs
+from ldm.data.random_masks import VERSION, draw_mask
+from ldm.data.sample import MAIN_INPUT, DrawnImage, TaskInputs
 from ldm.tasks.task import Encode, Start, TrainingInputs
 from ldm.tasks.text_to_image import TextToImage
 from ldm.types import Conditioning
@@ -19,7 +20,18 @@ from ldm.types import Conditioning
 GIVEN = {"image": "image", "mask": "mask"}
 BLENDED = Start(image="image", mask="mask", blends=True)
 IN_THE_MASK = Start(image="image", mask="mask")
-MASKED_IMAGE = TaskInputs(images=(MAIN_INPUT,), draw=draw_mask)
+
+
+def masked_image(pixel_values: Tensor, drawn: Mapping[str, Any]) -> Tensor:
+    """An image [3, H, W] with a grey hole where the drawn mask [1, H, W] is 1."""
+    masked: Tensor = pixel_values * (1 - drawn["mask"])
+    return masked
+
+
+MASKED = "masked_image"
+MASKED_IMAGE = TaskInputs(
+    images=(MAIN_INPUT,), draw=draw_mask, drawn_image=DrawnImage(MASKED, masked_image, VERSION)
+)
 
 
 @dataclass(frozen=True)
@@ -51,8 +63,11 @@ class Inpaint(TextToImage):
         return 1 + latent_channels
 
     def training_conditioning(self, prompt: Conditioning, inputs: TrainingInputs) -> Conditioning:
-        """Masks are drawn for each sample, see `draw_mask`."""
-        return mask_conditioning(prompt, inputs.pixel_values["image"], inputs.drawn["mask"], inputs.encode)
+        """Masks are drawn for each sample, see `draw_mask`; the masked image is encoded here, or cached."""
+        mask, cached = inputs.drawn["mask"], inputs.latents.get(MASKED)
+        if cached is not None:
+            return with_mask(prompt, mask, cached)
+        return mask_conditioning(prompt, inputs.pixel_values["image"], mask, inputs.encode)
 
     def generation_conditioning(
         self, prompt: Conditioning, images: Mapping[str, Tensor], encode: Encode
@@ -66,9 +81,17 @@ def mask_conditioning(prompt: Conditioning, image: Tensor, mask: Tensor, encode:
 
     Args:
         image: [B, 3, H, W] in [-1, 1].
+        mask: [B, 1, H, W], 1 where the image is made anew.
+    """
+    return with_mask(prompt, mask, encode(image * (1 - mask)))
+
+
+def with_mask(prompt: Conditioning, mask: Tensor, masked_latents: Tensor) -> Conditioning:
+    """The prompt with [mask, latents [B, C, h, w] of the masked image] as channels.
+
+    Args:
         mask: [B, 1, H, W], 1 where the image is made anew. A latent is masked if any of its pixels is.
     """
-    masked_latents = encode(image * (1 - mask))
     pixels_per_latent = mask.shape[-1] // masked_latents.shape[-1]
     small_mask = F.max_pool2d(mask, pixels_per_latent)
     return replace(prompt, concat=torch.cat([small_mask, masked_latents], dim=1))

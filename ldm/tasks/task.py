@@ -47,7 +47,7 @@ class TrainingInputs:
 
     Attributes:
         encode: for pixel values that are not encoded yet, without gradients.
-        latents: of the encoded `TaskInputs.images` by name, [B, C, h, w].
+        latents: of the encoded `TaskInputs.images` by name, [B, C, h, w], and of a cached `TaskInputs.drawn_image`.
         pixel_values: of the other images by name, [B, 1 or 3, H, W] in the range of their kind.
         drawn: what `TaskInputs.draw` returned for each sample, stacked.
         training: false when the loss on held-out images is measured, which drops no condition.

@@ -11,9 +11,9 @@ from ldm.errors import UserError
 
 from .samples import Setting
 
-BENCHMARKS = ("startup", "generate", "decode", "train", "upkeep", "cache", "scaling")
+BENCHMARKS = ("startup", "generate", "decode", "train", "upkeep", "cache", "scaling", "tasks")
 """Each is a module with a function of the same name, imported only when it runs."""
-ON_CUDA = ("generate", "decode", "train", "upkeep", "scaling")
+ON_CUDA = ("generate", "decode", "train", "upkeep", "scaling", "tasks")
 
 LEGEND = (
     "Ratio: the other side's time divided by this side's, from medians of clean samples, during which other programs "

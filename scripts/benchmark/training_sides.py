@@ -45,7 +45,7 @@ def stop_at_steps(turns: Turns, device: str) -> None:
         "upkeep_sec": [
             (torch.optim.AdamW, "step"),
             (EMAModel, "step"),
-            (training("averages").WeightAverages, "update"),
+            (training("loop.averages").WeightAverages, "update"),
         ],
     }
     parts = {name: [Calls(*method, device) for method in methods] for name, methods in watched.items()}

@@ -57,8 +57,8 @@ def answer_of(tensors: Any) -> Answer:
 
 def make_our_step(shape: Shape, device: str) -> Work:
     unet = trained(shape, device)
-    settings = training("settings").OptimSettings(weight_decay=0.0)
-    return stepping(unet, training("optim").make_optimizer(unet.parameters(), settings))
+    settings = training("settings.shared").OptimSettings(weight_decay=0.0)
+    return stepping(unet, training("loop.optim").make_optimizer(unet.parameters(), settings))
 
 
 def make_their_step(shape: Shape, device: str) -> Work:
@@ -78,7 +78,7 @@ def stepping(unet: nn.Module, optimizer: torch.optim.Optimizer) -> Work:
 
 def make_our_average(shape: Shape, device: str) -> Work:
     unet = trained(shape, device)
-    average = training("averages").WeightAverages(unet, 0.999)
+    average = training("loop.averages").WeightAverages(unet, 0.999)
     moved(unet)
     step = 0
 

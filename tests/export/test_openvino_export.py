@@ -18,6 +18,7 @@ from ldm.models.engines.openvino_network import read_network
 from ldm.models.loading.model import ModelParts, load_parts
 from ldm.models.loading.source import EMBEDDED
 from tests.support.tiny_models import make_sd1, make_sd2
+from tests.support.tiny_task_models import make_task_model
 
 pytestmark = [
     pytest.mark.openvino,
@@ -42,10 +43,15 @@ def embedded(_: Path) -> ModelParts:
     return load_parts(EMBEDDED["emoji"])
 
 
+def inpainting(folder: Path) -> ModelParts:
+    return make_task_model(folder, "inpaint")
+
+
 @pytest.mark.parametrize(
     "make",
     [
         make_sd2,
+        pytest.param(inpainting, marks=pytest.mark.slow),
         pytest.param(make_sd1, marks=pytest.mark.slow),
         pytest.param(embedded, marks=pytest.mark.slow),
     ],
@@ -84,7 +90,7 @@ def check_files(parts: ModelParts, folder: Path) -> None:
         == parts.autoencoder.scaling_factor
     )
     assert read_json(folder / "scheduler" / "scheduler_config.json") == parts.scheduler_config
-    assert read_json(folder / "model_index.json")["_class_name"] == "StableDiffusionPipeline"
+    assert read_json(folder / "model_index.json")["_class_name"] == parts.family.pipeline_for(parts.task)
     assert (folder / "tokenizer" / "vocab.json").is_file()
     assert not list(folder.rglob("*.safetensors"))
 

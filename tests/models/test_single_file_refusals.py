@@ -53,7 +53,7 @@ def tensors(sd1: ModelParts, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         ({"use_linear_projection": True}, "the unet's use_linear_projection is True, .* assume False"),
         ({"norm_num_groups": 16}, "the unet's norm_num_groups is 16, .* assume 32"),
         ({"act_fn": "gelu"}, "the unet's act_fn is 'gelu', .* assume 'silu'"),
-        ({"in_channels": 8}, "the unet's in_channels is 8, .* assume 4"),
+        ({"in_channels": 5}, "the unet's in_channels is 5, .* assume 4"),
         (
             {"down_block_types": (*FOUR_DOWN[:2], "DownBlock2D", "DownBlock2D")}
             | {"up_block_types": ("UpBlock2D", "UpBlock2D", *FOUR_UP[2:])},
@@ -164,7 +164,7 @@ def having(name: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
         ),
         (having("control_model.x", (1,)), r"the weight control_model\.x belongs to no part of the model"),
         (having("conditioner.embedders.0.x", (1,)), "is a model of Stable Diffusion XL"),
-        (having(f"{UNET}input_blocks.0.0.weight", (32, 9, 3, 3)), "takes 9 channels, where latents have 4"),
+        (having(f"{UNET}input_blocks.0.0.weight", (32, 7, 3, 3)), "takes 7 channels, where latents have 4"),
         (having("scale_factor", (2,)), "scale_factor is not a positive number"),
         (having(f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", ()), "impossible shapes"),
         (having(f"{UNET}down_blocks.0.resnets.0.conv1.bias", (3,)), "is not one of this structure"),

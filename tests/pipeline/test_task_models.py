@@ -10,28 +10,17 @@ import torch
 from diffusers import StableDiffusionInpaintPipeline, StableDiffusionInstructPix2PixPipeline
 
 from ldm.errors import UserError
-from ldm.export.formats.formats import FORMATS
 from ldm.models.fresh import widen_input
-from ldm.models.loading.model import ModelParts, load_parts, save_parts
+from ldm.models.loading.model import load_parts, save_parts
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.record import read_record
 from ldm.pipeline.settings import check_task_fits
 from tests.support.tiny_images import NOISE, PROMPTS, FixedNoise, box_mask, photo, pixels, stock
 from tests.support.tiny_models import make_sd1
+from tests.support.tiny_task_models import TASKS, make_task_model
 
-TASKS = {"inpaint": 9, "edit": 8}
 MODULES = {"inpaint": "inpaint", "edit": "instruct_pix2pix"}
 SCHEDULERS = ["ddim", "euler", "dpmpp_2m", "unipc", "pndm", "lms"]
-
-
-def make_task_model(folder: Path, task: str) -> ModelParts:
-    """A tiny SD1 with random weights for all input channels."""
-    parts = make_sd1(folder)
-    widen_input(parts.denoiser.unet, TASKS[task])
-    torch.manual_seed(1)
-    torch.nn.init.normal_(parts.denoiser.unet.conv_in.weight, std=0.1)
-    parts.task = task
-    return parts
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +119,3 @@ def test_other_channels_are_refused(tmp_path: Path) -> None:
     widen_input(parts.denoiser.unet, 7)
     with pytest.raises(UserError, match="its UNet takes 7 channels for latents of 4"):
         check_task_fits("model", parts.task, parts.denoiser)
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_a_single_file_keeps_the_task(models: dict[str, Pipeline], task: str, tmp_path: Path) -> None:
-    assert "single-file" in FORMATS

@@ -1,8 +1,10 @@
 """scripts/benchmark: statistics, turns, table and chart, and the smallest version of each benchmark (slow)."""
 
 import os
+import re
 import time
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.benchmark_folder import benchmark
+from tests.support.benchmark_folder import ROOT, benchmark
 from tests.support.benchmark_sides import fail, make_counting, make_two, say_threads
 
 samples, workers, rows, watch = map(benchmark, ("samples", "workers", "rows", "watch"))
@@ -233,6 +235,17 @@ def test_when_a_cache_pays_off() -> None:
 
 
 # Each benchmark, once
+
+
+def test_what_is_used_of_the_training_programs_is_there() -> None:
+    """The benchmarks import it by name when they run, which only slow tests do."""
+    used = {
+        found
+        for path in (ROOT / "scripts" / "benchmark").glob("*.py")
+        for found in re.findall(r'training\("([\w.]+)"\)\.(\w+)', path.read_text("utf-8"))
+    }
+    assert len(used) >= 4
+    assert [each for each in used if not hasattr(import_module(f"train.{each[0]}"), each[1])] == []
 
 
 @pytest.mark.slow

@@ -102,6 +102,19 @@ def test_it_resumes_to_the_last_bit(trained: tuple[str, Path], folder: Path) -> 
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_cached_masked_images_train_alike_and_resume_to_the_last_bit(folder: Path) -> None:
+    """Two masks of each image, and more than two epochs."""
+    cache = {"folder": str(folder / "cache"), "mask_variants": 2}
+    whole = run(folder, "inpaint", "variants", cache=cache)
+    uncached = run(folder, "inpaint", "variants-uncached", cache={"enabled": False, "mask_variants": 2})
+    assert losses(uncached) == pytest.approx(losses(whole), abs=1e-5)
+    run(folder, "inpaint", "variants-resumed", cache=cache, num_steps=2)
+    resumed = run(folder, "inpaint", "variants-resumed", cache=cache, num_steps=4)
+    assert losses(resumed) == losses(whole)
+    one, two = weights(whole), weights(resumed)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 def test_the_first_loss_is_that_of_the_base(trained: tuple[str, Path], folder: Path) -> None:
     """The added channels start at zero, so the base's first loss is not changed by them."""
     plain = run(folder, "text-to-image", f"for-{trained[0]}", num_steps=1)

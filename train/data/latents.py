@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 
 from ldm.data.batches import LatentSamples, ReadImage, read_inputs, read_pixels
+from ldm.data.cache.drawn import drawn_items, drawn_keys
 from ldm.data.cache.keys import combined_hash, tensors_hash
 from ldm.data.cache.moments import (
     CacheItem,
     MomentsCache,
-    VariantKeys,
     cache_items,
     moments_reader,
     variant_keys,
@@ -23,7 +23,7 @@ from ldm.data.cache.moments import (
 from ldm.data.cache.prompt_cache import PromptCache
 from ldm.data.captions import plain_caption, possible_captions
 from ldm.data.prepare import BucketedSample
-from ldm.data.sample import MAIN_INPUT, ImageInput
+from ldm.data.sample import MAIN_INPUT
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.vae import KLAutoencoder
 from ldm.tasks import find_task
@@ -42,16 +42,19 @@ class ImageReaders:
         kind: what it has of the main image, "moments" or "pixel_values".
         main: reads the main image of a sample.
         inputs: read the images that the task needs, by `ImageInput.key`.
+        drawn: read each variant of an image that the task draws, by its name.
     """
 
     kind: str
     main: ReadImage
     inputs: Mapping[str, ReadImage] = field(default_factory=dict)
+    drawn: Mapping[str, Sequence[ReadImage]] = field(default_factory=dict)
 
     def starting_at(self, first: int) -> "ImageReaders":
         """The same readers for a part of their samples, which starts at number `first`."""
         inputs = {key: partial(_read_from, read, first) for key, read in self.inputs.items()}
-        return ImageReaders(self.kind, partial(_read_from, self.main, first), inputs)
+        drawn = {name: [partial(_read_from, one, first) for one in read] for name, read in self.drawn.items()}
+        return ImageReaders(self.kind, partial(_read_from, self.main, first), inputs, drawn)
 
 
 def _read_from(read: ReadImage, first: int, index: int, crop: int, flip: bool) -> Tensor:
@@ -66,16 +69,14 @@ def image_readers(
     With the cache, all processes first encode what is missing; then the autoencoder leaves the device.
     """
     autoencoder.to(run.device)
-    images = find_task(settings.task).inputs.images
-    inputs = {image.key: read_inputs(placed, image) for image in images}
+    inputs = pixel_readers(placed, settings)
     if not settings.cache.enabled:
         return ImageReaders("pixel_values", read_pixels(placed), inputs)
     autoencoder_hash = tensors_hash(autoencoder.vae)
     cache = MomentsCache(settings.cache.root(), autoencoder_hash)
-    encoded = [MAIN_INPUT, *(image for image in images if image.encoded)]
-    keys = [variant_keys(placed, autoencoder_hash, settings.data.flip, image) for image in encoded]
+    entries = CachedEntries(placed, settings, autoencoder_hash)
     encode = partial(encode_images_on, run.device, autoencoder)
-    wanted = _wanted(placed, keys, encoded)
+    wanted = entries.items()
     with run.progress("encoding images", "image", len(wanted)) as on_progress:
         cache.fill(
             wanted,
@@ -85,19 +86,61 @@ def image_readers(
             barrier=run.processes.barrier,
             on_progress=on_progress,
         )
-    if not find_task(settings.task).encodes_in_training:
+    if not encodes_in_training(settings):
         autoencoder.to("cpu")
-    cache.encode_again_from(partial(_wanted, placed, keys, encoded), encode)
-    main, *others = (moments_reader(cache, own) for own in keys)
-    cached = dict(zip((image.key for image in encoded[1:]), others, strict=True))
-    return ImageReaders("moments", main, inputs | cached)
+    cache.encode_again_from(entries.items, encode)
+    main, *others = (moments_reader(cache, own) for own in entries.keys)
+    cached = dict(zip((image.key for image in entries.images[1:]), others, strict=True))
+    drawn = [moments_reader(cache, own) for own in entries.drawn]
+    name = drawn_name(settings)
+    return ImageReaders("moments", main, inputs | cached, {name: drawn} if name else {})
 
 
-def _wanted(
-    placed: Sequence[BucketedSample], keys: Sequence[VariantKeys], images: Sequence[ImageInput]
-) -> list[CacheItem]:
-    """Every variant of these images of every sample."""
-    return [item for image, own in zip(images, keys, strict=True) for item in cache_items(placed, own, image)]
+def drawn_name(settings: DenoiserSettings) -> str | None:
+    """The name of the image that the task draws, if its variants are cached."""
+    image = find_task(settings.task).inputs.drawn_image
+    return image.name if image and settings.cache.enabled and settings.cache.mask_variants else None
+
+
+def encodes_in_training(settings: DenoiserSettings) -> bool:
+    """Whether the autoencoder is needed in each step although there is a cache."""
+    return find_task(settings.task).encodes_in_training and drawn_name(settings) is None
+
+
+def pixel_readers(placed: Sequence[BucketedSample], settings: DenoiserSettings) -> dict[str, ReadImage]:
+    """Read the images that the task needs from their files; not the main one, if what is made of it is cached."""
+    skipped = MAIN_INPUT.key if drawn_name(settings) else None
+    images = find_task(settings.task).inputs.images
+    return {image.key: read_inputs(placed, image) for image in images if image.key != skipped}
+
+
+class CachedEntries:
+    """What the cache shall hold of some samples.
+
+    Attributes:
+        images: those that are encoded, the main one first.
+        keys: of each of them.
+        drawn: the keys of each variant of an image that the task draws.
+    """
+
+    def __init__(
+        self, placed: Sequence[BucketedSample], settings: DenoiserSettings, autoencoder_hash: str
+    ) -> None:
+        self.placed, self.inputs, self.seed = placed, find_task(settings.task).inputs, settings.seed
+        self.images = [MAIN_INPUT, *(image for image in self.inputs.images if image.encoded)]
+        self.keys = [
+            variant_keys(placed, autoencoder_hash, settings.data.flip, image) for image in self.images
+        ]
+        count = settings.cache.mask_variants if drawn_name(settings) else 0
+        self.drawn = [
+            drawn_keys(placed, self.keys[0], self.inputs, settings.seed, variant) for variant in range(count)
+        ]
+
+    def items(self) -> list[CacheItem]:
+        """Every variant of these images of every sample."""
+        pairs = zip(self.images, self.keys, strict=True)
+        plain = [item for image, own in pairs for item in cache_items(self.placed, own, image)]
+        return plain + list(drawn_items(self.placed, self.drawn, self.inputs, self.seed))
 
 
 @contextmanager
@@ -149,6 +192,8 @@ def latent_samples(
         extra_noise=bool(objective.offset_noise or objective.input_perturbation),
         images=readers.inputs,
         draw=find_task(settings.task).inputs.draw,
+        num_variants=settings.cache.mask_variants,
+        drawn=readers.drawn,
     )
 
 

@@ -90,8 +90,11 @@ class DenoiserLoss(nn.Module):
         for image in self.task.inputs.images:
             if image.encoded:
                 latents[image.name] = self.input_latents(batch, image.key)
-            else:
+            elif image.key in batch:
                 pixel_values[image.name] = batch[image.key]
+        made = self.task.inputs.drawn_image
+        if made and made.name in batch:  # cached, in place of the pixel values that it is made from
+            latents[made.name] = self.input_latents(batch, made.name)
         drawn = {name.removeprefix(DRAWN): value for name, value in batch.items() if name.startswith(DRAWN)}
         prompt = self.embed(batch["caption"], device)
         inputs = TrainingInputs(self.encode_input, latents, pixel_values, drawn, self.training)

@@ -5,24 +5,26 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from ldm.data.batches import read_inputs, read_pixels
+from ldm.data.batches import read_pixels
 from ldm.data.cache.keys import prompt_key, tensors_hash
-from ldm.data.cache.moments import MomentsCache, variant_keys
+from ldm.data.cache.moments import MomentsCache
 from ldm.data.cache.prompt_cache import PromptCache
 from ldm.data.cache.shards import Shard, ShardFault, ShardStore
 from ldm.data.prepare import BucketedSample
-from ldm.data.sample import MAIN_INPUT
 
 from ..data.latents import (
+    CachedEntries,
     ImageReaders,
     cached_texts,
+    drawn_name,
     encode_captions,
     encode_images,
+    encodes_in_training,
+    pixel_readers,
     text_encoder_hash,
 )
 from ..loop.denoiser_loss import DenoiserLoss, EmbedPrompts
@@ -66,21 +68,19 @@ def plan_images(
     Without a cache the images themselves are read, and encoded in each step.
     """
     autoencoder = loss.parts.autoencoder.to(run.device)
-    images = loss.task.inputs.images
-    inputs = {image.key: read_inputs(placed, image) for image in images}
+    inputs = pixel_readers(placed, settings)
     if not settings.cache.enabled:
         return CacheCost(), ImageReaders("pixel_values", read_pixels(placed), inputs)
     autoencoder_hash = tensors_hash(autoencoder.vae)
     there = entries_there(MomentsCache(settings.cache.root(), autoencoder_hash).store)
-    encoded = [MAIN_INPUT, *(image for image in images if image.encoded)]
-    wanted = {
-        key: (one, partial(one.input_pixels, image, *variant))
-        for image in encoded
-        for one, variants in zip(
-            placed, variant_keys(placed, autoencoder_hash, settings.data.flip, image), strict=True
-        )
-        for variant, key in variants.items()
+    entries = CachedEntries(placed, settings, autoencoder_hash)
+    owners = {
+        key: one
+        for own in (*entries.keys, *entries.drawn)
+        for one, keys in zip(placed, own, strict=True)
+        for key in keys.values()
     }
+    wanted = {item.key: (owners[item.key], item.load) for item in entries.items()}
     lacking = [entry for key, entry in wanted.items() if key not in there]
     some = [load for one, load in lacking if one.size == lacking[0][0].size][:NUM_ENCODED]
 
@@ -90,14 +90,18 @@ def plan_images(
         encode_images(autoencoder, torch.stack(pixels))
 
     seconds = _seconds_each(run.device, encode, len(some))
-    autoencoder.to("cpu")
+    if not encodes_in_training(settings):
+        autoencoder.to("cpu")
     num_bytes = sum(4 * torch.Size(_moments_shape(one, loss)).numel() for one, _ in lacking)
     cost = CacheCost(len(wanted), len(lacking), num_bytes, seconds)
 
     def zeros(index: int, crop: int, flip: bool) -> Tensor:
         return torch.zeros(_moments_shape(placed[index], loss))
 
-    return cost, ImageReaders("moments", zeros, inputs | {image.key: zeros for image in encoded[1:]})
+    cached = {image.key: zeros for image in entries.images[1:]}
+    name = drawn_name(settings)
+    drawn = {name: [zeros] * settings.cache.mask_variants} if name else {}
+    return cost, ImageReaders("moments", zeros, inputs | cached, drawn)
 
 
 def _moments_shape(one: BucketedSample, loss: DenoiserLoss) -> tuple[int, int, int]:

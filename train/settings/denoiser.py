@@ -13,7 +13,7 @@ from ldm.diffusion.objective import ObjectiveSettings
 from ldm.diffusion.path import ScheduleSettings
 from ldm.models.fresh import DenoiserShape
 from ldm.models.generation_settings import MAX_PROMPT_CHUNKS
-from ldm.tasks import check_task
+from ldm.tasks import check_task, find_task
 
 from ..run.trainable import TrainableSettings
 from .shared import TrainSettings
@@ -85,6 +85,8 @@ class DenoiserSettings(TrainSettings, TrainableSettings):
     def model_post_init(self, _: Any) -> None:
         if (self.base is None) == (self.parts is None):
             raise ValueError("give either base: MODEL or parts: {autoencoder, text_encoder}")
+        if self.cache.mask_variants and find_task(self.task).inputs.drawn_image is None:
+            raise ValueError(f"cache.mask_variants is for tasks with masks, which {self.task} has not")
         for name in BASE_HAS_ITS_OWN if self.base is not None else ():
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} is given, but base determines it: leave it out")

@@ -26,6 +26,14 @@ class CacheSettings(Settings):
     )
     rehash: bool = Field(False, description="read every image again instead of trusting its size and times")
 
+    mask_variants: int = Field(
+        0,
+        ge=0,
+        description="for inpainting: how many masks each image has, which are then cached as well, so that training "
+        "neither reads nor encodes images; 8 is a good start. 0: new masks in every epoch, whose masked images are "
+        "encoded in each step",
+    )
+
     def root(self) -> Path:
         """The cache's folder."""
         return self.folder.expanduser() if self.folder else cache_root()

@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from ldm.export.card.run_record import RunRecord
+from ldm.export.card.task_words import TaskWords, words_for
 from ldm.export.formats.exporter import ExportedModel
 from ldm.export.formats.formats import FORMATS
 from ldm.io.redaction import public_text
@@ -44,7 +45,7 @@ def front_matter(
     return metadata_yaml(
         **licence_keys(licence),
         library_name="diffusers",
-        pipeline_tag="text-to-image",
+        pipeline_tag=_words(exported).pipeline_tag,
         base_model=base,
         datasets=list(datasets) or None,
         tags=_tags(exported),
@@ -72,13 +73,18 @@ def licence_keys(licence: str | None) -> dict[str, Any]:
     return {"license": "other", "license_name": name or "other"} | link
 
 
+def _words(exported: ExportedModel) -> TaskWords:
+    return words_for(exported.source.parts.task)
+
+
 def _relation(exported: ExportedModel) -> str:
     return "adapter" if exported.is_lora or exported.has_separate_lora else "finetune"
 
 
 def _tags(exported: ExportedModel) -> list[str]:
     adapter = exported.source.adapter
-    tags = ["text-to-image", "diffusers", "stable-diffusion", "open-ldm"]
+    words = _words(exported)
+    tags = [words.pipeline_tag, "diffusers", "stable-diffusion", "open-ldm", *words.tags]
     tags += ["lora"] if adapter is not None and adapter.kind == "lora" else []
     tags += ["textual-inversion"] if exported.token else []
     return tags + list(FORMATS[exported.format].tags)

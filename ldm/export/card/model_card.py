@@ -18,8 +18,9 @@ from ldm.export.card.facts import (
 from ldm.export.card.front_matter import front_matter
 from ldm.export.card.markdown import render
 from ldm.export.card.run_record import RunRecord, read_run
-from ldm.export.card.samples import CURVES, GRID, SampleImage, write_samples
+from ldm.export.card.samples import CURVES, GRID, INPUT_NOTE, SampleImage, write_samples
 from ldm.export.card.source_card import SourceCard, read_source_card
+from ldm.export.card.task_words import words_for
 from ldm.export.card.training_facts import measurements_of, memorisation_of, training_facts
 from ldm.export.card.usage import command_example, python_example
 from ldm.export.export_source import ExportSource
@@ -30,7 +31,6 @@ from ldm.io.redaction import private_names, public_text
 from ldm.models.loading.source import EMBEDDED
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
-DEFAULT_PROMPT = "a red apple"
 FEW_IMAGES = 2000
 """The card warns of a data set with fewer images."""
 
@@ -96,7 +96,9 @@ def write_card(
         ),
         samples=[_Sample(public_text(s.prompt), file) for s, file in zip(samples, names, strict=True)],
         grid=GRID,
-        **_model_facts(exported, _example_prompt(samples, run), own_card),
+        input_note=INPUT_NOTE,
+        words=words_for(source.parts.task),
+        **_model_facts(exported, _example_prompt(samples, run, source.parts.task), own_card),
         hashes=hashes_of(source, run),
         **_run_facts(run, folder),
     )
@@ -112,10 +114,10 @@ class _Sample:
     file: str
 
 
-def _example_prompt(samples: Sequence[SampleImage], run: RunRecord | None) -> str:
+def _example_prompt(samples: Sequence[SampleImage], run: RunRecord | None, task: str) -> str:
     """A prompt that suits the model."""
     prompts = [sample.prompt for sample in samples] or (run.setting("preview.prompts") if run else None)
-    return public_text(str(prompts[0])) if prompts else DEFAULT_PROMPT
+    return public_text(str(prompts[0])) if prompts else words_for(task).prompts[0]
 
 
 def _model_facts(exported: ExportedModel, prompt: str, own_card: SourceCard | None) -> dict[str, Any]:

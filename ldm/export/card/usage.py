@@ -3,6 +3,7 @@
 import shlex
 
 from ldm.export.card.facts import SchedulerChange
+from ldm.export.card.task_words import words_for
 from ldm.export.formats.exporter import ExportedModel, Usage, literal
 
 
@@ -17,19 +18,21 @@ def python_example(
         changes = "".join(f", {key}={value!r}" for key, value in scheduler.changes.items())
         lines.append(f"pipe.scheduler = {scheduler.class_name}.from_config(pipe.scheduler.config{changes})")
     imports = [f"from diffusers import {', '.join(sorted(classes))}"] if classes else []
-    return "\n".join([*imports, *usage.imports, "", *lines, *_call(exported, prompt)])
+    imports += [*words_for(exported.source.parts.task).imports, *usage.imports]
+    return "\n".join([*imports, "", *lines, *_call(exported, prompt)])
 
 
 def _call(exported: ExportedModel, prompt: str) -> list[str]:
-    defaults = exported.source.parts.defaults
+    defaults, words = exported.source.parts.defaults, words_for(exported.source.parts.task)
+    size = (defaults.width, defaults.height)
     settings = {
-        "height": defaults.height,
-        "width": defaults.width,
-        "num_inference_steps": defaults.num_inference_steps,
-        "guidance_scale": defaults.guidance_scale,
+        **words.arguments(size),
+        "num_inference_steps": repr(defaults.num_inference_steps),
+        "guidance_scale": repr(defaults.guidance_scale),
     }
-    given = ", ".join(f"{key}={value!r}" for key, value in settings.items())
-    return [f"image = pipe({literal(prompt)}, {given}).images[0]", 'image.save("image.png")']
+    given = ", ".join(f"{key}={value}" for key, value in settings.items())
+    call = f"image = pipe({literal(prompt)}, {given}).images[0]"
+    return [*words.load(size), call, *words.finish, 'image.save("image.png")']
 
 
 def command_example(exported: ExportedModel, usage: Usage, prompt: str) -> str | None:
@@ -37,7 +40,8 @@ def command_example(exported: ExportedModel, usage: Usage, prompt: str) -> str |
     if usage.model is None:
         return None
     lora = ["--lora", usage.lora] if usage.lora else []
-    lines = [["ldm", "generate", prompt, "--model", usage.model, *lora]]
+    options = words_for(exported.source.parts.task).options
+    lines = [["ldm", "generate", prompt, "--model", usage.model, *lora, *options]]
     if exported.repo_id and usage.needs_download:
         lines.insert(0, ["hf", "download", exported.repo_id, "--local-dir", exported.name])
     return "\n".join(map(shlex.join, lines))

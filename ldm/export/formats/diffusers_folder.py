@@ -52,12 +52,13 @@ def export_folder(source: ExportSource, folder: Path, options: ExportOptions, na
 
 def folder_usage(exported: ExportedModel) -> Usage:
     """A `UsageOf`."""
-    lines = [from_pretrained(exported.place, exported.folder)]
+    stock = exported.pipeline_class
+    lines = [from_pretrained(stock, exported.place, exported.folder)]
     if not exported.has_separate_lora:
-        return Usage(tuple(lines), model=exported.place)
+        return Usage(tuple(lines), pipeline_class=stock, model=exported.place)
     lines.append(f"pipe.load_lora_weights({literal(exported.place)}, weight_name={literal(LORA_FILE)})")
     lora = f"{exported.name}/{LORA_FILE}"
-    return Usage(tuple(lines), model=exported.place, lora=lora, needs_download=True)
+    return Usage(tuple(lines), pipeline_class=stock, model=exported.place, lora=lora, needs_download=True)
 
 
 def _write_model(

@@ -15,7 +15,6 @@ from ldm.export.verify.compare import Verdict
 from ldm.models.adapters.folder import LORA_FILE
 from ldm.models.loading.folder import weights_variant
 
-STOCK = "StableDiffusionPipeline"
 BASE_PLACEHOLDER = "BASE"
 """Stands for the base model in examples if it is not known."""
 
@@ -73,6 +72,12 @@ class ExportedModel:
         return BASE_PLACEHOLDER if self.base is None else self.base.hub_id or self.base.name
 
     @property
+    def pipeline_class(self) -> str:
+        """The stock pipeline that the model is for."""
+        parts = self.source.parts
+        return parts.family.pipeline_for(parts.task)
+
+    @property
     def is_lora(self) -> bool:
         """Whether it is a LoRA alone."""
         return FORMATS[self.format].is_lora
@@ -107,7 +112,7 @@ class Usage:
 
     python: tuple[str, ...]
     imports: tuple[str, ...] = ()
-    pipeline_class: str | None = STOCK
+    pipeline_class: str | None = field(kw_only=True)
     library: str = "diffusers"
     package: str | None = None
     model: str | None = None
@@ -129,11 +134,11 @@ def usage_of(exported: ExportedModel) -> Usage:
     return cast(UsageOf, resolve_name(FORMATS[exported.format].usage))(exported)
 
 
-def from_pretrained(place: str, folder: Path | None = None) -> str:
+def from_pretrained(pipeline_class: str, place: str, folder: Path | None = None) -> str:
     """The line that loads a stock folder; `folder` is where it is now, for the variant of its files."""
     variant = _variant(folder) if folder else None
     more = f", variant={literal(variant)}" if variant else ""
-    return f"pipe = {STOCK}.from_pretrained({literal(place)}{more}, safety_checker=None)"
+    return f"pipe = {pipeline_class}.from_pretrained({literal(place)}{more}, safety_checker=None)"
 
 
 def _variant(folder: Path) -> str | None:

@@ -73,7 +73,8 @@ def lora_peft_usage(exported: ExportedModel) -> Usage:
         for part in (["unet", "text_encoder"] if lora is None else lora.configs)
     ]
     return Usage(
-        python=(from_pretrained(exported.base_place), *loads),
+        python=(from_pretrained(exported.pipeline_class, exported.base_place), *loads),
+        pipeline_class=exported.pipeline_class,
         imports=("from peft import PeftModel",),
         model=exported.base_place,
         lora=exported.name,
@@ -84,7 +85,8 @@ def lora_peft_usage(exported: ExportedModel) -> Usage:
 def _file_usage(exported: ExportedModel, file: str, programs: dict[str, str] | None = None) -> Usage:
     load = f"pipe.load_lora_weights({literal(exported.place)}, weight_name={literal(file)})"
     return Usage(
-        python=(from_pretrained(exported.base_place), load),
+        python=(from_pretrained(exported.pipeline_class, exported.base_place), load),
+        pipeline_class=exported.pipeline_class,
         model=exported.base_place,
         lora=f"{exported.name}/{file}",
         needs_download=True,

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.errors import UserError
 from ldm.export.export_options import ExportOptions
 from ldm.export.export_source import ExportSource
 from ldm.export.formats.diffusers_folder import expect_rounded
@@ -14,21 +15,34 @@ from ldm.export.verify.compare import verify
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.engines.openvino_denoiser import traced_unet
 from ldm.models.engines.openvino_network import ANY, TracedNetwork, write_network
+from ldm.models.generation_settings import TEXT_TO_IMAGE
 from ldm.models.loading.model import ModelParts, save_small_files
 from ldm.models.vae import KLAutoencoder
 
+PIPELINES = {TEXT_TO_IMAGE: "OVStableDiffusionPipeline", "inpaint": "OVStableDiffusionInpaintPipeline"}
+"""optimum-intel's pipelines by task; it has none for editing."""
+
 
 def export_openvino(source: ExportSource, folder: Path, options: ExportOptions, name: str) -> ReadBack:
-    """An `Exporter`."""
+    """An `Exporter`.
+
+    Raises:
+        UserError: also, optimum-intel has no pipeline for the model's task.
+    """
+    if source.parts.task not in PIPELINES:
+        raise UserError(
+            f"no program runs a model for {source.parts.task} with OpenVINO", "choose --format diffusers"
+        )
     write_openvino(source.weights(), folder)
     return lambda: (verify(expect_rounded(source, torch.float32), "openvino", folder=folder),)
 
 
 def openvino_usage(exported: ExportedModel) -> Usage:
     """A `UsageOf`."""
+    name = PIPELINES[exported.source.parts.task]
     return Usage(
-        python=(f"pipe = OVStableDiffusionPipeline.from_pretrained({literal(exported.place)})",),
-        imports=("from optimum.intel import OVStableDiffusionPipeline",),
+        python=(f"pipe = {name}.from_pretrained({literal(exported.place)})",),
+        imports=(f"from optimum.intel import {name}",),
         pipeline_class=None,
         library="OpenVINO",
         package="optimum-intel",

@@ -16,7 +16,7 @@ from ldm.errors import UserError
 from ldm.export.export_options import ExportOptions
 from ldm.export.export_source import ExportSource
 from ldm.export.formats.diffusers_folder import expect_rounded, write_configs
-from ldm.export.formats.exporter import STOCK, ExportedModel, ReadBack, Usage, literal
+from ldm.export.formats.exporter import ExportedModel, ReadBack, Usage, literal
 from ldm.export.formats.modelspec import ORIGINAL_LAYOUT, modelspec_fields
 from ldm.export.verify.compare import Verdict, verify
 from ldm.io.files import write_tensors
@@ -77,13 +77,16 @@ def single_file_usage(exported: ExportedModel) -> Usage:
     config = "" if known else ', config="FOLDER"'
     note = "" if known else "  # FOLDER: this model in the diffusers layout, for its sizes and vocabulary"
     place = "file" if exported.repo_id else literal(local)
-    load = f"pipe = {STOCK}.from_single_file({place}{config}){note}"
+    stock = exported.pipeline_class
+    load = f"pipe = {stock}.from_single_file({place}{config}){note}"
     programs = PROGRAMS if has_known_unet(parts) else {}
     if exported.repo_id is None:
-        return Usage((load,), model=local, programs=programs)
+        return Usage((load,), pipeline_class=stock, model=local, programs=programs)
     download = f"file = hf_hub_download({literal(exported.repo_id)}, {literal(file)})"
     imports = ("from huggingface_hub import hf_hub_download",)
-    return Usage((download, load), imports, model=local, programs=programs, needs_download=True)
+    return Usage(
+        (download, load), imports, pipeline_class=stock, model=local, programs=programs, needs_download=True
+    )
 
 
 def write_single_file(
@@ -131,7 +134,8 @@ def _architecture(parts: ModelParts, prediction_type: str) -> str:
     layout = parts.family.single_file
     if layout is None:
         return parts.family.name
-    return layout.architecture.get(prediction_type, layout.architecture["epsilon"])
+    named = layout.architecture.get(prediction_type, layout.architecture["epsilon"])
+    return layout.task_architecture.get(parts.task, named)
 
 
 def _layout(parts: ModelParts) -> SingleFile:

@@ -71,13 +71,13 @@ class CompiledAutoencoder(CompiledNetwork):
 def read_openvino(task: Mapping[str, Any]) -> Any:
     """The stock pipeline of an exported folder, `task["folder"]`; a reader for `ldm.export.verify.readers`."""
     import diffusers
-    from diffusers import StableDiffusionPipeline
     from transformers import CLIPTokenizer
 
     folder = Path(task["folder"])
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
     scheduler_class = getattr(diffusers, config.get("_class_name", "DDIMScheduler"))
-    return StableDiffusionPipeline(
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return getattr(diffusers, index["_class_name"])(
         vae=CompiledAutoencoder(folder / "vae_decoder", folder / "vae_encoder"),
         text_encoder=CompiledText(folder / "text_encoder"),
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),

@@ -26,9 +26,7 @@ def read_folder(task: Mapping[str, Any]) -> Any:
 
 def read_single_file(task: Mapping[str, Any]) -> Any:
     """A checkpoint in the original layout; sizes and vocabulary come from a folder with configurations."""
-    from diffusers import StableDiffusionPipeline
-
-    return StableDiffusionPipeline.from_single_file(
+    return _stock_class(task).from_single_file(
         task["file"],
         config=task["folder"],
         local_files_only=True,
@@ -65,6 +63,12 @@ def read_openvino(task: Mapping[str, Any]) -> Any:
     return read(task)
 
 
+def _stock_class(task: Mapping[str, Any]) -> Any:
+    import diffusers
+
+    return getattr(diffusers, task["trial"]["pipeline_class"])
+
+
 WITHOUT_CHECKER: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
 
 READERS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Any]]] = {
@@ -78,11 +82,54 @@ READERS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Any]]] = {
 
 
 def with_sampler(pipe: Any, class_name: str) -> Any:
-    """A stock pipeline with another sampler, which it corrects as it corrects its own; the components are shared."""
+    """A stock pipeline with another sampler; the components are shared.
+
+    Its offset and clipping are those that `StableDiffusionPipeline` sets in every sampler, and others do not.
+    """
     import diffusers
 
-    scheduler = getattr(diffusers, class_name).from_config(pipe.scheduler.config)
+    scheduler = getattr(diffusers, class_name).from_config(
+        pipe.scheduler.config, steps_offset=1, clip_sample=False
+    )
     return type(pipe)(**{**pipe.components, "scheduler": scheduler}, requires_safety_checker=False)
+
+
+Inputs = Mapping[str, Any]
+"""Tensors by name, see `ldm.export.verify.trial.trial_inputs`."""
+
+
+def _from_prompt(pipe: Any, trial: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
+    return {"height": trial["height"], "width": trial["width"]}
+
+
+def _inpaint(pipe: Any, trial: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
+    """With the mean of the masked image's latents, of which the stock pipeline by itself draws a sample.
+
+    Both are of the same posterior, which the pipeline's own autoencoder gives. The mean needs no random number.
+    """
+    import torch
+
+    image, mask = inputs["given_image"], inputs["given_mask"]
+    with torch.no_grad():
+        posterior = pipe.vae.encode((image * 2 - 1) * (mask < 0.5)).latent_dist
+    return {
+        **_from_prompt(pipe, trial, inputs),
+        "image": image,
+        "mask_image": mask,
+        "masked_image_latents": posterior.mean * pipe.vae.config.scaling_factor,
+    }
+
+
+def _edit(pipe: Any, trial: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
+    """The size is that of the image."""
+    return {"image": inputs["given_image"], "image_guidance_scale": trial["image_guidance_scale"]}
+
+
+ARGUMENTS: dict[str, Callable[[Any, Mapping[str, Any], Inputs], dict[str, Any]]] = {
+    "StableDiffusionInpaintPipeline": _inpaint,
+    "StableDiffusionInstructPix2PixPipeline": _edit,
+}
+"""What the stock pipelines of tasks with input images are called with besides prompts, noise, steps and guidance."""
 
 
 def trial_outputs(pipe: Any, task: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,16 +141,24 @@ def trial_outputs(pipe: Any, task: Mapping[str, Any]) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     pipe.to(torch.float32)  # whatever it is stored in
-    trial = dict(task["trial"])
-    seed, class_name = trial.pop("seed"), trial.pop("scheduler_class")
-    if class_name is not None:
-        pipe = with_sampler(pipe, class_name)
+    trial = task["trial"]
+    if trial["scheduler_class"] is not None:
+        pipe = with_sampler(pipe, trial["scheduler_class"])
     if hasattr(pipe.scheduler, "noise_sampler_seed"):  # takes a seed where others take a generator
-        pipe.scheduler.noise_sampler_seed = [seed]
+        pipe.scheduler.noise_sampler_seed = [trial["seed"]]
     pipe.set_progress_bar_config(disable=True)
     inputs = load_file(task["inputs"])
-    generator = [torch.Generator("cpu").manual_seed(seed)]
-    pixels = pipe(**trial, latents=inputs["noise"], generator=generator, output_type="pt").images
+    arguments = ARGUMENTS.get(trial["pipeline_class"], _from_prompt)
+    pixels = pipe(
+        trial["prompt"],
+        negative_prompt=trial["negative_prompt"],
+        num_inference_steps=trial["num_inference_steps"],
+        guidance_scale=trial["guidance_scale"],
+        latents=inputs["noise"],
+        generator=[torch.Generator("cpu").manual_seed(trial["seed"])],
+        output_type="pt",
+        **arguments(pipe, trial, inputs),
+    ).images
     with torch.no_grad():
         encoded = pipe.vae.encode(inputs["image"]).latent_dist.mean
     return {"pixels": pixels, "encoded": encoded}

@@ -1,17 +1,28 @@
-"""A trial: one image generated from fixed noise and one image encoded, which every reader of a model must reproduce."""
+"""A trial: one image generated from fixed noise and one image encoded, which every reader of a model must reproduce.
+
+A model of a task with input images, such as inpainting, is given the image to encode, in 8 bits, and a mask.
+
+Axis letters: C latent channels, H W pixels, h w latent size.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ldm.diffusion.interval import EVERYWHERE
 from ldm.diffusion.scheduler_names import OWN_SCHEDULER
 from ldm.diffusion.schedulers import can_run_own
+from ldm.errors import UserError
+from ldm.export.verify.readers import ARGUMENTS
 from ldm.models.loading.model import ModelParts
 from ldm.noise import image_generators, normal_per_image
 from ldm.pipeline.pipeline import Pipeline
+from ldm.tasks import find_task
 
 PROMPT = "a red apple on a wooden table, a photograph"
 NEGATIVE_PROMPT = "blurry"
@@ -24,21 +35,41 @@ class Trial:
     """The settings: enough steps and guidance that each part of a model has an effect. Height and width in pixels.
 
     Attributes:
+        pipeline_class: the stock pipeline that the model is for.
         scheduler_class: the sampler in place of the model's own, which would not run as the model needs it.
+        image_guidance_scale: for a model that edits.
+        given: the names of the images that the model is given.
     """
 
     height: int
     width: int
     prompt: str
     negative_prompt: str
+    pipeline_class: str
     scheduler_class: str | None = None
     num_inference_steps: int = 4
     guidance_scale: float = 3.0
+    image_guidance_scale: float | None = None
     seed: int = 20
+    given: tuple[str, ...] = ()
+
+
+IMAGE_GUIDANCE_SCALE = 1.5
 
 
 def trial_for(parts: ModelParts) -> Trial:
-    """A trial at the model's own size, or a smaller one of the same shape."""
+    """A trial at the model's own size, or a smaller one of the same shape.
+
+    Raises:
+        UserError: diffusers has no pipeline for models of this task.
+    """
+    task = find_task(parts.task)
+    pipeline_class = parts.family.pipeline_for(task.name)
+    if task.given and pipeline_class not in ARGUMENTS:
+        raise UserError(
+            f"diffusers has no pipeline for a model trained for {task.name}",
+            "use it with `ldm generate`; it cannot be exported or verified",
+        )
     height, width = parts.defaults.height, parts.defaults.width
     num_halvings = len(parts.denoiser.unet.config.block_out_channels) - 1
     multiple = parts.autoencoder.pixels_per_latent * 2**num_halvings
@@ -46,7 +77,16 @@ def trial_for(parts: ModelParts) -> Trial:
     height, width = (max(multiple, round(side * scale / multiple) * multiple) for side in (height, width))
     prompt, negative_prompt = (_within_context(parts, text) for text in (PROMPT, NEGATIVE_PROMPT))
     sampler = None if can_run_own(parts.scheduler_config) else "DDIMScheduler"
-    return Trial(height, width, prompt, negative_prompt, scheduler_class=sampler)
+    return Trial(
+        height,
+        width,
+        prompt,
+        negative_prompt,
+        pipeline_class,
+        scheduler_class=sampler,
+        image_guidance_scale=IMAGE_GUIDANCE_SCALE if task.name == "edit" else None,
+        given=tuple(task.given),
+    )
 
 
 def _within_context(parts: ModelParts, prompt: str) -> str:
@@ -61,26 +101,65 @@ def trial_image(trial: Trial) -> Tensor:
     return normal_per_image(image_generators([trial.seed]), (3, trial.height, trial.width)).tanh()
 
 
+def given_image(trial: Trial) -> Image.Image:
+    """`trial_image` in 8 bits."""
+    rounded = ((trial_image(trial)[0] / 2 + 0.5) * 255).round().to(torch.uint8)
+    return Image.fromarray(rounded.permute(1, 2, 0).numpy())
+
+
+def given_mask(trial: Trial, pixels_per_latent: int) -> Image.Image:
+    """A mask of whole latents, which all programs scale down alike: a box that touches the right border."""
+    height, width = trial.height // pixels_per_latent, trial.width // pixels_per_latent
+    small = torch.zeros(height, width, dtype=torch.uint8)
+    small[height // 4 : max(height // 4 + 1, 3 * height // 4), width // 3 :] = 255
+    large = small.repeat_interleave(pixels_per_latent, 0).repeat_interleave(pixels_per_latent, 1)
+    return Image.fromarray(large.numpy())
+
+
+def given_images(parts: ModelParts, trial: Trial) -> dict[str, Image.Image]:
+    """The images that the model is given, by the names of `generate`."""
+    made = {"image": given_image(trial), "mask": given_mask(trial, parts.autoencoder.pixels_per_latent)}
+    return {name: made[name] for name in trial.given}
+
+
 def trial_inputs(parts: ModelParts, trial: Trial) -> dict[str, Tensor]:
-    """A reader's inputs: the initial standard normal noise [1, C, h, w], and the image to encode."""
+    """A reader's inputs.
+
+    Returns:
+        `noise`, the initial standard normal noise [1, C, h, w]; `image`, the image to encode; and as `given_image` and
+        `given_mask` [1, 3 or 1, H, W] in 0 to 1, the images that the model is given.
+    """
     multiple = parts.autoencoder.pixels_per_latent
     shape = (parts.autoencoder.num_channels, trial.height // multiple, trial.width // multiple)
+    given = {f"given_{name}": _unit(image) for name, image in given_images(parts, trial).items()}
     return {
         "noise": normal_per_image(image_generators([trial.seed]), shape),
         "image": trial_image(trial),
+        **given,
     }
+
+
+def _unit(image: Image.Image) -> Tensor:
+    """[1, 3 or 1, H, W] in 0 to 1."""
+    pixels = torch.from_numpy(np.atleast_3d(np.asarray(image, dtype=np.float32))) / 255
+    return pixels.permute(2, 0, 1)[None].contiguous()
 
 
 @torch.no_grad()
 def trial_outputs(parts: ModelParts, trial: Trial) -> dict[str, Tensor]:
-    """Our results: the image [1, 3, H, W] in 0 to 1, by the model's own scheduler, and the encoded image's mean."""
-    given = trial_inputs(parts, trial)
+    """Our results: the image [1, 3, H, W] in 0 to 1, by the model's own scheduler, and the encoded image's mean.
+
+    The image is as decoded, before the pixels outside a mask are put back, which a stock pipeline does not do.
+    """
+    inputs = trial_inputs(parts, trial)
+    given: dict[str, Any] = given_images(parts, trial)
     made = Pipeline(parts).generate(
         trial.prompt,
         progress=False,
         negative_prompt=trial.negative_prompt,
         num_inference_steps=trial.num_inference_steps,
         guidance_scale=trial.guidance_scale,
+        image_guidance_scale=trial.image_guidance_scale,
         guidance_rescale=0.0,
         guidance_interval=EVERYWHERE,  # like a stock pipeline, whatever the model's default
         scheduler="ddim" if trial.scheduler_class else OWN_SCHEDULER,
@@ -88,10 +167,11 @@ def trial_outputs(parts: ModelParts, trial: Trial) -> dict[str, Tensor]:
         height=trial.height,
         width=trial.width,
         max_prompt_chunks=1,
-        latents=given["noise"],
+        latents=inputs["noise"],
+        **given,
     )
     pixels = (parts.autoencoder.decode(made.latents) / 2 + 0.5).clamp(0, 1)
-    return {"pixels": pixels, "encoded": parts.autoencoder.encode(given["image"]).chunk(2, dim=1)[0]}
+    return {"pixels": pixels, "encoded": parts.autoencoder.encode(inputs["image"]).chunk(2, dim=1)[0]}
 
 
 def largest_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:

@@ -49,13 +49,13 @@ class TracedUNet(nn.Module):
 
 
 def traced_unet(denoiser: UNetDenoiser) -> TracedNetwork:
-    """A denoiser's UNet: inputs of any B, h, w and L -> `out_sample` [B, C, h, w].
+    """A denoiser's UNet: inputs of any B, h, w and L -> `out_sample` [B, C, h, w]; `sample` has C + K channels.
 
     It is traced with an odd height and width, which the UNet cannot halve evenly. Only then does the UNet upsample to
     the size of each skip connection, which is correct for all sizes. Otherwise the trace would double the size, which
     is only correct for even sizes.
     """
-    channels, width = denoiser.latent_channels, denoiser.text_width
+    channels, width = denoiser.input_channels, denoiser.text_width
     smallest = 2 ** (len(denoiser.unet.config.block_out_channels) - 1)
     shapes = {
         "sample": (ANY, channels, ANY, ANY),

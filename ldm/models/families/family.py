@@ -125,6 +125,7 @@ class SingleFile:
         guess_prediction_type: "epsilon" or "v_prediction", where the file does not say.
         sample_size: the default side of the latents, by prediction type.
         architecture: the name in ModelSpec, by prediction type.
+        task_architecture: the same for models of other tasks than text-to-image, by task.
     """
 
     matches: Callable[[Collection[str]], bool]
@@ -135,6 +136,7 @@ class SingleFile:
     guess_prediction_type: Callable[[FileContent], str]
     sample_size: Mapping[str, int]
     architecture: Mapping[str, str]
+    task_architecture: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,10 @@ class Family:
     task_pipelines: Mapping[str, str] = field(default_factory=dict)
     time_ids: Callable[[Size, Size, Size], tuple[float, ...]] | None = None
     single_file: SingleFile | None = None
+
+    def pipeline_for(self, task: str) -> str:
+        """The stock pipeline for models of a task."""
+        return self.task_pipelines.get(task, self.pipeline_class)
 
     @property
     def networks(self) -> dict[str, Component]:

@@ -14,14 +14,18 @@ from ldm.models.families.original_names import NUM_LEVELS, NUM_RESNETS
 HEAD_CHANNELS, NUM_HEADS, NUM_GROUPS = 64, 8, 32
 SCALING_FACTOR = 0.18215
 LATENT_CHANNELS = 4
+INPUT_CHANNELS = (LATENT_CHANNELS, 2 * LATENT_CHANNELS, 2 * LATENT_CHANNELS + 1)
+"""The input channels of a UNet from text, for editing and for inpainting: readers tell the task by the first layer."""
 VOCABULARY, CONTEXT_LENGTH = 49408, 77
 
 
-def unet_settings(channels: Sequence[int], *, text_width: int, linear: bool) -> dict[str, Any]:
+def unet_settings(
+    channels: Sequence[int], *, text_width: int, linear: bool, in_channels: int = LATENT_CHANNELS
+) -> dict[str, Any]:
     """The settings of a UNet with these channels per level; `linear` is for Stable Diffusion 2."""
     heads = tuple(width // HEAD_CHANNELS for width in channels) if linear else NUM_HEADS
     return {
-        "in_channels": LATENT_CHANNELS,
+        "in_channels": in_channels,
         "out_channels": LATENT_CHANNELS,
         "block_out_channels": tuple(channels),
         "down_block_types": ("CrossAttnDownBlock2D",) * (NUM_LEVELS - 1) + ("DownBlock2D",),
@@ -76,7 +80,12 @@ def read_unet_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     first = "down_blocks.0.attentions.0."
     channels = [len(weights[f"down_blocks.{level}.resnets.0.conv1.bias"]) for level in range(NUM_LEVELS)]
     text_width = weights[f"{first}transformer_blocks.0.attn2.to_k.weight"].shape[-1]
-    return unet_settings(channels, text_width=text_width, linear=weights[f"{first}proj_in.weight"].ndim == 2)
+    return unet_settings(
+        channels,
+        text_width=text_width,
+        linear=weights[f"{first}proj_in.weight"].ndim == 2,
+        in_channels=weights["conv_in.weight"].shape[1],
+    )
 
 
 def read_vae_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:

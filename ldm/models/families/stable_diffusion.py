@@ -41,6 +41,8 @@ from ldm.models.families.original_names import (
     vae_to_original,
 )
 from ldm.models.families.original_shapes import (
+    INPUT_CHANNELS,
+    LATENT_CHANNELS,
     SCALING_FACTOR,
     VOCABULARY,
     read_text_settings,
@@ -92,8 +94,14 @@ def _widths(configs: Configs) -> Iterator[Width]:
 
 
 def _assumed_unet(configs: Configs, *, linear: bool) -> dict[str, Any]:
-    channels, text_width = configs["unet"]["block_out_channels"], configs["text_encoder"]["hidden_size"]
-    return unet_settings(channels, text_width=text_width, linear=linear)
+    unet, text_width = configs["unet"], configs["text_encoder"]["hidden_size"]
+    given = unet.get("in_channels")
+    return unet_settings(
+        unet["block_out_channels"],
+        text_width=text_width,
+        linear=linear,
+        in_channels=given if given in INPUT_CHANNELS else LATENT_CHANNELS,
+    )
 
 
 def _assumed_vae(configs: Configs) -> dict[str, Any]:
@@ -193,6 +201,7 @@ SD1 = Family(
         guess_prediction_type=_assume_epsilon,
         sample_size={"epsilon": 64, "v_prediction": 64},
         architecture=dict.fromkeys(("epsilon", "v_prediction"), "stable-diffusion-v1"),
+        task_architecture={"inpaint": "stable-diffusion-v1-inpainting"},
     ),
 )
 
@@ -230,5 +239,6 @@ SD2 = replace(
         guess_prediction_type=_guess_from_weights,
         sample_size={"epsilon": 64, "v_prediction": 96},
         architecture={"epsilon": "stable-diffusion-v2-512", "v_prediction": "stable-diffusion-v2-768-v"},
+        task_architecture={"inpaint": "stable-diffusion-v2-inpainting"},
     ),
 )

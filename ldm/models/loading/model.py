@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ldm.diffusion.schedulers import corrected_config
 from ldm.errors import UserError, unknown_name
 from ldm.io.collector import collector_paused
 from ldm.io.files import sha256_file, write_bytes, write_json
@@ -224,7 +225,10 @@ def save_small_files(parts: ModelParts, folder: Path) -> None:
     components = parts.components()
     for name in parts.family.tokenizers:
         _save_tokenizer(components[name], folder / name)
-    write_json(folder / "scheduler" / "scheduler_config.json", parts.scheduler_config)
+    config = parts.scheduler_config
+    if parts.family.pipeline_for(parts.task) != parts.family.pipeline_class:
+        config = corrected_config(config)
+    write_json(folder / "scheduler" / "scheduler_config.json", config)
     write_json(folder / "model_index.json", _model_index(parts))
 
 
@@ -267,6 +271,5 @@ def _model_index(parts: ModelParts) -> dict[str, Any]:
     listed: dict[str, list[str | None]] = {name: [None, None] for name in family.optional}
     listed |= {name: [one.library, one.classes[0]] for name, one in family.components.items()}
     listed["scheduler"] = ["diffusers", parts.scheduler_config.get("_class_name", "DDIMScheduler")]
-    pipeline_class = family.task_pipelines.get(parts.task, family.pipeline_class)
-    head = {"_class_name": pipeline_class, "_diffusers_version": diffusers.__version__}
+    head = {"_class_name": family.pipeline_for(parts.task), "_diffusers_version": diffusers.__version__}
     return head | dict(sorted({**listed, **family.pipeline_settings}.items()))

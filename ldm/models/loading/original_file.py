@@ -20,7 +20,7 @@ from ldm.io.files import open_tensors
 from ldm.io.safetensors_header import TensorEntry, read_header
 from ldm.models.families.family import Family, FileContent, OriginalNetwork, SingleFile
 from ldm.models.families.original_names import UNET, VAE, from_original, is_passed_over, left_over
-from ldm.models.families.original_shapes import LATENT_CHANNELS
+from ldm.models.families.original_shapes import INPUT_CHANNELS, LATENT_CHANNELS
 from ldm.models.families.registry import family_of_file
 from ldm.models.generation_settings import MAX_PROMPT_CHUNKS, GenerationSettings
 from ldm.models.loading.components import build_network
@@ -173,10 +173,10 @@ def find_layout(
     if any(name.startswith(SDXL_TEXT) for name in unknown):
         raise UserError(f"{path} is a model of Stable Diffusion XL", "models of 1 and 2 are read")
     first = tensors.get(f"{UNET}input_blocks.0.0.weight")
-    if first is not None and len(first.shape) == 4 and first.shape[1] != LATENT_CHANNELS:
+    if first is not None and len(first.shape) == 4 and first.shape[1] not in INPUT_CHANNELS:
         raise UserError(
             f"{path}: its first layer takes {first.shape[1]} channels, where latents have {LATENT_CHANNELS}",
-            "models for inpainting, depth or upscaling are not read",
+            "models from text, for editing (8) and for inpainting (9) are read, not those for depth or upscaling",
         )
     for name in unknown:
         raise UserError(f"{path}: the weight {name} belongs to no part of the model", "it is not read")
