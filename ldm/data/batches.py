@@ -17,7 +17,7 @@ from ldm import noise
 from ldm.data.captions import CaptionSettings, caption_for, flip_allowed
 from ldm.data.order import SampleKey
 from ldm.data.prepare import BucketedSample
-from ldm.data.sample import ImageInput, Sample, SampleDraw
+from ldm.data.sample import MAIN_INPUT, Derive, ImageInput, Sample, SampleDraw
 from ldm.io.images import image_to_tensor, resize_and_crop
 
 BATCH_NAMES = frozenset({
@@ -145,7 +145,7 @@ class LatentSamples(Dataset[dict[str, Any]]):
         images: reads a variant of each image that the task needs, by its `key`. Crop and flip are those of the main
             image.
         texts: the texts that the batch holds besides captions.
-        draw: of `TaskInputs`.
+        draw: of `TaskInputs`, and `derive` likewise.
 
     Raises:
         ValueError: an image or text has the name of something else in the batch.
@@ -164,6 +164,7 @@ class LatentSamples(Dataset[dict[str, Any]]):
     images: Mapping[str, ReadImage] = field(default_factory=dict)
     texts: tuple[str, ...] = ()
     draw: Callable[[SampleDraw, tuple[int, int]], Mapping[str, Any]] | None = None
+    derive: Derive | None = None
 
     def __post_init__(self) -> None:
         _check_names([*self.images, *self.texts])
@@ -176,7 +177,7 @@ class LatentSamples(Dataset[dict[str, Any]]):
         sample = placed.sample
         draw = (self.seed, key.epoch, sample.sample_id)
         crop, flip = placed.crop_at(self.seed, key.epoch), draw_flip(sample, self.flip, draw)
-        item = {
+        item: dict[str, Any] = {
             "sample_id": sample.sample_id,
             self.kind: self.read(key.sample_index, crop, flip),
             "posterior_noise": self._normal(placed, draw, "posterior"),
@@ -193,9 +194,10 @@ class LatentSamples(Dataset[dict[str, Any]]):
             item["offset"] = torch.randn(self.latent_channels, generator=noise.generator_for(*draw, "offset"))
         item |= {name: read(key.sample_index, crop, flip) for name, read in self.images.items()}
         item |= {name: sample.texts[name] for name in self.texts}
-        if self.draw:
-            item |= {f"{DRAWN}{name}": value for name, value in self.draw(draw, placed.size).items()}
-        return item
+        drawn = dict(self.draw(draw, placed.size)) if self.draw else {}
+        if self.derive:
+            drawn |= self.derive(item[MAIN_INPUT.key], draw)
+        return item | {f"{DRAWN}{name}": value for name, value in drawn.items()}
 
     def _normal(self, placed: BucketedSample, draw: SampleDraw, purpose: str) -> Tensor:
         shape = placed.latent_shape(self.latent_channels, self.downscale)
