@@ -313,7 +313,7 @@ def test_what_cannot_be_done_is_refused_in_one_line(models: dict[str, Pipeline],
 def test_models_for_other_tasks_say_what_is_needed(tmp_path: Path) -> None:
     model = Pipeline(make_sd1(tmp_path))
     for name, value in (("upscale", 4), ("restore", 0.5)):
-        said = f"{name} has no effect on image-to-image, only on {name}: use a model trained for {name}, or leave {name}"
+        said = f"{name} has no effect on image-to-image, only on {name}: use a model trained for {name}, or leave"
         with pytest.raises(UserError, match=said):
             model.generate("x", image=photo(8, 8), **{name: value})
     with pytest.raises(

@@ -3,19 +3,35 @@
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL
 
 from ldm.models.fresh import add_class_labels, widen_input
 from ldm.models.low_resolution import LowResolutionNoise
 from ldm.models.parts import ModelParts
+from ldm.models.vae import KLAutoencoder
 from tests.support.tiny_models import make_sd2
 
 INPUTS = {"upscale": (7, 1000), "restore": (8, 101)}
 """The channels of the UNet's input, and its class labels."""
 
 
-def make_labelled(folder: Path, task: str, *, scaling_factor: float = 0.3) -> ModelParts:
-    """A tiny SD2 with 2 x 2 pixels per latent, whose weights for the task are random too."""
+def make_vae(num_levels: int) -> KLAutoencoder:
+    """With a number of levels, of which each but the last halves the image."""
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * num_levels,
+        up_block_types=("UpDecoderBlock2D",) * num_levels,
+        block_out_channels=(8,) * num_levels,
+        norm_num_groups=4,
+        latent_channels=4,
+    )
+    return KLAutoencoder(vae).eval().requires_grad_(False)
+
+
+def make_labelled(folder: Path, task: str, *, scaling_factor: float = 0.3, num_levels: int = 2) -> ModelParts:
+    """A tiny SD2, whose weights for the task are random too, with 2 x 2 pixels per latent, or 4 x 4 with three levels."""
     parts = make_sd2(folder)
+    if num_levels != 2:
+        parts.autoencoder = make_vae(num_levels)
     channels, num_labels = INPUTS[task]
     widen_input(parts.denoiser.unet, channels)
     add_class_labels(parts.denoiser.unet, num_labels)
