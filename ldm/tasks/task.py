@@ -5,7 +5,7 @@ Axis letters: B batch, C latent channels, K added channels, H W pixels, h w late
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
@@ -13,9 +13,11 @@ from ldm.config import Settings
 from ldm.data.sample import TaskInputs
 from ldm.diffusion.guidance import NO_INPUTS, GuidanceInputs
 from ldm.models.generation_settings import GenerationSettings
-from ldm.models.parts import ModelParts
 from ldm.models.vae import KLAutoencoder
 from ldm.types import Conditioning, Denoiser
+
+if TYPE_CHECKING:
+    from ldm.models.parts import ModelParts
 
 Encode = Callable[[Tensor], Tensor]
 """Pixel values [B, 3, H, W] in [-1, 1] -> latents [B, C, h, w], see `input_latents`."""
@@ -123,12 +125,15 @@ class Task(Protocol):
         """The task as the training configuration sets it, in the section with the task's name."""
         ...
 
-    def for_model(self, parts: ModelParts) -> "Task":
+    def for_model(self, parts: "ModelParts") -> "Task":
         """The task with what a model decides about it."""
         ...
 
-    def completed(self, settings: GenerationSettings) -> GenerationSettings:
+    def completed(self, settings: GenerationSettings, given: GenerationSettings) -> GenerationSettings:
         """The settings of an image, none of them left open, with what the model decides.
+
+        Args:
+            given: what the user set.
 
         Raises:
             UserError: a setting does not fit the model.

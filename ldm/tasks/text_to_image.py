@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -10,9 +11,11 @@ from ldm.data.sample import NO_INPUTS, TaskInputs
 from ldm.diffusion.guidance import NO_INPUTS as NO_GUIDANCE_INPUTS
 from ldm.diffusion.guidance import GuidanceInputs, guide_with_negative
 from ldm.models.generation_settings import GenerationSettings
-from ldm.models.parts import ModelParts
 from ldm.tasks.task import FROM_NOISE, Encode, Start, Task, TrainingInputs, with_prompt
 from ldm.types import Conditioning, Denoiser
+
+if TYPE_CHECKING:
+    from ldm.models.parts import ModelParts
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,11 @@ class TextToImage:
         """The task itself: nothing is set."""
         return self
 
-    def for_model(self, parts: ModelParts) -> "Task":
+    def for_model(self, parts: "ModelParts") -> "Task":
         """The task itself: it is the same with all models."""
         return self
 
-    def completed(self, settings: GenerationSettings) -> GenerationSettings:
+    def completed(self, settings: GenerationSettings, given: GenerationSettings) -> GenerationSettings:
         """The settings as they are."""
         return settings
 

@@ -9,8 +9,8 @@ Axis letters: B batch, H W pixels, h w latent size.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,10 +22,12 @@ from ldm.errors import UserError
 from ldm.io.images import image_to_tensor, resize_and_crop, tensor_to_images
 from ldm.models.generation_settings import GenerationSettings
 from ldm.models.low_resolution import NUM_LEVELS, LowResolutionNoise
-from ldm.models.parts import ModelParts
 from ldm.tasks.task import Encode, Task, TrainingInputs
 from ldm.tasks.text_to_image import TextToImage
 from ldm.types import Conditioning
+
+if TYPE_CHECKING:
+    from ldm.models.parts import ModelParts
 
 IMAGE, NOISE, LEVEL = "low_resolution", "low_resolution_noise", "noise_level"
 """The low-resolution image, its noise and the level of it, by the names that they have in a batch."""
@@ -56,7 +58,6 @@ class Upscale(TextToImage):
     Attributes:
         factor: how many times an image is enlarged; 1 before `for_model`.
         low_resolution: the noise of the low-resolution image.
-        path: its schedule.
     """
 
     name: str = "upscale"
@@ -68,31 +69,32 @@ class Upscale(TextToImage):
     in_windows: bool = True
     factor: int = 1
     low_resolution: LowResolutionNoise = LowResolutionNoise()  # noqa: RUF009  (frozen)
-    path: DDPMPath = field(default_factory=lambda: LowResolutionNoise().path(), compare=False)
 
-    def for_model(self, parts: ModelParts) -> Task:
+    @cached_property
+    def path(self) -> DDPMPath:
+        """The schedule of that noise."""
+        return self.low_resolution.path()
+
+    def for_model(self, parts: "ModelParts") -> Task:
         """With the model's factor and schedule."""
         factor = parts.autoencoder.pixels_per_latent
         low_resolution = parts.low_resolution or self.low_resolution
-        derive = partial(reduce_image, factor=factor)
-        inputs = replace(self.inputs, derive=derive)
-        return replace(
-            self, inputs=inputs, factor=factor, low_resolution=low_resolution, path=low_resolution.path()
-        )
+        inputs = replace(self.inputs, derive=partial(reduce_image, factor=factor))
+        return replace(self, inputs=inputs, factor=factor, low_resolution=low_resolution)
 
-    def completed(self, settings: GenerationSettings) -> GenerationSettings:
-        """With the factor.
+    def completed(self, settings: GenerationSettings, given: GenerationSettings) -> GenerationSettings:
+        """With the factor, and by default no higher noise level than the model takes.
 
         Raises:
             UserError: another factor is asked for, or a noise level above those that the model knows.
         """
-        most = self.low_resolution.max_noise_level
-        if settings.noise_level > most:
-            raise UserError(f"noise_level is {settings.noise_level}", f"this model takes 0 to {most}")
+        most, level = self.low_resolution.max_noise_level, settings.noise_level
+        if level > most and "noise_level" in given.given():
+            raise UserError(f"noise_level is {level}", f"this model takes 0 to {most}")
         if settings.upscale not in (0, self.factor):
             hint = f"this model enlarges {self.factor} times: leave it out, or give another --model"
             raise UserError(f"upscale is {settings.upscale}", hint)
-        return settings.model_copy(update={"upscale": self.factor})
+        return settings.model_copy(update={"upscale": self.factor, "noise_level": min(level, most)})
 
     def concat_channels(self, latent_channels: int) -> int:
         """Red, green and blue."""

@@ -72,10 +72,10 @@ def test_several_kinds_are_combined_in_an_order_drawn_by_the_key() -> None:
 
 
 def test_strengths_are_drawn_uniformly_and_belong_to_the_sample() -> None:
-    drawn = [degrade_drawn(torch.zeros(3, 8, 8), (0, 0, str(n)), settings=only("blur")) for n in range(400)]
+    drawn = [degrade_drawn(torch.zeros(3, 8, 8), (0, 0, str(n)), settings=only("blur")) for n in range(200)]
     strengths = np.array([each["damage_strength"] for each in drawn])
     assert (
-        strengths.mean() == pytest.approx(0.5, abs=0.04) and strengths.max() > 0.98 and strengths.min() < 0.02
+        strengths.mean() == pytest.approx(0.5, abs=0.06) and strengths.max() > 0.97 and strengths.min() < 0.03
     )
 
 

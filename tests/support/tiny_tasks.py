@@ -28,7 +28,7 @@ def make_vae(num_levels: int) -> KLAutoencoder:
 
 
 def make_labelled(folder: Path, task: str, *, scaling_factor: float = 0.3, num_levels: int = 2) -> ModelParts:
-    """A tiny SD2, whose weights for the task are random too, with 2 x 2 pixels per latent, or 4 x 4 with three levels."""
+    """A tiny SD2 whose weights for the task are random too. Two levels are 2 x 2 pixels per latent, three are 4 x 4."""
     parts = make_sd2(folder)
     if num_levels != 2:
         parts.autoencoder = make_vae(num_levels)

@@ -50,11 +50,12 @@ def test_the_low_resolution_image_is_the_image_resized_once_and_its_noise_is_the
 
 
 def test_the_level_is_a_class_label_below_the_highest_and_noises_by_the_schedule_of_its_own() -> None:
-    given = drawn(1000)
+    given = {name: each.expand(1000, *each.shape[1:]) for name, each in drawn(1).items()}
+    given["noise_level"] = torch.arange(1000) / 1000
     told = Upscale().training_conditioning(PROMPT.expand(1000), TrainingInputs(no_encoder, drawn=given))
     assert told.class_labels is not None and told.concat is not None
     levels = told.class_labels.numpy()
-    assert levels.min() >= 0 and levels.max() == 349 and levels.mean() == pytest.approx(174.5, abs=10)
+    assert levels.min() >= 0 and levels.max() == 349 and levels.mean() == pytest.approx(174.5, abs=1)
     theirs = scheduler_class("DDPMScheduler").from_config(LowResolutionNoise().scheduler_config())
     expected = theirs.add_noise(given["low_resolution"], given["low_resolution_noise"], told.class_labels)
     assert torch.equal(told.concat, expected)
@@ -103,16 +104,18 @@ def test_the_negative_prompt_keeps_the_image_and_its_level() -> None:
 
 def test_settings_that_the_model_does_not_take() -> None:
     task = replace(Upscale(), factor=4)
-    full = GenerationSettings(noise_level=20, upscale=0)
-    assert (
-        task.completed(full).upscale == 4
-        and task.completed(full.model_copy(update={"upscale": 4})).upscale == 4
-    )
+
+    def completed(**given: int) -> GenerationSettings:
+        return task.completed(GenerationSettings(**given), GenerationSettings(**given))  # type: ignore[arg-type]
+
+    assert completed().upscale == completed(upscale=4).upscale == 4
     with pytest.raises(UserError, match="upscale is 2: this model enlarges 4 times: leave it out"):
-        task.completed(full.model_copy(update={"upscale": 2}))
-    assert task.completed(full.model_copy(update={"noise_level": 350})).noise_level == 350
+        completed(upscale=2)
+    assert completed(noise_level=350).noise_level == 350
     with pytest.raises(UserError, match="noise_level is 351: this model takes 0 to 350"):
-        task.completed(full.model_copy(update={"noise_level": 351}))
+        completed(noise_level=351)
+    task = replace(task, low_resolution=LowResolutionNoise(max_noise_level=10))
+    assert completed().noise_level == 10  # the default of 20 is no mistake of the user's
 
 
 @pytest.mark.parametrize(

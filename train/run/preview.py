@@ -99,7 +99,8 @@ def generate_with_inputs(
     images = {name: image.to(device) for name, image in inputs.images.items()}
     encode = encoder_for(task, parts.autoencoder)
 
-    chosen = GenerationSettings(guidance_scale=settings.guidance_scale)
+    given = GenerationSettings(guidance_scale=settings.guidance_scale)
+    chosen = task.completed(given, given)
     prompts, seeds = parts.text_encoder(list(inputs.prompts)), range(len(inputs.prompts))
     conditioning = task.generation_conditioning(prompts, task.prepared(images, chosen, seeds), encode)
     scheduler = make_scheduler(parts.defaults.scheduler, parts.scheduler_config)
