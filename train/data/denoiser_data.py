@@ -117,7 +117,7 @@ def preview_inputs(
     prompts = settings.preview.prompts or tuple(captions)
     shown = [samples[i % len(samples)] for i in range(len(prompts))]
     given = {image.name: torch.stack([one.input_pixels(image) for one in shown]) for image in images}
-    drawn = collate([preview_draws(settings.seed, one, task) for one in shown])
+    drawn = collate([preview_draws(settings.seed, one, task) for one in shown]) if shown else {}
     given |= {name: values for name, values in drawn.items() if isinstance(values, torch.Tensor)}
     return PreviewInputs(prompts, given, *preview_size(settings))
 
