@@ -68,6 +68,7 @@ from ldm.pipeline.settings import (
     latents_hash,
     program_settings,
     read_prompts,
+    stacked,
     warn_unused,
 )
 from ldm.pipeline.step_bar import bar_for_steps
@@ -265,7 +266,7 @@ class Pipeline:
         made.sort(key=lambda each: each.request.number)
         return Generation(
             [each.image for each in made],
-            torch.stack([each.latents for each in made]),
+            stacked([each.latents for each in made]),
             [each.record for each in made],
         )
 
@@ -328,7 +329,7 @@ class Pipeline:
             warn_unused(prompts[kind], full, reader.truncated_words)
             self._warn_replaced(full, is_chosen=self._given_karras(kind[0]) is not None)
             warn_of_prompts([*prompts[kind], full.negative_prompt], reads_weights=reader.rule is not None)
-            warn_of_settings(full, self.defaults)
+            warn_of_settings(full, self.defaults, any_size=self._task(kind).in_windows)
             if latents is not None:
                 check_latents(latents, (len(images), *latent_shape(self.autoencoder, full)))
         tasks = {kind: self._task(kind) for kind in completed}

@@ -58,12 +58,13 @@ class Generation:
 
     Attributes:
         images: RGB.
-        latents: [N, C, h, w], final, scaled as the denoiser sees them, float32 on the CPU.
+        latents: [N, C, h, w], final, scaled as the denoiser sees them, float32 on the CPU; a list of [C, h, w] if the
+            images have different sizes.
         records: one an image, with everything needed to make it again.
     """
 
     images: list[Image.Image]
-    latents: Tensor
+    latents: Tensor | list[Tensor]
     records: list[ImageRecord]
 
     def __repr__(self) -> str:
@@ -198,6 +199,11 @@ def _is_row(value: Any) -> bool:
 def _shown(value: Any) -> str:
     text = type(value).__name__ if isinstance(value, Tensor) else repr(value)
     return text if len(text) <= _LONGEST_TITLE else f"{text[:_LONGEST_TITLE]}..."
+
+
+def stacked(latents: list[Tensor]) -> Tensor | list[Tensor]:
+    """Latents [C, h, w] of N images as [N, C, h, w]; as they are if the images have different sizes."""
+    return torch.stack(latents) if len({each.shape for each in latents}) == 1 else latents
 
 
 def latents_hash(latents: Tensor) -> str:

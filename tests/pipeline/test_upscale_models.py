@@ -124,7 +124,9 @@ def test_a_saved_restorer_knows_what_it_is_and_stock_programs_read_its_parts(
         (tmp_path / "model/ldm.json").unlink(missing_ok=True)
     loaded = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None)
     assert (loaded.unet.config.in_channels, loaded.unet.config.num_class_embeds) == (8, 101)
-    options: dict[str, Any] = {"image": photo(), "num_inference_steps": 2, "restore": 0.7}
+    options: dict[str, Any] = {
+        "image": photo(), "num_inference_steps": 2, "restore": 0.7, "scheduler": "ddim", "guidance_scale": 2.0,
+    }  # fmt: skip
     one, two = (each.generate("x", **options) for each in (models["restore"], Pipeline(again)))
     assert np.array_equal(pixels(one.images[0]), pixels(two.images[0]))
 
@@ -177,8 +179,12 @@ def test_sizes_of_upscaled_images_follow_the_image(models: dict[str, Pipeline], 
 def test_images_of_several_sizes_in_one_call(models: dict[str, Pipeline]) -> None:
     images = [photo(4, 4), photo(6, 2), photo(4, 4, seed=1)]
     for task, factor in (("upscale", 2), ("restore", 1)):
-        made = models[task].generate("x", image=images, num_inference_steps=1).images
-        assert [each.size for each in made] == [(factor * x.width, factor * x.height) for x in images]
+        made = models[task].generate("x", image=images, num_inference_steps=1)
+        assert [each.size for each in made.images] == [(factor * x.width, factor * x.height) for x in images]
+        multiple = 2 // factor
+        assert [each.shape for each in made.latents] == [
+            (4, x.height // multiple, x.width // multiple) for x in images
+        ]
 
 
 def test_the_engine_is_chosen_by_the_size_that_is_made(models: dict[str, Pipeline]) -> None:
