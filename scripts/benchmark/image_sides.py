@@ -137,7 +137,7 @@ def image_work(pipeline: Any, case: Case, calls: Calls | None, arguments: Mappin
             width=case.size_px,
             **arguments,
         )
-        return torch.stack(list(made.latents)).numpy(), details_of(calls)
+        return made.latents.numpy(), details_of(calls)
 
     return work
 
