@@ -355,9 +355,8 @@ class Pipeline:
         settings, task = self.sized(kind), self._task(kind)
         check_applicable(settings, task)
         multiple = self.autoencoder.pixels_per_latent
-        full = task.completed(
-            complete(settings, self.defaults, multiple=multiple, task=task, latents=latents)
-        )
+        full = complete(settings, self.defaults, multiple=multiple, task=task, latents=latents)
+        full = task.completed(full, settings)
         if task.in_windows:
             full = complete_windows(full, settings, self.defaults, multiple)
         karras = self._given_karras(settings)
