@@ -123,7 +123,9 @@ def plan(settings: DenoiserSettings) -> None:
         warn_data(settings, data, loss.parts.text_encoder)
     if settings.validation.every:  # refused without held-out samples
         validation(run, settings, loss, data, ImageReaders("pixel_values", read_pixels(data.held_out)))
-    samples_of = partial(latent_samples, settings, loss.parts.autoencoder, data.train)
+    samples_of = partial(
+        latent_samples, settings, loss.parts.autoencoder, data.train, inputs=loss.task.inputs
+    )
     made = make_plan(run, settings, loss, data, samples_of)
     if run.main:
         print(made)

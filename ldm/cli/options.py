@@ -97,7 +97,8 @@ Image = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE|FOLDER",
-        help="Start from this image instead of from noise: see --strength. With a folder, from each of its images. The "
+        help="Start from this image instead of from noise: see --strength. A model trained to upscale enlarges it by "
+        "the model's factor, and one trained to restore repairs it. With a folder, each of its images. Otherwise the "
         "result has the image's size, unless --height or --width is given.",
     ),
 ]

@@ -17,7 +17,7 @@ from ldm import noise
 from ldm.data.captions import CaptionSettings, caption_for, flip_allowed
 from ldm.data.order import SampleKey
 from ldm.data.prepare import BucketedSample
-from ldm.data.sample import ImageInput, Sample, SampleDraw
+from ldm.data.sample import MAIN_INPUT, Derive, ImageInput, Sample, SampleDraw
 from ldm.io.images import image_to_tensor, resize_and_crop
 
 BATCH_NAMES = frozenset({
@@ -145,7 +145,7 @@ class LatentSamples(Dataset[dict[str, Any]]):
         images: reads a variant of each image that the task needs, by its `key`. Crop and flip are those of the main
             image.
         texts: the texts that the batch holds besides captions.
-        draw: of `TaskInputs`.
+        draw: of `TaskInputs`, and `derive` likewise.
         num_variants: the draws of an epoch are those of epoch mod this; 0 makes new ones in every epoch.
         drawn: reads each variant of an image that the task draws, by its name.
 
@@ -166,6 +166,7 @@ class LatentSamples(Dataset[dict[str, Any]]):
     images: Mapping[str, ReadImage] = field(default_factory=dict)
     texts: tuple[str, ...] = ()
     draw: Callable[[SampleDraw, tuple[int, int]], Mapping[str, Any]] | None = None
+    derive: Derive | None = None
     num_variants: int = 0
     drawn: Mapping[str, Sequence[ReadImage]] = field(default_factory=dict)
 
@@ -180,7 +181,7 @@ class LatentSamples(Dataset[dict[str, Any]]):
         sample = placed.sample
         draw = (self.seed, key.epoch, sample.sample_id)
         crop, flip = placed.crop_at(self.seed, key.epoch), draw_flip(sample, self.flip, draw)
-        item = {
+        item: dict[str, Any] = {
             "sample_id": sample.sample_id,
             self.kind: self.read(key.sample_index, crop, flip),
             "posterior_noise": self._normal(placed, draw, "posterior"),
@@ -199,10 +200,10 @@ class LatentSamples(Dataset[dict[str, Any]]):
         item |= {name: sample.texts[name] for name in self.texts}
         variant = key.epoch % self.num_variants if self.num_variants else key.epoch
         item |= {name: read[variant](key.sample_index, crop, flip) for name, read in self.drawn.items()}
-        if self.draw:
-            drawn = self.draw((self.seed, variant, sample.sample_id), placed.size)
-            item |= {f"{DRAWN}{name}": value for name, value in drawn.items()}
-        return item
+        drawn = dict(self.draw((self.seed, variant, sample.sample_id), placed.size)) if self.draw else {}
+        if self.derive:
+            drawn |= self.derive(item[MAIN_INPUT.key], draw)
+        return item | {f"{DRAWN}{name}": value for name, value in drawn.items()}
 
     def _normal(self, placed: BucketedSample, draw: SampleDraw, purpose: str) -> Tensor:
         shape = placed.latent_shape(self.latent_channels, self.downscale)

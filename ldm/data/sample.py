@@ -42,13 +42,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from PIL import Image
 
 from ldm.errors import UserError
 from ldm.io.images import WHITE, Color, open_image
 from ldm.io.opening import MAX_IMAGE_BYTES, read_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Stamp = tuple[str, int, int, int]
 """Absolute path, size in bytes, and the times of the last modification and of the last change of any kind, in
@@ -175,6 +178,10 @@ SampleDraw = tuple[int | str, ...]
 """The key of a sample's random draws, (seed, epoch, sample id): see `ldm.noise`."""
 
 
+Derive = Callable[["Tensor", SampleDraw], Mapping[str, Any]]
+"""`derive(pixel_values [3, H, W], key)`: see `TaskInputs.derive`."""
+
+
 @dataclass(frozen=True)
 class DrawnImage:
     """An image that a task makes from the main image and the sample's draws, and encodes: such as one with a hole.
@@ -203,12 +210,15 @@ class TaskInputs:
             can be sent to a loader process.
         drawn_image: an image that needs `draw`. Where its moments are cached, the batch has them under its name, and
             not the pixel values of the main image.
+        derive: the same of what is made from the main image for each sample, from its pixel values [3, H, W] and its
+            key. `images` must list `MAIN_INPUT`.
     """
 
     images: tuple[ImageInput, ...] = ()
     texts: tuple[str, ...] = ()
     draw: Callable[[SampleDraw, tuple[int, int]], Mapping[str, Any]] | None = None
     drawn_image: DrawnImage | None = None
+    derive: Derive | None = None
 
     @property
     def further_images(self) -> tuple[str, ...]:

@@ -204,16 +204,17 @@ def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def training_path(config: Mapping[str, Any], model: str) -> ScheduleSettings:
+def training_path(config: Mapping[str, Any], model: str, *, component: str = "scheduler") -> ScheduleSettings:
     """The training path defined by a model's scheduler config; missing values get diffusers' defaults.
 
     Args:
         model: the model's name, for error messages.
+        component: that the config is of, for error messages.
 
     Raises:
         UserError: training does not support the path or the prediction type.
     """
-    file = f"{model}: scheduler/scheduler_config.json"
+    file = f"{model}: {component}/scheduler_config.json"
     if config.get("trained_betas") is not None:
         raise UserError(
             f"{file}: trained_betas is set",

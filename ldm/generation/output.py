@@ -121,7 +121,9 @@ def _contents(images: Sequence[ImageRequest]) -> str:
 
 
 def _given(image: ImageRequest) -> dict[str, Any]:
-    return image.settings.model_dump(mode="json", exclude_unset=True)
+    settings = image.settings.model_dump(mode="json", exclude_unset=True)
+    inputs = {name: each.record.sha256 for name, each in image.inputs.items()}
+    return settings | ({"inputs": inputs} if inputs else {})
 
 
 def _check_writable(folder: Path) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def work_of(pipeline: "Pipeline", images: Batch) -> Work:
     """The denoiser's work for some images, as if all had the size of the first."""
-    settings = [image.settings.over(pipeline.defaults) for image in images]
+    settings = [pipeline.sized(image.kind).over(pipeline.defaults) for image in images]
     sides = (settings[0].height, settings[0].width)
     height, width = (max(1, side // pipeline.autoencoder.pixels_per_latent) for side in sides)
     reuses = any(each.deep_features_every > 1 for each in settings)

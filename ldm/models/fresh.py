@@ -87,16 +87,23 @@ def make_autoencoder(shape: AutoencoderShape, sample_size_px: int) -> Autoencode
 
 
 def make_unet(
-    shape: DenoiserShape, *, latent_channels: int, latent_size: int, text_width: int, concat_channels: int = 0
+    shape: DenoiserShape,
+    *,
+    latent_channels: int,
+    latent_size: int,
+    text_width: int,
+    concat_channels: int = 0,
+    num_class_labels: int = 0,
 ) -> UNet2DConditionModel:
     """A cross-attention UNet for latents [B, latent_channels, h, w] and prompts [B, L, text_width].
 
     Args:
         latent_size: h and w by default.
         concat_channels: further input channels, see `ldm.types.Conditioning.concat`.
+        num_class_labels: of `Conditioning.class_labels`, see `add_class_labels`.
     """
     heads = tuple(max(1, channels // shape.attention_head_dim) for channels in shape.block_out_channels)
-    return UNet2DConditionModel(
+    unet = UNet2DConditionModel(
         sample_size=latent_size,
         in_channels=latent_channels + concat_channels,
         out_channels=latent_channels,
@@ -109,6 +116,9 @@ def make_unet(
         attention_head_dim=heads,
         norm_num_groups=shape.norm_num_groups,
     )
+    if num_class_labels:
+        add_class_labels(unet, num_class_labels)
+    return unet
 
 
 def widen_input(unet: UNet2DConditionModel, in_channels: int) -> None:
@@ -125,6 +135,18 @@ def widen_input(unet: UNet2DConditionModel, in_channels: int) -> None:
     wide.load_state_dict({**narrow.state_dict(), "weight": weight})
     unet.conv_in = wide
     unet.register_to_config(in_channels=in_channels)
+
+
+def add_class_labels(unet: UNet2DConditionModel, num_labels: int) -> None:
+    """Give a UNet a table of class labels, all zero, so that they do not change its output at first.
+
+    The embedding of a label is added to that of the timestep.
+    """
+    last = unet.time_embedding.linear_2
+    table = nn.Embedding(num_labels, last.out_features).to(last.weight)
+    nn.init.zeros_(table.weight)
+    unet.class_embedding = table
+    unet.register_to_config(num_class_embeds=num_labels)
 
 
 def _down(attends: bool) -> Literal["CrossAttnDownBlock2D", "DownBlock2D"]:

@@ -32,6 +32,7 @@ PromptWeights = Literal["none", "a1111", "comfy"]
 TEXT_TO_IMAGE = "text-to-image"
 MASKED = ("blended-inpaint", "inpaint")
 FROM_AN_IMAGE = ("image-to-image", *MASKED)
+IN_WINDOWS = ("upscale", "restore")
 MAX_SIZE_PX = 2**14
 """The longest side of an image; what fits in memory is less on most machines."""
 
@@ -206,6 +207,46 @@ class GenerationSettings(Settings):
         strict=True,
         description="How closely an edited image follows the one given with --image, for a model that edits by "
         "instruction: 1.2 to 2 are usual, and higher values change less.",
+    )
+    upscale: Annotated[int, Setting("N", tasks=("upscale",))] = Field(
+        0,
+        ge=0,
+        le=64,
+        strict=True,
+        description="Enlarge the image given with --image this many times. A model trained to upscale always enlarges, "
+        "by a factor of its own, which this must be if it is given.",
+    )
+    noise_level: Annotated[int, Setting("N", tasks=("upscale",), infotext="Noise level")] = Field(
+        20,
+        ge=0,
+        le=999,
+        strict=True,
+        description="Noise added to an image that is enlarged, which hides its defects: 0 keeps to the image, more "
+        "invents more. Most models take up to 350.",
+    )
+    restore: Annotated[float, Setting("X", tasks=("restore",), infotext="Damage")] = Field(
+        0.5,
+        ge=0,
+        le=1,
+        strict=True,
+        description="How damaged the image given with --image is, for a model trained to restore: 0 is hardly, 1 as "
+        "much as in its training.",
+    )
+    tile_size: Annotated[int, Setting("PIXELS", tasks=IN_WINDOWS)] = Field(
+        0,
+        ge=0,
+        le=MAX_SIZE_PX,
+        strict=True,
+        description="Enlarge or restore a larger image in overlapping windows with sides of this many pixels of the "
+        "result, so that memory does not limit its size. 0: in one piece.  [default: the model's own size]",
+    )
+    tile_overlap: Annotated[int, Setting("PIXELS", tasks=IN_WINDOWS)] = Field(
+        0,
+        ge=0,
+        le=MAX_SIZE_PX,
+        strict=True,
+        description="How far these windows overlap; there they are blended at each step.  [default: a quarter of the "
+        "window]",
     )
     mask_feather: Annotated[int, Setting("PIXELS", tasks=MASKED)] = Field(
         0,

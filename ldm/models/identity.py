@@ -21,6 +21,7 @@ from ldm.models.loading.folder import component_weights, weights_hash
 from ldm.models.parts import ModelParts
 
 SCHEDULER, DEFAULTS, ADAPTER = "scheduler", "defaults", "adapter"
+LOW_RESOLUTION = "low_res_scheduler"
 """The parts of an identity besides the networks and tokenizers, which have the names of their components."""
 
 NOT_DECISIVE = frozenset({"transformers_version", "dtype", "torch_dtype", "architectures"})
@@ -36,7 +37,8 @@ class Identity:
 
     Attributes:
         weights_hash: `ldm.models.loading.folder.weights_hash`, all that records of older versions have.
-        parts: by the name of the component; also "scheduler", "defaults", and "adapter" for a model with one.
+        parts: by the name of the component; also "scheduler", "defaults", and for models that have them
+            "low_res_scheduler" and "adapter".
     """
 
     weights_hash: str
@@ -75,6 +77,8 @@ def identity_of(parts: ModelParts, base: Path, adapters: Sequence[Path] = ()) ->
     for name in parts.family.tokenizers:
         found[name] = _hash_of(tokenizer_contents(components[name]))
     found[SCHEDULER] = _hash_of(scheduler_settings(parts.scheduler_config))
+    if parts.low_resolution is not None:
+        found[LOW_RESOLUTION] = _hash_of(parts.low_resolution.model_dump())
     found[DEFAULTS] = _hash_of(parts.defaults.model_defaults())
     if adapters:
         found[ADAPTER] = _hash_of([weights_hash(folder) for folder in adapters])

@@ -18,6 +18,7 @@ from ldm.models.generation_settings import MAX_SIZE_PX, TEXT_TO_IMAGE
 from ldm.models.loading.component_files import check_tokens
 from ldm.models.loading.folder import Defaults
 from ldm.models.loading.trained_task import task_of_channels
+from ldm.models.low_resolution import LowResolutionNoise
 from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder
 from ldm.types import Conditioning
@@ -30,6 +31,7 @@ class ModelParts:
     Attributes:
         scheduler_config: the noise schedule and prediction type, a diffusers scheduler's configuration.
         task: that the model was trained for, by its name.
+        low_resolution: the noise of an upscaler's low-resolution image; None for other models.
         others: components of the family that belong to none of the three modules, by name.
     """
 
@@ -40,6 +42,7 @@ class ModelParts:
     defaults: Defaults
     others: dict[str, Any] = field(default_factory=dict)
     task: str = TEXT_TO_IMAGE
+    low_resolution: LowResolutionNoise | None = None
 
     @property
     def family(self) -> Family:

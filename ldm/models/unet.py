@@ -51,16 +51,21 @@ class UNetDenoiser(nn.Module):
         return self.input_channels - self.latent_channels
 
     @property
+    def num_class_labels(self) -> int:
+        """How many class labels its table has: `Conditioning.class_labels` are 0 to one less; 0 without a table."""
+        return int(self.unet.config.num_class_embeds or 0)
+
+    @property
     def needs_more_than_text(self) -> bool:
         """Whether it needs more than a prompt: extra channels, class labels, SDXL's time ids or image prompts."""
-        return bool(self.concat_channels) or self.needs_more_than_images
+        return bool(self.concat_channels or self.num_class_labels) or self.needs_more_than_images
 
     @property
     def needs_more_than_images(self) -> bool:
-        """Whether it needs class labels, SDXL's time ids or image prompts."""
+        """Whether it needs SDXL's time ids, image prompts, or class labels that are not in a table."""
         config = self.unet.config
         added = config.addition_embed_type is not None or config.encoder_hid_dim_type is not None
-        return self.unet.class_embedding is not None or added
+        return added or (self.unet.class_embedding is not None and not self.num_class_labels)
 
     @property
     def text_width(self) -> int:

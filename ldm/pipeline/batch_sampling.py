@@ -6,6 +6,7 @@ Axis letters: B batch, C latent channels, H W pixels, h w latent size.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from PIL import Image
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from ldm.diffusion.guidance import Composition, GuidanceInputs, changing_prompts
 from ldm.diffusion.sampling import KnownLatents, denoise
+from ldm.diffusion.windows import in_windows
 from ldm.models.engines.feature_reuse import reuse_deep_features
 from ldm.models.engines.openvino_denoiser import OpenVINODenoiser
 from ldm.models.generation_settings import GenerationSettings
@@ -24,6 +26,7 @@ from ldm.pipeline.decoding import decode_images
 from ldm.pipeline.input_images import canvas_size, latent_mask
 from ldm.pipeline.prompt_reading import PromptReader, PromptTexts, reader_for
 from ldm.pipeline.settings import check_finite
+from ldm.pipeline.tiles import windows_of
 from ldm.tasks import encoder_for
 from ldm.tasks.task import with_prompt
 from ldm.types import Conditioning, Denoiser, Step
@@ -111,7 +114,7 @@ class BatchSampler:
 
     def _given_images(self, batch: PlannedBatch) -> dict[str, Tensor]:
         """The images of a batch by the names that its task gives them: masks [B, 1, H, W], others [B, 3, H, W]."""
-        size = (batch.settings.height, batch.settings.width, self.parts.autoencoder.pixels_per_latent)
+        size = self._given_size(batch)
         given = {}
         for name, inner in batch.task.given.items():
             rows = [image.inputs[name] for image in batch.images]
@@ -119,6 +122,13 @@ class BatchSampler:
             values = {key: each.values(*size) for key, each in distinct.items()}
             given[inner] = torch.stack([values[id(each)] for each in rows]).to(self.device)
         return given
+
+    def _given_size(self, batch: PlannedBatch) -> tuple[int, int, int]:
+        """Height and width that the given images get, and what they are padded to multiples of."""
+        multiple, settings = self.parts.autoencoder.pixels_per_latent, batch.settings
+        if batch.task.enlarges:
+            return -(-settings.height // multiple), -(-settings.width // multiple), 1
+        return settings.height, settings.width, multiple
 
     def _prompt_stages(
         self, batch: PlannedBatch, images: Mapping[str, Tensor]
@@ -147,6 +157,7 @@ class BatchSampler:
         """The denoiser's inputs besides the latents and the timesteps."""
         if not images:
             return prompt
+        images = batch.task.prepared(images, batch.settings, batch.seeds)
         with self._at_work(self.parts.autoencoder):
             encode = encoder_for(batch.task, self.parts.autoencoder)
             return batch.task.generation_conditioning(prompt, images, encode)
@@ -182,10 +193,10 @@ class BatchSampler:
         Raises:
             UserError: the denoiser cannot reuse its deep features.
         """
-        reusing = reuse_deep_features(self.engine or self.parts.denoiser, batch.settings.deep_features_every)
+        denoiser = self._in_windows(batch)
         guided = [
             batch.task.guided(
-                reusing,
+                denoiser,
                 stage.conditioning,
                 stage.negative,
                 batch.settings,
@@ -197,6 +208,15 @@ class BatchSampler:
             return guided[0]
         conditionings = [stage.conditioning for stage in stages]
         return changing_prompts(list(zip(guided, conditionings, strict=True)), stage_of)
+
+    def _in_windows(self, batch: PlannedBatch) -> Denoiser:
+        """The denoiser or what replaces it, which works on a large image in windows."""
+        every = batch.settings.deep_features_every
+        make = partial(reuse_deep_features, self.engine or self.parts.denoiser, every)
+        _, height, width = latent_shape(self.parts.autoencoder, batch.settings)
+        multiple = self.parts.autoencoder.pixels_per_latent
+        windows = windows_of(height, width, batch.settings, multiple)
+        return in_windows([make() for _ in windows], windows) if len(windows) > 1 else make()
 
     @contextmanager
     def _at_work(self, module: nn.Module) -> Iterator[None]:

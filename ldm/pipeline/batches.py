@@ -3,11 +3,12 @@
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import index
+from typing import NamedTuple
 
 from ldm.diffusion.sampling import SamplingPlan
 from ldm.errors import UserError, warn
 from ldm.io.memory import check_memory
-from ldm.models.generation_settings import LARGEST_SEED, GenerationSettings
+from ldm.models.generation_settings import LARGEST_SEED, MAX_SIZE_PX, GenerationSettings
 from ldm.pipeline.input_images import InputImage
 from ldm.tasks import Task
 
@@ -51,11 +52,24 @@ class ImageRequest:
     @property
     def kind(self) -> "Kind":
         """Equal for images that can be made together."""
-        return self.settings, tuple(self.inputs)
+        image = self.inputs.get("image")
+        if image is None or {"height", "width"} <= self.settings.given().keys():
+            return Kind(self.settings, tuple(self.inputs))
+        return Kind(self.settings, tuple(self.inputs), (image.record.height, image.record.width))
 
 
-Kind = tuple[GenerationSettings, tuple[str, ...]]
-"""The settings of an image, and the names of the images it is made from."""
+class Kind(NamedTuple):
+    """What images have in common that can be made together.
+
+    Attributes:
+        inputs: the names of the images that they are made from.
+        size: height and width of the image given, if the settings leave the size open.
+    """
+
+    settings: GenerationSettings
+    inputs: tuple[str, ...]
+    size: tuple[int, int] | None = None
+
 
 Batch = Sequence[ImageRequest]
 """Images that are made together, all of the same kind."""
@@ -75,7 +89,7 @@ def list_images(prompts: Iterable[Prompt], seeds: Sequence[int] | None = None) -
         raise UserError("no prompt", "give at least one; an empty one is allowed")
     total = sum(each.settings.num_images for each in prompts)
     check_memory(total * REQUEST_BYTES, f"a list of {total:,} images", "ask for fewer in one call")
-    shared = [(each, sized(each.settings.without("seed", "num_images"), each.inputs)) for each in prompts]
+    shared = [(each, each.settings.without("seed", "num_images")) for each in prompts]
     rows = [(each, settings) for each, settings in shared for _ in range(each.settings.num_images)]
     own = _counted_seeds(prompts) if seeds is None else _checked_seeds(seeds, prompts, len(rows))
     return [
@@ -84,18 +98,27 @@ def list_images(prompts: Iterable[Prompt], seeds: Sequence[int] | None = None) -
     ]
 
 
-def sized(settings: GenerationSettings, inputs: Mapping[str, InputImage]) -> GenerationSettings:
-    """The settings with the size of the image given, if they leave it open; one side alone keeps its shape."""
-    image = inputs.get("image")
-    given = settings.given()
-    if image is None or {"height", "width"} <= given.keys():
+def sized(kind: Kind, factor: int = 1) -> GenerationSettings:
+    """The settings with the size of the image given, if they leave it open; one side alone keeps its shape.
+
+    Args:
+        factor: how many times the image is enlarged.
+
+    Raises:
+        UserError: a side would be longer than images may be.
+    """
+    settings, size = kind.settings, kind.size
+    if size is None:
         return settings
-    size = image.record
+    given = settings.given()
     height, width = given.get("height"), given.get("width")
     if height is None:
-        height = size.height if width is None else max(1, round(size.height * width / size.width))
+        height = size[0] * factor if width is None else max(1, round(size[0] * width / size[1]))
     if width is None:
-        width = max(1, round(size.width * height / size.height)) if "height" in given else size.width
+        width = max(1, round(size[1] * height / size[0])) if "height" in given else size[1] * factor
+    if max(height, width) > MAX_SIZE_PX:
+        what = f"an image of {size[1]} x {size[0]} pixels would give one of {width} x {height}"
+        raise UserError(what, f"shrink it, or set height and width: both must be at most {MAX_SIZE_PX}")
     return type(settings)(**{**given, "height": height, "width": width})
 
 

@@ -51,7 +51,9 @@ def free_memory_bytes(device: torch.device) -> float:
     return memory.free_memory_bytes()
 
 
-def check_image_fits(denoiser: UNetDenoiser, height: int, width: int, pixels_per_latent: int) -> None:
+def check_image_fits(
+    denoiser: UNetDenoiser, height: int, width: int, pixels_per_latent: int, tile_size: int = 0
+) -> None:
     """Refuse an image that cannot fit in memory before the first step.
 
     What is counted is the least that one needs: in the denoiser four maps of the first level for a row, and the pixels,
@@ -59,12 +61,14 @@ def check_image_fits(denoiser: UNetDenoiser, height: int, width: int, pixels_per
 
     Args:
         height: of the image in pixels, as `width`.
+        tile_size: of the windows that the denoiser works in; 0 for the whole image.
 
     Raises:
         UserError: naming the size and both amounts.
     """
     weights = denoiser.unet.conv_in.weight
-    numbers = 4 * len(weights) * (height // pixels_per_latent) * (width // pixels_per_latent)
+    rows, columns = (min(side, tile_size or side) // pixels_per_latent for side in (height, width))
+    numbers = 4 * len(weights) * rows * columns
     needed, free = (
         numbers * weights.dtype.itemsize + 2 * 3 * 4 * height * width,
         free_memory_bytes(weights.device),

@@ -45,6 +45,7 @@ from ldm.pipeline.batches import (
     halved,
     list_images,
     plan_batches,
+    sized,
 )
 from ldm.pipeline.compositing import completed_image
 from ldm.pipeline.decoding import check_image_fits
@@ -67,9 +68,11 @@ from ldm.pipeline.settings import (
     latents_hash,
     program_settings,
     read_prompts,
+    stacked,
     warn_unused,
 )
 from ldm.pipeline.step_bar import bar_for_steps
+from ldm.pipeline.tiles import complete_windows
 from ldm.pipeline.unusual import warn_of_lora, warn_of_prompts, warn_of_settings
 from ldm.tasks import Task, task_for_images
 from ldm.types import Step
@@ -263,7 +266,7 @@ class Pipeline:
         made.sort(key=lambda each: each.request.number)
         return Generation(
             [each.image for each in made],
-            torch.stack([each.latents for each in made]),
+            stacked([each.latents for each in made]),
             [each.record for each in made],
         )
 
@@ -319,12 +322,14 @@ class Pipeline:
         for image in images:
             prompts[image.kind].append(image.prompt)
         for kind, full in completed.items():
-            check_image_fits(self.denoiser, full.height, full.width, self.autoencoder.pixels_per_latent)
+            check_image_fits(
+                self.denoiser, full.height, full.width, self.autoencoder.pixels_per_latent, full.tile_size
+            )
             reader = reader_for(self.text_encoder, full)
             warn_unused(prompts[kind], full, reader.truncated_words)
             self._warn_replaced(full, is_chosen=self._given_karras(kind[0]) is not None)
             warn_of_prompts([*prompts[kind], full.negative_prompt], reads_weights=reader.rule is not None)
-            warn_of_settings(full, self.defaults)
+            warn_of_settings(full, self.defaults, any_size=self._task(kind).in_windows)
             if latents is not None:
                 check_latents(latents, (len(images), *latent_shape(self.autoencoder, full)))
         tasks = {kind: self._task(kind) for kind in completed}
@@ -347,10 +352,13 @@ class Pipeline:
         }
 
     def _complete_one(self, kind: Kind, latents: Tensor | None) -> GenerationSettings:
-        settings, task = kind[0], self._task(kind)
+        settings, task = self.sized(kind), self._task(kind)
         check_applicable(settings, task)
         multiple = self.autoencoder.pixels_per_latent
         full = complete(settings, self.defaults, multiple=multiple, task=task, latents=latents)
+        full = task.completed(full, settings)
+        if task.in_windows:
+            full = complete_windows(full, settings, self.defaults, multiple)
         karras = self._given_karras(settings)
         name, with_karras = resolve_scheduler(full.scheduler, self.scheduler_config, karras)
         return full.model_copy(update={"scheduler": name, "karras": with_karras})
@@ -371,8 +379,13 @@ class Pipeline:
                 f"{', '.join(replaced)}; --scheduler {OWN_SCHEDULER} keeps them"
             )
 
+    def sized(self, kind: Kind) -> GenerationSettings:
+        """The settings of images, with the size of the image that they are made from where they leave it open."""
+        enlarges = kind.size is not None and self._task(kind).enlarges
+        return sized(kind, self.autoencoder.pixels_per_latent if enlarges else 1)
+
     def _task(self, kind: Kind) -> Task:
-        return task_for_images(self.parts.task, kind[1])
+        return task_for_images(self.parts.task, kind.inputs).for_model(self.parts)
 
     def _sampling_plan(self, settings: GenerationSettings, task: Task) -> SamplingPlan:
         scheduler = make_scheduler(settings.scheduler, self.scheduler_config, karras=settings.karras)
@@ -417,8 +430,10 @@ class Pipeline:
     ) -> ImageRecord:
         given: dict[str, Any] = {}
         if noise is not None:  # no seed makes it again
-            is_stochastic = adds_noise(settings.scheduler, self.scheduler_config)
-            step_noise = {"step_noise_seed": image.seed} if is_stochastic else {}
+            draws_more = (
+                adds_noise(settings.scheduler, self.scheduler_config) or self._task(image.kind).enlarges
+            )
+            step_noise = {"step_noise_seed": image.seed} if draws_more else {}
             given = {"latents_hash": latents_hash(noise), **step_noise}
         if image.inputs:
             inputs = {name: each.record for name, each in image.inputs.items()}

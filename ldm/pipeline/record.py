@@ -58,7 +58,8 @@ class ImageRecord(Settings):
         dtype: what the model computed in.
         versions: of the libraries, by name.
         latents_hash: SHA-256 of the initial noise, if that was given.
-        step_noise_seed: of the noise that a stochastic sampler adds at each step, if the initial noise was given.
+        step_noise_seed: of the noise that a stochastic sampler adds at each step, or that a low-resolution image got,
+            if the initial noise was given.
         task: what was done with the images given; empty for text-to-image.
         inputs: what identifies the images that it was made from, by name.
     """

@@ -58,12 +58,13 @@ class Generation:
 
     Attributes:
         images: RGB.
-        latents: [N, C, h, w], final, scaled as the denoiser sees them, float32 on the CPU.
+        latents: [N, C, h, w], final, scaled as the denoiser sees them, float32 on the CPU; a list of [C, h, w] if the
+            images have different sizes.
         records: one an image, with everything needed to make it again.
     """
 
     images: list[Image.Image]
-    latents: Tensor
+    latents: Tensor | list[Tensor]
     records: list[ImageRecord]
 
     def __repr__(self) -> str:
@@ -200,6 +201,11 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _LONGEST_TITLE else f"{text[:_LONGEST_TITLE]}..."
 
 
+def stacked(latents: list[Tensor]) -> Tensor | list[Tensor]:
+    """Latents [C, h, w] of N images as [N, C, h, w]; as they are if the images have different sizes."""
+    return torch.stack(latents) if len({each.shape for each in latents}) == 1 else latents
+
+
 def latents_hash(latents: Tensor) -> str:
     """SHA-256 of latents of any shape, as float32 in row-major order, 64 hex digits."""
     return hashlib.sha256(latents.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
@@ -267,12 +273,20 @@ def check_applicable(settings: GenerationSettings, task: Task) -> None:
     given = settings.given()
     for name, setting in settings_of(type(settings)):
         if name in given and setting.tasks and task.name not in setting.tasks:
-            added = [set(find_task(other).given) - set(task.given) for other in setting.tasks]
-            flags = " and ".join(f"--{each}" for each in min(map(sorted, added), key=len))
             raise UserError(
                 f"{name} has no effect on {task.name}, only on {', '.join(setting.tasks)}",
-                f"add {flags}, or leave {name} out" if flags else f"leave {name} out",
+                f"{_way_to_use(setting.tasks, task)}leave {name} out",
             )
+
+
+def _way_to_use(tasks: Iterable[str], task: Task) -> str:
+    """What to do so that a setting of other tasks has an effect: give more images, or another model."""
+    others = [find_task(name) for name in tasks]
+    added = [sorted(set(one.given) - set(task.given)) for one in others if one.trained_as == task.trained_as]
+    if flags := min(filter(None, added), key=len, default=[]):
+        return f"add {' and '.join(f'--{each}' for each in flags)}, or "
+    trained = dict.fromkeys(one.trained_as for one in others if one.trained_as != task.trained_as)
+    return f"use a model trained for {' or '.join(trained)}, or " if trained else ""
 
 
 def warn_unused(
@@ -313,12 +327,14 @@ def check_task_fits(model_id: str, task: str, denoiser: UNetDenoiser) -> None:
     Raises:
         UserError: its UNet takes other channels, class labels or SDXL's time ids.
     """
-    wanted = find_task(task).concat_channels(denoiser.latent_channels) if task in TASKS else -1
-    if denoiser.concat_channels != wanted or denoiser.needs_more_than_images:
+    known = TASKS.get(task)
+    wanted = (known.concat_channels(denoiser.latent_channels), known.num_class_labels) if known else None
+    if (denoiser.concat_channels, denoiser.num_class_labels) != wanted or denoiser.needs_more_than_images:
+        trained = [each.name for each in TASKS.values() if each.trained_as == each.name]
         raise UserError(
             f"{model_id} is not a model that can be used here: its UNet takes {denoiser.input_channels} channels for "
             f"latents of {denoiser.latent_channels}, class labels or time ids",
-            "use a model of Stable Diffusion 1 or 2 for text-to-image, inpaint or edit",
+            f"use a model of Stable Diffusion 1 or 2 for {', '.join(trained[:-1])} or {trained[-1]}",
         )
 
 

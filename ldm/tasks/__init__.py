@@ -6,8 +6,10 @@ from ldm.errors import UserError, unknown_name
 from ldm.tasks.edit import Edit
 from ldm.tasks.image_to_image import ImageToImage
 from ldm.tasks.inpaint import BlendedInpaint, Inpaint
+from ldm.tasks.restore import Restore
 from ldm.tasks.task import FROM_NOISE, Encode, Start, Task, TrainingInputs, encoder_for, input_latents
 from ldm.tasks.text_to_image import TextToImage
+from ldm.tasks.upscale import Upscale
 
 __all__ = [
     "FROM_NOISE",
@@ -79,5 +81,5 @@ def _flags(images: Collection[str]) -> str:
     return " and ".join(f"--{name}" for name in images) or "a prompt alone"
 
 
-for task in (TextToImage(), ImageToImage(), BlendedInpaint(), Inpaint(), Edit()):
+for task in (TextToImage(), ImageToImage(), BlendedInpaint(), Inpaint(), Edit(), Upscale(), Restore()):
     register_task(task)

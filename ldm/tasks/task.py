@@ -3,17 +3,21 @@
 Axis letters: B batch, C latent channels, K added channels, H W pixels, h w latent size.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
+from ldm.config import Settings
 from ldm.data.sample import TaskInputs
 from ldm.diffusion.guidance import NO_INPUTS, GuidanceInputs
 from ldm.models.generation_settings import GenerationSettings
 from ldm.models.vae import KLAutoencoder
 from ldm.types import Conditioning, Denoiser
+
+if TYPE_CHECKING:
+    from ldm.models.parts import ModelParts
 
 Encode = Callable[[Tensor], Tensor]
 """Pixel values [B, 3, H, W] in [-1, 1] -> latents [B, C, h, w], see `input_latents`."""
@@ -49,7 +53,7 @@ class TrainingInputs:
         encode: for pixel values that are not encoded yet, without gradients.
         latents: of the encoded `TaskInputs.images` by name, [B, C, h, w], and of a cached `TaskInputs.drawn_image`.
         pixel_values: of the other images by name, [B, 1 or 3, H, W] in the range of their kind.
-        drawn: what `TaskInputs.draw` returned for each sample, stacked.
+        drawn: what `TaskInputs.draw` and `derive` returned for each sample, stacked.
         training: false when the loss on held-out images is measured, which drops no condition.
     """
 
@@ -102,6 +106,50 @@ class Task(Protocol):
         """What it asks of the sampler."""
         ...
 
+    @property
+    def num_class_labels(self) -> int:
+        """The class labels that the UNet has a table for; 0 for a task without."""
+        ...
+
+    @property
+    def enlarges(self) -> bool:
+        """Whether the image given has one pixel for each latent, so that the autoencoder enlarges it."""
+        ...
+
+    @property
+    def in_windows(self) -> bool:
+        """Whether a large image may be made in overlapping windows; what is told of it must lie in its channels."""
+        ...
+
+    def configured(self, options: Settings | None) -> "Task":
+        """The task as the training configuration sets it, in the section with the task's name."""
+        ...
+
+    def for_model(self, parts: "ModelParts") -> "Task":
+        """The task with what a model decides about it."""
+        ...
+
+    def completed(self, settings: GenerationSettings, given: GenerationSettings) -> GenerationSettings:
+        """The settings of an image, none of them left open, with what the model decides.
+
+        Args:
+            given: what the user set.
+
+        Raises:
+            UserError: a setting does not fit the model.
+        """
+        ...
+
+    def prepared(
+        self, images: Mapping[str, Tensor], settings: GenerationSettings, seeds: Sequence[int]
+    ) -> Mapping[str, Tensor]:
+        """The images given, as `generation_conditioning` takes them, with what the settings say of them.
+
+        Args:
+            seeds: one for each image, from which any noise is drawn.
+        """
+        ...
+
     def concat_channels(self, latent_channels: int) -> int:
         """K, the channels that are appended to the noisy latents: the UNet's input has C + K, its output C."""
         ...
@@ -122,7 +170,7 @@ class Task(Protocol):
         Args:
             prompt: the encoded prompts, B rows.
             images: the images given, by the names in `given`: masks [B, 1, H, W], 0 or 1, others [B, 3, H, W] in
-                [-1, 1].
+                [-1, 1]; and what `prepared` adds.
             encode: of `encoder_for`.
         """
         ...

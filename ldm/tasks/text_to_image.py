@@ -1,16 +1,21 @@
 """Text to image: the prompt is all that the denoiser is told."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ldm.config import Settings
 from ldm.data.sample import NO_INPUTS, TaskInputs
 from ldm.diffusion.guidance import NO_INPUTS as NO_GUIDANCE_INPUTS
 from ldm.diffusion.guidance import GuidanceInputs, guide_with_negative
 from ldm.models.generation_settings import GenerationSettings
-from ldm.tasks.task import FROM_NOISE, Encode, Start, TrainingInputs, with_prompt
+from ldm.tasks.task import FROM_NOISE, Encode, Start, Task, TrainingInputs, with_prompt
 from ldm.types import Conditioning, Denoiser
+
+if TYPE_CHECKING:
+    from ldm.models.parts import ModelParts
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,27 @@ class TextToImage:
     encodes_in_training: bool = False
     given: Mapping[str, str] = field(default_factory=dict)
     start: Start = FROM_NOISE
+    num_class_labels: int = 0
+    enlarges: bool = False
+    in_windows: bool = False
+
+    def configured(self, options: Settings | None) -> "Task":
+        """The task itself: nothing is set."""
+        return self
+
+    def for_model(self, parts: "ModelParts") -> "Task":
+        """The task itself: it is the same with all models."""
+        return self
+
+    def completed(self, settings: GenerationSettings, given: GenerationSettings) -> GenerationSettings:
+        """The settings as they are."""
+        return settings
+
+    def prepared(
+        self, images: Mapping[str, Tensor], settings: GenerationSettings, seeds: Sequence[int]
+    ) -> Mapping[str, Tensor]:
+        """The images as they are."""
+        return images
 
     def concat_channels(self, latent_channels: int) -> int:
         """None are added."""

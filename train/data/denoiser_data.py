@@ -64,7 +64,7 @@ def read_samples(run: Run, settings: DenoiserSettings, loss: DenoiserLoss) -> De
     readers = image_readers(run, samples, parts.autoencoder, settings)
     loss.prompts = cached_prompts(run, samples, parts.text_encoder, settings)
     return DenoiserData(
-        latent_samples(settings, parts.autoencoder, data.train, readers),
+        latent_samples(settings, parts.autoencoder, data.train, readers, loss.task.inputs),
         preview_inputs(settings, data.train, loss.task),
         bucket_of=[one.size for one in data.train],
         validate=validation(run, settings, loss, data, readers) if settings.validation.every else None,
@@ -98,7 +98,9 @@ def open_stream(run: Run, settings: DenoiserSettings, loss: DenoiserLoss) -> Den
     readers = image_readers(run, (), parts.autoencoder, settings)
     loss.prompts = cached_prompts(run, (), parts.text_encoder, settings)
     return DenoiserData(
-        streamed_samples(settings, latent_samples(settings, parts.autoencoder, (), readers)),
+        streamed_samples(
+            settings, latent_samples(settings, parts.autoencoder, (), readers, loss.task.inputs)
+        ),
         PreviewInputs(settings.preview.prompts, {}, *preview_size(settings)),
         stream=begin_stream(run, settings, parts.text_encoder, size_multiple(parts)),
     )
@@ -115,12 +117,16 @@ def preview_inputs(
     prompts = settings.preview.prompts or tuple(captions)
     shown = [samples[i % len(samples)] for i in range(len(prompts))]
     given = {image.name: torch.stack([one.input_pixels(image) for one in shown]) for image in images}
-    if task.inputs.draw:
-        drawn = collate(
-            [dict(task.inputs.draw((settings.seed, 0, one.sample.sample_id), one.size)) for one in shown]
-        )
-        given |= {name: values for name, values in drawn.items() if name in task.given.values()}
+    drawn = collate([preview_draws(settings.seed, one, task) for one in shown]) if shown else {}
+    given |= {name: values for name, values in drawn.items() if isinstance(values, torch.Tensor)}
     return PreviewInputs(prompts, given, *preview_size(settings))
+
+
+def preview_draws(seed: int, one: BucketedSample, task: Task) -> dict[str, Any]:
+    """What a task draws for a previewed sample, and what it makes of its image."""
+    inputs, key = task.inputs, (seed, 0, one.sample.sample_id)
+    drawn = dict(inputs.draw(key, one.size)) if inputs.draw else {}
+    return drawn | (dict(inputs.derive(one.pixels(), key)) if inputs.derive else {})
 
 
 def preview_size(settings: DenoiserSettings) -> tuple[int, int]:
@@ -159,7 +165,7 @@ def validation(
         UserError: there are none.
     """
     own = readers.starting_at(len(data.train))
-    dataset = latent_samples(settings, loss.parts.autoencoder, data.held_out, own)
+    dataset = latent_samples(settings, loss.parts.autoencoder, data.held_out, own, loss.task.inputs)
     samples = ValidationSamples(
         dataset,
         [plain_caption(one.sample, settings.captions) for one in data.held_out],

@@ -23,7 +23,7 @@ from ldm.data.cache.moments import (
 from ldm.data.cache.prompt_cache import PromptCache
 from ldm.data.captions import plain_caption, possible_captions
 from ldm.data.prepare import BucketedSample
-from ldm.data.sample import MAIN_INPUT
+from ldm.data.sample import MAIN_INPUT, NO_INPUTS, TaskInputs
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.vae import KLAutoencoder
 from ldm.tasks import find_task
@@ -176,8 +176,13 @@ def latent_samples(
     autoencoder: KLAutoencoder,
     placed: Sequence[BucketedSample],
     readers: ImageReaders,
+    inputs: TaskInputs = NO_INPUTS,
 ) -> LatentSamples:
-    """Samples as `DenoiserLoss` takes them, whose images `readers` reads."""
+    """Samples as `DenoiserLoss` takes them, whose images `readers` reads.
+
+    Args:
+        inputs: of the run's task, as it is configured.
+    """
     objective = settings.objective
     return LatentSamples(
         placed,
@@ -191,7 +196,8 @@ def latent_samples(
         masked=any(one.sample.loss_mask is not None for one in placed),
         extra_noise=bool(objective.offset_noise or objective.input_perturbation),
         images=readers.inputs,
-        draw=find_task(settings.task).inputs.draw,
+        draw=inputs.draw,
+        derive=inputs.derive,
         num_variants=settings.cache.mask_variants,
         drawn=readers.drawn,
     )

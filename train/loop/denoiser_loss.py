@@ -44,7 +44,7 @@ class DenoiserLoss(nn.Module):
         if settings.trains_text_encoder:
             self.text_encoder = parts.text_encoder
         self.settings, self.path, self.groups = settings, path, list(groups)
-        self.task = find_task(settings.task)
+        self.task = find_task(settings.task).configured(settings.task_settings).for_model(parts)
         self.parts = parts  # not a module, so its networks are not moved, saved or trained with this one
         self.prompts: EmbedPrompts | None = None
 

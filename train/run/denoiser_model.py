@@ -9,11 +9,12 @@ from ldm.diffusion.schedulers import training_path
 from ldm.errors import UserError
 from ldm.models.adapters.folder import Base, find_base
 from ldm.models.clip import ClipTextEncoder
-from ldm.models.fresh import make_unet, widen_input
+from ldm.models.fresh import add_class_labels, make_unet, widen_input
 from ldm.models.loading.components import load_text_model, load_tokenizer, load_vae
 from ldm.models.loading.folder import Defaults
 from ldm.models.loading.model import ModelParts, load_parts
 from ldm.models.loading.source import find_model
+from ldm.models.low_resolution import LowResolutionNoise
 from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder
 from ldm.tasks import find_task
@@ -64,39 +65,69 @@ def load_base(settings: DenoiserSettings) -> ModelParts:
     # generation must not cut prompts shorter than the captions of this run
     num_chunks = max(parts.defaults.max_prompt_chunks, settings.prompt_chunks)
     parts.defaults = parts.defaults.model_copy(update={"max_prompt_chunks": num_chunks})
-    fit_input_channels(parts, settings)
+    fit_inputs(parts, settings)
     parts.task = settings.task
+    parts.low_resolution = parts.low_resolution or low_resolution_noise(settings)
     return parts
 
 
-def fit_input_channels(parts: ModelParts, settings: DenoiserSettings) -> None:
-    """Add the task's channels to a UNet that takes only latents; new weights are zero.
+def fit_inputs(parts: ModelParts, settings: DenoiserSettings) -> None:
+    """Add the task's channels and class labels to a UNet that takes only latents; new weights are zero.
 
     Raises:
-        UserError: the UNet takes other channels, or only an adapter is trained, which cannot hold the new weights.
+        UserError: the UNet takes others, or only an adapter is trained, which cannot hold the new weights.
     """
-    latent_channels = parts.autoencoder.num_channels
-    needed = latent_channels + find_task(settings.task).concat_channels(latent_channels)
-    given = parts.denoiser.input_channels
+    latent_channels, task = parts.autoencoder.num_channels, find_task(settings.task)
+    needed = (latent_channels + task.concat_channels(latent_channels), task.num_class_labels)
+    given = (parts.denoiser.input_channels, parts.denoiser.num_class_labels)
     if given == needed:
+        _check_low_resolution(parts, settings)
         return
-    what = f"base = {settings.base} has a UNet with {given} input channels, task {settings.task!r} needs {needed}"
-    if given != latent_channels:
+    has = f"{given[0]} input channels{_labels(given[1])}"
+    what = f"base = {settings.base} has a UNet with {has}, task {settings.task!r} needs {needed[0]}{_labels(needed[1])}"
+    if given != (latent_channels, 0):
         raise UserError(what, "choose another base or task")
     if settings.is_adapter:
         raise UserError(what, "set trainable: unet, because an adapter cannot add channels")
-    widen_input(parts.denoiser.unet, needed)
+    widen_input(parts.denoiser.unet, needed[0])
+    if task.num_class_labels:
+        add_class_labels(parts.denoiser.unet, task.num_class_labels)
+
+
+def _labels(count: int) -> str:
+    return f" and {count} class labels" if count else ""
+
+
+def low_resolution_noise(settings: DenoiserSettings) -> LowResolutionNoise | None:
+    """The noise of the low-resolution images that an upscaler is trained with; None for other tasks."""
+    section = settings.task_settings
+    return section if isinstance(section, LowResolutionNoise) else None
+
+
+def _check_low_resolution(parts: ModelParts, settings: DenoiserSettings) -> None:
+    """Refuse noise for low-resolution images that the base was not trained with.
+
+    Raises:
+        UserError: the settings name another one than the base has.
+    """
+    own, wanted = parts.low_resolution, low_resolution_noise(settings)
+    if own is not None and wanted not in (None, LowResolutionNoise(), own):
+        raise UserError(
+            f"upscale is given, and base = {settings.base} was trained with other low-resolution noise",
+            "leave upscale out: the base's is used",
+        )
 
 
 def make_fresh(settings: DenoiserSettings) -> ModelParts:
     """A fresh UNet with a trained autoencoder and text encoder."""
     assert settings.parts is not None
-    data = settings.data
+    data, task = settings.data, find_task(settings.task)
     autoencoder, text_encoder = load_autoencoder(settings.parts), load_text_encoder(settings.parts)
     unet = make_unet(
         settings.model,
         latent_channels=autoencoder.num_channels,
-        concat_channels=find_task(settings.task).concat_channels(autoencoder.num_channels),
+        concat_channels=task.concat_channels(autoencoder.num_channels),
+        num_class_labels=task.num_class_labels,
         latent_size=data.height // autoencoder.pixels_per_latent,
         text_width=text_encoder.text_width,
     )
@@ -108,7 +139,15 @@ def make_fresh(settings: DenoiserSettings) -> ModelParts:
     )
     scheduler_config = DDPMPath(settings.schedule).scheduler_config()
     denoiser = UNetDenoiser(unet)
-    return ModelParts(denoiser, autoencoder, text_encoder, scheduler_config, defaults, task=settings.task)
+    return ModelParts(
+        denoiser,
+        autoencoder,
+        text_encoder,
+        scheduler_config,
+        defaults,
+        task=settings.task,
+        low_resolution=low_resolution_noise(settings),
+    )
 
 
 def load_autoencoder(parts: PartsSettings) -> KLAutoencoder:

@@ -30,7 +30,8 @@ class PreviewInputs:
 
     Attributes:
         prompts: N prompts.
-        images: the images that the task needs by name, each [N, channels, H, W]; of held-out or training samples.
+        images: the images that the task needs by name, each [N, channels, H, W], and what it draws besides; of held-out
+            or training samples.
         height: in pixels, `width` likewise; None is the model's own. A task with images has the size of its images.
     """
 
@@ -98,13 +99,14 @@ def generate_with_inputs(
     images = {name: image.to(device) for name, image in inputs.images.items()}
     encode = encoder_for(task, parts.autoencoder)
 
-    prompts = parts.text_encoder(list(inputs.prompts))
-    conditioning = task.generation_conditioning(prompts, images, encode)
+    given = GenerationSettings(guidance_scale=settings.guidance_scale)
+    chosen = task.completed(given, given)
+    prompts, seeds = parts.text_encoder(list(inputs.prompts)), range(len(inputs.prompts))
+    conditioning = task.generation_conditioning(prompts, task.prepared(images, chosen, seeds), encode)
     scheduler = make_scheduler(parts.defaults.scheduler, parts.scheduler_config)
     plan = plan_sampling(scheduler, settings.num_inference_steps)
-    chosen = GenerationSettings(guidance_scale=settings.guidance_scale)
     denoiser = task.guided(parts.denoiser, conditioning, parts.text_encoder([""]), chosen)
-    generators = image_generators(range(len(inputs.prompts)))
+    generators = image_generators(seeds)
     height, width = next(iter(images.values())).shape[2:]
     downscale = parts.autoencoder.pixels_per_latent
     shape = (parts.autoencoder.num_channels, height // downscale, width // downscale)

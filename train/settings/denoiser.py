@@ -8,11 +8,13 @@ from pydantic import Field
 from ldm.config import Settings, checked_by
 from ldm.data.cache.cache_folder import CacheSettings
 from ldm.data.captions import CaptionSettings
+from ldm.data.degradations import DegradationSettings
 from ldm.diffusion.interval import EVERYWHERE, check_interval
 from ldm.diffusion.objective import ObjectiveSettings
 from ldm.diffusion.path import ScheduleSettings
 from ldm.models.fresh import DenoiserShape
 from ldm.models.generation_settings import MAX_PROMPT_CHUNKS
+from ldm.models.low_resolution import LowResolutionNoise
 from ldm.tasks import check_task, find_task
 
 from ..run.trainable import TrainableSettings
@@ -55,6 +57,9 @@ class SamplingDefaults(Settings):
 BASE_HAS_ITS_OWN = ("model", "schedule", "defaults")
 """Settings that only apply to training from scratch."""
 
+TASKS_WITH_SETTINGS = ("upscale", "restore")
+"""Tasks that have a section of their name."""
+
 
 class DenoiserSettings(TrainSettings, TrainableSettings):
     """Settings of the program `denoiser`."""
@@ -78,6 +83,12 @@ class DenoiserSettings(TrainSettings, TrainableSettings):
         le=MAX_PROMPT_CHUNKS,
         description="chunks of 75 tokens (the context less two) that captions may fill",
     )
+    upscale: LowResolutionNoise = Field(
+        LowResolutionNoise(), description="for task: upscale, the noise of the low-resolution images"
+    )
+    restore: DegradationSettings = Field(
+        DegradationSettings(), description="for task: restore, how the images are damaged"
+    )
     cache: CacheSettings = CacheSettings()
     preview: PreviewSettings = PreviewSettings()
     defaults: SamplingDefaults = SamplingDefaults()
@@ -87,6 +98,15 @@ class DenoiserSettings(TrainSettings, TrainableSettings):
             raise ValueError("give either base: MODEL or parts: {autoencoder, text_encoder}")
         if self.cache.mask_variants and find_task(self.task).inputs.drawn_image is None:
             raise ValueError(f"cache.mask_variants is for tasks with masks, which {self.task} has not")
+        for name in TASKS_WITH_SETTINGS:
+            if name != self.task and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is given, but it is for task: {name}: leave it out")
         for name in BASE_HAS_ITS_OWN if self.base is not None else ():
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} is given, but base determines it: leave it out")
+
+    @property
+    def task_settings(self) -> Settings | None:
+        """The section of the task; None for a task without one."""
+        section: Settings | None = getattr(self, self.task) if self.task in TASKS_WITH_SETTINGS else None
+        return section

@@ -170,7 +170,7 @@ def trial_outputs(parts: ModelParts, trial: Trial) -> dict[str, Tensor]:
         latents=inputs["noise"],
         **given,
     )
-    pixels = (parts.autoencoder.decode(made.latents) / 2 + 0.5).clamp(0, 1)
+    pixels = (parts.autoencoder.decode(torch.stack(list(made.latents))) / 2 + 0.5).clamp(0, 1)
     return {"pixels": pixels, "encoded": parts.autoencoder.encode(inputs["image"]).chunk(2, dim=1)[0]}
 
 

@@ -155,6 +155,8 @@ class Family:
         lora: the networks that a LoRA may change, by name.
         optional: components that a folder may list, which are not loaded.
         pipeline_settings: further entries of `model_index.json`.
+        scaling_factor: what the stock pipeline takes for the autoencoder's, whatever its configuration says; None where
+            it reads that.
         time_ids: original size, top left corner of the crop and target size -> the numbers that the UNet is told of
             them; None for UNets that take none.
         single_file: None where the family is not stored that way.
@@ -171,6 +173,7 @@ class Family:
     optional: tuple[str, ...] = ()
     pipeline_settings: Mapping[str, Any] = field(default_factory=dict)
     task_pipelines: Mapping[str, str] = field(default_factory=dict)
+    scaling_factor: float | None = None
     time_ids: Callable[[Size, Size, Size], tuple[float, ...]] | None = None
     single_file: SingleFile | None = None
 

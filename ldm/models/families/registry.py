@@ -8,9 +8,9 @@ from typing import Any
 from ldm.errors import UserError
 from ldm.io.json_files import MAX_MODEL_JSON_BYTES, read_json
 from ldm.models.families.family import Component, Configs, Family
-from ldm.models.families.stable_diffusion import SD1, SD2
+from ldm.models.families.stable_diffusion import SD1, SD2, UPSCALER
 
-FAMILIES: list[Family] = [SD1, SD2]
+FAMILIES: list[Family] = [SD1, SD2, UPSCALER]
 """All families. Later ones are asked first, so the first one takes what no other claims."""
 
 

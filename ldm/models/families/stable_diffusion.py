@@ -242,3 +242,29 @@ SD2 = replace(
         task_architecture={"inpaint": "stable-diffusion-v2-inpainting"},
     ),
 )
+
+UPSCALER_SCALING_FACTOR = 0.08333
+UPSCALER_LABELS, UPSCALER_CHANNELS = 1000, 3
+"""Noise levels as class labels, and the channels of the low-resolution image."""
+
+
+def _is_upscaler(configs: Configs) -> bool:
+    unet = configs.get("unet", {})
+    added = (unet.get("in_channels") or 0) - (unet.get("out_channels") or 0)
+    return unet.get("num_class_embeds") == UPSCALER_LABELS and added == UPSCALER_CHANNELS
+
+
+UPSCALER = replace(
+    SD2,
+    name="sd-upscaler",
+    title="the Stable Diffusion upscaler",
+    pipeline_class="StableDiffusionUpscalePipeline",
+    components={**SD2.components, "low_res_scheduler": Component("diffusers", ("DDPMScheduler",))},
+    matches=_is_upscaler,
+    optional=("safety_checker", "feature_extractor", "watermarker"),
+    pipeline_settings={},
+    task_pipelines={"upscale": "StableDiffusionUpscalePipeline"},
+    scaling_factor=UPSCALER_SCALING_FACTOR,
+    single_file=None,
+)
+"""With the text encoder of either version: it is recognised by its UNet."""

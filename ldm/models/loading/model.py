@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ldm.diffusion.schedulers import corrected_config
-from ldm.errors import UserError, unknown_name
+from ldm.errors import UserError, unknown_name, warn
 from ldm.io.collector import collector_paused
 from ldm.io.files import sha256_file, write_bytes, write_json
 from ldm.io.folders import new_folder
@@ -20,14 +20,17 @@ from ldm.models.adapters.embedding import TokenEmbedding, expanded_tokens
 from ldm.models.adapters.folder import adapter_chain, apply_adapters
 from ldm.models.adapters.fuse import UsedLora, apply_loras
 from ldm.models.adapters.lora import lora_parameters
+from ldm.models.families.family import Family
 from ldm.models.families.registry import family_of_folder
 from ldm.models.generation_settings import TEXT_TO_IMAGE
+from ldm.models.latent_scale import with_scaling_factor
 from ldm.models.loading.components import load_network, load_tokenizer, save_network
 from ldm.models.loading.folder import check_folder, read_defaults, weights_hash, weights_variant
 from ldm.models.loading.original_file import PREDICTION_TYPES, load_single_file
 from ldm.models.loading.source import find_model
 from ldm.models.loading.trained_task import read_task
 from ldm.models.loading.vae_file import autoencoder_files, load_autoencoder
+from ldm.models.low_resolution import COMPONENT, LowResolutionNoise, low_resolution_of
 from ldm.models.parts import ModelParts, assemble, check_widths, default_size
 from ldm.models.vae import KLAutoencoder
 
@@ -163,7 +166,28 @@ def _load_folder(folder: Path, dtype: torch.dtype) -> ModelParts:
     parts = assemble(folder, family, components, scheduler_config)
     parts.defaults = read_defaults(folder, parts.defaults.height, parts.defaults.width)
     parts.task = read_task(folder, family, parts.denoiser)
+    if COMPONENT in family.components:
+        parts.low_resolution = _low_resolution(folder)
+    _use_scaling_factor(folder, family, parts.autoencoder)
     return parts
+
+
+def _low_resolution(folder: Path) -> LowResolutionNoise:
+    config = read_object(folder / COMPONENT / "scheduler_config.json")
+    usual = LowResolutionNoise().max_noise_level
+    level = read_object(folder / "model_index.json").get("max_noise_level", usual)
+    return low_resolution_of(config, level, folder=folder)
+
+
+def _use_scaling_factor(folder: Path, family: Family, autoencoder: KLAutoencoder) -> None:
+    """Take the latents' scale for what the family's stock pipeline takes it for."""
+    wanted, given = family.scaling_factor, autoencoder.scaling_factor
+    if wanted is None or given == wanted:
+        return
+    warn(
+        f"{folder}: scaling_factor {given:g} of the vae is taken for {wanted:g}, as {family.pipeline_class} does"
+    )
+    autoencoder.vae.register_to_config(scaling_factor=wanted)
 
 
 def _scheduler_config(folder: Path) -> dict[str, Any]:
@@ -206,13 +230,21 @@ def save_parts(
     """
     _check_plain(parts)
     with new_folder(folder, replace=replace) as temporary:
-        for name, network in parts.networks().items():
+        for name, network in _stored_networks(parts).items():
             save_network(network, temporary / name, dtype, max_shard_size, variant)
         save_small_files(parts, temporary)
         write_json(
             temporary / "ldm.json",
             {"defaults": parts.defaults.model_defaults(), "provenance": provenance or {}, **_task(parts)},
         )
+
+
+def _stored_networks(parts: ModelParts) -> dict[str, Any]:
+    """The networks as the family's stock pipeline gives the same images with them."""
+    networks, factor = parts.networks(), parts.family.scaling_factor
+    if factor is None or parts.autoencoder.scaling_factor == factor:
+        return networks
+    return networks | {"vae": with_scaling_factor(parts.autoencoder, factor).vae}
 
 
 def save_small_files(parts: ModelParts, folder: Path) -> None:
@@ -229,6 +261,8 @@ def save_small_files(parts: ModelParts, folder: Path) -> None:
     if parts.family.pipeline_for(parts.task) != parts.family.pipeline_class:
         config = corrected_config(config)
     write_json(folder / "scheduler" / "scheduler_config.json", config)
+    if parts.low_resolution is not None:
+        write_json(folder / COMPONENT / "scheduler_config.json", parts.low_resolution.scheduler_config())
     write_json(folder / "model_index.json", _model_index(parts))
 
 
@@ -272,4 +306,7 @@ def _model_index(parts: ModelParts) -> dict[str, Any]:
     listed |= {name: [one.library, one.classes[0]] for name, one in family.components.items()}
     listed["scheduler"] = ["diffusers", parts.scheduler_config.get("_class_name", "DDIMScheduler")]
     head = {"_class_name": family.pipeline_for(parts.task), "_diffusers_version": diffusers.__version__}
-    return head | dict(sorted({**listed, **family.pipeline_settings}.items()))
+    settings = dict(family.pipeline_settings)
+    if parts.low_resolution is not None:
+        settings["max_noise_level"] = parts.low_resolution.max_noise_level
+    return head | dict(sorted({**listed, **settings}.items()))

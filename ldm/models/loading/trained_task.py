@@ -8,15 +8,28 @@ from pathlib import Path
 from ldm.errors import UserError
 from ldm.io.json_files import read_object
 from ldm.models.families.family import Family
+from ldm.models.families.stable_diffusion import UPSCALER_CHANNELS, UPSCALER_LABELS
 from ldm.models.generation_settings import TEXT_TO_IMAGE
 from ldm.models.unet import UNetDenoiser
 
+RESTORE_LABELS = 101
+"""The class labels of a model that restores: how damaged an image is, in per cent."""
+
 
 def task_of_channels(denoiser: UNetDenoiser) -> str:
-    """The task of a UNet by the channels that it takes besides C latents: none, C, or 1 + C; else text-to-image."""
+    """The task of a UNet by what it takes besides C latents; text-to-image if that is like no task.
+
+    Without class labels no channels, C, or 1 + C; with them 3, or C.
+    """
     latent_channels = denoiser.latent_channels
-    by_count = {0: TEXT_TO_IMAGE, latent_channels: "edit", 1 + latent_channels: "inpaint"}
-    return by_count.get(denoiser.concat_channels, TEXT_TO_IMAGE)
+    known = {
+        (0, 0): TEXT_TO_IMAGE,
+        (latent_channels, 0): "edit",
+        (1 + latent_channels, 0): "inpaint",
+        (UPSCALER_CHANNELS, UPSCALER_LABELS): "upscale",
+        (latent_channels, RESTORE_LABELS): "restore",
+    }
+    return known.get((denoiser.concat_channels, denoiser.num_class_labels), TEXT_TO_IMAGE)
 
 
 def read_task(folder: Path, family: Family, denoiser: UNetDenoiser) -> str:
