@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,6 +22,10 @@ from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder
 from ldm.types import Conditioning
 
+if TYPE_CHECKING:
+    from ldm.models.control.ip_adapter import ImagePrompts
+    from ldm.models.control.networks import ControlNetwork
+
 
 @dataclass
 class ModelParts:
@@ -30,6 +34,8 @@ class ModelParts:
     Attributes:
         scheduler_config: the noise schedule and prediction type, a diffusers scheduler's configuration.
         task: that the model was trained for, by its name.
+        controls: networks that control the denoiser by images, by the kind of image.
+        image_prompts: IP-Adapters with their image encoder.
         others: components of the family that belong to none of the three modules, by name.
     """
 
@@ -40,6 +46,8 @@ class ModelParts:
     defaults: Defaults
     others: dict[str, Any] = field(default_factory=dict)
     task: str = TEXT_TO_IMAGE
+    controls: "dict[str, ControlNetwork]" = field(default_factory=dict)
+    image_prompts: "ImagePrompts | None" = None
 
     @property
     def family(self) -> Family:
@@ -76,6 +84,8 @@ class ModelParts:
             "autoencoder": self.autoencoder,
             "text_encoder": self.text_encoder,
             **{name: other for name, other in self.others.items() if isinstance(other, nn.Module)},
+            **{f"control {kind}": control.network for kind, control in self.controls.items()},
+            **({"image encoder": self.image_prompts.encoder} if self.image_prompts else {}),
         }
 
     def components(self) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from operator import index
 from ldm.diffusion.sampling import SamplingPlan
 from ldm.errors import UserError, warn
 from ldm.io.memory import check_memory
+from ldm.models.control.hints import REFERENCE
 from ldm.models.generation_settings import LARGEST_SEED, GenerationSettings
+from ldm.pipeline.control_images import ControlImage
 from ldm.pipeline.input_images import InputImage
 from ldm.tasks import Task
 
@@ -21,11 +23,13 @@ class Prompt:
 
     Attributes:
         inputs: the images to make an image from, by name, such as `image` and `mask`.
+        controls: the images that control it.
     """
 
     prompt: str
     settings: GenerationSettings = field(default_factory=GenerationSettings)
     inputs: Mapping[str, InputImage] = field(default_factory=dict)
+    controls: tuple[ControlImage, ...] = ()
 
     def over(self, base: GenerationSettings) -> "Prompt":
         """This prompt, with the settings left open taken from `base`."""
@@ -40,6 +44,7 @@ class ImageRequest:
         number: its place in the order of the prompts, and of the seeds of a prompt; from 1.
         settings: all but the seed and the number of images.
         inputs: the images to make it from, by name.
+        controls: the images that control it, each with its scale.
     """
 
     number: int
@@ -47,15 +52,19 @@ class ImageRequest:
     seed: int
     settings: GenerationSettings
     inputs: Mapping[str, InputImage] = field(default_factory=dict)
+    controls: tuple[ControlImage, ...] = ()
 
     @property
     def kind(self) -> "Kind":
         """Equal for images that can be made together."""
-        return self.settings, tuple(self.inputs)
+        return self.settings, tuple(self.inputs), tuple(each.strength for each in self.controls)
 
 
-Kind = tuple[GenerationSettings, tuple[str, ...]]
-"""The settings of an image, and the names of the images it is made from."""
+Strength = tuple[str, float, tuple[tuple[str, float], ...]]
+"""The kind and the scales of a control image."""
+
+Kind = tuple[GenerationSettings, tuple[str, ...], tuple[Strength, ...]]
+"""The settings of an image, the names of the images it is made from, and the kinds and scales of its control images."""
 
 Batch = Sequence[ImageRequest]
 """Images that are made together, all of the same kind."""
@@ -75,18 +84,24 @@ def list_images(prompts: Iterable[Prompt], seeds: Sequence[int] | None = None) -
         raise UserError("no prompt", "give at least one; an empty one is allowed")
     total = sum(each.settings.num_images for each in prompts)
     check_memory(total * REQUEST_BYTES, f"a list of {total:,} images", "ask for fewer in one call")
-    shared = [(each, sized(each.settings.without("seed", "num_images"), each.inputs)) for each in prompts]
+    shared = [(each, _own_settings(each)) for each in prompts]
     rows = [(each, settings) for each, settings in shared for _ in range(each.settings.num_images)]
     own = _counted_seeds(prompts) if seeds is None else _checked_seeds(seeds, prompts, len(rows))
     return [
-        ImageRequest(number, each.prompt, seed, settings, each.inputs)
+        ImageRequest(number, each.prompt, seed, settings, each.inputs, each.controls)
         for number, ((each, settings), seed) in enumerate(zip(rows, own, strict=True), start=1)
     ]
 
 
-def sized(settings: GenerationSettings, inputs: Mapping[str, InputImage]) -> GenerationSettings:
-    """The settings with the size of the image given, if they leave it open; one side alone keeps its shape."""
-    image = inputs.get("image")
+def _own_settings(prompt: Prompt) -> GenerationSettings:
+    """A prompt's settings for each of its images, with the size of the image given, or of the first control image."""
+    first = next((control.image for control in prompt.controls if control.sets_size), None)
+    settings = prompt.settings.without("seed", "num_images")
+    return sized(settings, prompt.inputs.get("image", first))
+
+
+def sized(settings: GenerationSettings, image: InputImage | None) -> GenerationSettings:
+    """The settings with the size of an image, if they leave it open; one side alone keeps its shape."""
     given = settings.given()
     if image is None or {"height", "width"} <= given.keys():
         return settings
@@ -178,6 +193,16 @@ class PlannedBatch:
     @property
     def prompts(self) -> list[str]:
         return [image.prompt for image in self.images]
+
+    @property
+    def controls(self) -> tuple[ControlImage, ...]:
+        """The control images of the first image that are maps: kinds and scales are the same for all."""
+        return tuple(each for each in self.images[0].controls if each.kind != REFERENCE)
+
+    @property
+    def references(self) -> tuple[ControlImage, ...]:
+        """The reference images of the first image, which are its last control images."""
+        return tuple(each for each in self.images[0].controls if each.kind == REFERENCE)
 
     @property
     def seeds(self) -> list[int]:

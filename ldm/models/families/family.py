@@ -152,6 +152,7 @@ class Family:
         widths: the numbers that its components must agree on.
         lora: the networks that a LoRA may change, by name.
         optional: components that a folder may list, which are not loaded.
+        ignored: further ones, which saved folders do not list.
         pipeline_settings: further entries of `model_index.json`.
         time_ids: original size, top left corner of the crop and target size -> the numbers that the UNet is told of
             them; None for UNets that take none.
@@ -167,6 +168,7 @@ class Family:
     widths: Callable[[Configs], Iterable[Width]]
     lora: Mapping[str, LoraNames]
     optional: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
     pipeline_settings: Mapping[str, Any] = field(default_factory=dict)
     task_pipelines: Mapping[str, str] = field(default_factory=dict)
     time_ids: Callable[[Size, Size, Size], tuple[float, ...]] | None = None

@@ -13,9 +13,9 @@ from ldm.models.unet import UNetDenoiser
 
 
 def task_of_channels(denoiser: UNetDenoiser) -> str:
-    """The task of a UNet by the channels that it takes besides C latents: none, C, or 1 + C; else text-to-image."""
+    """The task of a UNet by the channels that it takes besides C latents: none, 1, C, or 1 + C; else text-to-image."""
     latent_channels = denoiser.latent_channels
-    by_count = {0: TEXT_TO_IMAGE, latent_channels: "edit", 1 + latent_channels: "inpaint"}
+    by_count = {0: TEXT_TO_IMAGE, 1: "depth", latent_channels: "edit", 1 + latent_channels: "inpaint"}
     return by_count.get(denoiser.concat_channels, TEXT_TO_IMAGE)
 
 
