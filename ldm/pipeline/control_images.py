@@ -28,11 +28,6 @@ GivenControl = GivenImage | tuple[GivenImage, float]
 GivenReference = GivenImage | tuple[GivenImage, float | Mapping[str, float]]
 """A reference image: alone, with its scale, or with scales of blocks by name."""
 
-RESAMPLINGS = {
-    "box": Image.Resampling.BOX,
-    "bilinear": Image.Resampling.BILINEAR,
-    "nearest": Image.Resampling.NEAREST,
-}
 UNET_PARTS = ("down", "mid", "up")
 EXTRA = "pip install 'open-ldm[control]', or give a map of edges: white on black"
 
@@ -93,7 +88,7 @@ class ControlImage:
         _check_shape(self.image, height, width, multiple)
         if self.kind == CANNY and not is_black_and_white(image):
             image = edges(_resized(image, height, width, Image.Resampling.LANCZOS), canny_thresholds)
-        image = _resized(image, height, width, RESAMPLINGS[HINT_KINDS[self.kind].resampling])
+        image = _resized(image, height, width, _filter_for(self.kind, image.height < height))
         values = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)
         return to_canvas(values, multiple)
 
@@ -278,6 +273,13 @@ def is_black_and_white(image: Image.Image) -> bool:
     """Whether all pixels are black or white, as in a map of edges."""
     pixels = np.asarray(image)
     return bool(np.isin(pixels, (0, 255)).all() and (pixels == pixels[..., :1]).all())
+
+
+def _filter_for(kind: str, is_enlarged: bool) -> Image.Resampling:
+    resampling = HINT_KINDS[kind].resampling
+    if resampling == "nearest":
+        return Image.Resampling.NEAREST
+    return Image.Resampling.BILINEAR if resampling == "smooth" and is_enlarged else Image.Resampling.BOX
 
 
 def _resized(image: Image.Image, height: int, width: int, resampling: Image.Resampling) -> Image.Image:

@@ -9,8 +9,9 @@ from typing import Literal
 
 from ldm.errors import UserError, unknown_name
 
-Resampling = Literal["box", "bilinear", "nearest"]
-"""box averages areas; bilinear is smooth; nearest keeps each colour as it is, for maps whose colours are classes."""
+Resampling = Literal["box", "smooth", "nearest"]
+"""box averages areas, as in training; smooth does too, and interpolates between pixels where a map is enlarged; nearest
+keeps each colour as it is, for maps whose colours are classes."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,15 @@ CANNY = "canny"
 
 HINT_KINDS: Mapping[str, HintKind] = {
     CANNY: HintKind("edges, found in the image given"),
-    "depth": HintKind("near is white", "bilinear"),
+    "depth": HintKind("near is white", "smooth"),
     "lineart": HintKind("a line drawing, white on black"),
     "mlsd": HintKind("straight lines"),
-    "normal": HintKind("surface normals", "bilinear"),
+    "normal": HintKind("surface normals", "smooth"),
     "pose": HintKind("a skeleton"),
     "scribble": HintKind("rough lines, white on black"),
     "segmentation": HintKind("a colour for each class", "nearest"),
     "softedge": HintKind("soft edges, as HED finds them"),
-    "tile": HintKind("an image to keep the layout of", "bilinear"),
+    "tile": HintKind("an image to keep the layout of", "smooth"),
 }
 
 
