@@ -353,10 +353,6 @@ class Pipeline:
     def _plan(self, groups: Sequence[Batch], batch_size: int, latents: Tensor | None) -> list[PlannedBatch]:
         """The batches to make; the settings of each kind are completed, and its sampler planned, once."""
         check_task_fits(self.model_id, self.parts.task, self.denoiser)
-        for image in [image for group in groups for image in group]:
-            check_controls(
-                image.controls, self.parts, self._task(image.kind), has_engine=self.engine is not None
-            )
         images = [image for group in groups for image in group]
         completed = self._complete(images, latents)
         prompts: dict[Kind, list[str]] = {kind: [] for kind in completed}
@@ -386,6 +382,8 @@ class Pipeline:
 
     def _complete(self, images: Batch, latents: Tensor | None = None) -> dict[Kind, GenerationSettings]:
         """The settings of the images, each with what it leaves open filled in."""
+        for kind, image in {image.kind: image for image in images}.items():
+            check_controls(image.controls, self.parts, self._task(kind), has_engine=self.engine is not None)
         return {
             kind: self._complete_one(kind, latents) for kind in dict.fromkeys(image.kind for image in images)
         }
