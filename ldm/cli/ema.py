@@ -160,7 +160,7 @@ def _write_adapter(
         return save_adapter(output, adapter, token, defaults, provenance=provenance)
     if adapter.kind == "controlnet":
         from ldm.models.control.controlnet import ControlledUNet
-        from ldm.models.control.networks import load_controls
+        from ldm.models.control.load_networks import load_controls
 
         kind = str(adapter.settings["kind"])
         net = load_controls({kind: pipeline}, parts)[kind].network

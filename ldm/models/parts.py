@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +12,8 @@ from torch import nn
 from ldm.errors import UserError
 from ldm.io.json_files import shortened
 from ldm.models.clip import ClipTextEncoder
+from ldm.models.control.ip_adapter import ImagePrompts
+from ldm.models.control.networks import ControlNetwork
 from ldm.models.families.family import Family, Size, Width
 from ldm.models.families.registry import family_of
 from ldm.models.generation_settings import MAX_SIZE_PX, TEXT_TO_IMAGE
@@ -21,10 +23,6 @@ from ldm.models.loading.trained_task import task_of_channels
 from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder
 from ldm.types import Conditioning
-
-if TYPE_CHECKING:
-    from ldm.models.control.ip_adapter import ImagePrompts
-    from ldm.models.control.networks import ControlNetwork
 
 
 @dataclass
@@ -46,8 +44,8 @@ class ModelParts:
     defaults: Defaults
     others: dict[str, Any] = field(default_factory=dict)
     task: str = TEXT_TO_IMAGE
-    controls: "dict[str, ControlNetwork]" = field(default_factory=dict)
-    image_prompts: "ImagePrompts | None" = None
+    controls: dict[str, ControlNetwork] = field(default_factory=dict)
+    image_prompts: ImagePrompts | None = None
 
     @property
     def family(self) -> Family:

@@ -21,8 +21,8 @@ from ldm.errors import LdmWarning, UserError, warn
 from ldm.models.adapters.folder import identity_of_model
 from ldm.models.adapters.fuse import UsedLora
 from ldm.models.clip import ClipTextEncoder
-from ldm.models.control.ip_adapter import load_image_prompts
-from ldm.models.control.networks import load_controls
+from ldm.models.control.load_ip_adapter import load_image_prompts
+from ldm.models.control.load_networks import load_controls
 from ldm.models.devices import DTYPES, free_cached_memory, is_out_of_memory, pick_device, pick_dtype
 from ldm.models.engines.compiled import is_compiled
 from ldm.models.engines.openvino_denoiser import OpenVINODenoiser

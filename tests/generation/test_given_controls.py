@@ -14,7 +14,8 @@ from ldm.cli.app import app
 from ldm.errors import UserError
 from ldm.generation.given_images import parse_control, with_images
 from ldm.generation.prompts import parse_prompt
-from ldm.models.control.networks import ControlNetwork, load_controls
+from ldm.models.control.load_networks import load_controls
+from ldm.models.control.networks import ControlNetwork
 from ldm.models.loading.model import save_parts
 from ldm.pipeline import control_images
 from ldm.pipeline.batches import Prompt

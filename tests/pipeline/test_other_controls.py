@@ -17,8 +17,9 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from ldm.errors import UserError
 from ldm.io.files import write_tensors
-from ldm.models.control.ip_adapter import attention_shapes, load_image_prompts
-from ldm.models.control.networks import ControlNetwork, load_controls
+from ldm.models.control.load_ip_adapter import attention_shapes, load_image_prompts
+from ldm.models.control.load_networks import load_controls
+from ldm.models.control.networks import ControlNetwork
 from ldm.models.fresh import widen_input
 from ldm.models.loading.model import ModelParts, load_parts, save_parts
 from ldm.pipeline.pipeline import Pipeline

@@ -22,7 +22,7 @@ from ldm.io.json_files import read_object
 from ldm.models.adapters.embedding import apply_embedding
 from ldm.models.adapters.lora import LoraWeights, apply_lora
 from ldm.models.adapters.lora_files import read_lora, write_lora_diffusers
-from ldm.models.control.networks import load_controls
+from ldm.models.control.load_networks import load_controls
 from ldm.models.identity import Identity, changed_parts, identity_of
 from ldm.models.loading.components import save_network
 from ldm.models.loading.folder import (

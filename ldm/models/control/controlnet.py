@@ -7,17 +7,15 @@ task, guidance and sampler. Axis letters as in `ldm.types`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldm.diffusion.interval import EVERYWHERE, Interval
+from ldm.models.parts import ModelParts
 from ldm.models.unet import UNetDenoiser
 from ldm.types import Conditioning, Denoiser, Step
-
-if TYPE_CHECKING:
-    from ldm.models.parts import ModelParts
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ class ControlledUNet(UNetDenoiser):
         return controlled(latents, timesteps, conditioning, step=step)
 
 
-def with_fresh_controlnet(parts: "ModelParts", seed: int) -> ControlledUNet:
+def with_fresh_controlnet(parts: ModelParts, seed: int) -> ControlledUNet:
     """The denoiser of a model with a ControlNet to train beside it.
 
     Args:
