@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from diffusers import StableDiffusionAdapterPipeline, T2IAdapter
 
@@ -15,6 +16,8 @@ from ldm.pipeline.pipeline import Pipeline
 from tests.support.tiny_controls import hints
 from tests.support.tiny_images import NOISE, PROMPTS, pixels, stock_scheduler
 from tests.support.tiny_models import make_sd1
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*decode_latents method is deprecated:FutureWarning")
 
 STEPS: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 1.0}
 

@@ -36,6 +36,8 @@ from tests.support.tiny_images import (
 )
 from tests.support.tiny_models import make_sd1, make_sd2
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*decode_latents method is deprecated:FutureWarning")
+
 SCHEDULERS = ["ddim", "euler", "dpmpp_2m", "unipc", "pndm", "lms"]
 COMMON: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 4.0}
 
@@ -143,22 +145,24 @@ def ip_weights(parts: ModelParts, kind: str, seed: int = 5) -> dict[str, torch.T
         return names | {
             f"image_proj.{n}": t for n, t in {**proj, **{f"norm.{k}": v for k, v in norm.items()}}.items()
         }
-    from diffusers.models.embeddings import IPAdapterPlusImageProjection
-
-    inner = 64
+    inner, ones, zeros = 64, torch.ones, torch.zeros
     plus = {
         "latents": normal(1, 3, inner),
         "proj_in.weight": normal(inner, 32), "proj_in.bias": normal(inner),
         "proj_out.weight": normal(width, inner), "proj_out.bias": normal(width),
-        "norm_out.weight": torch.ones(width), "norm_out.bias": torch.zeros(width),
-        "layers.0.0.norm1.weight": torch.ones(inner), "layers.0.0.norm1.bias": torch.zeros(inner),
-        "layers.0.0.norm2.weight": torch.ones(inner), "layers.0.0.norm2.bias": torch.zeros(inner),
-        "layers.0.0.to_q.weight": normal(inner, inner), "layers.0.0.to_kv.weight": normal(2 * inner, inner),
-        "layers.0.0.to_out.weight": normal(inner, inner),
-        "layers.0.1.0.weight": torch.ones(inner), "layers.0.1.0.bias": torch.zeros(inner),
-        "layers.0.1.1.weight": normal(4 * inner, inner), "layers.0.1.3.weight": normal(inner, 4 * inner),
+        "norm_out.weight": ones(width), "norm_out.bias": zeros(width),
     }  # fmt: skip
-    assert IPAdapterPlusImageProjection is not None
+    for layer in range(4):
+        plus |= {
+            f"layers.{layer}.0.norm1.weight": ones(inner), f"layers.{layer}.0.norm1.bias": zeros(inner),
+            f"layers.{layer}.0.norm2.weight": ones(inner), f"layers.{layer}.0.norm2.bias": zeros(inner),
+            f"layers.{layer}.0.to_q.weight": normal(inner, inner),
+            f"layers.{layer}.0.to_kv.weight": normal(2 * inner, inner),
+            f"layers.{layer}.0.to_out.weight": normal(inner, inner),
+            f"layers.{layer}.1.0.weight": ones(inner), f"layers.{layer}.1.0.bias": zeros(inner),
+            f"layers.{layer}.1.1.weight": normal(4 * inner, inner),
+            f"layers.{layer}.1.3.weight": normal(inner, 4 * inner),
+        }  # fmt: skip
     return names | {f"image_proj.{name}": tensor for name, tensor in plus.items()}
 
 
@@ -263,6 +267,10 @@ def test_wrong_references_are_refused(prompted: tuple[Pipeline, Path], tmp_path:
     write_tensors(tmp_path / "wide.safetensors", wide)
     with pytest.raises(UserError, match="needs an image encoder of width 99, here it is 24"):
         load_image_prompts([tmp_path / "wide.safetensors"], folder / "image_encoder", pipeline.parts)
+    shallow = {n: t for n, t in ip_weights(pipeline.parts, "plus").items() if ".layers.3." not in n}
+    write_tensors(tmp_path / "shallow.safetensors", shallow)
+    with pytest.raises(UserError, match=r"shallow\.safetensors cannot be loaded"):
+        load_image_prompts([tmp_path / "shallow.safetensors"], folder / "image_encoder", pipeline.parts)
     (tmp_path / "ip.bin").write_bytes(b"")
     with pytest.raises(UserError, match=r"ip\.bin is a pickle"):
         load_image_prompts([tmp_path / "ip.bin"], None, pipeline.parts)

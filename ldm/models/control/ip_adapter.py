@@ -103,9 +103,9 @@ def image_prompts_in(
     )
     given = [{part: dict(tensors) for part, tensors in each.weights.items()} for each in adapters]
     names = [""] * len(given)
-    around.load_ip_adapter(given, subfolder=names, weight_name=names)
-    around.set_ip_adapter_scale(list(scales))
     try:
+        around.load_ip_adapter(given, subfolder=names, weight_name=names)
+        around.set_ip_adapter_scale(list(scales))
         yield
     finally:
         around.unload_ip_adapter()

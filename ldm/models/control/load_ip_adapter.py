@@ -10,9 +10,9 @@ from torch import Tensor
 from ldm.errors import UserError
 from ldm.io.files import read_tensors, remembered_sha256
 from ldm.io.json_files import shortened
-from ldm.models.control.ip_adapter import ATTENTION, PROJECTION, ImagePrompts, IPAdapter
+from ldm.models.control.ip_adapter import ATTENTION, PROJECTION, ImagePrompts, IPAdapter, image_prompts_in
 from ldm.models.families.family import Component
-from ldm.models.loading.components import load_network
+from ldm.models.loading.components import LIBRARY_ERRORS, load_network
 from ldm.models.loading.folder import PICKLES
 from ldm.models.parts import ModelParts
 
@@ -46,7 +46,20 @@ def load_image_prompts(
     side = int(network.config.image_size)
     adapters = tuple(_read(file, parts, network) for file in files)
     processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    return ImagePrompts(adapters, network, processor)
+    prompts = ImagePrompts(adapters, network, processor)
+    for file, adapter in zip(files, adapters, strict=True):
+        _check_loads(file, prompts, adapter, parts)
+    return prompts
+
+
+def _check_loads(file: Path, prompts: ImagePrompts, adapter: IPAdapter, parts: ModelParts) -> None:
+    """Load an adapter once, so that a file that diffusers cannot read is refused before the first image."""
+    try:
+        with image_prompts_in(parts.denoiser.unet, prompts, [adapter], [1.0]):
+            pass
+    except LIBRARY_ERRORS as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{file} cannot be loaded ({reason})", "use an IP-Adapter as published") from error
 
 
 def adapter_file(place: Path) -> Path:
