@@ -23,8 +23,10 @@ class Conditioning:
         time_ids: [B, 6], original height and width, crop top and left, target height and width (SDXL), in float32.
         class_labels: [B], integers, or the noise levels of an upscaler.
         concat: [B, K, h, w], concatenated to the latents' channels after the sampler has scaled the latents.
-        down_residuals: from a ControlNet or T2I-Adapter, one [B, channels, h, w] for each skip connection of the UNet.
-        mid_residual: from a ControlNet, for the middle block [B, channels, h, w].
+        hints: control images in [0, 1], one [B, 3, H, W] per ControlNet, which turns them into residuals.
+        down_residuals: from ControlNets, one [B, channels, h, w] for each skip connection of the UNet.
+        mid_residual: from ControlNets, for the middle block [B, channels, h, w].
+        adapter_residuals: from T2I-Adapters, one [B, channels, h, w] for each level of the UNet.
         image_embeds: image prompts (IP-Adapter), one [B, images, tokens or width, ...] per adapter.
     """
 
@@ -34,8 +36,10 @@ class Conditioning:
     time_ids: Tensor | None = None
     class_labels: Tensor | None = None
     concat: Tensor | None = None
+    hints: tuple[Tensor, ...] = ()
     down_residuals: tuple[Tensor, ...] = ()
     mid_residual: Tensor | None = None
+    adapter_residuals: tuple[Tensor, ...] = ()
     image_embeds: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:

@@ -158,6 +158,15 @@ def _write_adapter(
         (vectors,) = average.values()
         token = {adapter.settings["token"]: vectors.float()}
         return save_adapter(output, adapter, token, defaults, provenance=provenance)
+    if adapter.kind == "controlnet":
+        from ldm.models.control.controlnet import ControlledUNet
+        from ldm.models.control.load_networks import load_controls
+
+        kind = str(adapter.settings["kind"])
+        net = load_controls({kind: pipeline}, parts)[kind].network
+        parts.denoiser = ControlledUNet(parts.denoiser.unet, net)
+        _replace(parts, average, pipeline)
+        return save_adapter(output, adapter, net, defaults, provenance=provenance)
     networks = parts.lora_networks()
     apply_lora(networks, read_lora(pipeline / LORA_FILE), fuse=False)
     _replace(parts, average, pipeline)

@@ -29,10 +29,15 @@ def generate(
     prompt_file: options.PromptFile = None,
     image: options.Image = None,
     mask: options.Mask = None,
+    control: options.Control = None,
+    reference: options.Reference = None,
     reproduce: options.Reproduce = None,
     from_image: options.FromImage = None,
     model: options.Model = None,
     lora: options.Lora = None,
+    controlnet: options.ControlNet = None,
+    ip_adapter: options.IPAdapter = None,
+    image_encoder: options.ImageEncoder = None,
     vae: options.Vae = None,
     base: options.Base = None,
     prediction_type: options.PredictionType = None,
@@ -69,7 +74,8 @@ def generate(
         say_warning("--from-image is now called --reproduce")
     settings["seed"] = options.read_seed(settings["seed"])
     target = Target(output, overwrite=overwrite, grid=grid, resume=resume)
-    original, asked = _plan(prompts or [], prompt_file, (image, mask), reproduce or from_image, settings)
+    given_images = (image, mask, tuple(control or ()), tuple(reference or ()))
+    original, asked = _plan(prompts or [], prompt_file, given_images, reproduce or from_image, settings)
     images = _list_images(asked, target)
     target.check(images)
     at_once = read_batch_size(batch_size, low_memory=low_memory, device=device)
@@ -88,6 +94,9 @@ def generate(
             vae,
             base,
             prediction_type,
+            tuple(controlnet or ()),
+            tuple(ip_adapter or ()),
+            image_encoder,
         )
         job = GenerationJob(tuple(images), target, made_with, original)
         num_processes = min(num_processes, len(job.batches))
@@ -155,7 +164,7 @@ def _list_images(prompts: "Sequence[Prompt]", target: "Target") -> "list[ImageRe
 def _plan(
     texts: Sequence[str],
     prompt_file: Path | None,
-    image_and_mask: tuple[Path | None, str | None],
+    given_images: tuple[Path | None, str | None, tuple[str, ...], tuple[str, ...]],
     reproduce: Path | None,
     given: Mapping[str, Any],
 ) -> "tuple[Original | None, list[Prompt]]":
@@ -177,10 +186,11 @@ def _plan(
         prompts = prompts or [parse_prompt({"prompt": original.prompt.prompt}, where=str(reproduce))]
     if not prompts:
         raise UserError("no prompt", 'write one, such as ldm generate "a red apple"')
-    prompts = with_images(prompts, *image_and_mask)
-    for prompt in prompts:
-        if original:
+    prompts = with_images(prompts, *given_images)
+    if original:
+        for prompt in prompts:
             original.check_inputs(prompt.inputs)
+        prompts = [original.with_controls(prompt) for prompt in prompts]
     return original, [prompt.over(base) for prompt in prompts]
 
 

@@ -9,6 +9,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from ldm.errors import UserError
+from ldm.models.control.hints import HINT_KINDS
 from ldm.models.generation_settings import (
     LARGEST_SEED,
     GenerationSettings,
@@ -108,6 +109,54 @@ Mask = Annotated[
         metavar="FILE|FOLDER|alpha",
         help="Change --image only where this mask of the same size is white; all other pixels stay exactly as they "
         "are. alpha: only where the image is transparent. A folder has a mask of the same name for each image.",
+    ),
+]
+Control = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--control",
+        metavar="KIND=FILE[:SCALE]",
+        help="Control the image by another one, with the ControlNet given by --controlnet for this kind: "
+        f"{', '.join(f'{kind} ({each.contents})' for kind, each in HINT_KINDS.items())}. For canny, FILE is any image, "
+        "or a map of edges in black and white; for the others, it is the map. SCALE is how strongly it controls: 0 "
+        "is not at all. A folder in place of FILE has an image of the same name for each --image, or else is used "
+        "image by image. Repeat the option for several kinds.  [default scale: 1]",
+    ),
+]
+ControlNet = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--controlnet",
+        metavar="KIND=FOLDER",
+        help="The network for control images of a kind: the folder of a ControlNet or T2I-Adapter in the diffusers "
+        "layout, or a run that trained one, for a base model like --model. Repeat the option for several kinds. A "
+        "run given as --model brings its own.",
+    ),
+]
+Reference = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reference",
+        metavar="FILE[:SCALE]",
+        help="Use an image as a prompt beside the text, with the IP-Adapter given by --ip-adapter. SCALE is how much "
+        "it counts: 0 is not at all; FILE:down.block_1=0.5,up=1 gives scales to single blocks of the UNet, and 0 to "
+        "the others. Repeat the option for several.  [default scale: 1]",
+    ),
+]
+IPAdapter = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ip-adapter",
+        metavar="FILE|FOLDER",
+        help="The IP-Adapter for --reference, as safetensors: one for all references, or one for each in their order.",
+    ),
+]
+ImageEncoder = Annotated[
+    str | None,
+    typer.Option(
+        "--image-encoder",
+        metavar="FOLDER",
+        help="The CLIP image encoder of --ip-adapter.  [default: the folder image_encoder beside the first one]",
     ),
 ]
 Reproduce = Annotated[

@@ -12,7 +12,7 @@ REPORT = "export.json"
 CARD = "README.md"
 TOP_FILES = frozenset(
     {CARD, REPORT, "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "ldm.json", "model_index.json"}
-    | {ADAPTER, *ADAPTER_WEIGHTS}
+    | {ADAPTER, *ADAPTER_WEIGHTS, "config.json"}
 )
 PARTS = (*component_names(), *optional_names(), "vae_encoder", "vae_decoder")
 """The folders inside a model's folder."""

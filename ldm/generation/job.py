@@ -48,6 +48,12 @@ class GenerationJob:
     def engine(self) -> str:
         return self.model_options.engine or (self.original.record.engine if self.original else "torch")
 
+    @property
+    def engine_here(self) -> str:
+        """The engine, where `auto` is torch for images that only torch makes."""
+        controlled = any(image.controls for image in self.images)
+        return "torch" if self.engine == "auto" and controlled else self.engine
+
     def write(self, folder: Path) -> None:
         """Write it down for other processes, which read neither the prompt file nor standard input again."""
         text = TypeAdapter(GenerationJob).dump_json(self, exclude_unset=True)  # settings left open stay so
@@ -114,7 +120,7 @@ def run_rank(
     options, target = job.model_options, job.target
     pipeline = load_model(replace(options, device=share.device(options.device)), job.original)
     batches = share.of(job.batches)
-    pipeline.engine = choose_engine_together(job.engine, pipeline, job.images, share.folder)
+    pipeline.engine = choose_engine_together(job.engine_here, pipeline, job.images, share.folder)
     if pipeline.engine is not None:
         pipeline.denoiser.to("meta")  # the engine has a copy of the weights; torch's is freed
     if options.compile:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ldm.errors import UserError, warn
 from ldm.generation.reproduce import GivenLora, Original, weigh_loras
 from ldm.models.adapters.fuse import lora_hash, split_weight
+from ldm.models.control.hints import split_kind
 
 if TYPE_CHECKING:
     from ldm.pipeline.pipeline import Pipeline
@@ -20,6 +21,8 @@ class ModelOptions:
 
     Attributes:
         loras: each `FILE` or `FILE:WEIGHT`.
+        controlnets: each `KIND=FOLDER`.
+        ip_adapters: files or folders.
         vae: with `base` and `prediction_type`, as of `ldm.pipeline.pipeline.load_pipeline`.
     """
 
@@ -34,6 +37,9 @@ class ModelOptions:
     vae: str | None = None
     base: str | None = None
     prediction_type: str | None = None
+    controlnets: tuple[str, ...] = ()
+    ip_adapters: tuple[str, ...] = ()
+    image_encoder: str | None = None
 
 
 def read_batch_size(given: str | None, *, low_memory: bool = False, device: str | None = None) -> int:
@@ -80,13 +86,28 @@ def load_model(options: ModelOptions, original: Original | None) -> "Pipeline":
         vae=options.vae,
         base=options.base,
         prediction_type=options.prediction_type,
+        controlnets=_controlnets(options),
+        ip_adapters=options.ip_adapters,
+        image_encoder=options.image_encoder,
     )
     pipeline.low_memory = options.low_memory
     if pipeline.device.type == "cpu" and not options.low_memory:
         keep_freed_memory()
     if original:
         _check_model(original, pipeline, named=options.model is not None)
+        if fault := original.other_networks(pipeline.parts):  # always named by the user
+            _warn_of_difference(fault)
     return pipeline
+
+
+def _controlnets(options: ModelOptions) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in options.controlnets:
+        kind, place = split_kind(text, "--controlnet canny=FOLDER")
+        if kind in found:
+            raise UserError(f"two networks for control images of kind {kind}", "give one of each kind")
+        found[kind] = place
+    return found
 
 
 def _loras(options: ModelOptions, original: Original | None) -> list[tuple[Path, float]]:

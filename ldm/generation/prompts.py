@@ -8,12 +8,13 @@ from typing import Any
 from ldm.data.sources.metadata import decode_utf8
 from ldm.diffusion.scheduler_names import SCHEDULERS
 from ldm.errors import UserError
+from ldm.generation.given_images import controls_of
 from ldm.io.json_files import parse_json
 from ldm.models.generation_settings import GenerationSettings, check_text, parse_settings
 from ldm.pipeline.batches import Prompt
 from ldm.pipeline.input_images import ALPHA, InputImage, read_inputs
 
-NOT_SETTINGS = ("prompt", "image", "mask")
+NOT_SETTINGS = ("prompt", "image", "mask", "control", "reference")
 """The keys of a prompt that are not settings."""
 
 _EXAMPLE = 'write {"prompt": "...", "seed": 1}'
@@ -45,7 +46,8 @@ def parse_prompt(
     if not isinstance(text, str):
         raise UserError(f"{_prefix(where)}prompt is {text!r}", "it must be text")
     try:
-        return Prompt(check_text(text), settings, _inputs(given, folder))
+        controls = controls_of(given, folder)
+        return Prompt(check_text(text), settings, _inputs(given, folder), controls)
     except UserError as error:
         raise UserError(f"{_prefix(where)}{error.what}", error.hint) from None
 
@@ -81,9 +83,9 @@ def _prefix(where: str) -> str:
 def read_prompts(path: Path, kind: type[GenerationSettings] = GenerationSettings) -> list[Prompt]:
     """The prompts of a file, in order; `-` is standard input, as text.
 
-    A `.jsonl` file has one JSON object a line: `prompt`, any field of `GenerationSettings`, and `image` and `mask`,
-    files relative to the folder of the prompt file. Any other file is text with one prompt a line, stripped of
-    surrounding blanks; a line that starts with `#` is a comment. Empty lines are skipped.
+    A `.jsonl` file has one JSON object a line: `prompt`, any field of `GenerationSettings`, and `image`, `mask`,
+    `control` and `reference`, files relative to the folder of the prompt file. Any other file is text with one prompt a
+    line, stripped of surrounding blanks; a line that starts with `#` is a comment. Empty lines are skipped.
 
     Raises:
         UserError: the file is missing, not UTF-8 (the byte is named) or without prompts, or a line is wrong.

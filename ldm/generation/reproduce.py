@@ -1,14 +1,17 @@
 """Reproduce an image: what its PNG says, and whether the model at hand is the one that made it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ldm.errors import UserError
+from ldm.models.control.hints import REFERENCE
 from ldm.models.generation_settings import GenerationSettings, parse_settings
 from ldm.models.identity import Identity, changed_parts
 from ldm.models.loading.source import EMBEDDED, HUB_ID
+from ldm.models.parts import ModelParts
 from ldm.pipeline.batches import Prompt
+from ldm.pipeline.control_images import ControlImage
 from ldm.pipeline.input_images import InputImage
 from ldm.pipeline.record import ImageRecord, read_record
 
@@ -81,6 +84,61 @@ class Original:
                 raise UserError(
                     f"{what} ({size}, hash {digest}; here {given[name].record.sha256[:10]})", "give that one"
                 )
+
+    def with_controls(self, prompt: Prompt) -> Prompt:
+        """A prompt whose control images have the original's scales where they are left open.
+
+        Raises:
+            UserError: one is missing or another one.
+        """
+        maps = [used for used in self.record.controls if used.kind != REFERENCE]
+        given = {control.kind: control for control in prompt.controls if control.kind != REFERENCE}
+        for used in maps:
+            asked = f"--control {used.kind}"
+            size, digest = f"{used.width} x {used.height} pixels", used.sha256[:10]
+            if used.kind not in given:
+                what = f"{self.path} was made with {asked}, {size} (hash {digest})"
+                raise UserError(what, f"give it again: {asked}=FILE")
+            control = given[used.kind]
+            if control.image.record.sha256 != used.sha256:
+                what = f"{control.image.name} is not the control image of kind {used.kind} of {self.path}"
+                here = control.image.record.sha256[:10]
+                raise UserError(f"{what} ({size}, hash {digest}; here {here})", "give that one")
+            if control.scale is None:
+                given[used.kind] = replace(control, scale=used.scale)
+        return replace(prompt, controls=(*given.values(), *self._references(prompt)))
+
+    def _references(self, prompt: Prompt) -> list[ControlImage]:
+        """The reference images of a prompt, in the original's order and with its scales where they are left open.
+
+        Raises:
+            UserError: one is missing.
+        """
+        left = [control for control in prompt.controls if control.kind == REFERENCE]
+        found = []
+        for used in (used for used in self.record.controls if used.kind == REFERENCE):
+            same = next((each for each in left if each.image.record.sha256 == used.sha256), None)
+            if same is None:
+                size = f"{used.width} x {used.height} pixels (hash {used.sha256[:10]})"
+                what = f"{self.path} was made with --reference, {size}"
+                raise UserError(what, "give it again: --reference FILE")
+            left.remove(same)
+            if same.scale is None and not same.blocks:
+                same = replace(same, scale=used.scale, blocks=tuple(sorted(used.blocks.items())))
+            found.append(same)
+        return found + left
+
+    def other_networks(self, parts: ModelParts) -> str:
+        """What to say of networks for control images that are not the original's; empty if all are."""
+        named: dict[str, list[str]] = {kind: [each.sha256] for kind, each in parts.controls.items()}
+        if parts.image_prompts is not None:
+            named[REFERENCE] = [each.sha256 for each in parts.image_prompts.adapters]
+        for used in self.record.controls:
+            here = named.get(used.kind, [used.network_hash])
+            if used.network_hash not in here:
+                hashes = f"hash {used.network_hash[:10]}, here {here[0][:10]}"
+                return f"{self.path} was made with another network for {used.kind}, {used.name!r} ({hashes})"
+        return ""
 
     def missing_loras(self, given: Sequence[GivenLora]) -> str:
         """What to say of LoRAs that made the image and are not given; empty if all are."""

@@ -298,9 +298,14 @@ def _flatten(image: Image.Image, background: Color) -> Image.Image:
 
 
 def resize_and_crop(
-    image: Image.Image, height: int, width: int, *, crop: tuple[float, float] = (0.5, 0.5)
+    image: Image.Image,
+    height: int,
+    width: int,
+    *,
+    crop: tuple[float, float] = (0.5, 0.5),
+    resampling: Image.Resampling = Image.Resampling.LANCZOS,
 ) -> Image.Image:
-    """Scale the image to cover height x width (Lanczos, antialiased), then crop the rest.
+    """Scale the image to cover height x width, antialiased unless by nearest neighbour, then crop the rest.
 
     Args:
         crop: position of the crop as fractions (vertical, horizontal): 0 keeps the top or left, 1 the bottom or right.
@@ -309,7 +314,7 @@ def resize_and_crop(
     box_height = min(float(image.height), image.width * height / width)
     top, left = crop[0] * (image.height - box_height), crop[1] * (image.width - box_width)
     box = (left, top, min(left + box_width, image.width), min(top + box_height, image.height))
-    return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+    return image.resize((width, height), resampling, box=box)
 
 
 def image_to_tensor(image: Image.Image) -> "Tensor":

@@ -12,7 +12,7 @@ Nothing heavy is imported here: the command line reads this module for `ldm --he
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
@@ -31,13 +31,16 @@ PromptWeights = Literal["none", "a1111", "comfy"]
 
 TEXT_TO_IMAGE = "text-to-image"
 MASKED = ("blended-inpaint", "inpaint")
-FROM_AN_IMAGE = ("image-to-image", *MASKED)
+FROM_AN_IMAGE = ("image-to-image", "depth-from-image", *MASKED)
 IN_WINDOWS = ("upscale", "restore")
 MAX_SIZE_PX = 2**14
 """The longest side of an image; what fits in memory is less on most machines."""
 
 MAX_IMAGES = 1_000_000
 """The most images of one prompt in one call: all are listed before the first is made."""
+
+MAX_GRADIENT = 2040
+"""The largest gradient of an image of 8 bits, by Sobel's 3 x 3 filters and the L1 norm."""
 
 MAX_STEPS = 100_000
 """The most sampling steps, a hundred times the longest usual noise schedule."""
@@ -63,6 +66,7 @@ class Setting:
         recorded_if_changed: the record leaves it out at its default, as records of older versions do.
         tasks: the tasks that it has an effect on, none of which is text-to-image; records of others leave it out.
             Empty for all tasks.
+        only_with: what must be given for it to have an effect, such as `control`; other records leave it out.
         infotext: its key in A1111's text, or None if it is not part of it.
         infotext_value: its value there; a None is left out.
     """
@@ -72,6 +76,7 @@ class Setting:
     recorded: bool = True
     recorded_if_changed: bool = False
     tasks: tuple[str, ...] = ()
+    only_with: str = ""
     infotext: str | None = None
     infotext_value: Callable[[Any], Any] = lambda value: value
 
@@ -102,6 +107,23 @@ def check_text(text: str) -> str:
 def _checked_interval(interval: Interval) -> Interval:
     check_interval(interval)
     return interval
+
+
+def _checked_control(interval: Interval) -> Interval:
+    start, end = interval
+    if not 0 <= start < end <= 1:  # false for NaN
+        raise UserError(
+            f"control_interval is {start:g} {end:g}", "give increasing fractions of the steps: 0 0.5"
+        )
+    return interval
+
+
+def _checked_canny(thresholds: tuple[float, float]) -> tuple[float, float]:
+    low, high = thresholds
+    if not 0 <= low <= high <= MAX_GRADIENT:  # false for NaN
+        what = f"canny_thresholds is {low:g} {high:g}"
+        raise UserError(what, f"give two increasing numbers from 0 to {MAX_GRADIENT}")
+    return thresholds
 
 
 _Number = Annotated[float, Strict()]
@@ -259,6 +281,26 @@ class GenerationSettings(Settings):
         strict=True,
         description="Shift the colours of the new part of a masked image by what the model changed around it.",
     )
+    control_interval: Annotated[
+        tuple[_Number, _Number], Setting("START END", only_with="control"), AfterValidator(_checked_control)
+    ] = Field(
+        EVERYWHERE,
+        description="Use control images (--control) in a part of the sampling only, given as fractions of the steps: "
+        "0 0.5 fixes the layout in the first half and leaves the details free.",
+    )
+    guess_mode: Annotated[bool, Setting(only_with="control")] = Field(
+        False,
+        strict=True,
+        description="Let a ControlNet control the image without help from the prompt, which may be empty: only the "
+        "prompt's half of the guidance is controlled, and deep features more than shallow ones.",
+    )
+    canny_thresholds: Annotated[
+        tuple[_Number, _Number], Setting("LOW HIGH", only_with="control"), AfterValidator(_checked_canny)
+    ] = Field(
+        (100.0, 200.0),
+        description="For --control canny: edges start where the gradient is above HIGH and go on where it is above "
+        "LOW; lower values find more.",
+    )
     karras: Annotated[
         bool, Setting(infotext="Schedule type", infotext_value=lambda on: "Karras" if on else None)
     ] = Field(
@@ -340,21 +382,27 @@ class GenerationSettings(Settings):
             name: getattr(self, name) for name, setting in settings_of(type(self)) if setting.model_default
         }
 
-    def written(self, task: str = TEXT_TO_IMAGE) -> dict[str, Any]:
+    def written(self, task: str = TEXT_TO_IMAGE, given: Collection[str] = ()) -> dict[str, Any]:
         """`recorded`, without the settings that a record leaves out at their default."""
         unchanged = {
             name
             for name, setting in settings_of(type(self))
             if setting.recorded_if_changed and getattr(self, name) == type(self).model_fields[name].default
         }
-        return {name: value for name, value in self.recorded(task).items() if name not in unchanged}
+        return {name: value for name, value in self.recorded(task, given).items() if name not in unchanged}
 
-    def recorded(self, task: str = TEXT_TO_IMAGE) -> dict[str, Any]:
-        """The settings that have an effect on an image of a task, ready for JSON."""
+    def recorded(self, task: str = TEXT_TO_IMAGE, given: Collection[str] = ()) -> dict[str, Any]:
+        """The settings that have an effect on an image of a task, ready for JSON.
+
+        Args:
+            given: what it was made with besides the task's images, such as `control`.
+        """
         names = {
             name
             for name, setting in settings_of(type(self))
-            if setting.recorded and (not setting.tasks or task in setting.tasks)
+            if setting.recorded
+            and (not setting.tasks or task in setting.tasks)
+            and (not setting.only_with or setting.only_with in given)
         }
         return self.model_dump(mode="json", include=names)
 

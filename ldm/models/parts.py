@@ -12,6 +12,8 @@ from torch import nn
 from ldm.errors import UserError
 from ldm.io.json_files import shortened
 from ldm.models.clip import ClipTextEncoder
+from ldm.models.control.ip_adapter import ImagePrompts
+from ldm.models.control.networks import ControlNetwork
 from ldm.models.families.family import Family, Size, Width
 from ldm.models.families.registry import family_of
 from ldm.models.generation_settings import MAX_SIZE_PX, TEXT_TO_IMAGE
@@ -32,6 +34,8 @@ class ModelParts:
         scheduler_config: the noise schedule and prediction type, a diffusers scheduler's configuration.
         task: that the model was trained for, by its name.
         low_resolution: the noise of an upscaler's low-resolution image; None for other models.
+        controls: networks that control the denoiser by images, by the kind of image.
+        image_prompts: IP-Adapters with their image encoder.
         others: components of the family that belong to none of the three modules, by name.
     """
 
@@ -43,6 +47,8 @@ class ModelParts:
     others: dict[str, Any] = field(default_factory=dict)
     task: str = TEXT_TO_IMAGE
     low_resolution: LowResolutionNoise | None = None
+    controls: dict[str, ControlNetwork] = field(default_factory=dict)
+    image_prompts: ImagePrompts | None = None
 
     @property
     def family(self) -> Family:
@@ -79,6 +85,8 @@ class ModelParts:
             "autoencoder": self.autoencoder,
             "text_encoder": self.text_encoder,
             **{name: other for name, other in self.others.items() if isinstance(other, nn.Module)},
+            **{f"control {kind}": control.network for kind, control in self.controls.items()},
+            **({"image encoder": self.image_prompts.encoder} if self.image_prompts else {}),
         }
 
     def components(self) -> dict[str, Any]:

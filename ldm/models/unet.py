@@ -113,9 +113,13 @@ def added_conditions(conditioning: Conditioning, dtype: torch.dtype) -> dict[str
 
 
 def _residuals(conditioning: Conditioning, dtype: torch.dtype) -> dict[str, Any]:
-    """Residuals as keyword arguments of the UNet: from a ControlNet, or from an adapter if there is no mid residual."""
-    down = tuple(each.to(dtype) for each in conditioning.down_residuals)
+    """Residuals of ControlNets and T2I-Adapters as keyword arguments of the UNet, which empties the list."""
+    found: dict[str, Any] = {}
     if conditioning.mid_residual is not None:
-        middle = conditioning.mid_residual.to(dtype)
-        return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-    return {"down_intrablock_additional_residuals": down} if down else {}
+        found["down_block_additional_residuals"] = [each.to(dtype) for each in conditioning.down_residuals]
+        found["mid_block_additional_residual"] = conditioning.mid_residual.to(dtype)
+    if conditioning.adapter_residuals:
+        found["down_intrablock_additional_residuals"] = [
+            each.to(dtype) for each in conditioning.adapter_residuals
+        ]
+    return found

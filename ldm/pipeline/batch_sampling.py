@@ -4,7 +4,7 @@ Axis letters: B batch, C latent channels, H W pixels, h w latent size.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,6 +15,11 @@ from torch import Tensor, nn
 from ldm.diffusion.guidance import Composition, GuidanceInputs, changing_prompts
 from ldm.diffusion.sampling import KnownLatents, denoise
 from ldm.diffusion.windows import in_windows
+from ldm.errors import UserError
+from ldm.models.control.controlnet import ControlOptions, with_controlnets
+from ldm.models.control.ip_adapter import image_prompts_in
+from ldm.models.control.networks import ControlNetwork
+from ldm.models.control.t2i_adapter import adapter_residuals, sum_of
 from ldm.models.engines.feature_reuse import reuse_deep_features
 from ldm.models.engines.openvino_denoiser import OpenVINODenoiser
 from ldm.models.generation_settings import GenerationSettings
@@ -22,14 +27,19 @@ from ldm.models.loading.model import ModelParts
 from ldm.models.vae import KLAutoencoder
 from ldm.noise import image_generators, normal_per_image
 from ldm.pipeline.batches import PlannedBatch, PromptForm
+from ldm.pipeline.control_images import scale_tree
 from ldm.pipeline.decoding import decode_images
 from ldm.pipeline.input_images import canvas_size, latent_mask
 from ldm.pipeline.prompt_reading import PromptReader, PromptTexts, reader_for
 from ldm.pipeline.settings import check_finite
 from ldm.pipeline.tiles import windows_of
 from ldm.tasks import encoder_for
+from ldm.tasks.depth import latent_map
 from ldm.tasks.task import with_prompt
 from ldm.types import Conditioning, Denoiser, Step
+
+ImageEmbeds = tuple[Tensor, ...]
+"""Image prompts as in `Conditioning.image_embeds`."""
 
 
 def latent_shape(autoencoder: KLAutoencoder, settings: GenerationSettings) -> tuple[int, int, int]:
@@ -92,7 +102,8 @@ class BatchSampler:
         start, known = self._start(batch, images)
         if start is not None and not batch.plan.steps:
             return start
-        with self._at_work(self.parts.denoiser):
+        networks = (control.network for _, _, control in self._controls(batch))
+        with self._at_work(self.parts.denoiser, *networks), self._image_prompts(batch):
             for step, latents in denoise(
                 self._guided(batch, stages, stage_of),
                 batch.plan,
@@ -121,6 +132,9 @@ class BatchSampler:
             distinct = {id(each): each for each in rows}  # several images of a batch may share one
             values = {key: each.values(*size) for key, each in distinct.items()}
             given[inner] = torch.stack([values[id(each)] for each in rows]).to(self.device)
+        for column, control in enumerate(batch.controls):
+            if control.kind == batch.task.own_control:
+                given[control.kind] = latent_map(self._hints(batch, column), size[-1])
         return given
 
     def _given_size(self, batch: PlannedBatch) -> tuple[int, int, int]:
@@ -138,16 +152,27 @@ class BatchSampler:
         num_steps = batch.plan.start + batch.plan.num_steps
         texts = [reader.at_step(batch.prompts, batch.settings.negative_prompt, i) for i in range(num_steps)]
         distinct = list(dict.fromkeys(texts[batch.plan.start :] or texts))
-        embedded = [self._embed_stage(reader, each, batch.form) for each in distinct]
+        references = self._references(batch)
+        embedded = [self._embed_stage(reader, each, batch.form, references) for each in distinct]
         first = self._conditioning(batch, embedded[0].conditioning, images)  # encodes the images once
+        first = self._controlled_by(batch, first)
         others = [with_prompt(first, each.conditioning) for each in embedded[1:]]
         stages = [replace(s, conditioning=c) for s, c in zip(embedded, [first, *others], strict=True)]
         return stages, [distinct.index(each) if each in distinct else 0 for each in texts]
 
-    def _embed_stage(self, reader: PromptReader, texts: PromptTexts, form: PromptForm) -> PromptStage:
+    def _embed_stage(
+        self,
+        reader: PromptReader,
+        texts: PromptTexts,
+        form: PromptForm,
+        references: tuple[ImageEmbeds, ImageEmbeds],
+    ) -> PromptStage:
+        given, empty = references
         with self._at_work(self.parts.text_encoder):
-            prompt, *others = (reader.embed(each, form.num_chunks) for each in texts.composed)
-            negative = reader.embed([texts.negative], form.num_chunks)
+            prompt, *others = (
+                replace(reader.embed(each, form.num_chunks), image_embeds=given) for each in texts.composed
+            )
+            negative = replace(reader.embed([texts.negative], form.num_chunks), image_embeds=empty)
         weight, *weights = form.weights
         return PromptStage(prompt, negative, Composition(weight, tuple(zip(weights, others, strict=True))))
 
@@ -193,7 +218,7 @@ class BatchSampler:
         Raises:
             UserError: the denoiser cannot reuse its deep features.
         """
-        denoiser = self._in_windows(batch)
+        denoiser = self._controlled(self._in_windows(batch), batch)
         guided = [
             batch.task.guided(
                 denoiser,
@@ -216,12 +241,85 @@ class BatchSampler:
         _, height, width = latent_shape(self.parts.autoencoder, batch.settings)
         multiple = self.parts.autoencoder.pixels_per_latent
         windows = windows_of(height, width, batch.settings, multiple)
-        return in_windows([make() for _ in windows], windows) if len(windows) > 1 else make()
+        if len(windows) == 1:
+            return make()
+        if self._controls(batch):
+            what = f"an image of {len(windows)} windows cannot be controlled"
+            raise UserError(what, "set window to the size of the image, or make a smaller one")
+        return in_windows([make() for _ in windows], windows)
+
+    def _controls(self, batch: PlannedBatch) -> list[tuple[int, float, ControlNetwork]]:
+        """The networks that read the control images of a batch, each with the image's place and scale."""
+        return [
+            (column, each.weight, self.parts.controls[each.kind])
+            for column, each in enumerate(batch.controls)
+            if each.kind != batch.task.own_control
+        ]
+
+    def _controlled_by(self, batch: PlannedBatch, conditioning: Conditioning) -> Conditioning:
+        """The conditioning with the hints of ControlNets, and with the residuals of T2I-Adapters, computed once.
+
+        Raises:
+            UserError: a control image has another shape than the image to make.
+        """
+        hints, adapters = [], []
+        for column, scale, network in self._controls(batch):
+            hint = self._hints(batch, column)
+            if network.is_adapter:
+                with self._at_work(network.network):
+                    adapters.append(adapter_residuals(network.network, hint, scale))
+            else:
+                hints.append(hint)
+        summed = tuple(sum_of(each) for each in zip(*adapters, strict=True))
+        return replace(conditioning, hints=tuple(hints), adapter_residuals=summed)
+
+    def _references(self, batch: PlannedBatch) -> tuple[ImageEmbeds, ImageEmbeds]:
+        """What the IP-Adapters read of the batch's reference images, and of none, for the negative prompt."""
+        prompts = self.parts.image_prompts
+        if not batch.references or prompts is None:
+            return (), ()
+        found = []
+        with self._at_work(prompts.encoder):
+            for number, adapter in enumerate(prompts.adapters_for(len(batch.references))):
+                column = len(batch.controls) + number
+                images = [image.controls[column].image.open() for image in batch.images]
+                found.append(prompts.embed(adapter, images))
+        given, empty = zip(*found, strict=True)
+        return given, empty
+
+    def _image_prompts(self, batch: PlannedBatch) -> AbstractContextManager[None]:
+        """The UNet with attention to the batch's reference images."""
+        prompts, references = self.parts.image_prompts, batch.references
+        if not references or prompts is None:
+            return nullcontext()
+        adapters = prompts.adapters_for(len(references))
+        return image_prompts_in(
+            self.parts.denoiser.unet, prompts, adapters, list(map(scale_tree, references))
+        )
+
+    def _hints(self, batch: PlannedBatch, column: int) -> Tensor:
+        """One control image of each row, [B, 3, H, W] in [0, 1]."""
+        settings, multiple = batch.settings, self.parts.autoencoder.pixels_per_latent
+        rows = [image.controls[column] for image in batch.images]
+        distinct = {id(each.image): each for each in rows}  # several images of a batch may share one
+        size = (settings.height, settings.width, multiple, settings.canny_thresholds)
+        values = {key: each.hint(*size) for key, each in distinct.items()}
+        return torch.stack([values[id(each.image)] for each in rows]).to(self.device)
+
+    def _controlled(self, denoiser: Denoiser, batch: PlannedBatch) -> Denoiser:
+        """The denoiser with the residuals of the batch's ControlNets."""
+        if not batch.controls:
+            return denoiser
+        nets = [(each.network, scale) for _, scale, each in self._controls(batch) if not each.is_adapter]
+        plan, settings = batch.plan, batch.settings
+        num_steps = plan.start + plan.num_steps
+        options = ControlOptions(settings.control_interval, num_steps, settings.guess_mode, len(batch.images))
+        return with_controlnets(denoiser, nets, options)
 
     @contextmanager
-    def _at_work(self, module: nn.Module) -> Iterator[None]:
+    def _at_work(self, *modules: nn.Module) -> Iterator[None]:
         """With low memory, a part is on the device only while it is in use."""
         if self.low_memory and self.engine is None:  # an engine runs on the CPU, where nothing has to move
             for other in self.parts.modules().values():
-                other.to(self.device if other is module else "cpu")
+                other.to(self.device if any(other is module for module in modules) else "cpu")
         yield

@@ -8,7 +8,9 @@ from typing import NamedTuple
 from ldm.diffusion.sampling import SamplingPlan
 from ldm.errors import UserError, warn
 from ldm.io.memory import check_memory
+from ldm.models.control.hints import REFERENCE
 from ldm.models.generation_settings import LARGEST_SEED, MAX_SIZE_PX, GenerationSettings
+from ldm.pipeline.control_images import ControlImage
 from ldm.pipeline.input_images import InputImage
 from ldm.tasks import Task
 
@@ -22,11 +24,13 @@ class Prompt:
 
     Attributes:
         inputs: the images to make an image from, by name, such as `image` and `mask`.
+        controls: the images that control it.
     """
 
     prompt: str
     settings: GenerationSettings = field(default_factory=GenerationSettings)
     inputs: Mapping[str, InputImage] = field(default_factory=dict)
+    controls: tuple[ControlImage, ...] = ()
 
     def over(self, base: GenerationSettings) -> "Prompt":
         """This prompt, with the settings left open taken from `base`."""
@@ -41,6 +45,7 @@ class ImageRequest:
         number: its place in the order of the prompts, and of the seeds of a prompt; from 1.
         settings: all but the seed and the number of images.
         inputs: the images to make it from, by name.
+        controls: the images that control it, each with its scale.
     """
 
     number: int
@@ -48,14 +53,22 @@ class ImageRequest:
     seed: int
     settings: GenerationSettings
     inputs: Mapping[str, InputImage] = field(default_factory=dict)
+    controls: tuple[ControlImage, ...] = ()
 
     @property
     def kind(self) -> "Kind":
         """Equal for images that can be made together."""
-        image = self.inputs.get("image")
+        first = next((control.image for control in self.controls if control.sets_size), None)
+        image = self.inputs.get("image", first)
+        strengths = tuple(each.strength for each in self.controls)
         if image is None or {"height", "width"} <= self.settings.given().keys():
-            return Kind(self.settings, tuple(self.inputs))
-        return Kind(self.settings, tuple(self.inputs), (image.record.height, image.record.width))
+            return Kind(self.settings, tuple(self.inputs), strengths)
+        size = (image.record.height, image.record.width)
+        return Kind(self.settings, tuple(self.inputs), strengths, size)
+
+
+Strength = tuple[str, float, tuple[tuple[str, float], ...]]
+"""The kind and the scales of a control image."""
 
 
 class Kind(NamedTuple):
@@ -63,11 +76,13 @@ class Kind(NamedTuple):
 
     Attributes:
         inputs: the names of the images that they are made from.
-        size: height and width of the image given, if the settings leave the size open.
+        controls: the kinds and scales of their control images.
+        size: height and width of the image given, or of the first control image, if the settings leave the size open.
     """
 
     settings: GenerationSettings
     inputs: tuple[str, ...]
+    controls: tuple[Strength, ...] = ()
     size: tuple[int, int] | None = None
 
 
@@ -93,7 +108,7 @@ def list_images(prompts: Iterable[Prompt], seeds: Sequence[int] | None = None) -
     rows = [(each, settings) for each, settings in shared for _ in range(each.settings.num_images)]
     own = _counted_seeds(prompts) if seeds is None else _checked_seeds(seeds, prompts, len(rows))
     return [
-        ImageRequest(number, each.prompt, seed, settings, each.inputs)
+        ImageRequest(number, each.prompt, seed, settings, each.inputs, each.controls)
         for number, ((each, settings), seed) in enumerate(zip(rows, own, strict=True), start=1)
     ]
 
@@ -201,6 +216,16 @@ class PlannedBatch:
     @property
     def prompts(self) -> list[str]:
         return [image.prompt for image in self.images]
+
+    @property
+    def controls(self) -> tuple[ControlImage, ...]:
+        """The control images of the first image that are maps: kinds and scales are the same for all."""
+        return tuple(each for each in self.images[0].controls if each.kind != REFERENCE)
+
+    @property
+    def references(self) -> tuple[ControlImage, ...]:
+        """The reference images of the first image, which are its last control images."""
+        return tuple(each for each in self.images[0].controls if each.kind == REFERENCE)
 
     @property
     def seeds(self) -> list[int]:

@@ -4,7 +4,7 @@ pipeline = load_pipeline("emoji")
 pipeline.generate("a red apple", seed=7).images[0]
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,10 +17,12 @@ from torch import Tensor
 from ldm.diffusion.sampling import SamplingPlan, plan_sampling
 from ldm.diffusion.scheduler_names import OWN_SCHEDULER
 from ldm.diffusion.schedulers import adds_noise, make_scheduler, replaced_settings, resolve_scheduler
-from ldm.errors import LdmWarning, warn
+from ldm.errors import LdmWarning, UserError, warn
 from ldm.models.adapters.folder import identity_of_model
 from ldm.models.adapters.fuse import UsedLora
 from ldm.models.clip import ClipTextEncoder
+from ldm.models.control.load_ip_adapter import load_image_prompts
+from ldm.models.control.load_networks import load_controls
 from ldm.models.devices import DTYPES, free_cached_memory, is_out_of_memory, pick_device, pick_dtype
 from ldm.models.engines.compiled import is_compiled
 from ldm.models.engines.openvino_denoiser import OpenVINODenoiser
@@ -48,6 +50,14 @@ from ldm.pipeline.batches import (
     sized,
 )
 from ldm.pipeline.compositing import completed_image
+from ldm.pipeline.control_images import (
+    GivenControl,
+    GivenReference,
+    check_controls,
+    list_references,
+    pair_controls,
+    used_controls,
+)
 from ldm.pipeline.decoding import check_image_fits
 from ldm.pipeline.input_images import (
     GivenImage,
@@ -65,6 +75,7 @@ from ldm.pipeline.settings import (
     check_task_fits,
     complete,
     first_step,
+    given_besides,
     latents_hash,
     program_settings,
     read_prompts,
@@ -103,6 +114,9 @@ def load_pipeline(
     vae: str | Path | None = None,
     base: str | Path | None = None,
     prediction_type: str | None = None,
+    controlnets: Mapping[str, str | Path] | None = None,
+    ip_adapters: Sequence[str | Path] = (),
+    image_encoder: str | Path | None = None,
 ) -> "Pipeline":
     """Load a model. An argument that is None is not given.
 
@@ -115,6 +129,10 @@ def load_pipeline(
         vae: an autoencoder in place of the model's: a folder or a .safetensors file.
         base: a model from which a .safetensors file takes the networks that it lacks.
         prediction_type: "epsilon" or "v_prediction", if the model does not say or is wrong.
+        controlnets: folders of ControlNets and T2I-Adapters by the kind of their control images, such as
+            `{"depth": "models/controlnet-depth"}`.
+        ip_adapters: files or folders of IP-Adapters for reference images, one for all or one for each.
+        image_encoder: the folder of the CLIP image encoder of the IP-Adapters; None: `image_encoder` beside the first.
 
     Raises:
         UserError: a model or LoRA does not exist, or is incomplete, damaged or not allowed.
@@ -126,6 +144,16 @@ def load_pipeline(
     loaded = load_model(
         "emoji" if model is None else model, loras=loras or (), dtype=torch_dtype, substitutes=substitutes
     )
+    loaded.parts.controls |= load_controls(
+        controlnets or {},
+        loaded.parts,
+        torch_dtype,
+        lambda: identity_of_model(loaded.parts, loaded.place).base_parts,
+    )
+    if ip_adapters:
+        loaded.parts.image_prompts = load_image_prompts(ip_adapters, image_encoder, loaded.parts, torch_dtype)
+    elif image_encoder is not None:
+        raise UserError("an image encoder is given without an IP-Adapter", "add --ip-adapter FILE")
     pipeline = Pipeline(
         loaded.parts,
         model_id=loaded.model_id,
@@ -217,6 +245,8 @@ class Pipeline:
         settings: GenerationSettings | None = None,
         image: GivenImage | Sequence[GivenImage] | None = None,
         mask: GivenImage | Sequence[GivenImage] | None = None,
+        control: Mapping[str, GivenControl | list[GivenControl]] | None = None,
+        reference: GivenReference | list[GivenReference] | None = None,
         seeds: Sequence[int] | None = None,
         batch_size: int | None = None,
         latents: Tensor | None = None,
@@ -237,6 +267,11 @@ class Pipeline:
                 its size, unless `height` or `width` is given.
             mask: white where `image` may change, or "alpha" for its transparent part. Elsewhere the pixels stay
                 exactly as they are.
+            control: control images by kind, such as `{"depth": "depth.png"}`: each for all prompts, or a list with one
+                for each; `(image, 0.8)` has a scale. The model needs a network for each kind: see `load_pipeline`. The
+                images made have the size of the first one, unless a size or `image` is given.
+            reference: images that serve as prompts, for a model with IP-Adapters: one, or a list, for all prompts;
+                `(image, 0.6)` has a scale, and `(image, {"up.block_0": 1.0})` one for each block.
             seeds: one for each image, prompt after prompt, in place of `seed`.
             batch_size: images made at once, 8 by default. The noise is the same bit for bit, and the pixels are within
                 1/255 whatever it is.
@@ -258,7 +293,12 @@ class Pipeline:
         own = read_prompts(prompts, negative, chosen)
         pairs = pair_inputs([prompt.prompt for prompt in own], image, mask)
         own = own * len(pairs) if len(own) == 1 else own  # one prompt goes with all images
-        asked = [replace(each, inputs=inputs) for each, (_, inputs) in zip(own, pairs, strict=True)]
+        references = tuple(list_references(reference))
+        controls = [each + references for each in pair_controls(control, len(pairs))]
+        asked = [
+            replace(each, inputs=inputs, controls=controlled)
+            for each, (_, inputs), controlled in zip(own, pairs, controls, strict=True)
+        ]
         images = list_images(asked, seeds)
         at_once = BATCH_SIZE if batch_size is None else batch_size
         with bar_for_steps(progress, on_step) as report:
@@ -347,15 +387,17 @@ class Pipeline:
 
     def _complete(self, images: Batch, latents: Tensor | None = None) -> dict[Kind, GenerationSettings]:
         """The settings of the images, each with what it leaves open filled in."""
+        for kind, image in {image.kind: image for image in images}.items():
+            check_controls(image.controls, self.parts, self._task(kind), has_engine=self.engine is not None)
         return {
             kind: self._complete_one(kind, latents) for kind in dict.fromkeys(image.kind for image in images)
         }
 
     def _complete_one(self, kind: Kind, latents: Tensor | None) -> GenerationSettings:
-        settings, task = self.sized(kind), self._task(kind)
-        check_applicable(settings, task)
+        settings, task, besides = self.sized(kind), self._task(kind), given_besides(kind)
+        check_applicable(settings, task, besides)
         multiple = self.autoencoder.pixels_per_latent
-        full = complete(settings, self.defaults, multiple=multiple, task=task, latents=latents)
+        full = complete(settings, self.defaults, multiple=multiple, task=task, latents=latents, given=besides)
         full = task.completed(full, settings)
         if task.in_windows:
             full = complete_windows(full, settings, self.defaults, multiple)
@@ -438,6 +480,9 @@ class Pipeline:
         if image.inputs:
             inputs = {name: each.record for name, each in image.inputs.items()}
             given |= {"record_version": INPUTS_VERSION, "task": self._task(image.kind).name, "inputs": inputs}
+        if image.controls:
+            controls = used_controls(image.controls, self.parts, self._task(image.kind))
+            given |= {"record_version": INPUTS_VERSION, "controls": controls}
         return ImageRecord(
             prompt=image.prompt,
             seed=image.seed if noise is None else None,

@@ -15,6 +15,7 @@ from ldm.io.json_files import parse_json
 from ldm.io.png import read_chunk, write_chunks
 from ldm.io.redaction import public_file_name
 from ldm.models.adapters.fuse import UsedLora
+from ldm.models.control.hints import REFERENCE
 from ldm.models.generation_settings import (
     TEXT_TO_IMAGE,
     GenerationSettings,
@@ -22,6 +23,7 @@ from ldm.models.generation_settings import (
     parse_settings,
     settings_of,
 )
+from ldm.pipeline.control_images import UsedControl
 from ldm.pipeline.input_images import InputRecord
 
 RECORD_VERSION = 2
@@ -62,6 +64,7 @@ class ImageRecord(Settings):
             if the initial noise was given.
         task: what was done with the images given; empty for text-to-image.
         inputs: what identifies the images that it was made from, by name.
+        controls: the images that controlled it, and the networks that read them.
     """
 
     record_version: int = RECORD_VERSION
@@ -82,13 +85,19 @@ class ImageRecord(Settings):
     step_noise_seed: int | None = None
     task: str = ""
     inputs: dict[str, InputRecord] = Field(default_factory=dict)
+    controls: tuple[UsedControl, ...] = ()
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether control images other than references controlled it."""
+        return any(each.kind != REFERENCE for each in self.controls)
 
     def to_json(self) -> dict[str, Any]:
         """The record as one flat object, ready for JSON, with the settings among the other keys."""
         left_out = {name for name in OPTIONAL if not getattr(self, name) and getattr(self, name) != 0}
         left_out |= {name for name in SWITCHES if not getattr(self, name)}
         flat = self.model_dump(mode="json", exclude={"settings", *left_out}) | self.settings.written(
-            self.task or TEXT_TO_IMAGE
+            self.task or TEXT_TO_IMAGE, ("control",) if self.has_maps else ()
         )
         return with_public_names(flat)
 
@@ -125,9 +134,9 @@ def _public_names(named: Any) -> Any:
 
 REDACTED = "redacted"
 """A key of a record that `ldm export` removed private text from."""
-NAMED = ("model_id", "loras")
+NAMED = ("model_id", "loras", "controls")
 """What has the name of a folder or a file of the user."""
-OPTIONAL = ("model_parts", "loras", "latents_hash", "step_noise_seed", "task", "inputs")
+OPTIONAL = ("model_parts", "loras", "latents_hash", "step_noise_seed", "task", "inputs", "controls")
 """Left out of the JSON if there is none."""
 SWITCHES = ("compiled", "decoded_in_tiles")
 """Left out of the JSON if false."""

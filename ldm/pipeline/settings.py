@@ -6,7 +6,7 @@ import html
 import io
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.errors import UserError, warn
+from ldm.models.control.hints import REFERENCE
 from ldm.models.generation_settings import (
     LARGEST_SEED,
     PRESETS,
@@ -27,7 +28,7 @@ from ldm.models.generation_settings import (
     settings_of,
 )
 from ldm.models.unet import UNetDenoiser
-from ldm.pipeline.batches import ImageRequest, Prompt
+from ldm.pipeline.batches import ImageRequest, Kind, Prompt
 from ldm.pipeline.file_names import image_file_name
 from ldm.pipeline.record import ImageRecord, write_png
 from ldm.tasks import TASKS, Task, find_task
@@ -45,6 +46,9 @@ __all__ = [
     "parse_settings",
     "preset_settings",
 ]
+
+CONTROL = "control"
+"""What a setting with an effect on control images alone needs: `Setting.only_with`."""
 
 _MOST_SHOWN, _LONGEST_TITLE = 64, 80
 
@@ -233,6 +237,7 @@ def complete(
     multiple: int,
     task: Task,
     latents: Tensor | None = None,
+    given: Collection[str] = (),
 ) -> GenerationSettings:
     """Settings none of which is left open, and whose size fits the model.
 
@@ -242,17 +247,18 @@ def complete(
             which is padded and cut back.
         task: has a default strength.
         latents: initial noise [N, C, h, w]; it determines the size if none is given.
+        given: what the images are made with besides the task's images, such as `control`.
 
     Warns:
         LdmWarning: a size is rounded.
     """
     kind = type(settings)
     sizes = {} if latents is None else {"height": latents.shape[2], "width": latents.shape[3]}
-    values = kind().recorded(task.name)  # the settings' own defaults are the weakest layer
+    values = kind().recorded(task.name, given)  # the settings' own defaults are the weakest layer
     if "strength" in values:
         values |= {"strength": task.start.strength}
     values |= defaults.given() | {name: size * multiple for name, size in sizes.items()} | settings.given()
-    if not task.given:
+    if not task.given and CONTROL not in given:
         values |= {name: _round_size(name, values[name], multiple) for name in ("height", "width")}
     return kind(**values)
 
@@ -264,14 +270,20 @@ def _round_size(name: str, size: int, multiple: int) -> int:
     return rounded
 
 
-def check_applicable(settings: GenerationSettings, task: Task) -> None:
+def check_applicable(settings: GenerationSettings, task: Task, with_: Collection[str] = ()) -> None:
     """Refuse a setting that has no effect on the task.
+
+    Args:
+        with_: what is given besides the task's images, such as `control`.
 
     Raises:
         UserError: the first one, with the tasks that it is for.
     """
     given = settings.given()
     for name, setting in settings_of(type(settings)):
+        if name in given and setting.only_with and setting.only_with not in with_:
+            flag = setting.only_with
+            raise UserError(f"{name} has no effect without --{flag}", f"add --{flag}, or leave {name} out")
         if name in given and setting.tasks and task.name not in setting.tasks:
             raise UserError(
                 f"{name} has no effect on {task.name}, only on {', '.join(setting.tasks)}",
@@ -287,6 +299,11 @@ def _way_to_use(tasks: Iterable[str], task: Task) -> str:
         return f"add {' and '.join(f'--{each}' for each in flags)}, or "
     trained = dict.fromkeys(one.trained_as for one in others if one.trained_as != task.trained_as)
     return f"use a model trained for {' or '.join(trained)}, or " if trained else ""
+
+
+def given_besides(kind: Kind) -> frozenset[str]:
+    """What images of this kind are made with besides the task's images."""
+    return frozenset({CONTROL} if any(name != REFERENCE for name, *_ in kind.controls) else ())
 
 
 def warn_unused(

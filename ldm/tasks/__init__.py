@@ -3,6 +3,8 @@
 from collections.abc import Collection
 
 from ldm.errors import UserError, unknown_name
+from ldm.tasks.control import LABEL_CONTROL, MAP_CONTROL
+from ldm.tasks.depth import Depth, DepthFromImage
 from ldm.tasks.edit import Edit
 from ldm.tasks.image_to_image import ImageToImage
 from ldm.tasks.inpaint import BlendedInpaint, Inpaint
@@ -51,7 +53,10 @@ def check_task(name: str) -> None:
     Raises:
         UserError: there is no such task, or models trained for another one do it.
     """
-    trained_as = find_task(name).trained_as
+    task = find_task(name)
+    trained_as = task.trained_as
+    if not task.can_be_trained:
+        raise UserError(f"models for {name!r} are only loaded", "train a ControlNet: task: control")
     if trained_as != name:
         raise UserError(f"no model is trained for {name!r}", f"a {trained_as} model can do it: train that")
 
@@ -81,5 +86,17 @@ def _flags(images: Collection[str]) -> str:
     return " and ".join(f"--{name}" for name in images) or "a prompt alone"
 
 
-for task in (TextToImage(), ImageToImage(), BlendedInpaint(), Inpaint(), Edit(), Upscale(), Restore()):
+for task in (
+    TextToImage(),
+    ImageToImage(),
+    BlendedInpaint(),
+    Inpaint(),
+    Edit(),
+    Upscale(),
+    Restore(),
+    MAP_CONTROL,
+    LABEL_CONTROL,
+    Depth(),
+    DepthFromImage(),
+):
     register_task(task)

@@ -97,6 +97,21 @@ class Task(Protocol):
         ...
 
     @property
+    def trains_controlnet(self) -> bool:
+        """Whether training makes a ControlNet beside the denoiser, which stays as it is."""
+        ...
+
+    @property
+    def can_be_trained(self) -> bool:
+        """Whether the training program makes models for it; others are only loaded."""
+        ...
+
+    @property
+    def own_control(self) -> str:
+        """The kind of control image that the denoiser itself takes, without a ControlNet; empty for none."""
+        ...
+
+    @property
     def given(self) -> Mapping[str, str]:
         """The images that `generate` is given, such as `image`, and what `generation_conditioning` calls each."""
         ...
@@ -209,11 +224,12 @@ def encoder_for(task: Task, autoencoder: KLAutoencoder) -> Encode:
 
 
 def with_prompt(conditioning: Conditioning, prompt: Conditioning) -> Conditioning:
-    """The conditioning with the text of another prompt, whose single row is repeated for all B."""
+    """The conditioning with the text and the image prompts of another one, whose single row is repeated for all B."""
     text = prompt.expand(len(conditioning))
     return replace(
         conditioning,
         prompt_embeds=text.prompt_embeds,
         pooled=text.pooled,
         attention_mask=text.attention_mask,
+        image_embeds=text.image_embeds,
     )

@@ -27,6 +27,9 @@ class TextToImage:
     inputs: TaskInputs = NO_INPUTS
     scales_inputs: bool = True
     encodes_in_training: bool = False
+    trains_controlnet: bool = False
+    can_be_trained: bool = True
+    own_control: str = ""
     given: Mapping[str, str] = field(default_factory=dict)
     start: Start = FROM_NOISE
     num_class_labels: int = 0

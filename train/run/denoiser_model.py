@@ -9,6 +9,7 @@ from ldm.diffusion.schedulers import training_path
 from ldm.errors import UserError
 from ldm.models.adapters.folder import Base, find_base
 from ldm.models.clip import ClipTextEncoder
+from ldm.models.control.hints import HINT_KINDS
 from ldm.models.fresh import add_class_labels, make_unet, widen_input
 from ldm.models.loading.components import load_text_model, load_tokenizer, load_vae
 from ldm.models.loading.folder import Defaults
@@ -18,6 +19,7 @@ from ldm.models.low_resolution import LowResolutionNoise
 from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder
 from ldm.tasks import find_task
+from ldm.tasks.control import CONTROL, LABELS
 
 from ..loop.denoiser_loss import DenoiserLoss
 from ..settings.denoiser import DenoiserSettings, PartsSettings
@@ -61,6 +63,7 @@ def base_of_adapter(settings: DenoiserSettings, parts: ModelParts) -> Base | Non
 def load_base(settings: DenoiserSettings) -> ModelParts:
     """The base model, with the input channels that the task needs."""
     assert settings.base is not None
+    check_controlnet(settings)
     parts = load_parts(find_model(settings.base)[0])
     # generation must not cut prompts shorter than the captions of this run
     num_chunks = max(parts.defaults.max_prompt_chunks, settings.prompt_chunks)
@@ -69,6 +72,26 @@ def load_base(settings: DenoiserSettings) -> ModelParts:
     parts.task = settings.task
     parts.low_resolution = parts.low_resolution or low_resolution_noise(settings)
     return parts
+
+
+def check_controlnet(settings: DenoiserSettings) -> None:
+    """Check that a ControlNet is trained if and only if the task is for one, on hints resized as their kind needs.
+
+    Raises:
+        UserError: it is not.
+    """
+    task, named = (
+        find_task(settings.task),
+        f"task = {settings.task!r} with trainable = {settings.trainable!r}",
+    )
+    if task.trains_controlnet and settings.controlnet is None:
+        raise UserError(named, "set trainable: controlnet and controlnet: {kind: canny}")
+    if settings.controlnet is None:
+        return
+    kind = settings.controlnet.kind
+    wanted = LABELS if HINT_KINDS[kind].resampling == "nearest" else CONTROL
+    if settings.task != wanted:
+        raise UserError(f"{named} and controlnet.kind = {kind!r}", f"set task: {wanted}")
 
 
 def fit_inputs(parts: ModelParts, settings: DenoiserSettings) -> None:

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from ldm.config import Settings
+from ldm.config import Settings, checked_by
 from ldm.errors import UserError, warn
 from ldm.models.adapters.embedding import EmbeddingSettings, add_embedding, embedding_vectors
 from ldm.models.adapters.folder import Adapter, Base, save_adapter
@@ -22,6 +22,8 @@ from ldm.models.adapters.lora import (
 )
 from ldm.models.adapters.lora_files import read_lora_file
 from ldm.models.attention import AttentionBackend, choose_attention
+from ldm.models.control.controlnet import ControlledUNet, with_fresh_controlnet
+from ldm.models.control.hints import HINT_KINDS, check_kind
 from ldm.models.dropout import key_dropout
 from ldm.models.engines.compiled import compile_unet
 from ldm.models.families.family import LoraNames
@@ -30,18 +32,30 @@ from ldm.models.loading.model import ModelParts, save_parts
 
 from ..loop.optim import ParameterGroup
 
-Trainable = Literal["unet", "lora", "text_encoder", "unet+text_encoder", "embedding"]
+Trainable = Literal["unet", "lora", "text_encoder", "unet+text_encoder", "embedding", "controlnet"]
+
+
+class ControlNetSettings(Settings):
+    """The ControlNet to train."""
+
+    kind: Annotated[str, checked_by(check_kind)] = Field(
+        description="what its control images are: " + ", ".join(HINT_KINDS)
+    )
 
 
 class TrainableSettings(Settings):
     """What is trained, and how memory and time are saved."""
 
-    trainable: Trainable = Field("unet", description="embedding: a new token (textual inversion)")
+    trainable: Trainable = Field(
+        "unet",
+        description="embedding: a new token (textual inversion); controlnet: for the tasks control and control-labels",
+    )
     text_encoder_learning_rate: float | None = Field(
         None, gt=0, description="peak learning rate; default: optim.learning_rate"
     )
     lora: LoraSettings = LoraSettings()
     embedding: EmbeddingSettings | None = Field(None, description="only for trainable: embedding")
+    controlnet: ControlNetSettings | None = Field(None, description="only for trainable: controlnet")
     gradient_checkpointing: bool = Field(
         False,
         description="recompute activations instead of keeping them: less memory, about a third slower",
@@ -64,6 +78,10 @@ class TrainableSettings(Settings):
                 f"embedding is given, but trainable is {self.trainable}: set trainable: embedding, or leave out "
                 "embedding"
             )
+        if (self.trainable == "controlnet") != (self.controlnet is not None):
+            raise ValueError(
+                "trainable: controlnet and controlnet: {kind: canny} belong together: give both, or leave both out"
+            )
         if self.trainable != "lora" and self.lora != LoraSettings():
             raise ValueError(
                 f"lora is given, but trainable is {self.trainable}: set trainable: lora, or leave out lora to train "
@@ -79,12 +97,14 @@ class TrainableSettings(Settings):
     @property
     def trains_text_encoder(self) -> bool:
         """Whether gradients flow through the text encoder; prompts are then encoded in every step."""
-        return self.trainable not in ("unet", "lora") or (self.trainable == "lora" and self.lora.text_encoder)
+        if self.trainable == "lora":
+            return self.lora.text_encoder
+        return self.trainable not in ("unet", "controlnet")
 
     @property
     def is_adapter(self) -> bool:
         """Whether the result is saved apart from its base model."""
-        return self.trainable in ("lora", "embedding")
+        return self.trainable in ("lora", "embedding", "controlnet")
 
 
 def choose_trained(
@@ -111,6 +131,9 @@ def choose_trained(
             _group("unet", lora_parameters(unet)),
             _group("text_encoder", lora_parameters(text_model), scale),
         ]
+    elif settings.trainable == "controlnet":
+        parts.denoiser = controlled = with_fresh_controlnet(parts, seed)
+        groups = [_group("controlnet", list(controlled.controlnet.parameters()))]
     elif settings.trainable == "embedding":
         assert settings.embedding is not None
         add_embedding(parts.text_encoder, settings.embedding)
@@ -190,6 +213,8 @@ def apply_memory_settings(parts: ModelParts, settings: TrainableSettings, device
     unet, text_model = parts.denoiser.unet, parts.text_encoder.model
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
+        if isinstance(parts.denoiser, ControlledUNet):
+            parts.denoiser.controlnet.enable_gradient_checkpointing()
         if settings.trains_text_encoder:
             # transformers renamed it within version 5
             enable = getattr(text_model, "activation_checkpointing_enable", None)
@@ -232,9 +257,13 @@ def save_trained(
         save_parts(parts, folder, provenance=provenance, replace=True)
         return
     assert base is not None
+    own: Settings
     if settings.trainable == "lora":
         weights: Any = lora_weights(parts.lora_networks())
-        own: Settings = _as_trained(settings.lora, weights)
+        own = _as_trained(settings.lora, weights)
+    elif settings.trainable == "controlnet":
+        assert settings.controlnet is not None and isinstance(parts.denoiser, ControlledUNet)
+        own, weights = settings.controlnet, parts.denoiser.controlnet
     else:
         assert settings.embedding is not None
         own = settings.embedding

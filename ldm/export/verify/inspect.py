@@ -20,7 +20,7 @@ from ldm.models.families.registry import family_of_folder
 from ldm.models.loading.components import weights_faults
 from ldm.models.loading.folder import (
     ADAPTER,
-    ADAPTER_WEIGHTS,
+    ADAPTER_FILES,
     PEFT_CONFIG,
     PEFT_FILE,
     check_keys,
@@ -120,7 +120,7 @@ def _adapter(folder: Path) -> Iterator[Finding]:
         yield refused(folder, ADAPTER, error)
         return
     yield Finding("note", ADAPTER, f"{adapter.kind} for weights of hash {adapter.base_weights_hash[:12]}")
-    wanted = ADAPTER_WEIGHTS[0 if adapter.kind == "lora" else 1]
+    wanted = ADAPTER_FILES[adapter.kind]
     if not (folder / wanted).is_file():
         yield Finding("error", ".", f"{wanted} is missing")
     yield from caught(folder, "ldm.json", lambda: read_defaults(folder, 512, 512))

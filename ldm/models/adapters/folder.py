@@ -1,8 +1,9 @@
-"""An adapter's folder: a LoRA or a new token, stored apart from the base model that it changes.
+"""An adapter's folder: a LoRA, a new token or a ControlNet, stored apart from the base model that it is for.
 
 adapter.json                        its kind, its base with the hash of the base's weights, and how it was trained
 pytorch_lora_weights.safetensors    a LoRA in diffusers' format: peft's names, the configuration in the header
 learned_embeds.safetensors          a textual inversion in diffusers' format: {token: [n, D]}
+config.json, diffusion_pytorch_model.safetensors   a ControlNet in the diffusers layout
 ldm.json                            the defaults for sampling and the provenance, as in a complete model
 """
 
@@ -11,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ldm.errors import UserError, unknown_name
 from ldm.io.files import read_tensors, write_json, write_tensors
@@ -20,12 +22,23 @@ from ldm.io.json_files import read_object
 from ldm.models.adapters.embedding import apply_embedding
 from ldm.models.adapters.lora import LoraWeights, apply_lora
 from ldm.models.adapters.lora_files import read_lora, write_lora_diffusers
+from ldm.models.control.load_networks import load_controls
 from ldm.models.identity import Identity, changed_parts, identity_of
-from ldm.models.loading.folder import ADAPTER, ADAPTER_WEIGHTS, Defaults, check_keys, is_adapter, weights_hash
+from ldm.models.loading.components import save_network
+from ldm.models.loading.folder import (
+    ADAPTER,
+    ADAPTER_FILES,
+    Defaults,
+    check_keys,
+    is_adapter,
+    weights_hash,
+)
 from ldm.models.loading.source import EMBEDDED, find_model
 from ldm.models.parts import ModelParts
 
-LORA_FILE, EMBEDDING_FILE = ADAPTER_WEIGHTS
+LORA_FILE, EMBEDDING_FILE = ADAPTER_FILES["lora"], ADAPTER_FILES["embedding"]
+UNSPLIT = "1TB"
+"""The weights of an adapter are one file."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +63,10 @@ class Adapter:
     """What `adapter.json` says.
 
     Attributes:
-        kind: "lora" or "embedding".
+        kind: of `ADAPTER_FILES`.
         base: the base model as the user wrote it.
         scheduler_config: the noise schedule and prediction type of its training.
-        settings: of the LoRA or of the token.
+        settings: of the LoRA, the token or the ControlNet.
         base_parts: the base's `Identity.base_parts`; empty in a file of an older version.
     """
 
@@ -92,7 +105,7 @@ def identity_of_model(parts: ModelParts, place: Path) -> Identity:
 def save_adapter(
     folder: Path,
     adapter: Adapter,
-    weights: LoraWeights | Mapping[str, Tensor],
+    weights: LoraWeights | Mapping[str, Tensor] | nn.Module,
     defaults: Defaults,
     *,
     provenance: dict[str, Any] | None = None,
@@ -101,7 +114,7 @@ def save_adapter(
     """Write an adapter's folder, complete or not at all.
 
     Args:
-        weights: the LoRA, or {token: vectors [n, D]}.
+        weights: the LoRA, {token: vectors [n, D]}, or the ControlNet.
         provenance: written into `ldm.json`: where the adapter comes from.
         replace: overwrite an existing folder.
 
@@ -111,6 +124,8 @@ def save_adapter(
     with new_folder(folder, replace=replace) as temporary:
         if isinstance(weights, LoraWeights):
             write_lora_diffusers(weights, temporary / LORA_FILE)
+        elif isinstance(weights, nn.Module):
+            save_network(weights, temporary, torch.float32, UNSPLIT)
         else:
             write_tensors(temporary / EMBEDDING_FILE, weights)
         write_json(temporary / ADAPTER, asdict(adapter))
@@ -156,8 +171,8 @@ def read_adapter(folder: Path) -> Adapter:
     for key, kind in kinds.items():
         if not isinstance(found.get(key, {} if key == "base_parts" else None), kind):
             raise UserError(f"{path}: {key} is {found.get(key)!r}", f"it must be of type {kind.__name__}")
-    if found["kind"] not in ("lora", "embedding"):
-        raise unknown_name(f"kind in {path}", found["kind"], ("lora", "embedding"))
+    if found["kind"] not in ADAPTER_FILES:
+        raise unknown_name(f"kind in {path}", found["kind"], ADAPTER_FILES)
     return Adapter(**found)
 
 
@@ -215,12 +230,18 @@ def check_base(
 def apply_adapter(folder: Path, adapter: Adapter, parts: ModelParts) -> None:
     """Change a model as the adapter in `folder` says; its networks are plain networks afterwards.
 
+    A ControlNet changes none of them: it is added to `ModelParts.controls`.
+
     Raises:
         UserError: the adapter's files are missing, damaged or of another model.
     """
     parts.scheduler_config = adapter.scheduler_config
     if adapter.kind == "lora":
         apply_lora(parts.lora_networks(), read_lora(folder / LORA_FILE))
+        return
+    if adapter.kind == "controlnet":
+        kind = str(adapter.settings.get("kind"))
+        parts.controls[kind] = load_controls({kind: folder}, parts)[kind]
         return
     for token, vectors in read_tensors(folder / EMBEDDING_FILE).items():
         apply_embedding(parts.text_encoder, token, vectors)

@@ -150,7 +150,8 @@ class SplitUNet:
         return self._leave(deep, self._enter(latents, conditioning, given), given).to(latents.dtype)
 
     def _given(self, timesteps: Tensor, conditioning: Conditioning) -> _Given:
-        if conditioning.down_residuals or conditioning.mid_residual is not None or conditioning.image_embeds:
+        signals = (*conditioning.down_residuals, *conditioning.adapter_residuals, *conditioning.image_embeds)
+        if signals:
             raise UserError("deep features cannot be reused with control signals or image prompts", NO_REUSE)
         text = conditioning.prompt_embeds.to(self._unet.conv_in.weight.dtype)
         mask = conditioning.attention_mask

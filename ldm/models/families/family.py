@@ -154,6 +154,7 @@ class Family:
         widths: the numbers that its components must agree on.
         lora: the networks that a LoRA may change, by name.
         optional: components that a folder may list, which are not loaded.
+        ignored: further ones, which saved folders do not list.
         pipeline_settings: further entries of `model_index.json`.
         scaling_factor: what the stock pipeline takes for the autoencoder's, whatever its configuration says; None where
             it reads that.
@@ -171,6 +172,7 @@ class Family:
     widths: Callable[[Configs], Iterable[Width]]
     lora: Mapping[str, LoraNames]
     optional: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
     pipeline_settings: Mapping[str, Any] = field(default_factory=dict)
     task_pipelines: Mapping[str, str] = field(default_factory=dict)
     scaling_factor: float | None = None

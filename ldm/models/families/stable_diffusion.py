@@ -177,10 +177,12 @@ SD1 = Family(
     widths=_widths,
     lora={"unet": _UNET_LORA, "text_encoder": _TEXT_LORA},
     optional=("safety_checker", "feature_extractor", "image_encoder"),
+    ignored=("depth_estimator",),
     pipeline_settings={"requires_safety_checker": False},
     task_pipelines={
         "inpaint": "StableDiffusionInpaintPipeline",
         "edit": "StableDiffusionInstructPix2PixPipeline",
+        "depth": "StableDiffusionDepth2ImgPipeline",
     },
     single_file=SingleFile(
         matches=_has(UNET),

@@ -24,8 +24,14 @@ from ldm.models.loading.weights_check import weights_files
 ADAPTER = "adapter.json"
 """What an adapter's folder has instead of `model_index.json`: see `ldm.models.adapters.folder`."""
 
-ADAPTER_WEIGHTS = ("pytorch_lora_weights.safetensors", "learned_embeds.safetensors")
-"""The files of a LoRA and of a textual inversion, by the names that diffusers looks for."""
+ADAPTER_FILES = {
+    "lora": "pytorch_lora_weights.safetensors",
+    "embedding": "learned_embeds.safetensors",
+    "controlnet": "diffusion_pytorch_model.safetensors",
+}
+"""The weights of each kind of adapter, by the names that diffusers looks for."""
+
+ADAPTER_WEIGHTS = tuple(ADAPTER_FILES.values())
 
 PEFT_CONFIG, PEFT_FILE = "adapter_config.json", "adapter_model.safetensors"
 """The files of an adapter in peft's format."""
@@ -138,7 +144,8 @@ def _check_present(folder: Path, name: str, value: list[Any] | None) -> None:
 def _check_component(where: str, family: Family, name: str, value: list[Any]) -> None:
     """One `"name": [library, class]` of model_index.json."""
     library, class_name = value if len(value) == 2 else (None, str(value))
-    if class_name is None or (name in family.optional and library in ("transformers", "stable_diffusion")):
+    unused = name in (*family.optional, *family.ignored) and library in ("transformers", "stable_diffusion")
+    if class_name is None or unused:
         return
     if name not in family.components:
         raise UserError(

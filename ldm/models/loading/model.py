@@ -204,6 +204,8 @@ def _round(parts: ModelParts, dtype: torch.dtype) -> None:
         if not components[name].keep_float32:
             nn.Module.to(network, dtype)
         network.eval().requires_grad_(False)
+    for control in parts.controls.values():
+        nn.Module.to(control.network, dtype)
 
 
 def save_parts(

@@ -92,6 +92,7 @@ def _hub_files() -> list[str]:
         "ldm.json",
         ADAPTER,
         *ADAPTER_WEIGHTS,
+        "config.json",  # of a ControlNet
         *(f"{name}/config.json" for name in network_components()),
         "scheduler/scheduler_config.json",
         *(f"{tokenizer}/{name}" for tokenizer in tokenizers for name in TOKENIZER_FILES),

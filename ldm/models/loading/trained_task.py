@@ -19,11 +19,12 @@ RESTORE_LABELS = 101
 def task_of_channels(denoiser: UNetDenoiser) -> str:
     """The task of a UNet by what it takes besides C latents; text-to-image if that is like no task.
 
-    Without class labels no channels, C, or 1 + C; with them 3, or C.
+    Without class labels no channels, 1, C, or 1 + C; with them 3, or C.
     """
     latent_channels = denoiser.latent_channels
     known = {
         (0, 0): TEXT_TO_IMAGE,
+        (1, 0): "depth",
         (latent_channels, 0): "edit",
         (1 + latent_channels, 0): "inpaint",
         (UPSCALER_CHANNELS, UPSCALER_LABELS): "upscale",

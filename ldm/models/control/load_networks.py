@@ -1,0 +1,149 @@
+"""ControlNets and T2I-Adapters from folders in the diffusers layout, checked against the model that they control."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.errors import UserError, warn
+from ldm.io.files import remembered_sha256
+from ldm.io.json_files import read_object, shortened
+from ldm.models.control.hints import check_kind
+from ldm.models.control.networks import CONTROLNET, T2I_ADAPTER, ControlNetwork
+from ldm.models.families.family import Component
+from ldm.models.identity import changed_parts, network_settings
+from ldm.models.loading.components import load_network
+from ldm.models.loading.folder import ADAPTER, VARIANTS, check_keys
+from ldm.models.loading.weights_check import weights_files
+from ldm.models.parts import ModelParts
+
+STEM = "diffusion_pytorch_model"
+COMPONENTS: Mapping[str, Component] = {
+    CONTROLNET: Component("diffusers", (CONTROLNET,), "diffusers.models.controlnets.controlnet", stem=STEM),
+    T2I_ADAPTER: Component("diffusers", (T2I_ADAPTER,), "diffusers.models.adapter", stem=STEM),
+}
+MUST_AGREE = ("block_out_channels", "layers_per_block", "down_block_types", "cross_attention_dim")
+"""Settings that a ControlNet and the UNet that it controls have in common."""
+
+
+def load_controls(
+    given: Mapping[str, str | Path],
+    parts: ModelParts,
+    dtype: torch.dtype = torch.float32,
+    base_parts: Callable[[], Mapping[str, str]] | None = None,
+) -> dict[str, ControlNetwork]:
+    """The networks in folders, by the kind of their hints.
+
+    Args:
+        base_parts: returns the `Identity.base_parts` of the model; None: the base is not compared.
+
+    Raises:
+        UserError: a kind is unknown, or a folder has no network that fits the model.
+
+    Warns:
+        LdmWarning: one was trained here with another base model of the same shape.
+    """
+    found = {}
+    for kind, place in given.items():
+        check_kind(kind)
+        found[kind] = load_control(kind, Path(place), parts, dtype)
+        if base_parts is not None:
+            _warn_of_base(control_folder(Path(place)), base_parts)
+    return found
+
+
+def load_control(kind: str, place: Path, parts: ModelParts, dtype: torch.dtype) -> ControlNetwork:
+    """The network in a folder, or in a finished run that trained one.
+
+    Raises:
+        UserError: there is none, its files are damaged, or it does not fit the model.
+    """
+    folder = control_folder(place)
+    path = folder / "config.json"
+    config = read_object(path)
+    check_keys(path, config)
+    component = COMPONENTS.get(str(config.get("_class_name")))
+    if component is None:
+        said = shortened(config.get("_class_name"))
+        raise UserError(f"{path} is of the class {said}", f"supported: {', '.join(COMPONENTS)}")
+    variant, files = _weights(folder)
+    network = load_network(component, folder, dtype, variant).eval().requires_grad_(False)
+    fault = next(_faults(network, parts), None)
+    if fault:
+        raise UserError(f"{folder} does not fit this model: {fault}", "it is for another base model")
+    name = folder.resolve().parent.name if folder.name == "pipeline" else folder.resolve().name
+    return ControlNetwork(kind, name, network_hash(files, network), network)
+
+
+def control_folder(place: Path) -> Path:
+    """The folder of a network: the one given, or `pipeline` in that of a run.
+
+    Raises:
+        UserError: it has no `config.json`.
+    """
+    place = place.expanduser()
+    folder = place / "pipeline" if (place / "pipeline").is_dir() else place
+    if not (folder / "config.json").is_file():
+        what = f"{place} is a file" if place.is_file() else f"{place} has no config.json"
+        raise UserError(
+            what, "give the folder of a ControlNet or T2I-Adapter in the diffusers layout, or a run"
+        )
+    return folder
+
+
+def _weights(folder: Path) -> tuple[str | None, list[Path]]:
+    for variant in (None, *VARIANTS):
+        if files := weights_files(folder, STEM, variant):
+            return variant, files
+    raise UserError(f"{folder} has no {STEM}.safetensors", "only safetensors are read")
+
+
+def network_hash(files: list[Path], network: Any) -> str:
+    """One SHA-256 over a network's files and its settings."""
+    contents = [[remembered_sha256(path) for path in files], network_settings(network)]
+    return hashlib.sha256(json.dumps(contents, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _faults(network: Any, parts: ModelParts) -> Iterator[str]:
+    """Why a network does not fit a model, in a few words."""
+    unet, config = parts.denoiser.unet.config, network.config
+    factor = parts.autoencoder.pixels_per_latent
+    if type(network).__name__ == T2I_ADAPTER:
+        yield from _adapter_faults(config, unet, factor)
+        return
+    for key in MUST_AGREE:
+        given, wanted = (_plain(each.get(key)) for each in (config, unet))
+        if given != wanted:
+            yield f"it has {key} {shortened(given)}, the unet {shortened(wanted)}"
+    if config.in_channels != parts.denoiser.latent_channels:
+        yield f"it takes latents of {config.in_channels} channels, not {parts.denoiser.latent_channels}"
+    halved = 2 ** (len(config.conditioning_embedding_out_channels) - 1)
+    if halved != factor:
+        yield f"it takes hints of {halved} pixels per latent, the vae makes {factor}"
+    if config.conditioning_channels != 3:
+        yield f"it takes hints of {config.conditioning_channels} channels, not 3"
+
+
+def _adapter_faults(config: Any, unet: Any, factor: int) -> Iterator[str]:
+    if config.adapter_type == "full_adapter_xl":
+        yield "it is for SDXL"
+    if _plain(config.channels) != _plain(unet.block_out_channels):
+        yield f"it has channels {list(config.channels)}, the unet {list(unet.block_out_channels)}"
+    if config.downscale_factor != factor:
+        yield f"it takes hints of {config.downscale_factor} pixels per latent, the vae makes {factor}"
+    if config.in_channels not in (1, 3):
+        yield f"it takes hints of {config.in_channels} channels, not 1 or 3"
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+def _warn_of_base(folder: Path, base_parts: Callable[[], Mapping[str, str]]) -> None:
+    """A network may be used with other models of the same shape, but was not trained for them."""
+    trained_on = read_object(folder / ADAPTER).get("base_parts") if (folder / ADAPTER).is_file() else None
+    if isinstance(trained_on, dict) and (changed := changed_parts(trained_on, base_parts())):
+        warn(f"{folder} was trained with another base model: its {', '.join(changed)} differ")
