@@ -87,19 +87,26 @@ def make_autoencoder(shape: AutoencoderShape, sample_size_px: int) -> Autoencode
 
 
 def make_unet(
-    shape: DenoiserShape, *, latent_channels: int, latent_size: int, text_width: int, concat_channels: int = 0
+    shape: DenoiserShape,
+    *,
+    latent_channels: int,
+    latent_size: int,
+    text_width: int,
+    concat_channels: int = 0,
+    learn_variance: bool = False,
 ) -> UNet2DConditionModel:
     """A cross-attention UNet for latents [B, latent_channels, h, w] and prompts [B, L, text_width].
 
     Args:
         latent_size: h and w by default.
         concat_channels: further input channels, see `ldm.types.Conditioning.concat`.
+        learn_variance: predict as many further channels, see `ldm.diffusion.learned_variance`.
     """
     heads = tuple(max(1, channels // shape.attention_head_dim) for channels in shape.block_out_channels)
     return UNet2DConditionModel(
         sample_size=latent_size,
         in_channels=latent_channels + concat_channels,
-        out_channels=latent_channels,
+        out_channels=2 * latent_channels if learn_variance else latent_channels,
         down_block_types=tuple(_down(attends) for attends in shape.attention),
         up_block_types=tuple(_up(attends) for attends in reversed(shape.attention)),
         block_out_channels=shape.block_out_channels,
