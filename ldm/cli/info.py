@@ -10,6 +10,7 @@ from ldm.cli.printer import Printer, reporting
 from ldm.io.messages import visible
 
 if TYPE_CHECKING:
+    from ldm.diffusion.path import ProbabilityPath
     from ldm.pipeline.pipeline import Pipeline
 
 
@@ -82,10 +83,16 @@ def describe_model(pipeline: "Pipeline") -> dict[str, Any]:
         "pixels_per_latent": pipeline.autoencoder.pixels_per_latent,
         "context_length": pipeline.text_encoder.context_length,
         "prediction_type": prediction_type_of(config),
-        "noise_schedule": {"path": path.name, **path.settings.model_dump()} if path else _betas(config),
+        "noise_schedule": _levels(path) if path else _betas(config),
         "defaults": pipeline.defaults.model_defaults(),
         "schedulers": list(schedulers_for(config)),
     }
+
+
+def _levels(path: "ProbabilityPath") -> dict[str, Any]:
+    """What a saved model says about a path other than DDPM's."""
+    saved = path.scheduler_settings(path.scheduler_config()["_class_name"])
+    return {"path": path.name, **{key: value for key, value in saved.items() if key != "prediction_type"}}
 
 
 def _betas(config: Mapping[str, Any]) -> dict[str, Any]:
