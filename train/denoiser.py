@@ -103,6 +103,7 @@ def plain_parts(run: Run, settings: DenoiserSettings, loss: DenoiserLoss, state:
         return loss.parts
     fresh = make_loss(settings)  # saving copies modules, and FSDP's cannot be copied
     assign_weights(fresh, state.average.live, run.run_dir)
+    fresh.parts.scheduler_config = loss.parts.scheduler_config  # with what was measured on the data
     return fresh.parts
 
 

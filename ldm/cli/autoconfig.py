@@ -98,6 +98,7 @@ def describe_base(base: str) -> BaseFacts:
     Raises:
         UserError: there is no such model, or it is incomplete.
     """
+    from ldm.diffusion.paths import prediction_type_of
     from ldm.io.json_files import read_json, read_object
     from ldm.models.adapters.folder import adapter_chain
     from ldm.models.clip import split_chunks
@@ -134,7 +135,7 @@ def describe_base(base: str) -> BaseFacts:
         defaults.height,
         defaults.width,
         factor * downscale(unet.block_out_channels),
-        scheduler.get("prediction_type", "epsilon"),
+        prediction_type_of(scheduler),
         text.hidden_size,
         context_length,
         defaults.max_prompt_chunks,

@@ -10,6 +10,7 @@ from ldm.cli.printer import Printer, reporting
 from ldm.io.messages import visible
 
 if TYPE_CHECKING:
+    from ldm.diffusion.path import ProbabilityPath
     from ldm.pipeline.pipeline import Pipeline
 
 
@@ -61,9 +62,11 @@ def info(
 
 def describe_model(pipeline: "Pipeline") -> dict[str, Any]:
     """What `ldm info` says about a model, ready for JSON."""
+    from ldm.diffusion.paths import path_of_config, prediction_type_of
     from ldm.diffusion.schedulers import schedulers_for
 
     folder, config = pipeline.folder, pipeline.scheduler_config
+    path = path_of_config(config)
     return {
         "model": pipeline.model_id,
         "weights_hash": pipeline.weights_hash,
@@ -80,16 +83,27 @@ def describe_model(pipeline: "Pipeline") -> dict[str, Any]:
         "num_latent_channels": pipeline.autoencoder.num_channels,
         "pixels_per_latent": pipeline.autoencoder.pixels_per_latent,
         "context_length": pipeline.text_encoder.context_length,
-        "prediction_type": config.get("prediction_type", "epsilon"),
-        "noise_schedule": {
-            "beta_schedule": config.get("beta_schedule", "linear"),
-            "beta_start": config.get("beta_start", 0.0001),
-            "beta_end": config.get("beta_end", 0.02),
-            "num_train_timesteps": config.get("num_train_timesteps", 1000),
-            "rescale_betas_zero_snr": bool(config.get("rescale_betas_zero_snr")),
-        },
+        "prediction_type": prediction_type_of(config),
+        "noise_schedule": _levels(path) if path else _betas(config),
         "defaults": pipeline.defaults.model_defaults(),
         "schedulers": list(schedulers_for(config)),
+    }
+
+
+def _levels(path: "ProbabilityPath") -> dict[str, Any]:
+    """What a saved model says about a path other than DDPM's."""
+    saved = path.scheduler_settings(path.scheduler_config()["_class_name"])
+    return {"path": path.name, **{key: value for key, value in saved.items() if key != "prediction_type"}}
+
+
+def _betas(config: Mapping[str, Any]) -> dict[str, Any]:
+    """DDPM's noise schedule."""
+    return {
+        "beta_schedule": config.get("beta_schedule", "linear"),
+        "beta_start": config.get("beta_start", 0.0001),
+        "beta_end": config.get("beta_end", 0.02),
+        "num_train_timesteps": config.get("num_train_timesteps", 1000),
+        "rescale_betas_zero_snr": bool(config.get("rescale_betas_zero_snr")),
     }
 
 
@@ -142,6 +156,8 @@ def _model_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _schedule(schedule: Mapping[str, Any]) -> str:
     """The noise schedule of training in words."""
+    if "path" in schedule:
+        return ", ".join(f"{key} {value}" for key, value in schedule.items())
     zero_snr = ", rescaled to zero terminal SNR" if schedule["rescale_betas_zero_snr"] else ""
     betas = f"betas {schedule['beta_start']} to {schedule['beta_end']}"
     steps = schedule["num_train_timesteps"]

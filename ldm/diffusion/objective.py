@@ -1,4 +1,4 @@
-"""The DDPM training objective in latent space: timesteps, noise, target, weight and loss."""
+"""The training objective in latent space, on any path: timesteps, noise, target, weight and loss."""
 
 from typing import Literal, Self
 
@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ldm.config import Settings
+from ldm.diffusion.learned_variance import VLB_WEIGHT
 from ldm.diffusion.path import ProbabilityPath
 from ldm.errors import UserError
 from ldm.types import Conditioning, Denoiser
@@ -30,8 +31,10 @@ BELONGS_TO = {
 class ObjectiveSettings(Settings):
     """How noise levels are sampled, which noise is added, and how the loss weights the error."""
 
-    timestep_distribution: Literal["uniform", "logit_normal"] = Field(
-        "uniform", description="logit_normal samples the middle of the schedule more often: Esser et al. 2024"
+    timestep_distribution: Literal["uniform", "logit_normal", "loss_aware"] = Field(
+        "uniform",
+        description="logit_normal samples the middle of the schedule more often: Esser et al. 2024; loss_aware samples "
+        "timesteps with larger losses more often, and weights them less: Nichol & Dhariwal 2021, section 3.3",
     )
     logit_mean: float = Field(0.0, description="mean of logit_normal; above 0 favors high noise")
     logit_std: float = Field(1.0, gt=0, description="standard deviation of logit_normal")
@@ -39,6 +42,11 @@ class ObjectiveSettings(Settings):
         1.0,
         gt=0,
         description="above 1 samples high noise, where the prompt matters most, more often; 1: no shift",
+    )
+    shift_by_size: bool = Field(
+        False,
+        description="multiply timestep_shift by sqrt(pixels of the image / pixels of data.height x data.width), "
+        "because more pixels hide the image less: Eq. 23 of Esser et al. 2024; samplers use one shift for all sizes",
     )
 
     weighting: Literal["none", "min_snr", "p2", "debiased", "snr_plus_one", "x_0"] = Field(
@@ -89,6 +97,9 @@ def loss_weight(snr: Tensor, prediction_type: str, settings: ObjectiveSettings) 
         snr_plus_one  snr + 1 *          1 + 1/snr *       1                          Salimans & Ho 2022
         x_0           1                  1/snr *           1/(snr + 1) = sigma^2
 
+    On a rectified flow x_0 = x_t - sigma velocity and sigma = 1/(1 + sqrt(snr)), so the weight of the velocity's error
+    is that of x_0 times sigma^2.
+
     With `none` they are all 1. Weights with a star are unbounded: for them, snr is clamped to [MIN_SNR, MAX_SNR].
 
     Raises:
@@ -96,7 +107,7 @@ def loss_weight(snr: Tensor, prediction_type: str, settings: ObjectiveSettings) 
     """
     if settings.weighting == "none":
         return torch.ones_like(snr)
-    if prediction_type not in ("sample", "epsilon", "v_prediction"):
+    if prediction_type not in ("sample", "epsilon", "v_prediction", "flow_prediction"):
         raise UserError(
             f"objective.weighting = {settings.weighting!r} with prediction type {prediction_type!r}",
             "use none",
@@ -112,19 +123,32 @@ def loss_weight(snr: Tensor, prediction_type: str, settings: ObjectiveSettings) 
         "snr_plus_one": (bounded + 1, 1 + 1 / bounded, ones),
         "x_0": (ones, 1 / bounded, sigma_square),
     }[settings.weighting]
+    if prediction_type == "flow_prediction":
+        return _of_velocity(snr.clamp(max=MAX_SNR), settings)
     return {"sample": of_x_0, "epsilon": of_epsilon, "v_prediction": of_v}[prediction_type]
 
 
-def timestep_at(position: Tensor, path: ProbabilityPath, settings: ObjectiveSettings) -> Tensor:
+def _of_velocity(snr: Tensor, settings: ObjectiveSettings) -> Tensor:
+    """The weight of the velocity's squared error: that of x_0, times sigma^2."""
+    sigma = 1 / (1 + snr.sqrt())
+    return loss_weight(snr, "sample", settings) * sigma**2
+
+
+def timestep_at(
+    position: Tensor, path: ProbabilityPath, settings: ObjectiveSettings, size_ratio: float = 1.0
+) -> Tensor:
     """Timesteps [B] for uniform samples u [B] from [0, 1).
 
     With logit_normal, u becomes sigmoid(mean + std q(u)) with the normal quantile function q (Eq. 19 of Esser et al.
     2024), so a timestep needs one random number either way. Then u becomes s u / (1 + (s - 1) u) with the shift s:
     their Eq. 23.
+
+    Args:
+        size_ratio: the pixels of the images divided by those of the usual size, for `shift_by_size`.
     """
     if settings.timestep_distribution == "logit_normal":
         position = torch.sigmoid(settings.logit_mean + settings.logit_std * torch.special.ndtri(position))
-    shift = settings.timestep_shift
+    shift = settings.timestep_shift * (size_ratio**0.5 if settings.shift_by_size else 1.0)
     return path.timesteps_at(shift * position / (1 + (shift - 1) * position))
 
 
@@ -143,6 +167,8 @@ def diffusion_loss(
 ) -> Tensor:
     """The loss of each sample, [B]: the weighted mean error of the prediction, Eq. 14 of Ho et al. 2020.
 
+    If the path learns a variance, the bound that teaches it is added: Eq. 16 of Nichol & Dhariwal 2021.
+
     Args:
         latents: clean, scaled latents [B, C, h, w].
         noise: standard normal [B, C, h, w].
@@ -157,9 +183,16 @@ def diffusion_loss(
     )
     target = path.target(latents, noise, timesteps)
     model_pred = denoiser(path.scale_model_input(noisy_latents, timesteps), timesteps, conditioning)
+    bound: Tensor | None = None
+    if path.reverse_steps is not None:
+        model_pred, v = model_pred.float().chunk(2, dim=1)
+        predicted = path.to_x_0(model_pred.detach(), noisy_latents, timesteps)
+        bits = path.reverse_steps.bound(latents, noisy_latents, predicted, v, timesteps)
+        bound = VLB_WEIGHT * path.reverse_steps.num_timesteps * masked_mean(bits, mask)
     error = pointwise_error(model_pred.float() - target.float(), settings)
     weight = loss_weight(path.snr(timesteps), path.prediction_type, settings)
-    return masked_mean(error, mask) * weight
+    loss = masked_mean(error, mask) * weight
+    return loss if bound is None else loss + bound
 
 
 def _offset(noise: Tensor, offset: Tensor | None, size: float) -> Tensor:

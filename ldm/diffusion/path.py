@@ -12,8 +12,8 @@ Its values are bit-identical to those of diffusers' `DDPMScheduler` with the sam
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -21,6 +21,10 @@ from pydantic import Field
 from torch import Tensor
 
 from ldm.config import Settings
+from ldm.diffusion.learned_variance import ReverseSteps
+
+LEARNED_VARIANCE = "learned_range"
+"""diffusers' name for a variance between two extremes, in `DDPMScheduler`."""
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
@@ -41,12 +45,22 @@ class ScheduleSettings(Settings):
     rescale_betas_zero_snr: bool = Field(
         False, description="rescale the schedule so that the last level is pure noise (Lin et al. 2023)"
     )
+    learn_variance: bool = Field(
+        False,
+        description="also learn the variance of the reverse steps, by twice the output channels and the loss L_hybrid "
+        "(Nichol & Dhariwal 2021); sampler ddpm uses it, others ignore it",
+    )
 
     def model_post_init(self, _: Any) -> None:
         if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
             raise ValueError(
                 "with zero terminal SNR (rescale_betas_zero_snr) use v_prediction or sample as prediction_type: "
                 "epsilon carries no information there"
+            )
+        if self.rescale_betas_zero_snr and self.learn_variance:
+            raise ValueError(
+                "learn_variance needs a schedule with noise and signal at each level: leave out "
+                "rescale_betas_zero_snr"
             )
 
 
@@ -57,9 +71,15 @@ class ProbabilityPath(ABC):
     table, or floats on a continuous path.
 
     Attributes:
+        name: the path's name in settings.
+        reverse_steps: the steps whose variance the network predicts in further output channels; None if it does not.
+        settings: what distinguishes this path from others of its class.
         prediction_type: the quantity that the network predicts, under diffusers' name.
     """
 
+    name: ClassVar[str]
+    reverse_steps: ReverseSteps | None = None
+    settings: Settings
     prediction_type: str
 
     @abstractmethod
@@ -95,6 +115,19 @@ class ProbabilityPath(ABC):
     def of_scheduler(cls, scheduler: Any) -> Self | None:
         """The path that a diffusers scheduler samples along, or None if it is not of this class."""
 
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> Self | None:
+        """The path of a model with this `scheduler_config.json`, or None if it is not of this class.
+
+        Raises:
+            ValidationError: the configuration has a value that the path does not support.
+        """
+        return None
+
+    def scheduler_settings(self, class_name: str) -> dict[str, Any]:
+        """The settings that make a diffusers scheduler class sample along this path; DDPM's are in the config."""
+        return {}
+
     @abstractmethod
     def noise_to_signal(self, timesteps: Sequence[float]) -> list[float]:
         """sigma_t / alpha_t at any timesteps, as Python floats.
@@ -125,11 +158,15 @@ class DDPMPath(ProbabilityPath):
         alphas_cumprod: alpha_t^2 of each timestep, [T].
     """
 
+    name: ClassVar[str] = "ddpm"
+    settings: ScheduleSettings
+
     def __init__(self, settings: ScheduleSettings, alphas_cumprod: Tensor | None = None) -> None:
         """Uses the given table, such as a scheduler's, or computes it from the settings."""
         self.settings = settings
         self.prediction_type = settings.prediction_type
         self.alphas_cumprod = _alphas_cumprod(settings) if alphas_cumprod is None else alphas_cumprod
+        self.reverse_steps = ReverseSteps(self.alphas_cumprod) if settings.learn_variance else None
         self._levels: dict[torch.device, Tensor] = {}
 
     @classmethod
@@ -183,9 +220,21 @@ class DDPMPath(ProbabilityPath):
         return np.exp(np.interp(timesteps, *self._log_ratios())).tolist()  # type: ignore[no-any-return]
 
     def scheduler_config(self) -> dict[str, Any]:
-        """Stable Diffusion's `DDIMScheduler` configuration with these settings."""
-        settings = self.settings.model_dump()
+        """Stable Diffusion's `DDIMScheduler` configuration with these settings.
+
+        With a learned variance the class is `DDPMScheduler`, the only one that uses it.
+        """
+        settings = self.settings.model_dump(exclude={"learn_variance"})
         spacing = "trailing" if self.settings.rescale_betas_zero_snr else "leading"
+        if self.settings.learn_variance:
+            return {
+                "_class_name": "DDPMScheduler",
+                **settings,
+                "variance_type": LEARNED_VARIANCE,
+                "clip_sample": False,
+                "steps_offset": 1,
+                "timestep_spacing": spacing,
+            }
         return {
             "_class_name": "DDIMScheduler",
             **settings,
@@ -212,18 +261,6 @@ class DDPMPath(ProbabilityPath):
         """All timesteps [T], and log(sigma_t / alpha_t) at each of them."""
         level = self.alphas_cumprod.double().clamp(min=1e-12).cpu().numpy()
         return np.arange(len(level)), 0.5 * np.log((1 - level) / level)
-
-
-PATHS: list[type[ProbabilityPath]] = [DDPMPath]
-"""The supported paths. To add one, write a class in a new file and list it here."""
-
-
-def path_of_scheduler(scheduler: Any) -> ProbabilityPath:
-    """The path that a diffusers scheduler samples along."""
-    found = (kind.of_scheduler(scheduler) for kind in PATHS)
-    path = next((path for path in found if path is not None), None)
-    assert path is not None, f"no path supports {type(scheduler).__name__}"
-    return path
 
 
 def _alphas_cumprod(settings: ScheduleSettings) -> Tensor:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.diffusion.path import path_of_scheduler
+from ldm.diffusion.path import LEARNED_VARIANCE
+from ldm.diffusion.paths import path_of_scheduler
 from ldm.errors import UserError
 from ldm.types import Conditioning, Denoiser, Step
 
@@ -166,6 +167,8 @@ def denoise(
         model_pred = denoiser(
             model_input, timesteps[step.evaluation].expand(len(noise)), conditioning, step=step
         )
+        if model_pred.shape[1] > latents.shape[1] and not _reads_variance(scheduler):
+            model_pred = model_pred[:, : latents.shape[1]]
         latents = scheduler.step(model_pred, t, latents, return_dict=False, **options)[0]
         if known is not None:
             at_level = _known_at(scheduler, plan, known.latents, noise, step, following)
@@ -205,6 +208,11 @@ def _scale_model_input(scheduler: Any, latents: Tensor, t: Tensor) -> Tensor:
     """The network's input; diffusers' flow-matching schedulers have no such method and use the latents unchanged."""
     scale = getattr(scheduler, "scale_model_input", None)
     return latents if scale is None else scale(latents, t)
+
+
+def _reads_variance(scheduler: Any) -> bool:
+    """Whether a sampler uses the second half of the output channels of a network that has learned a variance."""
+    return getattr(scheduler.config, "variance_type", None) == LEARNED_VARIANCE
 
 
 def _on_device(timesteps: Tensor, device: torch.device) -> Tensor:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm.config import validate
-from ldm.diffusion.path import ScheduleSettings
+from ldm.diffusion.path import LEARNED_VARIANCE, DDPMPath, ProbabilityPath, ScheduleSettings
+from ldm.diffusion.paths import path_name, path_of_config
 from ldm.diffusion.scheduler_names import OWN_SCHEDULER, SCHEDULERS, SchedulerEntry
 from ldm.errors import UserError, unknown_name, warn
 
@@ -47,7 +48,7 @@ def make_scheduler(name: str, config: Mapping[str, Any], *, karras: bool | None 
         if own := _own_entry(config):
             return _make(name, own, {}, config, _own_spacing(own, config, karras))
         name = FALLBACK
-    entry = _entry(name)
+    entry = _entry(name, config)
     return _make(name, entry, entry.overrides, config, _spacing(entry, karras=bool(karras)))
 
 
@@ -74,7 +75,7 @@ def resolve_scheduler(name: str, config: Mapping[str, Any], karras: bool | None)
         return FALLBACK, bool(karras)
     settings = _settings(own, {}, config, _own_spacing(own, config, karras))
     with_karras = bool(settings.get("use_karras_sigmas"))
-    for known, entry in SCHEDULERS.items():
+    for known, entry in _along(config).items():
         if entry.class_name == own.class_name and entry.available:
             spacing = _spacing(entry, karras=with_karras)
             if _settings(entry, entry.overrides, config, spacing) == settings:
@@ -87,7 +88,11 @@ def _settings(
 ) -> dict[str, Any]:
     """The values of all settings that a scheduler's class has."""
     defaults = _defaults_of(scheduler_class(entry.class_name))
-    given = {**_path_of(config), **_said(config), **CORRECTIONS, **spacing, **overrides}
+    path = path_of_config(config)
+    along = path.scheduler_settings(entry.class_name) if path else {}
+    given = {**_path_of(config), **_said(config), **along, **CORRECTIONS, **spacing, **overrides}
+    if entry.class_name != "DDPMScheduler" and given.get("variance_type") == LEARNED_VARIANCE:
+        del given["variance_type"]  # others only drop the variance, and take the mean to have three channels
     return {key: given.get(key, default) for key, default in defaults.items() if key != "self"}
 
 
@@ -104,7 +109,7 @@ def replaced_settings(
     """
     if name == OWN_SCHEDULER:
         return []
-    entry, said = _entry(name), _said(config)
+    entry, said = _entry(name, config), _said(config)
     used = {**entry.overrides, **_spacing(entry, karras=karras)}
     is_own = config.get("_class_name") == entry.class_name
     asked = [key for key in used if key in SPACINGS or (is_own and key != "algorithm_type")]
@@ -152,7 +157,9 @@ def _spacing(entry: SchedulerEntry, *, karras: bool) -> dict[str, bool]:
         UserError: it has no Karras spacing.
     """
     known = _settings_of(scheduler_class(entry.class_name))
-    if karras and "use_karras_sigmas" not in known:
+    if karras and (entry.on_other_path or "use_karras_sigmas" not in known):
+        if entry.on_other_path:
+            raise UserError(f"{entry.title} has no Karras spacing on this model's path", "leave karras out")
         named = next((name for name, one in SCHEDULERS.items() if one is entry), entry.title)
         raise UserError(f"scheduler {named!r} has no Karras spacing", f"use {_names(karras=True)}")
     return {key: karras and key == "use_karras_sigmas" for key in SPACINGS if key in known}
@@ -187,7 +194,7 @@ def _own_fault(config: Mapping[str, Any]) -> str:
 def _entry_of_class(config: Mapping[str, Any]) -> SchedulerEntry | None:
     """The entry with the config's class, and with its algorithm where there are several."""
     class_name = config.get("_class_name", "DDIMScheduler")
-    found = [entry for entry in SCHEDULERS.values() if entry.class_name == class_name]
+    found = [entry for entry in _along(config).values() if entry.class_name == class_name]
     is_sde = str(config.get("algorithm_type", "")).startswith("sde-")
     same = [entry for entry in found if entry.stochastic == is_sde] if len(found) > 1 else found
     return same[0] if same else None
@@ -221,12 +228,25 @@ def training_path(config: Mapping[str, Any], model: str, *, component: str = "sc
             "choose a base without it, training only supports a beta_schedule",
         )
     said = {**_defaults_of(scheduler_class("DDIMScheduler")), **_path_of(config), **_said(config)}
+    said["learn_variance"] = said.get("variance_type") == LEARNED_VARIANCE
     return validate(ScheduleSettings, {key: said[key] for key in ScheduleSettings.model_fields}, where=file)
+
+
+def trained_path(config: Mapping[str, Any], model: str) -> ProbabilityPath:
+    """The path that a model was trained on, by its scheduler config; arguments and errors as of `training_path`."""
+    return path_of_config(config) or DDPMPath(training_path(config, model))
 
 
 def schedulers_for(config: Mapping[str, Any]) -> list[str]:
     """The names of all samplers that support this scheduler config and whose required packages are installed."""
-    return [name for name, entry in SCHEDULERS.items() if entry.available and not _misfit(entry, config)]
+    return [name for name, entry in _along(config).items() if entry.available and not _misfit(entry, config)]
+
+
+def _along(config: Mapping[str, Any]) -> dict[str, SchedulerEntry]:
+    """The samplers that exist on a model's path, with their classes there."""
+    path = path_name(config)
+    found = {name: entry.along(path) for name, entry in SCHEDULERS.items()}
+    return {name: entry for name, entry in found.items() if entry is not None}
 
 
 def _said(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,19 +255,29 @@ def _said(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in unsaid}
 
 
-def _entry(name: str) -> SchedulerEntry:
+def _entry(name: str, config: Mapping[str, Any]) -> SchedulerEntry:
+    """The sampler with a short name, on a model's path."""
     if name not in SCHEDULERS:
         raise unknown_name("scheduler", name, [OWN_SCHEDULER, *SCHEDULERS])
-    entry = SCHEDULERS[name]
+    entry = _along(config).get(name)
+    if entry is None:
+        raise UserError(
+            f"scheduler {name!r} does not support {path_name(config)} models",
+            f"use {', '.join(schedulers_for(config))}",
+        )
     if not entry.available:
         raise UserError(f"scheduler {name!r} needs {entry.requires}", f"pip install {entry.requires}")
     return entry
 
 
 def scheduler_class(class_name: str) -> Any:
-    """A scheduler of diffusers."""
+    """A scheduler of diffusers, or ours of that name."""
     import diffusers
 
+    if class_name == "EDMHeunScheduler":
+        from ldm.diffusion.edm_heun import EDMHeunScheduler
+
+        return EDMHeunScheduler
     return getattr(diffusers, class_name)
 
 
@@ -261,7 +291,7 @@ def _defaults_of(cls: Any) -> dict[str, Any]:
 
 def _check_fit(name: str, entry: SchedulerEntry, config: Mapping[str, Any]) -> None:
     prediction_type = config.get("prediction_type", "epsilon")
-    if prediction_type not in ("epsilon", "v_prediction", "sample"):
+    if path_name(config) == "ddpm" and prediction_type not in ("epsilon", "v_prediction", "sample"):
         raise UserError(
             f"prediction_type {prediction_type!r} in the model's scheduler config is not supported",
             "use a model with epsilon, v_prediction or sample",
@@ -278,6 +308,9 @@ def _check_fit(name: str, entry: SchedulerEntry, config: Mapping[str, Any]) -> N
 
 def _misfit(entry: SchedulerEntry, config: Mapping[str, Any]) -> str:
     """Why a sampler does not support the model's path, or an empty string."""
+    if entry.on_other_path and config.get("prediction_type") == "sample":
+        reads = "prediction_type" in _settings_of(scheduler_class(entry.class_name))
+        return "" if reads else "does not support models with prediction type sample"
     if config.get("prediction_type") == "sample" and not entry.reads_sample:
         return "does not support models with prediction type sample"
     if _zero_snr(config) and "rescale_betas_zero_snr" not in _settings_of(scheduler_class(entry.class_name)):

@@ -94,6 +94,7 @@ def make_unet(
     text_width: int,
     concat_channels: int = 0,
     num_class_labels: int = 0,
+    learn_variance: bool = False,
 ) -> UNet2DConditionModel:
     """A cross-attention UNet for latents [B, latent_channels, h, w] and prompts [B, L, text_width].
 
@@ -101,12 +102,13 @@ def make_unet(
         latent_size: h and w by default.
         concat_channels: further input channels, see `ldm.types.Conditioning.concat`.
         num_class_labels: of `Conditioning.class_labels`, see `add_class_labels`.
+        learn_variance: predict as many further channels, see `ldm.diffusion.learned_variance`.
     """
     heads = tuple(max(1, channels // shape.attention_head_dim) for channels in shape.block_out_channels)
     unet = UNet2DConditionModel(
         sample_size=latent_size,
         in_channels=latent_channels + concat_channels,
-        out_channels=latent_channels,
+        out_channels=2 * latent_channels if learn_variance else latent_channels,
         down_block_types=tuple(_down(attends) for attends in shape.attention),
         up_block_types=tuple(_up(attends) for attends in reversed(shape.attention)),
         block_out_channels=shape.block_out_channels,

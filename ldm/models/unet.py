@@ -20,7 +20,8 @@ SUPPORTED = {
 class UNetDenoiser(nn.Module):
     """`denoiser(latents [B,C,h,w], timesteps [B], conditioning) -> model_pred [B,C,h,w]`.
 
-    The output has the dtype of the latents; the UNet computes in the dtype of its weights.
+    A UNet that has learned a variance returns [B, 2C, h, w]. The output has the dtype of the latents; the UNet computes
+    in the dtype of its weights.
 
     Attributes:
         unet: the diffusers model; this is the module that is trained, saved and loaded.
@@ -28,7 +29,8 @@ class UNetDenoiser(nn.Module):
     """
 
     def __init__(self, unet: Any, *, latent_channels: int | None = None) -> None:
-        """Pass `latent_channels` if it differs from the UNet's output channels, as with a learned variance.
+        """Without `latent_channels`, they are the UNet's output channels, or its input channels if those are fewer, as
+        with a learned variance.
 
         Raises:
             UserError: the UNet needs an unsupported input.
@@ -38,7 +40,8 @@ class UNetDenoiser(nn.Module):
             if (value := unet.config.get(key)) not in known:
                 raise UserError(f"unet/config.json has {key} {value!r}", "such UNets are not supported")
         self.unet = unet
-        self.latent_channels = latent_channels or int(unet.config.out_channels)
+        fewer = min(int(unet.config.in_channels), int(unet.config.out_channels))
+        self.latent_channels = latent_channels or fewer
 
     @property
     def input_channels(self) -> int:

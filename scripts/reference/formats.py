@@ -38,6 +38,7 @@ def samplers() -> str:
             code(name),
             entry.title,
             code(entry.class_name),
+            *(code(entry.on_path[path]) if path in entry.on_path else "" for path in ("flow", "edm")),
             "yes" if entry.stochastic else "",
             "" if entry.reads_sample else "no",
             entry.requires or "",
@@ -45,5 +46,15 @@ def samplers() -> str:
         for name, entry in SCHEDULERS.items()
     ]
     return table(
-        ("name", "title", "diffusers class", "adds noise", "prediction type `sample`", "requires"), rows
+        (
+            "name",
+            "title",
+            "diffusers class",
+            "path flow",
+            "path edm",
+            "adds noise",
+            "prediction type `sample`",
+            "requires",
+        ),
+        rows,
     )

@@ -1,28 +1,25 @@
-"""The objective and the sampling loop work with paths other than DDPM's: a rectified flow, and EDM's.
+"""The paths besides DDPM's, a rectified flow and EDM's: the objective, the samplers, and their equivalence.
 
-These paths are only defined in this file and registered in `PATHS`. The network is exact: for data
-x_0 ~ N(MEAN, SPREAD^2) it predicts the mean of the target given x_t. Then z = (x_t - alpha MEAN) / deviation is
-constant along the probability-flow ODE, so every sampler's error is known.
+The network is exact: for data x_0 ~ N(MEAN, SPREAD^2) it predicts the mean of the target given x_t. Then
+z = (x_t - alpha MEAN) / deviation is constant along the probability-flow ODE, so every sampler's error is known.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
+import diffusers
 import pytest
 import torch
-from diffusers import (
-    EDMDPMSolverMultistepScheduler,
-    EDMEulerScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-)
 from torch import Tensor
 
-from ldm.diffusion import path as paths
-from ldm.diffusion.objective import ObjectiveSettings, diffusion_loss, timestep_at
-from ldm.diffusion.path import DDPMPath, ProbabilityPath, ScheduleSettings, path_of_scheduler
+from ldm.diffusion.edm import EDMPath, EDMSettings
+from ldm.diffusion.edm_heun import EDMHeunScheduler
+from ldm.diffusion.flow import FlowPath, FlowSettings
+from ldm.diffusion.objective import ObjectiveSettings, diffusion_loss, loss_weight, timestep_at
+from ldm.diffusion.path import DDPMPath, ProbabilityPath, ScheduleSettings
+from ldm.diffusion.paths import path_of_config, path_of_scheduler
 from ldm.diffusion.sampling import denoise, plan_sampling
+from ldm.diffusion.schedulers import make_scheduler, resolve_scheduler, schedulers_for
 from ldm.errors import UserError
 from ldm.types import Conditioning, Step
 
@@ -30,99 +27,12 @@ MEAN, SPREAD = 0.4, 0.6
 NO_PROMPT = Conditioning(torch.zeros(1, 1, 1))
 
 
-class FlowPath(ProbabilityPath):
-    """Rectified flow (Liu et al. 2022): x_t = (1 - t) x_0 + t noise; the network's time input is 1000 t."""
-
-    prediction_type = "flow_prediction"
-
-    def timesteps_at(self, position: Tensor) -> Tensor:
-        return 1000 * position
-
-    def tenth(self, timesteps: Tensor) -> Tensor:
-        return (timesteps / 100).long().clamp(max=9)
-
-    def alpha(self, timesteps: Tensor) -> Tensor:
-        return 1 - self.sigma(timesteps)
-
-    def sigma(self, timesteps: Tensor) -> Tensor:
-        return (timesteps / 1000).view(-1, 1, 1, 1)
-
-    def target(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        return noise - x_0
-
-    def to_x_0(self, model_pred: Tensor, noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
-        return noisy_latents - self.sigma(timesteps) * model_pred
-
-    def scheduler_config(self) -> dict[str, Any]:
-        return {"_class_name": "FlowMatchEulerDiscreteScheduler"}
-
-    @classmethod
-    def of_scheduler(cls, scheduler: Any) -> Self | None:
-        return cls() if type(scheduler).__name__.startswith("FlowMatch") else None
-
-    def noise_to_signal(self, timesteps: Sequence[float]) -> list[float]:
-        return [t / max(1000 - t, 1e-9) for t in timesteps]
-
-    def unscale(self, model_input: Tensor, timesteps: Tensor) -> Tensor:
-        return model_input
-
-
-class EDMPath(ProbabilityPath):
-    """Karras et al. 2022, Eq. 7 and 8: x = x_0 + sigma noise; the time input is log(sigma) / 4, the prediction F."""
-
-    prediction_type = "edm"
-
-    def __init__(self, sigma_data: float = 0.5) -> None:
-        self.sigma_data = sigma_data
-
-    def timesteps_at(self, position: Tensor) -> Tensor:
-        return (-1.2 + 1.2 * torch.special.ndtri(position)) / 4  # their log-normal choice
-
-    def tenth(self, timesteps: Tensor) -> Tensor:
-        return (10 * torch.special.ndtr((4 * timesteps + 1.2) / 1.2)).long().clamp(0, 9)
-
-    def alpha(self, timesteps: Tensor) -> Tensor:
-        return torch.ones_like(timesteps).view(-1, 1, 1, 1)
-
-    def sigma(self, timesteps: Tensor) -> Tensor:
-        return (4 * timesteps).exp().view(-1, 1, 1, 1)
-
-    def _scales(self, timesteps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        sigma = self.sigma(timesteps)
-        total = sigma**2 + self.sigma_data**2
-        return self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt(), 1 / total.sqrt()
-
-    def target(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        c_skip, c_out, _ = self._scales(timesteps)
-        return (x_0 - c_skip * self.add_noise(x_0, noise, timesteps)) / c_out
-
-    def to_x_0(self, model_pred: Tensor, noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
-        c_skip, c_out, _ = self._scales(timesteps)
-        return c_skip * noisy_latents + c_out * model_pred
-
-    def scale_model_input(self, noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
-        return noisy_latents * self._scales(timesteps)[2]
-
-    def unscale(self, model_input: Tensor, timesteps: Tensor) -> Tensor:
-        return model_input / self._scales(timesteps)[2]
-
-    def scheduler_config(self) -> dict[str, Any]:
-        return {"_class_name": "EDMEulerScheduler", "sigma_data": self.sigma_data}
-
-    @classmethod
-    def of_scheduler(cls, scheduler: Any) -> Self | None:
-        return cls() if type(scheduler).__name__.startswith("EDM") else None
-
-    def noise_to_signal(self, timesteps: Sequence[float]) -> list[float]:
-        return [math.exp(4 * t) for t in timesteps]
-
-
-PATHS = [FlowPath(), EDMPath()]
-
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paths, "PATHS", [*paths.PATHS, FlowPath, EDMPath])
+EDM = EDMSettings(sigma_data=0.5)
+PATHS: list[ProbabilityPath] = [FlowPath(), FlowPath(FlowSettings(prediction_type="sample")), EDMPath(EDM)]
+DDPM: list[ProbabilityPath] = [
+    DDPMPath(ScheduleSettings(prediction_type=each)) for each in ("epsilon", "v_prediction", "sample")
+]
+NAMES = ["flow", "flow x_0", "edm", "epsilon", "v_prediction", "sample"]
 
 
 class ExactDenoiser:
@@ -136,43 +46,151 @@ class ExactDenoiser:
     ) -> Tensor:
         at = timesteps.double()
         alpha, sigma = self.path.alpha(at), self.path.sigma(at)
-        x_t = self.path.unscale(latents, at)
+        x_t = latents / self.path.scale_model_input(torch.ones_like(alpha), at)
         x_0 = MEAN + alpha * SPREAD**2 / (alpha**2 * SPREAD**2 + sigma**2) * (x_t - alpha * MEAN)
         output: Tensor = self.path.target(x_0, (x_t - alpha * x_0) / sigma, at)
         return self.factor * output
+
+
+def sampled(
+    scheduler: Any, num_inference_steps: int, noise: Tensor, path: ProbabilityPath | None = None
+) -> Tensor:
+    """What a sampler makes of noise, with the exact denoiser of its path."""
+    plan, path = plan_sampling(scheduler, num_inference_steps), path or path_of_scheduler(scheduler)
+    generators = [torch.Generator().manual_seed(row) for row in range(len(noise))]
+    (*_, (_, latents)) = denoise(ExactDenoiser(path), plan, noise, NO_PROMPT, generators=generators)
+    return latents
 
 
 def error(scheduler: Any, num_inference_steps: int) -> float:
     """Distance of the sampled latents from the exact solution of the ODE."""
     plan = plan_sampling(scheduler, num_inference_steps)
     noise = torch.randn(1, 4, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    path: Any = path_of_scheduler(scheduler)
+    path = path_of_scheduler(scheduler)
     first = torch.tensor([plan.steps[0].timestep], dtype=torch.float64)
     x_t = noise * getattr(plan.prototype, "init_noise_sigma", 1.0)
     alpha, sigma = path.alpha(first), path.sigma(first)
     z = (x_t - alpha * MEAN) / (alpha**2 * SPREAD**2 + sigma**2).sqrt()
-    (*_, (_, latents)) = denoise(ExactDenoiser(path), plan, noise, NO_PROMPT)
-    return float((latents - (MEAN + SPREAD * z)).abs().max())
-
-
-EDM_SIGMAS = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}
+    return float((sampled(scheduler, num_inference_steps, noise) - (MEAN + SPREAD * z)).abs().max())
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "order"),
+    ("name", "path", "order"),
     [
-        (FlowMatchEulerDiscreteScheduler(), 1),
-        (FlowMatchEulerDiscreteScheduler(shift=3.0), 1),
-        (FlowMatchHeunDiscreteScheduler(), 2),
-        (EDMEulerScheduler(**EDM_SIGMAS), 1),
-        (EDMDPMSolverMultistepScheduler(**EDM_SIGMAS, final_sigmas_type="zero"), 2),
+        ("euler", FlowPath(), 1),
+        ("euler", FlowPath(FlowSettings(shift=3.0)), 1),
+        ("heun", FlowPath(), 2),
+        ("euler", EDMPath(EDM), 1),
+        ("heun", EDMPath(EDM), 2),
+        ("dpmpp_2m", EDMPath(EDM), 2),
     ],
-    ids=["flow euler", "flow euler, shifted", "flow heun", "edm euler", "edm dpm++ 2m"],
+    ids=["flow euler", "flow euler, shifted", "flow heun", "edm euler", "edm heun", "edm dpm++ 2m"],
 )
-def test_a_sampler_converges_with_its_order(scheduler: Any, order: int) -> None:
+def test_a_sampler_converges_with_its_order(name: str, path: ProbabilityPath, order: int) -> None:
+    scheduler = make_scheduler(name, path.scheduler_config())
     coarse, fine = error(scheduler, 40), error(scheduler, 80)
     assert fine < 0.1
     assert math.log2(coarse / fine) == pytest.approx(order, abs=0.35)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES[:3])
+def test_every_sampler_of_a_path_samples_the_data(path: ProbabilityPath) -> None:
+    """Samplers without noise reach the ODE's solution; with noise, the distribution of the data."""
+    config = path.scheduler_config()
+    names = schedulers_for(config)
+    assert "dpmpp_2m" in names and len(names) >= 3
+    for name in names:
+        scheduler = make_scheduler(name, config)
+        assert type(path_of_scheduler(scheduler)) is type(path)
+        if name in ("dpmpp_2m_sde", "sa_solver"):
+            noise = torch.randn(1, 4, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+            latents = sampled(scheduler, 60, noise)
+            assert float(latents.mean()) == pytest.approx(MEAN, abs=0.03), name
+            assert float(latents.std()) == pytest.approx(SPREAD, rel=0.05), name
+        else:
+            assert error(scheduler, 60) < (0.1 if name == "euler" else 0.06), name
+
+
+def test_churn_keeps_the_distribution_and_reaches_the_level_at_which_the_denoiser_is_called() -> None:
+    """With much churn, sampling has the data's mean and deviation; without, images depend on the noise alone."""
+    noise = torch.randn(1, 4, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    churned = EDMHeunScheduler(sigma_data=0.5, s_churn=30, s_tmin=0.05, s_tmax=50.0)
+    latents, plain = sampled(churned, 60, noise), sampled(EDMHeunScheduler(sigma_data=0.5), 60, noise)
+    assert float(latents.mean()) == pytest.approx(MEAN, abs=0.03)
+    assert float(latents.std()) == pytest.approx(SPREAD, rel=0.03)
+    assert float(torch.corrcoef(torch.stack([latents.flatten(), plain.flatten()]))[0, 1]) < 0.3
+
+
+def test_a_flow_and_edm_sample_the_same_images() -> None:
+    """x_t / alpha_t of a flow is EDM's x at sigma = t / (1 - t): the same model under a change of variables."""
+    noise = torch.randn(1, 4, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    flow = make_scheduler("heun", FlowPath().scheduler_config())
+    edm = make_scheduler("heun", EDMPath(EDM).scheduler_config())
+    torch.testing.assert_close(sampled(flow, 300, noise), sampled(edm, 100, noise), rtol=0, atol=0.01)
+
+
+def test_ddpm_samples_nearly_the_same_images_as_edm() -> None:
+    """It starts at sigma / alpha = 14 rather than 80, where the data's mean still has a weight of 1/14."""
+    noise = torch.randn(1, 4, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    edm = sampled(make_scheduler("dpmpp_2m", EDMPath(EDM).scheduler_config()), 60, noise)
+    for path in DDPM:
+        ddpm = make_scheduler("dpmpp_2m", path.scheduler_config())
+        torch.testing.assert_close(sampled(ddpm, 60, noise, path), edm, rtol=0, atol=0.06)
+
+
+def test_velocity_and_x_0_predictions_sample_the_same_images() -> None:
+    """Up to the timesteps, which diffusers truncates to integers in these samplers."""
+    noise = torch.randn(1, 4, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    velocity, x_0 = (make_scheduler("dpmpp_2m", path.scheduler_config()) for path in PATHS[:2])
+    assert velocity.config.prediction_type == "flow_prediction" and x_0.config.prediction_type == "sample"
+    torch.testing.assert_close(sampled(velocity, 20, noise), sampled(x_0, 20, noise), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("path", "config"),
+    [
+        (FlowPath(FlowSettings(shift=3.0)), {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}),
+        (FlowPath(FlowSettings(prediction_type="sample", shift=2.0)), None),
+        (EDMPath(EDMSettings(sigma_data=0.9, sigma_max=50.0)), None),
+    ],
+    ids=["foreign flow", "flow", "edm"],
+)
+def test_a_saved_scheduler_config_gives_back_its_path(path: ProbabilityPath, config: Any) -> None:
+    found = path_of_config(config or path.scheduler_config())
+    assert found is not None and found.settings == path.settings
+    stock = getattr(diffusers, path.scheduler_config()["_class_name"]).from_config(path.scheduler_config())
+    again = path_of_scheduler(stock)
+    assert type(again) is type(path) and again.settings == path.settings
+    assert resolve_scheduler("model", path.scheduler_config(), None) == ("dpmpp_2m", False)
+
+
+def test_noising_equals_that_of_diffusers() -> None:
+    x_0, noise = torch.randn(2, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    flow = make_scheduler("euler", FlowPath().scheduler_config())
+    flow.set_timesteps(10)
+    at = flow.timesteps[3:4]
+    torch.testing.assert_close(FlowPath().add_noise(x_0, noise, at), flow.scale_noise(x_0, at, noise))
+    edm = make_scheduler("euler", EDMPath(EDM).scheduler_config())
+    edm.set_timesteps(10)
+    at = edm.timesteps[3:4]
+    ours = EDMPath(EDM).add_noise(x_0, noise, at)
+    torch.testing.assert_close(ours, edm.add_noise(x_0, noise, at))
+    torch.testing.assert_close(EDMPath(EDM).scale_model_input(ours, at), edm.scale_model_input(ours, at[0]))
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler_a", "lms"])
+def test_a_sampler_that_cannot_follow_a_path_is_refused(name: str) -> None:
+    with pytest.raises(
+        UserError, match=f"scheduler '{name}' does not support flow models: use euler, heun, dpmpp_2m"
+    ):
+        make_scheduler(name, FlowPath().scheduler_config())
+    with pytest.raises(UserError, match="no Karras spacing on this model's path"):
+        make_scheduler("dpmpp_2m", EDMPath(EDM).scheduler_config(), karras=True)
+
+
+def test_a_velocity_sampler_refuses_a_model_that_predicts_x_0() -> None:
+    with pytest.raises(UserError, match="'euler' does not support models with prediction type sample"):
+        make_scheduler("euler", PATHS[1].scheduler_config())
 
 
 def least_loss(path: Any, timesteps: Tensor) -> Tensor:
@@ -184,7 +202,9 @@ def least_loss(path: Any, timesteps: Tensor) -> Tensor:
 
 
 # EDM's target depends on the input only if its assumed standard deviation differs from the data's
-@pytest.mark.parametrize("path", [FlowPath(), EDMPath(sigma_data=2.0)], ids=["flow", "edm"])
+@pytest.mark.parametrize(
+    "path", [*PATHS[:2], EDMPath(EDMSettings(sigma_data=2.0))], ids=["flow", "flow x_0", "edm"]
+)
 def test_the_objective_is_lowest_at_the_exact_denoiser(path: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     shape = (512, 1, 4, 4)
@@ -203,12 +223,38 @@ def test_the_objective_is_lowest_at_the_exact_denoiser(path: Any) -> None:
     assert tenths.min() == 0 and tenths.max() == 9
 
 
-DDPM: list[ProbabilityPath] = [
-    DDPMPath(ScheduleSettings(prediction_type=each)) for each in ("epsilon", "v_prediction", "sample")
-]
+@pytest.mark.parametrize("path", [*PATHS, *DDPM], ids=NAMES)
+def test_a_path_is_as_in_the_table(path: ProbabilityPath) -> None:
+    """The table in ldm/diffusion/paths.py, row by row."""
+    generator = torch.Generator().manual_seed(0)
+    x_0, noise, a = torch.randn(3, 5, 1, 4, 4, generator=generator, dtype=torch.float64)
+    timesteps = path.timesteps_at(torch.linspace(0.05, 0.95, 5, dtype=torch.float64))
+    alpha, sigma = path.alpha(timesteps).double(), path.sigma(timesteps).double()
+    unit = {"ddpm": alpha**2 + sigma**2, "flow": alpha + sigma, "edm": alpha}[path.name]
+    torch.testing.assert_close(unit, torch.ones_like(alpha), rtol=1e-6, atol=0)
+    x_t, s = alpha * x_0 + sigma * noise, 0.5
+    c = 1 / (sigma**2 + s**2).sqrt()
+    target, clean, square = {
+        "epsilon": (noise, (x_t - sigma * a) / alpha, (sigma / alpha) ** 2),
+        "v_prediction": (alpha * noise - sigma * x_0, alpha * x_t - sigma * a, sigma**2),
+        "sample": (x_0, a, torch.ones_like(alpha)),
+        "flow_prediction": (noise - x_0, x_t - sigma * a, sigma**2),
+        "edm": (
+            c * (sigma * x_0 / s - s * noise),
+            c**2 * s**2 * x_t + c * sigma * s * a,
+            (c * sigma * s) ** 2,
+        ),
+    }[path.prediction_type]
+    torch.testing.assert_close(path.target(x_0, noise, timesteps), target, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(path.to_x_0(a, x_t, timesteps), clean, rtol=1e-5, atol=1e-5)
+    slope = path.to_x_0(a + 1, x_t, timesteps) - path.to_x_0(a, x_t, timesteps)
+    torch.testing.assert_close(slope**2, square.expand_as(slope), rtol=1e-4, atol=1e-6)
+    if path.prediction_type != "edm":
+        weight = loss_weight(path.snr(timesteps), path.prediction_type, ObjectiveSettings(weighting="x_0"))
+        torch.testing.assert_close(weight.double(), square.view(-1), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("path", [*PATHS, *DDPM], ids=["flow", "edm", "epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("path", [*PATHS, *DDPM], ids=NAMES)
 def test_a_target_converts_back_to_its_clean_latents(path: ProbabilityPath) -> None:
     x_0, noise = torch.randn(2, 5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     timesteps = path.timesteps_at(torch.linspace(0.05, 0.95, 5))
@@ -231,7 +277,49 @@ def test_ddpm_has_float_levels_between_its_rows(prediction_type: Any) -> None:
 def test_a_weighting_unsupported_for_a_path_is_rejected() -> None:
     latents = torch.zeros(1, 1, 4, 4)
     settings = ObjectiveSettings(weighting="min_snr")
-    with pytest.raises(UserError, match="'min_snr' with prediction type 'flow_prediction': use none"):
+    with pytest.raises(UserError, match="'min_snr' with prediction type 'edm': use none"):
         diffusion_loss(
-            ExactDenoiser(PATHS[0]), latents, latents, torch.tensor([500.0]), NO_PROMPT, PATHS[0], settings
+            ExactDenoiser(PATHS[2]), latents, latents, torch.tensor([0.1]), NO_PROMPT, PATHS[2], settings
         )
+
+
+@pytest.mark.parametrize("weighting", ["min_snr", "p2", "debiased", "snr_plus_one", "x_0"])
+def test_a_weighting_means_the_same_for_velocity_and_x_0(weighting: Any) -> None:
+    """An error d of the velocity is one of sigma d of x_0."""
+    settings, timesteps = ObjectiveSettings(weighting=weighting), torch.tensor([20.0, 300.0, 700.0, 970.0])
+    path = FlowPath()
+    snr, sigma = path.snr(timesteps), path.sigma(timesteps).view(-1)
+    of_velocity = loss_weight(snr, "flow_prediction", settings)
+    torch.testing.assert_close(of_velocity, loss_weight(snr, "sample", settings) * sigma**2)
+    ends = loss_weight(path.snr(torch.tensor([0.0, 1000.0])), "flow_prediction", settings)
+    assert bool(ends.isfinite().all())
+
+
+def test_edm_weighs_the_error_of_x_0_as_in_its_paper() -> None:
+    """Table 1 of Karras et al. 2022: lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2."""
+    path = EDMPath(EDM)
+    at = path.timesteps_at(torch.linspace(0.05, 0.95, 7, dtype=torch.float64))
+    sigma = path.sigma(at)
+    torch.testing.assert_close((sigma**2 + 0.25) / (sigma * 0.5) ** 2, path.c_out(at) ** -2)
+
+
+def test_edm_positions_are_log_normal_and_finite() -> None:
+    position = torch.linspace(0, 1, 10_001)
+    log_sigma = 4 * EDMPath(EDM).timesteps_at(position)
+    assert bool(log_sigma.isfinite().all())
+    assert float(log_sigma.mean()) == pytest.approx(-1.2, abs=0.01)
+    assert float(log_sigma.std()) == pytest.approx(1.2, abs=0.02)
+
+
+def test_the_shift_grows_with_the_size_of_the_image() -> None:
+    """Eq. 23 of Esser et al. 2024: four times the pixels double the shift."""
+    settings = ObjectiveSettings(timestep_shift=1.5, shift_by_size=True)
+    doubled = ObjectiveSettings(timestep_shift=3.0)
+    position = torch.linspace(0, 0.99, 20)
+    torch.testing.assert_close(
+        timestep_at(position, FlowPath(), settings, size_ratio=4.0),
+        timestep_at(position, FlowPath(), doubled),
+    )
+    torch.testing.assert_close(
+        timestep_at(position, FlowPath(), settings), 1000 * 1.5 * position / (1 + 0.5 * position)
+    )

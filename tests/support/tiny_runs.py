@@ -52,7 +52,7 @@ def write_squares(folder: Path) -> Path:
     return folder
 
 
-def write_config(path: Path, program: dict[str, Any], data: Path, run_dir: Path, **changes: Any) -> Path:
+def write_config(path: Path, program: dict[str, Any], data: Path, run_dir: Path, /, **changes: Any) -> Path:
     """Write a configuration file for one of the programs above."""
     tree = {
         **COMMON,

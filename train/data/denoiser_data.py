@@ -23,7 +23,7 @@ from ..run.denoiser_model import size_multiple
 from ..run.preview import PreviewInputs
 from ..run.run import Run
 from ..settings.denoiser import DenoiserSettings
-from .latents import ImageReaders, cached_prompts, image_readers, latent_samples
+from .latents import ImageReaders, cached_prompts, image_readers, latent_samples, measured_deviation
 from .read import TrainingData, read_data, write_data_report
 from .streams import begin_stream, check_streaming, streamed_samples
 
@@ -63,6 +63,8 @@ def read_samples(run: Run, settings: DenoiserSettings, loss: DenoiserLoss) -> De
     samples = [*data.train, *data.held_out]
     readers = image_readers(run, samples, parts.autoencoder, settings)
     loss.prompts = cached_prompts(run, samples, parts.text_encoder, settings)
+    if settings.base is None and settings.path == "edm" and settings.edm.sigma_data is None:
+        loss.use_deviation(measured_deviation(readers, len(data.train), parts.autoencoder))
     return DenoiserData(
         latent_samples(settings, parts.autoencoder, data.train, readers, loss.task.inputs),
         preview_inputs(settings, data.train, loss.task),

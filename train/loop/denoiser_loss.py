@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ldm.data.batches import DRAWN
+from ldm.diffusion.edm import EDMPath
+from ldm.diffusion.loss_aware import LossHistory
 from ldm.diffusion.objective import diffusion_loss, split_by_tenth, timestep_at
-from ldm.diffusion.path import ProbabilityPath
+from ldm.diffusion.path import DDPMPath, ProbabilityPath
 from ldm.models.dropout import set_dropout_keys
 from ldm.models.loading.model import ModelParts
 from ldm.tasks import TrainingInputs, find_task, input_latents
@@ -43,10 +46,54 @@ class DenoiserLoss(nn.Module):
         self.denoiser = parts.denoiser
         if settings.trains_text_encoder:
             self.text_encoder = parts.text_encoder
-        self.settings, self.path, self.groups = settings, path, list(groups)
+        self.settings, self.groups = settings, list(groups)
+        self.path: ProbabilityPath = path
+        self.loss_history: LossHistory | None = None
+        if settings.objective.timestep_distribution == "loss_aware":
+            assert isinstance(path, DDPMPath)
+            self.loss_history = LossHistory(path.settings.num_train_timesteps)
+        self._observed: list[Tensor] = []
         self.task = find_task(settings.task).configured(settings.task_settings).for_model(parts)
         self.parts = parts  # not a module, so its networks are not moved, saved or trained with this one
         self.prompts: EmbedPrompts | None = None
+
+    def use_deviation(self, sigma_data: float) -> None:
+        """Train on EDM's path for latents of this standard deviation, and save the model with it."""
+        assert isinstance(self.path, EDMPath)
+        self.path = self.path.measured(sigma_data)
+        self.parts.scheduler_config = self.path.scheduler_config()
+
+    def numbers(self) -> dict[str, Any]:
+        """What the loss depends on besides the weights: the latents' deviation (EDM), the losses of timesteps."""
+        found: dict[str, Any] = {}
+        measured = self.settings.base is None and self.settings.edm.sigma_data is None
+        if measured and isinstance(self.path, EDMPath):
+            found["sigma_data"] = self.path.sigma_data
+        if self.loss_history is not None:
+            found["loss_history"] = self.loss_history.numbers()
+        return found
+
+    def load_numbers(self, numbers: dict[str, Any]) -> None:
+        """Continue with what an earlier part of the run has measured."""
+        if "sigma_data" in numbers and isinstance(self.path, EDMPath):
+            self.use_deviation(float(numbers["sigma_data"]))
+        if "loss_history" in numbers and self.loss_history is not None:
+            self.loss_history.load(numbers["loss_history"])
+
+    def start_step(self) -> None:
+        """Forget the losses of a step that is done, or repeated."""
+        self._observed.clear()
+
+    def observed(self) -> Tensor | None:
+        """Timestep and loss of this process's samples of the step, [b, 2]; None without loss-aware sampling."""
+        if self.loss_history is None:
+            return None
+        return torch.cat(self._observed) if self._observed else torch.zeros(0, 2, dtype=torch.float64)
+
+    def learn(self, observed: Tensor) -> None:
+        """Take in timestep and loss of the samples of all processes, [b, 2]."""
+        assert self.loss_history is not None
+        self.loss_history.update(observed[:, 0].long(), observed[:, 1])
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The groups for the optimizer."""
@@ -56,7 +103,7 @@ class DenoiserLoss(nn.Module):
         """Per-sample `loss` [b], and for each tenth of the timesteps `loss_tK` and `count_tK` [b]."""
         set_dropout_keys(self, batch["noise"])
         latents = self.latents(batch)
-        timesteps = timestep_at(batch["position"], self.path, self.settings.objective)
+        timesteps = self.timesteps(batch, latents)
         loss = diffusion_loss(
             self.denoiser,
             latents,
@@ -69,10 +116,28 @@ class DenoiserLoss(nn.Module):
             offset=batch.get("offset"),
             perturbation=batch.get("perturbation"),
         )
+        weight = batch["loss_weight"]
+        if self.loss_history is not None and self.training:
+            self._observed.append(
+                torch.stack([timesteps.double(), loss.detach().double()], dim=1)[batch["weight"] > 0]
+            )
+            weight = weight * self.loss_history.weights(timesteps)
         return {
-            "loss": loss * batch["loss_weight"],
+            "loss": loss * weight,
             **by_tenth(loss, self.path.tenth(timesteps)),
         }
+
+    def timesteps(self, batch: Batch, latents: Tensor) -> Tensor:
+        """The batch's timesteps [b]. Validation does not sample them by their losses."""
+        if self.loss_history is not None and self.training:
+            return self.loss_history.timesteps_at(batch["position"])
+        return timestep_at(batch["position"], self.path, self.settings.objective, self.size_ratio(latents))
+
+    def size_ratio(self, latents: Tensor) -> float:
+        """The pixels of the batch's images divided by those of `data.height` x `data.width`."""
+        data, side = self.settings.data, self.parts.autoencoder.pixels_per_latent
+        height, width = latents.shape[2:]
+        return height * width * side**2 / (data.height * data.width)
 
     def latents(self, batch: Batch) -> Tensor:
         """The batch's latents [b, C, h, w], sampled from its moments or from those of its pixel values."""

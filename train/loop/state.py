@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,31 @@ class MetricWindow:
         return cls({name: torch.tensor(v, dtype=torch.float64, device=device) for name, v in numbers.items()})
 
 
+@runtime_checkable
+class HasNumbers(Protocol):
+    """A module whose loss depends on more than its weights: on what was measured on the data or during training."""
+
+    def numbers(self) -> dict[str, Any]:
+        """What a checkpoint has to keep, as JSON; empty if there is nothing."""
+
+    def load_numbers(self, numbers: dict[str, Any]) -> None:
+        """Restore what `numbers` returned."""
+
+
+@runtime_checkable
+class LearnsFromLosses(Protocol):
+    """A module that draws its samples by the losses of earlier steps."""
+
+    def start_step(self) -> None:
+        """Forget the losses of a step that is repeated with a smaller micro-batch."""
+
+    def observed(self) -> Tensor | None:
+        """What this process's samples of the step have shown, [b, 2], the first column not negative; None: not used."""
+
+    def learn(self, observed: Tensor) -> None:
+        """Take in what the samples of all processes have shown, in any order."""
+
+
 @dataclass
 class TrainState:
     """Everything a run needs to continue. There is no random state: every draw is a function of the step.
@@ -86,6 +111,12 @@ class TrainState:
     model: bytes = b""
     elapsed_sec: float = 0.0
     history: dict[str, Any] = field(default_factory=dict)
+
+    def clear_step(self) -> None:
+        """Discard what a step has accumulated so far, to repeat it."""
+        self.optimizer.zero_grad()
+        if isinstance(self.module, LearnsFromLosses):
+            self.module.start_step()
 
     @contextmanager
     def whole(self) -> Iterator[None]:

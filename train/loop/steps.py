@@ -18,7 +18,7 @@ from ..settings.shared import TrainSettings
 from .optim import apply_gradients, learning_rate_at, set_learning_rate
 from .processes import all_reduce_max, processes_of
 from .sharding import is_sharded
-from .state import TrainState
+from .state import LearnsFromLosses, TrainState
 
 Batch = dict[str, Any]
 
@@ -81,13 +81,14 @@ def train_steps(
         # what the networks draw themselves (dropout) is a function of the step as well
         torch.manual_seed(noise.key_to_seed(settings.seed, state.step, processes.rank, "network"))
         size, gradients = gradients_in_memory(
-            model, batch, accelerator, size, clear=state.optimizer.zero_grad, may_split=may_split
+            model, batch, accelerator, size, clear=state.clear_step, may_split=may_split
         )
         loss = gradients.metrics["loss"]
         grad_norm, skipped, bad = apply_gradients(state, parameters, loss, settings.optim.max_grad_norm)
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.average.update(state.step, skipped)
+        learn_from_losses(state.module, accelerator, skipped)
         yield StepRecord(
             state.step,
             learning_rate,
@@ -99,6 +100,18 @@ def train_steps(
             gradients.sample_losses,
             size,
         )
+
+
+def learn_from_losses(module: nn.Module, accelerator: Accelerator, skipped: Tensor) -> None:
+    """Show a module that draws its samples by their losses what all processes have seen in a step."""
+    own = module.observed() if isinstance(module, LearnsFromLosses) else None
+    if own is None:
+        return
+    assert isinstance(module, LearnsFromLosses)
+    found = accelerator.gather(accelerator.pad_across_processes(own, dim=0, pad_index=-1)).cpu()
+    if not skipped:
+        module.learn(found[found[:, 0] >= 0])
+    module.start_step()
 
 
 @dataclass(frozen=True)

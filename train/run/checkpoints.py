@@ -26,7 +26,7 @@ from ldm.io.ownership import remove_written
 from ldm.io.safetensors_header import read_header
 
 from ..loop.sharding import assign, gathered, shard_like
-from ..loop.state import MetricWindow, TrainState, trained_weights
+from ..loop.state import HasNumbers, MetricWindow, TrainState, trained_weights
 
 NAME = re.compile(r"step-(\d+)")
 DATA_FILE = "data.json"
@@ -186,6 +186,8 @@ def _numbers(state: TrainState) -> dict[str, Any]:
     numbers["elapsed_sec"] = round(state.elapsed_sec, 1)
     if state.history:
         numbers["history"] = state.history
+    if isinstance(state.module, HasNumbers) and (own := state.module.numbers()):
+        numbers["module"] = own
     if state.stream:
         numbers["stream"] = state.stream
     return numbers if state.scaler is None else {**numbers, "scaler": state.scaler.state_dict()}
@@ -217,6 +219,7 @@ class CheckpointNumbers(BaseModel):
 
     Attributes:
         without_moments: the trained weights that the optimizer had not moved yet; None in older versions.
+        module: what the module's `numbers` returned.
     """
 
     step: NonNegativeInt
@@ -227,6 +230,7 @@ class CheckpointNumbers(BaseModel):
     without_moments: list[str] | None = None
     elapsed_sec: float = 0.0
     history: dict[str, Any] = {}
+    module: dict[str, Any] = {}
 
 
 def read_numbers(checkpoint: Path) -> CheckpointNumbers:
@@ -309,6 +313,14 @@ def _shown(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
     return str(list(shapes[name])) if name in shapes else "missing"
 
 
+def load_module_numbers(module: nn.Module, checkpoint: Path) -> CheckpointNumbers:
+    """Restore what a module keeps besides its weights; returns the checkpoint's numbers."""
+    numbers = read_numbers(checkpoint)
+    if numbers.module and isinstance(module, HasNumbers):
+        module.load_numbers(numbers.module)
+    return numbers
+
+
 def load_checkpoint(state: TrainState, checkpoint: Path) -> None:
     """Restore `state` from a checkpoint.
 
@@ -320,7 +332,7 @@ def load_checkpoint(state: TrainState, checkpoint: Path) -> None:
         raise UserError(fault, "choose another checkpoint")
     state.average.load(read_tensors(checkpoint / "average.safetensors"))
     _load_optimizer(state, read_tensors(checkpoint / "optimizer.safetensors"))
-    numbers = read_numbers(checkpoint)
+    numbers = load_module_numbers(state.module, checkpoint)
     state.step, state.num_bad_steps = numbers.step, numbers.num_bad_steps
     device = next(state.module.parameters()).device
     state.window = MetricWindow.from_numbers(numbers.window, device)

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import torch
 
-from ldm.diffusion.path import DDPMPath
-from ldm.diffusion.schedulers import training_path
+from ldm.diffusion.edm import EDMPath
+from ldm.diffusion.flow import FlowPath
+from ldm.diffusion.path import DDPMPath, ProbabilityPath
+from ldm.diffusion.schedulers import trained_path
 from ldm.errors import UserError
 from ldm.models.adapters.folder import Base, find_base
 from ldm.models.clip import ClipTextEncoder
@@ -153,6 +155,7 @@ def make_fresh(settings: DenoiserSettings) -> ModelParts:
         num_class_labels=task.num_class_labels,
         latent_size=data.height // autoencoder.pixels_per_latent,
         text_width=text_encoder.text_width,
+        learn_variance=fresh_path(settings).reverse_steps is not None,
     )
     defaults = Defaults(
         height=data.height,
@@ -160,7 +163,7 @@ def make_fresh(settings: DenoiserSettings) -> ModelParts:
         max_prompt_chunks=settings.prompt_chunks,
         **settings.defaults.model_dump(),
     )
-    scheduler_config = DDPMPath(settings.schedule).scheduler_config()
+    scheduler_config = fresh_path(settings).scheduler_config()
     denoiser = UNetDenoiser(unet)
     return ModelParts(
         denoiser,
@@ -193,15 +196,26 @@ def _part(folder: Path, program: str) -> Path:
     return folder
 
 
-def path_of(settings: DenoiserSettings, parts: ModelParts) -> DDPMPath:
+def path_of(settings: DenoiserSettings, parts: ModelParts) -> ProbabilityPath:
     """The path to train on: that of the settings, or the one that `base` was trained on.
 
     Raises:
         UserError: the noise schedule of `base` is not supported.
     """
     if settings.base is None:
-        return DDPMPath(settings.schedule)
-    return DDPMPath(training_path(parts.scheduler_config, settings.base))
+        return fresh_path(settings)
+    return trained_path(parts.scheduler_config, settings.base)
+
+
+def fresh_path(settings: DenoiserSettings) -> ProbabilityPath:
+    """The path that the settings describe, for training from scratch."""
+    match settings.path:
+        case "ddpm":
+            return DDPMPath(settings.schedule)
+        case "flow":
+            return FlowPath(settings.flow)
+        case "edm":
+            return EDMPath(settings.edm)
 
 
 def size_multiple(parts: ModelParts) -> int:

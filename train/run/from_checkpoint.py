@@ -17,7 +17,7 @@ from ldm.io.messages import say_error
 
 from ..loop.averages import AverageSettings
 from ..settings.denoiser import DenoiserSettings
-from .checkpoints import assign_weights, step_of
+from .checkpoints import assign_weights, load_module_numbers, step_of
 from .denoiser_model import base_of_adapter, make_loss, make_parts
 from .held_model import check_model_of, held_model
 from .trainable import save_trained
@@ -47,6 +47,7 @@ def write_model(checkpoint: Path, dest: Path, weights: str = "average") -> None:
     loss = make_loss(settings, parts)
     check_model_of(checkpoint, held_model(settings, loss.parts))
     assign_weights(loss, chosen, checkpoint)
+    load_module_numbers(loss, checkpoint)
     made = {"step": step_of(checkpoint), "weights": weights}
     save_trained(loss.parts, dest, settings, base, provenance=made)
 

@@ -33,6 +33,7 @@ from .checkpoints import (
     checkpoint_fault,
     checkpoints,
     load_checkpoint,
+    load_module_numbers,
     load_weights,
     newest_whole,
     save_checkpoint,
@@ -232,6 +233,7 @@ class Run:
         source = None if checkpoints(folder) else fork_source(self.settings)
         if source:
             load_weights(module, source)
+            load_module_numbers(module, source)
             self.changes = [f"starting from the weights of {source}"]
         averages = WeightAverages(module, optim.ema_decay, optim.average)
         optimizer = make_optimizer(module, optim)

@@ -9,6 +9,8 @@ from ldm.config import Settings, checked_by
 from ldm.data.cache.cache_folder import CacheSettings
 from ldm.data.captions import CaptionSettings
 from ldm.data.degradations import DegradationSettings
+from ldm.diffusion.edm import EDMSettings
+from ldm.diffusion.flow import FlowSettings
 from ldm.diffusion.interval import EVERYWHERE, check_interval
 from ldm.diffusion.objective import ObjectiveSettings
 from ldm.diffusion.path import ScheduleSettings
@@ -54,11 +56,13 @@ class SamplingDefaults(Settings):
     scheduler: str = "dpmpp_2m"
 
 
-BASE_HAS_ITS_OWN = ("model", "schedule", "defaults")
+BASE_HAS_ITS_OWN = ("model", "path", "schedule", "flow", "edm", "defaults")
 """Settings that only apply to training from scratch."""
 
 TASKS_WITH_SETTINGS = ("upscale", "restore")
 """Tasks that have a section of their name."""
+SETTINGS_OF_PATH = {"flow": "flow", "edm": "edm"}
+"""Groups of settings that only apply to one path. `schedule` may stay when `path=flow` changes a configuration."""
 
 
 class DenoiserSettings(TrainSettings, TrainableSettings):
@@ -74,7 +78,14 @@ class DenoiserSettings(TrainSettings, TrainableSettings):
     )
     parts: PartsSettings | None = None
     model: DenoiserShape = DenoiserShape()
+    path: Literal["ddpm", "flow", "edm"] = Field(
+        "ddpm",
+        description="how images turn into noise. ddpm: with the settings in `schedule`; flow: rectified flow (Liu et "
+        "al. 2022), with those in `flow`; edm: Karras et al. 2022, with those in `edm`",
+    )
     schedule: ScheduleSettings = ScheduleSettings()
+    flow: FlowSettings = FlowSettings()
+    edm: EDMSettings = EDMSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
     captions: CaptionSettings = CaptionSettings()
     prompt_chunks: int = Field(
@@ -104,9 +115,42 @@ class DenoiserSettings(TrainSettings, TrainableSettings):
         for name in BASE_HAS_ITS_OWN if self.base is not None else ():
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} is given, but base determines it: leave it out")
+        if self.objective.timestep_distribution == "loss_aware":
+            self._check_loss_aware()
+        if self.base is None:
+            self._check_path()
 
     @property
     def task_settings(self) -> Settings | None:
         """The section of the task; None for a task without one."""
         section: Settings | None = getattr(self, self.task) if self.task in TASKS_WITH_SETTINGS else None
         return section
+
+    def _check_loss_aware(self) -> None:
+        if self.path != "ddpm":
+            raise ValueError(f"objective.timestep_distribution loss_aware needs path ddpm, not {self.path}")
+        if self.objective.timestep_shift != 1 or self.objective.shift_by_size:
+            raise ValueError(
+                "objective.timestep_shift has no effect with timestep_distribution loss_aware: leave it out"
+            )
+
+    def _check_path(self) -> None:
+        for name, path in SETTINGS_OF_PATH.items():
+            if self.path != path and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} is given, but path is {self.path}: set path={path} or leave {name} out"
+                )
+        if self.schedule.learn_variance and self.task != "text-to-image":
+            raise ValueError(
+                "schedule.learn_variance needs task text-to-image: a saved UNet does not say which channels it has"
+            )
+        if self.path != "edm":
+            return
+        if self.edm.sigma_data is None and (self.data.streaming or not self.cache.enabled):
+            raise ValueError("edm.sigma_data is measured on the cache, which this run has not: give a number")
+        if self.objective.timestep_distribution != "uniform" or self.objective.timestep_shift != 1:
+            raise ValueError(
+                "path edm draws log(sigma) by edm.log_mean and edm.log_std: leave the timesteps' settings out"
+            )
+        if self.objective.weighting != "none":
+            raise ValueError("path edm has a weighting of its own: leave objective.weighting out")

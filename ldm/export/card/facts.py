@@ -9,6 +9,8 @@ from pathlib import Path
 from torch import nn
 
 from ldm.diffusion.interval import EVERYWHERE
+from ldm.diffusion.path import LEARNED_VARIANCE
+from ldm.diffusion.paths import path_of_config, prediction_type_of
 from ldm.diffusion.scheduler_names import OWN_SCHEDULER, SCHEDULERS
 from ldm.export.card.run_record import RunRecord
 from ldm.export.export_source import ExportSource
@@ -55,7 +57,7 @@ def model_facts(exported: ExportedModel) -> ModelFacts:
     defaults, config = parts.defaults, parts.scheduler_config
     interval = (float(defaults.guidance_interval[0]), float(defaults.guidance_interval[1]))
     return ModelFacts(
-        prediction_type=str(config.get("prediction_type", "epsilon")),
+        prediction_type=prediction_type_of(config),
         has_zero_terminal_snr=bool(config.get("rescale_betas_zero_snr")),
         denoiser=_num_weights(parts.denoiser),
         autoencoder=_num_weights(parts.autoencoder),
@@ -97,6 +99,9 @@ def scheduler_change(parts: ModelParts) -> SchedulerChange | None:
     entry = SCHEDULERS.get(parts.defaults.scheduler)  # None for the model's own
     if entry is None or not entry.available:
         return None
+    learned = parts.scheduler_config.get("variance_type") == LEARNED_VARIANCE
+    if learned or path_of_config(parts.scheduler_config) is not None:
+        return None  # the saved scheduler is the one that a stock pipeline can run
     parameters = signature(getattr(diffusers, entry.class_name)).parameters
     config = {name: parameter.default for name, parameter in parameters.items()} | parts.scheduler_config
     changes = {key: value for key, value in entry.overrides.items() if config.get(key) != value}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.diffusion.paths import path_of_config, prediction_type_of
 from ldm.errors import UserError
 from ldm.export.export_options import ExportOptions
 from ldm.export.export_source import ExportSource
@@ -117,7 +118,7 @@ def modelspec_metadata(
         fields: further arguments of `modelspec_fields`.
     """
     height, width = default_size(parts.denoiser, parts.autoencoder)
-    predicts = str(parts.scheduler_config.get("prediction_type", "epsilon"))
+    predicts = prediction_type_of(parts.scheduler_config)
     return modelspec_fields(
         architecture=_architecture(parts, predicts),
         implementation=ORIGINAL_LAYOUT,
@@ -223,6 +224,10 @@ def _check_tokenizers(parts: ModelParts, layout: SingleFile) -> None:
 
 
 def _check_schedule(config: Mapping[str, Any]) -> None:
+    if path := path_of_config(config):
+        raise UserError(
+            f"the model's path is {path.name!r}, but readers of a single file assume DDPM's", HINT
+        )
     for key, (default, assumed) in SCHEDULE.items():
         if config.get(key, default) != assumed:
             raise UserError(

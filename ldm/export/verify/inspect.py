@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ldm.diffusion.paths import prediction_type_of
 from ldm.errors import UserError
 from ldm.export.model_files import REPORT
 from ldm.export.verify.finding import Finding, caught, refused
@@ -89,7 +90,7 @@ def _model(folder: Path) -> Iterator[Finding]:
     yield from _widths(folder, family)
     yield from caught(folder, "ldm.json", lambda: read_defaults(folder, 512, 512))
     index = read_object(folder / "model_index.json")
-    predicts = read_object(folder / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon")
+    predicts = prediction_type_of(read_object(folder / "scheduler" / "scheduler_config.json"))
     yield Finding(
         "note", ".", f"{index.get('_class_name')} in the diffusers layout, prediction type {predicts}"
     )

@@ -73,7 +73,7 @@ TOKENIZER_COMPONENT = Component(
     "transformers", ("CLIPTokenizer", "CLIPTokenizerFast"), "transformers.models.clip.tokenization_clip"
 )
 SCHEDULER_COMPONENT = Component(
-    "diffusers", tuple(sorted({entry.class_name for entry in SCHEDULERS.values()}))
+    "diffusers", tuple(sorted({name for entry in SCHEDULERS.values() for name in entry.class_names}))
 )
 
 _TELLING = f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias"
@@ -89,8 +89,14 @@ def _widths(configs: Configs) -> Iterator[Width]:
     unet, vae, text = configs["unet"], configs["vae"], configs["text_encoder"]
     text_width = unet.get("cross_attention_dim")
     text_width = text_width[0] if isinstance(text_width, list | tuple) and text_width else text_width
-    yield Width("latent channels", unet.get("out_channels"), vae.get("latent_channels"), "vae")
+    yield Width("latent channels", _latent_channels(unet), vae.get("latent_channels"), "vae")
     yield Width("text width", text_width, text.get("hidden_size"), "text_encoder")
+
+
+def _latent_channels(unet: Mapping[str, Any]) -> Any:
+    """A UNet has more inputs if it takes images as well, and more outputs if it has learned a variance."""
+    given, made = unet.get("in_channels"), unet.get("out_channels")
+    return min(given, made) if isinstance(given, int) and isinstance(made, int) else made
 
 
 def _assumed_unet(configs: Configs, *, linear: bool) -> dict[str, Any]:
