@@ -192,6 +192,19 @@ Grid = Annotated[
         "is room.",
     ),
 ]
+GridX = Annotated[
+    str | None,
+    typer.Option(
+        "--grid-x",
+        metavar="SETTING=A,B,...",
+        help="Make every prompt with each of these values of a setting, such as guidance_scale=2,4,8, and write them "
+        "as the columns of grid.png, labelled.",
+    ),
+]
+GridY = Annotated[
+    str | None,
+    typer.Option("--grid-y", metavar="SETTING=A,B,...", help="The same for the rows of grid.png."),
+]
 AsJson = Annotated[
     bool,
     typer.Option("--json", help="Print JSON instead of paths: the path, prompt and seed of each image."),

@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
-from pydantic import AfterValidator, Field, Strict, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from ldm.config import Settings
 from ldm.diffusion.interval import EVERYWHERE, Interval, check_interval
 from ldm.diffusion.scheduler_names import OWN_SCHEDULER, SCHEDULERS
 from ldm.errors import UserError, nearest, unknown_name
+from ldm.models.expansion import Fill, checked_expansion, expansion_text
 
 LARGEST_SEED = 2**63 - 1
 
@@ -73,6 +74,10 @@ class Setting:
     tasks: tuple[str, ...] = ()
     infotext: str | None = None
     infotext_value: Callable[[Any], Any] = lambda value: value
+
+    def is_for(self, task: str) -> bool:
+        """Whether it has an effect on images of a task."""
+        return not self.tasks or task in self.tasks
 
 
 def sampler_title(scheduler: str) -> str:
@@ -134,6 +139,7 @@ class GenerationSettings(Settings):
     prompt_weights: Annotated[
         PromptWeights,
         Setting(
+            "none|a1111|comfy",
             recorded_if_changed=True,
             infotext="Prompt weights",
             infotext_value=lambda rule: None if rule == "none" else rule,
@@ -217,6 +223,37 @@ class GenerationSettings(Settings):
         False,
         strict=True,
         description="Shift the colours of the new part of a masked image by what the model changed around it.",
+    )
+    expand: Annotated[
+        str,
+        Setting(
+            "SIDE=PIXELS,...",
+            tasks=MASKED,
+            recorded_if_changed=True,
+            infotext="Expand",
+            infotext_value=lambda text: text or None,
+        ),
+        BeforeValidator(expansion_text),
+        AfterValidator(checked_expansion),
+    ] = Field(
+        "",
+        description="Enlarge the image given with --image and make what is new: top, bottom, left and right, such as "
+        "top=64,left=32. The image itself stays as it is.",
+    )
+    expand_fill: Annotated[Fill, Setting("mirror|edge|noise", tasks=MASKED, recorded_if_changed=True)] = (
+        Field(
+            "mirror",
+            description="What the new area of an enlarged image holds before sampling; it has no effect with a strength of "
+            "1, which is the default.",
+        )
+    )
+    expand_overlap: Annotated[int, Setting("PIXELS", tasks=MASKED, recorded_if_changed=True)] = Field(
+        16,
+        ge=0,
+        le=MAX_SIZE_PX,
+        strict=True,
+        description="How far the model draws over the edge of an image that is enlarged, so that the new area fits. "
+        "The image's own pixels are then put back.",
     )
     karras: Annotated[
         bool, Setting(infotext="Schedule type", infotext_value=lambda on: "Karras" if on else None)
@@ -311,9 +348,7 @@ class GenerationSettings(Settings):
     def recorded(self, task: str = TEXT_TO_IMAGE) -> dict[str, Any]:
         """The settings that have an effect on an image of a task, ready for JSON."""
         names = {
-            name
-            for name, setting in settings_of(type(self))
-            if setting.recorded and (not setting.tasks or task in setting.tasks)
+            name for name, setting in settings_of(type(self)) if setting.recorded and setting.is_for(task)
         }
         return self.model_dump(mode="json", include=names)
 

@@ -8,6 +8,7 @@ from ldm.diffusion.sampling import SamplingPlan
 from ldm.errors import UserError, warn
 from ldm.io.memory import check_memory
 from ldm.models.generation_settings import LARGEST_SEED, GenerationSettings
+from ldm.pipeline.expanding import Window, expanded_inputs
 from ldm.pipeline.input_images import InputImage
 from ldm.tasks import Task
 
@@ -54,6 +55,11 @@ class ImageRequest:
         return self.settings, tuple(self.inputs)
 
 
+def input_sizes(image: ImageRequest) -> tuple[tuple[int, int], ...]:
+    """The sizes of the images that an enlarged image is made from, as they decide its windows; else nothing."""
+    return tuple(each.size for each in image.inputs.values()) if image.settings.expand else ()
+
+
 Kind = tuple[GenerationSettings, tuple[str, ...]]
 """The settings of an image, and the names of the images it is made from."""
 
@@ -75,6 +81,7 @@ def list_images(prompts: Iterable[Prompt], seeds: Sequence[int] | None = None) -
         raise UserError("no prompt", "give at least one; an empty one is allowed")
     total = sum(each.settings.num_images for each in prompts)
     check_memory(total * REQUEST_BYTES, f"a list of {total:,} images", "ask for fewer in one call")
+    prompts = [replace(each, inputs=expanded_inputs(each.inputs, each.settings)) for each in prompts]
     shared = [(each, sized(each.settings.without("seed", "num_images"), each.inputs)) for each in prompts]
     rows = [(each, settings) for each, settings in shared for _ in range(each.settings.num_images)]
     own = _counted_seeds(prompts) if seeds is None else _checked_seeds(seeds, prompts, len(rows))
@@ -90,12 +97,11 @@ def sized(settings: GenerationSettings, inputs: Mapping[str, InputImage]) -> Gen
     given = settings.given()
     if image is None or {"height", "width"} <= given.keys():
         return settings
-    size = image.record
-    height, width = given.get("height"), given.get("width")
+    (own_width, own_height), height, width = image.size, given.get("height"), given.get("width")
     if height is None:
-        height = size.height if width is None else max(1, round(size.height * width / size.width))
+        height = own_height if width is None else max(1, round(own_height * width / own_width))
     if width is None:
-        width = max(1, round(size.width * height / size.height)) if "height" in given else size.width
+        width = max(1, round(own_width * height / own_height)) if "height" in given else own_width
     return type(settings)(**{**given, "height": height, "width": width})
 
 
@@ -167,6 +173,7 @@ class PlannedBatch:
         task: what the model does with the images given.
         form: of the prompts.
         plan: of the sampler, shared by all batches with the same settings.
+        windows: in which an enlarged image is made, one after another; none for images made at once.
     """
 
     images: Batch
@@ -174,6 +181,12 @@ class PlannedBatch:
     task: Task
     form: PromptForm
     plan: SamplingPlan
+    windows: tuple[Window, ...] = ()
+
+    @property
+    def num_steps(self) -> int:
+        """The sampling steps of the batch, those of all windows together."""
+        return self.plan.num_steps * max(len(self.windows), 1)
 
     @property
     def prompts(self) -> list[str]:

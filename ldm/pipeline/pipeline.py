@@ -4,7 +4,7 @@ pipeline = load_pipeline("emoji")
 pipeline.generate("a red apple", seed=7).images[0]
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -43,15 +43,19 @@ from ldm.pipeline.batches import (
     PlannedBatch,
     PromptForm,
     halved,
+    input_sizes,
     list_images,
     plan_batches,
 )
 from ldm.pipeline.compositing import completed_image
 from ldm.pipeline.decoding import check_image_fits
+from ldm.pipeline.expanding import Window, plan_windows
 from ldm.pipeline.input_images import (
     GivenImage,
+    canvas_size,
     pair_inputs,
 )
+from ldm.pipeline.outpainting import new_area, outpaint
 from ldm.pipeline.prompt_reading import reader_for
 from ldm.pipeline.record import INPUTS_VERSION, ImageRecord
 from ldm.pipeline.settings import (
@@ -293,22 +297,41 @@ class Pipeline:
         waiting, done = self._plan(groups, batch_size, latents), 0
         sampler = BatchSampler(self.parts, self.device, self.engine, self.low_memory)
         while waiting:
-            batch, total = waiting[0], done + sum(each.plan.num_steps for each in waiting)
+            batch, total = waiting[0], done + sum(each.num_steps for each in waiting)
             noise = None if latents is None else latents[[image.number - 1 for image in batch.images]]
-            report = None if on_step is None else partial(_report, on_step, done, total)
             try:
-                final = sampler.sample(batch, noise, report)
-                decoded = sampler.decode(final)
+                made = self._sample(sampler, batch, noise, partial(_reporter, on_step, done, total))
             except RuntimeError as error:
                 if not halve or not is_out_of_memory(error):
                     raise
-                decoded = None
-            if decoded is None:
+                made = None
+            if made is None:
                 free_cached_memory()  # not above: while the error is handled it keeps the batch's memory alive
                 waiting = halved(waiting)
                 continue
-            yield from self._finished(batch, final.cpu(), *decoded, noise)
-            waiting, done = waiting[1:], done + batch.plan.num_steps
+            yield from self._finished(batch, *made, noise)
+            waiting, done = waiting[1:], done + batch.num_steps
+
+    def _sample(
+        self,
+        sampler: BatchSampler,
+        batch: PlannedBatch,
+        noise: Tensor | None,
+        reporter: Callable[[int], Callable[[Step, Tensor], None] | None],
+    ) -> tuple[Tensor, list[Image.Image], bool]:
+        """The latents [B, C, h, w] and the images of a batch, and whether they were decoded in tiles."""
+        if batch.windows:
+            return outpaint(sampler, batch, noise, lambda window: reporter(window * batch.plan.num_steps))
+        final = sampler.sample(batch, noise, reporter(0))
+        images, in_tiles = sampler.decode(final)
+        return (
+            final.cpu(),
+            [
+                completed_image(*each)
+                for each in zip(batch.images, [batch] * len(images), images, strict=True)
+            ],
+            in_tiles,
+        )
 
     def _plan(self, groups: Sequence[Batch], batch_size: int, latents: Tensor | None) -> list[PlannedBatch]:
         """The batches to make; the settings of each kind are completed, and its sampler planned, once."""
@@ -319,12 +342,13 @@ class Pipeline:
         for image in images:
             prompts[image.kind].append(image.prompt)
         for kind, full in completed.items():
-            check_image_fits(self.denoiser, full.height, full.width, self.autoencoder.pixels_per_latent)
+            at_once = self._made_at_once(full)
+            check_image_fits(self.denoiser, *at_once, self.autoencoder.pixels_per_latent)
             reader = reader_for(self.text_encoder, full)
             warn_unused(prompts[kind], full, reader.truncated_words)
             self._warn_replaced(full, is_chosen=self._given_karras(kind[0]) is not None)
             warn_of_prompts([*prompts[kind], full.negative_prompt], reads_weights=reader.rule is not None)
-            warn_of_settings(full, self.defaults)
+            warn_of_settings(full, self.defaults, at_once)
             if latents is not None:
                 check_latents(latents, (len(images), *latent_shape(self.autoencoder, full)))
         tasks = {kind: self._task(kind) for kind in completed}
@@ -334,11 +358,39 @@ class Pipeline:
             return self._prompt_form(image.prompt, completed[image.kind])
 
         return [
-            PlannedBatch(batch, completed[kind], tasks[kind], form(batch[0]), plans[kind])
+            PlannedBatch(
+                batch,
+                completed[kind],
+                tasks[kind],
+                form(batch[0]),
+                plans[kind],
+                self._windows(batch[0], completed[kind]),
+            )
             for group in groups
-            for batch in plan_batches(group, batch_size, form)
+            for batch in plan_batches(group, batch_size, lambda image: (form(image), input_sizes(image)))
             for kind in (batch[0].kind,)
         ]
+
+    def _made_at_once(self, settings: GenerationSettings) -> tuple[int, int]:
+        """Height and width of what the denoiser makes: of the image, or of a window of one that is enlarged."""
+        size = (settings.height, settings.width)
+        if not settings.expand:
+            return size
+        own = self.defaults.model_defaults()
+        multiple = self.autoencoder.pixels_per_latent
+        largest = (own[side] // multiple * multiple or multiple for side in ("height", "width"))
+        canvas = canvas_size(*size, multiple)
+        height, width = map(min, canvas, largest)
+        return height, width
+
+    def _windows(self, image: ImageRequest, settings: GenerationSettings) -> tuple[Window, ...]:
+        """The windows of an image that is enlarged beyond what the model makes at once."""
+        multiple = self.autoencoder.pixels_per_latent
+        at_once = self._made_at_once(settings)
+        if not settings.expand or at_once == canvas_size(settings.height, settings.width, multiple):
+            return ()
+        new = new_area(image, settings.height, settings.width, multiple)
+        return tuple(plan_windows(new, *at_once, multiple))
 
     def _complete(self, images: Batch, latents: Tensor | None = None) -> dict[Kind, GenerationSettings]:
         """The settings of the images, each with what it leaves open filled in."""
@@ -400,8 +452,7 @@ class Pipeline:
         for row, request in enumerate(batch.images):
             own_noise = None if noise is None else noise[row]
             record = self._record(request, batch.settings, own_noise, in_tiles)
-            image = completed_image(request, batch, images[row])
-            yield MadeImage(request, image, latents[row], record)
+            yield MadeImage(request, images[row], latents[row], record)
 
     def expected_records(self, images: Batch) -> list[ImageRecord]:
         """The records that `make_images` would give the images, none of which is made."""
@@ -421,7 +472,7 @@ class Pipeline:
             step_noise = {"step_noise_seed": image.seed} if is_stochastic else {}
             given = {"latents_hash": latents_hash(noise), **step_noise}
         if image.inputs:
-            inputs = {name: each.record for name, each in image.inputs.items()}
+            inputs = {name: each.record for name, each in image.inputs.items() if each.is_given}
             given |= {"record_version": INPUTS_VERSION, "task": self._task(image.kind).name, "inputs": inputs}
         return ImageRecord(
             prompt=image.prompt,
@@ -438,9 +489,13 @@ class Pipeline:
         )
 
 
-def _report(on_step: OnStep, done: int, total: int, step: Step, latents: Tensor) -> None:
-    """Call `on_step` for a step of a batch that begins when `done` of `total` steps are done."""
-    on_step(done + step.index + 1, total, step, latents)
+def _reporter(
+    on_step: OnStep | None, done: int, total: int, more_done: int
+) -> Callable[[Step, Tensor], None] | None:
+    """What calls `on_step` for the steps of a sampling that begins when `done + more_done` of `total` are done."""
+    if on_step is None:
+        return None
+    return lambda step, latents: on_step(done + more_done + step.index + 1, total, step, latents)
 
 
 spell_out(Pipeline.generate, keyword_parameters(GenerationSettings))

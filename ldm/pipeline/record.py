@@ -104,8 +104,15 @@ class ImageRecord(Settings):
         Raises:
             UserError: a value is of the wrong type or out of range.
         """
-        recorded = {name for name, setting in settings_of(kind) if setting.recorded}
-        settings = parse_settings({key: given[key] for key in recorded & given.keys()}, kind, where=where)
+        recorded = {name: setting for name, setting in settings_of(kind) if setting.recorded}
+        task = given.get("task") or TEXT_TO_IMAGE
+        left_out = {
+            name: kind.model_fields[name].default
+            for name, setting in recorded.items()
+            if setting.recorded_if_changed and setting.is_for(task)
+        }
+        named = left_out | {key: given[key] for key in recorded.keys() & given.keys()}
+        settings = parse_settings(named, kind, where=where)
         own = {key: given[key] for key in cls.model_fields.keys() & given.keys()}
         return validate(cls, {"record_version": 1, **own, "settings": settings}, where=where)
 

@@ -55,6 +55,7 @@ def test_a_jsonl_file_has_settings_a_line(tmp_path: Path) -> None:
     assert (first.prompt, first.settings.given()) == ("# not a note", settings)
     assert second == Prompt("")
     of_images = {"strength", "image_guidance_scale", "mask_feather", "match_colors"}
+    of_images |= {"expand", "expand_fill", "expand_overlap"}
     assert {*settings, "preset", *of_images} == set(GenerationSettings.model_fields)
 
 
