@@ -36,6 +36,7 @@ def generate(
     vae: options.Vae = None,
     base: options.Base = None,
     prediction_type: options.PredictionType = None,
+    guide_model: options.GuideModel = None,
     output: options.Output = Path("outputs"),
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
@@ -80,6 +81,8 @@ def generate(
     with ExitStack() as stack:
         if model is not None:
             model, _ = stack.enter_context(model_of(model))  # a checkpoint is written as a model
+        if guide_model is not None:
+            guide_model, _ = stack.enter_context(model_of(guide_model))
         made_with = ModelOptions(
             model,
             tuple(lora or ()),
@@ -92,6 +95,7 @@ def generate(
             vae,
             base,
             prediction_type,
+            guide_model,
         )
         job = GenerationJob(tuple(images), target, made_with, original)
         num_processes = min(num_processes, len(job.batches))

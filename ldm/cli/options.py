@@ -166,6 +166,15 @@ PredictionType = Annotated[
         help="What the model predicts, if it does not say or is wrong: with the wrong one, the images are noise.",
     ),
 ]
+GuideModel = Annotated[
+    str | None,
+    typer.Option(
+        "--guide-model",
+        metavar="NAME|FOLDER|FILE|HUB_ID",
+        help="A weaker model for --guidance autoguidance: an earlier checkpoint, or a smaller one trained with "
+        "the same text encoder and autoencoder.",
+    ),
+]
 Output = Annotated[
     Path,
     typer.Option(

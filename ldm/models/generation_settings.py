@@ -30,6 +30,9 @@ LARGEST_SEED = 2**63 - 1
 PromptWeights = Literal["none", "a1111", "comfy"]
 """How the weights of words in a prompt are applied; `none` reads brackets as text."""
 
+GuidanceMethod = Literal["cfg", "apg", "cfg-zero", "pag", "autoguidance"]
+"""The functions of `ldm.diffusion.guidance` and `ldm.diffusion.guidance_methods`."""
+
 TEXT_TO_IMAGE = "text-to-image"
 MASKED = ("blended-inpaint", "inpaint")
 FROM_AN_IMAGE = ("image-to-image", *MASKED)
@@ -177,6 +180,45 @@ class GenerationSettings(Settings):
         description="How strongly to follow the prompt. 1 is without guidance and twice as fast; 3 to 9 are usual; "
         "higher values make the colours garish.",
     )
+    guidance: Annotated[
+        GuidanceMethod,
+        Setting(
+            "cfg|apg|cfg-zero|pag|autoguidance",
+            recorded_if_changed=True,
+            infotext="Guidance",
+            infotext_value=lambda name: None if name == "cfg" else name,
+        ),
+    ] = Field(
+        "cfg",
+        description="How to guide: cfg; apg, less garish at high scales; cfg-zero; pag, which also perturbs the "
+        "attention; autoguidance with a weaker model (--guide-model). All use guidance_scale.",
+    )
+    apg_eta: Annotated[float, Setting("X", recorded_if_changed=True)] = Field(
+        0.0,
+        ge=0,
+        strict=True,
+        description="With apg: how much to keep of the part that makes colours garish. 1 is all of it.",
+    )
+    apg_momentum: Annotated[float, Setting("X", recorded_if_changed=True)] = Field(
+        -0.5,
+        ge=-1,
+        le=1,
+        strict=True,
+        description="With apg: how much of the previous step's direction to add; a negative number takes it away.",
+    )
+    apg_norm_threshold: Annotated[float, Setting("X", recorded_if_changed=True)] = Field(
+        0.0,
+        ge=0,
+        strict=True,
+        description="With apg: the largest step of guidance, as a norm over the image's latents; the paper uses 7.5 to "
+        "15 for images of 512 to 1024 pixels. 0 is without a limit.",
+    )
+    pag_scale: Annotated[float, Setting("X", recorded_if_changed=True)] = Field(
+        3.0,
+        ge=0,
+        strict=True,
+        description="With pag: how far to move away from the prediction with perturbed attention. 0 is cfg.",
+    )
     guidance_rescale: Annotated[
         float,
         Setting(
@@ -243,8 +285,8 @@ class GenerationSettings(Settings):
     expand_fill: Annotated[Fill, Setting("mirror|edge|noise", tasks=MASKED, recorded_if_changed=True)] = (
         Field(
             "mirror",
-            description="What the new area of an enlarged image holds before sampling; it has no effect with a strength of "
-            "1, which is the default.",
+            description="What the new area of an enlarged image holds before sampling. It has no effect with "
+            "strength 1, the default.",
         )
     )
     expand_overlap: Annotated[int, Setting("PIXELS", tasks=MASKED, recorded_if_changed=True)] = Field(

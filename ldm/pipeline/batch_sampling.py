@@ -12,11 +12,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm.diffusion.guidance import Composition, GuidanceInputs, changing_prompts
+from ldm.diffusion.path import path_of_scheduler
 from ldm.diffusion.sampling import KnownLatents, denoise
 from ldm.models.engines.feature_reuse import reuse_deep_features
 from ldm.models.engines.openvino_denoiser import OpenVINODenoiser
 from ldm.models.generation_settings import GenerationSettings
 from ldm.models.loading.model import ModelParts
+from ldm.models.perturbed_attention import PerturbedDenoiser
 from ldm.models.vae import KLAutoencoder
 from ldm.noise import image_generators, normal_per_image
 from ldm.pipeline.batches import PlannedBatch, PromptForm
@@ -57,12 +59,14 @@ class BatchSampler:
     Attributes:
         engine: what is called in place of the denoiser; None for torch.
         low_memory: keep only the part in use on the device, and encode and decode one image at a time.
+        weak: a weaker denoiser, for autoguidance.
     """
 
     parts: ModelParts
     device: torch.device
     engine: OpenVINODenoiser | None = None
     low_memory: bool = False
+    weak: Denoiser | None = None
 
     def sample(
         self,
@@ -183,13 +187,14 @@ class BatchSampler:
             UserError: the denoiser cannot reuse its deep features.
         """
         reusing = reuse_deep_features(self.engine or self.parts.denoiser, batch.settings.deep_features_every)
+        inputs = self._guidance_inputs(batch)
         guided = [
             batch.task.guided(
                 reusing,
                 stage.conditioning,
                 stage.negative,
                 batch.settings,
-                GuidanceInputs(stage.composition),
+                replace(inputs, composition=stage.composition),
             )
             for stage in stages
         ]
@@ -197,6 +202,16 @@ class BatchSampler:
             return guided[0]
         conditionings = [stage.conditioning for stage in stages]
         return changing_prompts(list(zip(guided, conditionings, strict=True)), stage_of)
+
+    def _guidance_inputs(self, batch: PlannedBatch) -> GuidanceInputs:
+        """What guidance needs besides the prompts."""
+        settings = batch.settings
+        perturbs = settings.guidance == "pag" and settings.pag_scale > 0
+        return GuidanceInputs(
+            path=path_of_scheduler(batch.plan.prototype),
+            weak=self.weak,
+            perturbed=PerturbedDenoiser(self.parts.denoiser) if perturbs else None,
+        )
 
     @contextmanager
     def _at_work(self, module: nn.Module) -> Iterator[None]:

@@ -50,6 +50,7 @@ from ldm.pipeline.batches import (
 from ldm.pipeline.compositing import completed_image
 from ldm.pipeline.decoding import check_image_fits
 from ldm.pipeline.expanding import Window, plan_windows
+from ldm.pipeline.guide_model import GuideModel, load_guide_model
 from ldm.pipeline.input_images import (
     GivenImage,
     canvas_size,
@@ -64,6 +65,7 @@ from ldm.pipeline.settings import (
     OnStep,
     check_applicable,
     check_call,
+    check_guidance,
     check_latents,
     check_task_fits,
     complete,
@@ -104,6 +106,7 @@ def load_pipeline(
     vae: str | Path | None = None,
     base: str | Path | None = None,
     prediction_type: str | None = None,
+    guide_model: str | Path | None = None,
 ) -> "Pipeline":
     """Load a model. An argument that is None is not given.
 
@@ -116,6 +119,7 @@ def load_pipeline(
         vae: an autoencoder in place of the model's: a folder or a .safetensors file.
         base: a model from which a .safetensors file takes the networks that it lacks.
         prediction_type: "epsilon" or "v_prediction", if the model does not say or is wrong.
+        guide_model: a weaker model with the same text encoder and autoencoder, for guidance "autoguidance".
 
     Raises:
         UserError: a model or LoRA does not exist, or is incomplete, damaged or not allowed.
@@ -134,7 +138,10 @@ def load_pipeline(
         loras=loaded.loras,
         substitutes=substitutes,
     )
-    return pipeline.to(torch_device)
+    pipeline.to(torch_device)
+    if guide_model is not None:
+        pipeline.guide_model = load_guide_model(guide_model, pipeline, torch_dtype)
+    return pipeline
 
 
 class Pipeline:
@@ -148,6 +155,7 @@ class Pipeline:
         substitutes: what was used in place of the model's own.
         engine: what the sampler calls in place of the denoiser, from `ldm.pipeline.engine_choice`; None for torch.
         low_memory: keep only the part in use on the device, and decode one image at a time.
+        guide_model: the weaker model of autoguidance, or None.
     """
 
     def __init__(
@@ -166,6 +174,7 @@ class Pipeline:
         self.substitutes = substitutes
         self.engine: OpenVINODenoiser | None = None
         self.low_memory = False
+        self.guide_model: GuideModel | None = None
         self.device = next(parts.denoiser.parameters()).device
 
     @property
@@ -202,6 +211,8 @@ class Pipeline:
         """Move to a device; returns itself."""
         for module in self.parts.modules().values():
             module.to(device)
+        if self.guide_model:
+            self.guide_model.denoiser.to(device)
         self.device = torch.device(device)
         return self
 
@@ -295,7 +306,8 @@ class Pipeline:
             LdmWarning: as `generate`, and with `halve`, that a batch does not fit in memory.
         """
         waiting, done = self._plan(groups, batch_size, latents), 0
-        sampler = BatchSampler(self.parts, self.device, self.engine, self.low_memory)
+        weak = self.guide_model.denoiser if self.guide_model else None
+        sampler = BatchSampler(self.parts, self.device, self.engine, self.low_memory, weak)
         while waiting:
             batch, total = waiting[0], done + sum(each.num_steps for each in waiting)
             noise = None if latents is None else latents[[image.number - 1 for image in batch.images]]
@@ -348,6 +360,7 @@ class Pipeline:
             warn_unused(prompts[kind], full, reader.truncated_words)
             self._warn_replaced(full, is_chosen=self._given_karras(kind[0]) is not None)
             warn_of_prompts([*prompts[kind], full.negative_prompt], reads_weights=reader.rule is not None)
+            check_guidance(kind[0], full, has_guide=self.guide_model is not None)
             warn_of_settings(full, self.defaults, at_once)
             if latents is not None:
                 check_latents(latents, (len(images), *latent_shape(self.autoencoder, full)))
@@ -471,6 +484,8 @@ class Pipeline:
             is_stochastic = adds_noise(settings.scheduler, self.scheduler_config)
             step_noise = {"step_noise_seed": image.seed} if is_stochastic else {}
             given = {"latents_hash": latents_hash(noise), **step_noise}
+        if settings.guidance == "autoguidance" and self.guide_model:
+            given["guide_hash"] = self.guide_model.weights_hash
         if image.inputs:
             inputs = {name: each.record for name, each in image.inputs.items() if each.is_given}
             given |= {"record_version": INPUTS_VERSION, "task": self._task(image.kind).name, "inputs": inputs}

@@ -61,6 +61,7 @@ class ImageRecord(Settings):
         step_noise_seed: of the noise that a stochastic sampler adds at each step, if the initial noise was given.
         task: what was done with the images given; empty for text-to-image.
         inputs: what identifies the images that it was made from, by name.
+        guide_hash: of the weights of the second model of autoguidance.
     """
 
     record_version: int = RECORD_VERSION
@@ -81,6 +82,7 @@ class ImageRecord(Settings):
     step_noise_seed: int | None = None
     task: str = ""
     inputs: dict[str, InputRecord] = Field(default_factory=dict)
+    guide_hash: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The record as one flat object, ready for JSON, with the settings among the other keys."""
@@ -133,7 +135,7 @@ REDACTED = "redacted"
 """A key of a record that `ldm export` removed private text from."""
 NAMED = ("model_id", "loras")
 """What has the name of a folder or a file of the user."""
-OPTIONAL = ("model_parts", "loras", "latents_hash", "step_noise_seed", "task", "inputs")
+OPTIONAL = ("model_parts", "loras", "latents_hash", "step_noise_seed", "task", "inputs", "guide_hash")
 """Left out of the JSON if there is none."""
 SWITCHES = ("compiled", "decoded_in_tiles")
 """Left out of the JSON if false."""

@@ -275,6 +275,34 @@ def check_applicable(settings: GenerationSettings, task: Task) -> None:
             )
 
 
+def check_guidance(asked: GenerationSettings, settings: GenerationSettings, *, has_guide: bool) -> None:
+    """Check that what guidance needs is there.
+
+    Args:
+        asked: those that were given.
+        settings: none of them left open.
+        has_guide: whether there is a second model.
+
+    Raises:
+        UserError: autoguidance has no second model.
+
+    Warns:
+        LdmWarning: a setting of another guidance, a second model or a negative prompt has no effect.
+    """
+    if settings.guidance == "autoguidance" and not has_guide:
+        raise UserError(
+            "guidance is autoguidance without a second model", "name a weaker one with --guide-model"
+        )
+    if settings.guidance == "autoguidance" and settings.negative_prompt:
+        warn("the negative prompt is not used with autoguidance")
+    if has_guide and settings.guidance != "autoguidance":
+        warn(f"the guide model is not used with guidance {settings.guidance}: set --guidance autoguidance")
+    for name in asked.given():
+        prefix = name.partition("_")[0]
+        if prefix in ("apg", "pag") and settings.guidance != prefix:
+            warn(f"{name} has no effect with guidance {settings.guidance}")
+
+
 def warn_unused(
     prompts: Iterable[str], settings: GenerationSettings, truncated_words: Callable[[str, int], str]
 ) -> None:

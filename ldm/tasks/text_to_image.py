@@ -1,14 +1,15 @@
 """Text to image: the prompt is all that the denoiser is told."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from ldm.data.sample import NO_INPUTS, TaskInputs
 from ldm.diffusion.guidance import NO_INPUTS as NO_GUIDANCE_INPUTS
-from ldm.diffusion.guidance import GuidanceInputs, guide_with_negative
+from ldm.diffusion.guidance import GuidanceInputs
 from ldm.models.generation_settings import GenerationSettings
+from ldm.tasks.guiding import guided_by
 from ldm.tasks.task import FROM_NOISE, Encode, Start, TrainingInputs, with_prompt
 from ldm.types import Conditioning, Denoiser
 
@@ -47,12 +48,7 @@ class TextToImage:
         settings: GenerationSettings,
         inputs: GuidanceInputs = NO_GUIDANCE_INPUTS,
     ) -> Denoiser:
-        """Classifier-free guidance; the images are the same for the negative prompt."""
-        return guide_with_negative(
-            denoiser,
-            with_prompt(conditioning, negative),
-            settings.guidance_scale,
-            settings.guidance_rescale,
-            settings.guidance_interval,
-            inputs.composition.map(lambda prompt: with_prompt(conditioning, prompt)),
-        )
+        """Guidance with the negative prompt; the images are the same for it."""
+        joined = inputs.composition.map(lambda prompt: with_prompt(conditioning, prompt))
+        inputs = replace(inputs, composition=joined)
+        return guided_by(denoiser, with_prompt(conditioning, negative), settings, inputs)

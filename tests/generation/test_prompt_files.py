@@ -45,6 +45,11 @@ def test_a_jsonl_file_has_settings_a_line(tmp_path: Path) -> None:
         "karras": False,
         "max_prompt_chunks": 2,
         "prompt_weights": "comfy",
+        "guidance": "apg",
+        "apg_eta": 0.5,
+        "apg_momentum": -0.25,
+        "apg_norm_threshold": 15,
+        "pag_scale": 2,
         "height": 16,
         "width": 24,
     }
