@@ -31,4 +31,4 @@ def test_the_commands_run(block: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_there_are_blocks() -> None:
-    assert [block.id for block in BLOCKS] == ["edit.md"]
+    assert [block.id for block in BLOCKS] == ["edit.md", "inpaint.md", "prompts.md"]

@@ -136,6 +136,31 @@ class GenerationSettings(Settings):
         strict=True,
         description="Images of each prompt, with the seeds seed, seed + 1, seed + 2, ...",
     )
+    to_seed: Annotated[int, Setting("N", recorded_if_changed=True)] = Field(
+        -1,
+        ge=-1,
+        le=LARGEST_SEED,
+        strict=True,
+        description="Make num_frames images on the way from the noise of the seed to that of this one. -1 is none.",
+    )
+    to_prompt: Annotated[str, Setting("TEXT", recorded_if_changed=True), AfterValidator(check_text)] = Field(
+        "",
+        description="Make num_frames images on the way from the prompt to this one; with to_seed, along both.",
+    )
+    num_frames: Annotated[int, Setting("N", recorded=False)] = Field(
+        8,
+        ge=1,
+        le=MAX_IMAGES,
+        strict=True,
+        description="Images from the first to the last, both included, with to_seed or to_prompt.",
+    )
+    frame: Annotated[float, Setting("X", recorded_if_changed=True)] = Field(
+        0.0,
+        ge=0,
+        le=1,
+        strict=True,
+        description="Make a single image of those with to_seed or to_prompt: 0.5 is halfway, 1 the last. 0 makes all.",
+    )
     negative_prompt: Annotated[str, Setting("TEXT"), AfterValidator(check_text)] = Field(
         "", description="What the images should not show; needs a guidance scale above 1."
     )

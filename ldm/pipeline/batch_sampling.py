@@ -21,9 +21,10 @@ from ldm.models.loading.model import ModelParts
 from ldm.models.perturbed_attention import PerturbedDenoiser
 from ldm.models.vae import KLAutoencoder
 from ldm.noise import image_generators, normal_per_image
-from ldm.pipeline.batches import PlannedBatch, PromptForm
+from ldm.pipeline.batches import PlannedBatch
 from ldm.pipeline.decoding import decode_images
 from ldm.pipeline.input_images import canvas_size, latent_mask
+from ldm.pipeline.interpolation import between, slerp
 from ldm.pipeline.prompt_reading import PromptReader, PromptTexts, reader_for
 from ldm.pipeline.settings import check_finite
 from ldm.tasks import encoder_for
@@ -36,6 +37,17 @@ def latent_shape(autoencoder: KLAutoencoder, settings: GenerationSettings) -> tu
     multiple = autoencoder.pixels_per_latent
     height, width = canvas_size(settings.height, settings.width, multiple)
     return autoencoder.num_channels, height // multiple, width // multiple
+
+
+def initial_noise(
+    generators: Sequence[torch.Generator], settings: GenerationSettings, shape: Sequence[int]
+) -> Tensor:
+    """Standard normal noise [B, *shape]: each image's own, or on the way from it to that of `to_seed`."""
+    noise = normal_per_image(generators, shape)
+    if settings.to_seed < 0:
+        return noise
+    target = normal_per_image(image_generators([settings.to_seed]), shape)
+    return slerp(noise, target, settings.frame, axes=(1, 2, 3))
 
 
 @dataclass(frozen=True)
@@ -88,7 +100,7 @@ class BatchSampler:
         conditioning = stages[0].conditioning
         generators = image_generators(batch.seeds)
         if noise is None:
-            noise = normal_per_image(generators, latent_shape(self.parts.autoencoder, settings))
+            noise = initial_noise(generators, settings, latent_shape(self.parts.autoencoder, settings))
         latents = noise = noise.to(self.device, torch.float32)
         start, known = self._start(batch, images)
         if start is not None and not batch.plan.steps:
@@ -130,19 +142,36 @@ class BatchSampler:
         """The stages of a batch's prompts, and the stage of each step; prompts that do not change have one."""
         reader = reader_for(self.parts.text_encoder, batch.settings)
         num_steps = batch.plan.start + batch.plan.num_steps
-        texts = [reader.at_step(batch.prompts, batch.settings.negative_prompt, i) for i in range(num_steps)]
+        texts = [self._texts(reader, batch, index) for index in range(num_steps)]
         distinct = list(dict.fromkeys(texts[batch.plan.start :] or texts))
-        embedded = [self._embed_stage(reader, each, batch.form) for each in distinct]
+        embedded = [self._embed_stage(reader, *each, batch) for each in distinct]
         first = self._conditioning(batch, embedded[0].conditioning, images)  # encodes the images once
         others = [with_prompt(first, each.conditioning) for each in embedded[1:]]
         stages = [replace(s, conditioning=c) for s, c in zip(embedded, [first, *others], strict=True)]
         return stages, [distinct.index(each) if each in distinct else 0 for each in texts]
 
-    def _embed_stage(self, reader: PromptReader, texts: PromptTexts, form: PromptForm) -> PromptStage:
+    def _texts(
+        self, reader: PromptReader, batch: PlannedBatch, index: int
+    ) -> tuple[PromptTexts, PromptTexts | None]:
+        """What the prompts are at a step, and those that they are on the way to."""
+        settings = batch.settings
+        own = reader.at_step(batch.prompts, settings.negative_prompt, index)
+        if not settings.to_prompt:
+            return own, None
+        return own, reader.at_step([settings.to_prompt] * len(batch.images), settings.negative_prompt, index)
+
+    def _embed_stage(
+        self, reader: PromptReader, texts: PromptTexts, target: PromptTexts | None, batch: PlannedBatch
+    ) -> PromptStage:
+        num_chunks, (weight, *weights) = batch.form.num_chunks, batch.form.weights
         with self._at_work(self.parts.text_encoder):
-            prompt, *others = (reader.embed(each, form.num_chunks) for each in texts.composed)
-            negative = reader.embed([texts.negative], form.num_chunks)
-        weight, *weights = form.weights
+            found = [reader.embed(each, num_chunks) for each in texts.composed]
+            negative = reader.embed([texts.negative], num_chunks)
+            if target is not None:
+                ends = [reader.embed(each, num_chunks) for each in target.composed]
+                pairs = zip(found, ends, strict=True)
+                found = [between(start, end, batch.settings.frame) for start, end in pairs]
+        prompt, *others = found
         return PromptStage(prompt, negative, Composition(weight, tuple(zip(weights, others, strict=True))))
 
     def _conditioning(

@@ -10,6 +10,7 @@ from ldm.io.memory import check_memory
 from ldm.models.generation_settings import LARGEST_SEED, GenerationSettings
 from ldm.pipeline.expanding import Window, expanded_inputs
 from ldm.pipeline.input_images import InputImage
+from ldm.pipeline.interpolation import frames
 from ldm.tasks import Task
 
 REQUEST_BYTES = 500
@@ -79,16 +80,33 @@ def list_images(prompts: Iterable[Prompt], seeds: Sequence[int] | None = None) -
     prompts = list(prompts)
     if not prompts:
         raise UserError("no prompt", "give at least one; an empty one is allowed")
-    total = sum(each.settings.num_images for each in prompts)
+    total = sum(each.settings.num_images * _num_frames(each.settings) for each in prompts)
     check_memory(total * REQUEST_BYTES, f"a list of {total:,} images", "ask for fewer in one call")
     prompts = [replace(each, inputs=expanded_inputs(each.inputs, each.settings)) for each in prompts]
     shared = [(each, sized(each.settings.without("seed", "num_images"), each.inputs)) for each in prompts]
     rows = [(each, settings) for each, settings in shared for _ in range(each.settings.num_images)]
     own = _counted_seeds(prompts) if seeds is None else _checked_seeds(seeds, prompts, len(rows))
-    return [
-        ImageRequest(number, each.prompt, seed, settings, each.inputs)
-        for number, ((each, settings), seed) in enumerate(zip(rows, own, strict=True), start=1)
+    asked = [
+        (each, seed, frame)
+        for (each, settings), seed in zip(rows, own, strict=True)
+        for frame in frames(settings)
     ]
+    return [
+        ImageRequest(
+            number,
+            each.prompt if frame.prompt is None else frame.prompt,
+            seed if frame.seed is None else frame.seed,
+            frame.settings,
+            each.inputs,
+        )
+        for number, (each, seed, frame) in enumerate(asked, start=1)
+    ]
+
+
+def _num_frames(settings: GenerationSettings) -> int:
+    """The images of an interpolation; 1 without one."""
+    goes = settings.to_seed >= 0 or settings.to_prompt
+    return settings.num_frames if goes and not settings.frame else 1
 
 
 def sized(settings: GenerationSettings, inputs: Mapping[str, InputImage]) -> GenerationSettings:

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.models.expansion import Expansion
-from ldm.noise import image_generators, key_to_seed, normal_per_image
-from ldm.pipeline.batch_sampling import BatchSampler, latent_shape
+from ldm.noise import image_generators, key_to_seed
+from ldm.pipeline.batch_sampling import BatchSampler, initial_noise, latent_shape
 from ldm.pipeline.batches import ImageRequest, PlannedBatch
 from ldm.pipeline.compositing import completed_image
 from ldm.pipeline.expanding import Window
@@ -44,7 +44,7 @@ def outpaint(
     """
     settings, multiple = batch.settings, sampler.parts.autoencoder.pixels_per_latent
     shape = latent_shape(sampler.parts.autoencoder, settings)
-    noise = normal_per_image(image_generators(batch.seeds), shape) if noise is None else noise
+    noise = initial_noise(image_generators(batch.seeds), settings, shape) if noise is None else noise
     canvases = [canvas_pixels(image, settings.height, settings.width, multiple) for image in batch.images]
     masks = [new_area(image, settings.height, settings.width, multiple) for image in batch.images]
     latents, in_tiles = torch.zeros(len(noise), *shape), False

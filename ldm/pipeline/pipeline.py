@@ -67,6 +67,8 @@ from ldm.pipeline.settings import (
     check_call,
     check_guidance,
     check_latents,
+    check_not_on_the_way,
+    check_same_form,
     check_task_fits,
     complete,
     first_step,
@@ -359,10 +361,13 @@ class Pipeline:
             reader = reader_for(self.text_encoder, full)
             warn_unused(prompts[kind], full, reader.truncated_words)
             self._warn_replaced(full, is_chosen=self._given_karras(kind[0]) is not None)
-            warn_of_prompts([*prompts[kind], full.negative_prompt], reads_weights=reader.rule is not None)
+            warn_of_prompts(
+                [*prompts[kind], full.to_prompt, full.negative_prompt], reads_weights=reader.rule is not None
+            )
             check_guidance(kind[0], full, has_guide=self.guide_model is not None)
             warn_of_settings(full, self.defaults, at_once)
             if latents is not None:
+                check_not_on_the_way(full)
                 check_latents(latents, (len(images), *latent_shape(self.autoencoder, full)))
         tasks = {kind: self._task(kind) for kind in completed}
         plans = {kind: self._sampling_plan(full, tasks[kind]) for kind, full in completed.items()}
@@ -451,6 +456,9 @@ class Pipeline:
         weights = reader.weights(prompt)
         is_guided = settings.guidance_scale > 1 or weights != (1.0,)
         used = [prompt, settings.negative_prompt] if is_guided else [prompt]
+        if settings.to_prompt:
+            used.append(settings.to_prompt)
+            check_same_form(prompt, weights, settings.to_prompt, reader.weights(settings.to_prompt))
         num_chunks = min(max(map(reader.chunks_needed, used)), settings.max_prompt_chunks)
         return PromptForm(num_chunks, weights)
 

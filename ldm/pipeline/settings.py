@@ -6,7 +6,7 @@ import html
 import io
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -303,6 +303,31 @@ def check_guidance(asked: GenerationSettings, settings: GenerationSettings, *, h
             warn(f"{name} has no effect with guidance {settings.guidance}")
 
 
+def check_same_form(
+    prompt: str, weights: Sequence[float], to_prompt: str, to_weights: Sequence[float]
+) -> None:
+    """Check that one prompt can be interpolated with another: AND must join equally many, with equal weights.
+
+    Raises:
+        UserError: it does not.
+    """
+    if tuple(weights) != tuple(to_weights):
+        raise UserError(
+            f"{prompt!r} and {to_prompt!r} do not join as many prompts with AND, or with other weights",
+            "write both with the same number of AND and the same weights",
+        )
+
+
+def check_not_on_the_way(settings: GenerationSettings) -> None:
+    """Refuse to interpolate noise that was given.
+
+    Raises:
+        UserError: `to_seed` is set.
+    """
+    if settings.to_seed >= 0:
+        raise UserError(f"to_seed is {settings.to_seed} and latents are given too", "give one of the two")
+
+
 def warn_unused(
     prompts: Iterable[str], settings: GenerationSettings, truncated_words: Callable[[str, int], str]
 ) -> None:
@@ -311,7 +336,7 @@ def warn_unused(
     Args:
         truncated_words: the words of a text beyond a number of chunks.
     """
-    for text in dict.fromkeys([*prompts, settings.negative_prompt]):
+    for text in dict.fromkeys([*prompts, settings.to_prompt, settings.negative_prompt]):
         if words := truncated_words(text, settings.max_prompt_chunks):
             warn(f"the prompt is too long for this model, left out: {words!r}")
     if settings.negative_prompt and settings.guidance_scale <= 1:

@@ -41,8 +41,9 @@ class Axis:
         Raises:
             UserError: there is no such setting, no value, or one that is out of range.
         """
-        if self.name == "num_images" or self.name not in kind.model_fields:
-            raise unknown_name("setting of a grid", self.name, [*kind.model_fields])
+        able = [name for name in kind.model_fields if name not in ("num_images", "num_frames")]
+        if self.name not in able:
+            raise unknown_name("setting of a grid", self.name, able)
         if not self.values:
             raise UserError(f"the grid has no values of {self.name}", f"write {self.name}=1,2,3")
         return [parse_settings({self.name: value}, kind) for value in self.values]
