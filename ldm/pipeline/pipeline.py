@@ -364,7 +364,8 @@ class Pipeline:
             warn_of_prompts(
                 [*prompts[kind], full.to_prompt, full.negative_prompt], reads_weights=reader.rule is not None
             )
-            check_guidance(kind[0], full, has_guide=self.guide_model is not None)
+            engine = self.engine.name if self.engine else "torch"
+            check_guidance(kind[0], full, has_guide=self.guide_model is not None, engine=engine)
             warn_of_settings(full, self.defaults, at_once)
             if latents is not None:
                 check_not_on_the_way(full)

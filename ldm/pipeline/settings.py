@@ -275,16 +275,19 @@ def check_applicable(settings: GenerationSettings, task: Task) -> None:
             )
 
 
-def check_guidance(asked: GenerationSettings, settings: GenerationSettings, *, has_guide: bool) -> None:
+def check_guidance(
+    asked: GenerationSettings, settings: GenerationSettings, *, has_guide: bool, engine: str = "torch"
+) -> None:
     """Check that what guidance needs is there.
 
     Args:
         asked: those that were given.
         settings: none of them left open.
         has_guide: whether there is a second model.
+        engine: what runs the denoiser.
 
     Raises:
-        UserError: autoguidance has no second model.
+        UserError: autoguidance has no second model, or PAG an engine whose attention cannot be changed.
 
     Warns:
         LdmWarning: a setting of another guidance, a second model or a negative prompt has no effect.
@@ -292,6 +295,11 @@ def check_guidance(asked: GenerationSettings, settings: GenerationSettings, *, h
     if settings.guidance == "autoguidance" and not has_guide:
         raise UserError(
             "guidance is autoguidance without a second model", "name a weaker one with --guide-model"
+        )
+    if settings.guidance == "pag" and engine != "torch":
+        raise UserError(
+            f"guidance is pag, and the engine {engine} cannot change the attention inside the network",
+            "use --engine torch, or another guidance",
         )
     if settings.guidance == "autoguidance" and settings.negative_prompt:
         warn("the negative prompt is not used with autoguidance")

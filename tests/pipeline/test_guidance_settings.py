@@ -12,6 +12,7 @@ from ldm.models.perturbed_attention import IdentitySelfAttention, PerturbedDenoi
 from ldm.pipeline.guide_model import GuideModel
 from ldm.pipeline.pipeline import Generation, Pipeline, load_pipeline
 from ldm.pipeline.record import read_record
+from ldm.pipeline.settings import GenerationSettings, check_guidance
 from tests.support.tiny_models import make_sd1
 
 METHODS = ["cfg", "apg", "cfg-zero", "pag", "autoguidance"]
@@ -97,6 +98,9 @@ def test_what_has_no_effect_or_is_missing_is_said(pipeline: Pipeline, folder: Pa
         made(pipeline, num_inference_steps=1)
     with pytest.raises(UserError, match="--guide-model"):
         made(load_pipeline(folder / "strong", device="cpu"), guidance="autoguidance")
+    with pytest.raises(UserError, match="use --engine torch"):
+        pag = GenerationSettings(guidance="pag")
+        check_guidance(pag, pag, has_guide=False, engine="openvino")
     with pytest.raises(UserError, match="cannot guide strong: it has another"):
         load_pipeline(folder / "strong", guide_model="emoji", device="cpu")
 
