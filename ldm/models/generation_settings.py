@@ -405,12 +405,17 @@ class GenerationSettings(Settings):
 
     def written(self, task: str = TEXT_TO_IMAGE) -> dict[str, Any]:
         """`recorded`, without the settings that a record leaves out at their default."""
-        unchanged = {
+        left_out = {name for name, setting in settings_of(type(self)) if setting.recorded_if_changed}
+        left_out -= self.changed()
+        return {name: value for name, value in self.recorded(task).items() if name not in left_out}
+
+    def changed(self) -> set[str]:
+        """The settings that records leave out at their default, and that have another value."""
+        return {
             name
             for name, setting in settings_of(type(self))
-            if setting.recorded_if_changed and getattr(self, name) == type(self).model_fields[name].default
+            if setting.recorded_if_changed and getattr(self, name) != type(self).model_fields[name].default
         }
-        return {name: value for name, value in self.recorded(task).items() if name not in unchanged}
 
     def recorded(self, task: str = TEXT_TO_IMAGE) -> dict[str, Any]:
         """The settings that have an effect on an image of a task, ready for JSON."""

@@ -337,15 +337,9 @@ class Pipeline:
         if batch.windows:
             return outpaint(sampler, batch, noise, lambda window: reporter(window * batch.plan.num_steps))
         final = sampler.sample(batch, noise, reporter(0))
-        images, in_tiles = sampler.decode(final)
-        return (
-            final.cpu(),
-            [
-                completed_image(*each)
-                for each in zip(batch.images, [batch] * len(images), images, strict=True)
-            ],
-            in_tiles,
-        )
+        decoded, in_tiles = sampler.decode(final)
+        rows = zip(batch.images, decoded, strict=True)
+        return final.cpu(), [completed_image(request, batch, image) for request, image in rows], in_tiles
 
     def _plan(self, groups: Sequence[Batch], batch_size: int, latents: Tensor | None) -> list[PlannedBatch]:
         """The batches to make; the settings of each kind are completed, and its sampler planned, once."""
@@ -495,6 +489,8 @@ class Pipeline:
             given = {"latents_hash": latents_hash(noise), **step_noise}
         if settings.guidance == "autoguidance" and self.guide_model:
             given["guide_hash"] = self.guide_model.weights_hash
+        if settings.changed():
+            given["record_version"] = INPUTS_VERSION
         if image.inputs:
             inputs = {name: each.record for name, each in image.inputs.items() if each.is_given}
             given |= {"record_version": INPUTS_VERSION, "task": self._task(image.kind).name, "inputs": inputs}

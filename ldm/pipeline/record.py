@@ -30,7 +30,8 @@ RECORD_VERSION = 2
 RECORD_CHUNK = "ldm"
 """The text chunk of a PNG that holds its record."""
 INPUTS_VERSION = 3
-"""The version of the record of an image that was made from other images; older programs would leave them out."""
+"""The version of the record of an image that was made from other images, or with settings that records leave out at
+their default: older programs would ignore them."""
 
 A1111_KEYS = (
     "Steps",
