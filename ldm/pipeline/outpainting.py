@@ -13,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.models.expansion import Expansion
+from ldm.models.generation_settings import GenerationSettings
 from ldm.noise import image_generators, key_to_seed
 from ldm.pipeline.batch_sampling import BatchSampler, initial_noise, latent_shape
 from ldm.pipeline.batches import ImageRequest, PlannedBatch
 from ldm.pipeline.compositing import completed_image
-from ldm.pipeline.expanding import Window
+from ldm.pipeline.expanding import Window, plan_windows
 from ldm.pipeline.input_images import (
     Placement,
     canvas_size,
@@ -28,6 +29,35 @@ from ldm.pipeline.input_images import (
 from ldm.types import Step
 
 OnWindowStep = Callable[[Step, Tensor], None]
+
+
+def made_at_once(
+    settings: GenerationSettings, defaults: GenerationSettings, multiple: int
+) -> tuple[int, int]:
+    """Height and width of what the denoiser makes: of the image, or of a window of one that is enlarged.
+
+    Args:
+        settings: none of them left open.
+        defaults: the model's, whose size is that of a window.
+        multiple: pixels per latent.
+    """
+    if not settings.expand:
+        return settings.height, settings.width
+    own = defaults.model_defaults()
+    tall, wide = canvas_size(settings.height, settings.width, multiple)
+    largest = [max(own[side] // multiple, 1) * multiple for side in ("height", "width")]
+    return min(tall, largest[0]), min(wide, largest[1])
+
+
+def windows_of(
+    image: ImageRequest, settings: GenerationSettings, defaults: GenerationSettings, multiple: int
+) -> tuple[Window, ...]:
+    """The windows of an image that is enlarged beyond what the model makes at once; none for other images."""
+    at_once = made_at_once(settings, defaults, multiple)
+    if not settings.expand or at_once == canvas_size(settings.height, settings.width, multiple):
+        return ()
+    new = new_area(image, settings.height, settings.width, multiple)
+    return tuple(plan_windows(new, *at_once, multiple))
 
 
 def outpaint(

@@ -49,14 +49,12 @@ from ldm.pipeline.batches import (
 )
 from ldm.pipeline.compositing import completed_image
 from ldm.pipeline.decoding import check_image_fits
-from ldm.pipeline.expanding import Window, plan_windows
 from ldm.pipeline.guide_model import GuideModel, load_guide_model
 from ldm.pipeline.input_images import (
     GivenImage,
-    canvas_size,
     pair_inputs,
 )
-from ldm.pipeline.outpainting import new_area, outpaint
+from ldm.pipeline.outpainting import made_at_once, outpaint, windows_of
 from ldm.pipeline.prompt_reading import reader_for
 from ldm.pipeline.record import INPUTS_VERSION, ImageRecord
 from ldm.pipeline.settings import (
@@ -350,7 +348,7 @@ class Pipeline:
         for image in images:
             prompts[image.kind].append(image.prompt)
         for kind, full in completed.items():
-            at_once = self._made_at_once(full)
+            at_once = made_at_once(full, self.defaults, self.autoencoder.pixels_per_latent)
             check_image_fits(self.denoiser, *at_once, self.autoencoder.pixels_per_latent)
             reader = reader_for(self.text_encoder, full)
             warn_unused(prompts[kind], full, reader.truncated_words)
@@ -377,33 +375,12 @@ class Pipeline:
                 tasks[kind],
                 form(batch[0]),
                 plans[kind],
-                self._windows(batch[0], completed[kind]),
+                windows_of(batch[0], completed[kind], self.defaults, self.autoencoder.pixels_per_latent),
             )
             for group in groups
             for batch in plan_batches(group, batch_size, lambda image: (form(image), input_sizes(image)))
             for kind in (batch[0].kind,)
         ]
-
-    def _made_at_once(self, settings: GenerationSettings) -> tuple[int, int]:
-        """Height and width of what the denoiser makes: of the image, or of a window of one that is enlarged."""
-        size = (settings.height, settings.width)
-        if not settings.expand:
-            return size
-        own = self.defaults.model_defaults()
-        multiple = self.autoencoder.pixels_per_latent
-        largest = (own[side] // multiple * multiple or multiple for side in ("height", "width"))
-        canvas = canvas_size(*size, multiple)
-        height, width = map(min, canvas, largest)
-        return height, width
-
-    def _windows(self, image: ImageRequest, settings: GenerationSettings) -> tuple[Window, ...]:
-        """The windows of an image that is enlarged beyond what the model makes at once."""
-        multiple = self.autoencoder.pixels_per_latent
-        at_once = self._made_at_once(settings)
-        if not settings.expand or at_once == canvas_size(settings.height, settings.width, multiple):
-            return ()
-        new = new_area(image, settings.height, settings.width, multiple)
-        return tuple(plan_windows(new, *at_once, multiple))
 
     def _complete(self, images: Batch, latents: Tensor | None = None) -> dict[Kind, GenerationSettings]:
         """The settings of the images, each with what it leaves open filled in."""
