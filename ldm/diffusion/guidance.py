@@ -160,8 +160,8 @@ def rescaled(combine: CombineAt, guidance_rescale: float) -> CombineAt:
     """`combine` followed by `rescale_guidance`."""
     if not guidance_rescale:
         return combine
-    return lambda predictions, *where: rescale_guidance(
-        combine(predictions, *where), predictions[PROMPT], guidance_rescale
+    return lambda predictions, latents, timesteps, step: rescale_guidance(
+        combine(predictions, latents, timesteps, step), predictions[PROMPT], guidance_rescale
     )
 
 

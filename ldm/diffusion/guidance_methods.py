@@ -59,9 +59,9 @@ class AdaptiveProjectedGuidance:
     def _with_momentum(self, difference: Tensor, step: Step | None) -> Tensor:
         if not self.momentum:
             return difference
-        begins = step is None or step.evaluation == 0 or self._previous is None
-        if not begins:
-            difference = difference + self.momentum * self._previous
+        previous = self._previous
+        if previous is not None and step is not None and step.evaluation > 0:
+            difference = difference + self.momentum * previous
         self._previous = difference
         return difference
 

@@ -79,7 +79,8 @@ def plan_windows(new: NDArray[np.bool_], height: int, width: int, multiple: int)
         for top in _positions(new.shape[0], tall, multiple)
         for left in _positions(new.shape[1], wide, multiple)
     ]
-    left_over, windows = new.copy(), []
+    left_over = new.copy()
+    windows: list[Window] = []
     for window in sorted(grid, key=lambda each: _distance(each, new)):
         part = left_over[window.rows, window.columns]
         if part.any():
