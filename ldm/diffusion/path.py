@@ -137,7 +137,7 @@ class DDPMPath(ProbabilityPath):
         table = getattr(scheduler, "alphas_cumprod", None)
         if table is None:
             return None
-        predicts = scheduler.config.get("prediction_type", "epsilon")
+        predicts = getattr(scheduler, "config", {}).get("prediction_type", "epsilon")
         return cls(ScheduleSettings(num_train_timesteps=len(table), prediction_type=predicts), table)
 
     def timesteps_at(self, position: Tensor) -> Tensor:

@@ -84,9 +84,9 @@ def test_apg_removes_what_is_parallel_to_x_0(kind: PredictionType) -> None:
 
 
 def test_apg_on_x_0_is_diffusers_formula() -> None:
-    """diffusers projects the raw output, which is x_0 for models that predict the sample."""
+    """diffusers projects the raw output, which is x_0 for models that predict the sample; its scale is ours - 1."""
     apg = AdaptiveProjectedGuidance(5.0, path("sample"), eta=0.3, momentum=-0.5, norm_threshold=4.0)
-    theirs = TheirAPG(5.0, -0.5, 4.0, eta=0.3)
+    theirs = TheirAPG(4.0, -0.5, 4.0, eta=0.3, use_original_formulation=True)
     for index in range(3):
         theirs.set_state(index, 10, torch.tensor(500))
         theirs.prepare_inputs({"x": (C, U)})

@@ -1,4 +1,4 @@
-"""diffusers' guiders: projection off by default, zero predictions for models that predict noise, no second model."""
+"""diffusers' guiders: APG without projection, zero predictions for models that predict noise, no second model."""
 
 from inspect import signature
 
@@ -42,6 +42,16 @@ def test_their_projection_is_off_by_default_and_ours_is_on() -> None:
         norm_threshold=settings.apg_norm_threshold,
     )
     assert (ours(PREDICTIONS, NOISE, T, FIRST) - CFG).abs().max() > 0.01
+
+
+def test_just_above_a_scale_of_one_theirs_is_not_the_prompts_prediction() -> None:
+    """By default theirs is u + s d with a projected d, where the paper has c + (s - 1) d."""
+    theirs = begun(TheirAPG(1.0001, eta=0.0))
+    if torch.allclose(theirs, C, atol=1e-3):
+        pytest.skip("diffusers' APG starts from the prompt's prediction now")
+    assert (theirs - C).abs().max() > 0.01
+    ours = AdaptiveProjectedGuidance(1.0001, PATH, eta=0.0)
+    assert torch.allclose(ours(PREDICTIONS, NOISE, T, FIRST), C, atol=1e-3)
 
 
 def test_theirs_predicts_no_noise_in_the_first_step_whatever_the_model_predicts() -> None:

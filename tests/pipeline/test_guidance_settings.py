@@ -49,7 +49,7 @@ def test_each_way_of_guiding(pipeline: Pipeline, method: str) -> None:
     together = made(pipeline, **scale)
     assert together.latents.isfinite().all()
     alone = made(pipeline, PROMPTS[1], **scale)
-    torch.testing.assert_close(together.latents[1], alone.latents[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(together.latents[1], alone.latents[0], rtol=1e-3, atol=1e-3)
     cfg = made(pipeline, guidance_scale=4.0)
     assert torch.equal(together.latents, cfg.latents) is (method == "cfg")
     one = made(pipeline, guidance_scale=1.0)
@@ -68,6 +68,7 @@ def test_identities(pipeline: Pipeline) -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:the guide model is not used")
 def test_a_model_that_guides_itself_changes_nothing(folder: Path) -> None:
     pipeline = load_pipeline(folder / "strong", device="cpu")
     pipeline.guide_model = GuideModel(pipeline.denoiser, "")
