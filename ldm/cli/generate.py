@@ -17,7 +17,7 @@ from ldm.models.generation_settings import GenerationSettings, parse_settings, s
 
 if TYPE_CHECKING:
     from ldm.generation.job import GenerationJob
-    from ldm.generation.output import Target
+    from ldm.generation.output import GridLayout, Target
     from ldm.generation.reproduce import Original
     from ldm.io.progress import WorkBar
     from ldm.pipeline.batches import ImageRequest, Prompt
@@ -41,10 +41,13 @@ def generate(
     vae: options.Vae = None,
     base: options.Base = None,
     prediction_type: options.PredictionType = None,
+    guide_model: options.GuideModel = None,
     output: options.Output = Path("outputs"),
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
     grid: options.Grid = False,
+    grid_x: options.GridX = None,
+    grid_y: options.GridY = None,
     batch_size: options.BatchSize = None,
     num_processes: options.NumProcesses = 1,
     low_memory: options.LowMemory = False,
@@ -73,15 +76,19 @@ def generate(
     if from_image is not None:
         say_warning("--from-image is now called --reproduce")
     settings["seed"] = options.read_seed(settings["seed"])
-    target = Target(output, overwrite=overwrite, grid=grid, resume=resume)
     given_images = (image, mask, tuple(control or ()), tuple(reference or ()))
     original, asked = _plan(prompts or [], prompt_file, given_images, reproduce or from_image, settings)
+    asked, layout = _over_grid(asked, grid_x, grid_y)
+    grid = grid or layout is not None
+    target = Target(output, overwrite=overwrite, grid=grid, resume=resume, layout=layout)
     images = _list_images(asked, target)
     target.check(images)
     at_once = read_batch_size(batch_size, low_memory=low_memory, device=device)
     with ExitStack() as stack:
         if model is not None:
             model, _ = stack.enter_context(model_of(model))  # a checkpoint is written as a model
+        if guide_model is not None:
+            guide_model, _ = stack.enter_context(model_of(guide_model))
         made_with = ModelOptions(
             model,
             tuple(lora or ()),
@@ -97,6 +104,7 @@ def generate(
             tuple(controlnet or ()),
             tuple(ip_adapter or ()),
             image_encoder,
+            guide_model,
         )
         job = GenerationJob(tuple(images), target, made_with, original)
         num_processes = min(num_processes, len(job.batches))
@@ -192,6 +200,20 @@ def _plan(
             original.check_inputs(prompt.inputs)
         prompts = [original.with_controls(prompt) for prompt in prompts]
     return original, [prompt.over(base) for prompt in prompts]
+
+
+def _over_grid(
+    prompts: "list[Prompt]", grid_x: str | None, grid_y: str | None
+) -> "tuple[list[Prompt], GridLayout | None]":
+    """The prompts with the values of --grid-x and --grid-y, and the layout of their grid."""
+    from ldm.generation.output import GridLayout
+    from ldm.pipeline.xy_grid import over_grid, parse_axis
+
+    if grid_x is None and grid_y is None:
+        return prompts, None
+    x, y = (None if text is None else parse_axis(text) for text in (grid_x, grid_y))
+    layout = GridLayout(tuple(prompt.prompt for prompt in prompts), x, y)
+    return over_grid(prompts, x, y), layout
 
 
 def _scheduler_lines() -> Iterator[str]:

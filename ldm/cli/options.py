@@ -216,6 +216,15 @@ PredictionType = Annotated[
         help="What the model predicts, if it does not say or is wrong: with the wrong one, the images are noise.",
     ),
 ]
+GuideModel = Annotated[
+    str | None,
+    typer.Option(
+        "--guide-model",
+        metavar="NAME|FOLDER|FILE|HUB_ID",
+        help="A weaker model for --guidance autoguidance: an earlier checkpoint, or a smaller one trained with "
+        "the same text encoder and autoencoder.",
+    ),
+]
 Output = Annotated[
     Path,
     typer.Option(
@@ -241,6 +250,19 @@ Grid = Annotated[
         help="Write grid.png too: all the images of this call side by side, with prompt and seed below each if there "
         "is room.",
     ),
+]
+GridX = Annotated[
+    str | None,
+    typer.Option(
+        "--grid-x",
+        metavar="SETTING=A,B,...",
+        help="Make every prompt with each of these values of a setting, such as guidance_scale=2,4,8, and write them "
+        "as the columns of grid.png, labelled.",
+    ),
+]
+GridY = Annotated[
+    str | None,
+    typer.Option("--grid-y", metavar="SETTING=A,B,...", help="The same for the rows of grid.png."),
 ]
 AsJson = Annotated[
     bool,

@@ -6,21 +6,27 @@ combines them. Classifier-free guidance has two branches, InstructPix2Pix three,
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from ldm.diffusion.interval import EVERYWHERE, Interval
+from ldm.diffusion.path import ProbabilityPath
 from ldm.types import Conditioning, Denoiser, Step
 
 PROMPT = "prompt"
 """The branch of the conditioning that the sampler passes; it comes last in the batch."""
+OWN_PROMPT = "own prompt"
+"""Its prediction before other prompts are joined with it; without those it is that of `PROMPT`."""
 NEGATIVE = "negative"
 """The branch that classifier-free guidance moves away from: a negative or an empty prompt."""
 
 Combine = Callable[[Mapping[str, Tensor]], Tensor]
 """Maps the predictions [B, C, h, w] of the branches, by name, to the guided prediction [B, C, h, w]."""
+
+CombineAt = Callable[[Mapping[str, Tensor], Tensor, Tensor, Step | None], Tensor]
+"""The same from the predictions, the network's latents [B, C, h, w], the timesteps [B] and the step."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +70,15 @@ class GuidanceInputs:
 
     Attributes:
         composition: other prompts that are joined with the sampler's.
+        path: with the network's prediction type.
+        weak: a smaller or less trained denoiser, for autoguidance.
+        perturbed: the denoiser with perturbed attention.
     """
 
     composition: Composition = ALONE
+    path: ProbabilityPath | None = None
+    weak: Denoiser | None = None
+    perturbed: Denoiser | None = None
 
 
 NO_INPUTS = GuidanceInputs()
@@ -94,21 +106,63 @@ def guide(
         composition: `combine` receives the composed prediction under `PROMPT`, of `composed_prediction`; outside the
             interval it is the result.
     """
-    if not composition.is_plain:
-        every = {**branches, **composition.branches}
-        composed = partial(composed_prediction, composition.weights)
-        guided = guide(denoiser, every, lambda each: combine({**each, PROMPT: composed(each)}))
-        return _inside(interval, guided, guide(denoiser, every, composed))
+    return guide_at(denoiser, branches, _anywhere(combine), interval, composition)
 
-    def guided_call(
+
+def guide_at(
+    denoiser: Denoiser,
+    branches: Mapping[str, Conditioning],
+    combine: CombineAt,
+    interval: Interval = EVERYWHERE,
+    composition: Composition = ALONE,
+    others: Mapping[str, Denoiser] = MappingProxyType({}),
+) -> Denoiser:
+    """`guide` with a function that also depends on the latents and the level of the noise.
+
+    Args:
+        others: more denoisers by name, which are called for the prompt alone; `combine` receives their predictions too.
+    """
+    every = {**branches, **composition.branches}
+
+    def predict(
+        latents: Tensor, timesteps: Tensor, conditioning: Conditioning, step: Step | None
+    ) -> dict[str, Tensor]:
+        num_rows, count = len(conditioning), len(every) + 1
+        together = Conditioning.cat([*(each.expand(num_rows) for each in every.values()), conditioning])
+        output = denoiser(torch.cat([latents] * count), torch.cat([timesteps] * count), together, step=step)
+        found = dict(zip((*every, PROMPT), output.chunk(count), strict=True))
+        found[OWN_PROMPT] = found[PROMPT]
+        if not composition.is_plain:
+            found[PROMPT] = composed_prediction(composition.weights, found)
+        return found
+
+    def guided(
         latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
     ) -> Tensor:
-        num_rows, count = len(conditioning), len(branches) + 1
-        together = Conditioning.cat([*(each.expand(num_rows) for each in branches.values()), conditioning])
-        output = denoiser(torch.cat([latents] * count), torch.cat([timesteps] * count), together, step=step)
-        return combine(dict(zip((*branches, PROMPT), output.chunk(count), strict=True)))
+        found = predict(latents, timesteps, conditioning, step)
+        for name, other in others.items():
+            found[name] = other(latents, timesteps, conditioning, step=step)
+        return combine(found, latents, timesteps, step)
 
-    return _inside(interval, guided_call, denoiser)
+    def composed(
+        latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
+    ) -> Tensor:
+        return predict(latents, timesteps, conditioning, step)[PROMPT]
+
+    return _inside(interval, guided, denoiser if composition.is_plain else composed)
+
+
+def _anywhere(combine: Combine) -> CombineAt:
+    return lambda predictions, latents, timesteps, step: combine(predictions)
+
+
+def rescaled(combine: CombineAt, guidance_rescale: float) -> CombineAt:
+    """`combine` followed by `rescale_guidance`."""
+    if not guidance_rescale:
+        return combine
+    return lambda predictions, latents, timesteps, step: rescale_guidance(
+        combine(predictions, latents, timesteps, step), predictions[PROMPT], guidance_rescale
+    )
 
 
 def classifier_free_guidance(guidance_scale: float, guidance_rescale: float = 0.0) -> Combine:

@@ -172,7 +172,10 @@ class DDPMPath(ProbabilityPath):
     @classmethod
     def of_scheduler(cls, scheduler: Any) -> Self | None:
         table = getattr(scheduler, "alphas_cumprod", None)
-        return None if table is None else cls(ScheduleSettings(num_train_timesteps=len(table)), table)
+        if table is None:
+            return None
+        predicts = getattr(scheduler, "config", {}).get("prediction_type", "epsilon")
+        return cls(ScheduleSettings(num_train_timesteps=len(table), prediction_type=predicts), table)
 
     def timesteps_at(self, position: Tensor) -> Tensor:
         count = self.settings.num_train_timesteps

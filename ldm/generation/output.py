@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ldm.errors import UserError
 from ldm.io.files import disk_errors
 from ldm.io.images import image_grid, open_image
@@ -17,6 +19,7 @@ from ldm.io.png import is_written_here, read_chunk, write_chunks
 from ldm.pipeline.batches import ImageRequest
 from ldm.pipeline.file_names import image_file_name
 from ldm.pipeline.record import RECORD_CHUNK
+from ldm.pipeline.xy_grid import Axis, grid_sheet
 
 GRID_NAME = "grid.png"
 GRID_CHUNK = "ldm_grid"
@@ -31,12 +34,22 @@ def file_name(image: ImageRequest) -> str:
 
 
 @dataclass(frozen=True)
+class GridLayout:
+    """A grid over settings, see `ldm.pipeline.xy_grid`."""
+
+    prompts: tuple[str, ...]
+    x: Axis | None
+    y: Axis | None
+
+
+@dataclass(frozen=True)
 class Target:
     """Where images go.
 
     Attributes:
         overwrite: replace files of the same name.
         grid: write `grid.png` too, all the images side by side.
+        layout: of the grid; by default about as many rows as columns.
         resume: keep the images that exist already, if `ldm.generation.finished` finds nothing wrong with them.
     """
 
@@ -44,6 +57,7 @@ class Target:
     overwrite: bool = False
     grid: bool = False
     resume: bool = False
+    layout: GridLayout | None = None
 
     @property
     def grid_path(self) -> Path:
@@ -102,16 +116,22 @@ class Target:
             )
 
     def write_grid(self, images: Sequence[ImageRequest]) -> None:
-        """Write `grid.png` from the files of the images, in about as many rows as columns, with prompts and seeds.
+        """Write `grid.png` from the files of the images, with prompts and seeds, or the values of the settings.
 
         Raises:
             UserError: an image's file is missing, or the disk is full or not writable.
         """
         opened = [open_image(self.path(image)) for image in images]
+        write_chunks(
+            self.grid_path, self._grid(opened, images), {GRID_CHUNK: _contents(images)}, overwrite=True
+        )
+
+    def _grid(self, opened: Sequence[Image.Image], images: Sequence[ImageRequest]) -> Image.Image:
+        if self.layout:
+            return grid_sheet(opened, self.layout.prompts, self.layout.x, self.layout.y)
         columns, labels = math.isqrt(len(opened) - 1) + 1, [f"{each.prompt} s{each.seed}" for each in images]
         readable = min(image.width for image in opened) >= _LEAST_LABELLED_PX
-        grid = image_grid(opened, num_columns=columns, captions=labels if readable else None)
-        write_chunks(self.grid_path, grid, {GRID_CHUNK: _contents(images)}, overwrite=True)
+        return image_grid(opened, num_columns=columns, captions=labels if readable else None)
 
 
 def _contents(images: Sequence[ImageRequest]) -> str:

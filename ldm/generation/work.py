@@ -46,6 +46,8 @@ def choose_engine_together(
         folder: where the processes leave each other the decision; None for a process that is alone.
     """
     work = work_of(pipeline, images)
+    if name == "auto" and any(image.settings.guidance == "pag" for image in images):
+        name = "torch"  # its attention is changed while it runs
     if folder is None or name == "torch":
         return choose_engine(name, pipeline.denoiser, work)
     decision = folder / "engine"

@@ -16,18 +16,22 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
-from pydantic import AfterValidator, Field, Strict, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from ldm.config import Settings
 from ldm.diffusion.interval import EVERYWHERE, Interval, check_interval
 from ldm.diffusion.scheduler_names import OWN_SCHEDULER, SCHEDULERS
 from ldm.errors import UserError, nearest, unknown_name
+from ldm.models.expansion import Fill, checked_expansion, expansion_text
 
 LARGEST_SEED = 2**63 - 1
 
 PromptWeights = Literal["none", "a1111", "comfy"]
 """How the weights of words in a prompt are applied; `none` reads brackets as text."""
+
+GuidanceMethod = Literal["cfg", "apg", "cfg-zero", "pag", "autoguidance"]
+"""The functions of `ldm.diffusion.guidance` and `ldm.diffusion.guidance_methods`."""
 
 TEXT_TO_IMAGE = "text-to-image"
 MASKED = ("blended-inpaint", "inpaint")
@@ -79,6 +83,10 @@ class Setting:
     only_with: str = ""
     infotext: str | None = None
     infotext_value: Callable[[Any], Any] = lambda value: value
+
+    def is_for(self, task: str) -> bool:
+        """Whether it has an effect on images of a task."""
+        return not self.tasks or task in self.tasks
 
 
 def sampler_title(scheduler: str) -> str:
@@ -151,12 +159,38 @@ class GenerationSettings(Settings):
         strict=True,
         description="Images of each prompt, with the seeds seed, seed + 1, seed + 2, ...",
     )
+    to_seed: Annotated[int, Setting("N", recorded_if_changed=True)] = Field(
+        -1,
+        ge=-1,
+        le=LARGEST_SEED,
+        strict=True,
+        description="Make num_frames images on the way from the noise of the seed to that of this one. -1 is none.",
+    )
+    to_prompt: Annotated[str, Setting("TEXT", recorded_if_changed=True), AfterValidator(check_text)] = Field(
+        "",
+        description="Make num_frames images on the way from the prompt to this one; with to_seed, along both.",
+    )
+    num_frames: Annotated[int, Setting("N", recorded=False)] = Field(
+        8,
+        ge=1,
+        le=MAX_IMAGES,
+        strict=True,
+        description="Images from the first to the last, both included, with to_seed or to_prompt.",
+    )
+    frame: Annotated[float, Setting("X", recorded_if_changed=True)] = Field(
+        0.0,
+        ge=0,
+        le=1,
+        strict=True,
+        description="Make a single image of those with to_seed or to_prompt: 0.5 is halfway, 1 the last. 0 makes all.",
+    )
     negative_prompt: Annotated[str, Setting("TEXT"), AfterValidator(check_text)] = Field(
         "", description="What the images should not show; needs a guidance scale above 1."
     )
     prompt_weights: Annotated[
         PromptWeights,
         Setting(
+            "none|a1111|comfy",
             recorded_if_changed=True,
             infotext="Prompt weights",
             infotext_value=lambda rule: None if rule == "none" else rule,
@@ -193,6 +227,45 @@ class GenerationSettings(Settings):
         strict=True,
         description="How strongly to follow the prompt. 1 is without guidance and twice as fast; 3 to 9 are usual; "
         "higher values make the colours garish.",
+    )
+    guidance: Annotated[
+        GuidanceMethod,
+        Setting(
+            "cfg|apg|cfg-zero|pag|autoguidance",
+            recorded_if_changed=True,
+            infotext="Guidance",
+            infotext_value=lambda name: None if name == "cfg" else name,
+        ),
+    ] = Field(
+        "cfg",
+        description="How to guide: cfg; apg, less garish at high scales; cfg-zero; pag, which also perturbs the "
+        "attention; autoguidance with a weaker model (--guide-model). All use guidance_scale.",
+    )
+    apg_eta: Annotated[float, Setting("X", recorded_if_changed=True)] = Field(
+        0.0,
+        ge=0,
+        strict=True,
+        description="With apg: how much to keep of the part that makes colours garish. 1 is all of it.",
+    )
+    apg_momentum: Annotated[float, Setting("X", recorded_if_changed=True)] = Field(
+        -0.5,
+        ge=-1,
+        le=1,
+        strict=True,
+        description="With apg: how much of the previous step's direction to add; a negative number takes it away.",
+    )
+    apg_norm_threshold: Annotated[float, Setting("X", recorded_if_changed=True)] = Field(
+        0.0,
+        ge=0,
+        strict=True,
+        description="With apg: the largest step of guidance, as a norm over the image's latents; the paper uses 7.5 to "
+        "15 for images of 512 to 1024 pixels. 0 is without a limit.",
+    )
+    pag_scale: Annotated[float, Setting("X", recorded_if_changed=True)] = Field(
+        3.0,
+        ge=0,
+        strict=True,
+        description="With pag: how far to move away from the prediction with perturbed attention. 0 is cfg.",
     )
     guidance_rescale: Annotated[
         float,
@@ -301,6 +374,37 @@ class GenerationSettings(Settings):
         description="For --control canny: edges start where the gradient is above HIGH and go on where it is above "
         "LOW; lower values find more.",
     )
+    expand: Annotated[
+        str,
+        Setting(
+            "SIDE=PIXELS,...",
+            tasks=MASKED,
+            recorded_if_changed=True,
+            infotext="Expand",
+            infotext_value=lambda text: text or None,
+        ),
+        BeforeValidator(expansion_text),
+        AfterValidator(checked_expansion),
+    ] = Field(
+        "",
+        description="Enlarge the image given with --image and make what is new: top, bottom, left and right, such as "
+        "top=64,left=32. The image itself stays as it is.",
+    )
+    expand_fill: Annotated[Fill, Setting("mirror|edge|noise", tasks=MASKED, recorded_if_changed=True)] = (
+        Field(
+            "mirror",
+            description="What the new area of an enlarged image holds before sampling. It has no effect with "
+            "strength 1, the default.",
+        )
+    )
+    expand_overlap: Annotated[int, Setting("PIXELS", tasks=MASKED, recorded_if_changed=True)] = Field(
+        16,
+        ge=0,
+        le=MAX_SIZE_PX,
+        strict=True,
+        description="How far the model draws over the edge of an image that is enlarged, so that the new area fits. "
+        "The image's own pixels are then put back.",
+    )
     karras: Annotated[
         bool, Setting(infotext="Schedule type", infotext_value=lambda on: "Karras" if on else None)
     ] = Field(
@@ -384,12 +488,17 @@ class GenerationSettings(Settings):
 
     def written(self, task: str = TEXT_TO_IMAGE, given: Collection[str] = ()) -> dict[str, Any]:
         """`recorded`, without the settings that a record leaves out at their default."""
-        unchanged = {
+        left_out = {name for name, setting in settings_of(type(self)) if setting.recorded_if_changed}
+        left_out -= self.changed()
+        return {name: value for name, value in self.recorded(task, given).items() if name not in left_out}
+
+    def changed(self) -> set[str]:
+        """The settings that records leave out at their default, and that have another value."""
+        return {
             name
             for name, setting in settings_of(type(self))
-            if setting.recorded_if_changed and getattr(self, name) == type(self).model_fields[name].default
+            if setting.recorded_if_changed and getattr(self, name) != type(self).model_fields[name].default
         }
-        return {name: value for name, value in self.recorded(task, given).items() if name not in unchanged}
 
     def recorded(self, task: str = TEXT_TO_IMAGE, given: Collection[str] = ()) -> dict[str, Any]:
         """The settings that have an effect on an image of a task, ready for JSON.
@@ -401,7 +510,7 @@ class GenerationSettings(Settings):
             name
             for name, setting in settings_of(type(self))
             if setting.recorded
-            and (not setting.tasks or task in setting.tasks)
+            and setting.is_for(task)
             and (not setting.only_with or setting.only_with in given)
         }
         return self.model_dump(mode="json", include=names)

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm.diffusion.guidance import Composition, GuidanceInputs, changing_prompts
+from ldm.diffusion.paths import path_of_scheduler
 from ldm.diffusion.sampling import KnownLatents, denoise
 from ldm.diffusion.windows import in_windows
 from ldm.errors import UserError
@@ -24,12 +25,14 @@ from ldm.models.engines.feature_reuse import reuse_deep_features
 from ldm.models.engines.openvino_denoiser import OpenVINODenoiser
 from ldm.models.generation_settings import GenerationSettings
 from ldm.models.loading.model import ModelParts
+from ldm.models.perturbed_attention import PerturbedDenoiser
 from ldm.models.vae import KLAutoencoder
 from ldm.noise import image_generators, normal_per_image
-from ldm.pipeline.batches import PlannedBatch, PromptForm
+from ldm.pipeline.batches import PlannedBatch
 from ldm.pipeline.control_images import scale_tree
 from ldm.pipeline.decoding import decode_images
 from ldm.pipeline.input_images import canvas_size, latent_mask
+from ldm.pipeline.interpolation import between, slerp
 from ldm.pipeline.prompt_reading import PromptReader, PromptTexts, reader_for
 from ldm.pipeline.settings import check_finite
 from ldm.pipeline.tiles import windows_of
@@ -47,6 +50,17 @@ def latent_shape(autoencoder: KLAutoencoder, settings: GenerationSettings) -> tu
     multiple = autoencoder.pixels_per_latent
     height, width = canvas_size(settings.height, settings.width, multiple)
     return autoencoder.num_channels, height // multiple, width // multiple
+
+
+def initial_noise(
+    generators: Sequence[torch.Generator], settings: GenerationSettings, shape: Sequence[int]
+) -> Tensor:
+    """Standard normal noise [B, *shape]: each image's own, or on the way from it to that of `to_seed`."""
+    noise = normal_per_image(generators, shape)
+    if settings.to_seed < 0:
+        return noise
+    target = normal_per_image(image_generators([settings.to_seed]), shape)
+    return slerp(noise, target, settings.frame, axes=(1, 2, 3))
 
 
 @dataclass(frozen=True)
@@ -70,12 +84,14 @@ class BatchSampler:
     Attributes:
         engine: what is called in place of the denoiser; None for torch.
         low_memory: keep only the part in use on the device, and encode and decode one image at a time.
+        weak: a weaker denoiser, for autoguidance.
     """
 
     parts: ModelParts
     device: torch.device
     engine: OpenVINODenoiser | None = None
     low_memory: bool = False
+    weak: Denoiser | None = None
 
     def sample(
         self,
@@ -97,7 +113,7 @@ class BatchSampler:
         conditioning = stages[0].conditioning
         generators = image_generators(batch.seeds)
         if noise is None:
-            noise = normal_per_image(generators, latent_shape(self.parts.autoencoder, settings))
+            noise = initial_noise(generators, settings, latent_shape(self.parts.autoencoder, settings))
         latents = noise = noise.to(self.device, torch.float32)
         start, known = self._start(batch, images)
         if start is not None and not batch.plan.steps:
@@ -150,30 +166,45 @@ class BatchSampler:
         """The stages of a batch's prompts, and the stage of each step; prompts that do not change have one."""
         reader = reader_for(self.parts.text_encoder, batch.settings)
         num_steps = batch.plan.start + batch.plan.num_steps
-        texts = [reader.at_step(batch.prompts, batch.settings.negative_prompt, i) for i in range(num_steps)]
+        texts = [self._texts(reader, batch, index) for index in range(num_steps)]
         distinct = list(dict.fromkeys(texts[batch.plan.start :] or texts))
         references = self._references(batch)
-        embedded = [self._embed_stage(reader, each, batch.form, references) for each in distinct]
+        embedded = [self._embed_stage(reader, *each, batch, references) for each in distinct]
         first = self._conditioning(batch, embedded[0].conditioning, images)  # encodes the images once
         first = self._controlled_by(batch, first)
         others = [with_prompt(first, each.conditioning) for each in embedded[1:]]
         stages = [replace(s, conditioning=c) for s, c in zip(embedded, [first, *others], strict=True)]
         return stages, [distinct.index(each) if each in distinct else 0 for each in texts]
 
+    def _texts(
+        self, reader: PromptReader, batch: PlannedBatch, index: int
+    ) -> tuple[PromptTexts, PromptTexts | None]:
+        """What the prompts are at a step, and those that they are on the way to."""
+        settings = batch.settings
+        own = reader.at_step(batch.prompts, settings.negative_prompt, index)
+        if not settings.to_prompt:
+            return own, None
+        return own, reader.at_step([settings.to_prompt] * len(batch.images), settings.negative_prompt, index)
+
     def _embed_stage(
         self,
         reader: PromptReader,
         texts: PromptTexts,
-        form: PromptForm,
+        target: PromptTexts | None,
+        batch: PlannedBatch,
         references: tuple[ImageEmbeds, ImageEmbeds],
     ) -> PromptStage:
+        num_chunks, (weight, *weights) = batch.form.num_chunks, batch.form.weights
         given, empty = references
         with self._at_work(self.parts.text_encoder):
-            prompt, *others = (
-                replace(reader.embed(each, form.num_chunks), image_embeds=given) for each in texts.composed
-            )
-            negative = replace(reader.embed([texts.negative], form.num_chunks), image_embeds=empty)
-        weight, *weights = form.weights
+            found = [reader.embed(each, num_chunks) for each in texts.composed]
+            negative = reader.embed([texts.negative], num_chunks)
+            if target is not None:
+                ends = [reader.embed(each, num_chunks) for each in target.composed]
+                pairs = zip(found, ends, strict=True)
+                found = [between(start, end, batch.settings.frame) for start, end in pairs]
+        prompt, *others = (replace(each, image_embeds=given) for each in found)
+        negative = replace(negative, image_embeds=empty)
         return PromptStage(prompt, negative, Composition(weight, tuple(zip(weights, others, strict=True))))
 
     def _conditioning(
@@ -218,14 +249,17 @@ class BatchSampler:
         Raises:
             UserError: the denoiser cannot reuse its deep features.
         """
-        denoiser = self._controlled(self._in_windows(batch), batch)
+        every = batch.settings.deep_features_every
+        reusing = partial(reuse_deep_features, self.engine or self.parts.denoiser, every)
+        denoiser = self._prepared(reusing, batch)
+        inputs = self._guidance_inputs(batch)
         guided = [
             batch.task.guided(
                 denoiser,
                 stage.conditioning,
                 stage.negative,
                 batch.settings,
-                GuidanceInputs(stage.composition),
+                replace(inputs, composition=stage.composition),
             )
             for stage in stages
         ]
@@ -234,18 +268,23 @@ class BatchSampler:
         conditionings = [stage.conditioning for stage in stages]
         return changing_prompts(list(zip(guided, conditionings, strict=True)), stage_of)
 
-    def _in_windows(self, batch: PlannedBatch) -> Denoiser:
-        """The denoiser or what replaces it, which works on a large image in windows."""
-        every = batch.settings.deep_features_every
-        make = partial(reuse_deep_features, self.engine or self.parts.denoiser, every)
+    def _prepared(self, make: Callable[[], Denoiser], batch: PlannedBatch) -> Denoiser:
+        """The denoiser of a sampling: it works on a large image in windows, controlled by the batch's images.
+
+        Args:
+            make: a denoiser for one window.
+
+        Raises:
+            UserError: a controlled image needs several windows.
+        """
         _, height, width = latent_shape(self.parts.autoencoder, batch.settings)
         multiple = self.parts.autoencoder.pixels_per_latent
         windows = windows_of(height, width, batch.settings, multiple)
         if len(windows) == 1:
-            return make()
+            return self._controlled(make(), batch)
         if self._controls(batch):
             what = f"an image of {len(windows)} windows cannot be controlled"
-            raise UserError(what, "set window to the size of the image, or make a smaller one")
+            raise UserError(what, "set tile_size to the size of the image, or make a smaller one")
         return in_windows([make() for _ in windows], windows)
 
     def _controls(self, batch: PlannedBatch) -> list[tuple[int, float, ControlNetwork]]:
@@ -315,6 +354,17 @@ class BatchSampler:
         num_steps = plan.start + plan.num_steps
         options = ControlOptions(settings.control_interval, num_steps, settings.guess_mode, len(batch.images))
         return with_controlnets(denoiser, nets, options)
+
+    def _guidance_inputs(self, batch: PlannedBatch) -> GuidanceInputs:
+        """What guidance needs besides the prompts."""
+        settings = batch.settings
+        perturbs = settings.guidance == "pag" and settings.pag_scale > 0
+        perturbed = (
+            self._prepared(partial(PerturbedDenoiser, self.parts.denoiser), batch) if perturbs else None
+        )
+        return GuidanceInputs(
+            path=path_of_scheduler(batch.plan.prototype), weak=self.weak, perturbed=perturbed
+        )
 
     @contextmanager
     def _at_work(self, *modules: nn.Module) -> Iterator[None]:

@@ -11,7 +11,9 @@ from ldm.io.memory import check_memory
 from ldm.models.control.hints import REFERENCE
 from ldm.models.generation_settings import LARGEST_SEED, MAX_SIZE_PX, GenerationSettings
 from ldm.pipeline.control_images import ControlImage
+from ldm.pipeline.expanding import Window, expanded_inputs
 from ldm.pipeline.input_images import InputImage
+from ldm.pipeline.interpolation import frames
 from ldm.tasks import Task
 
 REQUEST_BYTES = 500
@@ -63,8 +65,8 @@ class ImageRequest:
         strengths = tuple(each.strength for each in self.controls)
         if image is None or {"height", "width"} <= self.settings.given().keys():
             return Kind(self.settings, tuple(self.inputs), strengths)
-        size = (image.record.height, image.record.width)
-        return Kind(self.settings, tuple(self.inputs), strengths, size)
+        width, height = image.size
+        return Kind(self.settings, tuple(self.inputs), strengths, (height, width))
 
 
 Strength = tuple[str, float, tuple[tuple[str, float], ...]]
@@ -86,6 +88,11 @@ class Kind(NamedTuple):
     size: tuple[int, int] | None = None
 
 
+def input_sizes(image: ImageRequest) -> tuple[tuple[int, int], ...]:
+    """The sizes of the images that an enlarged image is made from, as they decide its windows; else nothing."""
+    return tuple(each.size for each in image.inputs.values()) if image.settings.expand else ()
+
+
 Batch = Sequence[ImageRequest]
 """Images that are made together, all of the same kind."""
 
@@ -102,15 +109,34 @@ def list_images(prompts: Iterable[Prompt], seeds: Sequence[int] | None = None) -
     prompts = list(prompts)
     if not prompts:
         raise UserError("no prompt", "give at least one; an empty one is allowed")
-    total = sum(each.settings.num_images for each in prompts)
+    total = sum(each.settings.num_images * _num_frames(each.settings) for each in prompts)
     check_memory(total * REQUEST_BYTES, f"a list of {total:,} images", "ask for fewer in one call")
+    prompts = [replace(each, inputs=expanded_inputs(each.inputs, each.settings)) for each in prompts]
     shared = [(each, each.settings.without("seed", "num_images")) for each in prompts]
     rows = [(each, settings) for each, settings in shared for _ in range(each.settings.num_images)]
     own = _counted_seeds(prompts) if seeds is None else _checked_seeds(seeds, prompts, len(rows))
-    return [
-        ImageRequest(number, each.prompt, seed, settings, each.inputs, each.controls)
-        for number, ((each, settings), seed) in enumerate(zip(rows, own, strict=True), start=1)
+    asked = [
+        (each, seed, frame)
+        for (each, settings), seed in zip(rows, own, strict=True)
+        for frame in frames(settings)
     ]
+    return [
+        ImageRequest(
+            number,
+            each.prompt if frame.prompt is None else frame.prompt,
+            seed if frame.seed is None else frame.seed,
+            frame.settings,
+            each.inputs,
+            each.controls,
+        )
+        for number, (each, seed, frame) in enumerate(asked, start=1)
+    ]
+
+
+def _num_frames(settings: GenerationSettings) -> int:
+    """The images of an interpolation; 1 without one."""
+    goes = settings.to_seed >= 0 or settings.to_prompt
+    return settings.num_frames if goes and not settings.frame else 1
 
 
 def sized(kind: Kind, factor: int = 1) -> GenerationSettings:
@@ -205,6 +231,7 @@ class PlannedBatch:
         task: what the model does with the images given.
         form: of the prompts.
         plan: of the sampler, shared by all batches with the same settings.
+        windows: in which an enlarged image is made, one after another; none for images made at once.
     """
 
     images: Batch
@@ -212,6 +239,12 @@ class PlannedBatch:
     task: Task
     form: PromptForm
     plan: SamplingPlan
+    windows: tuple[Window, ...] = ()
+
+    @property
+    def num_steps(self) -> int:
+        """The sampling steps of the batch, those of all windows together."""
+        return self.plan.num_steps * max(len(self.windows), 1)
 
     @property
     def prompts(self) -> list[str]:

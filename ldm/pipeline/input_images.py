@@ -20,12 +20,15 @@ from torch import Tensor
 from ldm.config import Settings
 from ldm.errors import UserError
 from ldm.io.images import image_to_tensor, open_alpha, open_image, resize_and_crop
+from ldm.models.expansion import Expansion, Fill
+from ldm.noise import generator_for
 
 GivenImage = str | os.PathLike[str] | Image.Image
 """An image as a caller of `generate` names it: a file, or a Pillow image."""
 
-Kind = Literal["photo", "mask", "alpha"]
-"""How an image is read: in RGB; as a mask, white where the image may change; or as the mask of the transparent part."""
+Kind = Literal["photo", "mask", "alpha", "blank"]
+"""How an image is read: in RGB; as a mask, white where the image may change; as the mask of the transparent part; or
+not at all, for a mask that is black."""
 
 ALPHA = "alpha"
 """Given as a mask, it stands for the transparent part of the image."""
@@ -49,6 +52,38 @@ class InputRecord(Settings):
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where an image stands on a larger canvas.
+
+    Attributes:
+        fill: what surrounds a photo; a mask is white there.
+        overlap: how many pixels a mask reaches into the image in sampling.
+    """
+
+    expansion: Expansion
+    fill: Fill = "mirror"
+    overlap: int = 0
+
+    def on_canvas(self, image: Image.Image, key: str) -> Image.Image:
+        """The image, RGB or a grey mask, with what surrounds it; noise is drawn from `key`."""
+        canvas = _filled(image, self.expansion, "white" if image.mode == "L" else self.fill, key)
+        canvas.paste(image, (self.expansion.left, self.expansion.top))
+        return canvas
+
+
+def _filled(image: Image.Image, sides: Expansion, fill: str, key: str) -> Image.Image:
+    """A canvas around an image, without the image in its place where the fill is noise or white."""
+    width, height = sides.size(image.width, image.height)
+    if fill == "white":
+        return Image.new("L", (width, height), 255)
+    if fill == "noise":
+        drawn = torch.randint(256, (height, width, 3), generator=generator_for(key, "expand"))
+        return Image.fromarray(drawn.numpy().astype(np.uint8))
+    around = ((sides.top, sides.bottom), (sides.left, sides.right), (0, 0))
+    return Image.fromarray(np.pad(np.asarray(image), around, mode="edge" if fill == "edge" else "symmetric"))
+
+
+@dataclass(frozen=True)
 class InputImage:
     """An image that was decoded once, and is decoded again when it is used.
 
@@ -57,6 +92,7 @@ class InputImage:
         record: what identifies it.
         file: where it is, or None for one in memory.
         decoded: the image in memory, or None. It is not sent to other processes.
+        placement: on a larger canvas, or None. `record` is that of the image itself.
     """
 
     __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
@@ -66,22 +102,46 @@ class InputImage:
     record: InputRecord
     file: Path | None = None
     decoded: Annotated[Image.Image | None, Field(exclude=True)] = None
+    placement: Placement | None = None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether it was given, and is not a mask that follows from an expansion."""
+        return self.kind != "blank"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, those of the canvas if it stands on one."""
+        size = self.record.width, self.record.height
+        return self.placement.expansion.size(*size) if self.placement else size
 
     def open(self) -> Image.Image:
-        """The image, RGB or a grey mask.
+        """The image, RGB or a grey mask, on its canvas.
 
         Raises:
             UserError: the file is gone, damaged or another image than before.
         """
+        image = self._read()
+        return self.placement.on_canvas(image, self.record.sha256) if self.placement else image
+
+    def _read(self) -> Image.Image:
+        if self.kind == "blank":
+            return Image.new("L", (self.record.width, self.record.height), 0)
         image = _decode(self.decoded if self.file is None else self.file, self.name, self.kind)
         if _record_of(image) != self.record:
             raise UserError(f"{self.name} has changed since this call began", "start again")
         return image
 
     def values(self, height: int, width: int, multiple: int) -> Tensor:
-        """The image at a size, on the canvas: [3, H, W] in [-1, 1], or for a mask [1, H, W], 1 where it is white."""
-        to_values = photo_values if self.kind == "photo" else mask_values
-        return to_values(self.open(), height, width, multiple)
+        """The image at a size, on the canvas: [3, H, W] in [-1, 1], or for a mask [1, H, W], 1 where it is white.
+
+        A mask with a placement is larger by its overlap, but not in `open`.
+        """
+        if self.kind == "photo":
+            return photo_values(self.open(), height, width, multiple)
+        mask = mask_values(self.open(), height, width, multiple)
+        overlap = self.placement.overlap if self.placement else 0
+        return F.max_pool2d(mask[None], 2 * overlap + 1, stride=1, padding=overlap)[0] if overlap else mask
 
 
 def read_input(given: GivenImage, kind: Kind, *, name: str = "") -> InputImage:
@@ -102,6 +162,11 @@ def read_input(given: GivenImage, kind: Kind, *, name: str = "") -> InputImage:
         _check_something_changes(image, shown, kind)
     place = {"decoded": source} if isinstance(source, Image.Image) else {"file": source}
     return InputImage(shown, kind, _record_of(image), **place)
+
+
+def memory_image(image: Image.Image, kind: Kind) -> InputImage:
+    """An image in memory, RGB or a grey mask."""
+    return InputImage(kind, kind, _record_of(image), decoded=image)
 
 
 def _check_something_changes(mask: Image.Image, name: str, kind: Kind) -> None:

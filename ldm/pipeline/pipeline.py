@@ -4,7 +4,7 @@ pipeline = load_pipeline("emoji")
 pipeline.generate("a red apple", seed=7).images[0]
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -45,6 +45,7 @@ from ldm.pipeline.batches import (
     PlannedBatch,
     PromptForm,
     halved,
+    input_sizes,
     list_images,
     plan_batches,
     sized,
@@ -59,10 +60,12 @@ from ldm.pipeline.control_images import (
     used_controls,
 )
 from ldm.pipeline.decoding import check_image_fits
+from ldm.pipeline.guide_model import GuideModel, load_guide_model
 from ldm.pipeline.input_images import (
     GivenImage,
     pair_inputs,
 )
+from ldm.pipeline.outpainting import made_at_once, outpaint, windows_of
 from ldm.pipeline.prompt_reading import reader_for
 from ldm.pipeline.record import INPUTS_VERSION, ImageRecord
 from ldm.pipeline.settings import (
@@ -71,7 +74,10 @@ from ldm.pipeline.settings import (
     OnStep,
     check_applicable,
     check_call,
+    check_guidance,
     check_latents,
+    check_not_on_the_way,
+    check_same_form,
     check_task_fits,
     complete,
     first_step,
@@ -117,6 +123,7 @@ def load_pipeline(
     controlnets: Mapping[str, str | Path] | None = None,
     ip_adapters: Sequence[str | Path] = (),
     image_encoder: str | Path | None = None,
+    guide_model: str | Path | None = None,
 ) -> "Pipeline":
     """Load a model. An argument that is None is not given.
 
@@ -133,6 +140,7 @@ def load_pipeline(
             `{"depth": "models/controlnet-depth"}`.
         ip_adapters: files or folders of IP-Adapters for reference images, one for all or one for each.
         image_encoder: the folder of the CLIP image encoder of the IP-Adapters; None: `image_encoder` beside the first.
+        guide_model: a weaker model with the same text encoder and autoencoder, for guidance "autoguidance".
 
     Raises:
         UserError: a model or LoRA does not exist, or is incomplete, damaged or not allowed.
@@ -161,7 +169,10 @@ def load_pipeline(
         loras=loaded.loras,
         substitutes=substitutes,
     )
-    return pipeline.to(torch_device)
+    pipeline.to(torch_device)
+    if guide_model is not None:
+        pipeline.guide_model = load_guide_model(guide_model, pipeline, torch_dtype)
+    return pipeline
 
 
 class Pipeline:
@@ -175,6 +186,7 @@ class Pipeline:
         substitutes: what was used in place of the model's own.
         engine: what the sampler calls in place of the denoiser, from `ldm.pipeline.engine_choice`; None for torch.
         low_memory: keep only the part in use on the device, and decode one image at a time.
+        guide_model: the weaker model of autoguidance, or None.
     """
 
     def __init__(
@@ -193,6 +205,7 @@ class Pipeline:
         self.substitutes = substitutes
         self.engine: OpenVINODenoiser | None = None
         self.low_memory = False
+        self.guide_model: GuideModel | None = None
         self.device = next(parts.denoiser.parameters()).device
 
     @property
@@ -229,6 +242,8 @@ class Pipeline:
         """Move to a device; returns itself."""
         for module in self.parts.modules().values():
             module.to(device)
+        if self.guide_model:
+            self.guide_model.denoiser.to(device)
         self.device = torch.device(device)
         return self
 
@@ -334,24 +349,38 @@ class Pipeline:
             LdmWarning: as `generate`, and with `halve`, that a batch does not fit in memory.
         """
         waiting, done = self._plan(groups, batch_size, latents), 0
-        sampler = BatchSampler(self.parts, self.device, self.engine, self.low_memory)
+        weak = self.guide_model.denoiser if self.guide_model else None
+        sampler = BatchSampler(self.parts, self.device, self.engine, self.low_memory, weak)
         while waiting:
-            batch, total = waiting[0], done + sum(each.plan.num_steps for each in waiting)
+            batch, total = waiting[0], done + sum(each.num_steps for each in waiting)
             noise = None if latents is None else latents[[image.number - 1 for image in batch.images]]
-            report = None if on_step is None else partial(_report, on_step, done, total)
             try:
-                final = sampler.sample(batch, noise, report)
-                decoded = sampler.decode(final)
+                made = self._sample(sampler, batch, noise, partial(_reporter, on_step, done, total))
             except RuntimeError as error:
                 if not halve or not is_out_of_memory(error):
                     raise
-                decoded = None
-            if decoded is None:
+                made = None
+            if made is None:
                 free_cached_memory()  # not above: while the error is handled it keeps the batch's memory alive
                 waiting = halved(waiting)
                 continue
-            yield from self._finished(batch, final.cpu(), *decoded, noise)
-            waiting, done = waiting[1:], done + batch.plan.num_steps
+            yield from self._finished(batch, *made, noise)
+            waiting, done = waiting[1:], done + batch.num_steps
+
+    def _sample(
+        self,
+        sampler: BatchSampler,
+        batch: PlannedBatch,
+        noise: Tensor | None,
+        reporter: Callable[[int], Callable[[Step, Tensor], None] | None],
+    ) -> tuple[Tensor, list[Image.Image], bool]:
+        """The latents [B, C, h, w] and the images of a batch, and whether they were decoded in tiles."""
+        if batch.windows:
+            return outpaint(sampler, batch, noise, lambda window: reporter(window * batch.plan.num_steps))
+        final = sampler.sample(batch, noise, reporter(0))
+        decoded, in_tiles = sampler.decode(final)
+        rows = zip(batch.images, decoded, strict=True)
+        return final.cpu(), [completed_image(request, batch, image) for request, image in rows], in_tiles
 
     def _plan(self, groups: Sequence[Batch], batch_size: int, latents: Tensor | None) -> list[PlannedBatch]:
         """The batches to make; the settings of each kind are completed, and its sampler planned, once."""
@@ -362,15 +391,19 @@ class Pipeline:
         for image in images:
             prompts[image.kind].append(image.prompt)
         for kind, full in completed.items():
-            check_image_fits(
-                self.denoiser, full.height, full.width, self.autoencoder.pixels_per_latent, full.tile_size
-            )
+            at_once = made_at_once(full, self.defaults, self.autoencoder.pixels_per_latent)
+            check_image_fits(self.denoiser, *at_once, self.autoencoder.pixels_per_latent, full.tile_size)
             reader = reader_for(self.text_encoder, full)
             warn_unused(prompts[kind], full, reader.truncated_words)
             self._warn_replaced(full, is_chosen=self._given_karras(kind[0]) is not None)
-            warn_of_prompts([*prompts[kind], full.negative_prompt], reads_weights=reader.rule is not None)
-            warn_of_settings(full, self.defaults, any_size=self._task(kind).in_windows)
+            warn_of_prompts(
+                [*prompts[kind], full.to_prompt, full.negative_prompt], reads_weights=reader.rule is not None
+            )
+            engine = self.engine.name if self.engine else "torch"
+            check_guidance(kind[0], full, has_guide=self.guide_model is not None, engine=engine)
+            warn_of_settings(full, self.defaults, at_once, any_size=self._task(kind).in_windows)
             if latents is not None:
+                check_not_on_the_way(full)
                 check_latents(latents, (len(images), *latent_shape(self.autoencoder, full)))
         tasks = {kind: self._task(kind) for kind in completed}
         plans = {kind: self._sampling_plan(full, tasks[kind]) for kind, full in completed.items()}
@@ -379,9 +412,16 @@ class Pipeline:
             return self._prompt_form(image.prompt, completed[image.kind])
 
         return [
-            PlannedBatch(batch, completed[kind], tasks[kind], form(batch[0]), plans[kind])
+            PlannedBatch(
+                batch,
+                completed[kind],
+                tasks[kind],
+                form(batch[0]),
+                plans[kind],
+                windows_of(batch[0], completed[kind], self.defaults, self.autoencoder.pixels_per_latent),
+            )
             for group in groups
-            for batch in plan_batches(group, batch_size, form)
+            for batch in plan_batches(group, batch_size, lambda image: (form(image), input_sizes(image)))
             for kind in (batch[0].kind,)
         ]
 
@@ -441,6 +481,9 @@ class Pipeline:
         weights = reader.weights(prompt)
         is_guided = settings.guidance_scale > 1 or weights != (1.0,)
         used = [prompt, settings.negative_prompt] if is_guided else [prompt]
+        if settings.to_prompt:
+            used.append(settings.to_prompt)
+            check_same_form(prompt, weights, settings.to_prompt, reader.weights(settings.to_prompt))
         num_chunks = min(max(map(reader.chunks_needed, used)), settings.max_prompt_chunks)
         return PromptForm(num_chunks, weights)
 
@@ -455,8 +498,7 @@ class Pipeline:
         for row, request in enumerate(batch.images):
             own_noise = None if noise is None else noise[row]
             record = self._record(request, batch.settings, own_noise, in_tiles)
-            image = completed_image(request, batch, images[row])
-            yield MadeImage(request, image, latents[row], record)
+            yield MadeImage(request, images[row], latents[row], record)
 
     def expected_records(self, images: Batch) -> list[ImageRecord]:
         """The records that `make_images` would give the images, none of which is made."""
@@ -477,8 +519,12 @@ class Pipeline:
             )
             step_noise = {"step_noise_seed": image.seed} if draws_more else {}
             given = {"latents_hash": latents_hash(noise), **step_noise}
+        if settings.guidance == "autoguidance" and self.guide_model:
+            given["guide_hash"] = self.guide_model.weights_hash
+        if settings.changed():
+            given["record_version"] = INPUTS_VERSION
         if image.inputs:
-            inputs = {name: each.record for name, each in image.inputs.items()}
+            inputs = {name: each.record for name, each in image.inputs.items() if each.is_given}
             given |= {"record_version": INPUTS_VERSION, "task": self._task(image.kind).name, "inputs": inputs}
         if image.controls:
             controls = used_controls(image.controls, self.parts, self._task(image.kind))
@@ -498,9 +544,13 @@ class Pipeline:
         )
 
 
-def _report(on_step: OnStep, done: int, total: int, step: Step, latents: Tensor) -> None:
-    """Call `on_step` for a step of a batch that begins when `done` of `total` steps are done."""
-    on_step(done + step.index + 1, total, step, latents)
+def _reporter(
+    on_step: OnStep | None, done: int, total: int, more_done: int
+) -> Callable[[Step, Tensor], None] | None:
+    """What calls `on_step` for the steps of a sampling that begins when `done + more_done` of `total` are done."""
+    if on_step is None:
+        return None
+    return lambda step, latents: on_step(done + more_done + step.index + 1, total, step, latents)
 
 
 spell_out(Pipeline.generate, keyword_parameters(GenerationSettings))

@@ -32,7 +32,8 @@ RECORD_VERSION = 2
 RECORD_CHUNK = "ldm"
 """The text chunk of a PNG that holds its record."""
 INPUTS_VERSION = 3
-"""The version of the record of an image that was made from other images; older programs would leave them out."""
+"""The version of the record of an image that was made from other images, or with settings that records leave out at
+their default: older programs would ignore them."""
 
 A1111_KEYS = (
     "Steps",
@@ -65,6 +66,7 @@ class ImageRecord(Settings):
         task: what was done with the images given; empty for text-to-image.
         inputs: what identifies the images that it was made from, by name.
         controls: the images that controlled it, and the networks that read them.
+        guide_hash: of the weights of the second model of autoguidance.
     """
 
     record_version: int = RECORD_VERSION
@@ -86,6 +88,7 @@ class ImageRecord(Settings):
     task: str = ""
     inputs: dict[str, InputRecord] = Field(default_factory=dict)
     controls: tuple[UsedControl, ...] = ()
+    guide_hash: str | None = None
 
     @property
     def has_maps(self) -> bool:
@@ -114,8 +117,15 @@ class ImageRecord(Settings):
         Raises:
             UserError: a value is of the wrong type or out of range.
         """
-        recorded = {name for name, setting in settings_of(kind) if setting.recorded}
-        settings = parse_settings({key: given[key] for key in recorded & given.keys()}, kind, where=where)
+        recorded = {name: setting for name, setting in settings_of(kind) if setting.recorded}
+        task = given.get("task") or TEXT_TO_IMAGE
+        left_out = {
+            name: kind.model_fields[name].default
+            for name, setting in recorded.items()
+            if setting.recorded_if_changed and setting.is_for(task)
+        }
+        named = left_out | {key: given[key] for key in recorded.keys() & given.keys()}
+        settings = parse_settings(named, kind, where=where)
         own = {key: given[key] for key in cls.model_fields.keys() & given.keys()}
         return validate(cls, {"record_version": 1, **own, "settings": settings}, where=where)
 
@@ -136,7 +146,9 @@ REDACTED = "redacted"
 """A key of a record that `ldm export` removed private text from."""
 NAMED = ("model_id", "loras", "controls")
 """What has the name of a folder or a file of the user."""
-OPTIONAL = ("model_parts", "loras", "latents_hash", "step_noise_seed", "task", "inputs", "controls")
+OPTIONAL = (
+    "model_parts", "loras", "latents_hash", "step_noise_seed", "task", "inputs", "controls", "guide_hash",
+)  # fmt: skip
 """Left out of the JSON if there is none."""
 SWITCHES = ("compiled", "decoded_in_tiles")
 """Left out of the JSON if false."""

@@ -6,7 +6,7 @@ import html
 import io
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -306,6 +306,67 @@ def given_besides(kind: Kind) -> frozenset[str]:
     return frozenset({CONTROL} if any(name != REFERENCE for name, *_ in kind.controls) else ())
 
 
+def check_guidance(
+    asked: GenerationSettings, settings: GenerationSettings, *, has_guide: bool, engine: str = "torch"
+) -> None:
+    """Check that what guidance needs is there.
+
+    Args:
+        asked: those that were given.
+        settings: none of them left open.
+        has_guide: whether there is a second model.
+        engine: what runs the denoiser.
+
+    Raises:
+        UserError: autoguidance has no second model, or PAG an engine whose attention cannot be changed.
+
+    Warns:
+        LdmWarning: a setting of another guidance, a second model or a negative prompt has no effect.
+    """
+    if settings.guidance == "autoguidance" and not has_guide:
+        raise UserError(
+            "guidance is autoguidance without a second model", "name a weaker one with --guide-model"
+        )
+    if settings.guidance == "pag" and engine != "torch":
+        raise UserError(
+            f"guidance is pag, and the engine {engine} cannot change the attention inside the network",
+            "use --engine torch, or another guidance",
+        )
+    if settings.guidance == "autoguidance" and settings.negative_prompt:
+        warn("the negative prompt is not used with autoguidance")
+    if has_guide and settings.guidance != "autoguidance":
+        warn(f"the guide model is not used with guidance {settings.guidance}: set --guidance autoguidance")
+    for name in asked.given():
+        prefix = name.partition("_")[0]
+        if prefix in ("apg", "pag") and settings.guidance != prefix:
+            warn(f"{name} has no effect with guidance {settings.guidance}")
+
+
+def check_same_form(
+    prompt: str, weights: Sequence[float], to_prompt: str, to_weights: Sequence[float]
+) -> None:
+    """Check that one prompt can be interpolated with another: AND must join equally many, with equal weights.
+
+    Raises:
+        UserError: it does not.
+    """
+    if tuple(weights) != tuple(to_weights):
+        raise UserError(
+            f"{prompt!r} and {to_prompt!r} do not join as many prompts with AND, or with other weights",
+            "write both with the same number of AND and the same weights",
+        )
+
+
+def check_not_on_the_way(settings: GenerationSettings) -> None:
+    """Refuse to interpolate noise that was given.
+
+    Raises:
+        UserError: `to_seed` is set.
+    """
+    if settings.to_seed >= 0:
+        raise UserError(f"to_seed is {settings.to_seed} and latents are given too", "give one of the two")
+
+
 def warn_unused(
     prompts: Iterable[str], settings: GenerationSettings, truncated_words: Callable[[str, int], str]
 ) -> None:
@@ -314,7 +375,7 @@ def warn_unused(
     Args:
         truncated_words: the words of a text beyond a number of chunks.
     """
-    for text in dict.fromkeys([*prompts, settings.negative_prompt]):
+    for text in dict.fromkeys([*prompts, settings.to_prompt, settings.negative_prompt]):
         if words := truncated_words(text, settings.max_prompt_chunks):
             warn(f"the prompt is too long for this model, left out: {words!r}")
     if settings.negative_prompt and settings.guidance_scale <= 1:

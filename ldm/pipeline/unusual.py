@@ -32,23 +32,29 @@ def warn_of_prompts(prompts: Iterable[str], *, reads_weights: bool = False) -> N
 
 
 def warn_of_settings(
-    settings: GenerationSettings, defaults: GenerationSettings, *, any_size: bool = False
+    settings: GenerationSettings,
+    defaults: GenerationSettings,
+    size: tuple[int, int] | None = None,
+    *,
+    any_size: bool = False,
 ) -> None:
     """Warn of settings far from the model's own.
 
     Args:
         settings: none of them left open.
         defaults: the model's.
+        size: height and width of what is made at once; by default of the image.
         any_size: whether sizes make no difference, as the image given says what is where.
     """
     own = defaults.model_defaults()
     scale, usual = settings.guidance_scale, own["guidance_scale"]
     if scale > max(_LEAST_GUIDANCE, _TIMES_GUIDANCE * usual):
         warn(f"guidance_scale {scale:g} is far above this model's own {usual:g}: colours will be garish")
-    pixels, usual_pixels = settings.height * settings.width, own["height"] * own["width"]
+    size = size or (settings.height, settings.width)
+    pixels, usual_pixels = size[0] * size[1], own["height"] * own["width"]
     if not any_size and not 1 / _TIMES_PIXELS <= pixels / usual_pixels <= _TIMES_PIXELS:
-        size, own_size = f"{settings.width} x {settings.height}", f"{own['width']} x {own['height']}"
-        warn(f"{size} pixels are far from this model's own {own_size}: expect repeated or broken motifs")
+        shown, own_size = f"{size[1]} x {size[0]}", f"{own['width']} x {own['height']}"
+        warn(f"{shown} pixels are far from this model's own {own_size}: expect repeated or broken motifs")
 
 
 def warn_of_lora(name: str, weight: float) -> None:

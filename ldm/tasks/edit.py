@@ -15,6 +15,7 @@ from torch import Tensor
 from ldm.data.captions import dropout_draw
 from ldm.data.sample import ImageInput, SampleDraw, TaskInputs
 from ldm.diffusion.guidance import NEGATIVE, NO_INPUTS, GuidanceInputs, edit_guidance, guide
+from ldm.errors import UserError
 from ldm.models.generation_settings import GenerationSettings
 from ldm.tasks.task import Encode, TrainingInputs, with_prompt
 from ldm.tasks.text_to_image import TextToImage
@@ -71,7 +72,16 @@ class Edit(TextToImage):
         settings: GenerationSettings,
         inputs: GuidanceInputs = NO_INPUTS,
     ) -> Denoiser:
-        """Guidance towards the instruction and towards the source, each with its own scale."""
+        """Guidance towards the instruction and towards the source, each with its own scale.
+
+        Raises:
+            UserError: the settings ask for another guidance.
+        """
+        if settings.guidance != "cfg":
+            raise UserError(
+                f"guidance is {settings.guidance!r}, but edits have guidance of their own, with two scales",
+                "leave guidance out",
+            )
         text_scale, image_scale = settings.guidance_scale, settings.image_guidance_scale
         composition = inputs.composition.map(lambda prompt: with_prompt(conditioning, prompt))
         if text_scale == image_scale == 1 and composition.is_plain:

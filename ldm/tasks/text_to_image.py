@@ -1,7 +1,7 @@
 """Text to image: the prompt is all that the denoiser is told."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -9,8 +9,9 @@ from torch import Tensor
 from ldm.config import Settings
 from ldm.data.sample import NO_INPUTS, TaskInputs
 from ldm.diffusion.guidance import NO_INPUTS as NO_GUIDANCE_INPUTS
-from ldm.diffusion.guidance import GuidanceInputs, guide_with_negative
+from ldm.diffusion.guidance import GuidanceInputs
 from ldm.models.generation_settings import GenerationSettings
+from ldm.tasks.guiding import guided_by
 from ldm.tasks.task import FROM_NOISE, Encode, Start, Task, TrainingInputs, with_prompt
 from ldm.types import Conditioning, Denoiser
 
@@ -76,12 +77,7 @@ class TextToImage:
         settings: GenerationSettings,
         inputs: GuidanceInputs = NO_GUIDANCE_INPUTS,
     ) -> Denoiser:
-        """Classifier-free guidance; the images are the same for the negative prompt."""
-        return guide_with_negative(
-            denoiser,
-            with_prompt(conditioning, negative),
-            settings.guidance_scale,
-            settings.guidance_rescale,
-            settings.guidance_interval,
-            inputs.composition.map(lambda prompt: with_prompt(conditioning, prompt)),
-        )
+        """Guidance with the negative prompt; the images are the same for it."""
+        joined = inputs.composition.map(lambda prompt: with_prompt(conditioning, prompt))
+        inputs = replace(inputs, composition=joined)
+        return guided_by(denoiser, with_prompt(conditioning, negative), settings, inputs)

@@ -45,6 +45,15 @@ def test_a_jsonl_file_has_settings_a_line(tmp_path: Path) -> None:
         "karras": False,
         "max_prompt_chunks": 2,
         "prompt_weights": "comfy",
+        "to_seed": 4,
+        "to_prompt": "b",
+        "num_frames": 3,
+        "frame": 0.5,
+        "guidance": "apg",
+        "apg_eta": 0.5,
+        "apg_momentum": -0.25,
+        "apg_norm_threshold": 15,
+        "pag_scale": 2,
         "height": 16,
         "width": 24,
     }
@@ -55,6 +64,7 @@ def test_a_jsonl_file_has_settings_a_line(tmp_path: Path) -> None:
     assert (first.prompt, first.settings.given()) == ("# not a note", settings)
     assert second == Prompt("")
     of_images = {"strength", "image_guidance_scale", "mask_feather", "match_colors"}
+    of_images |= {"expand", "expand_fill", "expand_overlap"}
     assert {*settings, "preset", *of_images} == set(GenerationSettings.model_fields)
 
 

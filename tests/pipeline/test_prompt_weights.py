@@ -18,7 +18,7 @@ from ldm.models.prompt_weights import (
     truncated_words,
 )
 from ldm.pipeline.pipeline import Pipeline
-from ldm.pipeline.record import read_record
+from ldm.pipeline.record import INPUTS_VERSION, read_record
 from tests.support.tiny_images import pixels
 from tests.support.tiny_models import CONTEXT_LENGTH, make_sd1
 
@@ -171,5 +171,6 @@ def test_prompts_of_different_forms_give_what_each_alone_gives(pipeline: Pipelin
 
 def test_the_rule_is_recorded(pipeline: Pipeline, tmp_path: Path) -> None:
     (path,) = pipeline.generate("a (red:1.5) apple", prompt_weights="comfy", **STEPS).save(tmp_path)
-    assert read_record(path).settings.prompt_weights == "comfy"
+    record = read_record(path)
+    assert (record.settings.prompt_weights, record.record_version) == ("comfy", INPUTS_VERSION)
     assert b"Prompt weights: comfy" in path.read_bytes()

@@ -1,0 +1,143 @@
+"""Ways of guiding: identities, closed forms, and diffusers' guiders where they compute the same."""
+
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+from diffusers.guiders import AdaptiveProjectedGuidance as TheirAPG
+from diffusers.guiders import ClassifierFreeZeroStarGuidance
+from torch import Tensor
+
+from ldm.diffusion.guidance import NEGATIVE, OWN_PROMPT, PROMPT, CombineAt, guide_at, rescaled
+from ldm.diffusion.guidance_methods import (
+    PERTURBED,
+    WEAK,
+    AdaptiveProjectedGuidance,
+    autoguidance,
+    cfg_zero_star,
+    perturbed_attention_guidance,
+)
+from ldm.diffusion.path import DDPMPath, PredictionType, ScheduleSettings, path_of_scheduler
+from ldm.diffusion.schedulers import make_scheduler
+from ldm.types import Conditioning, Step
+from tests.support.tiny_models import SD1_SCHEDULER, SD2_SCHEDULER
+
+TIMESTEPS = torch.tensor([500, 20, 900])
+KINDS: list[PredictionType] = ["epsilon", "v_prediction", "sample"]
+
+
+def random(seed: int) -> Tensor:
+    return torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+LATENTS, U, C, THIRD = (random(seed) for seed in range(4))
+PREDICTIONS = {NEGATIVE: U, PROMPT: C, OWN_PROMPT: C, PERTURBED: THIRD, WEAK: THIRD}
+
+
+def path(kind: PredictionType) -> DDPMPath:
+    return DDPMPath(ScheduleSettings(prediction_type=kind))
+
+
+def step(index: int) -> Step:
+    return Step(index, index, 500.0, 1.0)
+
+
+METHODS: Mapping[str, Callable[[float], CombineAt]] = {
+    **{f"apg, {kind}": lambda s, kind=kind: AdaptiveProjectedGuidance(s, path(kind)) for kind in KINDS},
+    "apg with all": lambda s: AdaptiveProjectedGuidance(
+        s, path("epsilon"), eta=0.5, momentum=-0.5, norm_threshold=3.0
+    ),
+    "cfg-zero": cfg_zero_star,
+    "pag": lambda s: perturbed_attention_guidance(s, 0.0),
+    "autoguidance": autoguidance,
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_scale_of_one_is_the_prompts_prediction(name: str) -> None:
+    torch.testing.assert_close(METHODS[name](1.0)(PREDICTIONS, LATENTS, TIMESTEPS, step(0)), C)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_image_is_guided_on_its_own(name: str) -> None:
+    together, alone = METHODS[name](5.0), METHODS[name](5.0)
+    for index in range(2):  # the second with momentum
+        mixed = together(PREDICTIONS, LATENTS, TIMESTEPS, step(index))
+        one = {branch: each[1:2] for branch, each in PREDICTIONS.items()}
+        torch.testing.assert_close(mixed[1:2], alone(one, LATENTS[1:2], TIMESTEPS[1:2], step(index)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_apg_that_keeps_everything_is_classifier_free_guidance(kind: PredictionType) -> None:
+    apg = AdaptiveProjectedGuidance(5.0, path(kind), eta=1.0)
+    found = apg(PREDICTIONS, LATENTS, TIMESTEPS, step(0))
+    torch.testing.assert_close(found, U + 5.0 * (C - U), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_apg_removes_what_is_parallel_to_x_0(kind: PredictionType) -> None:
+    on = path(kind)
+    guided = AdaptiveProjectedGuidance(5.0, on)(PREDICTIONS, LATENTS, TIMESTEPS, step(0))
+    x_0, guided_x_0 = (on.to_x_0(each, LATENTS, TIMESTEPS) for each in (C, guided))
+    along = ((guided_x_0 - x_0) * x_0).sum(dim=(1, 2, 3)) / x_0.square().sum(dim=(1, 2, 3))
+    torch.testing.assert_close(along, torch.zeros(3), rtol=0, atol=1e-4)
+
+
+def test_apg_on_x_0_is_diffusers_formula() -> None:
+    """diffusers projects the raw output, which is x_0 for models that predict the sample; its scale is ours - 1."""
+    apg = AdaptiveProjectedGuidance(5.0, path("sample"), eta=0.3, momentum=-0.5, norm_threshold=4.0)
+    theirs = TheirAPG(4.0, -0.5, 4.0, eta=0.3, use_original_formulation=True)
+    for index in range(3):
+        theirs.set_state(index, 10, torch.tensor(500))
+        theirs.prepare_inputs({"x": (C, U)})
+        u, c = random(10 + index), random(20 + index)
+        ours = apg({**PREDICTIONS, NEGATIVE: u, PROMPT: c}, LATENTS, TIMESTEPS, step(index))
+        torch.testing.assert_close(ours, theirs.forward(c, u).pred)
+
+
+def test_momentum_begins_anew_with_every_sampling() -> None:
+    apg = AdaptiveProjectedGuidance(5.0, path("epsilon"), momentum=-0.5)
+    first = apg(PREDICTIONS, LATENTS, TIMESTEPS, step(0))
+    second = apg(PREDICTIONS, LATENTS, TIMESTEPS, step(1))
+    assert not torch.equal(first, second)
+    assert torch.equal(apg(PREDICTIONS, LATENTS, TIMESTEPS, step(0)), first)
+
+
+def test_cfg_zero_star_is_diffusers_after_the_zero_steps() -> None:
+    theirs = ClassifierFreeZeroStarGuidance(5.0, zero_init_steps=1)
+    for index in range(2):
+        theirs.set_state(index, 10, torch.tensor(500))
+        ours = cfg_zero_star(5.0, zero_init_steps=1)(PREDICTIONS, LATENTS, TIMESTEPS, step(index))
+        torch.testing.assert_close(ours, theirs.forward(C, U).pred)
+    assert cfg_zero_star(5.0)(PREDICTIONS, LATENTS, TIMESTEPS, step(0)).abs().min() > 0
+
+
+def test_the_other_closed_forms() -> None:
+    pag = perturbed_attention_guidance(5.0, 2.0)(PREDICTIONS, LATENTS, TIMESTEPS, None)
+    torch.testing.assert_close(pag, U + 5.0 * (C - U) + 2.0 * (C - THIRD))
+    auto = autoguidance(3.0)(PREDICTIONS, LATENTS, TIMESTEPS, None)
+    torch.testing.assert_close(auto, THIRD + 3.0 * (C - THIRD))
+    again = rescaled(autoguidance(3.0), 1.0)(PREDICTIONS, LATENTS, TIMESTEPS, None)
+    torch.testing.assert_close(again.std(dim=(1, 2, 3)), C.std(dim=(1, 2, 3)))
+
+
+def test_other_denoisers_are_called_for_the_prompt_alone() -> None:
+    def denoiser(
+        latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
+    ) -> Tensor:
+        return latents * conditioning.prompt_embeds.view(-1, 1, 1, 1)
+
+    def weak(
+        latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
+    ) -> Tensor:
+        assert len(latents) == len(timesteps) == len(conditioning) == 3
+        return latents
+
+    guided = guide_at(denoiser, {}, autoguidance(3.0), others={WEAK: weak})
+    found = guided(LATENTS, TIMESTEPS, Conditioning(torch.full((3, 1, 1), 2.0)))
+    torch.testing.assert_close(found, 4.0 * LATENTS)
+
+
+def test_the_path_of_a_scheduler_knows_what_the_network_predicts() -> None:
+    assert path_of_scheduler(make_scheduler("euler", SD1_SCHEDULER)).prediction_type == "epsilon"
+    assert path_of_scheduler(make_scheduler("euler", SD2_SCHEDULER)).prediction_type == "v_prediction"
