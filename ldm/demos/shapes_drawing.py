@@ -11,7 +11,7 @@ DEST/metadata.jsonl         one row per image: file_name, text, and flip: false 
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,8 +62,13 @@ def draw(scene: Scene, size_px: int, *key: int | str) -> Image.Image:
 
     The key, for example (seed, index), selects one of the scene's possible layouts.
     """
+    return draw_at(scene, place(scene, *key), size_px)
+
+
+def draw_at(scene: Scene, boxes: Sequence[Box], size_px: int) -> Image.Image:
+    """The scene with its things in these boxes, as an RGB image, size_px square."""
     image = Image.new("RGB", (size_px, size_px), BACKGROUNDS[scene.background])
-    for thing, box in zip(scene.things, place(scene, *key), strict=True):
+    for thing, box in zip(scene.things, boxes, strict=True):
         corner = (box.left * size_px, box.top * size_px)
         mask = coverage(thing.shape, corner, box.extent * size_px, (size_px, size_px))
         image.paste(COLOURS[thing.colour], mask=mask)

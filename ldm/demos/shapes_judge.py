@@ -182,7 +182,7 @@ def _relation_holds(scene: Scene, seen: tuple[ObservedThing, ...]) -> bool:
     first, second = scene.things
     likeness = {pair: _alike(first, pair[0]) + _alike(second, pair[1]) for pair in permutations(seen, 2)}
     likeliest = [pair for pair in likeness if likeness[pair] == max(likeness.values())]
-    verdicts = [_holds(scene.relation, *pair) for pair in likeliest]
+    verdicts = [holds(scene.relation, *pair) for pair in likeliest]
     return any(verdicts) if first == second else bool(verdicts) and all(verdicts)
 
 
@@ -191,7 +191,7 @@ def _alike(thing: Thing, seen: ObservedThing) -> int:
     return sum(getattr(thing, name) == getattr(seen, name) for name in ("shape", "colour", "size"))
 
 
-def _holds(relation: str | None, first: ObservedThing, second: ObservedThing) -> bool:
+def holds(relation: str | None, first: ObservedThing, second: ObservedThing) -> bool:
     """Whether the relation holds between the two; the axis with the greater distance decides."""
     x, y = (a - b for a, b in zip(first.centre, second.centre, strict=True))
     if abs(x) > abs(y):

@@ -1,0 +1,55 @@
+"""Score edits and inpainting of drawn scenes: python scripts/score_tasks.py edit --model MODEL --output DIR"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ldm.demos.shapes_tasks_score import SCORED_TASKS, score_task
+from ldm.errors import UserError
+from ldm.pipeline.pipeline import load_pipeline
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="The share of drawn scenes that a model edits or inpaints as asked, changing nothing else."
+    )
+    parser.add_argument("task", choices=SCORED_TASKS)
+    parser.add_argument("--model", required=True, help="a run or a model folder trained on drawn shapes")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="a new folder for report.json and the contact sheets"
+    )
+    parser.add_argument("--num-cases", type=int, default=200, help="of each part, held out and seen (200)")
+    parser.add_argument(
+        "--size-px", type=int, default=32, help="side of the images, as in the training data (32)"
+    )
+    parser.add_argument("--guidance-scale", type=float, help="instead of the model's default")
+    parser.add_argument("--image-guidance-scale", type=float, help="instead of the default; edit only")
+    parser.add_argument("--num-inference-steps", type=int, help="instead of the model's default")
+    options = parser.parse_args()
+    named = ("guidance_scale", "image_guidance_scale", "num_inference_steps")
+    try:
+        report = score_task(
+            load_pipeline(options.model),
+            options.task,
+            options.output,
+            num_cases=options.num_cases,
+            size_px=options.size_px,
+            settings={name: value for name in named if (value := getattr(options, name)) is not None},
+            on_progress=lambda part, done: print(f"\r{part} {done}   ", end="", file=sys.stderr, flush=True),
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(file=sys.stderr)
+    for part in ("held_out", "seen", "ceiling", "null", "unedited"):
+        for kind, found in report.get(part, {}).items():
+            numbers = "; ".join(
+                f"{name} {share['share']:.3f} [{share['low']:.3f}, {share['high']:.3f}]"
+                for name, share in found.items()
+            )
+            print(f"{part:8}  {kind:10}  {numbers}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
