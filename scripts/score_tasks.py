@@ -42,7 +42,7 @@ def main() -> int:
         return 2
     print(file=sys.stderr)
     for part in ("held_out", "seen", "ceiling", "null", "unedited"):
-        for kind, found in report.get(part, {}).items():
+        for kind, found in report["scores"].get(part, {}).items():
             numbers = "; ".join(
                 f"{name} {share['share']:.3f} [{share['low']:.3f}, {share['high']:.3f}]"
                 for name, share in found.items()

@@ -123,8 +123,8 @@ def score_task(
         on_progress: called with (part of the report, images of it that are made).
 
     Returns:
-        `held_out` and `seen` shares of the model, see `shares`; on the held-out cases also `ceiling`, `null`, for edits
-        `unedited`, and the `error_elsewhere` of the model and of the autoencoder's round trip.
+        `scores`: the `held_out` and `seen` shares of the model, see `shares`, and on the held-out cases `ceiling`,
+        `null` and for edits `unedited`. `error_elsewhere`: of the model and of the autoencoder's round trip.
 
     Raises:
         UserError: the task is not one that is scored, or not one of the model's; `dest` exists, or the disk is full.
@@ -134,18 +134,27 @@ def score_task(
             f"{task!r} is no task that is scored on shapes", f"choose from {', '.join(SCORED_TASKS)}"
         )
     case_for = edit_case if task == "edit" else hole_case
-    report: dict[str, Any] = {"task": task, "weights_hash": pipeline.weights_hash, "settings": dict(settings)}
     with new_folder(dest, manifest=False) as folder:
+        scores: dict[str, Any] = {}
         for part in ("held_out", "seen"):
             cases = [case_for(index, size_px, held_out=part == "held_out") for index in range(num_cases)]
             images = make_images(pipeline, task, cases, settings, partial(on_progress, part))
-            report[part] = shares(cases, images)
+            scores[part] = shares(cases, images)
             contact_sheet(cases, images).save(folder / f"{part.replace('_', '-')}.png")
             if part == "held_out":
-                report |= _limits(pipeline, cases)
-                report["error_elsewhere"]["model"] = error_elsewhere(cases, images)
+                limits, errors = _limits(pipeline, cases)
                 others = make_images(pipeline, task, _shuffled(cases), settings, partial(on_progress, "null"))
-                report["null"] = shares(cases, others)
+                scores |= limits | {"null": shares(cases, others)}
+                errors["model"] = error_elsewhere(cases, images)
+        report = {
+            "task": task,
+            "weights_hash": pipeline.weights_hash,
+            "model_parts": pipeline.identity.image_parts if pipeline.identity else None,
+            "size_px": size_px,
+            "settings": dict(settings),
+            "scores": scores,
+            "error_elsewhere": errors,
+        }
         write_json(folder / "report.json", report)
     return report
 
@@ -191,18 +200,17 @@ def _shuffled(cases: Sequence[Case]) -> list[Case]:
     return [replace(case, prompt=prompt_of[index]) for index, case in enumerate(cases)]
 
 
-def _limits(pipeline: Pipeline, cases: Sequence[Case]) -> dict[str, Any]:
-    """What the autoencoder alone reaches: the ceiling, and for edits the image before the edit."""
+def _limits(pipeline: Pipeline, cases: Sequence[Case]) -> tuple[dict[str, Any], dict[str, float]]:
+    """What the autoencoder alone reaches: the ceiling with its error elsewhere, and for edits the unedited image."""
     decoded = round_trip(pipeline, [case.wanted for case in cases])
     ceiling = [
         Image.composite(after, case.image, case.mask) if case.mask else after
         for case, after in zip(cases, decoded, strict=True)
     ]
-    found: dict[str, Any] = {"ceiling": shares(cases, ceiling)}
-    found["error_elsewhere"] = {"ceiling": error_elsewhere(cases, ceiling)}
+    found = {"ceiling": shares(cases, ceiling)}
     if cases[0].mask is None:
         found["unedited"] = shares(cases, round_trip(pipeline, [case.image for case in cases]))
-    return found
+    return found, {"ceiling": error_elsewhere(cases, ceiling)}
 
 
 def contact_sheet(cases: Sequence[Case], images: Sequence[Image.Image]) -> Image.Image:

@@ -295,5 +295,8 @@ def test_the_script_draws_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert run_script(str(dest), "--num-images", "3", "--size-px", "32", "--seed", "9") == 0
     assert len(list((dest / "images").iterdir())) == 3
     assert training_scene(9, 2).caption in (dest / "metadata.jsonl").read_text("utf-8")
+    pairs = tmp_path / "data/edits"
+    assert run_script(str(pairs), "--num-images", "2", "--size-px", "32", "--edits") == 0
+    assert "source_file_name" in (pairs / "metadata.jsonl").read_text("utf-8")
     assert run_script(str(dest)) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -7,6 +7,8 @@ import pytest
 
 from ldm.demos.shapes_tasks_score import edit_case, error_elsewhere, hole_case, score_task, shares
 from ldm.errors import UserError
+from ldm.export.card.run_record import RunRecord
+from ldm.export.card.training_facts import measurements_of
 from ldm.pipeline.pipeline import Pipeline, load_pipeline
 
 
@@ -47,11 +49,15 @@ def test_zero_shot_inpainting_is_scored(embedded: Pipeline, tmp_path: Path) -> N
     assert json.loads((dest / "report.json").read_text()) == report
     assert all((dest / f"{name}.png").is_file() for name in ("held-out", "seen"))
     for part in ("held_out", "seen", "null", "ceiling"):
-        assert report[part]["all"]["untouched"]["share"] == 1
-        assert report[part]["all"]["all"]["num_judged"] == 4
-    assert report["ceiling"]["all"]["restored"]["share"] == 1
+        assert report["scores"][part]["all"]["untouched"]["share"] == 1
+        assert report["scores"][part]["all"]["all"]["num_judged"] == 4
+    assert report["scores"]["ceiling"]["all"]["restored"]["share"] == 1
     assert report["error_elsewhere"] == {"model": 0, "ceiling": 0}
-    assert "unedited" not in report
+    assert "unedited" not in report["scores"]
+    run = RunRecord("run", {}, [], None, None, "average", [report])
+    told = [(one.what, one.command) for one in measurements_of(run)]
+    assert len(told) == 2 and "combinations held out of training" in told[1][0]
+    assert "scripts/score_tasks.py blended-inpaint --model MODEL --output DIR --size-px 32" in told[1][1]
 
 
 @pytest.mark.parametrize("task", ["edit", "inpaint", "upscale"])

@@ -136,7 +136,7 @@ def measurements_of(run: RunRecord) -> list[Measurement]:
     """What the run itself measured, and what evaluations measured of exactly these weights."""
     found = _held_out_loss(run)
     for report in run.reports:
-        found += _memorisation(report, run) + _prompt_following(report)
+        found += _memorisation(report, run) + _prompt_following(report) + _task_scores(report)
     return found
 
 
@@ -176,6 +176,21 @@ def _prompt_following(report: Mapping[str, Any]) -> list[Measurement]:
         )
         for kind, what in kinds.items()
         if isinstance(report.get(kind), Mapping) and "all" in report[kind]
+    ]
+
+
+def _task_scores(report: Mapping[str, Any]) -> list[Measurement]:
+    if "scores" not in report:
+        return []
+    task, size_px = report["task"], report["size_px"]
+    kinds = {"seen": "combinations seen in training", "held_out": "combinations held out of training"}
+    return [
+        Measurement(
+            f"{task}: the image is as asked and nothing else has changed, {what}",
+            _share(report["scores"][kind]["all"]["all"], "images"),
+            f"python scripts/score_tasks.py {task} --model MODEL --output DIR --size-px {size_px}",
+        )
+        for kind, what in kinds.items()
     ]
 
 
