@@ -22,6 +22,11 @@ def main() -> int:
     parser.add_argument(
         "--size-px", type=int, default=32, help="side of the images, as in the training data (32)"
     )
+    parser.add_argument(
+        "--limits-only",
+        action="store_true",
+        help="only what the judge can tell after the autoencoder's round trip",
+    )
     parser.add_argument("--guidance-scale", type=float, help="instead of the model's default")
     parser.add_argument("--image-guidance-scale", type=float, help="instead of the default; edit only")
     parser.add_argument("--num-inference-steps", type=int, help="instead of the model's default")
@@ -34,6 +39,7 @@ def main() -> int:
             options.output,
             num_cases=options.num_cases,
             size_px=options.size_px,
+            limits_only=options.limits_only,
             settings={name: value for name in named if (value := getattr(options, name)) is not None},
             on_progress=lambda part, done: print(f"\r{part} {done}   ", end="", file=sys.stderr, flush=True),
         )

@@ -110,6 +110,7 @@ def score_task(
     *,
     num_cases: int = 200,
     size_px: int = 32,
+    limits_only: bool = False,
     settings: Mapping[str, Any] = MappingProxyType({}),
     on_progress: OnProgress = lambda part, done: None,
 ) -> dict[str, Any]:
@@ -117,8 +118,9 @@ def score_task(
 
     Args:
         task: a name from SCORED_TASKS, which the model must be able to do.
-        num_cases: for the held-out and for the seen combinations each.
+        num_cases: for the held-out and for the seen combinations each, 2 or more.
         size_px: side of the images; that of the training data.
+        limits_only: measure only what needs no denoiser, before one is trained: any model with the autoencoder will do.
         settings: further arguments of `Pipeline.generate`, for all images.
         on_progress: called with (part of the report, images of it that are made).
 
@@ -127,25 +129,22 @@ def score_task(
         `null` and for edits `unedited`. `error_elsewhere`: of the model and of the autoencoder's round trip.
 
     Raises:
-        UserError: the task is not one that is scored, or not one of the model's; `dest` exists, or the disk is full.
+        UserError: the task is not one that is scored, or not one of the model's; there are too few cases; `dest`
+            exists, or the disk is full.
     """
     if task not in SCORED_TASKS:
-        raise UserError(
-            f"{task!r} is no task that is scored on shapes", f"choose from {', '.join(SCORED_TASKS)}"
-        )
-    case_for = edit_case if task == "edit" else hole_case
+        raise UserError(f"{task!r} is not scored on shapes", f"choose from {', '.join(SCORED_TASKS)}")
+    if num_cases < 2:
+        raise UserError(f"num_cases is {num_cases}", "use 2 or more: the null needs prompts of other cases")
+    cases = {part: cases_for(task, part, num_cases, size_px) for part in ("held_out", "seen")}
     with new_folder(dest, manifest=False) as folder:
-        scores: dict[str, Any] = {}
-        for part in ("held_out", "seen"):
-            cases = [case_for(index, size_px, held_out=part == "held_out") for index in range(num_cases)]
-            images = make_images(pipeline, task, cases, settings, partial(on_progress, part))
-            scores[part] = shares(cases, images)
-            contact_sheet(cases, images).save(folder / f"{part.replace('_', '-')}.png")
+        scores, errors = _limits(pipeline, cases["held_out"])
+        for part, some in ({} if limits_only else cases | {"null": _shuffled(cases["held_out"])}).items():
+            images = make_images(pipeline, task, some, settings, partial(on_progress, part))
+            scores[part] = shares(some, images)
+            contact_sheet(some, images).save(folder / f"{part.replace('_', '-')}.png")
             if part == "held_out":
-                limits, errors = _limits(pipeline, cases)
-                others = make_images(pipeline, task, _shuffled(cases), settings, partial(on_progress, "null"))
-                scores |= limits | {"null": shares(cases, others)}
-                errors["model"] = error_elsewhere(cases, images)
+                errors["model"] = error_elsewhere(some, images)
         report = {
             "task": task,
             "weights_hash": pipeline.weights_hash,
@@ -157,6 +156,12 @@ def score_task(
         }
         write_json(folder / "report.json", report)
     return report
+
+
+def cases_for(task: str, part: str, num_cases: int, size_px: int) -> list[Case]:
+    """The first cases of "held_out" or "seen"."""
+    case_for = edit_case if task == "edit" else hole_case
+    return [case_for(index, size_px, held_out=part == "held_out") for index in range(num_cases)]
 
 
 def make_images(

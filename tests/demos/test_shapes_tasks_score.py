@@ -47,7 +47,7 @@ def test_zero_shot_inpainting_is_scored(embedded: Pipeline, tmp_path: Path) -> N
     dest = tmp_path / "score"
     report = score_task(embedded, "blended-inpaint", dest, num_cases=4, settings={"num_inference_steps": 2})
     assert json.loads((dest / "report.json").read_text()) == report
-    assert all((dest / f"{name}.png").is_file() for name in ("held-out", "seen"))
+    assert all((dest / f"{name}.png").is_file() for name in ("held-out", "seen", "null"))
     for part in ("held_out", "seen", "null", "ceiling"):
         assert report["scores"][part]["all"]["untouched"]["share"] == 1
         assert report["scores"][part]["all"]["all"]["num_judged"] == 4
@@ -58,6 +58,21 @@ def test_zero_shot_inpainting_is_scored(embedded: Pipeline, tmp_path: Path) -> N
     told = [(one.what, one.command) for one in measurements_of(run)]
     assert len(told) == 2 and "combinations held out of training" in told[1][0]
     assert "scripts/score_tasks.py blended-inpaint --model MODEL --output DIR --size-px 32" in told[1][1]
+
+
+def test_the_limits_of_edits_need_no_model_that_edits(embedded: Pipeline, tmp_path: Path) -> None:
+    report = score_task(embedded, "edit", tmp_path / "score", num_cases=8, limits_only=True)
+    assert set(report["scores"]) == {"ceiling", "unedited"} and set(report["error_elsewhere"]) == {"ceiling"}
+    assert report["scores"]["ceiling"]["all"]["all"]["num_right"] >= 7
+    assert report["scores"]["unedited"]["all"]["changed"]["num_right"] == 0
+    assert 0 < report["error_elsewhere"]["ceiling"] < 12
+    assert [path.name for path in (tmp_path / "score").iterdir()] == ["report.json"]
+    assert measurements_of(RunRecord("run", {}, [], None, None, "average", [report])) == []
+
+
+def test_a_null_needs_two_cases(embedded: Pipeline, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="num_cases is 1"):
+        score_task(embedded, "blended-inpaint", tmp_path / "score", num_cases=1)
 
 
 @pytest.mark.parametrize("task", ["edit", "inpaint", "upscale"])

@@ -180,7 +180,7 @@ def _prompt_following(report: Mapping[str, Any]) -> list[Measurement]:
 
 
 def _task_scores(report: Mapping[str, Any]) -> list[Measurement]:
-    if "scores" not in report:
+    if "held_out" not in report.get("scores", {}):
         return []
     task, size_px = report["task"], report["size_px"]
     kinds = {"seen": "combinations seen in training", "held_out": "combinations held out of training"}
