@@ -16,7 +16,7 @@ def main() -> int:
     parser.add_argument("task", choices=SCORED_TASKS)
     parser.add_argument("--model", required=True, help="a run or a model folder trained on drawn shapes")
     parser.add_argument(
-        "--output", type=Path, required=True, help="a new folder for report.json and the contact sheets"
+        "--output", type=Path, required=True, help="a new folder for the report and the sheets"
     )
     parser.add_argument("--num-cases", type=int, default=200, help="of each part, held out and seen (200)")
     parser.add_argument(

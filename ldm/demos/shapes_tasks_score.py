@@ -94,11 +94,14 @@ def _share(right: Sequence[bool]) -> dict[str, float]:
 
 
 def error_elsewhere(cases: Sequence[Case], images: Sequence[Image.Image]) -> float:
-    """The mean absolute difference of levels (of 255) in the pixels that should not change."""
+    """The mean absolute difference of levels (of 255) in the pixels that should not change: where the images given and wanted
+    are alike, outside the mask."""
     errors = []
     for case, image in zip(cases, images, strict=True):
         before, wanted, made = (np.asarray(each, np.float32) for each in (case.image, case.wanted, image))
         same = (before == wanted).all(axis=2)
+        if case.mask:
+            same &= np.asarray(case.mask) == 0
         errors.append(float(np.abs(made - before)[same].mean()))
     return float(np.mean(errors))
 
