@@ -29,9 +29,8 @@ def main() -> int:
     )
     parser.add_argument("--guidance-scale", type=float, help="instead of the model's default")
     parser.add_argument("--image-guidance-scale", type=float, help="instead of the default; edit only")
-    parser.add_argument("--num-inference-steps", type=int, help="instead of the model's default")
     options = parser.parse_args()
-    named = ("guidance_scale", "image_guidance_scale", "num_inference_steps")
+    named = ("guidance_scale", "image_guidance_scale")
     try:
         report = score_task(
             load_pipeline(options.model),

@@ -94,8 +94,10 @@ def _share(right: Sequence[bool]) -> dict[str, float]:
 
 
 def error_elsewhere(cases: Sequence[Case], images: Sequence[Image.Image]) -> float:
-    """The mean absolute difference of levels (of 255) in the pixels that should not change: where the images given and wanted
-    are alike, outside the mask."""
+    """The mean absolute difference of levels (of 255) in the pixels that should not change.
+
+    Those are the pixels outside the mask in which the image wanted equals the image given.
+    """
     errors = []
     for case, image in zip(cases, images, strict=True):
         before, wanted, made = (np.asarray(each, np.float32) for each in (case.image, case.wanted, image))
