@@ -62,7 +62,7 @@ def samples(folder: Path, parts: ModelParts, **cache: Any) -> tuple[DenoiserSett
     run = Run(settings)
     placed = read_data(run, folder=folder / "cache", inputs=INPUTS).train
     readers = image_readers(run, placed, parts.autoencoder, settings)
-    return settings, latent_samples(settings, parts.autoencoder, placed, readers)
+    return settings, latent_samples(settings, parts.autoencoder, placed, readers, INPUTS)
 
 
 def items(dataset: LatentSamples, epochs: range = range(3)) -> Iterator[tuple[int, dict[str, Any]]]:
