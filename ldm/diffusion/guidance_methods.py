@@ -53,7 +53,8 @@ class AdaptiveProjectedGuidance:
         slope = x_0_slope(self.path, timesteps, latents)
         difference = self._with_momentum(slope * (prompt - negative), step)
         difference = limit_norm(difference, self.norm_threshold)
-        parallel, orthogonal = project(difference, self.path.to_x_0(prompt, latents, timesteps))
+        noisy_latents = latents / self.path.scale_model_input(torch.ones_like(slope), timesteps)
+        parallel, orthogonal = project(difference, self.path.to_x_0(prompt, noisy_latents, timesteps))
         return prompt + (self.guidance_scale - 1) * (orthogonal + self.eta * parallel) / slope
 
     def _with_momentum(self, difference: Tensor, step: Step | None) -> Tensor:

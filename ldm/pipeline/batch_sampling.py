@@ -362,9 +362,8 @@ class BatchSampler:
         perturbed = (
             self._prepared(partial(PerturbedDenoiser, self.parts.denoiser), batch) if perturbs else None
         )
-        return GuidanceInputs(
-            path=path_of_scheduler(batch.plan.prototype), weak=self.weak, perturbed=perturbed
-        )
+        weak = None if self.weak is None else self._controlled(self.weak, batch)
+        return GuidanceInputs(path=path_of_scheduler(batch.plan.prototype), weak=weak, perturbed=perturbed)
 
     @contextmanager
     def _at_work(self, *modules: nn.Module) -> Iterator[None]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ldm.errors import UserError
 from ldm.models.expansion import Expansion
 from ldm.models.generation_settings import GenerationSettings
 from ldm.noise import image_generators, key_to_seed
@@ -52,10 +53,20 @@ def made_at_once(
 def windows_of(
     image: ImageRequest, settings: GenerationSettings, defaults: GenerationSettings, multiple: int
 ) -> tuple[Window, ...]:
-    """The windows of an image that is enlarged beyond what the model makes at once; none for other images."""
+    """The windows of an image that is enlarged beyond what the model makes at once; none for other images.
+
+    Raises:
+        UserError: a control image, which belongs to the whole image, controls one that is made in windows.
+    """
     at_once = made_at_once(settings, defaults, multiple)
     if not settings.expand or at_once == canvas_size(settings.height, settings.width, multiple):
         return ()
+    if any(control.sets_size for control in image.controls):
+        size = f"{settings.width} x {settings.height}"
+        raise UserError(
+            f"an image that is enlarged to {size} pixels is made in windows, which cannot be controlled",
+            "leave out the control image, or add fewer pixels at once",
+        )
     new = new_area(image, settings.height, settings.width, multiple)
     return tuple(plan_windows(new, *at_once, multiple))
 

@@ -1,5 +1,6 @@
 """From the setting `guidance` to a guided denoiser."""
 
+from ldm.diffusion.flow import FlowPath
 from ldm.diffusion.guidance import (
     NEGATIVE,
     CombineAt,
@@ -67,7 +68,7 @@ def _combine(settings: GenerationSettings, inputs: GuidanceInputs) -> CombineAt:
     if settings.guidance == "pag":
         assert inputs.perturbed is not None, "PAG needs the perturbed denoiser"
         return perturbed_attention_guidance(scale, settings.pag_scale)
-    return cfg_zero_star(scale)
+    return cfg_zero_star(scale, zero_init_steps=1 if isinstance(inputs.path, FlowPath) else 0)
 
 
 def _autoguided(denoiser: Denoiser, settings: GenerationSettings, inputs: GuidanceInputs) -> Denoiser:

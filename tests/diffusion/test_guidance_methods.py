@@ -8,6 +8,7 @@ from diffusers.guiders import AdaptiveProjectedGuidance as TheirAPG
 from diffusers.guiders import ClassifierFreeZeroStarGuidance
 from torch import Tensor
 
+from ldm.diffusion.edm import EDMPath, EDMSettings
 from ldm.diffusion.guidance import NEGATIVE, OWN_PROMPT, PROMPT, CombineAt, guide_at, rescaled
 from ldm.diffusion.guidance_methods import (
     PERTURBED,
@@ -17,7 +18,8 @@ from ldm.diffusion.guidance_methods import (
     cfg_zero_star,
     perturbed_attention_guidance,
 )
-from ldm.diffusion.path import DDPMPath, PredictionType, ScheduleSettings, path_of_scheduler
+from ldm.diffusion.path import DDPMPath, PredictionType, ScheduleSettings
+from ldm.diffusion.paths import path_of_scheduler
 from ldm.diffusion.schedulers import make_scheduler
 from ldm.types import Conditioning, Step
 from tests.support.tiny_models import SD1_SCHEDULER, SD2_SCHEDULER
@@ -93,6 +95,15 @@ def test_apg_on_x_0_is_diffusers_formula() -> None:
         u, c = random(10 + index), random(20 + index)
         ours = apg({**PREDICTIONS, NEGATIVE: u, PROMPT: c}, LATENTS, TIMESTEPS, step(index))
         torch.testing.assert_close(ours, theirs.forward(c, u).pred)
+
+
+def test_apg_works_on_x_0_where_the_networks_input_is_scaled() -> None:
+    on, noisy, at = EDMPath(EDMSettings()), 3 * LATENTS, torch.tensor([-0.5, 0.0, 0.5])
+    apg = AdaptiveProjectedGuidance(5.0, on)
+    guided = apg(PREDICTIONS, on.scale_model_input(noisy, at), at, step(0))
+    x_0, guided_x_0 = (on.to_x_0(each, noisy, at) for each in (C, guided))
+    along = ((guided_x_0 - x_0) * x_0).sum(dim=(1, 2, 3)) / x_0.square().sum(dim=(1, 2, 3))
+    torch.testing.assert_close(along, torch.zeros(3), rtol=0, atol=1e-4)
 
 
 def test_momentum_begins_anew_with_every_sampling() -> None:
