@@ -333,15 +333,15 @@ class GenerationSettings(Settings):
         le=MAX_SIZE_PX,
         strict=True,
         description="Enlarge or restore a larger image in overlapping windows with sides of this many pixels of the "
-        "result, so that memory does not limit its size. 0: in one piece.  [default: the model's own size]",
+        "result, so that memory does not limit its size. 0 is one piece; left out, it is the model's own size.",
     )
     tile_overlap: Annotated[int, Setting("PIXELS", tasks=IN_WINDOWS)] = Field(
         0,
         ge=0,
         le=MAX_SIZE_PX,
         strict=True,
-        description="How far these windows overlap; there they are blended at each step.  [default: a quarter of the "
-        "window]",
+        description="How far these windows overlap; there they are blended at each step. Left out, it is a quarter of "
+        "their side.",
     )
     mask_feather: Annotated[int, Setting("PIXELS", tasks=MASKED)] = Field(
         0,

@@ -2,18 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from ldm.errors import UserError
 from ldm.models.adapters.folder import identity_of_model
-from ldm.models.identity import ADAPTER, DEFAULTS, changed_parts
+from ldm.models.identity import ADAPTER, DEFAULTS, Identity, changed_parts
 from ldm.models.loading.model import load_model
 from ldm.models.unet import UNetDenoiser
-
-if TYPE_CHECKING:
-    from ldm.pipeline.pipeline import Pipeline
 
 UNET = "unet"
 """The only part in which a guide may differ."""
@@ -27,8 +23,12 @@ class GuideModel:
     weights_hash: str
 
 
-def load_guide_model(name: str | Path, pipeline: "Pipeline", dtype: torch.dtype) -> GuideModel:
+def load_guide_model(name: str | Path, model_id: str, own: Identity | None, dtype: torch.dtype) -> GuideModel:
     """Load the denoiser that guides another model.
+
+    Args:
+        model_id: of the other model.
+        own: its identity, or None if that is not known.
 
     Raises:
         UserError: it cannot be loaded, or has another text encoder, autoencoder or noise schedule: it would be given
@@ -36,13 +36,11 @@ def load_guide_model(name: str | Path, pipeline: "Pipeline", dtype: torch.dtype)
     """
     loaded = load_model(name, dtype=dtype)
     guide = identity_of_model(loaded.parts, loaded.place)
-    own = pipeline.identity
     not_shared = (UNET, DEFAULTS, ADAPTER)
     changed = changed_parts(own.without(*not_shared), guide.without(*not_shared)) if own else []
     if changed:
         raise UserError(
-            f"{name} cannot guide {pipeline.model_id}: it has another {', '.join(changed)}",
+            f"{name} cannot guide {model_id}: it has another {', '.join(changed)}",
             "use an earlier checkpoint of the same run, or a smaller UNet trained with the same parts",
         )
-    denoiser = loaded.parts.denoiser.eval().requires_grad_(False).to(pipeline.device)
-    return GuideModel(denoiser, guide.weights_hash)
+    return GuideModel(loaded.parts.denoiser.eval().requires_grad_(False), guide.weights_hash)

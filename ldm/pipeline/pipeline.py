@@ -171,7 +171,9 @@ def load_pipeline(
     )
     pipeline.to(torch_device)
     if guide_model is not None:
-        pipeline.guide_model = load_guide_model(guide_model, pipeline, torch_dtype)
+        pipeline.guide_model = load_guide_model(
+            guide_model, pipeline.model_id, pipeline.identity, torch_dtype
+        )
     return pipeline
 
 

@@ -65,6 +65,8 @@ def test_a_jsonl_file_has_settings_a_line(tmp_path: Path) -> None:
     assert second == Prompt("")
     of_images = {"strength", "image_guidance_scale", "mask_feather", "match_colors"}
     of_images |= {"expand", "expand_fill", "expand_overlap"}
+    of_images |= {"upscale", "noise_level", "restore", "tile_size", "tile_overlap"}
+    of_images |= {"control_interval", "guess_mode", "canny_thresholds"}
     assert {*settings, "preset", *of_images} == set(GenerationSettings.model_fields)
 
 

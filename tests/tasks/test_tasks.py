@@ -39,7 +39,8 @@ def test_tasks_are_chosen_by_the_images_given() -> None:
 
 def test_only_trainable_tasks_can_be_trained() -> None:
     trainable = [name for name, task in TASKS.items() if task.trained_as == name]
-    assert trainable == ["text-to-image", "inpaint", "edit", "upscale", "restore"]
+    given = ["text-to-image", "inpaint", "edit", "upscale", "restore"]
+    assert trainable == [*given, "control", "control-labels", "depth"]
     with pytest.raises(
         UserError, match="no model is trained for 'image-to-image': a text-to-image model can do it"
     ):
