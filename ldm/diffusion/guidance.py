@@ -124,13 +124,15 @@ def guide_at(
     """
     every = {**branches, **composition.branches}
 
-    def predict(
-        latents: Tensor, timesteps: Tensor, conditioning: Conditioning, step: Step | None
-    ) -> dict[str, Tensor]:
+    def rows_of(
+        latents: Tensor, timesteps: Tensor, conditioning: Conditioning
+    ) -> tuple[Tensor, Tensor, Conditioning]:
         num_rows, count = len(conditioning), len(every) + 1
         together = Conditioning.cat([*(each.expand(num_rows) for each in every.values()), conditioning])
-        output = denoiser(torch.cat([latents] * count), torch.cat([timesteps] * count), together, step=step)
-        found = dict(zip((*every, PROMPT), output.chunk(count), strict=True))
+        return torch.cat([latents] * count), torch.cat([timesteps] * count), together
+
+    def named(output: Tensor) -> dict[str, Tensor]:
+        found = dict(zip((*every, PROMPT), output.chunk(len(every) + 1), strict=True))
         found[OWN_PROMPT] = found[PROMPT]
         if not composition.is_plain:
             found[PROMPT] = composed_prediction(composition.weights, found)
@@ -139,7 +141,7 @@ def guide_at(
     def guided(
         latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
     ) -> Tensor:
-        found = predict(latents, timesteps, conditioning, step)
+        found = named(denoiser(*rows_of(latents, timesteps, conditioning), step=step))
         for name, other in others.items():
             found[name] = other(latents, timesteps, conditioning, step=step)
         return combine(found, latents, timesteps, step)
@@ -147,7 +149,7 @@ def guide_at(
     def composed(
         latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
     ) -> Tensor:
-        return predict(latents, timesteps, conditioning, step)[PROMPT]
+        return named(denoiser(*rows_of(latents, timesteps, conditioning), step=step))[PROMPT]
 
     return _inside(interval, guided, denoiser if composition.is_plain else composed)
 

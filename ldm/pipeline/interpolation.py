@@ -58,7 +58,7 @@ def slerp(start: Tensor, end: Tensor, position: float, axes: Sequence[int]) -> T
 
     Vectors that point the same or the opposite way are interpolated in a straight line.
     """
-    lengths = [each.norm(dim=list(axes), keepdim=True) for each in (start, end)]
+    lengths = [each.square().sum(dim=list(axes), keepdim=True).sqrt() for each in (start, end)]
     cosine = (start * end).sum(dim=list(axes), keepdim=True) / (lengths[0] * lengths[1]).clamp(min=1e-12)
     angle = torch.acos(cosine.clamp(-1, 1))
     sine = torch.sin(angle)

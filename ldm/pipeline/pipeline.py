@@ -356,8 +356,12 @@ class Pipeline:
         while waiting:
             batch, total = waiting[0], done + sum(each.num_steps for each in waiting)
             noise = None if latents is None else latents[[image.number - 1 for image in batch.images]]
+            reporter = partial(_reporter, on_step, done, total)
             try:
-                made = self._sample(sampler, batch, noise, partial(_reporter, on_step, done, total))
+                if batch.windows:
+                    made = outpaint(sampler, batch, noise, partial(_of_window, reporter, batch))
+                else:
+                    made = _decoded(sampler, batch, sampler.sample(batch, noise, reporter(0)))
             except RuntimeError as error:
                 if not halve or not is_out_of_memory(error):
                     raise
@@ -368,21 +372,6 @@ class Pipeline:
                 continue
             yield from self._finished(batch, *made, noise)
             waiting, done = waiting[1:], done + batch.num_steps
-
-    def _sample(
-        self,
-        sampler: BatchSampler,
-        batch: PlannedBatch,
-        noise: Tensor | None,
-        reporter: Callable[[int], Callable[[Step, Tensor], None] | None],
-    ) -> tuple[Tensor, list[Image.Image], bool]:
-        """The latents [B, C, h, w] and the images of a batch, and whether they were decoded in tiles."""
-        if batch.windows:
-            return outpaint(sampler, batch, noise, lambda window: reporter(window * batch.plan.num_steps))
-        final = sampler.sample(batch, noise, reporter(0))
-        decoded, in_tiles = sampler.decode(final)
-        rows = zip(batch.images, decoded, strict=True)
-        return final.cpu(), [completed_image(request, batch, image) for request, image in rows], in_tiles
 
     def _plan(self, groups: Sequence[Batch], batch_size: int, latents: Tensor | None) -> list[PlannedBatch]:
         """The batches to make; the settings of each kind are completed, and its sampler planned, once."""
@@ -544,6 +533,22 @@ class Pipeline:
             **given,
             **program_settings(next(self.denoiser.parameters()).dtype, self.engine),
         )
+
+
+def _decoded(
+    sampler: BatchSampler, batch: PlannedBatch, final: Tensor
+) -> tuple[Tensor, list[Image.Image], bool]:
+    """The latents [B, C, h, w] and the images of a batch, and whether they were decoded in tiles."""
+    decoded, in_tiles = sampler.decode(final)
+    rows = zip(batch.images, decoded, strict=True)
+    return final.cpu(), [completed_image(request, batch, image) for request, image in rows], in_tiles
+
+
+def _of_window(
+    reporter: Callable[[int], Callable[[Step, Tensor], None] | None], batch: PlannedBatch, window: int
+) -> Callable[[Step, Tensor], None] | None:
+    """The reporter of the steps of a window, which begin when those of the windows before it are done."""
+    return reporter(window * batch.plan.num_steps)
 
 
 def _reporter(

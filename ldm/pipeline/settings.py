@@ -338,7 +338,10 @@ def check_guidance(
         warn(f"the guide model is not used with guidance {settings.guidance}: set --guidance autoguidance")
     for name in asked.given():
         prefix = name.partition("_")[0]
-        if prefix in ("apg", "pag") and settings.guidance != prefix:
+        is_default = (
+            getattr(asked, name) == type(asked).model_fields[name].default
+        )  # as an image's record has it
+        if prefix in ("apg", "pag") and settings.guidance != prefix and not is_default:
             warn(f"{name} has no effect with guidance {settings.guidance}")
 
 

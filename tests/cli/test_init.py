@@ -11,6 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ldm.cli.app import app
+from ldm.cli.init import TRAINABLE
 from ldm.cli.init_text import Amount, choose_amount, num_prompts
 from ldm.config import load_settings, validate
 from ldm.data.prepare import DataSettings
@@ -134,7 +135,12 @@ def test_captions_that_need_more_than_the_model_reads_are_counted(here: Path) ->
     assert settings_in("a.yaml").prompt_chunks == 1 and "14 tokens; 3 are longer and are cut" in text
 
 
-@pytest.mark.parametrize("trainable", get_args(TrainableSettings.model_fields["trainable"].annotation))
+def test_all_but_a_controlnet_which_needs_control_images_is_offered() -> None:
+    known = get_args(TrainableSettings.model_fields["trainable"].annotation)
+    assert {*TRAINABLE, "controlnet"} == set(known)
+
+
+@pytest.mark.parametrize("trainable", TRAINABLE)
 def test_each_kind_of_training_loads(here: Path, trainable: str) -> None:
     write_images(here / "a", [(64, 64)] * 8)
     init("a", "--trainable", trainable)

@@ -49,6 +49,7 @@ ALLOWED = {
     # not from users
     ("ldm.export.formats.diffusers_folder", "from_pretrained"): "a line of Python for the card",
     ("ldm.export.formats.lora_formats", "from_pretrained"): "a line of Python for the card",
+    ("ldm.data.degradations", "Image.open"): "a JPEG that was made in memory in the line before",
     ("ldm.demos.emoji", "Image.open"): "bytes of a package, limited by _read_member",
     ("ldm.demos.emoji_objects", "Image.open"): "images that the script has just written",
     ("ldm.models.identity", "json.loads"): "the text of a loaded tokenizer",

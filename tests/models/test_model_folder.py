@@ -209,8 +209,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "text_encoder_2 is a component that is not supported",
     ),
     "foreign scheduler": (
-        lambda m: edit(m / "model_index.json", scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"]),
-        "scheduler is a FlowMatchEulerDiscreteScheduler",
+        lambda m: edit(m / "model_index.json", scheduler=["diffusers", "CMStochasticIterativeScheduler"]),
+        "scheduler is a CMStochasticIterativeScheduler",
     ),
     "odd entry": (lambda m: edit(m / "model_index.json", unet=["diffusers"]), "unet comes from None"),
     "custom pipeline": (lambda m: edit(m / "model_index.json", custom_pipeline="x"), "'custom_pipeline'"),
