@@ -90,21 +90,21 @@ def generate(
         if guide_model is not None:
             guide_model, _ = stack.enter_context(model_of(guide_model))
         made_with = ModelOptions(
-            model,
-            tuple(lora or ()),
-            engine,
-            device,
-            dtype,
-            low_memory,
-            at_once,
-            compile,
-            vae,
-            base,
-            prediction_type,
-            tuple(controlnet or ()),
-            tuple(ip_adapter or ()),
-            image_encoder,
-            guide_model,
+            model=model,
+            loras=tuple(lora or ()),
+            engine=engine,
+            device=device,
+            dtype=dtype,
+            low_memory=low_memory,
+            batch_size=at_once,
+            compile=compile,
+            vae=vae,
+            base=base,
+            prediction_type=prediction_type,
+            controlnets=tuple(controlnet or ()),
+            ip_adapters=tuple(ip_adapter or ()),
+            image_encoder=image_encoder,
+            guide_model=guide_model,
         )
         job = GenerationJob(tuple(images), target, made_with, original)
         num_processes = min(num_processes, len(job.batches))

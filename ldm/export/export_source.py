@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ldm.errors import UserError
 from ldm.models.adapters.folder import (
     LORA_FILE,
     Adapter,
@@ -82,6 +83,11 @@ def load_source(source: str | Path, *, model_id: str | None = None, run: Path | 
     if is_adapter(folder):
         base, _ = adapter_chain(folder)
         adapter = read_adapter(folder)
+        if adapter.kind == "controlnet":  # loaded as a model, it is its base
+            raise UserError(
+                f"{folder} is a ControlNet, and `ldm export` writes models",
+                "use the folder as it is: it is in diffusers' layout",
+            )
         lora = read_lora(folder / LORA_FILE) if adapter.kind == "lora" else None
     identity = identity_of_model(parts, folder)
     name = model_id or found_id

@@ -169,12 +169,11 @@ def load_pipeline(
         loras=loaded.loras,
         substitutes=substitutes,
     )
-    pipeline.to(torch_device)
     if guide_model is not None:
         pipeline.guide_model = load_guide_model(
             guide_model, pipeline.model_id, pipeline.identity, torch_dtype
         )
-    return pipeline
+    return pipeline.to(torch_device)
 
 
 class Pipeline:

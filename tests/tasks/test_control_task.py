@@ -11,6 +11,7 @@ from diffusers import ControlNetModel
 from PIL import Image
 
 from ldm.errors import LdmWarning, UserError
+from ldm.export.export_source import load_source
 from ldm.io.files import read_tensors
 from ldm.models.control.controlnet import ControlledUNet, with_fresh_controlnet
 from ldm.models.loading.model import load_parts, save_parts
@@ -126,6 +127,11 @@ def test_the_result_is_a_controlnet_beside_an_unchanged_base(trained: Path, fold
     for one, two in zip(base.denoiser.parameters(), own.denoiser.parameters(), strict=True):
         assert torch.equal(one, two)
     assert (trained / "previews/step-000004.png").is_file()
+
+
+def test_it_is_not_exported_as_its_base(trained: Path) -> None:
+    with pytest.raises(UserError, match="is a ControlNet, and `ldm export` writes models"):
+        load_source(trained)
 
 
 def test_it_starts_at_the_loss_of_the_base(trained: Path, folder: Path) -> None:

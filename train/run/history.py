@@ -1,7 +1,7 @@
 """What a run has written besides its checkpoints: rows, snapshots, best weights; a resumed run says what is lost.
 
 The weights do not depend on these files, so nothing is refused. But plots, `ldm ema`, early stopping and the choice of
-the best step do, and they would pass over a gap in silence.
+the best step do, and they would silently ignore a gap.
 """
 
 import hashlib
