@@ -28,6 +28,7 @@ from ldm.io.ownership import check_replaceable
 from ldm.models.loading.model import save_parts
 from tests.support.hub_server import HubServer
 from tests.support.signal_places import places_of, signalled_at
+from tests.support.slow_cases import rest_slow
 from tests.support.tiny_averages import walk
 from tests.support.tiny_curves import rows_of, write_run
 from tests.support.tiny_models import make_sd1
@@ -95,7 +96,10 @@ def read_here(task: Path, reader: str) -> None:
         readers.main([str(task)])
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+SLOW = ("import", "plot")
+
+
+@pytest.mark.parametrize("name", rest_slow(COMMANDS, *(name for name in COMMANDS if name not in SLOW)))
 def test_json_quiet_and_a_signal_at_any_place(name: str, given: dict[str, str], hub: HubServer) -> None:
     words = [re.sub(r"^[A-Z]+", lambda found: given[found[0]], word) for word in COMMANDS[name]]
 

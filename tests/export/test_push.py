@@ -31,6 +31,7 @@ def test_a_folder_arrives_complete_and_private(hub: HubServer, folder: Path) -> 
     assert len(hub.asked("POST", "/commit/")) == 1
 
 
+@pytest.mark.slow
 def test_what_export_writes_is_sent_whole(hub: HubServer, tmp_path: Path) -> None:
     Pipeline(make_sd1(tmp_path / "tokenizer")).save(tmp_path / "model")
     export(load_source(str(tmp_path / "model")), tmp_path / "dest", ExportOptions(num_samples=0))

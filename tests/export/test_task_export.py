@@ -25,6 +25,7 @@ from ldm.models.loading.model import load_parts, save_parts
 from ldm.tasks import TASKS as KNOWN
 from ldm.tasks import register_task
 from ldm.tasks.edit import Edit
+from tests.support.slow_cases import rest_slow
 from tests.support.tiny_images import box_mask, photo
 from tests.support.tiny_loras import trained
 from tests.support.tiny_models import SD1_SCHEDULER
@@ -120,6 +121,7 @@ def test_diffusers_reads_a_single_file_of_the_task(tmp_path: Path, task: str) ->
     assert check(tmp_path / "out").passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "format"), [("inpaint", "lora-kohya"), ("edit", "lora-peft")])
 def test_a_lora_on_such_a_base(models: dict[str, Path], tmp_path: Path, task: str, format: str) -> None:
     parts, plain = load_parts(models[task]), load_parts(models[task])
@@ -165,7 +167,7 @@ def command(*words: object) -> str:
     return done.output
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", rest_slow(TASKS, "inpaint"))
 def test_the_card_shows_how_it_is_used_and_the_commands_take_the_export(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
 ) -> None:

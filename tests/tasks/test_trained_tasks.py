@@ -18,6 +18,7 @@ from ldm.models.loading.model import load_parts, save_parts
 from ldm.models.low_resolution import LowResolutionNoise
 from ldm.pipeline.pipeline import load_pipeline
 from ldm.types import Conditioning
+from tests.support.slow_cases import rest_slow
 from tests.support.tiny_models import make_sd1
 from tests.support.tiny_runs import COLORS, COMMON, DENOISER
 from train import denoiser
@@ -91,7 +92,7 @@ def first_loss(folder: Path) -> float:
     return losses(run(folder, "text-to-image", "plain", num_steps=1))[0]
 
 
-@pytest.fixture(scope="module", params=ADDED_CHANNELS)
+@pytest.fixture(scope="module", params=rest_slow(ADDED_CHANNELS, "inpaint", "upscale"))
 def trained(folder: Path, request: pytest.FixtureRequest) -> tuple[str, Path]:
     return request.param, run(folder, request.param, "cached")
 

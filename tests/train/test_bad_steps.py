@@ -14,6 +14,7 @@ from ldm.data.order import BatchOrder
 from ldm.errors import UserError
 from ldm.io.files import read_tensors
 from tests.support.launch_driver import Job
+from tests.support.slow_cases import rest_slow
 from tests.support.tiny_launch import TORCHRUN, driver, finish, start
 from tests.support.tiny_training import (
     PointLoss,
@@ -155,7 +156,7 @@ def test_a_bad_step_is_counted_and_its_samples_are_written_down(spoiled: Path) -
     assert [row["step"] for row in logged if "loss" in row] == [4, 8]
 
 
-@pytest.mark.parametrize("spoiling", [0, 1])
+@pytest.mark.parametrize("spoiling", rest_slow([0, 1], 1))
 def test_two_processes_skip_together_and_write_down_the_whole_batch(tmp_path: Path, spoiling: int) -> None:
     """Only one of two processes has the spoiled sample, since each takes every second sample of a batch."""
     third = next(iter(BatchOrder(0, ["all"] * 7, 4, 2, 3)))

@@ -15,6 +15,7 @@ from torch import Tensor
 from ldm.config import validate
 from ldm.diffusion.path import DDPMPath, ScheduleSettings
 from ldm.models.dropout import KeyedDropout
+from tests.support.slow_cases import rest_slow
 from tests.support.tiny_models import make_sd1, make_sd2
 from tests.support.tiny_runs import COMMON
 from train.loop.denoiser_loss import DenoiserLoss
@@ -93,12 +94,18 @@ def assert_same(folder: Path, trained: dict[str, Any], **options: Any) -> None:
         assert (split - whole).norm() <= 1e-9 * (whole - start).norm()
 
 
-@pytest.mark.parametrize("name", TRAINED)
+HARDEST = "dora, dropout 0.2, text encoder True"
+
+
+@pytest.mark.parametrize("name", rest_slow(TRAINED, "unet", HARDEST))
 def test_the_micro_batch_changes_only_the_rounding(tmp_path: Path, name: str) -> None:
     assert_same(tmp_path, TRAINED[name])
 
 
-@pytest.mark.parametrize("name", ["unet", "dora, dropout 0.2, text encoder True"])
+@pytest.mark.parametrize(
+    "name",
+    rest_slow(["unet", HARDEST], HARDEST),
+)
 def test_nor_does_it_if_the_model_has_dropout_of_its_own(tmp_path: Path, name: str) -> None:
     assert_same(tmp_path, TRAINED[name], dropout=0.3)
     loss = make_loss(tmp_path / "count", TRAINED[name], dropout=0.3)
