@@ -128,6 +128,7 @@ def test_moments_come_back_in_the_layout_of_their_weights(folder: Path) -> None:
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_a_measurement_leaves_the_trained_weights_in_the_shards(tmp_path: Path) -> None:
     """Only validation happens between the steps, because everything else that gathers weights reshards them."""
     changes = {"preview_every": 100, "validation": {"every": 1}, "optim": {"ema_decay": 0.9}}

@@ -141,6 +141,7 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_it_taken(
     assert_same_run(folder / "whole", run_dir)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(folder: Path) -> None:
     config = make_config(folder, "two")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
