@@ -18,7 +18,6 @@ from ldm.export.card.facts import scheduler_change
 from ldm.export.verify.readers import trial_outputs as read_trial
 from ldm.export.verify.trial import largest_difference, trial_for, trial_inputs, trial_outputs
 from ldm.models.loading.model import load_parts, save_parts
-from tests.support.slow_cases import rest_slow
 from tests.support.tiny_models import make_sd1
 from tests.support.tiny_runs import DENOISER, write_config, write_squares
 from train import denoiser
@@ -65,7 +64,7 @@ def scheduler_config(model: Path) -> Any:
     return json.loads((model / "scheduler/scheduler_config.json").read_text())
 
 
-@pytest.mark.parametrize("name", rest_slow(CHANGES, "flow", "learned variance"))
+@pytest.mark.parametrize("name", CHANGES)
 def test_a_run_resumes_exactly_and_a_stock_pipeline_makes_its_images(
     folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
