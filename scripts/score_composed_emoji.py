@@ -7,6 +7,7 @@ from pathlib import Path
 from ldm.demos.emoji_composed_score import score_composed_emoji
 from ldm.demos.emoji_scenes import KINDS
 from ldm.errors import UserError
+from ldm.evaluation.metrics import share_text
 from ldm.pipeline.pipeline import load_pipeline
 from ldm.pipeline.settings import PRESETS
 
@@ -44,10 +45,7 @@ def main() -> int:
     print(file=sys.stderr)
     for kind in options.kinds:
         for part, found in report[kind].items():
-            numbers = "; ".join(
-                f"{name} {share['share']:.3f} [{share['low']:.3f}, {share['high']:.3f}]"
-                for name, share in found.items()
-            )
+            numbers = "; ".join(f"{name} {share_text(share)}" for name, share in found.items())
             print(f"{kind} {part}: {numbers}")
     return 0
 

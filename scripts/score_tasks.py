@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ldm.demos.shapes_tasks_score import SCORED_TASKS, score_task
 from ldm.errors import UserError
+from ldm.evaluation.metrics import share_text
 from ldm.pipeline.pipeline import load_pipeline
 
 
@@ -48,10 +49,7 @@ def main() -> int:
     print(file=sys.stderr)
     for part in ("held_out", "seen", "ceiling", "null", "unedited"):
         for kind, found in report["scores"].get(part, {}).items():
-            numbers = "; ".join(
-                f"{name} {share['share']:.3f} [{share['low']:.3f}, {share['high']:.3f}]"
-                for name, share in found.items()
-            )
+            numbers = "; ".join(f"{name} {share_text(share)}" for name, share in found.items())
             print(f"{part:8}  {kind:10}  {numbers}")
     return 0
 

@@ -1,6 +1,6 @@
 """Metrics: PSNR and SSIM of reconstructions, recall at k of retrieval, and a proportion with its interval."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 from statistics import NormalDist
@@ -147,5 +147,9 @@ class Share:
         return {"share": self.share, "low": low, "high": high, **counts}
 
     def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.share:.3f} [{low:.3f}, {high:.3f}] of {self.num_judged}"
+        return f"{share_text(self.to_dict())} of {self.num_judged}"
+
+
+def share_text(share: Mapping[str, float]) -> str:
+    """A judged share of a report with its interval, such as `0.960 [0.923, 0.983]`."""
+    return f"{share['share']:.3f} [{share['low']:.3f}, {share['high']:.3f}]"

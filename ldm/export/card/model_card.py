@@ -76,8 +76,7 @@ def write_card(
     """
     private = private_names(repo_id)
     title, licence = public_text(title, private), licence and public_text(licence, private)
-    parts = source.identity.image_parts if source.identity else None
-    run = read_run(source.run, source.folder, source.weights_hash, parts) if source.run else None
+    run = _run_of(source)
     base = find_base(source, run)
     exported = ExportedModel(source, folder, name or public_name(source.model_id), format, repo_id, base)
     own_card = read_source_card(source.folder) if run is None and source.adapter is None else None
@@ -104,6 +103,12 @@ def write_card(
     )
     write_bytes(folder / CARD, text.encode("utf-8", "replace"))
     return folder / CARD
+
+
+def _run_of(source: ExportSource) -> RunRecord | None:
+    """What is known of the run that made the model."""
+    parts = source.identity.image_parts if source.identity else None
+    return read_run(source.run, source.folder, source.weights_hash, parts) if source.run else None
 
 
 @dataclass(frozen=True)

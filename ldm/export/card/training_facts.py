@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from ldm.evaluation.metrics import share_text
 from ldm.export.card.facts import public_name
 from ldm.export.card.run_record import RunRecord
 from ldm.io.redaction import redacted
@@ -195,4 +196,4 @@ def _task_scores(report: Mapping[str, Any]) -> list[Measurement]:
 
 
 def _share(share: Mapping[str, Any], noun: str) -> str:
-    return f"{share['share']:.3f} [{share['low']:.3f}, {share['high']:.3f}] of {share['num_judged']:,} {noun}"
+    return f"{share_text(share)} of {share['num_judged']:,} {noun}"
