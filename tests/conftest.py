@@ -11,6 +11,7 @@ from typing import Any
 
 # set before torch and huggingface_hub are imported: they read these once
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # a fake Hub's malformed answer to it would be kept for a day
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads leave their core to other processes
 

@@ -113,9 +113,10 @@ def test_a_refusal_is_one_line(hub: HubServer, folder: Path) -> None:
 def given_environment(tmp_path: Path) -> Iterator[tuple[HubServer, dict[str, str]]]:
     """A Hub, and the environment of a process that uses it with an empty cache."""
     with HubServer() as server:
-        kept = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+        unset = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")
+        kept = {key: value for key, value in os.environ.items() if key not in unset}
         hub = {"HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hf")}
-        quiet = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "CUDA_VISIBLE_DEVICES": ""}
+        quiet = {"HF_HUB_DISABLE_XET": "1", "CUDA_VISIBLE_DEVICES": ""}
         yield server, {**kept, **hub, **quiet, "PYTHONPATH": str(ROOT)}
 
 
@@ -126,6 +127,14 @@ def run(environment: dict[str, str], *arguments: object, cwd: Path) -> str:
     assert done.returncode == 0, done.stderr
     assert TOKEN not in done.stdout + done.stderr
     return done.stdout
+
+
+def test_no_telemetry_is_sent(outside: tuple[HubServer, dict[str, str]], folder: Path) -> None:
+    hub, environment = outside
+    run(environment, "-m", "ldm", "push", folder, "ann/model", "--public", "--yes", cwd=folder)
+    paths = {request.path for request in hub.requests}
+    assert any("/api/models/ann/model" in path for path in paths)
+    assert not [path for path in paths if "telemetry" in path or "agent" in path]
 
 
 def pixels(path: Path) -> np.ndarray:
