@@ -1,6 +1,5 @@
 """`ldm generate`: images from prompts."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ import typer
 
 from ldm.cli import options
 from ldm.cli.generate_processes import count_of, make_in_processes
+from ldm.cli.printer import Printer
 from ldm.errors import UserError
 from ldm.io.collector import collector_paused
 from ldm.io.messages import own_warnings, say_warning
@@ -17,6 +17,7 @@ from ldm.models.generation_settings import GenerationSettings, parse_settings, s
 
 if TYPE_CHECKING:
     from ldm.generation.job import GenerationJob
+    from ldm.generation.model_options import ModelOptions
     from ldm.generation.output import GridLayout, Target
     from ldm.generation.reproduce import Original
     from ldm.io.progress import WorkBar
@@ -33,80 +34,42 @@ def generate(
     reference: options.Reference = None,
     reproduce: options.Reproduce = None,
     from_image: options.FromImage = None,
-    model: options.Model = None,
-    lora: options.Lora = None,
-    controlnet: options.ControlNet = None,
-    ip_adapter: options.IPAdapter = None,
-    image_encoder: options.ImageEncoder = None,
-    vae: options.Vae = None,
-    base: options.Base = None,
-    prediction_type: options.PredictionType = None,
-    guide_model: options.GuideModel = None,
     output: options.Output = Path("outputs"),
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
     grid: options.Grid = False,
     grid_x: options.GridX = None,
     grid_y: options.GridY = None,
-    batch_size: options.BatchSize = None,
     num_processes: options.NumProcesses = 1,
-    low_memory: options.LowMemory = False,
-    engine: options.Engine = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    compile: options.Compile = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
-    **settings: Any,
+    **given: Any,
 ) -> None:
     """Make images from prompts and images, and print the path of each.
 
     Settings that are left out come from the model. Every image stores its settings, for other programs (`parameters`)
     and for --reproduce.
     """
-    if settings["scheduler"] == "list":
+    if given["scheduler"] == "list":
         typer.echo("\n".join(_scheduler_lines()))
         return
     with collector_paused():
-        from ldm.cli.checkpoint import model_of
         from ldm.generation.job import GenerationJob, run_rank
-        from ldm.generation.model_options import ModelOptions, read_batch_size
         from ldm.generation.output import Target
 
     if from_image is not None:
         say_warning("--from-image is now called --reproduce")
-    settings["seed"] = options.read_seed(settings["seed"])
+    made_with = {name: given.pop(name) for name in (*options.NETWORKS, *options.COMPUTING)}
+    given["seed"] = options.read_seed(given["seed"])
     given_images = (image, mask, tuple(control or ()), tuple(reference or ()))
-    original, asked = _plan(prompts or [], prompt_file, given_images, reproduce or from_image, settings)
+    original, asked = _plan(prompts or [], prompt_file, given_images, reproduce or from_image, given)
     asked, layout = _over_grid(asked, grid_x, grid_y)
     grid = grid or layout is not None
     target = Target(output, overwrite=overwrite, grid=grid, resume=resume, layout=layout)
     images = _list_images(asked, target)
     target.check(images)
-    at_once = read_batch_size(batch_size, low_memory=low_memory, device=device)
-    with ExitStack() as stack:
-        if model is not None:
-            model, _ = stack.enter_context(model_of(model))  # a checkpoint is written as a model
-        if guide_model is not None:
-            guide_model, _ = stack.enter_context(model_of(guide_model))
-        made_with = ModelOptions(
-            model=model,
-            loras=tuple(lora or ()),
-            engine=engine,
-            device=device,
-            dtype=dtype,
-            low_memory=low_memory,
-            batch_size=at_once,
-            compile=compile,
-            vae=vae,
-            base=base,
-            prediction_type=prediction_type,
-            controlnets=tuple(controlnet or ()),
-            ip_adapters=tuple(ip_adapter or ()),
-            image_encoder=image_encoder,
-            guide_model=guide_model,
-        )
-        job = GenerationJob(tuple(images), target, made_with, original)
+    with _model_options(made_with) as chosen:
+        job = GenerationJob(tuple(images), target, chosen, original)
         num_processes = min(num_processes, len(job.batches))
         if num_processes > 1:
             make_in_processes(job, num_processes, quiet=quiet)
@@ -117,11 +80,33 @@ def generate(
                     written.append(path)
     if grid:
         target.write_grid(images)
-    if as_json:
-        typer.echo(json.dumps(_described(images, target), indent=2, ensure_ascii=False))
-    elif not quiet:
-        for path in target.paths(images):
-            typer.echo(path)
+    printer = Printer(as_json=as_json, quiet=quiet)
+    printer.result(_described(images, target), *target.paths(images))
+
+
+spell_out(generate, options.parameters_of(options.NETWORKS), before="output")
+spell_out(
+    generate,
+    options.setting_options(GenerationSettings) + options.parameters_of(options.COMPUTING),
+    before="num_processes",
+)
+
+
+@contextmanager
+def _model_options(given: dict[str, Any]) -> "Iterator[ModelOptions]":
+    """What the images are made with. A checkpoint is written as a model, which exists until the block ends."""
+    from ldm.cli.checkpoint import model_of
+    from ldm.generation.model_options import ModelOptions, read_batch_size
+
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    chosen |= {name: tuple(value) for name, value in chosen.items() if isinstance(value, list)}
+    chosen["batch_size"] = read_batch_size(
+        given["batch_size"], low_memory=given["low_memory"], device=given["device"]
+    )
+    with ExitStack() as stack:
+        for name in {"model", "guide_model"} & set(chosen):
+            chosen[name], _ = stack.enter_context(model_of(chosen[name]))
+        yield ModelOptions(**chosen)
 
 
 @contextmanager
@@ -145,9 +130,6 @@ def _described(images: "Sequence[ImageRequest]", target: "Target") -> dict[str, 
     """What `--json` prints."""
     made = [{"path": str(target.path(image)), "prompt": image.prompt, "seed": image.seed} for image in images]
     return {"images": made, "grid": str(target.grid_path) if target.grid else None}
-
-
-spell_out(generate, options.setting_options(GenerationSettings), before="batch_size")
 
 
 def _list_images(prompts: "Sequence[Prompt]", target: "Target") -> "list[ImageRequest]":

@@ -1,9 +1,13 @@
-"""The options of `ldm generate`: those of an image's settings follow from `GenerationSettings`, the rest is here."""
+"""The options of `ldm generate`: those of an image's settings follow from `GenerationSettings`, the rest is here.
+
+`NETWORKS` and `COMPUTING` are the fields of `ldm.generation.model_options.ModelOptions`.
+"""
 
 import inspect
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 from pydantic.fields import FieldInfo
@@ -325,3 +329,36 @@ Compile = Annotated[
         "image size, so for many images. They change by rounding only. Needs Triton, or on a CPU a C++ compiler.",
     ),
 ]
+
+NETWORKS: dict[str, Any] = {
+    "model": Model,
+    "loras": Lora,
+    "controlnets": ControlNet,
+    "ip_adapters": IPAdapter,
+    "image_encoder": ImageEncoder,
+    "vae": Vae,
+    "base": Base,
+    "prediction_type": PredictionType,
+    "guide_model": GuideModel,
+}
+COMPUTING: dict[str, Any] = {
+    "batch_size": BatchSize,
+    "low_memory": LowMemory,
+    "engine": Engine,
+    "device": Device,
+    "dtype": Dtype,
+    "compile": Compile,
+}
+
+
+def parameters_of(options: Mapping[str, Any]) -> list[inspect.Parameter]:
+    """Options in the form that typer reads; by default a flag is off, and any other is not given."""
+    return [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=False if get_args(annotation)[0] is bool else None,
+            annotation=annotation,
+        )
+        for name, annotation in options.items()
+    ]

@@ -5,7 +5,6 @@ pipeline.generate("a red apple", seed=7).images[0]
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -55,16 +54,11 @@ from ldm.pipeline.control_images import (
     GivenControl,
     GivenReference,
     check_controls,
-    list_references,
-    pair_controls,
     used_controls,
 )
 from ldm.pipeline.decoding import check_image_fits
 from ldm.pipeline.guide_model import GuideModel, load_guide_model
-from ldm.pipeline.input_images import (
-    GivenImage,
-    pair_inputs,
-)
+from ldm.pipeline.input_images import GivenImage
 from ldm.pipeline.outpainting import made_at_once, outpaint, windows_of
 from ldm.pipeline.prompt_reading import reader_for
 from ldm.pipeline.record import INPUTS_VERSION, ImageRecord
@@ -87,6 +81,7 @@ from ldm.pipeline.settings import (
     read_prompts,
     stacked,
     warn_unused,
+    with_inputs,
 )
 from ldm.pipeline.step_bar import bar_for_steps
 from ldm.pipeline.tiles import complete_windows
@@ -152,22 +147,16 @@ def load_pipeline(
     loaded = load_model(
         "emoji" if model is None else model, loras=loras or (), dtype=torch_dtype, substitutes=substitutes
     )
-    loaded.parts.controls |= load_controls(
-        controlnets or {},
-        loaded.parts,
-        torch_dtype,
-        lambda: identity_of_model(loaded.parts, loaded.place).base_parts,
+    parts = loaded.parts
+    parts.controls |= load_controls(
+        controlnets or {}, parts, torch_dtype, lambda: identity_of_model(parts, loaded.place).base_parts
     )
     if ip_adapters:
-        loaded.parts.image_prompts = load_image_prompts(ip_adapters, image_encoder, loaded.parts, torch_dtype)
+        parts.image_prompts = load_image_prompts(ip_adapters, image_encoder, parts, torch_dtype)
     elif image_encoder is not None:
         raise UserError("an image encoder is given without an IP-Adapter", "add --ip-adapter FILE")
     pipeline = Pipeline(
-        loaded.parts,
-        model_id=loaded.model_id,
-        folder=loaded.place,
-        loras=loaded.loras,
-        substitutes=substitutes,
+        parts, model_id=loaded.model_id, folder=loaded.place, loras=loaded.loras, substitutes=substitutes
     )
     if guide_model is not None:
         pipeline.guide_model = load_guide_model(
@@ -306,25 +295,12 @@ class Pipeline:
         base = settings or GenerationSettings()
         negative = given.pop("negative_prompt", None)
         chosen = parse_settings(given, type(base)).over(base)
-        own = read_prompts(prompts, negative, chosen)
-        pairs = pair_inputs([prompt.prompt for prompt in own], image, mask)
-        own = own * len(pairs) if len(own) == 1 else own  # one prompt goes with all images
-        references = tuple(list_references(reference))
-        controls = [each + references for each in pair_controls(control, len(pairs))]
-        asked = [
-            replace(each, inputs=inputs, controls=controlled)
-            for each, (_, inputs), controlled in zip(own, pairs, controls, strict=True)
-        ]
+        asked = with_inputs(read_prompts(prompts, negative, chosen), image, mask, control, reference)
         images = list_images(asked, seeds)
         at_once = BATCH_SIZE if batch_size is None else batch_size
         with bar_for_steps(progress, on_step) as report:
             made = list(self.make_images([images], batch_size=at_once, latents=latents, on_step=report))
-        made.sort(key=lambda each: each.request.number)
-        return Generation(
-            [each.image for each in made],
-            stacked([each.latents for each in made]),
-            [each.record for each in made],
-        )
+        return _in_order(made)
 
     @torch.no_grad()
     def make_images(
@@ -532,6 +508,16 @@ class Pipeline:
             **given,
             **program_settings(next(self.denoiser.parameters()).dtype, self.engine),
         )
+
+
+def _in_order(made: list[MadeImage]) -> Generation:
+    """What `Pipeline.generate` returns: batches are not in the order of the prompts."""
+    made = sorted(made, key=lambda each: each.request.number)
+    return Generation(
+        [each.image for each in made],
+        stacked([each.latents for each in made]),
+        [each.record for each in made],
+    )
 
 
 def _decoded(

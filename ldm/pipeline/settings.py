@@ -7,7 +7,7 @@ import io
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,9 @@ from ldm.models.generation_settings import (
 )
 from ldm.models.unet import UNetDenoiser
 from ldm.pipeline.batches import ImageRequest, Kind, Prompt
+from ldm.pipeline.control_images import list_references, pair_controls
 from ldm.pipeline.file_names import image_file_name
+from ldm.pipeline.input_images import pair_inputs
 from ldm.pipeline.record import ImageRecord, write_png
 from ldm.tasks import TASKS, Task, find_task
 from ldm.types import Step
@@ -164,6 +166,26 @@ def read_prompts(prompts: Any, negative: Any, settings: GenerationSettings) -> l
     return [
         Prompt(text, parse_settings({"negative_prompt": each}, kind).over(settings))
         for text, each in zip(texts, negatives, strict=True)
+    ]
+
+
+def with_inputs(
+    prompts: Sequence[Prompt], image: Any, mask: Any, control: Any, reference: Any
+) -> list[Prompt]:
+    """The prompts of a call with the images given beside them, as `Pipeline.generate` describes them.
+
+    One prompt goes with all images, and one image with all prompts.
+
+    Raises:
+        UserError: as `pair_inputs`, `pair_controls` and `list_references`.
+    """
+    pairs = pair_inputs([prompt.prompt for prompt in prompts], image, mask)
+    prompts = list(prompts) * len(pairs) if len(prompts) == 1 else prompts
+    references = tuple(list_references(reference))
+    controls = [each + references for each in pair_controls(control, len(pairs))]
+    return [
+        replace(prompt, inputs=inputs, controls=controlled)
+        for prompt, (_, inputs), controlled in zip(prompts, pairs, controls, strict=True)
     ]
 
 

@@ -260,13 +260,8 @@ def trainings(folder: Path) -> Values:
     }
     v_schedule = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
     yield from train(folder, "objective", {**fresh, **cached, "objective": objective, "schedule": v_schedule})
-    base = {
-        "program": "denoiser",
-        "base": str(folder / "scratch"),
-        "data": data,
-        "preview": fresh["preview"],
-        **cached,
-    }
+    shared = {name: fresh[name] for name in ("program", "data", "preview")}
+    base = {**shared, "base": str(folder / "scratch"), **cached}
     yield from trainings_of_base(folder, base, tars)
     shards = sorted((folder / "cache").rglob("*.safetensors"))
     for number, path in enumerate(shards):
