@@ -135,7 +135,7 @@ def dying(run_dir: Path, kill: list[int] | None) -> Callable[[int], None]:
 
 def do(job: Job) -> None:
     """Do one job."""
-    run_dir, changes = Path(job["run_dir"]), dict(job.get("changes", {}))
+    run_dir, changes = Path(job.get("run_dir", "")), dict(job.get("changes", {}))
     match job["do"]:
         case "points":
             train_points(
@@ -151,7 +151,14 @@ def do(job: Job) -> None:
             train_denoiser(job["config"])
 
 
-if __name__ == "__main__":
-    for each in json.loads(Path(sys.argv[1]).read_text()):
-        do(each)
+def do_all(jobs: list[Job], environment: dict[str, Any]) -> None:
+    """Do jobs one after the other, in a process that is one of several."""
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    torch.set_num_threads(1)
+    for job in jobs:
+        do(job)
     torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    do_all(json.loads(Path(sys.argv[1]).read_text()), {})

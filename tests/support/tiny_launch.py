@@ -1,17 +1,46 @@
-"""Start `tests.support.launch_driver` in several processes, as a user starts training, and wait for the end."""
+"""Start `tests.support.launch_driver` in several processes, as a user starts training, and wait for the end.
+
+`train_together` forks the processes from a server that has imported everything once, which saves seconds for each. What
+is about the launcher itself starts torchrun.
+"""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+from multiprocessing import get_context
 from pathlib import Path
+from socket import socket
 
-from tests.support.launch_driver import Job
+from tests.support.launch_driver import Job, do_all
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 TIMEOUT_SEC = 120
+FORKS = get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.support.launch_driver", "train.denoiser"])
+
+
+def train_together(jobs: list[Job], num_processes: int = 2) -> None:
+    """Do the jobs in several processes, with the environment that torchrun gives them; asserts that all succeed."""
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": num_processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        FORKS.Process(target=do_all, args=(jobs, {**shared, "RANK": rank, "LOCAL_RANK": rank}))
+        for rank in range(num_processes)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join(TIMEOUT_SEC)
+        assert [process.exitcode for process in processes] == [0] * num_processes
+    finally:
+        for process in processes:
+            process.kill()  # the one that waits for another
 
 
 def driver(file: Path, jobs: list[Job]) -> list[str]:

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ldm.config import load_settings
+from tests.support.tiny_launch import train_together
 from tests.support.tiny_runs import DENOISER, train_parts, write_config
 from train import denoiser
 from train.run.denoiser_model import make_loss
 
-ROOT = Path(__file__).parents[2]
-LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 RUN = {
     "num_steps": 20,
     "save_every": 10,
@@ -46,9 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two(folder: Path) -> Path:
     """The same run with two processes."""
-    command = [*LAUNCHER, "-m", "train.denoiser", str(make_config(folder, "two"))]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr
+    train_together([{"do": "denoiser", "config": str(make_config(folder, "two"))}])
     return folder / "two"
 
 

@@ -10,7 +10,7 @@ import torch
 from ldm.io.files import read_tensors
 from ldm.models.loading.model import load_parts, save_parts
 from tests.support.launch_driver import Job
-from tests.support.tiny_launch import TORCHRUN, driver, finish, start
+from tests.support.tiny_launch import train_together
 from tests.support.tiny_models import make_sd1
 from tests.support.tiny_runs import DENOISER, write_config, write_squares
 
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             changes |= {"base": str(folder / "base"), "model": {}, "num_steps": 4}
             config = write_config(run_dir.with_suffix(".yaml"), DENOISER, data, run_dir, **changes)
             jobs.append({"do": "denoiser", "run_dir": str(run_dir), "config": str(config)})
-    finish(start([*TORCHRUN, "--standalone", "--nproc_per_node", "2", *driver(folder / "jobs.json", jobs)]))
+    train_together(jobs)
     return folder
 
 

@@ -13,7 +13,7 @@ from ldm.errors import UserError
 from ldm.io.files import read_tensors
 from ldm.io.json_files import read_json
 from tests.support.launch_driver import BlockLoss, Job, train_blocks
-from tests.support.tiny_launch import TORCHRUN, driver, finish, start
+from tests.support.tiny_launch import train_together
 from tests.support.tiny_training import make_settings
 from train.loop.sharding import blocks
 from train.run.best import read_best
@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         for name in ("whole", "shards")
     ]
-    finish(start([*TORCHRUN, "--standalone", "--nproc_per_node", "2", *driver(folder / "jobs.json", jobs)]))
+    train_together(jobs)
     return folder
 
 
@@ -128,7 +128,6 @@ def test_moments_come_back_in_the_layout_of_their_weights(folder: Path) -> None:
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-@pytest.mark.slow
 def test_a_measurement_leaves_the_trained_weights_in_the_shards(tmp_path: Path) -> None:
     """Only validation happens between the steps, because everything else that gathers weights reshards them."""
     changes = {"preview_every": 100, "validation": {"every": 1}, "optim": {"ema_decay": 0.9}}
@@ -138,9 +137,7 @@ def test_a_measurement_leaves_the_trained_weights_in_the_shards(tmp_path: Path) 
         "run_dir": str(tmp_path / "shards"),
         "changes": {**changes, "sharding": "full"},
     }
-    finish(
-        start([*TORCHRUN, "--standalone", "--nproc_per_node", "2", *driver(tmp_path / "jobs.json", [job])])
-    )
+    train_together([job])
     losses = {}
     for name in ("whole", "shards"):
         rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
