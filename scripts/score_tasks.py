@@ -1,20 +1,28 @@
-"""Score edits and inpainting of drawn scenes: python scripts/score_tasks.py edit --model MODEL --output DIR"""
+"""Score a task of drawn scenes: python scripts/score_tasks.py edit --model MODEL --output DIR
+
+edit, inpaint and blended-inpaint are judged right or wrong; control, restore and upscale are measured.
+"""
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from ldm.demos.shapes_quality import MEASURED_TASKS
+from ldm.demos.shapes_quality_score import measure_task
 from ldm.demos.shapes_tasks_score import SCORED_TASKS, score_task
 from ldm.errors import UserError
-from ldm.evaluation.metrics import share_text
+from ldm.evaluation.metrics import mean_text, share_text
 from ldm.pipeline.pipeline import load_pipeline
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description="The share of drawn scenes that a model edits or inpaints as asked, changing nothing else."
+        description="How well a model of drawn scenes does its task: the share of images that are edited or inpainted "
+        "as asked with nothing else changed, or the quality of those that it restores, enlarges or controls."
     )
-    parser.add_argument("task", choices=SCORED_TASKS)
+    parser.add_argument("task", choices=(*SCORED_TASKS, *MEASURED_TASKS))
     parser.add_argument("--model", required=True, help="a run or a model folder trained on drawn shapes")
     parser.add_argument(
         "--output", type=Path, required=True, help="a new folder for the report and the sheets"
@@ -26,14 +34,14 @@ def main() -> int:
     parser.add_argument(
         "--limits-only",
         action="store_true",
-        help="only what the judge can tell after the autoencoder's round trip",
+        help="only what needs no denoiser: the autoencoder's round trip and simpler methods",
     )
     parser.add_argument("--guidance-scale", type=float, help="instead of the model's default")
     parser.add_argument("--image-guidance-scale", type=float, help="instead of the default; edit only")
     options = parser.parse_args()
     named = ("guidance_scale", "image_guidance_scale")
     try:
-        report = score_task(
+        report = (score_task if options.task in SCORED_TASKS else measure_task)(
             load_pipeline(options.model),
             options.task,
             options.output,
@@ -47,11 +55,27 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(file=sys.stderr)
-    for part in ("held_out", "seen", "ceiling", "null", "unedited"):
-        for kind, found in report["scores"].get(part, {}).items():
-            numbers = "; ".join(f"{name} {share_text(share)}" for name, share in found.items())
-            print(f"{part:8}  {kind:10}  {numbers}")
+    for line in lines_of(report):
+        print(line)
     return 0
+
+
+def lines_of(report: Mapping[str, Any]) -> list[str]:
+    """The numbers of a report, a line for each part and kind."""
+    text_of = {"scores": share_text, "quality": mean_text}
+    lines = [
+        f"{part:12}  {kind:14}  " + "; ".join(f"{name} {text(value)}" for name, value in found.items())
+        for table, text in text_of.items()
+        for part, kinds in report.get(table, {}).items()
+        for kind, found in kinds.items()
+    ]
+    for simpler, kinds in report.get("gains", {}).items():
+        gains = "; ".join(f"{name} {mean_text(value)}" for name, value in kinds["all"].items())
+        lines.append(f"gain over {simpler}: {gains}")
+    lines += [
+        f"as captioned, {part}: {share_text(share)}" for part, share in report.get("as_captioned", {}).items()
+    ]
+    return lines
 
 
 if __name__ == "__main__":
