@@ -351,8 +351,8 @@ class BatchSampler:
             return denoiser
         nets = [(each.network, scale) for _, scale, each in self._controls(batch) if not each.is_adapter]
         plan, settings = batch.plan, batch.settings
-        num_steps = plan.start + plan.num_steps
-        options = ControlOptions(settings.control_interval, num_steps, settings.guess_mode, len(batch.images))
+        num_steps, num_rows = plan.start + plan.num_steps, len(batch.images) * len(batch.form.weights)
+        options = ControlOptions(settings.control_interval, num_steps, settings.guess_mode, num_rows)
         return with_controlnets(denoiser, nets, options)
 
     def _guidance_inputs(self, batch: PlannedBatch) -> GuidanceInputs:

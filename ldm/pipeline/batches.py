@@ -6,12 +6,13 @@ from operator import index
 from typing import NamedTuple
 
 from ldm.diffusion.sampling import SamplingPlan
+from ldm.diffusion.windows import Window
 from ldm.errors import UserError, warn
 from ldm.io.memory import check_memory
 from ldm.models.control.hints import REFERENCE
 from ldm.models.generation_settings import LARGEST_SEED, MAX_SIZE_PX, GenerationSettings
 from ldm.pipeline.control_images import ControlImage
-from ldm.pipeline.expanding import Window, expanded_inputs
+from ldm.pipeline.expanding import expanded_inputs
 from ldm.pipeline.input_images import InputImage
 from ldm.pipeline.interpolation import frames
 from ldm.tasks import Task

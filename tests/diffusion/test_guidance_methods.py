@@ -9,18 +9,21 @@ from diffusers.guiders import ClassifierFreeZeroStarGuidance
 from torch import Tensor
 
 from ldm.diffusion.edm import EDMPath, EDMSettings
-from ldm.diffusion.guidance import NEGATIVE, OWN_PROMPT, PROMPT, CombineAt, guide_at, rescaled
+from ldm.diffusion.guidance import NEGATIVE, OWN_PROMPT, PROMPT, CombineAt, GuidanceInputs, guide_at, rescaled
 from ldm.diffusion.guidance_methods import (
     PERTURBED,
     WEAK,
     AdaptiveProjectedGuidance,
     autoguidance,
     cfg_zero_star,
+    on_the_mean,
     perturbed_attention_guidance,
 )
 from ldm.diffusion.path import DDPMPath, PredictionType, ScheduleSettings
 from ldm.diffusion.paths import path_of_scheduler
 from ldm.diffusion.schedulers import make_scheduler
+from ldm.models.generation_settings import GenerationSettings
+from ldm.tasks.guiding import guided_by
 from ldm.types import Conditioning, Step
 from tests.support.tiny_models import SD1_SCHEDULER, SD2_SCHEDULER
 
@@ -121,6 +124,36 @@ def test_cfg_zero_star_is_diffusers_after_the_zero_steps() -> None:
         ours = cfg_zero_star(5.0, zero_init_steps=1)(PREDICTIONS, LATENTS, TIMESTEPS, step(index))
         torch.testing.assert_close(ours, theirs.forward(C, U).pred)
     assert cfg_zero_star(5.0)(PREDICTIONS, LATENTS, TIMESTEPS, step(0)).abs().min() > 0
+
+
+@pytest.mark.parametrize("name", ["apg, epsilon", "apg with all", "cfg-zero"])
+def test_a_learned_variance_is_the_prompts_and_leaves_the_mean_alone(name: str) -> None:
+    """The network has twice the channels; the sampler reads the second half."""
+    both = {
+        branch: torch.cat([each, random(30 + number)], dim=1)
+        for number, (branch, each) in enumerate(PREDICTIONS.items())
+    }
+    found = on_the_mean(METHODS[name](5.0))(both, LATENTS, TIMESTEPS, step(0))
+    assert torch.equal(found[:, :4], METHODS[name](5.0)(PREDICTIONS, LATENTS, TIMESTEPS, step(0)))
+    assert torch.equal(found[:, 4:], both[OWN_PROMPT][:, 4:])
+    plain = on_the_mean(METHODS[name](5.0))(PREDICTIONS, LATENTS, TIMESTEPS, step(0))
+    assert torch.equal(plain, found[:, :4])
+
+
+@pytest.mark.parametrize("guidance", ["apg", "cfg-zero"])
+def test_a_model_with_a_learned_variance_is_guided(guidance: str) -> None:
+    def denoiser(
+        latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
+    ) -> Tensor:
+        mean = latents * conditioning.prompt_embeds.view(-1, 1, 1, 1)
+        return torch.cat([mean, mean.tanh()], dim=1)
+
+    prompt, negative = (Conditioning(torch.full((3, 1, 1), value)) for value in (0.5, 0.2))
+    settings = GenerationSettings.model_validate({"guidance": guidance, "guidance_scale": 4.0})
+    guided = guided_by(denoiser, negative, settings, GuidanceInputs(path=path("epsilon")))
+    found, plain = guided(LATENTS, TIMESTEPS, prompt), denoiser(LATENTS, TIMESTEPS, prompt)
+    assert torch.equal(found[:, 4:], plain[:, 4:]) and found.shape == plain.shape
+    assert not torch.allclose(found[:, :4], plain[:, :4])
 
 
 def test_the_other_closed_forms() -> None:

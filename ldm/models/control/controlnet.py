@@ -27,7 +27,7 @@ class ControlOptions:
             (i + 1) / N <= end.
         num_steps: N.
         guess_mode: control only the rows of the prompt, and the deep features more than the others.
-        num_rows: B, the rows of the prompt, which are the last of a batch with guidance.
+        num_rows: of the prompt, B for each of those that are joined; they are the last of a batch with guidance.
     """
 
     interval: Interval = EVERYWHERE
@@ -89,7 +89,7 @@ def residuals(
         hint: [B, 3, H, W] in [0, 1].
     """
     guesses = options.guess_mode or bool(net.config.global_pool_conditions)
-    first = len(latents) - options.num_rows if guesses and options.num_rows else 0
+    first = max(len(latents) - options.num_rows, 0) if guesses and options.num_rows else 0
     dtype = net.conv_in.weight.dtype
     down, middle = net(
         latents[first:].to(dtype),
