@@ -131,8 +131,8 @@ def load_pipeline(
         vae: an autoencoder in place of the model's: a folder or a .safetensors file.
         base: a model from which a .safetensors file takes the networks that it lacks.
         prediction_type: "epsilon" or "v_prediction", if the model does not say or is wrong.
-        controlnets: folders of ControlNets and T2I-Adapters by the kind of their control images, such as
-            `{"depth": "models/controlnet-depth"}`.
+        controlnets: ControlNets and T2I-Adapters by the kind of their control images, such as
+            `{"depth": "models/controlnet-depth"}`: folders, runs, .safetensors files of ControlNets, or Hub ids.
         ip_adapters: files or folders of IP-Adapters for reference images, one for all or one for each.
         image_encoder: the folder of the CLIP image encoder of the IP-Adapters; None: `image_encoder` beside the first.
         guide_model: a weaker model with the same text encoder and autoencoder, for guidance "autoguidance".

@@ -158,6 +158,12 @@ def fresh_controlnet(unet: Any, pixels_per_latent: int) -> Any:
     """
     from diffusers.models.controlnets.controlnet import ControlNetModel
 
+    return ControlNetModel.from_unet(
+        unet, conditioning_embedding_out_channels=hint_channels(pixels_per_latent)
+    )
+
+
+def hint_channels(pixels_per_latent: int) -> tuple[int, ...]:
+    """Of the layers that embed a hint, for an autoencoder."""
     halvings = pixels_per_latent.bit_length() - 1
-    channels = (*EMBEDDING_CHANNELS, *EMBEDDING_CHANNELS[-1:] * halvings)[: halvings + 1]
-    return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels)
+    return (*EMBEDDING_CHANNELS, *EMBEDDING_CHANNELS[-1:] * halvings)[: halvings + 1]
