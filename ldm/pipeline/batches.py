@@ -233,6 +233,7 @@ class PlannedBatch:
         form: of the prompts.
         plan: of the sampler, shared by all batches with the same settings.
         windows: in which an enlarged image is made, one after another; none for images made at once.
+        encoded_in_tiles: the images given are too large to encode at once.
     """
 
     images: Batch
@@ -241,6 +242,7 @@ class PlannedBatch:
     form: PromptForm
     plan: SamplingPlan
     windows: tuple[Window, ...] = ()
+    encoded_in_tiles: bool = False
 
     @property
     def num_steps(self) -> int:

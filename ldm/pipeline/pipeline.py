@@ -336,6 +336,7 @@ class Pipeline:
                 if batch.windows:
                     made = outpaint(sampler, batch, noise, partial(_of_window, reporter, batch))
                 else:
+                    batch = replace(batch, encoded_in_tiles=sampler.encodes_in_tiles(batch))
                     made = _decoded(sampler, batch, sampler.sample(batch, noise, reporter(0)))
             except RuntimeError as error:
                 if not halve or not is_out_of_memory(error):
@@ -463,7 +464,9 @@ class Pipeline:
     ) -> Iterator[MadeImage]:
         for row, request in enumerate(batch.images):
             own_noise = None if noise is None else noise[row]
-            record = self._record(request, batch.settings, own_noise, in_tiles)
+            record = self._record(request, batch.settings, own_noise)
+            tiled = {"decoded_in_tiles": in_tiles, "encoded_in_tiles": batch.encoded_in_tiles}
+            record = record.model_copy(update=tiled)
             yield MadeImage(request, images[row], latents[row], record)
 
     def expected_records(self, images: Batch) -> list[ImageRecord]:
@@ -476,7 +479,6 @@ class Pipeline:
         image: ImageRequest,
         settings: GenerationSettings,
         noise: Tensor | None = None,
-        in_tiles: bool = False,
     ) -> ImageRecord:
         given: dict[str, Any] = {}
         if noise is not None:  # no seed makes it again
@@ -504,7 +506,6 @@ class Pipeline:
             model_parts=self.identity.image_parts if self.identity else None,
             loras=self.loras,
             compiled=is_compiled(self.denoiser),
-            decoded_in_tiles=in_tiles,
             **given,
             **program_settings(next(self.denoiser.parameters()).dtype, self.engine),
         )
