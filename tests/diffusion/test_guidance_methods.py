@@ -1,6 +1,7 @@
 """Ways of guiding: identities, closed forms, and diffusers' guiders where they compute the same."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from diffusers.guiders import ClassifierFreeZeroStarGuidance
 from torch import Tensor
 
 from ldm.diffusion.edm import EDMPath, EDMSettings
+from ldm.diffusion.flow import FlowPath, FlowSettings
 from ldm.diffusion.guidance import NEGATIVE, OWN_PROMPT, PROMPT, CombineAt, GuidanceInputs, guide_at, rescaled
 from ldm.diffusion.guidance_methods import (
     PERTURBED,
@@ -19,7 +21,7 @@ from ldm.diffusion.guidance_methods import (
     on_the_mean,
     perturbed_attention_guidance,
 )
-from ldm.diffusion.path import DDPMPath, PredictionType, ScheduleSettings
+from ldm.diffusion.path import DDPMPath, PredictionType, ProbabilityPath, ScheduleSettings
 from ldm.diffusion.paths import path_of_scheduler
 from ldm.diffusion.schedulers import make_scheduler
 from ldm.models.generation_settings import GenerationSettings
@@ -154,6 +156,67 @@ def test_a_model_with_a_learned_variance_is_guided(guidance: str) -> None:
     found, plain = guided(LATENTS, TIMESTEPS, prompt), denoiser(LATENTS, TIMESTEPS, prompt)
     assert torch.equal(found[:, 4:], plain[:, 4:]) and found.shape == plain.shape
     assert not torch.allclose(found[:, :4], plain[:, :4])
+
+
+EPSILON = path("epsilon")
+CHOSEN: Mapping[str, tuple[dict[str, Any], ProbabilityPath, Callable[[], CombineAt]]] = {
+    "apg": (
+        {"guidance": "apg", "apg_eta": 0.3, "apg_momentum": -0.4, "apg_norm_threshold": 2.0},
+        EPSILON,
+        lambda: AdaptiveProjectedGuidance(4.0, EPSILON, eta=0.3, momentum=-0.4, norm_threshold=2.0),
+    ),
+    "cfg-zero": ({"guidance": "cfg-zero"}, EPSILON, lambda: cfg_zero_star(4.0)),
+    "cfg-zero of a flow": (
+        {"guidance": "cfg-zero"},
+        FlowPath(FlowSettings()),
+        lambda: cfg_zero_star(4.0, zero_init_steps=1),
+    ),
+    "pag": ({"guidance": "pag", "pag_scale": 1.7}, EPSILON, lambda: perturbed_attention_guidance(4.0, 1.7)),
+    "autoguidance": ({"guidance": "autoguidance"}, EPSILON, lambda: autoguidance(4.0)),
+}
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.6])
+@pytest.mark.parametrize("name", CHOSEN)
+def test_every_setting_reaches_its_formula(name: str, rescale: float) -> None:
+    """For two steps inside the interval; outside it, the prediction is the prompt's."""
+    given, along, formula = CHOSEN[name]
+
+    def network(shift: float) -> Any:
+        def denoiser(
+            latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
+        ) -> Tensor:
+            return (latents * conditioning.prompt_embeds.view(-1, 1, 1, 1) + shift).sin()
+
+        return denoiser
+
+    prompt, negative = (Conditioning(torch.full((3, 1, 1), value)) for value in (0.5, 0.2))
+    at = torch.tensor([400.0, 30.0, 800.0]) if isinstance(along, FlowPath) else TIMESTEPS
+    settings = GenerationSettings.model_validate(
+        {**given, "guidance_scale": 4.0, "guidance_rescale": rescale, "guidance_interval": (0.0, 0.5)}
+    )
+    inputs = GuidanceInputs(path=along, weak=network(0.3), perturbed=network(0.6))
+    guided = guided_by(network(0.0), negative, settings, inputs)
+    own, other, weak, perturbed = (
+        network(shift)(LATENTS, at, who)
+        for shift, who in ((0.0, prompt), (0.0, negative), (0.3, prompt), (0.6, prompt))
+    )
+    predictions = {NEGATIVE: other, PROMPT: own, OWN_PROMPT: own, WEAK: weak, PERTURBED: perturbed}
+    combine = rescaled(formula(), rescale)
+    for index in range(2):
+        inside = Step(index, index, 500.0, 1.0, fraction=0.2)
+        expected = combine(predictions, LATENTS, at, inside)
+        torch.testing.assert_close(guided(LATENTS, at, prompt, step=inside), expected, equal_nan=True)
+    outside = Step(3, 3, 500.0, 1.0, fraction=0.7)
+    assert torch.equal(guided(LATENTS, at, prompt, step=outside), own)
+
+
+def test_pag_compares_with_the_prompt_that_was_perturbed() -> None:
+    """With joined prompts the prediction is of all of them, and the perturbed one of the first alone."""
+    found = perturbed_attention_guidance(5.0, 2.0)(
+        {**PREDICTIONS, OWN_PROMPT: random(9)}, LATENTS, TIMESTEPS, None
+    )
+    torch.testing.assert_close(found, U + 5.0 * (C - U) + 2.0 * (random(9) - THIRD))
 
 
 def test_the_other_closed_forms() -> None:
