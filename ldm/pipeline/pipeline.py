@@ -5,6 +5,7 @@ pipeline.generate("a red apple", seed=7).images[0]
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
