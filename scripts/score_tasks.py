@@ -1,19 +1,14 @@
-"""Score a task of drawn scenes: python scripts/score_tasks.py edit --model MODEL --output DIR
-
-edit, inpaint and blended-inpaint are judged right or wrong; control, restore and upscale are measured.
-"""
+"""Score a task of drawn scenes: python scripts/score_tasks.py edit --model MODEL --output DIR"""
 
 import argparse
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ldm.demos.shapes_quality import MEASURED_TASKS
 from ldm.demos.shapes_quality_score import measure_task
+from ldm.demos.shapes_tasks_report import lines_of
 from ldm.demos.shapes_tasks_score import SCORED_TASKS, score_task
 from ldm.errors import UserError
-from ldm.evaluation.metrics import mean_text, share_text
 from ldm.pipeline.pipeline import load_pipeline
 
 
@@ -55,27 +50,8 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(file=sys.stderr)
-    for line in lines_of(report):
-        print(line)
+    print("\n".join(lines_of(report)))
     return 0
-
-
-def lines_of(report: Mapping[str, Any]) -> list[str]:
-    """The numbers of a report, a line for each part and kind."""
-    text_of = {"scores": share_text, "quality": mean_text}
-    lines = [
-        f"{part:12}  {kind:14}  " + "; ".join(f"{name} {text(value)}" for name, value in found.items())
-        for table, text in text_of.items()
-        for part, kinds in report.get(table, {}).items()
-        for kind, found in kinds.items()
-    ]
-    for simpler, kinds in report.get("gains", {}).items():
-        gains = "; ".join(f"{name} {mean_text(value)}" for name, value in kinds["all"].items())
-        lines.append(f"gain over {simpler}: {gains}")
-    lines += [
-        f"as captioned, {part}: {share_text(share)}" for part, share in report.get("as_captioned", {}).items()
-    ]
-    return lines
 
 
 if __name__ == "__main__":

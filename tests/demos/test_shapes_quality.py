@@ -18,6 +18,7 @@ from ldm.demos.shapes_quality import (
     median_filtered,
 )
 from ldm.demos.shapes_quality_score import make_images, measure_task
+from ldm.demos.shapes_tasks_report import lines_of
 from ldm.errors import UserError
 from ldm.export.card.run_record import RunRecord
 from ldm.export.card.training_facts import measurements_of
@@ -142,3 +143,10 @@ def test_a_task_that_is_not_the_models_is_refused_and_nothing_is_written(
         assert not (tmp_path / "score").exists()
     with pytest.raises(UserError, match="num_cases is 1"):
         measure_task(models["control"], "control", tmp_path / "score", num_cases=1)
+
+
+def test_the_report_is_told_in_lines(models: dict[str, Pipeline], tmp_path: Path) -> None:
+    report = measure_task(models["control"], "control", tmp_path / "score", num_cases=2, limits_only=True)
+    lines = lines_of(report)
+    assert lines[0].startswith("ceiling") and "f1 0." in lines[0]
+    assert lines[-1].startswith("as captioned, ceiling: ") and len(lines) >= 3
