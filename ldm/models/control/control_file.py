@@ -31,7 +31,7 @@ def read_control_file(path: Path, component: Component, parts: ModelParts, dtype
     """
     if path.suffix in PICKLES:
         raise UserError(
-            f"{path} is a pickle", "only safetensors are read; `ldm import --allow-pickle` converts it"
+            f"{path} is a pickle", "only safetensors are read; most ControlNets are published so, too"
         )
     with open_tensors(path) as file:
         names = list(file.keys())
