@@ -1,20 +1,23 @@
-"""Score edits and inpainting of drawn scenes: python scripts/score_tasks.py edit --model MODEL --output DIR"""
+"""Score a task of drawn scenes: python scripts/score_tasks.py edit --model MODEL --output DIR"""
 
 import argparse
 import sys
 from pathlib import Path
 
+from ldm.demos.shapes_quality import MEASURED_TASKS
+from ldm.demos.shapes_quality_score import measure_task
+from ldm.demos.shapes_tasks_report import lines_of
 from ldm.demos.shapes_tasks_score import SCORED_TASKS, score_task
 from ldm.errors import UserError
-from ldm.evaluation.metrics import share_text
 from ldm.pipeline.pipeline import load_pipeline
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description="The share of drawn scenes that a model edits or inpaints as asked, changing nothing else."
+        description="How well a model of drawn scenes does its task: the share of images that are edited or inpainted "
+        "as asked with nothing else changed, or the quality of those that it restores, enlarges or controls."
     )
-    parser.add_argument("task", choices=SCORED_TASKS)
+    parser.add_argument("task", choices=(*SCORED_TASKS, *MEASURED_TASKS))
     parser.add_argument("--model", required=True, help="a run or a model folder trained on drawn shapes")
     parser.add_argument(
         "--output", type=Path, required=True, help="a new folder for the report and the sheets"
@@ -26,14 +29,14 @@ def main() -> int:
     parser.add_argument(
         "--limits-only",
         action="store_true",
-        help="only what the judge can tell after the autoencoder's round trip",
+        help="only what needs no denoiser: the autoencoder's round trip and simpler methods",
     )
     parser.add_argument("--guidance-scale", type=float, help="instead of the model's default")
     parser.add_argument("--image-guidance-scale", type=float, help="instead of the default; edit only")
     options = parser.parse_args()
     named = ("guidance_scale", "image_guidance_scale")
     try:
-        report = score_task(
+        report = (score_task if options.task in SCORED_TASKS else measure_task)(
             load_pipeline(options.model),
             options.task,
             options.output,
@@ -47,10 +50,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(file=sys.stderr)
-    for part in ("held_out", "seen", "ceiling", "null", "unedited"):
-        for kind, found in report["scores"].get(part, {}).items():
-            numbers = "; ".join(f"{name} {share_text(share)}" for name, share in found.items())
-            print(f"{part:8}  {kind:10}  {numbers}")
+    print("\n".join(lines_of(report)))
     return 0
 
 

@@ -131,10 +131,10 @@ ControlNet = Annotated[
     list[str] | None,
     typer.Option(
         "--controlnet",
-        metavar="KIND=FOLDER",
-        help="The network for control images of a kind: the folder of a ControlNet or T2I-Adapter in the diffusers "
-        "layout, or a run that trained one, for a base model like --model. Repeat the option for several kinds. A "
-        "run given as --model brings its own.",
+        metavar="KIND=PLACE",
+        help="The network for control images of a kind, for a base model like --model: the folder of a ControlNet or "
+        "T2I-Adapter in the diffusers layout, a run that trained one, a .safetensors file of a ControlNet, or a Hub "
+        "id. Repeat the option for several kinds. A run given as --model brings its own.",
     ),
 ]
 Reference = Annotated[

@@ -118,6 +118,23 @@ def optimal_scale(prompt: Tensor, negative: Tensor) -> Tensor:
     )
 
 
+def on_the_mean(combine: CombineAt) -> CombineAt:
+    """`combine` for the channels of the latents; a learned variance, in further channels, is that of the prompt.
+
+    APG and CFG-Zero* compare predictions by their direction, in which a variance has no place.
+    """
+
+    def combined(
+        predictions: Mapping[str, Tensor], latents: Tensor, timesteps: Tensor, step: Step | None
+    ) -> Tensor:
+        channels = latents.shape[1]
+        means = {name: each[:, :channels] for name, each in predictions.items()}
+        variance = predictions[OWN_PROMPT][:, channels:]
+        return torch.cat([combine(means, latents, timesteps, step), variance], dim=1)
+
+    return combined
+
+
 def perturbed_attention_guidance(guidance_scale: float, perturbed_scale: float) -> CombineAt:
     """PAG with classifier-free guidance, Ahn et al. 2024, Eq. 17: u + s (c - u) + p (c - perturbed c)."""
 

@@ -17,16 +17,28 @@ from ldm.types import Conditioning, Denoiser, Step
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a canvas, in latents."""
+    """A part of a canvas, in latents or in pixels."""
 
     top: int
     left: int
     height: int
     width: int
 
+    @property
+    def rows(self) -> slice:
+        return slice(self.top, self.top + self.height)
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.left, self.left + self.width)
+
     def cut(self, values: Tensor) -> Tensor:
         """This part of [..., h, w]."""
-        return values[..., self.top : self.top + self.height, self.left : self.left + self.width]
+        return values[..., self.rows, self.columns]
+
+    def divided(self, multiple: int) -> "Window":
+        """The same part of a grid that is `multiple` times coarser, such as the latents of a part in pixels."""
+        return Window(*(each // multiple for each in (self.top, self.left, self.height, self.width)))
 
 
 def list_windows(height: int, width: int, side: int, overlap: int) -> list[Window]:

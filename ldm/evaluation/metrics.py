@@ -1,4 +1,4 @@
-"""Metrics: PSNR and SSIM of reconstructions, recall at k of retrieval, and a proportion with its interval."""
+"""Metrics: PSNR and SSIM of images, recall at k of retrieval; proportions and means with their intervals."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ldm.noise import generator_for
+
 WINDOW_PX = 11
 """Side of SSIM's window. Smaller images have no SSIM."""
+NUM_RESAMPLES = 10_000
 
 
 def psnr(first: Tensor, second: Tensor) -> Tensor:
@@ -153,3 +156,27 @@ class Share:
 def share_text(share: Mapping[str, float]) -> str:
     """A judged share of a report with its interval, such as `0.960 [0.923, 0.983]`."""
     return f"{share['share']:.3f} [{share['low']:.3f}, {share['high']:.3f}]"
+
+
+def bootstrap_mean(values: Sequence[float], confidence: float = 0.95) -> dict[str, float]:
+    """The mean of values of images, its percentile bootstrap interval, and their number: mean, low, high, num_images.
+
+    The images are resampled with replacement 10,000 times, from a fixed key (Efron and Tibshirani, "An Introduction to
+    the Bootstrap", 1993, chapter 13). For a paired comparison, give the differences.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if not values:
+        raise ValueError("no values have no mean")
+    drawn = generator_for("bootstrap", len(values))
+    numbers = torch.tensor(values, dtype=torch.float64)
+    chosen = torch.randint(len(values), (NUM_RESAMPLES, len(values)), generator=drawn)
+    ends = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
+    low, high = torch.quantile(numbers[chosen].mean(dim=1), ends).tolist()
+    return {"mean": float(numbers.mean()), "low": low, "high": high, "num_images": len(values)}
+
+
+def mean_text(found: Mapping[str, float]) -> str:
+    """A mean of a report with its interval, such as `27.310 [26.902, 27.704]`."""
+    return f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"

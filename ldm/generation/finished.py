@@ -17,7 +17,7 @@ from ldm.pipeline.record import read_settings, with_public_names
 if TYPE_CHECKING:
     from ldm.pipeline.pipeline import Pipeline
 
-MAY_DIFFER = ("record_version", "versions", "ldm_version", "decoded_in_tiles")
+MAY_DIFFER = ("record_version", "versions", "ldm_version", "decoded_in_tiles", "encoded_in_tiles")
 """Parts of a record for which an image is not made again: newer programs, and how much memory was free that day."""
 
 MODEL_PARTS = "model_parts"

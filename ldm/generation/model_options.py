@@ -21,7 +21,7 @@ class ModelOptions:
 
     Attributes:
         loras: each `FILE` or `FILE:WEIGHT`.
-        controlnets: each `KIND=FOLDER`.
+        controlnets: each `KIND=PLACE`.
         ip_adapters: files or folders.
         vae: with `base`, `prediction_type` and `guide_model`, as of `ldm.pipeline.pipeline.load_pipeline`.
     """
@@ -106,7 +106,7 @@ def load_model(options: ModelOptions, original: Original | None) -> "Pipeline":
 def _controlnets(options: ModelOptions) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in options.controlnets:
-        kind, place = split_kind(text, "--controlnet canny=FOLDER")
+        kind, place = split_kind(text, "--controlnet canny=PLACE")
         if kind in found:
             raise UserError(f"two networks for control images of kind {kind}", "give one of each kind")
         found[kind] = place

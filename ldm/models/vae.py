@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 TILE_LATENTS = 64
-"""The side of a tile in decoding: 512 pixels with 8 x 8 pixels per latent, the size of most models' training."""
+"""The side of a tile in decoding and encoding: 512 pixels with 8 x 8 pixels per latent, as most models are trained."""
 
 
 def downscale(block_out_channels: Sequence[int]) -> int:
@@ -48,11 +48,26 @@ class KLAutoencoder(nn.Module):
         """Subtracted before scaling; 0 for a model without one."""
         return float(self.vae.config.get("shift_factor") or 0.0)
 
-    def encode(self, pixel_values: Tensor) -> Tensor:
-        """The posterior's mean and log-variance, unscaled: [B, 3, H, W] -> [B, 2C, h, w] float32."""
-        posterior = self.vae.encode(pixel_values.to(self.vae.dtype), return_dict=False)[0]
+    def encode(self, pixel_values: Tensor, *, in_tiles: bool = False) -> Tensor:
+        """The posterior's mean and log-variance, unscaled: [B, 3, H, W] -> [B, 2C, h, w] float32.
+
+        Args:
+            in_tiles: encode in tiles as `decode` does.
+        """
+        if in_tiles:
+            self._set_tiles()
+            self.vae.enable_tiling()
+        try:
+            posterior = self.vae.encode(pixel_values.to(self.vae.dtype), return_dict=False)[0]
+        finally:
+            if in_tiles:
+                self.vae.disable_tiling()
         moments: Tensor = posterior.parameters
         return moments.float()
+
+    def _set_tiles(self) -> None:
+        self.vae.tile_latent_min_size = TILE_LATENTS
+        self.vae.tile_sample_min_size = TILE_LATENTS * self.pixels_per_latent
 
     def decode(self, latents: Tensor, *, in_tiles: bool = False) -> Tensor:
         """Scaled latents [B, C, h, w] -> pixel_values [B, 3, H, W] in about [-1, 1], float32.
@@ -63,11 +78,18 @@ class KLAutoencoder(nn.Module):
         unscaled = latents / self.scaling_factor + self.shift_factor
         decode = self.vae.decode
         if in_tiles:
-            self.vae.tile_latent_min_size = TILE_LATENTS
-            self.vae.tile_sample_min_size = TILE_LATENTS * self.pixels_per_latent
+            self._set_tiles()
             decode = self.vae.tiled_decode
         pixel_values: Tensor = decode(unscaled.to(self.vae.dtype), return_dict=False)[0]
         return pixel_values.float()
+
+    def encoding_bytes(self, height: int, width: int) -> int:
+        """Roughly the peak memory for encoding one image into latents of h x w.
+
+        The peak is in the first level: four maps of the size of the image.
+        """
+        pixels = height * width * self.pixels_per_latent**2
+        return int(4 * self.vae.config.block_out_channels[0] * pixels * self.vae.dtype.itemsize)
 
     def decoding_bytes(self, height: int, width: int) -> int:
         """Roughly the peak memory for decoding one image from latents of h x w.

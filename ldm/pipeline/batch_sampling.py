@@ -30,7 +30,7 @@ from ldm.models.vae import KLAutoencoder
 from ldm.noise import image_generators, normal_per_image
 from ldm.pipeline.batches import PlannedBatch
 from ldm.pipeline.control_images import scale_tree
-from ldm.pipeline.decoding import decode_images
+from ldm.pipeline.decoding import decode_images, encode_images, encodes_in_tiles
 from ldm.pipeline.input_images import canvas_size, latent_mask
 from ldm.pipeline.interpolation import between, slerp
 from ldm.pipeline.prompt_reading import PromptReader, PromptTexts, reader_for
@@ -215,7 +215,8 @@ class BatchSampler:
             return prompt
         images = batch.task.prepared(images, batch.settings, batch.seeds)
         with self._at_work(self.parts.autoencoder):
-            encode = encoder_for(batch.task, self.parts.autoencoder)
+            moments_of = partial(self._moments, in_tiles=batch.encoded_in_tiles)
+            encode = encoder_for(batch.task, self.parts.autoencoder, moments_of)
             return batch.task.generation_conditioning(prompt, images, encode)
 
     def _start(
@@ -227,19 +228,30 @@ class BatchSampler:
         if named.image is None or (masked_whole and not named.blends):
             return None, None
         with self._at_work(self.parts.autoencoder):
-            latents = self._encode(images[named.image])
+            latents = self._encode(images[named.image], in_tiles=batch.encoded_in_tiles)
         start = None if masked_whole else latents
         if named.mask is None or not named.blends:
             return start, None
         mask = latent_mask(images[named.mask], self.parts.autoencoder.pixels_per_latent)
         return start, KnownLatents(latents, mask)
 
-    def _encode(self, pixel_values: Tensor) -> Tensor:
-        """The means of the latents [B, C, h, w] of images [B, 3, H, W] in [-1, 1]; one at a time with low memory."""
-        autoencoder = self.parts.autoencoder
-        parts = torch.split(pixel_values, 1 if self.low_memory else len(pixel_values))
-        moments = torch.cat([autoencoder.encode(part) for part in parts])
-        return autoencoder.scale(moments.chunk(2, dim=1)[0])
+    def encodes_in_tiles(self, batch: PlannedBatch) -> bool:
+        """Whether the images of a batch are to be encoded in tiles; a warning says so."""
+        if "image" not in batch.task.given or batch.task.enlarges:
+            return False
+        height, width = latent_shape(self.parts.autoencoder, batch.settings)[1:]
+        return encodes_in_tiles(self.parts.autoencoder, height, width, self.device)
+
+    def _encode(self, pixel_values: Tensor, *, in_tiles: bool) -> Tensor:
+        """The means of the latents [B, C, h, w] of images [B, 3, H, W] in [-1, 1]."""
+        moments = self._moments(pixel_values, in_tiles=in_tiles)
+        return self.parts.autoencoder.scale(moments.chunk(2, dim=1)[0])
+
+    def _moments(self, pixel_values: Tensor, *, in_tiles: bool) -> Tensor:
+        """The moments [B, 2C, h, w] of images; one at a time with low memory."""
+        return encode_images(
+            self.parts.autoencoder, pixel_values, one_by_one=self.low_memory, in_tiles=in_tiles
+        )
 
     def _guided(
         self, batch: PlannedBatch, stages: Sequence[PromptStage], stage_of: Sequence[int]
@@ -351,8 +363,8 @@ class BatchSampler:
             return denoiser
         nets = [(each.network, scale) for _, scale, each in self._controls(batch) if not each.is_adapter]
         plan, settings = batch.plan, batch.settings
-        num_steps = plan.start + plan.num_steps
-        options = ControlOptions(settings.control_interval, num_steps, settings.guess_mode, len(batch.images))
+        num_steps, num_rows = plan.start + plan.num_steps, len(batch.images) * len(batch.form.weights)
+        options = ControlOptions(settings.control_interval, num_steps, settings.guess_mode, num_rows)
         return with_controlnets(denoiser, nets, options)
 
     def _guidance_inputs(self, batch: PlannedBatch) -> GuidanceInputs:

@@ -6,12 +6,13 @@ from operator import index
 from typing import NamedTuple
 
 from ldm.diffusion.sampling import SamplingPlan
+from ldm.diffusion.windows import Window
 from ldm.errors import UserError, warn
 from ldm.io.memory import check_memory
 from ldm.models.control.hints import REFERENCE
 from ldm.models.generation_settings import LARGEST_SEED, MAX_SIZE_PX, GenerationSettings
 from ldm.pipeline.control_images import ControlImage
-from ldm.pipeline.expanding import Window, expanded_inputs
+from ldm.pipeline.expanding import expanded_inputs
 from ldm.pipeline.input_images import InputImage
 from ldm.pipeline.interpolation import frames
 from ldm.tasks import Task
@@ -232,6 +233,7 @@ class PlannedBatch:
         form: of the prompts.
         plan: of the sampler, shared by all batches with the same settings.
         windows: in which an enlarged image is made, one after another; none for images made at once.
+        encoded_in_tiles: the images given are too large to encode at once.
     """
 
     images: Batch
@@ -240,6 +242,7 @@ class PlannedBatch:
     form: PromptForm
     plan: SamplingPlan
     windows: tuple[Window, ...] = ()
+    encoded_in_tiles: bool = False
 
     @property
     def num_steps(self) -> int:

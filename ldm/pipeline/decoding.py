@@ -1,4 +1,4 @@
-"""From latents to images: as many at once as fit in memory, and an image too large to decode at once in tiles."""
+"""Between latents and images: as many at once as fit in memory, and an image too large for that in tiles."""
 
 import torch
 from PIL import Image
@@ -41,6 +41,39 @@ def decode_images(
         )
     decoded = (autoencoder.decode(part, in_tiles=in_tiles) for part in torch.split(latents, at_once))
     return [image for pixels in decoded for image in tensor_to_images(pixels)], in_tiles
+
+
+def encodes_in_tiles(autoencoder: KLAutoencoder, height: int, width: int, device: torch.device) -> bool:
+    """Whether an image that gives latents of h x w is encoded in tiles, as it does not fit in memory at once.
+
+    Warns:
+        LdmWarning: it is.
+    """
+    needed = autoencoder.encoding_bytes(height, width)
+    if needed <= SHARE_TAKEN * free_memory_bytes(device) or not autoencoder.has_tiles(height, width):
+        return False
+    warn(
+        f"an image given needs about {needed / 1e9:.1f} GB to encode, so it is encoded in tiles: "
+        "their latents are blended, and differ a little from those of an image encoded at once"
+    )
+    return True
+
+
+def encode_images(
+    autoencoder: KLAutoencoder, pixel_values: Tensor, *, one_by_one: bool = False, in_tiles: bool = False
+) -> Tensor:
+    """The moments [B, 2C, h, w] of images [B, 3, H, W] in [-1, 1], as many at once as fit in memory.
+
+    Args:
+        one_by_one: encode one image at a time even if more would fit.
+        in_tiles: as `encodes_in_tiles` says.
+    """
+    height, width = (side // autoencoder.pixels_per_latent for side in pixel_values.shape[2:])
+    free = SHARE_TAKEN * free_memory_bytes(pixel_values.device)
+    fitting = free // autoencoder.encoding_bytes(height, width)
+    at_once = 1 if one_by_one else max(1, int(min(len(pixel_values), fitting)))
+    parts = torch.split(pixel_values, at_once)
+    return torch.cat([autoencoder.encode(part, in_tiles=in_tiles) for part in parts])
 
 
 def free_memory_bytes(device: torch.device) -> float:

@@ -8,11 +8,12 @@ Axis letters: H W pixels of the canvas.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ldm.diffusion.windows import Window
 from ldm.errors import UserError
 from ldm.models.expansion import Expansion, parse_expansion
 from ldm.models.generation_settings import GenerationSettings
@@ -42,28 +43,6 @@ def expanded_inputs(
         "image": replace(image, placement=placement),
         "mask": replace(mask, placement=placement),
     }
-
-
-@dataclass(frozen=True)
-class Window:
-    """A part of the canvas, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-    @property
-    def rows(self) -> slice:
-        return slice(self.top, self.top + self.height)
-
-    @property
-    def columns(self) -> slice:
-        return slice(self.left, self.left + self.width)
-
-    def divided(self, multiple: int) -> "Window":
-        """The same part in latents."""
-        return Window(*(each // multiple for each in (self.top, self.left, self.height, self.width)))
 
 
 def plan_windows(new: NDArray[np.bool_], height: int, width: int, multiple: int) -> list[Window]:

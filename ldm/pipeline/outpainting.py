@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ldm.diffusion.windows import Window
 from ldm.errors import UserError
 from ldm.models.expansion import Expansion
 from ldm.models.generation_settings import GenerationSettings
@@ -19,7 +20,7 @@ from ldm.noise import image_generators, key_to_seed
 from ldm.pipeline.batch_sampling import BatchSampler, initial_noise, latent_shape
 from ldm.pipeline.batches import ImageRequest, PlannedBatch
 from ldm.pipeline.compositing import completed_image
-from ldm.pipeline.expanding import Window, plan_windows
+from ldm.pipeline.expanding import plan_windows
 from ldm.pipeline.input_images import (
     Placement,
     canvas_size,

@@ -5,6 +5,7 @@ pipeline.generate("a red apple", seed=7).images[0]
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -131,8 +132,8 @@ def load_pipeline(
         vae: an autoencoder in place of the model's: a folder or a .safetensors file.
         base: a model from which a .safetensors file takes the networks that it lacks.
         prediction_type: "epsilon" or "v_prediction", if the model does not say or is wrong.
-        controlnets: folders of ControlNets and T2I-Adapters by the kind of their control images, such as
-            `{"depth": "models/controlnet-depth"}`.
+        controlnets: ControlNets and T2I-Adapters by the kind of their control images, such as
+            `{"depth": "models/controlnet-depth"}`: folders, runs, .safetensors files of ControlNets, or Hub ids.
         ip_adapters: files or folders of IP-Adapters for reference images, one for all or one for each.
         image_encoder: the folder of the CLIP image encoder of the IP-Adapters; None: `image_encoder` beside the first.
         guide_model: a weaker model with the same text encoder and autoencoder, for guidance "autoguidance".
@@ -336,6 +337,7 @@ class Pipeline:
                 if batch.windows:
                     made = outpaint(sampler, batch, noise, partial(_of_window, reporter, batch))
                 else:
+                    batch = replace(batch, encoded_in_tiles=sampler.encodes_in_tiles(batch))
                     made = _decoded(sampler, batch, sampler.sample(batch, noise, reporter(0)))
             except RuntimeError as error:
                 if not halve or not is_out_of_memory(error):
@@ -463,7 +465,9 @@ class Pipeline:
     ) -> Iterator[MadeImage]:
         for row, request in enumerate(batch.images):
             own_noise = None if noise is None else noise[row]
-            record = self._record(request, batch.settings, own_noise, in_tiles)
+            record = self._record(request, batch.settings, own_noise)
+            tiled = {"decoded_in_tiles": in_tiles, "encoded_in_tiles": batch.encoded_in_tiles}
+            record = record.model_copy(update=tiled)
             yield MadeImage(request, images[row], latents[row], record)
 
     def expected_records(self, images: Batch) -> list[ImageRecord]:
@@ -476,7 +480,6 @@ class Pipeline:
         image: ImageRequest,
         settings: GenerationSettings,
         noise: Tensor | None = None,
-        in_tiles: bool = False,
     ) -> ImageRecord:
         given: dict[str, Any] = {}
         if noise is not None:  # no seed makes it again
@@ -504,7 +507,6 @@ class Pipeline:
             model_parts=self.identity.image_parts if self.identity else None,
             loras=self.loras,
             compiled=is_compiled(self.denoiser),
-            decoded_in_tiles=in_tiles,
             **given,
             **program_settings(next(self.denoiser.parameters()).dtype, self.engine),
         )

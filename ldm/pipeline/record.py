@@ -83,6 +83,7 @@ class ImageRecord(Settings):
     ldm_version: str | None = None
     compiled: bool = False
     decoded_in_tiles: bool = False
+    encoded_in_tiles: bool = False
     latents_hash: str | None = None
     step_noise_seed: int | None = None
     task: str = ""
@@ -150,7 +151,7 @@ OPTIONAL = (
     "model_parts", "loras", "latents_hash", "step_noise_seed", "task", "inputs", "controls", "guide_hash",
 )  # fmt: skip
 """Left out of the JSON if there is none."""
-SWITCHES = ("compiled", "decoded_in_tiles")
+SWITCHES = ("compiled", "decoded_in_tiles", "encoded_in_tiles")
 """Left out of the JSON if false."""
 
 

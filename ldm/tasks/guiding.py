@@ -15,6 +15,7 @@ from ldm.diffusion.guidance_methods import (
     AdaptiveProjectedGuidance,
     autoguidance,
     cfg_zero_star,
+    on_the_mean,
     perturbed_attention_guidance,
 )
 from ldm.errors import UserError
@@ -48,6 +49,8 @@ def guided_by(
     if settings.guidance == "autoguidance":
         return _autoguided(denoiser, settings, inputs)
     combine = rescaled(_combine(settings, inputs), settings.guidance_rescale)
+    if settings.guidance in ("apg", "cfg-zero"):
+        combine = on_the_mean(combine)
     others = {PERTURBED: inputs.perturbed} if inputs.perturbed else {}
     return guide_at(
         denoiser, {NEGATIVE: negative}, combine, settings.guidance_interval, inputs.composition, others

@@ -218,9 +218,14 @@ def input_latents(task: Task, autoencoder: KLAutoencoder, moments: Tensor) -> Te
     return autoencoder.scale(mean) if task.scales_inputs else mean
 
 
-def encoder_for(task: Task, autoencoder: KLAutoencoder) -> Encode:
-    """Encodes images for `Task.generation_conditioning` as they were encoded in training."""
-    return lambda pixel_values: input_latents(task, autoencoder, autoencoder.encode(pixel_values))
+def encoder_for(task: Task, autoencoder: KLAutoencoder, moments_of: Encode | None = None) -> Encode:
+    """Encodes images for `Task.generation_conditioning` as they were encoded in training.
+
+    Args:
+        moments_of: in place of `autoencoder.encode`.
+    """
+    encode = moments_of or autoencoder.encode
+    return lambda pixel_values: input_latents(task, autoencoder, encode(pixel_values))
 
 
 def with_prompt(conditioning: Conditioning, prompt: Conditioning) -> Conditioning:

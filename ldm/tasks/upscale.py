@@ -45,9 +45,14 @@ def reduce_image(pixel_values: Tensor, draw: SampleDraw, *, factor: int) -> dict
     return {IMAGE: small, NOISE: drawn, LEVEL: noise.uniform(*draw, "low-resolution level")}
 
 
+def low_resolution_seed(seed: int) -> int:
+    """The seed of the generator that draws the low-resolution noise of an image with a seed."""
+    return noise.key_to_seed(seed, "low-resolution noise")
+
+
 def noise_of_seeds(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Standard normal noise [B, *shape] for the low-resolution images of B seeds, unrelated to that of the latents."""
-    generators = [noise.generator_for(seed, "low-resolution noise") for seed in seeds]
+    generators = noise.image_generators([low_resolution_seed(seed) for seed in seeds])
     return noise.normal_per_image(generators, shape)
 
 

@@ -1,4 +1,4 @@
-"""The recipe for editing and inpainting shapes on a small scale: its configurations with few steps, scored."""
+"""The recipe for the tasks of shapes on a small scale: its configurations with few steps, scored."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,8 @@ import pytest
 
 from ldm.demos.shapes_drawing import write_shapes
 from ldm.demos.shapes_edits import write_edits
+from ldm.demos.shapes_hints import write_shapes_with_hints
+from ldm.demos.shapes_quality_score import measure_task
 from ldm.demos.shapes_tasks_score import score_task
 from ldm.pipeline.pipeline import load_pipeline
 from train import denoiser, text_encoder
@@ -25,6 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "data").mkdir()
     write_shapes(folder / "data/shapes-plain-32", num_images=16, size_px=32, plain=True)
     write_edits(folder / "data/shapes-edits-32", num_edits=16, size_px=32)
+    write_shapes_with_hints(folder / "data/shapes-hints-32", num_images=16)
     (folder / "ldm").symlink_to(ROOT / "ldm")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -50,3 +53,22 @@ def test_the_configuration_trains_a_model_that_is_scored(
     parts = {"held_out", "seen", "ceiling", "null"} | ({"unedited"} if task == "edit" else set())
     assert set(report["scores"]) == parts
     assert report["scores"]["held_out"]["all"]["all"]["num_judged"] == 4
+
+
+@pytest.mark.parametrize("task", ["control", "restore", "upscale"])
+def test_the_configuration_trains_a_model_that_is_measured(
+    task: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    few = ["num_steps=3", "preview.num_inference_steps=2"]
+    for name in ("text_to_image", task) if task == "control" else (task,):
+        assert denoiser.main([str(CONFIGS / f"{name}.yaml"), *SMALL, *few]) == 0
+    report = measure_task(
+        load_pipeline(f"runs/tasks/{task}"),
+        task,
+        folder / task,
+        num_cases=4,
+        settings={"num_inference_steps": 2},
+    )
+    assert json.loads((folder / task / "report.json").read_text()) == report
+    assert report["quality"]["held_out"]["all"] and report["gains"]

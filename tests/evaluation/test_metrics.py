@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from ldm.evaluation.metrics import exact_interval, psnr, recall_at, ssim, wilson_interval
+from ldm.evaluation.metrics import bootstrap_mean, exact_interval, psnr, recall_at, ssim, wilson_interval
 from train.autoencoder import kl_to_normal, laplacian_pyramid
 
 
@@ -110,3 +110,16 @@ def test_intervals_narrow_with_less_confidence_and_refuse_nonsense(interval: Any
     for num_right, num_judged in ((0, 0), (3, 2), (-1, 2)):
         with pytest.raises(ValueError, match="not a proportion"):
             interval(num_right, num_judged)
+
+
+def test_a_bootstrapped_mean_has_the_interval_of_the_central_limit_theorem() -> None:
+    values = (torch.randn(400, generator=torch.Generator().manual_seed(0)) * 3 + 7).tolist()
+    found = bootstrap_mean(values)
+    half = 1.96 * 3 / 20
+    assert found["num_images"] == 400 and found["mean"] == pytest.approx(7, abs=half)
+    assert found["high"] - found["mean"] == pytest.approx(half, rel=0.1)
+    assert found["mean"] - found["low"] == pytest.approx(half, rel=0.1)
+    assert bootstrap_mean(values) == found
+    assert bootstrap_mean([2.0, 2.0]) == {"mean": 2, "low": 2, "high": 2, "num_images": 2}
+    with pytest.raises(ValueError, match="no values"):
+        bootstrap_mean([])

@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from ldm.errors import UserError
+from ldm.models.control.load_networks import load_controls
+from ldm.models.loading.components import save_network
 from ldm.models.loading.model import load_parts, save_parts
 from ldm.models.loading.source import HUB_ID, find_model
 from tests.support.hostile_files import code_that_makes, edit_json, pickle_that_makes
 from tests.support.hub_server import HubServer
 from tests.support.hub_store import Entry, Repository, git_hash
+from tests.support.tiny_controls import make_controlnet
 from tests.support.tiny_models import make_sd1
 from tests.support.tiny_push import given_hub  # noqa: F401  # a fixture
 
@@ -112,6 +115,25 @@ def test_a_variant_is_fetched_where_there_is_nothing_else(
     found = files_of(find_model("ann/model")[0])
     assert "unet/diffusion_pytorch_model.safetensors.index.bf16.json" in found
     load_parts(find_model("ann/model")[0])
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.usefixtures("cache")
+def test_a_controlnet_is_a_hub_id_as_well(
+    hub: HubServer, saved: Path, tmp_path: Path, variant: str | None
+) -> None:
+    parts, marker = load_parts(saved), tmp_path / "it-ran"
+    folder = tmp_path / "net"
+    save_network(make_controlnet(parts), folder, torch.float32, "10GB", variant)
+    (folder / "diffusion_pytorch_model.bin").write_bytes(pickle_that_makes(marker))
+    (folder / "net.py").write_text(code_that_makes(marker))
+    publish(hub, folder)
+    control = load_controls({"canny": "ann/model@main"}, parts)["canny"]
+    assert (control.name, control.kind) == ("ann/model@main", "canny")
+    assert not hub.asked("GET", r"\.(py|bin)$") and not marker.exists()
+    with pytest.raises(UserError, match="the Hub has no model with that id") as refused:
+        load_controls({"canny": "ann/other"}, parts)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,21 @@ def test_images_equal_those_of_diffusers(pipeline: Pipeline, use: str, scheduler
     assert np.abs(pixels(ours[0]) - pixels(ours[2])).max() > 1
 
 
+@pytest.mark.parametrize("guidance", ["cfg", "pag"])
+def test_guess_mode_controls_every_prompt_that_is_joined(pipeline: Pipeline, guidance: str) -> None:
+    """A prompt joined with itself, each with half of the weight, is that prompt; its negative is not controlled."""
+    options: dict[str, Any] = {
+        "num_inference_steps": 2, "seed": 3, "guidance_scale": 4.0, "guess_mode": True, "guidance": guidance,
+        "prompt_weights": "a1111", "control": {"depth": hints()[0]},
+    }  # fmt: skip
+    joined = pipeline.generate("a red apple :0.5 AND a red apple :0.5", **options).latents
+    torch.testing.assert_close(
+        joined, pipeline.generate("a red apple", **options).latents, rtol=1e-3, atol=1e-3
+    )
+    free = pipeline.generate("a red apple", **{**options, "guess_mode": False}).latents
+    assert not torch.allclose(joined, free, rtol=1e-3, atol=1e-3)
+
+
 def test_scale_zero_is_the_model_alone(pipeline: Pipeline) -> None:
     alone = pipeline.generate(PROMPTS, num_inference_steps=2, seed=3).latents
     options: dict[str, Any] = {"num_inference_steps": 2, "seed": 3}

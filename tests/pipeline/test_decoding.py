@@ -11,9 +11,11 @@ import torch
 from ldm.errors import LdmWarning
 from ldm.models.vae import TILE_LATENTS, KLAutoencoder
 from ldm.pipeline import decoding
-from ldm.pipeline.decoding import decode_images, free_memory_bytes
+from ldm.pipeline.decoding import decode_images, encode_images, free_memory_bytes
 from ldm.pipeline.pipeline import Pipeline
+from tests.support.tiny_images import photo
 from tests.support.tiny_models import make_sd1
+from tests.support.tiny_tasks import make_labelled
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,58 @@ def test_an_image_that_does_not_fit_is_decoded_in_tiles_with_a_warning(
     assert torch.equal(tiled.latents, whole.latents)
     difference = np.asarray(tiled.images[0], float) - np.asarray(whole.images[0], float)
     assert 0 < np.abs(difference).mean() < 30, "the tiles of a random decoder differ in their normalisation"
+
+
+@pytest.mark.filterwarnings("ignore:.* far from this model.s own:ldm.errors.LdmWarning")
+@pytest.mark.parametrize("task", ["image-to-image", "restore"])
+def test_an_image_given_that_does_not_fit_is_encoded_in_tiles_with_a_warning(
+    task: str, pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place of the whole image, no call of the encoder gets more than a tile."""
+    model = pipeline if task != "restore" else Pipeline(make_labelled(tmp_path, task))
+    multiple = model.autoencoder.pixels_per_latent
+    width = (TILE_LATENTS + 8) * multiple
+    given: dict[str, Any] = {"image": photo(width, 16), "seed": 3, "num_inference_steps": 2}
+    given |= {"tile_size": 0} if task == "restore" else {"strength": 0.5}
+    whole = model.generate("", **given)
+    seen, encode = [], model.autoencoder.vae.encoder.forward
+
+    def watched(pixels: torch.Tensor) -> Any:
+        seen.append(pixels.shape[-1])
+        return encode(pixels)
+
+    monkeypatch.setattr(model.autoencoder.vae.encoder, "forward", watched)
+    with_memory(monkeypatch, 2 * model.autoencoder.encoding_bytes(16 // multiple, TILE_LATENTS + 8) - 2)
+    with pytest.warns(
+        LdmWarning, match=r"an image given needs about .* GB to encode, so it is encoded in tiles"
+    ):
+        tiled = model.generate("", **given)
+    assert len(seen) > 1 and max(seen) == TILE_LATENTS * multiple
+    assert tiled.settings[0].get("encoded_in_tiles") is True and "encoded_in_tiles" not in whole.settings[0]
+    assert tiled.images[0].size == whole.images[0].size
+    difference = (tiled.latents - whole.latents).abs().mean()
+    assert 0 < difference < 1, "the tiles of a random encoder differ in their normalisation"
+
+
+def test_images_given_are_encoded_as_many_at_once_as_fit(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    autoencoder = pipeline.autoencoder
+    pixels = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    small = 8 // autoencoder.pixels_per_latent
+    with torch.no_grad():
+        whole = encode_images(autoencoder, pixels)
+        seen, encode = [], autoencoder.vae.encoder.forward
+
+        def watched(part: torch.Tensor) -> Any:
+            seen.append(len(part))
+            return encode(part)
+
+        monkeypatch.setattr(autoencoder.vae.encoder, "forward", watched)
+        with_memory(monkeypatch, 2 * 2.5 * autoencoder.encoding_bytes(small, small))
+        torch.testing.assert_close(encode_images(autoencoder, pixels), whole)
+        encode_images(autoencoder, pixels, one_by_one=True)
+    assert seen == [2, 2, 1] + [1] * 5
 
 
 def test_an_image_of_one_tile_is_decoded_at_once_with_any_memory(

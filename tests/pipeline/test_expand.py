@@ -6,14 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ldm.diffusion.windows import Window
 from ldm.errors import UserError
 from ldm.generation.reproduce import read_original
 from ldm.models.expansion import Expansion, parse_expansion
+from ldm.pipeline import outpainting
+from ldm.pipeline.batches import PlannedBatch
 from ldm.pipeline.expanding import plan_windows
 from ldm.pipeline.input_images import Placement
+from ldm.pipeline.outpainting import window_batch
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.record import read_record
 from tests.support.tiny_images import box_mask, photo, pixels
@@ -88,6 +93,70 @@ def test_a_mask_is_repainted_as_well(pipeline: Pipeline) -> None:
     made = pipeline.generate("", image=image, mask=mask, expand="right=8", **STEPS).images[0]
     changed = (pixels(made)[:, :16] != pixels(image)).any(axis=2)
     assert changed[:4, :4].any() and not changed[4:].any() and not changed[:, 4:].any()
+
+
+def test_what_surrounds_the_image() -> None:
+    image = photo(4, 3)
+    old = pixels(image)
+    mirrored = pixels(Placement(Expansion(top=2, left=3), "mirror").on_canvas(image, ""))
+    assert np.array_equal(mirrored[2:, :3], old[:, 2::-1]) and np.array_equal(mirrored[:2, 3:], old[1::-1])
+    edge = pixels(Placement(Expansion(right=2), "edge").on_canvas(image, ""))
+    assert np.array_equal(edge[:, 4:], old[:, [3, 3]])
+    noise = [pixels(Placement(Expansion(bottom=9), "noise").on_canvas(image, key))[3:] for key in "aba"]
+    assert np.array_equal(noise[0], noise[2]) and not np.array_equal(noise[0], noise[1])
+
+
+def test_the_model_draws_over_the_edge_of_the_image(pipeline: Pipeline) -> None:
+    """The image itself is put back, and the new area is another one than without the overlap."""
+    made = [
+        pixels(
+            pipeline.generate(
+                "", image=photo(8, 16), expand="right=8", **{**STEPS, "expand_overlap": overlap}
+            ).images[0]
+        )
+        for overlap in (0, 4)
+    ]
+    assert (made[0] != made[1])[:, 8:].any() and np.array_equal(made[0][:, :8], made[1][:, :8])
+
+
+def test_each_window_continues_what_was_made_before(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[tuple[Window, PlannedBatch]] = []
+
+    def watched(batch: PlannedBatch, canvases: Any, masks: Any, window: Window, index: int) -> PlannedBatch:
+        part = window_batch(batch, canvases, masks, window, index)
+        parts.append((window, part))
+        return part
+
+    monkeypatch.setattr(outpainting, "window_batch", watched)
+    made = pixels(pipeline.generate("", image=photo(), expand="left=24", **STEPS).images[0])
+    assert len(parts) == 3 and len({part.images[0].seed for _, part in parts}) == 3
+    left = np.ones((16, 40), dtype=bool)
+    left[:, 24:] = False
+    for window, part in parts:
+        inputs = part.images[0].inputs
+        mask, image = np.asarray(inputs["mask"].decoded) > 0, np.asarray(inputs["image"].decoded)
+        here = (window.rows, window.columns)
+        assert np.array_equal(mask, left[here])
+        assert np.array_equal(image[~mask], made[here][~mask])
+        assert inputs["mask"].placement is not None and inputs["mask"].placement.overlap == 4
+        left[here] = False
+    assert not left.any()
+
+
+def test_each_window_has_its_own_part_of_the_noise(pipeline: Pipeline) -> None:
+    """Other noise at the far end changes only what is made there."""
+    multiple = pipeline.autoencoder.pixels_per_latent
+    noise = torch.randn(1, 4, 16 // multiple, 40 // multiple, generator=torch.Generator().manual_seed(0))
+    other = noise.clone()
+    other[..., : 8 // multiple] *= -1
+    made = [
+        pixels(pipeline.generate("", image=photo(), expand="left=24", latents=each, **STEPS).images[0])
+        for each in (noise, other)
+    ]
+    differs = (made[0] != made[1]).any(axis=(0, 2))
+    assert differs[:8].all() and not differs[8:].any()
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -48,6 +48,25 @@ def test_the_noise_between_two_seeds_is_standard_normal_and_each_images_own() ->
     assert torch.equal(noise[1], initial_noise(image_generators([2]), settings, (4, 64, 64))[0])
 
 
+def test_the_noise_goes_from_the_seed_to_the_other_one() -> None:
+    def noise(**settings: Any) -> torch.Tensor:
+        return initial_noise(image_generators([1]), GenerationSettings(**settings), (4, 16, 16)).flatten()
+
+    start, end = noise(), initial_noise(image_generators([9]), GenerationSettings(), (4, 16, 16)).flatten()
+    torch.testing.assert_close(noise(to_seed=9, frame=1.0), end)
+    first = noise(to_seed=9, frame=0.25)
+    assert (first - start).norm() < 0.5 * (first - end).norm()
+
+
+@pytest.mark.parametrize("way", [{"to_seed": 9}, {"to_prompt": "a table"}])
+def test_frames_are_near_the_end_that_they_are_near(pipeline: Pipeline, way: dict[str, Any]) -> None:
+    start = made(pipeline, "a red apple", seed=3).latents
+    end = made(pipeline, way.get("to_prompt", "a red apple"), seed=way.get("to_seed", 3)).latents
+    for frame, near, far in ((0.02, start, end), (0.98, end, start)):
+        found = made(pipeline, "a red apple", seed=3, frame=frame, **way).latents
+        assert 0 < (found - near).norm() < 0.2 * (found - far).norm()
+
+
 def test_the_ends_are_the_plain_images_bit_for_bit(pipeline: Pipeline) -> None:
     way = made(pipeline, "a red apple", seed=3, to_seed=9, to_prompt="a table", num_frames=3)
     ends = [made(pipeline, "a red apple", seed=3), made(pipeline, "a table", seed=9)]

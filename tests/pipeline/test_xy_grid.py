@@ -75,6 +75,16 @@ def test_the_sheet_holds_every_image_in_its_place() -> None:
         )
 
 
+def test_the_sheet_names_the_values_beside_their_images() -> None:
+    images = [Image.new("RGB", (8, 8), (value, 0, 0)) for value in range(6)]
+    x, y = Axis("guidance_scale", (2.0, 5.0)), Axis("seed", (1, 2, 3))
+    columns, rows = ["guidance_scale 2", "guidance_scale 5"], ["seed 1", "seed 2", "seed 3"]
+    assert grid_sheet(images, ["a"], x, y) == contact_sheet(images, columns, rows)
+    assert grid_sheet(images[:4], ["a", "b"], x, None) == contact_sheet(images[:4], columns, ["a", "b"])
+    several = contact_sheet([images[place] for place in (0, 3, 1, 4, 2, 5)], columns, ["", "", ""])
+    assert grid_sheet(images, ["a"], x, None) == several  # three images in each cell
+
+
 def test_each_cell_is_the_image_made_alone(tmp_path: Path) -> None:
     pipeline = Pipeline(make_sd1(tmp_path))
     made, sheet = make_grid(pipeline, "a red apple", X, Axis("seed", (1, 2)), num_inference_steps=2)

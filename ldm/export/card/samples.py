@@ -72,12 +72,18 @@ def sample_inputs(parts: ModelParts) -> dict[str, Image.Image]:
     names = find_task(parts.task).given
     if not names:
         return {}
-    size = (parts.defaults.width, parts.defaults.height)
+    size = size_of_inputs(parts)
     drawn = load_pipeline("emoji", device="cpu").generate(INPUT_PROMPT, seed=INPUT_SEED, progress=False)
     mask = Image.new("L", size, 0)
     mask.paste(255, (size[0] // 4, size[1] // 4, max(1, 3 * size[0] // 4), max(1, 3 * size[1] // 4)))
     found = {"image": drawn.images[0].resize(size, Image.Resampling.LANCZOS), "mask": mask}
     return {name: found[name] for name in names}
+
+
+def size_of_inputs(parts: ModelParts) -> tuple[int, int]:
+    """The width and height of the images that the model is given for images of its own size."""
+    factor = parts.autoencoder.pixels_per_latent if find_task(parts.task).enlarges else 1
+    return max(1, parts.defaults.width // factor), max(1, parts.defaults.height // factor)
 
 
 def _shown(given: Mapping[str, Image.Image]) -> Image.Image | None:

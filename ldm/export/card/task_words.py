@@ -19,7 +19,7 @@ class TaskWords:
         prompts: for the samples of a model without a run.
         pipeline_tag: the task on the Hub.
         tags: further tags on the Hub.
-        load: lines of Python that load the input images.
+        load: lines of Python that load the input images, which have the size given.
         arguments: what the stock pipeline is called with besides prompt, steps and guidance, as Python expressions.
         finish: lines of Python after `image` is made.
         options: of `ldm generate`, for the images.
@@ -94,6 +94,17 @@ WORDS: Mapping[str, TaskWords] = {
         arguments=lambda size: {"image": "photo", "image_guidance_scale": repr(EDIT_SCALE)},
         options=("--image", "photo.png"),
         sample_note="The image on the left was changed as said.",
+    ),
+    "upscale": TaskWords(
+        does="enlarges an image",
+        use="made from smaller ones",
+        prompts=OBJECTS[:1],
+        tags=("super-resolution", "upscaling"),
+        imports=LOAD_IMAGE,
+        load=lambda size: (_photo(size),),
+        arguments=lambda size: {"image": "photo"},
+        options=("--image", "photo.png"),
+        sample_note="The image on the left was enlarged.",
     ),
 }
 """By the name of the task."""

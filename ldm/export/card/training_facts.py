@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ldm.evaluation.metrics import share_text
+from ldm.evaluation.metrics import mean_text, share_text
 from ldm.export.card.facts import public_name
 from ldm.export.card.run_record import RunRecord
 from ldm.io.redaction import redacted
@@ -137,7 +137,8 @@ def measurements_of(run: RunRecord) -> list[Measurement]:
     """What the run itself measured, and what evaluations measured of exactly these weights."""
     found = _held_out_loss(run)
     for report in run.reports:
-        found += _memorisation(report, run) + _prompt_following(report) + _task_scores(report)
+        found += _memorisation(report, run) + _prompt_following(report)
+        found += _task_scores(report) + _task_quality(report)
     return found
 
 
@@ -192,6 +193,21 @@ def _task_scores(report: Mapping[str, Any]) -> list[Measurement]:
             f"python scripts/score_tasks.py {task} --model MODEL --output DIR --size-px {size_px}",
         )
         for kind, what in kinds.items()
+    ]
+
+
+def _task_quality(report: Mapping[str, Any]) -> list[Measurement]:
+    """The gain over each simpler method, for combinations held out of training."""
+    titles = {"psnr": "PSNR in dB", "ssim": "SSIM", "f1": "F1 of the layout"}
+    return [
+        Measurement(
+            f"{report['task']}: gain in {titles.get(name, name)} over {simpler.replace('_', ' ')}",
+            f"{mean_text(found)} on {found['num_images']:,} images",
+            f"python scripts/score_tasks.py {report['task']} --model MODEL --output DIR "
+            f"--size-px {report['size_px']}",
+        )
+        for simpler, kinds in report.get("gains", {}).items()
+        for name, found in kinds["all"].items()
     ]
 
 

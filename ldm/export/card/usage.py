@@ -3,6 +3,7 @@
 import shlex
 
 from ldm.export.card.facts import SchedulerChange
+from ldm.export.card.samples import size_of_inputs
 from ldm.export.card.task_words import words_for
 from ldm.export.formats.exporter import ExportedModel, Usage, literal
 
@@ -24,7 +25,7 @@ def python_example(
 
 def _call(exported: ExportedModel, prompt: str) -> list[str]:
     defaults, words = exported.source.parts.defaults, words_for(exported.source.parts.task)
-    size = (defaults.width, defaults.height)
+    size = size_of_inputs(exported.source.parts)
     settings = {
         **words.arguments(size),
         "num_inference_steps": repr(defaults.num_inference_steps),

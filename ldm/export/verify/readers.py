@@ -4,6 +4,7 @@ None of our code computes anything here: diffusers and peft must read the model 
 Run as `python -m ldm.export.verify.readers TASK.json`; the task names the reader, the files and the trial.
 """
 
+import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -91,7 +92,9 @@ def with_sampler(pipe: Any, class_name: str) -> Any:
     scheduler = getattr(diffusers, class_name).from_config(
         pipe.scheduler.config, steps_offset=1, clip_sample=False
     )
-    return type(pipe)(**{**pipe.components, "scheduler": scheduler}, requires_safety_checker=False)
+    arguments = inspect.signature(type(pipe).__init__).parameters.keys() - pipe.components.keys()
+    settings = {name: value for name, value in pipe.config.items() if name in arguments}
+    return type(pipe)(**{**pipe.components, "scheduler": scheduler}, **settings)
 
 
 Inputs = Mapping[str, Any]
@@ -125,9 +128,22 @@ def _edit(pipe: Any, trial: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]
     return {"image": inputs["given_image"], "image_guidance_scale": trial["image_guidance_scale"]}
 
 
+def _upscale(pipe: Any, trial: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
+    """The size is that of the image. The noise of the low-resolution image is all that the stock pipeline draws."""
+    import torch
+
+    generator = torch.Generator("cpu").manual_seed(trial["low_resolution_seed"])
+    return {
+        "image": inputs["given_image"],
+        "noise_level": trial["noise_level"],
+        "generator": [generator],
+    }
+
+
 ARGUMENTS: dict[str, Callable[[Any, Mapping[str, Any], Inputs], dict[str, Any]]] = {
     "StableDiffusionInpaintPipeline": _inpaint,
     "StableDiffusionInstructPix2PixPipeline": _edit,
+    "StableDiffusionUpscalePipeline": _upscale,
 }
 """What the stock pipelines of tasks with input images are called with besides prompts, noise, steps and guidance."""
 
@@ -149,15 +165,13 @@ def trial_outputs(pipe: Any, task: Mapping[str, Any]) -> dict[str, Any]:
     pipe.set_progress_bar_config(disable=True)
     inputs = load_file(task["inputs"])
     arguments = ARGUMENTS.get(trial["pipeline_class"], _from_prompt)
+    common = {name: trial[name] for name in ("negative_prompt", "num_inference_steps", "guidance_scale")}
+    common["generator"] = [torch.Generator("cpu").manual_seed(trial["seed"])]
     pixels = pipe(
         trial["prompt"],
-        negative_prompt=trial["negative_prompt"],
-        num_inference_steps=trial["num_inference_steps"],
-        guidance_scale=trial["guidance_scale"],
         latents=inputs["noise"],
-        generator=[torch.Generator("cpu").manual_seed(trial["seed"])],
         output_type="pt",
-        **arguments(pipe, trial, inputs),
+        **{**common, **arguments(pipe, trial, inputs)},
     ).images
     with torch.no_grad():
         encoded = pipe.vae.encode(inputs["image"]).latent_dist.mean

@@ -1,12 +1,13 @@
 """A trial: one image generated from fixed noise and one image encoded, which every reader of a model must reproduce.
 
-A model of a task with input images, such as inpainting, is given the image to encode, in 8 bits, and a mask.
+A model of a task with input images, such as inpainting, is given the image to encode, in 8 bits, and a mask. A model
+that enlarges is given a smaller one.
 
 Axis letters: C latent channels, H W pixels, h w latent size.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,16 @@ from torch import Tensor
 
 from ldm.diffusion.interval import EVERYWHERE
 from ldm.diffusion.scheduler_names import OWN_SCHEDULER
-from ldm.diffusion.schedulers import can_run_own
+from ldm.diffusion.schedulers import adds_noise, can_run_own
 from ldm.errors import UserError
 from ldm.export.verify.readers import ARGUMENTS
+from ldm.models.generation_settings import GenerationSettings
 from ldm.models.loading.model import ModelParts
+from ldm.models.low_resolution import LowResolutionNoise
 from ldm.noise import image_generators, normal_per_image
 from ldm.pipeline.pipeline import Pipeline
 from ldm.tasks import find_task
+from ldm.tasks.upscale import low_resolution_seed
 
 PROMPT = "a red apple on a wooden table, a photograph"
 NEGATIVE_PROMPT = "blurry"
@@ -39,6 +43,9 @@ class Trial:
         scheduler_class: the sampler in place of the model's own, which would not run as the model needs it.
         image_guidance_scale: for a model that edits.
         given: the names of the images that the model is given.
+        factor: how many times larger the result is than the image given.
+        noise_level: of the image given to a model that enlarges.
+        low_resolution_seed: of the generator of that noise.
     """
 
     height: int
@@ -52,6 +59,9 @@ class Trial:
     image_guidance_scale: float | None = None
     seed: int = 20
     given: tuple[str, ...] = ()
+    factor: int = 1
+    noise_level: int | None = None
+    low_resolution_seed: int | None = None
 
 
 IMAGE_GUIDANCE_SCALE = 1.5
@@ -61,15 +71,10 @@ def trial_for(parts: ModelParts) -> Trial:
     """A trial at the model's own size, or a smaller one of the same shape.
 
     Raises:
-        UserError: diffusers has no pipeline for models of this task, or it cannot be called here.
+        UserError: diffusers has no pipeline for models of this task.
     """
     task = find_task(parts.task)
     pipeline_class = parts.family.pipeline_for(task.name)
-    if task.given and task.name in parts.family.task_pipelines and pipeline_class not in ARGUMENTS:
-        raise UserError(
-            f"an export of a model trained for {task.name} cannot be checked yet",
-            f"the saved folder itself is in diffusers' layout, for {pipeline_class}",
-        )
     if task.given and pipeline_class not in ARGUMENTS:
         raise UserError(
             f"diffusers has no pipeline for a model trained for {task.name}",
@@ -81,16 +86,33 @@ def trial_for(parts: ModelParts) -> Trial:
     scale = min(1.0, LARGEST_SIDE_PX / max(height, width))
     height, width = (max(multiple, round(side * scale / multiple) * multiple) for side in (height, width))
     prompt, negative_prompt = (_within_context(parts, text) for text in (PROMPT, NEGATIVE_PROMPT))
-    sampler = None if can_run_own(parts.scheduler_config) else "DDIMScheduler"
-    return Trial(
+    trial = Trial(
         height,
         width,
         prompt,
         negative_prompt,
         pipeline_class,
-        scheduler_class=sampler,
+        scheduler_class=None if can_run_own(parts.scheduler_config) else "DDIMScheduler",
         image_guidance_scale=IMAGE_GUIDANCE_SCALE if task.name == "edit" else None,
         given=tuple(task.given),
+    )
+    return _enlarging(trial, parts) if task.enlarges else trial
+
+
+def _enlarging(trial: Trial, parts: ModelParts) -> Trial:
+    """A trial of a model that enlarges.
+
+    Its stock pipeline draws the noise of the steps from the generator of the low-resolution image's noise, where ours
+    has one for each. So it is compared with a sampler that draws none.
+    """
+    draws = adds_noise(OWN_SCHEDULER, parts.scheduler_config)
+    most = (parts.low_resolution or LowResolutionNoise()).max_noise_level
+    return replace(
+        trial,
+        scheduler_class="DDIMScheduler" if draws else trial.scheduler_class,
+        factor=parts.autoencoder.pixels_per_latent,
+        noise_level=min(GenerationSettings().noise_level, most),
+        low_resolution_seed=low_resolution_seed(trial.seed),
     )
 
 
@@ -101,14 +123,18 @@ def _within_context(parts: ModelParts, prompt: str) -> str:
     return prompt
 
 
-def trial_image(trial: Trial) -> Tensor:
-    """An image [1, 3, H, W] in -1 to 1 for the autoencoder's encoder, which generation does not use."""
-    return normal_per_image(image_generators([trial.seed]), (3, trial.height, trial.width)).tanh()
+def trial_image(trial: Trial, factor: int = 1) -> Tensor:
+    """An image [1, 3, H / factor, W / factor] in -1 to 1.
+
+    With factor 1 it is for the autoencoder's encoder, which generation does not use.
+    """
+    size = (trial.height // factor, trial.width // factor)
+    return normal_per_image(image_generators([trial.seed]), (3, *size)).tanh()
 
 
 def given_image(trial: Trial) -> Image.Image:
     """`trial_image` in 8 bits."""
-    rounded = ((trial_image(trial)[0] / 2 + 0.5) * 255).round().to(torch.uint8)
+    rounded = ((trial_image(trial, trial.factor)[0] / 2 + 0.5) * 255).round().to(torch.uint8)
     return Image.fromarray(rounded.permute(1, 2, 0).numpy())
 
 
@@ -132,7 +158,7 @@ def trial_inputs(parts: ModelParts, trial: Trial) -> dict[str, Tensor]:
 
     Returns:
         `noise`, the initial standard normal noise [1, C, h, w]; `image`, the image to encode; and as `given_image` and
-        `given_mask` [1, 3 or 1, H, W] in 0 to 1, the images that the model is given.
+        `given_mask` [1, 3 or 1, H / factor, W / factor] in 0 to 1, the images that the model is given.
     """
     multiple = parts.autoencoder.pixels_per_latent
     shape = (parts.autoencoder.num_channels, trial.height // multiple, trial.width // multiple)
@@ -158,6 +184,8 @@ def trial_outputs(parts: ModelParts, trial: Trial) -> dict[str, Tensor]:
     """
     inputs = trial_inputs(parts, trial)
     given: dict[str, Any] = given_images(parts, trial)
+    if trial.factor == 1:
+        given |= {"height": trial.height, "width": trial.width}
     made = Pipeline(parts).generate(
         trial.prompt,
         progress=False,
@@ -169,8 +197,7 @@ def trial_outputs(parts: ModelParts, trial: Trial) -> dict[str, Tensor]:
         guidance_interval=EVERYWHERE,  # like a stock pipeline, whatever the model's default
         scheduler="ddim" if trial.scheduler_class else OWN_SCHEDULER,
         seeds=[trial.seed],  # of the noise that some samplers add at each step
-        height=trial.height,
-        width=trial.width,
+        noise_level=trial.noise_level,
         max_prompt_chunks=1,
         latents=inputs["noise"],
         **given,

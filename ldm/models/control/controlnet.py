@@ -27,7 +27,7 @@ class ControlOptions:
             (i + 1) / N <= end.
         num_steps: N.
         guess_mode: control only the rows of the prompt, and the deep features more than the others.
-        num_rows: B, the rows of the prompt, which are the last of a batch with guidance.
+        num_rows: of the prompt, B for each of those that are joined; they are the last of a batch with guidance.
     """
 
     interval: Interval = EVERYWHERE
@@ -89,7 +89,7 @@ def residuals(
         hint: [B, 3, H, W] in [0, 1].
     """
     guesses = options.guess_mode or bool(net.config.global_pool_conditions)
-    first = len(latents) - options.num_rows if guesses and options.num_rows else 0
+    first = max(len(latents) - options.num_rows, 0) if guesses and options.num_rows else 0
     dtype = net.conv_in.weight.dtype
     down, middle = net(
         latents[first:].to(dtype),
@@ -158,6 +158,12 @@ def fresh_controlnet(unet: Any, pixels_per_latent: int) -> Any:
     """
     from diffusers.models.controlnets.controlnet import ControlNetModel
 
+    return ControlNetModel.from_unet(
+        unet, conditioning_embedding_out_channels=hint_channels(pixels_per_latent)
+    )
+
+
+def hint_channels(pixels_per_latent: int) -> tuple[int, ...]:
+    """Of the layers that embed a hint, for an autoencoder."""
     halvings = pixels_per_latent.bit_length() - 1
-    channels = (*EMBEDDING_CHANNELS, *EMBEDDING_CHANNELS[-1:] * halvings)[: halvings + 1]
-    return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels)
+    return (*EMBEDDING_CHANNELS, *EMBEDDING_CHANNELS[-1:] * halvings)[: halvings + 1]

@@ -1,4 +1,4 @@
-"""ControlNets and T2I-Adapters from folders in the diffusers layout, checked against the model that they control."""
+"""ControlNets and T2I-Adapters from folders, files or the Hub, checked against the model that they control."""
 
 import hashlib
 import json
@@ -11,12 +11,14 @@ import torch
 from ldm.errors import UserError, warn
 from ldm.io.files import remembered_sha256
 from ldm.io.json_files import read_object, shortened
+from ldm.models.control.control_file import read_control_file
 from ldm.models.control.hints import check_kind
 from ldm.models.control.networks import CONTROLNET, T2I_ADAPTER, ControlNetwork
 from ldm.models.families.family import Component
 from ldm.models.identity import changed_parts, network_settings
 from ldm.models.loading.components import load_network
 from ldm.models.loading.folder import ADAPTER, VARIANTS, check_keys
+from ldm.models.loading.source import HUB_ID, network_from_hub
 from ldm.models.loading.weights_check import weights_files
 from ldm.models.parts import ModelParts
 
@@ -25,6 +27,7 @@ COMPONENTS: Mapping[str, Component] = {
     CONTROLNET: Component("diffusers", (CONTROLNET,), "diffusers.models.controlnets.controlnet", stem=STEM),
     T2I_ADAPTER: Component("diffusers", (T2I_ADAPTER,), "diffusers.models.adapter", stem=STEM),
 }
+PLACES = "give a ControlNet or T2I-Adapter: its folder in the diffusers layout, a run, a .safetensors file, or a Hub id"
 MUST_AGREE = ("block_out_channels", "layers_per_block", "down_block_types", "cross_attention_dim")
 """Settings that a ControlNet and the UNet that it controls have in common."""
 
@@ -35,9 +38,10 @@ def load_controls(
     dtype: torch.dtype = torch.float32,
     base_parts: Callable[[], Mapping[str, str]] | None = None,
 ) -> dict[str, ControlNetwork]:
-    """The networks in folders, by the kind of their hints.
+    """The networks, by the kind of their hints.
 
     Args:
+        given: places as of `find_control`.
         base_parts: returns the `Identity.base_parts` of the model; None: the base is not compared.
 
     Raises:
@@ -49,19 +53,31 @@ def load_controls(
     found = {}
     for kind, place in given.items():
         check_kind(kind)
-        found[kind] = load_control(kind, Path(place), parts, dtype)
-        if base_parts is not None:
-            _warn_of_base(control_folder(Path(place)), base_parts)
+        path, name = find_control(place)
+        found[kind] = load_control(kind, path, name, parts, dtype)
+        if base_parts is not None and path.is_dir():
+            _warn_of_base(path, base_parts)
     return found
 
 
-def load_control(kind: str, place: Path, parts: ModelParts, dtype: torch.dtype) -> ControlNetwork:
-    """The network in a folder, or in a finished run that trained one.
+def load_control(kind: str, path: Path, name: str, parts: ModelParts, dtype: torch.dtype) -> ControlNetwork:
+    """The network in a folder or a file.
 
     Raises:
-        UserError: there is none, its files are damaged, or it does not fit the model.
+        UserError: its files are damaged, or it does not fit the model.
     """
-    folder = control_folder(place)
+    if path.is_dir():
+        network, files = _from_folder(path, dtype)
+    else:
+        network, files = read_control_file(path, COMPONENTS[CONTROLNET], parts, dtype), [path]
+    fault = next(_faults(network, parts), None)
+    if fault:
+        raise UserError(f"{path} does not fit this model: {fault}", "it is for another base model")
+    return ControlNetwork(kind, name, network_hash(files, network), network)
+
+
+def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, list[Path]]:
+    """The network in a folder, and the files of its weights."""
     path = folder / "config.json"
     config = read_object(path)
     check_keys(path, config)
@@ -70,28 +86,28 @@ def load_control(kind: str, place: Path, parts: ModelParts, dtype: torch.dtype) 
         said = shortened(config.get("_class_name"))
         raise UserError(f"{path} is of the class {said}", f"supported: {', '.join(COMPONENTS)}")
     variant, files = _weights(folder)
-    network = load_network(component, folder, dtype, variant).eval().requires_grad_(False)
-    fault = next(_faults(network, parts), None)
-    if fault:
-        raise UserError(f"{folder} does not fit this model: {fault}", "it is for another base model")
-    name = folder.resolve().parent.name if folder.name == "pipeline" else folder.resolve().name
-    return ControlNetwork(kind, name, network_hash(files, network), network)
+    return load_network(component, folder, dtype, variant).eval().requires_grad_(False), files
 
 
-def control_folder(place: Path) -> Path:
-    """The folder of a network: the one given, or `pipeline` in that of a run.
+def find_control(place: str | Path) -> tuple[Path, str]:
+    """The folder or the file of a network, and its name without a path.
+
+    Args:
+        place: a folder in the diffusers layout, a run that trained a ControlNet (with `pipeline/`), a .safetensors file
+            of a ControlNet, or a Hub id as of `ldm.models.loading.source.find_model`.
 
     Raises:
-        UserError: it has no `config.json`.
+        UserError: there is no such place, or the folder has no `config.json`.
     """
-    place = place.expanduser()
-    folder = place / "pipeline" if (place / "pipeline").is_dir() else place
+    path = Path(place).expanduser()
+    if path.is_file():
+        return path, path.name
+    if not path.is_dir() and isinstance(place, str) and HUB_ID.fullmatch(place):
+        return network_from_hub(place, STEM), place
+    folder = path / "pipeline" if (path / "pipeline").is_dir() else path
     if not (folder / "config.json").is_file():
-        what = f"{place} is a file" if place.is_file() else f"{place} has no config.json"
-        raise UserError(
-            what, "give the folder of a ControlNet or T2I-Adapter in the diffusers layout, or a run"
-        )
-    return folder
+        raise UserError(f"{path} has no config.json", PLACES)
+    return folder, folder.resolve().parent.name if folder.name == "pipeline" else folder.resolve().name
 
 
 def _weights(folder: Path) -> tuple[str | None, list[Path]]:

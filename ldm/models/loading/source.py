@@ -84,6 +84,25 @@ def _from_hub(model: str) -> Path:
     return folder
 
 
+def network_from_hub(place: str, stem: str) -> Path:
+    """The folder of a single network on the Hub, downloaded or found in the local cache.
+
+    Args:
+        place: a Hub id, with a revision as of `find_model`.
+        stem: of the names of its weights.
+
+    Raises:
+        UserError: there is no such repository, or the Hub cannot be reached.
+    """
+    repo_id, _, revision = place.partition("@")
+    small = ["config.json", ADAPTER]
+    for variant in ("", *VARIANTS):
+        folder = _download(repo_id, revision or None, [*small, *_weights_patterns(stem, variant)])
+        if any(weights_files(folder, stem, each) for each in (None, *VARIANTS)):
+            break
+    return folder
+
+
 def _hub_files() -> list[str]:
     """Everything that is downloaded besides the weights: no code, no pickles and no images."""
     tokenizers = dict.fromkeys(name for family in FAMILIES for name in family.tokenizers)
@@ -100,11 +119,16 @@ def _hub_files() -> list[str]:
 
 
 def _hub_weights(variant: str) -> list[str]:
+    """Patterns of the weights of one variant of all networks."""
+    networks = network_components().items()
+    return [f"{part}/{name}" for part, one in networks for name in _weights_patterns(str(one.stem), variant)]
+
+
+def _weights_patterns(stem: str, variant: str) -> list[str]:
     """Patterns of the weights of one variant, in one file and in shards, with the shards' index."""
     dotted = f".{variant}" if variant else ""
     names = ["{0}{1}.safetensors", "{0}{1}-*-of-*.safetensors", "{0}.safetensors.index{1}.json"]
-    networks = network_components().items()
-    return [f"{part}/{name.format(one.stem, dotted)}" for part, one in networks for name in names]
+    return [name.format(stem, dotted) for name in names]
 
 
 def _has_weights(folder: Path, component: Component) -> bool:
