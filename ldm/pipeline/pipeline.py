@@ -360,7 +360,8 @@ class Pipeline:
             at_once = made_at_once(full, self.defaults, self.autoencoder.pixels_per_latent)
             check_image_fits(self.denoiser, *at_once, self.autoencoder.pixels_per_latent, full.tile_size)
             reader = reader_for(self.text_encoder, full)
-            warn_unused(prompts[kind], full, reader.truncated_words)
+            embeds = self.denoiser.embeds_guidance
+            warn_unused(prompts[kind], full, reader.truncated_words, embeds_guidance=embeds)
             self._warn_replaced(full, is_chosen=self._given_karras(kind[0]) is not None)
             warn_of_prompts(
                 [*prompts[kind], full.to_prompt, full.negative_prompt], reads_weights=reader.rule is not None
@@ -445,7 +446,8 @@ class Pipeline:
         """The chunks that an image's prompt needs, and the negative prompt if it is used; and what AND joins."""
         reader = reader_for(self.text_encoder, settings)
         weights = reader.weights(prompt)
-        is_guided = settings.guidance_scale > 1 or weights != (1.0,)
+        has_branches = settings.guidance_scale > 1 and not self.denoiser.embeds_guidance
+        is_guided = has_branches or weights != (1.0,)
         used = [prompt, settings.negative_prompt] if is_guided else [prompt]
         if settings.to_prompt:
             used.append(settings.to_prompt)
