@@ -20,6 +20,8 @@ from ldm.diffusion.consistency import (
 from ldm.diffusion.edm import EDMPath
 from ldm.diffusion.flow import FlowPath, FlowSettings
 from ldm.diffusion.path import DDPMPath, ProbabilityPath, ScheduleSettings
+from ldm.diffusion.sampling import denoise, plan_sampling
+from ldm.diffusion.schedulers import few_step_config, make_scheduler
 from ldm.errors import UserError
 from ldm.types import Conditioning, Denoiser, Step
 
@@ -157,6 +159,26 @@ def test_the_exact_student_has_no_loss_but_the_solvers_error(name: str) -> None:
     wrong = Networks(teacher_of(path), exact_student(path), teacher_of(path))
     settings = DistillSettings(huber_c=1e-8)
     assert consistency_loss(wrong, latents, noise, positions, PROMPT, path, settings).mean() > 20 * loss(50)
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("num_steps", [1, 4])
+def test_few_steps_of_the_exact_student_sample_the_data(name: str, num_steps: int) -> None:
+    """By the sampler `lcm`, whose step ends at no noise in one call, and adds new noise before the next."""
+    path = PATHS[name]
+    scheduler = make_scheduler("lcm", few_step_config(path.scheduler_config(), 50))
+    noise = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    generators = [torch.Generator().manual_seed(1)]
+    steps = denoise(
+        exact_student(path),
+        plan_sampling(scheduler, num_steps),
+        noise,
+        PROMPT.select([0]),
+        generators=generators,
+    )
+    latents = list(steps)[-1][1]
+    assert float(latents.mean()) == pytest.approx(MEAN, abs=0.03)
+    assert float(latents.std()) == pytest.approx(STD, rel=0.03)
 
 
 def test_without_a_teacher_the_trajectory_is_the_samples_own() -> None:

@@ -19,7 +19,7 @@ from ldm.models.dropout import set_dropout_keys
 from ldm.models.unet import UNetDenoiser
 from ldm.tasks.guiding import told_guidance
 from ldm.tasks.task import with_prompt
-from ldm.types import Conditioning
+from ldm.types import Conditioning, Denoiser
 
 from .steps import Batch
 
@@ -79,7 +79,7 @@ class Distillation:
             conditioning = told_guidance(conditioning, scales)
         if self.average is not None:
             set_dropout_keys(self.average, batch["noise"])
-        guided = teacher
+        guided: Denoiser | None = teacher
         if teacher is not None and empty is not None:
             guided = guided_teacher(teacher, with_prompt(conditioning, empty), scales)
         # while the averaged weights are measured, they are the student's
