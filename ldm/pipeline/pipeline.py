@@ -34,6 +34,7 @@ from ldm.models.generation_settings import (
 from ldm.models.identity import Identity
 from ldm.models.loading.folder import weights_hash
 from ldm.models.loading.model import NONE, ModelParts, Substitutes, load_model, save_parts
+from ldm.models.timestep_list import parse_timesteps
 from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder
 from ldm.pipeline.batch_sampling import BatchSampler, latent_shape
@@ -440,7 +441,12 @@ class Pipeline:
         scheduler = make_scheduler(settings.scheduler, self.scheduler_config, karras=settings.karras)
         steps = settings.num_inference_steps
         start = first_step(settings.strength, steps) if task.start.image else 0
-        return plan_sampling(scheduler, steps, start=start)
+        timesteps = parse_timesteps(settings.timesteps)
+        if timesteps and settings.karras:
+            raise UserError(
+                "timesteps are given, and karras spaces them otherwise", "leave one of the two out"
+            )
+        return plan_sampling(scheduler, steps, start=start, timesteps=timesteps)
 
     def _prompt_form(self, prompt: str, settings: GenerationSettings) -> PromptForm:
         """The chunks that an image's prompt needs, and the negative prompt if it is used; and what AND joins."""
