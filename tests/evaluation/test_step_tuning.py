@@ -1,6 +1,7 @@
 """Tuned timesteps: the search on distances that are known, and the command on a tiny model."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -41,9 +42,7 @@ def test_the_search_comes_close_to_the_best_and_never_makes_it_worse() -> None:
 
 def test_a_timestep_stays_between_its_neighbours() -> None:
     assert moves((999, 500, 0), 1, 0.5, 999) == [(999, 250, 0), (999, 750, 0)]
-    assert (
-        moves((999, 500, 0), 0, 0.5, 999) == [(749, 500, 0)] or moves((999, 500, 0), 0, 0.5, 999)[0][0] == 750
-    )
+    assert moves((999, 500, 0), 0, 0.5, 999) == [(749, 500, 0)]
     assert moves((2, 1, 0), 1, 0.5, 2) == []
     assert moves((999, 500, 3), 2, 0.5, 999)[0] == (999, 500, 1)
 
@@ -58,7 +57,7 @@ def test_the_starts_have_the_spacing_of_karras() -> None:
     path = DDPMPath(ScheduleSettings())
     found = spaced_timesteps(path, 6, 999, 7.0)
     roots = [sigma ** (1 / 7) for sigma in path.noise_to_signal([float(t) for t in found])]
-    gaps = [first - second for first, second in zip(roots, roots[1:], strict=False)]
+    gaps = [first - second for first, second in pairwise(roots)]
     assert gaps == pytest.approx([sum(gaps) / 5] * 5, rel=0.02)
     assert found[0] == 999
 
