@@ -87,7 +87,7 @@ def run_of(folder: Path) -> Callable[[str], Path]:
     return made
 
 
-@pytest.mark.parametrize("kind", rest_slow(KINDS, "lora", "embedded, average"))
+@pytest.mark.parametrize("kind", rest_slow(KINDS, "embedded, average"))
 def test_a_stopped_run_ends_with_the_same_weights(
     folder: Path, run_of: Callable[[str], Path], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +104,7 @@ def test_a_stopped_run_ends_with_the_same_weights(
         assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
 
 
-@pytest.mark.parametrize("kind", rest_slow(KINDS, "lora", "embedded, average"))
+@pytest.mark.parametrize("kind", rest_slow(KINDS, "embedded, average"))
 def test_the_result_is_a_model_for_few_steps(folder: Path, run_of: Callable[[str], Path], kind: str) -> None:
     """Its folder has the sampler and the settings for them, and a stock pipeline makes its images."""
     pipeline = run_of(kind) / "pipeline"
@@ -218,6 +218,7 @@ def test_what_cannot_be_distilled_is_refused(
     assert not (folder / "wrong").exists()
 
 
+@pytest.mark.slow
 def test_the_adapter_says_how_it_was_made(run_of: Callable[[str], Path]) -> None:
     adapter = json.loads((run_of("lora") / "pipeline" / "adapter.json").read_text())
     assert adapter["scheduler_config"]["original_inference_steps"] == 50

@@ -81,6 +81,8 @@ def trial_for(parts: ModelParts) -> Trial:
     scale = min(1.0, LARGEST_SIDE_PX / max(height, width))
     height, width = (max(multiple, round(side * scale / multiple) * multiple) for side in (height, width))
     prompt, negative_prompt = (_within_context(parts, text) for text in (PROMPT, NEGATIVE_PROMPT))
+    if parts.denoiser.embeds_guidance:
+        negative_prompt = ""  # it has no branch for one
     sampler = None if can_run_own(parts.scheduler_config) else "DDIMScheduler"
     return Trial(
         height,
