@@ -66,6 +66,7 @@ def test_the_command_prints_timesteps_that_generate_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(step_tuning, "NUM_REFERENCE_STEPS", 40)
+    monkeypatch.setattr(step_tuning, "MOVES", (0.5,))
     save_parts(make_sd2(tmp_path), tmp_path / "model")
     model = str(tmp_path / "model")
     arguments = [

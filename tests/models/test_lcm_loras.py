@@ -10,6 +10,7 @@ from ldm.models.adapters.lora import LoraSettings
 from ldm.models.loading.model import save_parts
 from ldm.noise import image_generators
 from ldm.pipeline.pipeline import load_pipeline
+from tests.support.slow_cases import rest_slow
 from tests.support.tiny_loras import FORMATS, trained
 from tests.support.tiny_models import make_sd1
 
@@ -20,7 +21,7 @@ LAYERS = (
 """What latent-consistency/lcm-lora-sdv1-5 changes."""
 
 
-@pytest.mark.parametrize("format", ["diffusers", "kohya"])
+@pytest.mark.parametrize("format", rest_slow(["diffusers", "kohya"], "kohya"))
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_published_loras_are_sampled_as_in_diffusers(tmp_path: Path, format: str) -> None:
     save_parts(make_sd1(tmp_path), tmp_path / "base")
