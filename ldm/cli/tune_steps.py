@@ -1,16 +1,24 @@
 """`ldm tune-steps`: find the timesteps with which a sampler needs the fewest steps for a model."""
 
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ldm.cli.printer import Printer, reporting
 
+if TYPE_CHECKING:
+    from ldm.evaluation.step_tuning import TunedSteps
+    from ldm.pipeline.pipeline import Pipeline
+
 PROMPTS = (
     "a red apple", "a rocket", "a cat face", "a lighthouse", "a sunflower", "a teapot", "a butterfly", "a house",
 )  # fmt: skip
+
+HELD_OUT_SEEDS = 10**6
+"""Added to the seed for the images that the search does not see."""
 
 
 @reporting
@@ -49,37 +57,44 @@ def tune_steps(
     those of 200 steps. The other half, with other seeds, measures the result, and how many steps with the sampler's
     usual spacing are as near.
     """
-    from ldm.evaluation.step_tuning import StepMeter, num_tries, starts_for, tune_steps
     from ldm.generation.prompts import read_prompts
-    from ldm.io.progress import work_bar
     from ldm.pipeline.pipeline import load_pipeline
 
     pipeline = load_pipeline(model, device=device)
     name = scheduler or pipeline.defaults.scheduler
     asked = [line.prompt for line in read_prompts(prompts)] if prompts else list(PROMPTS)
-    with work_bar("try") as bar:
-        done = [0]
-
-        def on_try() -> None:
-            done[0] += 1
-            bar.show(min(done[0], total), total)
-
-        starts, _ = starts_for(pipeline, name, steps)
-        total = num_tries(steps, len(starts)) + steps
-        bar.say("images of 200 steps")
-        tuned_on, held_out = (
-            StepMeter(pipeline, asked, scheduler=name, guidance_scale=guidance_scale, seed=seed + offset)
-            for offset in (0, 10**6)
-        )
-        bar.say("searching")
-        found = tune_steps(tuned_on, held_out, steps, on_try)
+    found = _tuned(pipeline, asked, name, guidance_scale, seed, steps)
     timesteps = ",".join(map(str, found.timesteps))
-    equal = (
-        f"{found.equal_steps} steps" if found.equal_steps else f"more than {max(found.usual_by_steps)} steps"
-    )
+    equal = f"{found.equal_steps}" if found.equal_steps else f"more than {max(found.usual_by_steps)}"
     printer.result(
         {"scheduler": name, **asdict(found), "timesteps": timesteps},
         f"--scheduler {name} --timesteps {timesteps}",
-        f"distance to 200 steps on {len(asked)} held-out images: {found.distance:.4f}; with the usual spacing "
-        f"{found.usual:.4f}, which needs {equal} to be as near",
+        f"distance to {found.reference_steps} steps on {len(asked)} held-out images: {found.distance:.4f}; with the "
+        f"usual spacing {found.usual:.4f}, which needs {equal} steps to be as near",
     )
+
+
+def _tuned(
+    pipeline: "Pipeline",
+    prompts: list[str],
+    scheduler: str,
+    guidance_scale: float | None,
+    seed: int,
+    steps: int,
+) -> "TunedSteps":
+    """Search and measure, with a progress bar."""
+    from ldm.evaluation.step_tuning import StepMeter, num_tries, starts_for, tune_steps
+    from ldm.io.progress import work_bar
+
+    starts, _ = starts_for(pipeline, scheduler, steps)
+    total, done = num_tries(steps, len(starts)), count(1)
+    with work_bar("try") as bar:
+        bar.say("images of many steps")
+        tuned_on, held_out = (
+            StepMeter(
+                pipeline, prompts, scheduler=scheduler, guidance_scale=guidance_scale, seed=seed + offset
+            )
+            for offset in (0, HELD_OUT_SEEDS)
+        )
+        bar.say("searching")
+        return tune_steps(tuned_on, held_out, steps, lambda: bar.show(min(next(done), total), total))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ldm.diffusion.path import ProbabilityPath
 from ldm.diffusion.paths import path_of_scheduler
+from ldm.diffusion.sampling import plan_sampling
 from ldm.diffusion.schedulers import adds_noise, make_scheduler
 from ldm.errors import UserError
 from ldm.pipeline.pipeline import Pipeline
@@ -40,6 +41,7 @@ class TunedSteps:
         distance: of the held-out images' latents to those of many steps, root mean square; `usual` is that of the
             sampler's own spacing, and `usual_by_steps` likewise for larger numbers of steps.
         equal_steps: how many steps the sampler's own spacing needs to be as close; 0 if more than were measured.
+        reference_steps: what the distances are to.
     """
 
     timesteps: Timesteps
@@ -47,6 +49,7 @@ class TunedSteps:
     usual: float
     usual_by_steps: dict[int, float]
     equal_steps: int
+    reference_steps: int
 
 
 def search_timesteps(
@@ -172,12 +175,17 @@ class StepMeter:
 
 
 def starts_for(pipeline: Pipeline, scheduler: str, num_steps: int) -> tuple[list[Timesteps], int]:
-    """The timesteps that a search starts from, the sampler's own first, and the largest timestep of the model."""
+    """The timesteps that a search starts from, the sampler's own first, and the largest timestep of the model.
+
+    Raises:
+        UserError: the sampler cannot sample at given timesteps.
+    """
     made = make_scheduler(scheduler, pipeline.scheduler_config)
     last = int(made.config.num_train_timesteps) - 1
     path = path_of_scheduler(made)
-    made.set_timesteps(num_steps)
-    own = distinct([round(float(t)) for t in dict.fromkeys(made.timesteps.tolist())][:num_steps], last)
+    plan = plan_sampling(made, num_steps)
+    own = distinct([round(t) for t in dict.fromkeys(step.timestep for step in plan.steps)][:num_steps], last)
+    plan_sampling(made, num_steps, timesteps=own)
     return [own, *(spaced_timesteps(path, num_steps, last, rho) for rho in (RHO, 3.0, 100.0))], last
 
 
@@ -191,7 +199,7 @@ def tune_steps(
     by_steps: dict[int, float] = {}
     for count in range(num_steps, 4 * num_steps + 1):
         by_steps[count] = held_out.of_usual(count)
-        on_try()
         if by_steps[count] <= distance:
-            return TunedSteps(best, distance, by_steps[num_steps], by_steps, count)
-    return TunedSteps(best, distance, by_steps[num_steps], by_steps, 0)
+            break
+    equal = count if by_steps[count] <= distance else 0
+    return TunedSteps(best, distance, by_steps[num_steps], by_steps, equal, NUM_REFERENCE_STEPS)

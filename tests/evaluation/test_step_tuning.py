@@ -92,8 +92,12 @@ def test_the_command_prints_timesteps_that_generate_takes(
          "--output", str(tmp_path / "made")],
     )  # fmt: skip
     assert made.exit_code == 0, made.stderr
-    refused = CliRunner().invoke(app, ["tune-steps", model, "--scheduler", "euler_a"])
-    assert refused.exit_code == 2 and "adds noise at each step" in refused.stderr
+    for scheduler, reason in (
+        ("euler_a", "adds noise at each step"),
+        ("ddim", "cannot sample at given timesteps"),
+    ):
+        refused = CliRunner().invoke(app, ["tune-steps", model, "--scheduler", scheduler])
+        assert refused.exit_code == 2 and reason in refused.stderr
 
 
 def test_the_distance_to_the_reference_itself_is_none(
