@@ -121,14 +121,11 @@ def distinct(timesteps: Sequence[int], last: int) -> Timesteps:
 
 
 class StepMeter:
-    """Measures how far images of few steps are from those of many, for a pipeline with one sampler.
+    """Measures how far images of few steps are from those of many, for a pipeline with a sampler that adds no noise.
 
     Args:
         prompts: one image is made of each.
         seed: of the first image; image i has seed + i.
-
-    Raises:
-        UserError: the sampler adds noise, so that its images with few and with many steps are different ones.
     """
 
     def __init__(
@@ -140,11 +137,6 @@ class StepMeter:
         guidance_scale: float | None,
         seed: int,
     ) -> None:
-        if adds_noise(scheduler, pipeline.scheduler_config):
-            raise UserError(
-                f"scheduler {scheduler!r} adds noise at each step, so its images depend on their number",
-                "choose one that adds none, such as dpmpp_2m or euler",
-            )
         self.pipeline, self.prompts, self.scheduler = pipeline, list(prompts), scheduler
         self.guidance_scale, self.seeds = guidance_scale, [seed + i for i in range(len(prompts))]
         self.reference = self.latents(num_inference_steps=NUM_REFERENCE_STEPS)
@@ -178,8 +170,14 @@ def starts_for(pipeline: Pipeline, scheduler: str, num_steps: int) -> tuple[list
     """The timesteps that a search starts from, the sampler's own first, and the largest timestep of the model.
 
     Raises:
-        UserError: the sampler cannot sample at given timesteps.
+        UserError: the sampler adds noise, so that its images with few and with many steps are different ones, or it
+            cannot sample at given timesteps.
     """
+    if adds_noise(scheduler, pipeline.scheduler_config):
+        raise UserError(
+            f"scheduler {scheduler!r} adds noise at each step, so its images depend on their number",
+            "choose one that adds none, such as dpmpp_2m or euler",
+        )
     made = make_scheduler(scheduler, pipeline.scheduler_config)
     last = int(made.config.num_train_timesteps) - 1
     path = path_of_scheduler(made)
