@@ -170,15 +170,15 @@ def starts_for(pipeline: Pipeline, scheduler: str, num_steps: int) -> tuple[list
     """The timesteps that a search starts from, the sampler's own first, and the largest timestep of the model.
 
     Raises:
-        UserError: the sampler adds noise, so that its images with few and with many steps are different ones, or it
-            cannot sample at given timesteps.
+        UserError: the sampler is unknown, adds noise, so that its images with few and with many steps are different
+            ones, or cannot sample at given timesteps.
     """
+    made = make_scheduler(scheduler, pipeline.scheduler_config)
     if adds_noise(scheduler, pipeline.scheduler_config):
         raise UserError(
             f"scheduler {scheduler!r} adds noise at each step, so its images depend on their number",
             "choose one that adds none, such as dpmpp_2m or euler",
         )
-    made = make_scheduler(scheduler, pipeline.scheduler_config)
     last = int(made.config.num_train_timesteps) - 1
     path = path_of_scheduler(made)
     plan = plan_sampling(made, num_steps)
