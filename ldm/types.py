@@ -28,6 +28,7 @@ class Conditioning:
         mid_residual: from ControlNets, for the middle block [B, channels, h, w].
         adapter_residuals: from T2I-Adapters, one [B, channels, h, w] for each level of the UNet.
         image_embeds: image prompts (IP-Adapter), one [B, images, tokens or width, ...] per adapter.
+        guidance_scale: [B], for distilled UNets that are told the scale instead of being guided, in float32.
     """
 
     prompt_embeds: Tensor
@@ -41,6 +42,7 @@ class Conditioning:
     mid_residual: Tensor | None = None
     adapter_residuals: tuple[Tensor, ...] = ()
     image_embeds: tuple[Tensor, ...] = ()
+    guidance_scale: Tensor | None = None
 
     def __len__(self) -> int:
         return self.prompt_embeds.shape[0]

@@ -46,7 +46,7 @@ def train(settings: DenoiserSettings) -> None:
             write_preview(
                 loss.parts,
                 loss.task,
-                settings.preview,
+                settings.preview_settings,
                 data.preview,
                 path,
                 run.device,

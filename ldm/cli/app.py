@@ -27,6 +27,7 @@ from ldm.cli.plot import plot
 from ldm.cli.push import push
 from ldm.cli.schema import schema
 from ldm.cli.train import train
+from ldm.cli.tune_steps import tune_steps
 from ldm.cli.verify import verify
 from ldm.errors import UserError, nearest
 from ldm.io.files import FULL
@@ -146,6 +147,7 @@ app.command()(verify)
 app.command()(push)
 app.command(name="import")(import_model)
 app.command()(info)
+app.command(name="tune-steps")(tune_steps)
 app.add_typer(data_app, name="data")
 app.command()(doctor)
 app.command()(benchmark)

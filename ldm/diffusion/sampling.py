@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.diffusion.flow import TIME_SCALE, FlowPath
 from ldm.diffusion.path import LEARNED_VARIANCE
 from ldm.diffusion.paths import path_of_scheduler
 from ldm.errors import UserError
@@ -52,11 +53,14 @@ class SamplingPlan:
         return copy.deepcopy(self.prototype)
 
 
-def plan_sampling(scheduler: Any, num_inference_steps: int, *, start: int = 0) -> SamplingPlan:
+def plan_sampling(
+    scheduler: Any, num_inference_steps: int, *, start: int = 0, timesteps: Sequence[int] = ()
+) -> SamplingPlan:
     """Plan the sampling with a scheduler from `ldm.diffusion.schedulers.make_scheduler`, which is not modified.
 
     Args:
         start: the first step to run; earlier steps are skipped, as in image-to-image. `num_inference_steps` runs none.
+        timesteps: of each step, from most to least noise, in place of the scheduler's spacing.
 
     Raises:
         UserError: the scheduler does not support that number of steps, or has no step `start`.
@@ -65,7 +69,10 @@ def plan_sampling(scheduler: Any, num_inference_steps: int, *, start: int = 0) -
     if not 1 <= num_inference_steps <= num_levels:
         raise UserError(f"num_inference_steps is {num_inference_steps}", f"it must be 1 to {num_levels}")
     scheduler = copy.deepcopy(scheduler)
-    _set_timesteps(scheduler, num_inference_steps)
+    if timesteps:
+        _use_timesteps(scheduler, timesteps)
+    else:
+        _set_timesteps(scheduler, num_inference_steps)
     every = _all_steps(scheduler, num_inference_steps)
     num_steps = every[-1].index + 1
     if not 0 <= start <= num_steps:
@@ -92,6 +99,32 @@ def _set_timesteps(scheduler: Any, num_inference_steps: int) -> None:
             f"num_inference_steps is {num_inference_steps}",
             f"this scheduler cannot space its timesteps for that number ({reason}), use more or another scheduler",
         ) from None
+
+
+def _use_timesteps(scheduler: Any, timesteps: Sequence[int]) -> None:
+    """Sample at these timesteps.
+
+    Raises:
+        UserError: the scheduler does not take them, or has no such timesteps.
+    """
+    name = type(scheduler).__name__
+    last = scheduler.config.num_train_timesteps - 1
+    if max(timesteps) > last:
+        raise UserError(f"timesteps has {max(timesteps)}", f"the largest of this model is {last}")
+    refused = UserError(f"{name} cannot sample at given timesteps", "use scheduler dpmpp_2m, euler or heun")
+    if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
+        raise refused
+    try:
+        scheduler.set_timesteps(timesteps=list(timesteps))
+    except (ValueError, TypeError, IndexError) as error:
+        raise refused from error
+    wanted = [float(t) for t in timesteps]
+    if list(dict.fromkeys(map(float, scheduler.timesteps.tolist()))) != wanted:
+        raise refused  # some take them, and use a spacing of their own
+    if isinstance(path_of_scheduler(scheduler), FlowPath):
+        levels = dict.fromkeys(round(TIME_SCALE * float(sigma), 3) for sigma in scheduler.sigmas)
+        if list(levels)[: len(wanted)] != wanted:
+            raise refused  # these shift the noise levels, and not the timesteps
 
 
 def _all_steps(scheduler: Any, num_inference_steps: int) -> list[Step]:

@@ -1,7 +1,7 @@
 """The samplers by short name, each a diffusers scheduler with fixed settings.
 
 This module has no heavy imports, so the command line can list the samplers quickly. Schedulers for other
-models are not included: distilled models (LCM, TCD), inversion.
+models are not included: TCD, inversion.
 """
 
 from collections.abc import Mapping
@@ -26,6 +26,7 @@ class SchedulerEntry:
         requires: the package it needs besides diffusers, or None.
         on_path: the scheduler on paths other than DDPM's, by the path's name.
         on_other_path: whether this entry is one of those.
+        for_few_steps: whether it is for models that were distilled into consistency models, and no others.
     """
 
     class_name: str
@@ -36,6 +37,7 @@ class SchedulerEntry:
     requires: str | None = None
     on_path: Mapping[str, str] = field(default_factory=dict)
     on_other_path: bool = False
+    for_few_steps: bool = False
 
     @property
     def available(self) -> bool:
@@ -122,5 +124,12 @@ SCHEDULERS: dict[str, SchedulerEntry] = {
         {"algorithm_type": "data_prediction"},
         stochastic=True,
         on_path={"flow": "SASolverScheduler"},
+    ),
+    "lcm": SchedulerEntry(
+        "LCMScheduler",
+        "LCM",
+        stochastic=True,
+        on_path={"flow": "FlowMatchLCMScheduler"},
+        for_few_steps=True,
     ),
 }

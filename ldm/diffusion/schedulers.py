@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm.config import validate
+from ldm.diffusion.consistency import TIMESTEP_SCALING
 from ldm.diffusion.path import LEARNED_VARIANCE, DDPMPath, ProbabilityPath, ScheduleSettings
 from ldm.diffusion.paths import path_name, path_of_config
 from ldm.diffusion.scheduler_names import OWN_SCHEDULER, SCHEDULERS, SchedulerEntry
@@ -230,6 +231,28 @@ def training_path(config: Mapping[str, Any], model: str, *, component: str = "sc
     said = {**_defaults_of(scheduler_class("DDIMScheduler")), **_path_of(config), **_said(config)}
     said["learn_variance"] = said.get("variance_type") == LEARNED_VARIANCE
     return validate(ScheduleSettings, {key: said[key] for key in ScheduleSettings.model_fields}, where=file)
+
+
+def few_step_config(config: Mapping[str, Any], num_solver_steps: int) -> dict[str, Any]:
+    """The scheduler config of a model that was distilled: diffusers' `LCMScheduler` on the same noise schedule.
+
+    A flow model keeps its own: `StableDiffusionPipeline` cannot run diffusers' `FlowMatchLCMScheduler`.
+
+    Args:
+        config: of the model's teacher.
+        num_solver_steps: of the distillation.
+    """
+    if path_name(config) != "ddpm":
+        return dict(config)
+    name = "LCMScheduler"
+    kept = {**_path_of(config), **_said(config), **CORRECTIONS}
+    known = _settings_of(scheduler_class(name))
+    return {
+        "_class_name": name,
+        **{key: value for key, value in kept.items() if key in known},
+        "original_inference_steps": num_solver_steps,
+        "timestep_scaling": TIMESTEP_SCALING,
+    }
 
 
 def trained_path(config: Mapping[str, Any], model: str) -> ProbabilityPath:

@@ -23,6 +23,8 @@ def work_of(pipeline: "Pipeline", images: Batch) -> Work:
     sides = (settings[0].height, settings[0].width)
     height, width = (max(1, side // pipeline.autoencoder.pixels_per_latent) for side in sides)
     reuses = any(each.deep_features_every > 1 for each in settings)
+    if pipeline.denoiser.embeds_guidance:
+        settings = [each.model_copy(update={"guidance_scale": 1.0}) for each in settings]
     num_rows = round(sum(map(_num_rows, settings)))
     return Work(num_rows, height, width, pipeline.text_encoder.context_length, reuses)
 
@@ -77,5 +79,5 @@ def compile_for(pipeline: "Pipeline", batches: Sequence[Batch]) -> None:
         raise UserError("compile does not work with low memory", "remove one of them")
     first = batches[0]
     scale = first[0].settings.over(pipeline.defaults).guidance_scale
-    num_rows = len(first) * (2 if scale > 1 else 1)
+    num_rows = len(first) * (2 if scale > 1 and not pipeline.denoiser.embeds_guidance else 1)
     compile_denoiser(pipeline.denoiser, num_rows, work.height, work.width, work.num_tokens)

@@ -151,6 +151,19 @@ def add_class_labels(unet: UNet2DConditionModel, num_labels: int) -> None:
     unet.register_to_config(num_class_embeds=num_labels)
 
 
+def add_guidance_embedding(unet: UNet2DConditionModel, width: int = 256) -> None:
+    """Let a UNet be told the guidance scale, with zero weights, so that it does not change its output at first.
+
+    Args:
+        width: of the scale's embedding, see `ldm.models.unet.guidance_embedding`.
+    """
+    first = unet.time_embedding.linear_1
+    layer = nn.Linear(width, first.in_features, bias=False).to(first.weight)
+    nn.init.zeros_(layer.weight)
+    unet.time_embedding.cond_proj = layer
+    unet.register_to_config(time_cond_proj_dim=width)
+
+
 def _down(attends: bool) -> Literal["CrossAttnDownBlock2D", "DownBlock2D"]:
     return "CrossAttnDownBlock2D" if attends else "DownBlock2D"
 

@@ -24,6 +24,7 @@ from ldm.diffusion.interval import EVERYWHERE, Interval, check_interval
 from ldm.diffusion.scheduler_names import OWN_SCHEDULER, SCHEDULERS
 from ldm.errors import UserError, nearest, unknown_name
 from ldm.models.expansion import Fill, checked_expansion, expansion_text
+from ldm.models.timestep_list import checked_timesteps, parse_timesteps, timesteps_text
 
 LARGEST_SEED = 2**63 - 1
 
@@ -413,6 +414,16 @@ class GenerationSettings(Settings):
         description="Space the noise levels as Karras et al. 2022 do; often better with few steps. Left out, the "
         "model's own scheduler has the spacing of its config.",
     )
+    timesteps: Annotated[
+        str,
+        Setting("T,T,...", recorded_if_changed=True),
+        BeforeValidator(timesteps_text),
+        AfterValidator(checked_timesteps),
+    ] = Field(
+        "",
+        description="The timesteps to sample at, from most to least noise, in place of the sampler's own spacing: "
+        "`ldm tune-steps` finds them for a model. num_inference_steps is then their number.",
+    )
     max_prompt_chunks: Annotated[int, Setting("N", model_default=True)] = Field(
         1,
         ge=1,
@@ -456,7 +467,7 @@ class GenerationSettings(Settings):
             for key, value in given.items()
             if value is not None
         }
-        return {**preset_settings(named.pop("preset", "")), **named}
+        return _counted({**preset_settings(named.pop("preset", "")), **named})
 
     def __eq__(self, other: object) -> bool:
         """Equal if the same settings are given: one that is left open is not the same as one set to the default."""
@@ -473,8 +484,14 @@ class GenerationSettings(Settings):
         return self.model_dump(exclude_unset=True)
 
     def over(self, base: "GenerationSettings") -> Self:
-        """These settings, with those left open taken from `base`."""
-        return type(self)(**{**base.given(), **self.given()})
+        """These settings, with those left open taken from `base`.
+
+        A number of steps takes the place of timesteps in `base`.
+        """
+        given, below = self.given(), base.given()
+        if "num_inference_steps" in given and "timesteps" not in given:
+            below.pop("timesteps", None)
+        return type(self)(**{**below, **given})
 
     def without(self, *names: str) -> Self:
         """These settings with some of them left open."""
@@ -514,6 +531,22 @@ class GenerationSettings(Settings):
             and (not setting.only_with or setting.only_with in given)
         }
         return self.model_dump(mode="json", include=names)
+
+
+def _counted(named: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the number of steps that `timesteps` stands for.
+
+    Raises:
+        UserError: another number is given too.
+    """
+    text = timesteps_text(named.get("timesteps", ""))
+    if not isinstance(text, str) or not text:
+        return named
+    count = len(parse_timesteps(text))
+    if named.get("num_inference_steps", count) != count:
+        what = f"timesteps has {count} numbers, and num_inference_steps is {named['num_inference_steps']}"
+        raise UserError(what, "leave one of the two out")
+    return {**named, "num_inference_steps": count}
 
 
 AnyGenerationSettings = TypeVar("AnyGenerationSettings", bound=GenerationSettings)

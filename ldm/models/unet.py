@@ -1,5 +1,6 @@
 """The denoiser: a diffusers `UNet2DConditionModel` with the interface of `ldm.types.Denoiser`."""
 
+import math
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from ldm.types import Conditioning, Step
 SUPPORTED = {
     "addition_embed_type": (None, "text_time"),
     "class_embed_type": (None, "timestep", "identity"),
-    "time_cond_proj_dim": (None,),
     "encoder_hid_dim_type": (None, "ip_image_proj"),
 }
 """Config keys for inputs besides latents, timesteps and text, and their supported values."""
@@ -54,6 +54,11 @@ class UNetDenoiser(nn.Module):
         return self.input_channels - self.latent_channels
 
     @property
+    def embeds_guidance(self) -> bool:
+        """Whether it is told the guidance scale (`Conditioning.guidance_scale`), as distilled UNets are."""
+        return self.unet.config.time_cond_proj_dim is not None
+
+    @property
     def num_class_labels(self) -> int:
         """How many class labels its table has: `Conditioning.class_labels` are 0 to one less; 0 without a table."""
         return int(self.unet.config.num_class_embeds or 0)
@@ -86,6 +91,7 @@ class UNetDenoiser(nn.Module):
             encoder_hidden_states=conditioning.prompt_embeds.to(dtype),
             encoder_attention_mask=conditioning.attention_mask,
             class_labels=conditioning.class_labels,
+            timestep_cond=guidance_embedding(self.unet, conditioning, dtype),
             added_cond_kwargs=added_conditions(conditioning, dtype),
             **_residuals(conditioning, dtype),
             return_dict=False,
@@ -113,6 +119,27 @@ def added_conditions(conditioning: Conditioning, dtype: torch.dtype) -> dict[str
     if conditioning.image_embeds:
         found["image_embeds"] = [each.to(dtype) for each in conditioning.image_embeds]
     return found or None
+
+
+def guidance_embedding(unet: Any, conditioning: Conditioning, dtype: torch.dtype) -> Tensor | None:
+    """The sinusoidal embedding [B, E] of the guidance scales, for a UNet that is told them; None for others.
+
+    Of w = guidance scale - 1, times 1000 (Luo et al. 2023, section 4.3): half sines, half cosines, as diffusers'
+    pipelines compute it.
+    """
+    width = unet.config.time_cond_proj_dim
+    if width is None:
+        return None
+    assert conditioning.guidance_scale is not None, "this UNet needs to be told the guidance scale"
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half) * (-math.log(10000.0) / (half - 1)))
+    angles = (
+        1000.0
+        * (conditioning.guidance_scale.float() - 1)[:, None]
+        * frequencies.to(conditioning.guidance_scale.device)
+    )
+    padding = angles.new_zeros(len(angles), width % 2)
+    return torch.cat([angles.sin(), angles.cos(), padding], dim=1).to(dtype)
 
 
 def _residuals(conditioning: Conditioning, dtype: torch.dtype) -> dict[str, Any]:

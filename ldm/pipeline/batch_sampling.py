@@ -38,6 +38,7 @@ from ldm.pipeline.settings import check_finite
 from ldm.pipeline.tiles import windows_of
 from ldm.tasks import encoder_for
 from ldm.tasks.depth import latent_map
+from ldm.tasks.guiding import told_guidance, without_branches
 from ldm.tasks.task import with_prompt
 from ldm.types import Conditioning, Denoiser, Step
 
@@ -172,6 +173,8 @@ class BatchSampler:
         embedded = [self._embed_stage(reader, *each, batch, references) for each in distinct]
         first = self._conditioning(batch, embedded[0].conditioning, images)  # encodes the images once
         first = self._controlled_by(batch, first)
+        if self.parts.denoiser.embeds_guidance:
+            first = told_guidance(first, batch.settings.guidance_scale)
         others = [with_prompt(first, each.conditioning) for each in embedded[1:]]
         stages = [replace(s, conditioning=c) for s, c in zip(embedded, [first, *others], strict=True)]
         return stages, [distinct.index(each) if each in distinct else 0 for each in texts]
@@ -265,12 +268,15 @@ class BatchSampler:
         reusing = partial(reuse_deep_features, self.engine or self.parts.denoiser, every)
         denoiser = self._prepared(reusing, batch)
         inputs = self._guidance_inputs(batch)
+        settings = batch.settings
+        if self.parts.denoiser.embeds_guidance:
+            settings = without_branches(settings)
         guided = [
             batch.task.guided(
                 denoiser,
                 stage.conditioning,
                 stage.negative,
-                batch.settings,
+                settings,
                 replace(inputs, composition=stage.composition),
             )
             for stage in stages

@@ -96,6 +96,8 @@ def converted_folder(denoiser: UNetDenoiser, *, in_passes: bool = False) -> Path
 
 def _fits(denoiser: UNetDenoiser) -> bool:
     weight = next(denoiser.parameters())
+    if denoiser.embeds_guidance:  # an input that the converted network does not have
+        return False
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and find_spec("openvino") is not None
 
 

@@ -35,6 +35,7 @@ from ldm.models.generation_settings import (
 from ldm.models.identity import Identity
 from ldm.models.loading.folder import weights_hash
 from ldm.models.loading.model import NONE, ModelParts, Substitutes, load_model, save_parts
+from ldm.models.timestep_list import parse_timesteps
 from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder
 from ldm.pipeline.batch_sampling import BatchSampler, latent_shape
@@ -362,7 +363,8 @@ class Pipeline:
             at_once = made_at_once(full, self.defaults, self.autoencoder.pixels_per_latent)
             check_image_fits(self.denoiser, *at_once, self.autoencoder.pixels_per_latent, full.tile_size)
             reader = reader_for(self.text_encoder, full)
-            warn_unused(prompts[kind], full, reader.truncated_words)
+            embeds = self.denoiser.embeds_guidance
+            warn_unused(prompts[kind], full, reader.truncated_words, embeds_guidance=embeds)
             self._warn_replaced(full, is_chosen=self._given_karras(kind[0]) is not None)
             warn_of_prompts(
                 [*prompts[kind], full.to_prompt, full.negative_prompt], reads_weights=reader.rule is not None
@@ -441,13 +443,19 @@ class Pipeline:
         scheduler = make_scheduler(settings.scheduler, self.scheduler_config, karras=settings.karras)
         steps = settings.num_inference_steps
         start = first_step(settings.strength, steps) if task.start.image else 0
-        return plan_sampling(scheduler, steps, start=start)
+        timesteps = parse_timesteps(settings.timesteps)
+        if timesteps and settings.karras:
+            raise UserError(
+                "timesteps are given, and karras spaces them otherwise", "leave one of the two out"
+            )
+        return plan_sampling(scheduler, steps, start=start, timesteps=timesteps)
 
     def _prompt_form(self, prompt: str, settings: GenerationSettings) -> PromptForm:
         """The chunks that an image's prompt needs, and the negative prompt if it is used; and what AND joins."""
         reader = reader_for(self.text_encoder, settings)
         weights = reader.weights(prompt)
-        is_guided = settings.guidance_scale > 1 or weights != (1.0,)
+        has_branches = settings.guidance_scale > 1 and not self.denoiser.embeds_guidance
+        is_guided = has_branches or weights != (1.0,)
         used = [prompt, settings.negative_prompt] if is_guided else [prompt]
         if settings.to_prompt:
             used.append(settings.to_prompt)

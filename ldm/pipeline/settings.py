@@ -393,17 +393,24 @@ def check_not_on_the_way(settings: GenerationSettings) -> None:
 
 
 def warn_unused(
-    prompts: Iterable[str], settings: GenerationSettings, truncated_words: Callable[[str, int], str]
+    prompts: Iterable[str],
+    settings: GenerationSettings,
+    truncated_words: Callable[[str, int], str],
+    *,
+    embeds_guidance: bool = False,
 ) -> None:
     """Warn about the parts of the prompts that are not used.
 
     Args:
         truncated_words: the words of a text beyond a number of chunks.
+        embeds_guidance: whether the denoiser is told the guidance scale.
     """
     for text in dict.fromkeys([*prompts, settings.to_prompt, settings.negative_prompt]):
         if words := truncated_words(text, settings.max_prompt_chunks):
             warn(f"the prompt is too long for this model, left out: {words!r}")
-    if settings.negative_prompt and settings.guidance_scale <= 1:
+    if settings.negative_prompt and embeds_guidance:
+        warn("the negative prompt is not used by this model, which is told the guidance scale")
+    elif settings.negative_prompt and settings.guidance_scale <= 1:
         scale = f"{settings.guidance_scale:g}"
         warn(f"the negative prompt is not used with guidance_scale {scale}, only above 1")
 

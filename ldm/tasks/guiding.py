@@ -1,5 +1,10 @@
 """From the setting `guidance` to a guided denoiser."""
 
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
 from ldm.diffusion.flow import FlowPath
 from ldm.diffusion.guidance import (
     NEGATIVE,
@@ -21,6 +26,21 @@ from ldm.diffusion.guidance_methods import (
 from ldm.errors import UserError
 from ldm.models.generation_settings import GenerationSettings
 from ldm.types import Conditioning, Denoiser
+
+
+def told_guidance(conditioning: Conditioning, guidance_scale: float | Tensor) -> Conditioning:
+    """The conditioning of a denoiser that is told the guidance scale and needs no second branch for it.
+
+    Args:
+        guidance_scale: of each row [B], or of all.
+    """
+    rows = torch.as_tensor(guidance_scale, dtype=torch.float32, device=conditioning.prompt_embeds.device)
+    return replace(conditioning, guidance_scale=rows.expand(len(conditioning)))
+
+
+def without_branches(settings: GenerationSettings) -> GenerationSettings:
+    """The settings from which `Task.guided` makes no guidance, for a denoiser that is told the scale."""
+    return settings.model_copy(update={"guidance": "cfg", "guidance_scale": 1.0})
 
 
 def guided_by(

@@ -124,7 +124,11 @@ DETERMINISTIC = [
     for kind in PREDICTION_TYPES
     if not entry.stochastic and (entry.reads_sample or kind != "sample")
 ]
-STOCHASTIC = [name for name, entry in SCHEDULERS.items() if entry.stochastic and entry.available]
+STOCHASTIC = [
+    name
+    for name, entry in SCHEDULERS.items()
+    if entry.stochastic and entry.available and not entry.for_few_steps
+]
 STOCHASTIC_AT_ZERO_SNR = ["ddpm", "euler_a", "dpmpp_2m_sde"]
 FIRST_ORDER = {
     *((name, kind) for name in ("ddim", "euler") for kind in PREDICTION_TYPES),

@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 
+from ldm.diffusion.schedulers import few_step_config
 from ldm.export.card.data_facts import hub_datasets
 from ldm.export.card.facts import find_base
 from ldm.export.card.front_matter import licence_keys
@@ -257,3 +258,21 @@ def test_a_data_set_of_the_hub_is_named_wherever_the_settings_have_it(data: dict
     run = RunRecord("run", {"data": data}, [], None, None, "average", [])
     assert hub_datasets(run) == ["ann/photos"]
     assert hub_datasets(None) == []
+
+
+def test_the_card_of_a_lora_for_few_steps_names_the_sampler_and_the_settings(
+    source: ExportSource, tmp_path: Path
+) -> None:
+    parts = replace(
+        source.parts,
+        scheduler_config=few_step_config(source.parts.scheduler_config, 50),
+        defaults=source.parts.defaults.model_copy(
+            update={"scheduler": "lcm", "num_inference_steps": 4, "guidance_scale": 1.0}
+        ),
+    )
+    card = card_of(replace(source, parts=parts), tmp_path / "card", format="lora-diffusers")
+    assert "from diffusers import LCMScheduler, StableDiffusionPipeline" in card
+    assert "pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)" in card
+    assert "num_inference_steps=4, guidance_scale=1.0" in card
+    assert "--scheduler lcm --num-inference-steps 4 --guidance-scale 1" in card
+    assert "LCMScheduler" not in card_of(source, tmp_path / "usual", format="lora-diffusers")

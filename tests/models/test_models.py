@@ -60,8 +60,8 @@ def test_denoiser_keeps_the_dtype_of_its_latents(parts: ModelParts) -> None:
 
 
 def test_unet_of_another_kind_is_refused(parts: ModelParts) -> None:
-    unet = again(parts.denoiser.unet, time_cond_proj_dim=8)
-    with pytest.raises(UserError, match="time_cond_proj_dim 8"):
+    unet = again(parts.denoiser.unet, class_embed_type="projection", projection_class_embeddings_input_dim=8)
+    with pytest.raises(UserError, match="class_embed_type 'projection'"):
         UNetDenoiser(unet)
 
 

@@ -1,10 +1,11 @@
 """UNets that need more than text: `UNetDenoiser` and the sampling loop are compared with diffusers' calls."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import ControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
 from ldm.diffusion.guidance import guide_with_negative
@@ -12,6 +13,7 @@ from ldm.diffusion.sampling import denoise, plan_sampling
 from ldm.diffusion.schedulers import make_scheduler
 from ldm.errors import UserError
 from ldm.models.engines.feature_reuse import SplitUNet
+from ldm.models.fresh import add_guidance_embedding
 from ldm.models.unet import UNetDenoiser
 from ldm.types import Conditioning
 from tests.support.tiny_models import SD1_SCHEDULER
@@ -132,6 +134,37 @@ def test_the_noise_has_the_latents_channels(name: str) -> None:
     assert denoiser.needs_more_than_text
 
 
+@pytest.mark.parametrize("width", [16, 17])
+def test_the_guidance_scale_is_told_as_diffusers_does(width: int) -> None:
+    """Also where deep features are reused; a UNet without the embedding ignores the scale."""
+    unet, latents, timesteps = (
+        make_unet(time_cond_proj_dim=width),
+        normal(2, 4, 8, 8, seed=7),
+        torch.tensor([3, 800]),
+    )
+    scales = torch.tensor([7.3, 2.0])
+    told = replace(inputs(2, 1), guidance_scale=scales)
+    embedded = StableDiffusionPipeline.get_guidance_scale_embedding(None, scales - 1, embedding_dim=width)
+    expected = unet(latents, timesteps, told.prompt_embeds, timestep_cond=embedded, return_dict=False)[0]
+    denoiser = UNetDenoiser(unet)
+    assert denoiser.embeds_guidance and not denoiser.needs_more_than_text
+    torch.testing.assert_close(denoiser(latents, timesteps, told), expected)
+    torch.testing.assert_close(SplitUNet(unet).full(latents, timesteps, told)[0], expected)
+    other = replace(told, guidance_scale=scales + 1)
+    assert not torch.allclose(denoiser(latents, timesteps, other), expected)
+    plain = UNetDenoiser(make_unet())
+    assert torch.equal(plain(latents, timesteps, told), plain(latents, timesteps, inputs(2, 1)))
+
+
+def test_a_new_guidance_embedding_changes_nothing_at_first() -> None:
+    unet, latents, timesteps = make_unet(), normal(2, 4, 8, 8, seed=7), torch.tensor([3, 800])
+    told = replace(inputs(2, 1), guidance_scale=torch.tensor([7.3, 2.0]))
+    before = UNetDenoiser(unet)(latents, timesteps, told)
+    add_guidance_embedding(unet)
+    assert UNetDenoiser(unet).embeds_guidance
+    assert torch.equal(UNetDenoiser(unet)(latents, timesteps, told), before)
+
+
 def test_a_learned_variance_does_not_change_the_latent_channels() -> None:
     denoiser = UNetDenoiser(make_unet(out_channels=8), latent_channels=4)
     assert (denoiser.latent_channels, denoiser.concat_channels) == (4, 0)
@@ -172,7 +205,6 @@ def test_control_signals_reach_the_unet() -> None:
     ("key", "changes"),
     [
         ("class_embed_type", {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 8}),
-        ("time_cond_proj_dim", {"time_cond_proj_dim": 16}),
     ],
 )
 def test_unsupported_inputs_are_rejected(key: str, changes: dict[str, Any]) -> None:

@@ -9,6 +9,8 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from ldm.diffusion.scheduler_names import SCHEDULERS
+from ldm.models.fresh import add_guidance_embedding
+from ldm.models.parts import ModelParts
 from ldm.noise import image_generators
 from ldm.pipeline.pipeline import Pipeline
 from tests.support.tiny_images import SEED, stock_scheduler
@@ -80,11 +82,20 @@ def _difference(first: Image.Image, second: Image.Image) -> int:
     return int(np.abs(np.asarray(first, dtype=int) - np.asarray(second, dtype=int)).max())
 
 
+def told_guidance(parts: ModelParts) -> ModelParts:
+    """A model whose UNet is told the guidance scale, as distilled ones are."""
+    unet = parts.denoiser.unet
+    add_guidance_embedding(unet)
+    torch.nn.init.normal_(unet.time_embedding.cond_proj.weight)
+    return parts
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
     return {
         "sd1": Pair(make_sd1(tmp_path_factory.mktemp("sd1"))),
         "sd2": Pair(make_sd2(tmp_path_factory.mktemp("sd2"))),
+        "told guidance": Pair(told_guidance(make_sd2(tmp_path_factory.mktemp("told")))),
         "zero_snr": Pair(make_sd2(tmp_path_factory.mktemp("zero_snr"), ZERO_SNR_SCHEDULER)),
     }
 
@@ -112,7 +123,18 @@ def test_karras(models: dict[str, Pair], scheduler: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "scheduler", ["ddpm", "ddim", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_sde", "unipc"]
+    "scheduler", ["ddpm", "ddim", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "lcm"]
 )
 def test_zero_terminal_snr(models: dict[str, Pair], scheduler: str) -> None:
     models["zero_snr"].check(scheduler)
+
+
+@pytest.mark.parametrize("scheduler", ["lcm", "ddim"])
+def test_a_guidance_scale_that_the_unet_is_told(models: dict[str, Pair], scheduler: str) -> None:
+    """Its images depend on the scale, and are made in one branch."""
+    pair, rows = models["told guidance"], []
+    hook = pair.ours.denoiser.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+    pair.check(scheduler, guidance_scale=7.3, given_latents=True)
+    low, high = (pair.ours.generate("a red apple", guidance_scale=scale).images[0] for scale in (2.0, 7.3))
+    hook.remove()
+    assert _difference(low, high) > 1 and set(rows) == {1, 2}

@@ -142,7 +142,7 @@ def num_previewed(settings: DenoiserSettings) -> int:
 
     Costs are counted in forward passes of one sample; the backward pass of a training step costs as much as two.
     """
-    preview, (height, width) = settings.preview, preview_size(settings)
+    preview, (height, width) = settings.preview_settings, preview_size(settings)
     num_previews = -(-settings.num_steps // settings.preview_every)
     relative_size = height * width / (settings.data.height * settings.data.width)
     branches = 2 if preview.guidance_scale > 1 else 1

@@ -265,6 +265,8 @@ def cached_texts(placed: Sequence[BucketedSample], settings: DenoiserSettings) -
     if settings.trains_text_encoder or not settings.cache.enabled or any(one is None for one in lists):
         return None
     texts = {text for one in lists for text in one or ()}
+    if settings.distill is not None:  # the teacher's guidance needs it
+        texts.add("")
     if settings.validation.every:  # it drops no caption, while training with dropout 1 has only ""
         texts |= {plain_caption(one.sample, settings.captions) for one in placed}
     return texts

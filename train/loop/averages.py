@@ -83,6 +83,11 @@ class WeightAverages:
             return update_weight(step, gamma_of(width))
         return 1 - (min(self.decay, (1 + step) / (10 + step)) if self.decay else 0.0)
 
+    @property
+    def current(self) -> dict[str, Tensor]:
+        """The average that `applied` uses, by the weight's name; not copies."""
+        return self._applied
+
     def tensors(self) -> dict[str, Tensor]:
         """Every average by the weight's name, prefixed with `width-0.05/` if there are widths. Not copies."""
         return {

@@ -1,6 +1,6 @@
 """Denoiser, text encoder and objective as one module: a batch in, one loss per sample out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -18,6 +18,7 @@ from ldm.tasks import TrainingInputs, find_task, input_latents
 from ldm.types import Conditioning
 
 from ..settings.denoiser import DenoiserSettings
+from .distillation import Distillation
 from .optim import ParameterGroup
 from .steps import Batch, to_device
 
@@ -33,6 +34,7 @@ class DenoiserLoss(nn.Module):
         parts: the whole model.
         task: what the denoiser is told besides the prompt.
         prompts: the outputs of a frozen text encoder, from the cache; None calls the text encoder.
+        distillation: what takes the place of the usual objective; None for that.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class DenoiserLoss(nn.Module):
         settings: DenoiserSettings,
         path: ProbabilityPath,
         groups: Sequence[ParameterGroup],
+        distillation: Distillation | None = None,
     ) -> None:
         super().__init__()
         self.denoiser = parts.denoiser
@@ -48,6 +51,7 @@ class DenoiserLoss(nn.Module):
             self.text_encoder = parts.text_encoder
         self.settings, self.groups = settings, list(groups)
         self.path: ProbabilityPath = path
+        self.distillation = distillation
         self.loss_history: LossHistory | None = None
         if settings.objective.timestep_distribution == "loss_aware":
             assert isinstance(path, DDPMPath)
@@ -104,18 +108,7 @@ class DenoiserLoss(nn.Module):
         set_dropout_keys(self, batch["noise"])
         latents = self.latents(batch)
         timesteps = self.timesteps(batch, latents)
-        loss = diffusion_loss(
-            self.denoiser,
-            latents,
-            batch["noise"],
-            timesteps,
-            self.conditioning(batch, latents.device),
-            self.path,
-            self.settings.objective,
-            mask=batch.get("loss_mask"),
-            offset=batch.get("offset"),
-            perturbation=batch.get("perturbation"),
-        )
+        loss = self.losses(batch, latents, timesteps)
         weight = batch["loss_weight"]
         if self.loss_history is not None and self.training:
             self._observed.append(
@@ -127,8 +120,35 @@ class DenoiserLoss(nn.Module):
             **by_tenth(loss, self.path.tenth(timesteps)),
         }
 
+    def losses(self, batch: Batch, latents: Tensor, timesteps: Tensor) -> Tensor:
+        """The loss of each sample, [b]."""
+        conditioning = self.conditioning(batch, latents.device)
+        if self.distillation is not None:
+            empty = self.embed([""], latents.device) if self.distillation.is_guided else None
+            return self.distillation.loss(self.denoiser, batch, latents, conditioning, empty, self.path)
+        return diffusion_loss(
+            self.denoiser,
+            latents,
+            batch["noise"],
+            timesteps,
+            conditioning,
+            self.path,
+            self.settings.objective,
+            mask=batch.get("loss_mask"),
+            offset=batch.get("offset"),
+            perturbation=batch.get("perturbation"),
+        )
+
+    def use_average(self, average: Mapping[str, Tensor]) -> None:
+        """Take in the averaged weights by the weights' names, which give a distillation its target."""
+        if self.distillation is not None:
+            own = {name.removeprefix("denoiser."): tensor for name, tensor in average.items()}
+            self.distillation.use_average(self.denoiser, own)
+
     def timesteps(self, batch: Batch, latents: Tensor) -> Tensor:
         """The batch's timesteps [b]. Validation does not sample them by their losses."""
+        if self.distillation is not None:
+            return self.distillation.timesteps(batch, self.path)
         if self.loss_history is not None and self.training:
             return self.loss_history.timesteps_at(batch["position"])
         return timestep_at(batch["position"], self.path, self.settings.objective, self.size_ratio(latents))

@@ -1,6 +1,6 @@
 """Everything a run needs to continue: weights, optimizer, averages, and the sums of the metrics not yet logged."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -80,6 +80,14 @@ class LearnsFromLosses(Protocol):
 
     def learn(self, observed: Tensor) -> None:
         """Take in what the samples of all processes have shown, in any order."""
+
+
+@runtime_checkable
+class UsesAverage(Protocol):
+    """A module whose loss may depend on the averaged weights."""
+
+    def use_average(self, average: Mapping[str, Tensor]) -> None:
+        """Take in the averages by the weights' names, before the first step; they are updated in place."""
 
 
 @dataclass

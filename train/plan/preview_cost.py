@@ -60,7 +60,7 @@ def measure_previews(
         start: the step that the run starts from.
         held_out: the number of held-out samples.
     """
-    preview, last = settings.preview, settings.num_steps
+    preview, last = settings.preview_settings, settings.num_steps
     size = (inputs.height or settings.data.height, inputs.width or settings.data.width)
     num_previews = _number_due(settings.preview_every, start, last)
     num_validations = _number_due(settings.validation.every, start, last)

@@ -4,15 +4,17 @@ from pathlib import Path
 
 import torch
 
+from ldm.diffusion.consistency import NUM_FEW_STEPS, check_distillable
 from ldm.diffusion.edm import EDMPath
 from ldm.diffusion.flow import FlowPath
+from ldm.diffusion.interval import EVERYWHERE
 from ldm.diffusion.path import DDPMPath, ProbabilityPath
-from ldm.diffusion.schedulers import trained_path
+from ldm.diffusion.schedulers import few_step_config, trained_path
 from ldm.errors import UserError
 from ldm.models.adapters.folder import Base, find_base
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.control.hints import HINT_KINDS
-from ldm.models.fresh import add_class_labels, make_unet, widen_input
+from ldm.models.fresh import add_class_labels, add_guidance_embedding, make_unet, widen_input
 from ldm.models.loading.components import load_text_model, load_tokenizer, load_vae
 from ldm.models.loading.folder import Defaults
 from ldm.models.loading.model import ModelParts, load_parts
@@ -24,6 +26,7 @@ from ldm.tasks import find_task
 from ldm.tasks.control import CONTROL, LABELS
 
 from ..loop.denoiser_loss import DenoiserLoss
+from ..loop.distillation import Distillation, frozen_copy
 from ..settings.denoiser import DenoiserSettings, PartsSettings
 from .trainable import choose_trained
 
@@ -38,8 +41,40 @@ def make_loss(settings: DenoiserSettings, parts: ModelParts | None = None) -> De
         UserError: a part is missing, or does not fit the settings.
     """
     parts = parts or make_parts(settings)
+    path = path_of(settings, parts)
+    distillation = begin_distillation(settings, parts, path) if settings.distill else None
     groups = choose_trained(parts, settings, seed=settings.seed, learning_rate=settings.optim.learning_rate)
-    return DenoiserLoss(parts, settings, path_of(settings, parts), groups)
+    return DenoiserLoss(parts, settings, path, groups, distillation)
+
+
+def begin_distillation(settings: DenoiserSettings, parts: ModelParts, path: ProbabilityPath) -> Distillation:
+    """The teacher of a distillation, and a model that becomes its student: with the sampler and settings for few steps.
+
+    Raises:
+        UserError: the base cannot be distilled.
+    """
+    distill = settings.distill
+    assert distill is not None
+    check_distillable(path, str(settings.base))
+    if parts.denoiser.embeds_guidance:
+        raise UserError(f"distill with base = {settings.base}", "it is distilled already: name its teacher")
+    teacher = None
+    if distill.trajectory == "teacher":
+        teacher = frozen_copy(parts.denoiser, share=settings.is_adapter)
+    distillation = Distillation(distill, teacher, parts.defaults.guidance_scale)
+    if distill.embed_guidance:
+        add_guidance_embedding(parts.denoiser.unet)
+    parts.scheduler_config = few_step_config(parts.scheduler_config, distill.num_solver_steps)
+    usual = sum(distillation.scales) / 2 if distill.embed_guidance else 1.0
+    parts.defaults = parts.defaults.model_copy(
+        update={
+            "scheduler": "lcm",
+            "num_inference_steps": NUM_FEW_STEPS,
+            "guidance_scale": usual,
+            "guidance_interval": EVERYWHERE,
+        }
+    )
+    return distillation
 
 
 def make_parts(settings: DenoiserSettings) -> ModelParts:

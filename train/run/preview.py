@@ -19,6 +19,7 @@ from ldm.noise import image_generators, normal_per_image
 from ldm.pipeline.decoding import decode_images
 from ldm.pipeline.pipeline import Pipeline
 from ldm.tasks import Task, encoder_for
+from ldm.tasks.guiding import told_guidance, without_branches
 
 from ..loop.validation import evaluating
 from ..settings.denoiser import PreviewSettings
@@ -103,6 +104,9 @@ def generate_with_inputs(
     chosen = task.completed(given, given)
     prompts, seeds = parts.text_encoder(list(inputs.prompts)), range(len(inputs.prompts))
     conditioning = task.generation_conditioning(prompts, task.prepared(images, chosen, seeds), encode)
+    if parts.denoiser.embeds_guidance:
+        conditioning = told_guidance(conditioning, settings.guidance_scale)
+        chosen = without_branches(chosen)
     scheduler = make_scheduler(parts.defaults.scheduler, parts.scheduler_config)
     plan = plan_sampling(scheduler, settings.num_inference_steps)
     denoiser = task.guided(parts.denoiser, conditioning, parts.text_encoder([""]), chosen)

@@ -25,7 +25,7 @@ from ..loop.averages import WeightAverages
 from ..loop.optim import make_optimizer
 from ..loop.processes import Processes, num_processes_on_this_machine, processes_of
 from ..loop.sharding import shard
-from ..loop.state import TrainState
+from ..loop.state import TrainState, UsesAverage
 from ..loop.steps import StepRecord, train_steps
 from ..settings.shared import TrainSettings
 from .after_steps import AfterSteps, Preview, PreviewStopped, Validate
@@ -236,6 +236,8 @@ class Run:
             load_module_numbers(module, source)
             self.changes = [f"starting from the weights of {source}"]
         averages = WeightAverages(module, optim.ema_decay, optim.average)
+        if isinstance(module, UsesAverage):
+            module.use_average(averages.current)
         optimizer = make_optimizer(module, optim)
         assert {p for group in optimizer.param_groups for p in group["params"]} <= set(module.parameters())
         model = self._model.encoded if self._model else b""

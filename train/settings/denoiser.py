@@ -9,6 +9,7 @@ from ldm.config import Settings, checked_by
 from ldm.data.cache.cache_folder import CacheSettings
 from ldm.data.captions import CaptionSettings
 from ldm.data.degradations import DegradationSettings
+from ldm.diffusion.consistency import NUM_FEW_STEPS, DistillSettings
 from ldm.diffusion.edm import EDMSettings
 from ldm.diffusion.flow import FlowSettings
 from ldm.diffusion.interval import EVERYWHERE, check_interval
@@ -87,6 +88,11 @@ class DenoiserSettings(TrainSettings, TrainableSettings):
     flow: FlowSettings = FlowSettings()
     edm: EDMSettings = EDMSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
+    distill: DistillSettings | None = Field(
+        None,
+        description="train base into a model that needs few sampling steps, in place of objective; {} is Latent "
+        "Consistency Distillation with the base's own guidance scale",
+    )
     captions: CaptionSettings = CaptionSettings()
     prompt_chunks: int = Field(
         1,
@@ -117,8 +123,22 @@ class DenoiserSettings(TrainSettings, TrainableSettings):
                 raise ValueError(f"{name} is given, but base determines it: leave it out")
         if self.objective.timestep_distribution == "loss_aware":
             self._check_loss_aware()
+        if self.distill is not None:
+            self._check_distill(self.distill)
         if self.base is None:
             self._check_path()
+
+    @property
+    def preview_settings(self) -> PreviewSettings:
+        """How previews are made: those of a distilled model with few steps, unless the settings say otherwise."""
+        if self.distill is None:
+            return self.preview
+        few: dict[str, Any] = {"num_inference_steps": NUM_FEW_STEPS}
+        if not self.distill.embed_guidance:
+            few["guidance_scale"] = 1.0
+        return self.preview.model_copy(
+            update={key: value for key, value in few.items() if key not in self.preview.model_fields_set}
+        )
 
     @property
     def task_settings(self) -> Settings | None:
@@ -133,6 +153,25 @@ class DenoiserSettings(TrainSettings, TrainableSettings):
             raise ValueError(
                 "objective.timestep_shift has no effect with timestep_distribution loss_aware: leave it out"
             )
+
+    def _check_distill(self, distill: DistillSettings) -> None:
+        if self.base is None:
+            raise ValueError("distill is given, but there is no base to distill: set base: MODEL")
+        if self.objective != ObjectiveSettings():
+            raise ValueError("objective has no effect with distill: leave it out")
+        if self.trains_text_encoder or self.trainable == "controlnet":
+            raise ValueError(
+                f"distill trains the UNet, not trainable: {self.trainable}: set trainable: unet, or lora without "
+                "lora.text_encoder"
+            )
+        if distill.embed_guidance and self.trainable != "unet":
+            raise ValueError("distill.embed_guidance adds weights to the UNet: set trainable: unet")
+        if distill.target == "average" and self.optim.average.widths:
+            raise ValueError(
+                "distill.target average needs one average with optim.ema_decay: leave widths out"
+            )
+        if distill.target == "average" and self.sharding == "full":
+            raise ValueError("distill.target average cannot be used with sharding: full")
 
     def _check_path(self) -> None:
         for name, path in SETTINGS_OF_PATH.items():

@@ -92,20 +92,27 @@ class SchedulerChange:
     changes: dict[str, object]
 
 
-def scheduler_change(parts: ModelParts) -> SchedulerChange | None:
-    """The scheduler of the model's defaults; None if a stock pipeline takes it anyway, or diffusers lacks it."""
+def scheduler_change(parts: ModelParts, *, is_lora: bool = False) -> SchedulerChange | None:
+    """The scheduler of the model's defaults; None if a stock pipeline takes it anyway, or diffusers lacks it.
+
+    Args:
+        is_lora: whether only a LoRA is exported, so that the pipeline has the base's scheduler. That is good enough,
+            unless the LoRA distils the base.
+    """
     import diffusers
 
     entry = SCHEDULERS.get(parts.defaults.scheduler)  # None for the model's own
     if entry is None or not entry.available:
         return None
     learned = parts.scheduler_config.get("variance_type") == LEARNED_VARIANCE
+    if is_lora and not entry.for_few_steps:
+        return None
     if learned or path_of_config(parts.scheduler_config) is not None:
         return None  # the saved scheduler is the one that a stock pipeline can run
     parameters = signature(getattr(diffusers, entry.class_name)).parameters
     config = {name: parameter.default for name, parameter in parameters.items()} | parts.scheduler_config
     changes = {key: value for key, value in entry.overrides.items() if config.get(key) != value}
-    if config.get("_class_name") == entry.class_name and not changes:
+    if config.get("_class_name") == entry.class_name and not changes and not is_lora:
         return None
     return SchedulerChange(entry.class_name, changes)
 

@@ -136,7 +136,9 @@ def _model_facts(exported: ExportedModel, prompt: str, own_card: SourceCard | No
         "adapter_kind": source.adapter.kind if source.adapter else None,
         "base_is_embedded": base is not None and base.name in EMBEDDED,
         "usage": usage,
-        "python": python_example(exported, usage, scheduler_change(source.parts), prompt),
+        "python": python_example(
+            exported, usage, scheduler_change(source.parts, is_lora=exported.is_lora), prompt
+        ),
         "command": command_example(exported, usage, prompt),
         "software": software_of(exported),
         "source_card": own_card.quoted() if own_card else None,

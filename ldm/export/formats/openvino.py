@@ -33,6 +33,11 @@ def export_openvino(source: ExportSource, folder: Path, options: ExportOptions, 
         raise UserError(
             f"no program runs a model for {source.parts.task} with OpenVINO", "choose --format diffusers"
         )
+    if source.parts.denoiser.embeds_guidance:
+        raise UserError(
+            "the unet is told the guidance scale, an input that the networks for OpenVINO do not have",
+            "choose --format diffusers",
+        )
     write_openvino(source.weights(), folder)
     return lambda: (verify(expect_rounded(source, torch.float32), "openvino", folder=folder),)
 

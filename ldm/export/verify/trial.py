@@ -86,6 +86,8 @@ def trial_for(parts: ModelParts) -> Trial:
     scale = min(1.0, LARGEST_SIDE_PX / max(height, width))
     height, width = (max(multiple, round(side * scale / multiple) * multiple) for side in (height, width))
     prompt, negative_prompt = (_within_context(parts, text) for text in (PROMPT, NEGATIVE_PROMPT))
+    if parts.denoiser.embeds_guidance:
+        negative_prompt = ""  # it has no branch for one
     trial = Trial(
         height,
         width,

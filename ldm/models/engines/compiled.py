@@ -5,6 +5,7 @@ The module itself does not change: it keeps its weights, parameter names and sub
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -74,6 +75,8 @@ def compile_denoiser(denoiser: UNetDenoiser, num_rows: int, height: int, width: 
     latents = torch.zeros(num_rows, denoiser.latent_channels, height, width, device=device)
     timesteps = torch.full((num_rows,), 500, device=device)
     embeds = Conditioning(torch.zeros(num_rows, num_tokens, denoiser.text_width, device=device))
+    if denoiser.embeds_guidance:
+        embeds = replace(embeds, guidance_scale=torch.ones(num_rows, device=device))
     try:
         denoiser(latents, timesteps, embeds)
     except torch.OutOfMemoryError:

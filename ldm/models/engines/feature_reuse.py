@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.models.unet import UNetDenoiser, added_conditions, with_concat
+from ldm.models.unet import UNetDenoiser, added_conditions, guidance_embedding, with_concat
 from ldm.types import Conditioning, Denoiser, Step
 
 NUM_FRESH_LAYERS = 2
@@ -159,9 +159,10 @@ class SplitUNet:
         return _Given(self._embed_time(timesteps, conditioning, text), text, bias)
 
     def _embed_time(self, timesteps: Tensor, conditioning: Conditioning, text: Tensor) -> Tensor:
-        """The embedding added in every layer: of timesteps, class labels, and SDXL's text and time ids."""
+        """The embedding added in every layer: of timesteps, guidance, class labels, and SDXL's text and time ids."""
         unet = self._unet
-        time: Tensor = unet.time_embedding(unet.time_proj(timesteps).to(text.dtype))
+        guidance = guidance_embedding(unet, conditioning, text.dtype)
+        time: Tensor = unet.time_embedding(unet.time_proj(timesteps).to(text.dtype), guidance)
         labels = unet.get_class_embed(text, conditioning.class_labels)
         added = unet.get_aug_embed(time, text, added_conditions(conditioning, text.dtype) or {})
         for more in (labels, added):

@@ -110,7 +110,7 @@ def openvino_denoiser(denoiser: UNetDenoiser, folder: Path, *, in_passes: bool =
         UserError: OpenVINO is not installed, the denoiser is not in float32 or cannot be split into passes, the disk
             is full or not writable, or OpenVINO's output differs from torch's on this machine.
     """
-    if denoiser.needs_more_than_text:
+    if denoiser.needs_more_than_text or denoiser.embeds_guidance:
         raise UserError("the engine openvino only supports text-to-image models", "use the engine torch")
     dtype = denoiser.unet.dtype
     if dtype != torch.float32:
