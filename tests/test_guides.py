@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from ldm.cli.app import app
 from ldm.models.loading.model import save_parts
 from tests.support.documents import ROOT, marked_blocks
+from tests.support.tiny_models import make_sdxl
 from tests.support.tiny_tasks import make_labelled
 
 GUIDES = sorted((ROOT / "docs/guides").glob("*.md"))
@@ -26,7 +27,12 @@ def write_models_of_tasks(folder: Path) -> None:
         save_parts(parts, folder / f"runs/tasks/{task}/pipeline")
 
 
-PREPARED = {"upscale.md": write_models_of_tasks}
+def write_sdxl(folder: Path) -> None:
+    """In place of a model of full size, a tiny one."""
+    save_parts(make_sdxl(folder / "tokenizers"), folder / "models/sdxl")
+
+
+PREPARED = {"upscale.md": write_models_of_tasks, "sdxl.md": write_sdxl}
 """What stands for trainings that a guide describes and that take too long."""
 
 
@@ -46,5 +52,5 @@ def test_the_commands_run(guide: str, block: str, tmp_path: Path, monkeypatch: p
 
 def test_there_are_blocks() -> None:
     assert [block.id for block in BLOCKS] == [
-        "control.md", "edit.md", "inpaint.md", "prompts.md", "upscale.md",
+        "control.md", "edit.md", "inpaint.md", "prompts.md", "sdxl.md", "upscale.md",
     ]  # fmt: skip

@@ -18,7 +18,7 @@ def import_model(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="A .safetensors file in the original layout of Stable Diffusion 1 or 2."
+            metavar="FILE", help="A .safetensors file in the original layout of Stable Diffusion 1, 2 or XL."
         ),
     ],
     dest: Annotated[Path, typer.Argument(metavar="DEST", help="A new folder for the model.")],

@@ -120,10 +120,11 @@ def _adapter(folder: Path) -> dict[str, Any] | None:
 
 def _networks(pipeline: "Pipeline") -> dict[str, Any]:
     """The model's diffusers and transformers networks."""
+    text_models = [encoder.model for encoder in pipeline.text_encoder.encoders]
     return {
         "denoiser": pipeline.denoiser.unet,
         "autoencoder": pipeline.autoencoder.vae,
-        "text encoder": pipeline.text_encoder.model,
+        **dict(zip(("text encoder", "second text encoder"), text_models, strict=False)),
     }
 
 

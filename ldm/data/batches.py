@@ -22,7 +22,7 @@ from ldm.io.images import image_to_tensor, resize_and_crop
 
 BATCH_NAMES = frozenset({
     "sample_id", "pixel_values", "moments", "posterior_noise", "noise", "position", "caption", "weight", "loss_weight",
-    "loss_mask", "perturbation", "offset",
+    "loss_mask", "perturbation", "offset", "told_sizes",
 })  # fmt: skip
 """The names that a batch of any task may hold."""
 
@@ -148,6 +148,7 @@ class LatentSamples(Dataset[dict[str, Any]]):
         draw: of `TaskInputs`, and `derive` likewise.
         num_variants: the draws of an epoch are those of epoch mod this; 0 makes new ones in every epoch.
         drawn: reads each variant of an image that the task draws, by its name.
+        tells_sizes: the batch holds `BucketedSample.told_sizes` of each sample, for denoisers that are told sizes.
 
     Raises:
         ValueError: an image or text has the name of something else in the batch.
@@ -169,6 +170,7 @@ class LatentSamples(Dataset[dict[str, Any]]):
     derive: Derive | None = None
     num_variants: int = 0
     drawn: Mapping[str, Sequence[ReadImage]] = field(default_factory=dict)
+    tells_sizes: bool = False
 
     def __post_init__(self) -> None:
         _check_names([*self.images, *self.texts, *self.drawn])
@@ -191,6 +193,8 @@ class LatentSamples(Dataset[dict[str, Any]]):
             "weight": key.weight,
             "loss_weight": sample.loss_weight,
         }
+        if self.tells_sizes:
+            item["told_sizes"] = placed.told_sizes(crop, flip)
         if self.masked:
             item["loss_mask"] = placed.mask(crop, flip, self.downscale)
         if self.extra_noise:

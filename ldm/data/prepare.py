@@ -12,7 +12,7 @@ from ldm.data.buckets import BucketSettings, Placement, draw_crop, place
 from ldm.data.sample import MAIN_IMAGE, ImageInfo, ImageInput, Refusal, Sample, read_unchanged
 from ldm.data.sources.reading import Reading, SourceSettings
 from ldm.data.survey import check_bad_fraction
-from ldm.data.transform import transform_image, transform_input, transform_key, transform_mask
+from ldm.data.transform import crop_corner, transform_image, transform_input, transform_key, transform_mask
 from ldm.io.images import WHITE, open_image
 from ldm.noise import key_to_seed
 
@@ -108,6 +108,14 @@ class BucketedSample:
         """
         encoded = read_unchanged(self.sample.image, self.facts.content_hash)
         return transform_image(open_image(encoded, name=self.sample.image.name), self.placement, crop, flip)
+
+    def told_sizes(self, crop: int = 0, flip: bool = False) -> tuple[float, ...]:
+        """Height and width of the upright image, top and left of one crop, and height and width of its bucket.
+
+        The crop is cut from the image scaled to cover its bucket.
+        """
+        corner = crop_corner(self.placement, crop, flip)
+        return (float(self.facts.height), float(self.facts.width), *corner, *map(float, self.size))
 
     def input_pixels(self, wanted: ImageInput, crop: int = 0, flip: bool = False) -> Tensor:
         """The same crop of an image that a task needs; `transform_input` gives its shape and range.

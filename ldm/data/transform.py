@@ -135,6 +135,16 @@ def transform_key(placement: Placement, crop: int = 0, flip: bool = False, backg
     )
 
 
+def crop_corner(placement: Placement, crop: int = 0, flip: bool = False) -> tuple[float, float]:
+    """Top and left of a crop in the scaled image, as `transform_image` cuts it; the center may be at half a pixel.
+
+    A flipped crop's left side is that of the flipped image, whose right side the crop was nearest to.
+    """
+    vertical, horizontal = _position(placement, crop)
+    down, right = placement.slack
+    return vertical * down, (1 - horizontal if flip else horizontal) * right
+
+
 def _position(placement: Placement, crop: int) -> tuple[float, float]:
     """The position of a crop as fractions of the slack (vertical, horizontal); 1/2 where it cannot move."""
     vertical, horizontal = (

@@ -1,4 +1,4 @@
-"""The text encoder: a transformers `CLIPTextModel` and its tokenizer, from prompts to `Conditioning`.
+"""The text encoder: a CLIP text model of transformers and its tokenizer, from prompts to `Conditioning`.
 
 A prompt longer than the context is split into chunks. Each chunk is embedded separately, with its own start and end
 token; the embeddings are joined along L, and the denoiser attends to all of them.
@@ -6,6 +6,7 @@ token; the embeddings are joined along L, and the denoiser attends to all of the
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,17 +25,37 @@ class ClipTextEncoder(nn.Module):
 
     Attributes:
         tokenizer: the CLIPTokenizer.
-        model: the CLIPTextModel, which is trained, saved and loaded.
+        model: the CLIPTextModel or CLIPTextModelWithProjection, which is trained, saved and loaded.
+        hidden_layer: the index of the hidden state that is used, without the final norm, such as -2 for the last layer
+            but one. None is the output of the model.
+        zeros_for_empty: the empty prompt has zeros for embeddings, in place of what the model makes of no words.
+        suffix: of the names in the diffusers layout, such as `_2` for `text_encoder_2`.
     """
 
-    def __init__(self, tokenizer: Any, model: Any) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        model: Any,
+        *,
+        hidden_layer: int | None = None,
+        zeros_for_empty: bool = False,
+        suffix: str = "",
+    ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.model = model
+        self.hidden_layer = hidden_layer
+        self.zeros_for_empty = zeros_for_empty
+        self.suffix = suffix
 
     def components(self) -> dict[str, Any]:
         """The networks and tokenizers inside, by their names in the diffusers layout."""
-        return {"text_encoder": self.model, "tokenizer": self.tokenizer}
+        return {f"text_encoder{self.suffix}": self.model, f"tokenizer{self.suffix}": self.tokenizer}
+
+    @property
+    def encoders(self) -> "tuple[ClipTextEncoder, ...]":
+        """The text encoders that read a prompt each: this one alone, unless it joins several."""
+        return (self,)
 
     @property
     def context_length(self) -> int:
@@ -46,8 +67,40 @@ class ClipTextEncoder(nn.Module):
         """D, the width of the prompt embeddings."""
         return int(self.model.config.hidden_size)
 
-    def forward(self, prompts: Sequence[str], num_chunks: int = 1) -> Conditioning:
-        return self.embed(self.tokenize(prompts, num_chunks))
+    def forward(self, prompts: Sequence[str], num_chunks: int = 1, second: str = "") -> Conditioning:
+        """The embeddings of B prompts; `second` is for models with a second text encoder."""
+        texts = self.texts(prompts, second)
+        pairs = zip(self.encoders, texts, strict=True)
+        return self.joined(texts, [each.embed(each.tokenize(own, num_chunks)) for each, own in pairs])
+
+    def unread_modules(self) -> list[nn.Module]:
+        """Modules inside whose output nothing reads, so that training does not change them."""
+        return []
+
+    def texts(self, prompts: Sequence[str], second: str = "") -> list[Sequence[str]]:
+        """What each of `encoders` reads: B texts for each."""
+        return [prompts]
+
+    def joined(self, texts: Sequence[Sequence[str]], parts: Sequence[Conditioning]) -> Conditioning:
+        """The conditioning of what each of `encoders` made of its texts.
+
+        Args:
+            texts: of `texts`, to which weights may have been applied.
+            parts: one for each encoder, B rows each.
+        """
+        (own,), (part,) = texts, parts
+        return self.without_empty(own, part)
+
+    def without_empty(self, texts: Sequence[str], part: Conditioning) -> Conditioning:
+        """The embeddings with zeros for empty texts, if the model was trained with them."""
+        if not self.zeros_for_empty or all(texts):
+            return part
+        is_empty = torch.tensor([not text for text in texts], device=part.prompt_embeds.device)
+        return replace(
+            part,
+            prompt_embeds=part.prompt_embeds.masked_fill(is_empty[:, None, None], 0),
+            pooled=None if part.pooled is None else part.pooled.masked_fill(is_empty[:, None], 0),
+        )
 
     def tokenize(self, prompts: Sequence[str], num_chunks: int = 1) -> Tensor:
         """Token ids [B, num_chunks L] on the CPU, each chunk padded to the context; the rest is cut off."""
@@ -67,10 +120,14 @@ class ClipTextEncoder(nn.Module):
         device = self.model.device
         if device.type == "cuda" and not chunks.is_cuda:
             chunks = chunks.pin_memory()  # the copy then does not wait for the device
-        output = self.model(input_ids=chunks.to(device, non_blocking=True), return_dict=True)
-        prompt_embeds = output.last_hidden_state.reshape(num_rows, length, -1)
-        pooled = output.pooler_output.reshape(num_rows, -1, output.pooler_output.shape[-1])[:, 0]
-        return Conditioning(prompt_embeds, pooled=pooled)
+        more = {} if self.hidden_layer is None else {"output_hidden_states": True}
+        output = self.model(input_ids=chunks.to(device, non_blocking=True), return_dict=True, **more)
+        hidden = (
+            output.last_hidden_state if self.hidden_layer is None else output.hidden_states[self.hidden_layer]
+        )
+        vectors = output.text_embeds if "text_embeds" in output else output.pooler_output
+        pooled = vectors.reshape(num_rows, -1, vectors.shape[-1])[:, 0]
+        return Conditioning(hidden.reshape(num_rows, length, -1), pooled=pooled)
 
     def tokens_read(self, num_chunks: int) -> int:
         """How many tokens of a prompt fit into `num_chunks`, with start and end counted once, as in `count_tokens`."""

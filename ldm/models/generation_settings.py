@@ -38,11 +38,23 @@ TEXT_TO_IMAGE = "text-to-image"
 MASKED = ("blended-inpaint", "inpaint")
 FROM_AN_IMAGE = ("image-to-image", "depth-from-image", *MASKED)
 IN_WINDOWS = ("upscale", "restore")
+Pair = tuple[int, int]
+"""Two numbers of pixels."""
+
 MAX_SIZE_PX = 2**14
 """The longest side of an image; what fits in memory is less on most machines."""
 
 MAX_IMAGES = 1_000_000
 """The most images of one prompt in one call: all are listed before the first is made."""
+
+SIZES, SECOND_PROMPT, AESTHETIC_SCORE = "sizes", "a second prompt", "an aesthetic score"
+"""What models of some families are told besides a prompt."""
+
+MAX_TOLD_PX = 2**16
+"""The longest side that a model is told of: its images may come from larger ones."""
+
+UNTOLD, AS_POSITIVE = (0, 0), (-1, -1)
+"""A size that is left to the image's own, and one that is left to that of the prompt."""
 
 MAX_GRADIENT = 2040
 """The largest gradient of an image of 8 bits, by Sobel's 3 x 3 filters and the L1 norm."""
@@ -72,6 +84,7 @@ class Setting:
         tasks: the tasks that it has an effect on, none of which is text-to-image; records of others leave it out.
             Empty for all tasks.
         only_with: what must be given for it to have an effect, such as `control`; other records leave it out.
+        told: what models it is for are told besides a prompt; empty for all models. See `Family.told`.
         infotext: its key in A1111's text, or None if it is not part of it.
         infotext_value: its value there; a None is left out.
     """
@@ -82,6 +95,7 @@ class Setting:
     recorded_if_changed: bool = False
     tasks: tuple[str, ...] = ()
     only_with: str = ""
+    told: str = ""
     infotext: str | None = None
     infotext_value: Callable[[Any], Any] = lambda value: value
 
@@ -135,7 +149,24 @@ def _checked_canny(thresholds: tuple[float, float]) -> tuple[float, float]:
     return thresholds
 
 
+def _checked_pair(name: str, pair: tuple[int, int], *, left_open: tuple[int, int], lowest: int) -> Any:
+    if pair != left_open and not all(lowest <= side <= MAX_TOLD_PX for side in pair):
+        raise UserError(
+            f"{name} is {pair[0]} {pair[1]}", f"give two whole numbers from {lowest} to {MAX_TOLD_PX}"
+        )
+    return pair
+
+
+def _size_pair(name: str) -> AfterValidator:
+    return AfterValidator(lambda pair: _checked_pair(name, pair, left_open=UNTOLD, lowest=1))
+
+
+def _crop_pair(name: str, left_open: tuple[int, int]) -> AfterValidator:
+    return AfterValidator(lambda pair: _checked_pair(name, pair, left_open=left_open, lowest=0))
+
+
 _Number = Annotated[float, Strict()]
+_Whole = Annotated[int, Strict()]
 
 
 class GenerationSettings(Settings):
@@ -187,6 +218,75 @@ class GenerationSettings(Settings):
     )
     negative_prompt: Annotated[str, Setting("TEXT"), AfterValidator(check_text)] = Field(
         "", description="What the images should not show; needs a guidance scale above 1."
+    )
+    prompt_2: Annotated[
+        str, Setting("TEXT", recorded_if_changed=True, told=SECOND_PROMPT), AfterValidator(check_text)
+    ] = Field(
+        "", description="For models with two text encoders: what the second one reads in place of the prompt."
+    )
+    negative_prompt_2: Annotated[
+        str, Setting("TEXT", recorded_if_changed=True, told=SECOND_PROMPT), AfterValidator(check_text)
+    ] = Field("", description="The same for the negative prompt.")
+    original_size: Annotated[
+        tuple[_Whole, _Whole],
+        Setting("HEIGHT WIDTH", recorded_if_changed=True, told=SIZES),
+        _size_pair("original_size"),
+    ] = Field(
+        UNTOLD,
+        description="For models that are told sizes (SDXL): how large the image was before it was cropped, in pixels; "
+        "small sizes give blurred images. 0 0 is the size of the image.",
+    )
+    crop: Annotated[
+        tuple[_Whole, _Whole],
+        Setting("TOP LEFT", recorded_if_changed=True, told=SIZES),
+        _crop_pair("crop", UNTOLD),
+    ] = Field(
+        UNTOLD,
+        description="For the same models: where the image was cut out. 0 0 shows objects whole, 0 400 as if the left "
+        "side had been cut off.",
+    )
+    target_size: Annotated[
+        tuple[_Whole, _Whole],
+        Setting("HEIGHT WIDTH", recorded_if_changed=True, told=SIZES),
+        _size_pair("target_size"),
+    ] = Field(
+        UNTOLD,
+        description="For the same models: the size that the image is said to have. 0 0 is the size that it has.",
+    )
+    negative_original_size: Annotated[
+        tuple[_Whole, _Whole],
+        Setting("HEIGHT WIDTH", recorded_if_changed=True, told=SIZES),
+        _size_pair("negative_original_size"),
+    ] = Field(
+        UNTOLD,
+        description="What the model is told beside the negative prompt, so that images move away from it, such as "
+        "512 512. 0 0 is as beside the prompt.",
+    )
+    negative_crop: Annotated[
+        tuple[_Whole, _Whole],
+        Setting("TOP LEFT", recorded_if_changed=True, told=SIZES),
+        _crop_pair("negative_crop", AS_POSITIVE),
+    ] = Field(AS_POSITIVE, description="The same for the crop. -1 -1 is as beside the prompt.")
+    negative_target_size: Annotated[
+        tuple[_Whole, _Whole],
+        Setting("HEIGHT WIDTH", recorded_if_changed=True, told=SIZES),
+        _size_pair("negative_target_size"),
+    ] = Field(UNTOLD, description="The same for the target size. 0 0 is as beside the prompt.")
+    aesthetic_score: Annotated[float, Setting("X", recorded_if_changed=True, told=AESTHETIC_SCORE)] = Field(
+        6.0,
+        ge=0,
+        le=10,
+        strict=True,
+        description="For refiners of SDXL: how good the image should look, from 0 to 10.",
+    )
+    negative_aesthetic_score: Annotated[
+        float, Setting("X", recorded_if_changed=True, told=AESTHETIC_SCORE)
+    ] = Field(
+        2.5,
+        ge=0,
+        le=10,
+        strict=True,
+        description="What the model is told beside the negative prompt.",
     )
     prompt_weights: Annotated[
         PromptWeights,
@@ -612,7 +712,7 @@ def expected(field: FieldInfo) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     kind: Any = field.annotation
     if get_origin(kind) is tuple:
-        return "a list of two finite numbers"
+        return f"a list of two {'whole' if plain_type(field) is Pair else 'finite'} numbers"
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
     low, high = bounds(field)
@@ -665,4 +765,6 @@ def keyword_parameters(kind: type[GenerationSettings]) -> list[inspect.Parameter
 
 def plain_type(field: FieldInfo) -> Any:
     """The type of a field without what pydantic checks."""
-    return Interval if get_origin(field.annotation) is tuple else field.annotation
+    if get_origin(field.annotation) is tuple:
+        return Pair if get_args(field.annotation)[0] is _Whole else Interval
+    return field.annotation

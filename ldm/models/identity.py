@@ -21,7 +21,7 @@ from ldm.models.loading.folder import component_weights, weights_hash
 from ldm.models.parts import ModelParts
 
 SCHEDULER, DEFAULTS, ADAPTER = "scheduler", "defaults", "adapter"
-LOW_RESOLUTION = "low_res_scheduler"
+LOW_RESOLUTION, SETTINGS = "low_res_scheduler", "settings"
 """The parts of an identity besides the networks and tokenizers, which have the names of their components."""
 
 NOT_DECISIVE = frozenset({"transformers_version", "dtype", "torch_dtype", "architectures"})
@@ -38,7 +38,7 @@ class Identity:
     Attributes:
         weights_hash: `ldm.models.loading.folder.weights_hash`, all that records of older versions have.
         parts: by the name of the component; also "scheduler", "defaults", and for models that have them
-            "low_res_scheduler" and "adapter".
+            "low_res_scheduler", "settings" (of `model_index.json`) and "adapter".
     """
 
     weights_hash: str
@@ -79,6 +79,8 @@ def identity_of(parts: ModelParts, base: Path, adapters: Sequence[Path] = ()) ->
     found[SCHEDULER] = _hash_of(scheduler_settings(parts.scheduler_config))
     if parts.low_resolution is not None:
         found[LOW_RESOLUTION] = _hash_of(parts.low_resolution.model_dump())
+    if parts.settings:
+        found[SETTINGS] = _hash_of(parts.settings)
     found[DEFAULTS] = _hash_of(parts.defaults.model_defaults())
     if adapters:
         found[ADAPTER] = _hash_of([weights_hash(folder) for folder in adapters])

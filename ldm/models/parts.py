@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ldm.io.json_files import shortened
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.control.ip_adapter import ImagePrompts
 from ldm.models.control.networks import ControlNetwork
-from ldm.models.families.family import Family, Size, Width
+from ldm.models.families.family import Family, Size, SizeConditions, Width
 from ldm.models.families.registry import family_of
 from ldm.models.generation_settings import MAX_SIZE_PX, TEXT_TO_IMAGE
 from ldm.models.loading.component_files import check_tokens
@@ -37,6 +38,7 @@ class ModelParts:
         controls: networks that control the denoiser by images, by the kind of image.
         image_prompts: IP-Adapters with their image encoder.
         others: components of the family that belong to none of the three modules, by name.
+        settings: the family's `decisive_settings`.
     """
 
     denoiser: UNetDenoiser
@@ -49,6 +51,7 @@ class ModelParts:
     low_resolution: LowResolutionNoise | None = None
     controls: dict[str, ControlNetwork] = field(default_factory=dict)
     image_prompts: ImagePrompts | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def family(self) -> Family:
@@ -72,10 +75,19 @@ class ModelParts:
             crop: top left corner of the crop.
         """
         said: Conditioning = self.text_encoder(prompts, num_chunks)
+        return self.with_sizes(said, [SizeConditions(original or size, crop, size)])
+
+    def with_sizes(self, said: Conditioning, sizes: Sequence[SizeConditions]) -> Conditioning:
+        """The conditioning with time ids, where the family's UNet takes them.
+
+        Args:
+            said: B rows.
+            sizes: of the B images, or of all of them one.
+        """
         time_ids = self.family.time_ids
         if time_ids is None:
             return said
-        numbers = torch.tensor([time_ids(original or size, crop, size)], dtype=torch.float32)
+        numbers = torch.tensor([time_ids(each) for each in sizes], dtype=torch.float32)
         return replace(said, time_ids=numbers.expand(len(said), -1).to(said.prompt_embeds.device))
 
     def modules(self) -> dict[str, nn.Module]:
@@ -150,26 +162,33 @@ def _is_before_0_9(version: Any) -> bool:
 
 
 def assemble(
-    place: Path, family: Family, components: Mapping[str, Any], scheduler_config: dict[str, Any]
+    place: Path,
+    family: Family,
+    components: Mapping[str, Any],
+    scheduler_config: dict[str, Any],
+    index: Mapping[str, Any] = MappingProxyType({}),
 ) -> ModelParts:
     """A model of these components, in evaluation mode, without gradients, with the size of its UNet as default.
 
     Args:
         place: where they come from, for messages.
         components: all of the family's but the scheduler, by name.
+        index: the contents of `model_index.json`, if there is one.
 
     Raises:
         UserError: the components do not fit each other.
     """
     denoiser, autoencoder = UNetDenoiser(components["unet"]), KLAutoencoder(components["vae"])
-    text_encoder = family.text_encoder(components)
+    settings = family.read_settings(index)
+    text_encoder = family.text_encoder(components, settings)
     height, width = default_size(denoiser, autoencoder)
     parts = ModelParts(
         denoiser,
         autoencoder,
         text_encoder,
         scheduler_config,
-        Defaults(height=height, width=width),
+        Defaults(height=height, width=width, **family.defaults),
+        settings=settings,
     )
     parts.task = task_of_channels(denoiser)
     parts.others = {name: one for name, one in components.items() if name not in parts.components()}

@@ -25,11 +25,23 @@ def embed_weighted(
     prompts: Sequence[str],
     num_chunks: int,
     rule: WeightRule,
+    second: str = "",
 ) -> Conditioning:
     """The embeddings of prompts in the grammar, one row each; the pooled vector has no weights.
 
     A prompt all of whose weights are 1 has the same embeddings as its plain text, bit for bit.
+
+    Args:
+        second: in place of the prompts for a second text encoder, if it is not empty.
     """
+    texts = encoder.texts(prompts, second)
+    pairs = zip(encoder.encoders, texts, strict=True)
+    return encoder.joined(texts, [_embed_weighted(each, own, num_chunks, rule) for each, own in pairs])
+
+
+def _embed_weighted(
+    encoder: ClipTextEncoder, prompts: Sequence[str], num_chunks: int, rule: WeightRule
+) -> Conditioning:
     rows = [_rows(encoder, prompt, num_chunks) for prompt in prompts]
     plain = encoder.embed(torch.tensor([ids for ids, _ in rows], dtype=torch.long))
     shape = (len(rows), num_chunks, encoder.context_length)

@@ -66,14 +66,19 @@ class UNetDenoiser(nn.Module):
     @property
     def needs_more_than_text(self) -> bool:
         """Whether it needs more than a prompt: extra channels, class labels, SDXL's time ids or image prompts."""
-        return bool(self.concat_channels or self.num_class_labels) or self.needs_more_than_images
+        added = self.concat_channels or self.num_class_labels or self.needs_time_ids
+        return bool(added) or self.needs_more_than_images
+
+    @property
+    def needs_time_ids(self) -> bool:
+        """Whether it needs SDXL's time ids and a pooled text embedding."""
+        return self.unet.config.addition_embed_type is not None
 
     @property
     def needs_more_than_images(self) -> bool:
-        """Whether it needs SDXL's time ids, image prompts, or class labels that are not in a table."""
-        config = self.unet.config
-        added = config.addition_embed_type is not None or config.encoder_hid_dim_type is not None
-        return added or (self.unet.class_embedding is not None and not self.num_class_labels)
+        """Whether it needs image prompts, or class labels that are not in a table."""
+        has_labels = self.unet.class_embedding is not None and not self.num_class_labels
+        return self.unet.config.encoder_hid_dim_type is not None or has_labels
 
     @property
     def text_width(self) -> int:

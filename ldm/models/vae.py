@@ -18,7 +18,8 @@ def downscale(block_out_channels: Sequence[int]) -> int:
 class KLAutoencoder(nn.Module):
     """`encode(pixel_values [B,3,H,W]) -> moments [B,2C,h,w]`, `decode(latents [B,C,h,w]) -> pixel_values`.
 
-    Pixels are in [-1, 1]. Latents are scaled for the denoiser: `(z - shift_factor) * scaling_factor`.
+    Pixels are in [-1, 1]. Latents are scaled for the denoiser: `(z - shift_factor) * scaling_factor`, or where the
+    configuration has a mean and a deviation for each channel, `(z - latents_mean) * scaling_factor / latents_std`.
 
     Attributes:
         vae: the diffusers model, which is trained, saved and loaded.
@@ -48,6 +49,18 @@ class KLAutoencoder(nn.Module):
         """Subtracted before scaling; 0 for a model without one."""
         return float(self.vae.config.get("shift_factor") or 0.0)
 
+    def channel_statistics(self, like: Tensor) -> tuple[Tensor, Tensor] | None:
+        """`latents_mean` and `latents_std` [1, C, 1, 1] of some models of Stable Diffusion XL; None for others.
+
+        Args:
+            like: latents, of whose number format and device the result is.
+        """
+        given = [self.vae.config.get(name) for name in ("latents_mean", "latents_std")]
+        if None in given:
+            return None
+        mean, std = (like.new_tensor(each).view(1, -1, 1, 1) for each in given)
+        return mean, std
+
     def encode(self, pixel_values: Tensor, *, in_tiles: bool = False) -> Tensor:
         """The posterior's mean and log-variance, unscaled: [B, 3, H, W] -> [B, 2C, h, w] float32.
 
@@ -75,7 +88,7 @@ class KLAutoencoder(nn.Module):
         Args:
             in_tiles: decode in tiles of `TILE_LATENTS` a side, which overlap by a quarter and are blended.
         """
-        unscaled = latents / self.scaling_factor + self.shift_factor
+        unscaled = self.unscale(latents)
         decode = self.vae.decode
         if in_tiles:
             self._set_tiles()
@@ -117,4 +130,14 @@ class KLAutoencoder(nn.Module):
 
     def scale(self, unscaled: Tensor) -> Tensor:
         """The encoder's latents -> the denoiser's; `decode` undoes it."""
+        if statistics := self.channel_statistics(unscaled):
+            mean, std = statistics
+            return (unscaled - mean) * self.scaling_factor / std
         return (unscaled - self.shift_factor) * self.scaling_factor
+
+    def unscale(self, latents: Tensor) -> Tensor:
+        """The denoiser's latents -> the encoder's."""
+        if statistics := self.channel_statistics(latents):
+            mean, std = statistics
+            return latents * std / self.scaling_factor + mean
+        return latents / self.scaling_factor + self.shift_factor

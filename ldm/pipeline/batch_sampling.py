@@ -36,6 +36,7 @@ from ldm.pipeline.interpolation import between, slerp
 from ldm.pipeline.prompt_reading import PromptReader, PromptTexts, reader_for
 from ldm.pipeline.settings import check_finite
 from ldm.pipeline.tiles import windows_of
+from ldm.pipeline.told_sizes import told_sizes
 from ldm.tasks import encoder_for
 from ldm.tasks.depth import latent_map
 from ldm.tasks.guiding import told_guidance, without_branches
@@ -184,10 +185,10 @@ class BatchSampler:
     ) -> tuple[PromptTexts, PromptTexts | None]:
         """What the prompts are at a step, and those that they are on the way to."""
         settings = batch.settings
-        own = reader.at_step(batch.prompts, settings.negative_prompt, index)
+        own = reader.at_step(batch.prompts, settings, index)
         if not settings.to_prompt:
             return own, None
-        return own, reader.at_step([settings.to_prompt] * len(batch.images), settings.negative_prompt, index)
+        return own, reader.at_step([settings.to_prompt] * len(batch.images), settings, index)
 
     def _embed_stage(
         self,
@@ -200,14 +201,16 @@ class BatchSampler:
         num_chunks, (weight, *weights) = batch.form.num_chunks, batch.form.weights
         given, empty = references
         with self._at_work(self.parts.text_encoder):
-            found = [reader.embed(each, num_chunks) for each in texts.composed]
-            negative = reader.embed([texts.negative], num_chunks)
+            found = [reader.embed(each, num_chunks, texts.second) for each in texts.composed]
+            negative = reader.embed([texts.negative], num_chunks, texts.negative_second)
             if target is not None:
-                ends = [reader.embed(each, num_chunks) for each in target.composed]
+                ends = [reader.embed(each, num_chunks, target.second) for each in target.composed]
                 pairs = zip(found, ends, strict=True)
                 found = [between(start, end, batch.settings.frame) for start, end in pairs]
+        sizes, negative_sizes = told_sizes(batch.settings)
+        found = [self.parts.with_sizes(each, [sizes]) for each in found]
         prompt, *others = (replace(each, image_embeds=given) for each in found)
-        negative = replace(negative, image_embeds=empty)
+        negative = replace(self.parts.with_sizes(negative, [negative_sizes]), image_embeds=empty)
         return PromptStage(prompt, negative, Composition(weight, tuple(zip(weights, others, strict=True))))
 
     def _conditioning(

@@ -353,7 +353,8 @@ class Pipeline:
 
     def _plan(self, groups: Sequence[Batch], batch_size: int, latents: Tensor | None) -> list[PlannedBatch]:
         """The batches to make; the settings of each kind are completed, and its sampler planned, once."""
-        check_task_fits(self.model_id, self.parts.task, self.denoiser)
+        has_time_ids = self.parts.family.time_ids is not None
+        check_task_fits(self.model_id, self.parts.task, self.denoiser, has_time_ids=has_time_ids)
         images = [image for group in groups for image in group]
         completed = self._complete(images, latents)
         prompts: dict[Kind, list[str]] = {kind: [] for kind in completed}
@@ -367,7 +368,14 @@ class Pipeline:
             warn_unused(prompts[kind], full, reader.truncated_words, embeds_guidance=embeds)
             self._warn_replaced(full, is_chosen=self._given_karras(kind[0]) is not None)
             warn_of_prompts(
-                [*prompts[kind], full.to_prompt, full.negative_prompt], reads_weights=reader.rule is not None
+                [
+                    *prompts[kind],
+                    full.to_prompt,
+                    full.negative_prompt,
+                    full.prompt_2,
+                    full.negative_prompt_2,
+                ],
+                reads_weights=reader.rule is not None,
             )
             engine = self.engine.name if self.engine else "torch"
             check_guidance(kind[0], full, has_guide=self.guide_model is not None, engine=engine)
@@ -405,7 +413,7 @@ class Pipeline:
 
     def _complete_one(self, kind: Kind, latents: Tensor | None) -> GenerationSettings:
         settings, task, besides = self.sized(kind), self._task(kind), given_besides(kind)
-        check_applicable(settings, task, besides)
+        check_applicable(settings, task, besides, self.parts.family.told)
         multiple = self.autoencoder.pixels_per_latent
         full = complete(settings, self.defaults, multiple=multiple, task=task, latents=latents, given=besides)
         full = task.completed(full, settings)
@@ -455,8 +463,9 @@ class Pipeline:
         reader = reader_for(self.text_encoder, settings)
         weights = reader.weights(prompt)
         has_branches = settings.guidance_scale > 1 and not self.denoiser.embeds_guidance
-        is_guided = has_branches or weights != (1.0,)
-        used = [prompt, settings.negative_prompt] if is_guided else [prompt]
+        used = [prompt, settings.prompt_2]
+        if has_branches or weights != (1.0,):
+            used += [settings.negative_prompt, settings.negative_prompt_2]
         if settings.to_prompt:
             used.append(settings.to_prompt)
             check_same_form(prompt, weights, settings.to_prompt, reader.weights(settings.to_prompt))

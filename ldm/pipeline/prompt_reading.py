@@ -20,10 +20,14 @@ class PromptTexts:
     Attributes:
         composed: the prompts that AND joins, one tuple of B texts for each; without AND there is one.
         negative: of all B images.
+        second: what a second text encoder reads in place of each of `composed`, if it is not empty.
+        negative_second: the same for the negative prompt.
     """
 
     composed: tuple[tuple[str, ...], ...]
     negative: str
+    second: str = ""
+    negative_second: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,19 +47,24 @@ class PromptReader:
         """The weights of the prompts that AND joins; (1,) without AND."""
         return tuple(part.weight for part in composed_prompts(prompt)) if self.rule else (1.0,)
 
-    def at_step(self, prompts: Sequence[str], negative: str, index: int) -> PromptTexts:
-        """What prompts, joined from equally many each, and the negative prompt are at a step."""
+    def at_step(self, prompts: Sequence[str], settings: GenerationSettings, index: int) -> PromptTexts:
+        """What prompts, joined from equally many each, and those in the settings are at a step."""
+        others = settings.negative_prompt, settings.prompt_2, settings.negative_prompt_2
         if self.rule is None:
-            return PromptTexts((tuple(prompts),), negative)
+            return PromptTexts((tuple(prompts),), *others)
         parts = [[self._at_step(part.text, index) for part in composed_prompts(prompt)] for prompt in prompts]
-        return PromptTexts(tuple(zip(*parts, strict=True)), self._at_step(negative, index))
+        return PromptTexts(tuple(zip(*parts, strict=True)), *(self._at_step(each, index) for each in others))
 
-    def embed(self, texts: Sequence[str], num_chunks: int) -> Conditioning:
-        """The embeddings of texts of `at_step`, [B, n L, D]."""
+    def embed(self, texts: Sequence[str], num_chunks: int, second: str = "") -> Conditioning:
+        """The embeddings of texts of `at_step`, [B, n L, D].
+
+        Args:
+            second: what a second text encoder reads in place of the texts, if it is not empty.
+        """
         if self.rule is None:
-            plain: Conditioning = self.encoder(texts, num_chunks)
+            plain: Conditioning = self.encoder(texts, num_chunks, second)
             return plain
-        return embed_weighted(self.encoder, texts, num_chunks, self.rule)
+        return embed_weighted(self.encoder, texts, num_chunks, self.rule, second)
 
     def chunks_needed(self, prompt: str) -> int:
         """The most chunks that the prompt needs at any step."""

@@ -292,17 +292,23 @@ def _round_size(name: str, size: int, multiple: int) -> int:
     return rounded
 
 
-def check_applicable(settings: GenerationSettings, task: Task, with_: Collection[str] = ()) -> None:
-    """Refuse a setting that has no effect on the task.
+def check_applicable(
+    settings: GenerationSettings, task: Task, with_: Collection[str] = (), told: Collection[str] = ()
+) -> None:
+    """Refuse a setting that has no effect on the task, or on the model.
 
     Args:
         with_: what is given besides the task's images, such as `control`.
+        told: what the model is told besides a prompt.
 
     Raises:
         UserError: the first one, with the tasks that it is for.
     """
-    given = settings.given()
+    given, changed = settings.given(), settings.changed()
     for name, setting in settings_of(type(settings)):
+        if name in changed and setting.told and setting.told not in told:
+            what = f"{name} has no effect on this model, which is not told {setting.told}"
+            raise UserError(what, f"leave {name} out: it is for models such as Stable Diffusion XL")
         if name in given and setting.only_with and setting.only_with not in with_:
             flag = setting.only_with
             raise UserError(f"{name} has no effect without --{flag}", f"add --{flag}, or leave {name} out")
@@ -405,7 +411,8 @@ def warn_unused(
         truncated_words: the words of a text beyond a number of chunks.
         embeds_guidance: whether the denoiser is told the guidance scale.
     """
-    for text in dict.fromkeys([*prompts, settings.to_prompt, settings.negative_prompt]):
+    shared = settings.to_prompt, settings.negative_prompt, settings.prompt_2, settings.negative_prompt_2
+    for text in dict.fromkeys([*prompts, *shared]):
         if words := truncated_words(text, settings.max_prompt_chunks):
             warn(f"the prompt is too long for this model, left out: {words!r}")
     if settings.negative_prompt and embeds_guidance:
@@ -431,20 +438,24 @@ def first_step(strength: float, num_inference_steps: int) -> int:
     return num_inference_steps - kept
 
 
-def check_task_fits(model_id: str, task: str, denoiser: UNetDenoiser) -> None:
-    """Refuse a model that needs more than its task gives it.
+def check_task_fits(model_id: str, task: str, denoiser: UNetDenoiser, *, has_time_ids: bool = False) -> None:
+    """Refuse a model that needs more than its task and its family give it.
+
+    Args:
+        has_time_ids: whether the family tells its UNet sizes.
 
     Raises:
-        UserError: its UNet takes other channels, class labels or SDXL's time ids.
+        UserError: its UNet takes other channels, class labels or time ids.
     """
     known = TASKS.get(task)
     wanted = (known.concat_channels(denoiser.latent_channels), known.num_class_labels) if known else None
-    if (denoiser.concat_channels, denoiser.num_class_labels) != wanted or denoiser.needs_more_than_images:
+    takes = (denoiser.concat_channels, denoiser.num_class_labels)
+    if takes != wanted or denoiser.needs_more_than_images or denoiser.needs_time_ids > has_time_ids:
         trained = [each.name for each in TASKS.values() if each.trained_as == each.name]
         raise UserError(
             f"{model_id} is not a model that can be used here: its UNet takes {denoiser.input_channels} channels for "
             f"latents of {denoiser.latent_channels}, class labels or time ids",
-            f"use a model of Stable Diffusion 1 or 2 for {', '.join(trained[:-1])} or {trained[-1]}",
+            f"use a model of Stable Diffusion 1, 2 or XL for {', '.join(trained[:-1])} or {trained[-1]}",
         )
 
 

@@ -229,12 +229,13 @@ def encoder_for(task: Task, autoencoder: KLAutoencoder, moments_of: Encode | Non
 
 
 def with_prompt(conditioning: Conditioning, prompt: Conditioning) -> Conditioning:
-    """The conditioning with the text and the image prompts of another one, whose single row is repeated for all B."""
+    """The conditioning with text, sizes and image prompts of another one, whose single row is repeated for all B."""
     text = prompt.expand(len(conditioning))
     return replace(
         conditioning,
         prompt_embeds=text.prompt_embeds,
         pooled=text.pooled,
         attention_mask=text.attention_mask,
+        time_ids=text.time_ids,
         image_embeds=text.image_embeds,
     )

@@ -1,7 +1,7 @@
 """Families of models: which one a model belongs to, and what it takes to add one."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ldm.export.verify.inspect import inspect_folder
 from ldm.models.adapters.lora import LoraSettings, add_lora, lora_weights
 from ldm.models.adapters.lora_files import read_lora_file, write_lora_kohya
 from ldm.models.clip import ClipTextEncoder
+from ldm.models.clip_pair import ClipTextEncoderPair
 from ldm.models.clip_tokenizer import clip_tokenizer
 from ldm.models.families.family import Configs, Family, LoraNames, Width
 from ldm.models.families.original_names import OPEN_CLIP
@@ -30,7 +31,6 @@ from ldm.models.loading.model import ModelParts, load_model, load_parts, save_pa
 from ldm.models.loading.source import EMBEDDED
 from ldm.models.unet import UNetDenoiser
 from ldm.pipeline.pipeline import Pipeline, load_pipeline
-from ldm.types import Conditioning
 from tests.support.tiny_loras import disturb
 from tests.support.tiny_models import make_sd1, make_sd2, make_tokenizer
 from tests.support.tiny_single_file import make_narrow_sd1
@@ -38,28 +38,9 @@ from tests.support.tiny_single_file import make_narrow_sd1
 PROMPTS = ["a red apple", "a small green circle above"]
 
 
-class TwoTextEncoders(ClipTextEncoder):
-    """Two text encoders whose embeddings are joined along D, as in Stable Diffusion XL; the second's are pooled."""
-
-    def __init__(self, components: Mapping[str, Any]) -> None:
-        super().__init__(components["tokenizer"], components["text_encoder"])
-        self.second = ClipTextEncoder(components["tokenizer_2"], components["text_encoder_2"])
-
-    @property
-    def text_width(self) -> int:
-        return super().text_width + self.second.text_width
-
-    def components(self) -> dict[str, Any]:
-        return {
-            **super().components(),
-            "text_encoder_2": self.second.model,
-            "tokenizer_2": self.second.tokenizer,
-        }
-
-    def forward(self, prompts: Sequence[str], num_chunks: int = 1) -> Conditioning:
-        first, second = super().forward(prompts, num_chunks), self.second(prompts, num_chunks)
-        joined = torch.cat([first.prompt_embeds, second.prompt_embeds], dim=-1)
-        return Conditioning(joined, pooled=second.pooled)
+def two_encoders(components: Mapping[str, Any], settings: Mapping[str, Any]) -> ClipTextEncoderPair:
+    second = ClipTextEncoder(components["tokenizer_2"], components["text_encoder_2"], suffix="_2")
+    return ClipTextEncoderPair(components["tokenizer"], components["text_encoder"], second)
 
 
 def two_widths(configs: Configs) -> Iterator[Width]:
@@ -78,7 +59,7 @@ TWO = replace(
     title="Two Text Encoders",
     pipeline_class="StableDiffusionXLPipeline",
     components={**SD1.components, "text_encoder_2": CLIP_COMPONENT, "tokenizer_2": TOKENIZER_COMPONENT},
-    text_encoder=TwoTextEncoders,
+    text_encoder=two_encoders,
     matches=lambda configs: "text_encoder_2" in configs,
     widths=two_widths,
     lora={
@@ -87,7 +68,7 @@ TWO = replace(
         "text_encoder_2": LoraNames("lora_te2_", is_text=True),
     },
     pipeline_settings={"force_zeros_for_empty_prompt": True},
-    time_ids=lambda original, crop, size: (*original, *crop, *size),
+    time_ids=lambda sizes: (*sizes.original, *sizes.crop, *sizes.target),
     single_file=replace(
         SD1.single_file,
         matches=lambda names: any(name.startswith("conditioner.embedders.1.") for name in names),
@@ -123,7 +104,7 @@ def with_second_encoder(parts: ModelParts, unet: Any, tokenizer: Any, width: int
     first = parts.text_encoder
     second = make_text_model(tokenizer, width, first.context_length)
     components = {**first.components(), "text_encoder_2": second, "tokenizer_2": tokenizer}
-    return replace(parts, denoiser=UNetDenoiser(unet), text_encoder=TwoTextEncoders(components).eval())
+    return replace(parts, denoiser=UNetDenoiser(unet), text_encoder=two_encoders(components, {}).eval())
 
 
 def make_two(folder: Path) -> ModelParts:
@@ -261,7 +242,11 @@ def test_components_of_a_family_must_fit_each_other(two: Family, tmp_path: Path)
 def test_a_family_that_is_not_registered_is_refused_by_its_component(tmp_path: Path) -> None:
     with registered(TWO):
         save_parts(make_two(tmp_path), tmp_path / "m")
-    with pytest.raises(UserError, match="text_encoder_2 is a component that is not supported"):
+    with pytest.raises(UserError, match="text_encoder_2 is a CLIPTextModel"):  # SDXL's has a projection
+        load_parts(tmp_path / "m")
+    index = tmp_path / "m" / "model_index.json"
+    index.write_text(index.read_text().replace("{", '{"prior": ["diffusers", "PriorTransformer"],', 1))
+    with pytest.raises(UserError, match="prior is a component that is not supported"):
         load_parts(tmp_path / "m")
 
 

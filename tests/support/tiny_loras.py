@@ -24,7 +24,7 @@ def networks_of(parts: ModelParts) -> dict[str, Any]:
 def predict(parts: ModelParts) -> Tensor:
     """The model's predictions for two prompts, [2, 4, 8, 8], with gradients if enabled."""
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    prompts = parts.text_encoder(["a red apple", "a small green circle"])
+    prompts = parts.encode(["a red apple", "a small green circle"], size=(16, 16))
     output: Tensor = parts.denoiser(noise, torch.tensor([10, 700]), prompts)
     return output
 

@@ -5,12 +5,15 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.clip_vocabulary import learn_merges, write_tokenizer
+from ldm.models.families.family import Family
+from ldm.models.families.stable_diffusion_xl import SDXL, SDXL_REFINER
 from ldm.models.loading.folder import Defaults
 from ldm.models.loading.model import ModelParts
+from ldm.models.parts import assemble
 from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder
 
@@ -32,6 +35,7 @@ SD1_SCHEDULER = {
 """As in Stable Diffusion 1, which does not name the default prediction type, epsilon."""
 
 SD2_SCHEDULER = {**SD1_SCHEDULER, "_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
+SDXL_SCHEDULER = {**SD1_SCHEDULER, "_class_name": "EulerDiscreteScheduler"}
 ZERO_SNR_SCHEDULER = {
     **SD2_SCHEDULER,
     "rescale_betas_zero_snr": True,
@@ -115,3 +119,91 @@ def _make(
     for module in parts.modules().values():
         module.eval().requires_grad_(False)
     return parts
+
+
+def make_sdxl(folder: Path, *, scheduler_config: dict[str, Any] = SDXL_SCHEDULER) -> ModelParts:
+    """Like SDXL: two text encoders of 32 and 24 channels, of which the second has a projection, and time ids."""
+    torch.manual_seed(0)
+    tokenizers = [
+        make_tokenizer(folder / str(number), pad) for number, pad in ((1, "<|endoftext|>"), (2, "!"))
+    ]
+    first = CLIPTextModel(_text_config(tokenizers[0], 32, hidden_act="quick_gelu"))
+    second = CLIPTextModelWithProjection(
+        _text_config(tokenizers[1], 24, hidden_act="gelu", projection_dim=20)
+    )
+    return _assembled(
+        SDXL,
+        {
+            "unet": _xl_unet(text_width=32 + 24, added_width=20 + 6 * 8),
+            "vae": _tiny_vae(scaling_factor=0.13025),
+            "text_encoder": first,
+            "text_encoder_2": second,
+            "tokenizer": tokenizers[0],
+            "tokenizer_2": tokenizers[1],
+        },
+        scheduler_config,
+    )
+
+
+def make_refiner(folder: Path) -> ModelParts:
+    """Like SDXL's refiner: the second text encoder alone, and an aesthetic score among five time ids."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(folder, "!")
+    second = CLIPTextModelWithProjection(_text_config(tokenizer, 24, hidden_act="gelu", projection_dim=20))
+    components = {
+        "unet": _xl_unet(text_width=24, added_width=20 + 5 * 8),
+        "vae": _tiny_vae(scaling_factor=0.13025),
+        "text_encoder_2": second,
+        "tokenizer_2": tokenizer,
+    }
+    return _assembled(SDXL_REFINER, components, SDXL_SCHEDULER)
+
+
+def _assembled(family: Family, components: dict[str, Any], scheduler_config: dict[str, Any]) -> ModelParts:
+    parts = assemble(Path("tiny"), family, components, scheduler_config)
+    parts.defaults = Defaults(num_inference_steps=4).over(parts.defaults)
+    return parts
+
+
+def _text_config(tokenizer: Any, width: int, **settings: Any) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=CONTEXT_LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **settings,
+    )
+
+
+def _xl_unet(*, text_width: int, added_width: int) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=text_width,
+        attention_head_dim=(2, 4),
+        transformer_layers_per_block=(1, 2),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=added_width,
+    )
+
+
+def _tiny_vae(**settings: Any) -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=16,
+        **settings,
+    )

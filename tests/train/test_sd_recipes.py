@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from ldm.models.loading.model import ModelParts, save_parts
 from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder
-from tests.support.tiny_models import make_sd1, make_sd2
+from tests.support.tiny_models import make_sd1, make_sd2, make_sdxl
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -29,6 +29,8 @@ RECIPES = {
     "sd15-lora": ("sd1", []),
     "sd15-full": ("sd1", []),
     "sd21-v": ("sd2", []),
+    "sdxl-lora": ("sdxl", []),
+    "sdxl-full": ("sdxl", []),
     "scratch-256": (
         "sd1",
         ["model.block_out_channels=[16,32]", "model.attention=[true,true]", "model.norm_num_groups=8",
@@ -52,12 +54,24 @@ def widen(parts: ModelParts, *, text_width: int, heads: int | tuple[int, ...], l
     return parts
 
 
+def eight_pixels_per_latent(parts: ModelParts) -> ModelParts:
+    """A tiny SDXL with the autoencoder's structure of a large one."""
+    torch.manual_seed(1)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 16, 16, 16), norm_num_groups=4, latent_channels=4, sample_size=64,
+    )  # fmt: skip
+    parts.autoencoder = KLAutoencoder(vae)
+    return parts
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models, `sd1` and `sd2`, and twelve captioned photos of three shapes."""
+    """Three models, `sd1`, `sd2` and `sdxl`, and twelve captioned photos of three shapes."""
     folder = tmp_path_factory.mktemp("recipes")
     save_parts(widen(make_sd1(folder / "a"), text_width=32, heads=2, linear=False), folder / "sd1")
     save_parts(widen(make_sd2(folder / "b"), text_width=48, heads=(2, 4, 4, 4), linear=True), folder / "sd2")
+    save_parts(eight_pixels_per_latent(make_sdxl(folder / "c")), folder / "sdxl")
     (folder / "photos").mkdir()
     for number in range(12):
         size = [(200, 200), (270, 140), (140, 290)][number % 3]

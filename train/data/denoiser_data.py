@@ -66,7 +66,7 @@ def read_samples(run: Run, settings: DenoiserSettings, loss: DenoiserLoss) -> De
     if settings.base is None and settings.path == "edm" and settings.edm.sigma_data is None:
         loss.use_deviation(measured_deviation(readers, len(data.train), parts.autoencoder))
     return DenoiserData(
-        latent_samples(settings, parts.autoencoder, data.train, readers, loss.task.inputs),
+        latent_samples(settings, parts.autoencoder, data.train, readers, loss.task.inputs, loss.tells_sizes),
         preview_inputs(settings, data.train, loss.task),
         bucket_of=[one.size for one in data.train],
         validate=validation(run, settings, loss, data, readers) if settings.validation.every else None,
@@ -101,7 +101,8 @@ def open_stream(run: Run, settings: DenoiserSettings, loss: DenoiserLoss) -> Den
     loss.prompts = cached_prompts(run, (), parts.text_encoder, settings)
     return DenoiserData(
         streamed_samples(
-            settings, latent_samples(settings, parts.autoencoder, (), readers, loss.task.inputs)
+            settings,
+            latent_samples(settings, parts.autoencoder, (), readers, loss.task.inputs, loss.tells_sizes),
         ),
         PreviewInputs(settings.preview.prompts, {}, *preview_size(settings)),
         stream=begin_stream(run, settings, parts.text_encoder, size_multiple(parts)),
@@ -167,7 +168,9 @@ def validation(
         UserError: there are none.
     """
     own = readers.starting_at(len(data.train))
-    dataset = latent_samples(settings, loss.parts.autoencoder, data.held_out, own, loss.task.inputs)
+    dataset = latent_samples(
+        settings, loss.parts.autoencoder, data.held_out, own, loss.task.inputs, loss.tells_sizes
+    )
     samples = ValidationSamples(
         dataset,
         [plain_caption(one.sample, settings.captions) for one in data.held_out],

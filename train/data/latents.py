@@ -201,11 +201,13 @@ def latent_samples(
     placed: Sequence[BucketedSample],
     readers: ImageReaders,
     inputs: TaskInputs = NO_INPUTS,
+    tells_sizes: bool = False,
 ) -> LatentSamples:
     """Samples as `DenoiserLoss` takes them, whose images `readers` reads.
 
     Args:
         inputs: of the run's task, as it is configured.
+        tells_sizes: whether the denoiser is told sizes.
     """
     objective = settings.objective
     return LatentSamples(
@@ -224,6 +226,7 @@ def latent_samples(
         derive=inputs.derive,
         num_variants=settings.cache.mask_variants,
         drawn=readers.drawn,
+        tells_sizes=tells_sizes,
     )
 
 
@@ -297,6 +300,8 @@ def text_encoder_hash(text_encoder: ClipTextEncoder, num_chunks: int) -> str:
     hashes = [tensors_hash(network) for network in networks.values()]
     words = [_words(one) for name, one in components.items() if name not in networks]
     names = [] if len(networks) == 1 else [type(text_encoder).__qualname__, *components]
+    options = [(each.hidden_layer, each.zeros_for_empty) for each in text_encoder.encoders]
+    names += [str(each) for each in options if each != (None, False)]
     return combined_hash(*hashes, *words, *names, text_encoder.context_length, num_chunks)
 
 

@@ -13,6 +13,7 @@ from ldm.diffusion.loss_aware import LossHistory
 from ldm.diffusion.objective import diffusion_loss, split_by_tenth, timestep_at
 from ldm.diffusion.path import DDPMPath, ProbabilityPath
 from ldm.models.dropout import set_dropout_keys
+from ldm.models.families.family import SizeConditions
 from ldm.models.loading.model import ModelParts
 from ldm.tasks import TrainingInputs, find_task, input_latents
 from ldm.types import Conditioning
@@ -35,6 +36,7 @@ class DenoiserLoss(nn.Module):
         task: what the denoiser is told besides the prompt.
         prompts: the outputs of a frozen text encoder, from the cache; None calls the text encoder.
         distillation: what takes the place of the usual objective; None for that.
+        tells_sizes: whether the denoiser is told sizes, which a batch then has.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class DenoiserLoss(nn.Module):
         self._observed: list[Tensor] = []
         self.task = find_task(settings.task).configured(settings.task_settings).for_model(parts)
         self.parts = parts  # not a module, so its networks are not moved, saved or trained with this one
+        self.tells_sizes = parts.family.time_ids is not None
         self.prompts: EmbedPrompts | None = None
 
     def use_deviation(self, sigma_data: float) -> None:
@@ -182,6 +185,8 @@ class DenoiserLoss(nn.Module):
             latents[made.name] = self.input_latents(batch, made.name)
         drawn = {name.removeprefix(DRAWN): value for name, value in batch.items() if name.startswith(DRAWN)}
         prompt = self.embed(batch["caption"], device)
+        if self.tells_sizes:
+            prompt = self.parts.with_sizes(prompt, [size_conditions(row) for row in batch["told_sizes"]])
         inputs = TrainingInputs(self.encode_input, latents, pixel_values, drawn, self.training)
         return self.task.training_conditioning(prompt, inputs)
 
@@ -201,6 +206,12 @@ class DenoiserLoss(nn.Module):
         with nullcontext() if self.settings.trains_text_encoder else frozen_encoder(device):
             embeds: Conditioning = self.parts.text_encoder(captions, num_chunks=self.settings.prompt_chunks)
             return embeds
+
+
+def size_conditions(told: Sequence[float]) -> SizeConditions:
+    """A sample's `BucketedSample.told_sizes` as the model's family takes them."""
+    height, width, top, left, target_height, target_width = told
+    return SizeConditions((height, width), (top, left), (target_height, target_width))
 
 
 @contextmanager

@@ -75,6 +75,8 @@ def held_model(settings: DenoiserSettings, parts: ModelParts) -> HeldModel:
     frozen["scheduler"] = _hash_of(scheduler_settings(parts.scheduler_config))
     if parts.low_resolution is not None:
         frozen["low_res_scheduler"] = _hash_of(parts.low_resolution.model_dump())
+    if parts.settings:
+        frozen["settings"] = _hash_of(parts.settings)
     if any(lora_parameters(network) for network in parts.lora_networks().values()):
         frozen["lora"] = _hash_of(_without_empty(lora_weights(parts.lora_networks()).configs))
     return HeldModel(frozen, dict(_started_from(settings, parts)))

@@ -102,16 +102,18 @@ def generate_with_inputs(
 
     given = GenerationSettings(guidance_scale=settings.guidance_scale)
     chosen = task.completed(given, given)
-    prompts, seeds = parts.text_encoder(list(inputs.prompts)), range(len(inputs.prompts))
+    size = next(iter(images.values())).shape[2:]
+    told = size[0], size[1]
+    prompts, seeds = parts.encode(list(inputs.prompts), size=told), range(len(inputs.prompts))
     conditioning = task.generation_conditioning(prompts, task.prepared(images, chosen, seeds), encode)
     if parts.denoiser.embeds_guidance:
         conditioning = told_guidance(conditioning, settings.guidance_scale)
         chosen = without_branches(chosen)
     scheduler = make_scheduler(parts.defaults.scheduler, parts.scheduler_config)
     plan = plan_sampling(scheduler, settings.num_inference_steps)
-    denoiser = task.guided(parts.denoiser, conditioning, parts.text_encoder([""]), chosen)
+    denoiser = task.guided(parts.denoiser, conditioning, parts.encode([""], size=told), chosen)
     generators = image_generators(seeds)
-    height, width = next(iter(images.values())).shape[2:]
+    height, width = told
     downscale = parts.autoencoder.pixels_per_latent
     shape = (parts.autoencoder.num_channels, height // downscale, width // downscale)
     noise = normal_per_image(generators, shape).to(device)

@@ -1,6 +1,6 @@
 """Which parts of a model are trained, with which learning rates, and how the result is saved."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -123,13 +123,13 @@ def choose_trained(
     """
     for module in parts.modules().values():
         module.requires_grad_(False)
-    unet, text_model = parts.denoiser.unet, parts.text_encoder.model
+    unet, text_models = parts.denoiser.unet, [each.model for each in parts.text_encoder.encoders]
     scale = (settings.text_encoder_learning_rate or learning_rate) / learning_rate
     if settings.trainable == "lora":
         put_in_lora(parts.lora_networks(), settings.lora, seed, parts.family.lora)
         groups = [
             _group("unet", lora_parameters(unet)),
-            _group("text_encoder", lora_parameters(text_model), scale),
+            _group("text_encoder", [p for one in text_models for p in lora_parameters(one)], scale),
         ]
     elif settings.trainable == "controlnet":
         parts.denoiser = controlled = with_fresh_controlnet(parts, seed)
@@ -143,9 +143,11 @@ def choose_trained(
         named = settings.trainable.split("+")
         groups = [_group("unet", list(unet.parameters()))] if "unet" in named else []
         if "text_encoder" in named:
-            groups.append(_group("text_encoder", list(text_model.parameters()), scale))
+            groups.append(_group("text_encoder", [p for one in text_models for p in one.parameters()], scale))
     key_dropout(unet)
-    warn_of_attention_dropout(text_model, trained=settings.trains_text_encoder)
+    for text_model in text_models:
+        warn_of_attention_dropout(text_model, trained=settings.trains_text_encoder)
+    groups = [_without(parts.text_encoder.unread_modules(), group) for group in groups]
     groups = [group for group in groups if group["params"]]
     for group in groups:
         for parameter in group["params"]:
@@ -177,7 +179,7 @@ def put_in_lora(
     if settings.start is None:
         return add_lora(networks, settings, seed)
     weights = read_lora_file(settings.start, networks, names)
-    if settings.text_encoder != ("text_encoder" in weights.configs):
+    if settings.text_encoder != any(names[part].is_text for part in weights.configs):
         does, hint = ("does not change", "false") if settings.text_encoder else ("changes", "true")
         raise UserError(f"{settings.start} {does} the text encoder", f"set lora.text_encoder: {hint}")
     apply_lora(networks, weights, fuse=False, dropout=settings.dropout)
@@ -204,18 +206,24 @@ def _group(name: str, parameters: list[nn.Parameter], lr_scale: float = 1.0) -> 
     return {"name": name, "params": parameters, "lr_scale": lr_scale}
 
 
+def _without(modules: Sequence[nn.Module], group: ParameterGroup) -> ParameterGroup:
+    """A group without the parameters of some modules, which would get no gradient."""
+    left_out = {id(parameter) for module in modules for parameter in module.parameters()}
+    return {**group, "params": [each for each in group["params"] if id(each) not in left_out]}
+
+
 def apply_memory_settings(parts: ModelParts, settings: TrainableSettings, device: torch.device) -> None:
     """Gradient checkpointing, memory layout, attention and compiling, on a model after `choose_trained`.
 
     Raises:
         UserError: xformers was requested and does not run on `device`.
     """
-    unet, text_model = parts.denoiser.unet, parts.text_encoder.model
+    unet, text_models = parts.denoiser.unet, [each.model for each in parts.text_encoder.encoders]
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         if isinstance(parts.denoiser, ControlledUNet):
             parts.denoiser.controlnet.enable_gradient_checkpointing()
-        if settings.trains_text_encoder:
+        for text_model in text_models if settings.trains_text_encoder else ():
             # transformers renamed it within version 5
             enable = getattr(text_model, "activation_checkpointing_enable", None)
             (enable or text_model.gradient_checkpointing_enable)({"use_reentrant": False})

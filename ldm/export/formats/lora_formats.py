@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -50,7 +51,10 @@ def export_lora_kohya(source: ExportSource, folder: Path, options: ExportOptions
             "programs disagree on what a DoRA with kohya's names means",
             "choose --format lora-diffusers or lora-peft",
         )
-    write_lora_kohya(weights, file, _metadata(source, options), dtype=DTYPES[options.dtype])
+    metadata, names = _metadata(source, options), source.parts.family.lora
+    if not has_known_unet(source.parts):  # its layers have other names in single files than the family's
+        names = {part: replace(each, kohya_is_original=False) for part, each in names.items()}
+    write_lora_kohya(weights, file, metadata, dtype=DTYPES[options.dtype], lora=names)
     return _read_back(source, weights, "lora", file)
 
 

@@ -53,7 +53,8 @@ def lora_metadata(source: ExportSource, *, title: str, licence: str | None = Non
 def _generation(architecture: str) -> dict[str, str]:
     """Which Stable Diffusion the LoRA is for; other programs look at this."""
     is_second = "-v2" in architecture
-    return {"ss_base_model_version": "sd_v2" if is_second else "sd_v1", "ss_v2": str(is_second)}
+    version = "sdxl_base_v1-0" if "-xl-" in architecture else "sd_v2" if is_second else "sd_v1"
+    return {"ss_base_model_version": version, "ss_v2": str(is_second)}
 
 
 def _network(weights: LoraWeights) -> dict[str, str]:

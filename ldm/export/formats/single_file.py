@@ -25,7 +25,7 @@ from ldm.io.safetensors_writer import TENSORS_SHA256
 from ldm.io.temporary import working_folder
 from ldm.models.devices import DTYPES
 from ldm.models.families.family import Component, SingleFile
-from ldm.models.families.original_names import NUM_LEVELS, to_original
+from ldm.models.families.original_names import to_original
 from ldm.models.parts import ModelParts, default_size
 
 NO_PART_OF_THE_STRUCTURE = {
@@ -172,10 +172,10 @@ def _check_network(name: str, parts: ModelParts, layout: SingleFile) -> None:
     configs, original = parts.configs(), layout.networks[name]
     given = configs[name]
     levels, layers = given.get("block_out_channels"), given.get("num_hidden_layers")
-    if levels is not None and len(levels) != NUM_LEVELS:
+    if levels is not None and len(levels) != original.num_levels:
         called = "autoencoder" if name == "vae" else name
         raise UserError(
-            f"the {called} has {len(levels)} levels, but a single file must have {NUM_LEVELS}", HINT
+            f"the {called} has {len(levels)} levels, but a single file must have {original.num_levels}", HINT
         )
     if original.max_layers is not None and layers is not None and layers > original.max_layers:
         raise UserError(f"the text encoder has {layers} layers, but readers ignore the last one", HINT)

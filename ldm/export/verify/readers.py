@@ -48,7 +48,7 @@ def read_peft(task: Mapping[str, Any]) -> Any:
     from peft import PeftModel
 
     pipe = read_folder(task)
-    for part in ("unet", "text_encoder"):
+    for part in ("unet", "text_encoder", "text_encoder_2"):
         folder = Path(task["file"]) / part
         if folder.is_dir():
             setattr(
@@ -123,6 +123,11 @@ def _inpaint(pipe: Any, trial: Mapping[str, Any], inputs: Inputs) -> dict[str, A
     }
 
 
+def _xl_inpaint(pipe: Any, trial: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
+    """From pure noise: by default, that pipeline starts from an image with almost no signal left."""
+    return {**_inpaint(pipe, trial, inputs), "strength": 1.0}
+
+
 def _edit(pipe: Any, trial: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
     """The size is that of the image."""
     return {"image": inputs["given_image"], "image_guidance_scale": trial["image_guidance_scale"]}
@@ -144,6 +149,8 @@ ARGUMENTS: dict[str, Callable[[Any, Mapping[str, Any], Inputs], dict[str, Any]]]
     "StableDiffusionInpaintPipeline": _inpaint,
     "StableDiffusionInstructPix2PixPipeline": _edit,
     "StableDiffusionUpscalePipeline": _upscale,
+    "StableDiffusionXLInpaintPipeline": _xl_inpaint,
+    "StableDiffusionXLInstructPix2PixPipeline": _edit,
 }
 """What the stock pipelines of tasks with input images are called with besides prompts, noise, steps and guidance."""
 

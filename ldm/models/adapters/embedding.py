@@ -102,6 +102,10 @@ def expanded_tokens(tokenizer: Any) -> list[str]:
 
 
 def _insert(text_encoder: ClipTextEncoder, token: str, vectors: Tensor) -> None:
+    if len(text_encoder.encoders) > 1:
+        raise UserError(
+            "embeddings of models with two text encoders are not supported yet", "train or use a LoRA instead"
+        )
     base = _matrix(text_encoder)
     if vectors.ndim != 2 or vectors.shape[1] != base.embedding_dim:
         raise UserError(

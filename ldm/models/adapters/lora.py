@@ -320,6 +320,9 @@ def _live_tensors(network: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def _fill(network: nn.Module, tensors: Mapping[str, Tensor], part: str) -> None:
     live = _live_tensors(network)
+    # our files leave `text_model.` out, which the layers of a text encoder with a projection have
+    named = {f"text_model.{name}": tensor for name, tensor in tensors.items()}
+    tensors = named if named.keys() == live.keys() else tensors
     for name in sorted(live.keys() | tensors.keys()):
         wanted, given = (list(t[name].shape) if name in t else "none" for t in (live, tensors))
         if wanted != given:

@@ -44,7 +44,7 @@ from ldm.models.adapters.lycoris import FULL_KINDS, fit_change, full_change
 from ldm.models.adapters.patterns import MAX_PATTERNS
 from ldm.models.adapters.peft_config import PeftConfig, read_peft_config
 from ldm.models.families.family import LoraNames
-from ldm.models.families.registry import lora_parts
+from ldm.models.families.registry import lora_parts, text_lora_parts
 from ldm.models.families.stable_diffusion import SD1
 from ldm.models.loading.folder import ADAPTER_WEIGHTS, PEFT_CONFIG, PEFT_FILE, PICKLES
 
@@ -60,19 +60,17 @@ def write_lora_diffusers(
     metadata: Mapping[str, str] = NOTHING,
     *,
     dtype: torch.dtype = torch.float32,
-    lora: Mapping[str, LoraNames] = SD1.lora,
 ) -> None:
     """Write a LoRA as `pipe.load_lora_weights` of diffusers reads it.
 
     Args:
         metadata: further text for the header.
         dtype: that the weights are stored in.
-        lora: the names of the model's family.
 
     Raises:
         UserError: the disk is full or not writable.
     """
-    text = [part for part, names in lora.items() if names.is_text]
+    text = text_lora_parts()
     tensors = _named(
         weights, lambda part, layer, kind: diffusers_name(part, layer, kind, is_text=part in text)
     )

@@ -7,7 +7,8 @@ diffusers   unet.mid_block.attentions.0.proj_in              as peft, or .lora.d
             text_encoder.text_model.encoder.layers.0.mlp.fc1 .lora_linear_layer.down.weight  ...up.weight
             mid_block.[...].attn1.processor.to_q             _lora.down.weight  _lora.up.weight   (until 2023)
 kohya       lora_unet_mid_block_attentions_0_proj_in         .lora_down.weight  .lora_up.weight  .alpha  .dora_scale
-            lora_te_text_model_encoder_layers_0_mlp_fc1
+            lora_te_text_model_encoder_layers_0_mlp_fc1      and lora_te1_, lora_te2_, with the UNet's layers named as
+            lora_unet_middle_block_1_proj_in                 in single files, for Stable Diffusion XL
 
 Names of the text encoder's layers contain `text_model.` in transformers before 5, and in files of all generations.
 kohya's prefixes differ between families, and so do ComfyUI's: see `ldm.models.families.family.LoraNames`.
@@ -133,6 +134,8 @@ def kohya_name(layer: str, lora: LoraNames) -> str:
     """kohya's name of a layer: `lora_unet_mid_block_attentions_0_proj_in`."""
     if lora.is_text:
         layer = TEXT_MODEL + layer.removeprefix(TEXT_MODEL)
+    if lora.kohya_is_original and lora.original_name is not None:
+        layer = lora.original_name(layer) or layer
     return lora.kohya_prefix + layer.replace(".", "_")
 
 
@@ -159,7 +162,8 @@ def peft_name(layer: str, kind: str) -> str:
 
 
 def _unet_names(part: str, layer: str, lora: LoraNames) -> Iterator[str]:
-    yield from (f"{part}.{layer}", layer, PEFT_PREFIX + layer, kohya_name(layer, lora))
+    plain_kohya = lora.kohya_prefix + layer.replace(".", "_")
+    yield from (f"{part}.{layer}", layer, PEFT_PREFIX + layer, plain_kohya)
     if lora.original_name is not None and (original := lora.original_name(layer)) is not None:
         yield from (prefix + original for prefix in lora.comfy_prefixes)
         yield lora.kohya_prefix + original.replace(".", "_")

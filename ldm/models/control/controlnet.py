@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ldm.diffusion.interval import EVERYWHERE, Interval
 from ldm.models.parts import ModelParts
-from ldm.models.unet import UNetDenoiser
+from ldm.models.unet import UNetDenoiser, added_conditions
 from ldm.types import Conditioning, Denoiser, Step
 
 
@@ -91,11 +91,13 @@ def residuals(
     guesses = options.guess_mode or bool(net.config.global_pool_conditions)
     first = max(len(latents) - options.num_rows, 0) if guesses and options.num_rows else 0
     dtype = net.conv_in.weight.dtype
+    text = replace(conditioning, image_embeds=())
     down, middle = net(
         latents[first:].to(dtype),
         timesteps[first:],
         encoder_hidden_states=conditioning.prompt_embeds[first:].to(dtype),
         controlnet_cond=hint[first:].to(dtype),
+        added_cond_kwargs=added_conditions(text.map(lambda tensor: tensor[first:]), dtype),
         conditioning_scale=scale,
         guess_mode=guesses,
         return_dict=False,

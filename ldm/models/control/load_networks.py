@@ -28,7 +28,10 @@ COMPONENTS: Mapping[str, Component] = {
     T2I_ADAPTER: Component("diffusers", (T2I_ADAPTER,), "diffusers.models.adapter", stem=STEM),
 }
 PLACES = "give a ControlNet or T2I-Adapter: its folder in the diffusers layout, a run, a .safetensors file, or a Hub id"
-MUST_AGREE = ("block_out_channels", "layers_per_block", "down_block_types", "cross_attention_dim")
+MUST_AGREE = (
+    "block_out_channels", "layers_per_block", "down_block_types", "cross_attention_dim", "addition_embed_type",
+    "projection_class_embeddings_input_dim",
+)  # fmt: skip
 """Settings that a ControlNet and the UNet that it controls have in common."""
 
 
@@ -145,7 +148,7 @@ def _faults(network: Any, parts: ModelParts) -> Iterator[str]:
 
 def _adapter_faults(config: Any, unet: Any, factor: int) -> Iterator[str]:
     if config.adapter_type == "full_adapter_xl":
-        yield "it is for SDXL"
+        yield "it is for SDXL, and T2I-Adapters of SDXL are not supported yet"
     if _plain(config.channels) != _plain(unet.block_out_channels):
         yield f"it has channels {list(config.channels)}, the unet {list(unet.block_out_channels)}"
     if config.downscale_factor != factor:

@@ -25,6 +25,23 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
+class SizeConditions:
+    """What UNets with time ids are told of an image's size.
+
+    Attributes:
+        original: before it was resized and cropped.
+        crop: top left corner of the crop in the resized image.
+        target: of the crop.
+        aesthetic_score: how good the image looks, for refiners.
+    """
+
+    original: tuple[float, float]
+    crop: tuple[float, float]
+    target: tuple[float, float]
+    aesthetic_score: float = 6.0
+
+
+@dataclass(frozen=True)
 class Component:
     """A component of a model: a subfolder of the diffusers layout, listed in `model_index.json`.
 
@@ -65,12 +82,14 @@ class LoraNames:
         is_text: a text encoder, whose layers have `text_model.` before their names in most files.
         comfy_prefixes: the beginnings of ComfyUI's names.
         original_name: a layer's name in single files, which ComfyUI uses, or None for a layer without one.
+        kohya_is_original: kohya's names come from `original_name`, as in Stable Diffusion XL.
     """
 
     kohya_prefix: str
     is_text: bool = False
     comfy_prefixes: tuple[str, ...] = ()
     original_name: Callable[[str], str | None] | None = None
+    kohya_is_original: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +102,7 @@ class OriginalNetwork:
         from_original: the way back. Both raise KeyError for an unknown name.
         read_settings: the network's settings, from its weights by the names of diffusers or transformers.
         assumed_settings: the settings that readers of a single file assume of a network with this configuration.
+        num_levels: of a UNet or an autoencoder.
         max_layers: readers leave out the layers of a text encoder from this one on; None: they read all.
     """
 
@@ -92,6 +112,7 @@ class OriginalNetwork:
     read_settings: Callable[[Mapping[str, Tensor]], dict[str, Any]]
     assumed_settings: Callable[[Mapping[str, Any]], dict[str, Any]]
     max_layers: int | None = None
+    num_levels: int = 4
 
 
 @dataclass(frozen=True)
@@ -149,17 +170,20 @@ class Family:
         pipeline_class: the stock diffusers pipeline that loads an exported folder.
         task_pipelines: the stock pipelines of other tasks than text-to-image, by task.
         components: by name; each must be in a folder. "unet", "vae" and "scheduler" are always among them.
-        text_encoder: components, by name -> the module that turns prompts into a `Conditioning`.
+        text_encoder: components, by name, and `ModelParts.settings` -> the module that turns prompts into a
+            `Conditioning`.
         matches: whether a model with these configurations is of this family.
         widths: the numbers that its components must agree on.
         lora: the networks that a LoRA may change, by name.
         optional: components that a folder may list, which are not loaded.
         ignored: further ones, which saved folders do not list.
         pipeline_settings: further entries of `model_index.json`.
+        decisive_settings: those of them that change images, which a model's folder may set otherwise.
+        defaults: settings of an image that the stock pipeline has other defaults for.
         scaling_factor: what the stock pipeline takes for the autoencoder's, whatever its configuration says; None where
             it reads that.
-        time_ids: original size, top left corner of the crop and target size -> the numbers that the UNet is told of
-            them; None for UNets that take none.
+        time_ids: what the UNet is told of sizes, as numbers; None for UNets that take none.
+        told: what its models are told besides a prompt, see `Setting.told`.
         single_file: None where the family is not stored that way.
     """
 
@@ -167,7 +191,7 @@ class Family:
     title: str
     pipeline_class: str
     components: Mapping[str, Component]
-    text_encoder: Callable[[Mapping[str, Any]], ClipTextEncoder]
+    text_encoder: Callable[[Mapping[str, Any], Mapping[str, Any]], ClipTextEncoder]
     matches: Callable[[Configs], bool]
     widths: Callable[[Configs], Iterable[Width]]
     lora: Mapping[str, LoraNames]
@@ -176,8 +200,15 @@ class Family:
     pipeline_settings: Mapping[str, Any] = field(default_factory=dict)
     task_pipelines: Mapping[str, str] = field(default_factory=dict)
     scaling_factor: float | None = None
-    time_ids: Callable[[Size, Size, Size], tuple[float, ...]] | None = None
+    time_ids: Callable[[SizeConditions], tuple[float, ...]] | None = None
+    told: frozenset[str] = frozenset()
+    decisive_settings: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     single_file: SingleFile | None = None
+
+    def read_settings(self, index: Mapping[str, Any]) -> dict[str, Any]:
+        """The decisive settings of a model with this `model_index.json`."""
+        return {name: index.get(name, self.pipeline_settings[name]) for name in self.decisive_settings}
 
     def pipeline_for(self, task: str) -> str:
         """The stock pipeline for models of a task."""

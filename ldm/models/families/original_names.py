@@ -1,10 +1,10 @@
 """Names of weights in diffusers and transformers, and in the single files of the original programs.
 
 One table per network maps the names of modules in diffusers to those in the file; it is used in both directions. The
-tables are for four levels of two resnets each, of any width.
+tables are for levels of two resnets each, of any width: four levels, or the three of Stable Diffusion XL's UNet.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -13,9 +13,11 @@ from ldm.models.families.open_clip_names import from_open_clip, to_open_clip
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
-"""How the names in the file begin; text encoders have different layouts in Stable Diffusion 1 and 2."""
+FIRST_OF_TWO, SECOND_OF_TWO = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
+"""How the names in the file begin; text encoders have different layouts in each version."""
 
 NUM_LEVELS, NUM_RESNETS = 4, 2
+XL_LEVELS = 3
 
 LAYERS_OF_VIT_H = 24
 """Layers of open_clip's text encoder; Stable Diffusion 2 reads the output of the last but one."""
@@ -30,6 +32,24 @@ def unet_layer_in_file(layer: str) -> str | None:
     """A layer of a `UNet2DConditionModel` by its original name, or None for a layer without one."""
     try:
         return _renamed(layer, UNET_NAMES)
+    except KeyError:
+        return None
+
+
+def xl_unet_to_original(weights: Mapping[str, Tensor]) -> Weights:
+    """The weights of Stable Diffusion XL's UNet by the original names; KeyError for a name without one."""
+    return {_renamed(name, XL_UNET_NAMES): tensor for name, tensor in weights.items()}
+
+
+def xl_unet_from_original(weights: Mapping[str, Tensor]) -> Weights:
+    """The inverse of `xl_unet_to_original`; errors as there."""
+    return {_renamed(name, _XL_UNET_BACK): tensor for name, tensor in weights.items()}
+
+
+def xl_unet_layer_in_file(layer: str) -> str | None:
+    """A layer of Stable Diffusion XL's UNet by its original name, or None for a layer without one."""
+    try:
+        return _renamed(layer, XL_UNET_NAMES)
     except KeyError:
         return None
 
@@ -69,6 +89,23 @@ def open_clip_from_original(weights: Mapping[str, Tensor]) -> Weights:
     """The inverse, without the last layer of ViT-H, which Stable Diffusion 2 does not use; errors as there."""
     last = f"encoder.layers.{LAYERS_OF_VIT_H - 1}."
     return {name: t for name, t in from_open_clip(weights).items() if not name.startswith(last)}
+
+
+def projected_to_original(weights: Mapping[str, Tensor]) -> Weights:
+    """A `CLIPTextModelWithProjection`'s weights as in Stable Diffusion XL; KeyError for an unknown name."""
+    own = dict(weights)
+    projection = own.pop(_PROJECTION)
+    return to_open_clip(clip_from_original(own)) | {"text_projection": projection.T.contiguous()}
+
+
+def projected_from_original(weights: Mapping[str, Tensor]) -> Weights:
+    """The inverse of `projected_to_original`, with the names of transformers 5; errors as there."""
+    own = dict(weights)
+    projection = own.pop("text_projection").T.contiguous()
+    return clip_to_original(from_open_clip(own)) | {_PROJECTION: projection}
+
+
+_PROJECTION = "text_projection.weight"
 
 
 def to_original(
@@ -111,6 +148,10 @@ _PASSED_OVER = (
     "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod",
     "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef", "lvlb_weights", "logvar",
     "scale_factor", "global_step", "v_pred", "ztsnr",
+    "conditioner.embedders.0.transformer.text_projection", "conditioner.embedders.0.transformer.logit_scale",
+    "conditioner.embedders.0.logit_scale", "conditioner.embedders.0.text_projection",
+    "conditioner.embedders.0.model.logit_scale", "conditioner.embedders.1.model.logit_scale",
+    "conditioner.embedders.0.model.attn_mask", "conditioner.embedders.1.model.attn_mask", "denoiser.sigmas",
 )  # fmt: skip
 """How names of other contents begin: averages, schedules, the unused half of CLIP."""
 
@@ -142,8 +183,12 @@ def _renamed(name: str, table: Mapping[str, str]) -> str:
     raise KeyError(name)
 
 
-def _unet_names() -> Iterator[tuple[str, str]]:
-    """UNet2DConditionModel's modules. The numbers of a level's blocks continue those of the level before."""
+def _unet_names(attends: Sequence[bool] = (True, True, True, False)) -> Iterator[tuple[str, str]]:
+    """UNet2DConditionModel's modules. The numbers of a level's blocks continue those of the level before.
+
+    Args:
+        attends: for each level from the first down, whether it attends to the prompt.
+    """
     yield from {
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
@@ -154,7 +199,7 @@ def _unet_names() -> Iterator[tuple[str, str]]:
     }.items()
     for middle in (0, 1):
         yield from _resnet(f"mid_block.resnets.{middle}", f"middle_block.{2 * middle}")
-    for level in range(NUM_LEVELS):
+    for level in range(len(attends)):
         block = level * (NUM_RESNETS + 1)
         for i in range(NUM_RESNETS):
             yield from _resnet(f"down_blocks.{level}.resnets.{i}", f"input_blocks.{block + i + 1}.0")
@@ -163,7 +208,7 @@ def _unet_names() -> Iterator[tuple[str, str]]:
         for i in range(NUM_RESNETS + 1):
             yield from _resnet(f"up_blocks.{level}.resnets.{i}", f"output_blocks.{block + i}.0")
             yield f"up_blocks.{level}.attentions.{i}", f"output_blocks.{block + i}.1"
-        place = 2 if level else 1  # the lowest level has no attention before its upsampler
+        place = 2 if attends[-1 - level] else 1  # after the attention, where there is one
         yield f"up_blocks.{level}.upsamplers.0.conv", f"output_blocks.{block + NUM_RESNETS}.{place}.conv"
 
 
@@ -227,5 +272,8 @@ def _as_linear(name: str, tensor: Tensor) -> Tensor:
 
 
 UNET_NAMES, VAE_NAMES = dict(_unet_names()), dict(_vae_names())
+_ADDED_NAMES = {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
+XL_UNET_NAMES = {**dict(_unet_names((False, True, True))), **_ADDED_NAMES}
+_XL_UNET_BACK = {original: name for name, original in XL_UNET_NAMES.items()}
 _UNET_BACK = {original: name for name, original in UNET_NAMES.items()}
 _VAE_BACK = {original: name for name, original in VAE_NAMES.items()}

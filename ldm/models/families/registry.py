@@ -9,8 +9,9 @@ from ldm.errors import UserError
 from ldm.io.json_files import MAX_MODEL_JSON_BYTES, read_json
 from ldm.models.families.family import Component, Configs, Family
 from ldm.models.families.stable_diffusion import SD1, SD2, UPSCALER
+from ldm.models.families.stable_diffusion_xl import SDXL, SDXL_REFINER
 
-FAMILIES: list[Family] = [SD1, SD2, UPSCALER]
+FAMILIES: list[Family] = [SD1, SD2, UPSCALER, SDXL, SDXL_REFINER]
 """All families. Later ones are asked first, so the first one takes what no other claims."""
 
 
@@ -64,6 +65,12 @@ def network_components() -> dict[str, Component]:
 def lora_parts() -> list[str]:
     """The names of the networks that a LoRA may change, of all families."""
     return list(dict.fromkeys(name for family in FAMILIES for name in family.lora))
+
+
+def text_lora_parts() -> list[str]:
+    """Those of `lora_parts` that are text encoders."""
+    named = ((part, names) for family in FAMILIES for part, names in family.lora.items())
+    return list(dict.fromkeys(part for part, names in named if names.is_text))
 
 
 def _read(path: Path) -> dict[str, Any]:

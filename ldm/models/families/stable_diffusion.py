@@ -81,16 +81,27 @@ CHOICE = "If the images are noise, choose with --prediction-type."
 _DEVIATION_OF_V = 0.09  # ComfyUI's threshold: above it, the norm is that of Stable Diffusion 2's v-prediction
 
 
-def _encoder(components: Mapping[str, Any]) -> ClipTextEncoder:
+def _encoder(components: Mapping[str, Any], settings: Mapping[str, Any]) -> ClipTextEncoder:
     return ClipTextEncoder(components["tokenizer"], components["text_encoder"])
 
 
 def _widths(configs: Configs) -> Iterator[Width]:
-    unet, vae, text = configs["unet"], configs["vae"], configs["text_encoder"]
-    text_width = unet.get("cross_attention_dim")
-    text_width = text_width[0] if isinstance(text_width, list | tuple) and text_width else text_width
-    yield Width("latent channels", _latent_channels(unet), vae.get("latent_channels"), "vae")
-    yield Width("text width", text_width, text.get("hidden_size"), "text_encoder")
+    yield latent_width(configs)
+    yield Width(
+        "text width", text_width(configs["unet"]), configs["text_encoder"].get("hidden_size"), "text_encoder"
+    )
+
+
+def latent_width(configs: Configs) -> Width:
+    """The latent channels that UNet and autoencoder must agree on."""
+    unet, vae = configs["unet"], configs["vae"]
+    return Width("latent channels", _latent_channels(unet), vae.get("latent_channels"), "vae")
+
+
+def text_width(unet: Mapping[str, Any]) -> Any:
+    """The width of the embeddings that a UNet attends to."""
+    width = unet.get("cross_attention_dim")
+    return width[0] if isinstance(width, list | tuple) and width else width
 
 
 def _latent_channels(unet: Mapping[str, Any]) -> Any:
@@ -100,11 +111,11 @@ def _latent_channels(unet: Mapping[str, Any]) -> Any:
 
 
 def _assumed_unet(configs: Configs, *, linear: bool) -> dict[str, Any]:
-    unet, text_width = configs["unet"], configs["text_encoder"]["hidden_size"]
+    unet, width = configs["unet"], configs["text_encoder"]["hidden_size"]
     given = unet.get("in_channels")
     return unet_settings(
         unet["block_out_channels"],
-        text_width=text_width,
+        text_width=width,
         linear=linear,
         in_channels=given if given in INPUT_CHANNELS else LATENT_CHANNELS,
     )

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel
@@ -216,9 +217,13 @@ def weights_variant(folder: Path, name: str) -> str | None:
 
 
 def read_defaults(
-    folder: Path, height: int, width: int, kind: type[GenerationSettings] = GenerationSettings
+    folder: Path,
+    height: int,
+    width: int,
+    kind: type[GenerationSettings] = GenerationSettings,
+    usual: Mapping[str, Any] = MappingProxyType({}),
 ) -> GenerationSettings:
-    """The model's defaults from `ldm.json`, with this size where the file has none.
+    """The model's defaults from `ldm.json`, with this size, and what is `usual` of its family, where the file has none.
 
     A folder without that file is a stock one of a large model: long prompts then have `MAX_PROMPT_CHUNKS`. A folder
     that names no sampler is sampled with the one of its scheduler config.
@@ -233,7 +238,7 @@ def read_defaults(
     for key in given:
         if key not in known:
             raise unknown_name(f"key in {path}", key, known)
-    left_open = {"height": height, "width": width, "scheduler": OWN_SCHEDULER}
+    left_open = {"height": height, "width": width, "scheduler": OWN_SCHEDULER, **usual}
     return parse_settings({**left_open, **given}, kind, where=str(path))
 
 

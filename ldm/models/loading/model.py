@@ -122,7 +122,8 @@ def load_model(
     if is_changed:
         _round(parts, dtype)
     if adapters:
-        parts.defaults = read_defaults(place, *default_size(parts.denoiser, parts.autoencoder))
+        size = default_size(parts.denoiser, parts.autoencoder)
+        parts.defaults = read_defaults(place, *size, usual=parts.family.defaults)
     if substitutes.prediction_type:  # after an adapter, which has a schedule of its own
         predicts = PREDICTION_TYPES[substitutes.prediction_type]
         parts.scheduler_config = {**parts.scheduler_config, "prediction_type": predicts}
@@ -163,8 +164,10 @@ def _load_folder(folder: Path, dtype: torch.dtype) -> ModelParts:
     for name, component in family.tokenizers.items():
         components[name] = load_tokenizer(folder / name, component)
     scheduler_config = _scheduler_config(folder)
-    parts = assemble(folder, family, components, scheduler_config)
-    parts.defaults = read_defaults(folder, parts.defaults.height, parts.defaults.width)
+    index = read_object(folder / "model_index.json")
+    parts = assemble(folder, family, components, scheduler_config, index)
+    size = parts.defaults.height, parts.defaults.width
+    parts.defaults = read_defaults(folder, *size, usual=family.defaults)
     parts.task = read_task(folder, family, parts.denoiser)
     if COMPONENT in family.components:
         parts.low_resolution = _low_resolution(folder)
@@ -308,7 +311,7 @@ def _model_index(parts: ModelParts) -> dict[str, Any]:
     listed |= {name: [one.library, one.classes[0]] for name, one in family.components.items()}
     listed["scheduler"] = ["diffusers", parts.scheduler_config.get("_class_name", "DDIMScheduler")]
     head = {"_class_name": family.pipeline_for(parts.task), "_diffusers_version": diffusers.__version__}
-    settings = dict(family.pipeline_settings)
+    settings = {**family.pipeline_settings, **parts.settings}
     if parts.low_resolution is not None:
         settings["max_noise_level"] = parts.low_resolution.max_noise_level
     return head | dict(sorted({**listed, **settings}.items()))

@@ -30,13 +30,20 @@ from ldm.models.parts import ModelParts, assemble
 PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v_prediction", "v": "v_prediction"}
 """The names of prediction types in ModelSpec and elsewhere, and in diffusers."""
 
-STRUCTURE = "four levels of two resnets are read, as Stable Diffusion 1 and 2 have them"
+STRUCTURE = (
+    "four levels of two resnets are read, as Stable Diffusion 1 and 2 have them, and three, as XL has them"
+)
 
-SDXL_TEXT = "conditioner.embedders."
-"""The beginning of the text encoders' weights in a file of Stable Diffusion XL."""
+REFINERS_TEXT = "conditioner.embedders.0.model."
+"""The beginning of the text encoder's weights in a file of Stable Diffusion XL's refiner."""
 
 
-NOUNS = {"unet": "UNet", "vae": "autoencoder", "text_encoder": "text encoder"}
+NOUNS = {
+    "unet": "UNet",
+    "vae": "autoencoder",
+    "text_encoder": "text encoder",
+    "text_encoder_2": "second text encoder",
+}
 """What the components are called in messages."""
 
 
@@ -161,7 +168,7 @@ def find_layout(
     if family is None or family.single_file is None:
         what = "holds an autoencoder alone" if any(name.startswith(VAE) for name in tensors) else ""
         raise UserError(
-            f"{path} {what or 'is not a single-file model of Stable Diffusion 1 or 2'}",
+            f"{path} {what or 'is not a single-file model of Stable Diffusion 1, 2 or XL'}",
             "give it with --vae, beside a model" if what else f"it has no weight {UNET}...",
         )
     has_text = any(name.startswith(family.single_file.networks["text_encoder"].prefix) for name in tensors)
@@ -170,8 +177,9 @@ def find_layout(
     layout = family.single_file
     assert layout is not None
     unknown = left_over(tensors, layout.networks)
-    if any(name.startswith(SDXL_TEXT) for name in unknown):
-        raise UserError(f"{path} is a model of Stable Diffusion XL", "models of 1 and 2 are read")
+    if any(name.startswith(REFINERS_TEXT) for name in unknown):
+        what = f"{path} is the refiner of Stable Diffusion XL"
+        raise UserError(what, "as a single file only the base model is read; use the folder of the refiner")
     first = tensors.get(f"{UNET}input_blocks.0.0.weight")
     if first is not None and len(first.shape) == 4 and first.shape[1] not in INPUT_CHANNELS:
         raise UserError(
