@@ -7,6 +7,7 @@ noise. The search is by coordinates: each timestep in turn is moved towards its 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -141,7 +142,7 @@ class StepMeter:
         self.guidance_scale, self.seeds = guidance_scale, [seed + i for i in range(len(prompts))]
         self.reference = self.latents(num_inference_steps=NUM_REFERENCE_STEPS)
 
-    def latents(self, **steps: int | str) -> Tensor:
+    def latents(self, **steps: Any) -> Tensor:
         """The final latents [N, C, h, w]."""
         made = self.pipeline.generate(
             self.prompts,
