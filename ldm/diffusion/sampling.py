@@ -80,9 +80,9 @@ def plan_sampling(
     kept = _from_start(scheduler, every, start)
     if kept and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(kept[0].evaluation)
-    kept_timesteps = scheduler.timesteps[[step.evaluation for step in kept]]
+    to_run = scheduler.timesteps[[step.evaluation for step in kept]]
     steps = tuple(replace(step, evaluation=number) for number, step in enumerate(kept))
-    return SamplingPlan(steps, kept_timesteps, num_steps - start, start, scheduler)
+    return SamplingPlan(steps, to_run, num_steps - start, start, scheduler)
 
 
 def _set_timesteps(scheduler: Any, num_inference_steps: int) -> None:

@@ -128,14 +128,35 @@ def test_the_result_is_a_model_for_few_steps(folder: Path, run_of: Callable[[str
     assert largest_difference(trial_outputs(parts, trial), theirs) <= 1
 
 
-def read_loss(folder: Path, name: str, **changes: Any) -> tuple[DenoiserLoss, list[dict[str, Any]]]:
-    """The loss of a run that is about to start, with the samples of an epoch."""
-    settings: DenoiserSettings = load_settings(DenoiserSettings, make_config(folder, name, **changes))
+def make(folder: Path, **changes: Any) -> DenoiserLoss:
+    """The loss of a run that is about to start; the text encoder runs in each step."""
+    settings: DenoiserSettings = load_settings(DenoiserSettings, make_config(folder, "loss", **changes))
+    loss = make_loss(settings).train()
+    loss.use_average({name: p.detach() * 0.9 for name, p in loss.named_parameters() if p.requires_grad})
+    return loss
+
+
+def read_items(folder: Path, name: str, **changes: Any) -> tuple[DenoiserLoss, list[dict[str, Any]]]:
+    """The samples of an epoch, the last one without its caption, and a loss with what was read for them."""
+    settings: DenoiserSettings = load_settings(
+        DenoiserSettings, make_config(folder, name, **KINDS["lora"], **changes)
+    )
     run, loss = Run(settings), make_loss(settings)
     data = read_samples(run, settings, loss)
-    loss.train()
-    loss.use_average({name: p.detach() * 0.9 for name, p in loss.named_parameters() if p.requires_grad})
-    return loss, [data.dataset[SampleKey(0, index)] for index in range(7)]
+    items = [data.dataset[SampleKey(0, index)] for index in range(7)]
+    items[-1]["caption"] = ""
+    return loss.train(), items
+
+
+@pytest.fixture(scope="module")
+def cached(folder: Path) -> tuple[DenoiserLoss, list[dict[str, Any]]]:
+    """From the cache."""
+    return read_items(folder, "cached")
+
+
+@pytest.fixture
+def items(cached: tuple[DenoiserLoss, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return cached[1]
 
 
 def losses(loss: DenoiserLoss, items: list[dict[str, Any]]) -> Tensor:
@@ -143,24 +164,23 @@ def losses(loss: DenoiserLoss, items: list[dict[str, Any]]) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_samples_loss_depends_on_nothing_but_the_sample(folder: Path, kind: str) -> None:
-    """Not on its batch, which processes and micro-batches change, nor on the cache. The last caption is dropped."""
-    loss, items = read_loss(folder, f"{kind} loss", **KINDS[kind])
-    items[-1]["caption"] = ""
-    together = losses(loss, items)
+def test_a_samples_loss_does_not_depend_on_its_batch(
+    folder: Path, kind: str, items: list[dict[str, Any]]
+) -> None:
+    """Processes and micro-batches cut batches differently."""
+    loss = make(folder, **KINDS[kind])
     alone = torch.cat([losses(loss, [item]) for item in items])
-    assert torch.allclose(together, alone, rtol=1e-4)
-    if kind != "lora":
-        return  # the cache knows nothing of the kind
-    uncached = {"cache": {"enabled": False}}
-    encoding, decoded = read_loss(folder, f"{kind} uncached", **{**KINDS[kind], **uncached})
-    decoded[-1]["caption"] = ""
-    assert torch.allclose(losses(encoding, decoded), together, rtol=1e-3)
+    assert torch.allclose(losses(loss, items), alone, rtol=1e-4)
 
 
-def test_the_average_gives_the_target_only_in_training(folder: Path) -> None:
+def test_the_cache_changes_no_loss(folder: Path, cached: tuple[DenoiserLoss, list[dict[str, Any]]]) -> None:
+    encoding, decoded = read_items(folder, "uncached", cache={"enabled": False})
+    assert torch.allclose(losses(encoding, decoded), losses(*cached), rtol=1e-3)
+
+
+def test_the_average_gives_the_target_only_in_training(folder: Path, items: list[dict[str, Any]]) -> None:
     """While the averaged weights are measured, they are in the student's place."""
-    loss, items = read_loss(folder, "average", **KINDS["embedded, average"])
+    loss = make(folder, **KINDS["embedded, average"])
     by_average = losses(loss, items)
     loss.eval()
     by_student = losses(loss, items)
@@ -170,9 +190,10 @@ def test_the_average_gives_the_target_only_in_training(folder: Path) -> None:
     assert torch.allclose(losses(loss, items), by_student, rtol=1e-5)
 
 
-def test_the_teacher_stays_as_it_was_and_shares_the_weights_that_do_not_change(folder: Path) -> None:
-    for kind, shares in (("lora", True), ("embedded, average", False)):
-        loss = make_loss(load_settings(DenoiserSettings, make_config(folder, "teacher", **KINDS[kind])))
+def test_the_teacher_shares_the_weights_that_do_not_change(
+    folder: Path, cached: tuple[DenoiserLoss, list[dict[str, Any]]]
+) -> None:
+    for loss, shares in ((cached[0], True), (make(folder, **KINDS["embedded, average"]), False)):
         assert loss.distillation is not None and loss.distillation.teacher is not None
         student = {id(p) for p in loss.denoiser.parameters()}
         teacher = list(loss.distillation.teacher.parameters())
@@ -180,15 +201,13 @@ def test_the_teacher_stays_as_it_was_and_shares_the_weights_that_do_not_change(f
         assert not any("lora" in name for name, _ in loss.distillation.teacher.named_parameters())
 
 
-def test_the_student_begins_as_the_teacher(folder: Path) -> None:
+def test_the_student_begins_as_the_teacher(
+    folder: Path, cached: tuple[DenoiserLoss, list[dict[str, Any]]]
+) -> None:
     """A LoRA and the embedding of the guidance scale have no effect at first."""
     fixed = {"guidance_scale": [3, 3]}
-    base, items = read_loss(folder, "plain", **UNET, distill=fixed)
-    expected = losses(base, items)
-    for changes in ({**LORA, "distill": fixed}, {**UNET, "distill": {**fixed, "embed_guidance": True}}):
-        loss = make_loss(load_settings(DenoiserSettings, make_config(folder, "begins", **changes)))
-        loss.prompts = base.prompts
-        assert torch.allclose(losses(loss.train(), items), expected, rtol=1e-5)
+    whole = make(folder, **UNET, distill={**fixed, "embed_guidance": True})
+    assert torch.allclose(losses(whole, cached[1]), losses(*cached), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
