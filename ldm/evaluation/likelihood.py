@@ -95,7 +95,7 @@ def image_bounds(
     bounds = []
     for (name, caption, pixels), (moments, latents, mean) in zip(images, reconstructed, strict=True):
         unit = pixels.numel() * math.log(2)
-        conditioning = parts.text_encoder([caption])
+        conditioning = parts.encode([caption], size=(pixels.shape[1], pixels.shape[2]))
         drawn = _draws(levels, name, num_levels, seed)
         in_latents, terms = latent_bound(parts, path, levels, drawn, latents, conditioning, (seed, name))
         bounds.append(

@@ -117,9 +117,7 @@ def loss_history(run_dir: Path, step: int) -> Any:
 @pytest.mark.slow
 def test_the_history_of_losses_is_that_of_all_processes_and_survives_fewer(folder: Path) -> None:
     assert denoiser.main([str(make_config(folder, "aware", **LOSS_AWARE))]) == 0
-    command = [*LAUNCHER, "-m", "train.denoiser", str(make_config(folder, "aware two", **LOSS_AWARE))]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr
+    train_together([{"do": "denoiser", "config": str(make_config(folder, "aware two", **LOSS_AWARE))}])
     shutil.copytree(folder / "aware two", folder / "aware on")
     shutil.rmtree(folder / "aware on/checkpoints/step-000020")
     assert denoiser.main([str(make_config(folder, "aware on", **LOSS_AWARE))]) == 0

@@ -20,7 +20,7 @@ from train.loop.reflow import ReflowTeacher, flow_plan
 PATH = FlowPath()
 
 
-def embed(captions: list[str]) -> Conditioning:
+def embed(captions: list[str], size: tuple[int, int] = (8, 8)) -> Conditioning:
     return Conditioning(torch.zeros(len(captions), 1, 1))
 
 

@@ -21,6 +21,7 @@ from ldm.diffusion.path import ProbabilityPath
 from ldm.diffusion.sampling import SamplingPlan, denoise, plan_sampling
 from ldm.diffusion.schedulers import make_scheduler, schedulers_for, trained_path
 from ldm.errors import UserError
+from ldm.models.families.family import Size
 from ldm.models.loading.model import load_parts
 from ldm.models.loading.source import find_model
 from ldm.models.parts import ModelParts
@@ -37,18 +38,21 @@ class ReflowSettings(Settings):
     guidance_scale: float = Field(1.0, ge=0, description="guidance with which it makes them; 1: without")
 
 
+Embed = Callable[[list[str], Size], Conditioning]
+"""The conditioning of captions, for latents of a height and width."""
+
+
 @dataclass(frozen=True)
 class ReflowTeacher:
     """A trained flow that makes latents from noise.
 
     Attributes:
-        embed: the conditioning of captions.
         modules: its networks, which are moved to the device of the noise.
         parts: the whole model, if it was loaded.
     """
 
     denoiser: Denoiser
-    embed: Callable[[list[str]], Conditioning]
+    embed: Embed
     plan: SamplingPlan
     guidance_scale: float = 1.0
     modules: tuple[torch.nn.Module, ...] = ()
@@ -59,7 +63,8 @@ class ReflowTeacher:
         """The latents [B, C, h, w] that noise of the same shape flows to: a function of both."""
         for module in self.modules:
             module.to(noise.device)
-        conditioning, negative = self.embed(captions), self.embed([""] * len(captions))
+        size = (noise.shape[2], noise.shape[3])
+        conditioning, negative = self.embed(captions, size), self.embed([""] * len(captions), size)
         guided = guide_with_negative(self.denoiser, negative, self.guidance_scale)
         (*_, (_, latents)) = denoise(guided, self.plan, noise, conditioning)
         return latents
@@ -96,9 +101,14 @@ def load_teacher(
             f"reflow.model = {settings.model} has another autoencoder than the model to train",
             "train with the same one",
         )
+    side = parts.autoencoder.pixels_per_latent
+
+    def embed(captions: list[str], size: Size) -> Conditioning:
+        return parts.encode(captions, num_chunks, size=(side * size[0], side * size[1]))
+
     return ReflowTeacher(
         parts.denoiser,
-        lambda captions: parts.text_encoder(captions, num_chunks=num_chunks),
+        embed,
         flow_plan(own, settings.num_inference_steps),
         settings.guidance_scale,
         (parts.denoiser, parts.text_encoder),

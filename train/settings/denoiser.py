@@ -135,6 +135,8 @@ class DenoiserSettings(TrainSettings, TrainableSettings):
             raise ValueError(f"reflow needs task text-to-image, not {self.task}")
         if self.objective.timestep_distribution == "loss_aware":
             self._check_loss_aware()
+        if self.distill is not None and self.reflow is not None:
+            raise ValueError("distill and reflow are both given: train one after the other")
         if self.distill is not None:
             self._check_distill(self.distill)
         if self.base is None:
