@@ -78,7 +78,8 @@ def _measure(
 
     reading = read_source(SourceSettings(path=data), missing="empty")
     pipeline = load_pipeline(model, device=device)
-    if pipeline.denoiser.needs_more_than_text:
+    denoiser = pipeline.denoiser
+    if denoiser.concat_channels or denoiser.num_class_labels or denoiser.needs_more_than_images:
         raise UserError(f"{model} needs more than a prompt", "choose a text-to-image model")
     path = trained_path(pipeline.scheduler_config, model)
     images = list(_pixels(reading.samples, num_images, pipeline.defaults.height, pipeline.defaults.width))

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -30,6 +29,7 @@ from ldm.evaluation.likelihood import (
 )
 from ldm.evaluation.likelihood_plot import binned
 from ldm.models.loading.model import save_parts
+from ldm.models.unet import UNetDenoiser
 from ldm.types import Conditioning, Step
 from tests.support.tiny_models import make_sd1
 from tests.support.tiny_runs import write_squares
@@ -122,12 +122,17 @@ def images(count: int) -> list[tuple[str, str, Tensor]]:
     return [(f"{number}.png", "red", each) for number, each in enumerate(made)]
 
 
-def shifted(
-    network: Any, shift: float, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
-) -> Tensor:
-    """A network for latents of another scale: EDM's input has unit variance anyway."""
-    output: Tensor = network(latents, timesteps - shift, conditioning)
-    return output
+class Shifted(UNetDenoiser):
+    """A network for latents of another scale: EDM's input has unit variance anyway, and only the time is another."""
+
+    def __init__(self, unet: Any, shift: float) -> None:
+        super().__init__(unet)
+        self.shift = shift
+
+    def forward(
+        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
+    ) -> Tensor:
+        return super().forward(latents, timesteps - self.shift, conditioning)
 
 
 def test_no_part_depends_on_the_scaling_factor(tmp_path: Path) -> None:
@@ -138,7 +143,7 @@ def test_no_part_depends_on_the_scaling_factor(tmp_path: Path) -> None:
         parts.autoencoder.vae.register_to_config(scaling_factor=0.5 * factor)
         settings = EDMSettings(sigma_data=factor, log_mean=-1.2 + math.log(factor))
         path = EDMPath(settings)
-        denoiser = partial(shifted, parts.denoiser, math.log(factor) / 4)
+        denoiser = Shifted(parts.denoiser.unet, math.log(factor) / 4)
         (bound,), _ = image_bounds(replace(parts, denoiser=denoiser), path, images(1), num_levels=4)
         found.append(bound)
     one, two = found
