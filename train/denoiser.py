@@ -77,7 +77,7 @@ def make_model(run: Run, settings: DenoiserSettings) -> tuple[DenoiserLoss, Base
     parts = make_parts(settings)
     base = base_of_adapter(settings, parts)
     loss = make_loss(settings, parts)
-    run.use_model(held_model(settings, loss.parts))
+    run.use_model(held_model(settings, loss.parts, loss.teacher.parts if loss.teacher else None))
     multiple = size_multiple(loss.parts)
     check_image_size(settings.data, multiple, f"choose a multiple of {multiple} for this model")
     apply_memory_settings(loss.parts, settings, run.device)

@@ -23,6 +23,7 @@ from ldm.cli.generate import generate
 from ldm.cli.import_model import import_model
 from ldm.cli.info import info
 from ldm.cli.init import init
+from ldm.cli.likelihood import likelihood
 from ldm.cli.plot import plot
 from ldm.cli.push import push
 from ldm.cli.schema import schema
@@ -140,6 +141,7 @@ app.command()(generate)
 app.command()(init)
 app.command()(train)
 app.command()(plot)
+app.command()(likelihood)
 app.command()(schema)
 app.command()(ema)
 app.command()(export)

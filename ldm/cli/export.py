@@ -49,6 +49,14 @@ KeepLoraApart = Annotated[
         help="With --format diffusers: write the base unchanged, and the LoRA's file beside it.",
     ),
 ]
+StripVariance = Annotated[
+    bool,
+    typer.Option(
+        "--strip-variance",
+        help="Leave out a learned variance (schedule.learn_variance), which only the sampler ddpm uses and other "
+        "samplers of diffusers fail on. A single file never has it.",
+    ),
+]
 Weights = Annotated[
     str | None,
     typer.Option(
@@ -92,6 +100,7 @@ def export(
     variant: Variant = False,
     max_shard_size: MaxShardSize = "10GB",
     keep_lora_apart: KeepLoraApart = False,
+    strip_variance: StripVariance = False,
     weights: Weights = None,
     title: Title = None,
     licence: Licence = None,
@@ -118,6 +127,7 @@ def export(
         dtype=dtype,
         variant=variant,
         max_shard_size=max_shard_size,
+        strip_variance=strip_variance,
         fuse=not keep_lora_apart,
         title=title,
         licence=licence,

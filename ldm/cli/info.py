@@ -92,7 +92,7 @@ def describe_model(pipeline: "Pipeline") -> dict[str, Any]:
 
 def _levels(path: "ProbabilityPath") -> dict[str, Any]:
     """What a saved model says about a path other than DDPM's."""
-    saved = path.scheduler_settings(path.scheduler_config()["_class_name"])
+    saved = path.scheduler_settings(path.scheduler_config()["_class_name"]) or path.settings.model_dump()
     return {"path": path.name, **{key: value for key, value in saved.items() if key != "prediction_type"}}
 
 

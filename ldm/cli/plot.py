@@ -41,14 +41,14 @@ def plot(
         raise UserError("several runs but no --output", "name the PNG to write, such as --output curves.png")
     if output is not None and output.suffix.lower() != ".png":
         raise UserError(f"--output {output} is not a PNG", "name a file that ends in .png")
-    output = _free_output(output, runs[0])
+    output = free_output(output, runs[0] / "curves.png")
     names = run_names(runs)
     draw_curves({name: read_metrics(run) for name, run in zip(names, runs, strict=True)}, output)
     printer.result({"output": str(output), "runs": [str(run) for run in runs]}, output)
 
 
-def _free_output(output: Path | None, run: Path) -> Path:
-    """Where to draw: `output`, or `curves.png` in the run. Only curves of ours are replaced.
+def free_output(output: Path | None, default: Path) -> Path:
+    """Where to draw: `output`, or `default`, numbered if it is taken. Only curves of ours are replaced.
 
     Raises:
         UserError: `output` is another file.
@@ -56,15 +56,15 @@ def _free_output(output: Path | None, run: Path) -> Path:
     from ldm.evaluation.curves import CURVES_CHUNK
     from ldm.io.png import is_written_here
 
-    wanted = output or run / "curves.png"
+    wanted = output or default
     number, free = 1, wanted
     while os.path.lexists(free) and not is_written_here(free, CURVES_CHUNK):
         if output is not None:
             raise UserError(
-                f"--output {output} exists already, and was not drawn by `ldm plot`", "name another file"
+                f"--output {output} exists already, and was not drawn by this program", "name another file"
             )
         number += 1
-        free = wanted.with_name(f"curves-{number}.png")
+        free = wanted.with_name(f"{wanted.stem}-{number}.png")
     return free
 
 

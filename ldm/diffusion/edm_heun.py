@@ -41,10 +41,17 @@ class EDMHeunScheduler(EDMEulerScheduler):  # type: ignore[misc]
         s_tmax: float = float("inf"),
         s_noise: float = 1.0,
     ) -> None:
+        # by name: diffusers records positional arguments as left out
         super().__init__(
-            sigma_min, sigma_max, sigma_data, sigma_schedule, num_train_timesteps, prediction_type, rho,
-            final_sigmas_type,
-        )  # fmt: skip
+            sigma_min=sigma_min,
+            sigma_max=sigma_max,
+            sigma_data=sigma_data,
+            sigma_schedule=sigma_schedule,
+            num_train_timesteps=num_train_timesteps,
+            prediction_type=prediction_type,
+            rho=rho,
+            final_sigmas_type=final_sigmas_type,
+        )
 
     @property
     def init_noise_sigma(self) -> float:

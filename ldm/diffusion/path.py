@@ -72,12 +72,14 @@ class ProbabilityPath(ABC):
 
     Attributes:
         name: the path's name in settings.
+        uses_table: whether DDPM's schedulers sample along it, as their table of betas can describe it.
         reverse_steps: the steps whose variance the network predicts in further output channels; None if it does not.
         settings: what distinguishes this path from others of its class.
         prediction_type: the quantity that the network predicts, under diffusers' name.
     """
 
     name: ClassVar[str]
+    uses_table: ClassVar[bool] = False
     reverse_steps: ReverseSteps | None = None
     settings: Settings
     prediction_type: str
@@ -159,6 +161,7 @@ class DDPMPath(ProbabilityPath):
     """
 
     name: ClassVar[str] = "ddpm"
+    uses_table: ClassVar[bool] = True
     settings: ScheduleSettings
 
     def __init__(self, settings: ScheduleSettings, alphas_cumprod: Tensor | None = None) -> None:

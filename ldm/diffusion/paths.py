@@ -9,10 +9,12 @@ With x_t = alpha x_0 + sigma noise, a the network's prediction, s = `sigma_data`
     flow   flow_prediction   alpha + sigma = 1        noise - x_0                           x_t - sigma a
     flow   sample            alpha + sigma = 1        x_0                                   a
     edm    edm               alpha = 1                c (sigma x_0 / s - s noise)           c^2 s^2 x_t + c sigma s a
+    vp     epsilon           alpha^2 + sigma^2 = 1    noise                                 (x_t - sigma a) / alpha
+    ve     epsilon           alpha = 1                noise                                 x_t - sigma a
 
-The squared error of x_0 is that of a times sigma^2 / alpha^2, sigma^2, 1, sigma^2, 1 and (c sigma s)^2. Weightings of
-the loss are defined by that of x_0, see `ldm.diffusion.objective.loss_weight`. A test holds the classes against this
-table. All paths with the same sigma / alpha are the same process: x_t / alpha is EDM's x.
+The squared error of x_0 is that of a times sigma^2 / alpha^2, sigma^2, 1, sigma^2, 1, (c sigma s)^2, sigma^2 / alpha^2
+and sigma^2. Weightings of the loss are defined by that of x_0, see `ldm.diffusion.objective.loss_weight`. A test holds
+the classes against this table. All paths with the same sigma / alpha are the same process: x_t / alpha is EDM's x.
 """
 
 from collections.abc import Mapping
@@ -23,9 +25,11 @@ from pydantic import ValidationError
 from ldm.diffusion.edm import EDMPath
 from ldm.diffusion.flow import FlowPath
 from ldm.diffusion.path import DDPMPath, ProbabilityPath
+from ldm.diffusion.ve import VEPath
+from ldm.diffusion.vp import VPPath
 from ldm.errors import UserError
 
-PATHS: list[type[ProbabilityPath]] = [FlowPath, EDMPath, DDPMPath]
+PATHS: list[type[ProbabilityPath]] = [FlowPath, EDMPath, VPPath, VEPath, DDPMPath]
 """To add a path, write a class in a new file and list it here, before `DDPMPath`, which takes every other scheduler."""
 
 
@@ -52,6 +56,12 @@ def path_of_config(config: Mapping[str, Any]) -> ProbabilityPath | None:
         raise UserError(
             f"{key} {first['input']!r} in the model's scheduler config is not supported", first["msg"]
         ) from None
+
+
+def uses_table(config: Mapping[str, Any]) -> bool:
+    """Whether DDPM's schedulers sample along a model's path, by its `scheduler_config.json`."""
+    path = path_of_config(config)
+    return path is None or path.uses_table
 
 
 def path_name(config: Mapping[str, Any]) -> str:

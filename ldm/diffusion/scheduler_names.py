@@ -46,7 +46,7 @@ class SchedulerEntry:
 
     @property
     def class_names(self) -> set[str]:
-        """The schedulers on all paths; EDMHeunScheduler is ours, all others are in `diffusers`."""
+        """The schedulers on all paths; those of `OWN_CLASSES` are ours, all others are in `diffusers`."""
         return {self.class_name, *self.on_path.values()}
 
     def along(self, path: str) -> "SchedulerEntry | None":
@@ -100,6 +100,7 @@ SCHEDULERS: dict[str, SchedulerEntry] = {
     "dpmpp_sde": SchedulerEntry(
         "DPMSolverSDEScheduler", "DPM++ SDE", stochastic=True, reads_sample=False, requires="torchsde"
     ),
+    "pc": SchedulerEntry("PredictorCorrectorScheduler", "PC", stochastic=True),
     "kdpm2": SchedulerEntry("KDPM2DiscreteScheduler", "DPM2", reads_sample=False),
     "kdpm2_a": SchedulerEntry(
         "KDPM2AncestralDiscreteScheduler", "DPM2 a", stochastic=True, reads_sample=False

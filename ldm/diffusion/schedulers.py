@@ -2,12 +2,13 @@
 
 import inspect
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from ldm.config import validate
 from ldm.diffusion.consistency import TIMESTEP_SCALING
 from ldm.diffusion.path import LEARNED_VARIANCE, DDPMPath, ProbabilityPath, ScheduleSettings
-from ldm.diffusion.paths import path_name, path_of_config
+from ldm.diffusion.paths import path_name, path_of_config, uses_table
 from ldm.diffusion.scheduler_names import OWN_SCHEDULER, SCHEDULERS, SchedulerEntry
 from ldm.errors import UserError, unknown_name, warn
 
@@ -25,11 +26,19 @@ PATH_KEYS = (
 """Settings that describe the model, not the sampler. One that a file leaves out has the default of the file's own
 class, whichever sampler is used."""
 
+OWN_CLASSES = {
+    "EDMHeunScheduler": "ldm.diffusion.edm_heun",
+    "PredictorCorrectorScheduler": "ldm.diffusion.predictor_corrector",
+}
+"""The schedulers that diffusers has not, and the modules that define them."""
+
 FALLBACK = "dpmpp_2m"
 """The sampler in place of a model's own that cannot be used."""
 
 
-def make_scheduler(name: str, config: Mapping[str, Any], *, karras: bool | None = None) -> Any:
+def make_scheduler(
+    name: str, config: Mapping[str, Any], *, karras: bool | None = None, churn: float = 0.0
+) -> Any:
     """The diffusers scheduler with a short name, on the model's path.
 
     Args:
@@ -37,20 +46,22 @@ def make_scheduler(name: str, config: Mapping[str, Any], *, karras: bool | None 
         config: the model's `scheduler_config.json`: betas, prediction type, timestep spacing.
         karras: space the noise levels by Eq. 5 of Karras et al. 2022. None: as the config says for the model's own
             scheduler, and no for the others.
+        churn: S_churn of Karras et al. 2022, the noise that EDM's sampler adds again.
 
     Raises:
         UserError: the name is unknown, a required package is not installed, or the scheduler does not support the
-            model or `karras`.
+            model, `karras` or `churn`.
 
     Warns:
         LdmWarning: the model's own scheduler cannot be used, so it is `FALLBACK`.
     """
     if name == OWN_SCHEDULER:
         if own := _own_entry(config):
-            return _make(name, own, {}, config, _own_spacing(own, config, karras))
+            return _make(name, own, {}, config, _own_spacing(own, config, karras) | _churn(own, churn))
         name = FALLBACK
     entry = _entry(name, config)
-    return _make(name, entry, entry.overrides, config, _spacing(entry, karras=bool(karras)))
+    spacing = _spacing(entry, karras=bool(karras))
+    return _make(name, entry, entry.overrides, config, spacing | _churn(entry, churn))
 
 
 def corrected_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,7 +162,7 @@ def _make(
         raise UserError(f"scheduler {name!r} cannot follow the model's scheduler config: {error}") from error
 
 
-def _spacing(entry: SchedulerEntry, *, karras: bool) -> dict[str, bool]:
+def _spacing(entry: SchedulerEntry, *, karras: bool) -> dict[str, Any]:
     """The spacing settings of a sampler that is chosen by name.
 
     Raises:
@@ -166,7 +177,21 @@ def _spacing(entry: SchedulerEntry, *, karras: bool) -> dict[str, bool]:
     return {key: karras and key == "use_karras_sigmas" for key in SPACINGS if key in known}
 
 
-def _own_spacing(entry: SchedulerEntry, config: Mapping[str, Any], karras: bool | None) -> dict[str, bool]:
+def _churn(entry: SchedulerEntry, churn: float) -> dict[str, float]:
+    """The setting of churn, where it is asked for.
+
+    Raises:
+        UserError: the sampler has none.
+    """
+    if churn and "s_churn" not in _settings_of(scheduler_class(entry.class_name)):
+        raise UserError(
+            f"churn is {churn:g}, and {entry.title} has none with this model",
+            "use scheduler heun with a model of path edm, or leave churn out",
+        )
+    return {"s_churn": churn} if churn else {}
+
+
+def _own_spacing(entry: SchedulerEntry, config: Mapping[str, Any], karras: bool | None) -> dict[str, Any]:
     """What `karras` changes in the spacing of a model's own scheduler."""
     asked = bool(_said(config).get("use_karras_sigmas"))
     if karras is None or karras == asked:
@@ -267,7 +292,7 @@ def schedulers_for(config: Mapping[str, Any]) -> list[str]:
 
 def _along(config: Mapping[str, Any]) -> dict[str, SchedulerEntry]:
     """The samplers that exist on a model's path, with their classes there."""
-    path = path_name(config)
+    path = DDPMPath.name if uses_table(config) else path_name(config)
     found = {name: entry.along(path) for name, entry in SCHEDULERS.items()}
     return {name: entry for name, entry in found.items() if entry is not None}
 
@@ -297,10 +322,8 @@ def scheduler_class(class_name: str) -> Any:
     """A scheduler of diffusers, or ours of that name."""
     import diffusers
 
-    if class_name == "EDMHeunScheduler":
-        from ldm.diffusion.edm_heun import EDMHeunScheduler
-
-        return EDMHeunScheduler
+    if class_name in OWN_CLASSES:
+        return getattr(import_module(OWN_CLASSES[class_name]), class_name)
     return getattr(diffusers, class_name)
 
 

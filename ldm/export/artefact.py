@@ -12,12 +12,14 @@ from ldm.export.card.samples import draw_samples
 from ldm.export.export_options import ExportOptions
 from ldm.export.export_source import ExportSource
 from ldm.export.formats.exporter import exporter_of
+from ldm.export.formats.formats import FORMATS
 from ldm.export.model_files import CARD, REPORT
 from ldm.export.verify.compare import NotVerified, Verdict
 from ldm.io.files import MANIFEST, file_entry, write_json
 from ldm.io.folders import new_folder, replace_folder, write_index
 from ldm.io.ownership import check_replaceable, is_ours, numbered
 from ldm.io.redaction import private_names, public_file_name
+from ldm.models.mean_only import learns_variance
 from ldm.version import __version__
 
 Say = Callable[[str], None]
@@ -49,6 +51,7 @@ def export(
     """
     if options.overwrite:
         check_replaceable(dest)
+    source = for_readers(source, options, say)
     with new_folder(dest, replace=options.overwrite) as temporary:
         say(f"writing {options.format}")
         name = public_file_name(dest.name)
@@ -82,6 +85,15 @@ def export(
     return ExportReport(dest, verdicts)
 
 
+def for_readers(source: ExportSource, options: ExportOptions, say: Say) -> ExportSource:
+    """The model as the readers of a format can take it: without a learned variance where they know none."""
+    leaves_out = options.strip_variance or FORMATS[options.format].mean_only
+    if not leaves_out or not learns_variance(source.parts):
+        return source
+    say("the learned variance is left out: samplers take the mean alone")
+    return source.without_variance()
+
+
 def _clean(folder: Path, options: ExportOptions, say: Say) -> None:
     if changed := clean_folder(folder, repo_id=options.repo_id):
         say(f"private text was removed from {', '.join(changed)}")
@@ -109,7 +121,7 @@ def _report(
     if source.adapter:
         origin["base_weights_hash"] = source.adapter.base_weights_hash
         origin["base_parts"] = dict(source.adapter.base_parts)
-    kept = ("format", "dtype", "variant", "fuse")
+    kept = ("format", "dtype", "variant", "strip_variance", "fuse")
     return {
         "format": options.format,
         "made_by": made,

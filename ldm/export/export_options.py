@@ -20,6 +20,7 @@ class ExportOptions:
         dtype: the number format of the stored weights, a key of `ldm.models.devices.DTYPES`.
         variant: name the files of a diffusers folder after the dtype.
         max_shard_size: split larger safetensors files of a diffusers folder.
+        strip_variance: leave out a learned variance, also where the format could hold it.
         fuse: add a LoRA to the weights; otherwise its file is written beside its base.
         title: the model card's title; default: the model's id.
         licence: the licence of the weights, an SPDX name such as "mit".
@@ -35,6 +36,7 @@ class ExportOptions:
     dtype: str = "float32"
     variant: bool = False
     max_shard_size: str = "10GB"
+    strip_variance: bool = False
     fuse: bool = True
     title: str | None = None
     licence: str | None = None

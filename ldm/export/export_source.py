@@ -1,6 +1,6 @@
 """The model to be exported: found by name, folder or run, and loaded completely, with its adapter if it has one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -19,6 +19,7 @@ from ldm.models.identity import Identity
 from ldm.models.loading.folder import is_adapter
 from ldm.models.loading.model import ModelParts, load_parts
 from ldm.models.loading.source import find_model
+from ldm.models.mean_only import strip_variance
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class ExportSource:
         adapter: the contents of `adapter.json`.
         lora: the adapter's weights, if it is a LoRA.
         identity: of the model, if it was loaded from the folder.
+        mean_only: a learned variance is left out.
     """
 
     model_id: str
@@ -46,12 +48,23 @@ class ExportSource:
     adapter: Adapter | None = None
     lora: LoraWeights | None = None
     identity: Identity | None = None
+    mean_only: bool = False
 
     def weights(self) -> ModelParts:
         """`parts`, loaded again if their weights were released."""
         networks = self.parts.networks().values()
         is_released = any(tensor.is_meta for network in networks for tensor in network.parameters())
-        return load_parts(self.folder) if is_released else self.parts
+        if not is_released:
+            return self.parts
+        parts = load_parts(self.folder)
+        if self.mean_only:
+            strip_variance(parts)
+        return parts
+
+    def without_variance(self) -> "ExportSource":
+        """The same model without a learned variance; its parts are changed."""
+        strip_variance(self.parts)
+        return replace(self, mean_only=True)
 
     def release(self) -> None:
         """Free the memory of the weights; configurations and shapes stay. For large models, another needs the room."""

@@ -524,6 +524,19 @@ class GenerationSettings(Settings):
         description="The timesteps to sample at, from most to least noise, in place of the sampler's own spacing: "
         "`ldm tune-steps` finds them for a model. num_inference_steps is then their number.",
     )
+    churn: Annotated[
+        float,
+        Setting(
+            "X", recorded_if_changed=True, infotext="Sigma churn", infotext_value=lambda churn: churn or None
+        ),
+    ] = Field(
+        0.0,
+        ge=0,
+        le=MAX_STEPS,
+        strict=True,
+        description="With heun and a model of path edm, add noise again in each step, as Karras et al. 2022 do with 10 "
+        "to 80. 0 adds none.",
+    )
     max_prompt_chunks: Annotated[int, Setting("N", model_default=True)] = Field(
         1,
         ge=1,

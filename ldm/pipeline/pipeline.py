@@ -448,7 +448,9 @@ class Pipeline:
         return task_for_images(self.parts.task, kind.inputs).for_model(self.parts)
 
     def _sampling_plan(self, settings: GenerationSettings, task: Task) -> SamplingPlan:
-        scheduler = make_scheduler(settings.scheduler, self.scheduler_config, karras=settings.karras)
+        scheduler = make_scheduler(
+            settings.scheduler, self.scheduler_config, karras=settings.karras, churn=settings.churn
+        )
         steps = settings.num_inference_steps
         start = first_step(settings.strength, steps) if task.start.image else 0
         timesteps = parse_timesteps(settings.timesteps)
@@ -501,7 +503,9 @@ class Pipeline:
         given: dict[str, Any] = {}
         if noise is not None:  # no seed makes it again
             draws_more = (
-                adds_noise(settings.scheduler, self.scheduler_config) or self._task(image.kind).enlarges
+                adds_noise(settings.scheduler, self.scheduler_config)
+                or settings.churn > 0
+                or self._task(image.kind).enlarges
             )
             step_noise = {"step_noise_seed": image.seed} if draws_more else {}
             given = {"latents_hash": latents_hash(noise), **step_noise}

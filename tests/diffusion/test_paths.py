@@ -15,12 +15,21 @@ from torch import Tensor
 from ldm.diffusion.edm import EDMPath, EDMSettings
 from ldm.diffusion.edm_heun import EDMHeunScheduler
 from ldm.diffusion.flow import FlowPath, FlowSettings
-from ldm.diffusion.objective import ObjectiveSettings, diffusion_loss, loss_weight, timestep_at
+from ldm.diffusion.objective import (
+    MAX_SNR,
+    MIN_SNR,
+    ObjectiveSettings,
+    diffusion_loss,
+    loss_weight,
+    timestep_at,
+)
 from ldm.diffusion.path import DDPMPath, ProbabilityPath, ScheduleSettings
 from ldm.diffusion.paths import path_of_config, path_of_scheduler
 from ldm.diffusion.sampling import denoise, plan_sampling
 from ldm.diffusion.scheduler_names import SCHEDULERS
 from ldm.diffusion.schedulers import make_scheduler, resolve_scheduler, schedulers_for
+from ldm.diffusion.ve import VEPath
+from ldm.diffusion.vp import VPPath
 from ldm.errors import UserError
 from ldm.types import Conditioning, Step
 
@@ -33,7 +42,9 @@ PATHS: list[ProbabilityPath] = [FlowPath(), FlowPath(FlowSettings(prediction_typ
 DDPM: list[ProbabilityPath] = [
     DDPMPath(ScheduleSettings(prediction_type=each)) for each in ("epsilon", "v_prediction", "sample")
 ]
+SDES: list[ProbabilityPath] = [VPPath(), VEPath()]
 NAMES = ["flow", "flow x_0", "edm", "epsilon", "v_prediction", "sample"]
+SDE_NAMES = ["vp", "ve"]
 
 
 class ExactDenoiser:
@@ -110,6 +121,16 @@ def test_every_sampler_of_a_path_samples_the_data(path: ProbabilityPath) -> None
             assert float(latents.std()) == pytest.approx(SPREAD, rel=0.05), name
         else:
             assert error(scheduler, 60) < (0.1 if name == "euler" else 0.06), name
+
+
+def test_the_config_of_our_schedulers_says_what_was_given() -> None:
+    """As that of diffusers' own: other schedulers are made from it."""
+    edm = EDMHeunScheduler(sigma_data=0.7, sigma_max=40.0)
+    assert diffusers.EDMEulerScheduler.from_config(edm.config).config.sigma_max == 40.0
+    assert path_of_config({**edm.config, "_class_name": "EDMHeunScheduler"}).sigma_data == 0.7  # type: ignore[union-attr]
+    assert (
+        "sigma_data" not in edm.config["_use_default_values"] and "rho" in edm.config["_use_default_values"]
+    )
 
 
 def test_churn_keeps_the_distribution_and_reaches_the_level_at_which_the_denoiser_is_called() -> None:
@@ -204,7 +225,9 @@ def least_loss(path: Any, timesteps: Tensor) -> Tensor:
 
 # EDM's target depends on the input only if its assumed standard deviation differs from the data's
 @pytest.mark.parametrize(
-    "path", [*PATHS[:2], EDMPath(EDMSettings(sigma_data=2.0))], ids=["flow", "flow x_0", "edm"]
+    "path",
+    [*PATHS[:2], EDMPath(EDMSettings(sigma_data=2.0)), *SDES],
+    ids=["flow", "flow x_0", "edm", *SDE_NAMES],
 )
 def test_the_objective_is_lowest_at_the_exact_denoiser(path: Any) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -224,14 +247,16 @@ def test_the_objective_is_lowest_at_the_exact_denoiser(path: Any) -> None:
     assert tenths.min() == 0 and tenths.max() == 9
 
 
-@pytest.mark.parametrize("path", [*PATHS, *DDPM], ids=NAMES)
+@pytest.mark.parametrize("path", [*PATHS, *DDPM, *SDES], ids=[*NAMES, *SDE_NAMES])
 def test_a_path_is_as_in_the_table(path: ProbabilityPath) -> None:
     """The table in ldm/diffusion/paths.py, row by row."""
     generator = torch.Generator().manual_seed(0)
     x_0, noise, a = torch.randn(3, 5, 1, 4, 4, generator=generator, dtype=torch.float64)
     timesteps = path.timesteps_at(torch.linspace(0.05, 0.95, 5, dtype=torch.float64))
     alpha, sigma = path.alpha(timesteps).double(), path.sigma(timesteps).double()
-    unit = {"ddpm": alpha**2 + sigma**2, "flow": alpha + sigma, "edm": alpha}[path.name]
+    unit = {
+        "ddpm": alpha**2 + sigma**2, "vp": alpha**2 + sigma**2, "flow": alpha + sigma, "edm": alpha, "ve": alpha,
+    }[path.name]  # fmt: skip
     torch.testing.assert_close(unit, torch.ones_like(alpha), rtol=1e-6, atol=0)
     x_t, s = alpha * x_0 + sigma * noise, 0.5
     c = 1 / (sigma**2 + s**2).sqrt()
@@ -252,10 +277,12 @@ def test_a_path_is_as_in_the_table(path: ProbabilityPath) -> None:
     torch.testing.assert_close(slope**2, square.expand_as(slope), rtol=1e-4, atol=1e-6)
     if path.prediction_type != "edm":
         weight = loss_weight(path.snr(timesteps), path.prediction_type, ObjectiveSettings(weighting="x_0"))
+        if path.prediction_type == "epsilon":
+            square = square.clamp(1 / MAX_SNR, 1 / MIN_SNR)
         torch.testing.assert_close(weight.double(), square.view(-1), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("path", [*PATHS, *DDPM], ids=NAMES)
+@pytest.mark.parametrize("path", [*PATHS, *DDPM, *SDES], ids=[*NAMES, *SDE_NAMES])
 def test_a_target_converts_back_to_its_clean_latents(path: ProbabilityPath) -> None:
     x_0, noise = torch.randn(2, 5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     timesteps = path.timesteps_at(torch.linspace(0.05, 0.95, 5))

@@ -44,6 +44,7 @@ def test_a_jsonl_file_has_settings_a_line(tmp_path: Path) -> None:
         "scheduler": "euler",
         "karras": False,
         "timesteps": "900,500,100",
+        "churn": 20,
         "max_prompt_chunks": 2,
         "prompt_weights": "comfy",
         "to_seed": 4,

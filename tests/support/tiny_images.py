@@ -7,6 +7,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from ldm.diffusion.scheduler_names import SCHEDULERS
+from ldm.diffusion.schedulers import scheduler_class
 from ldm.pipeline.pipeline import Pipeline
 
 SEED = 5
@@ -16,13 +17,11 @@ NOISE = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 
 def stock_scheduler(name: str, config: dict[str, Any], karras: bool = False) -> Any:
     """As a user of diffusers makes one."""
-    import diffusers
-
     entry = SCHEDULERS[name]
     more: dict[str, Any] = {"use_karras_sigmas": True} if karras else {}
     if name == "dpmpp_sde":  # takes seeds where others take generators
         more["noise_sampler_seed"] = [SEED] * 2
-    return getattr(diffusers, entry.class_name).from_config({**config, **entry.overrides, **more})
+    return scheduler_class(entry.class_name).from_config({**config, **entry.overrides, **more})
 
 
 def photo(width: int = 16, height: int = 16, seed: int = 0) -> Image.Image:

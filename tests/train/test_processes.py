@@ -102,6 +102,36 @@ def test_a_run_of_two_processes_goes_on_with_one(folder: Path, two: Path) -> Non
     assert_same_training(folder, folder / "handed-over")
 
 
+LOSS_AWARE = {
+    "schedule": {"num_train_timesteps": 4, "learn_variance": True},
+    "objective": {"timestep_distribution": "loss_aware"},
+}
+"""Few timesteps, so that all have their history after about half of the steps, and are then sampled by their losses."""
+
+
+def loss_history(run_dir: Path, step: int) -> Any:
+    state = json.loads((run_dir / f"checkpoints/step-{step:06d}/state.json").read_text())
+    return state["module"]["loss_history"]
+
+
+@pytest.mark.slow
+def test_the_history_of_losses_is_that_of_all_processes_and_survives_fewer(folder: Path) -> None:
+    assert denoiser.main([str(make_config(folder, "aware", **LOSS_AWARE))]) == 0
+    train_together([{"do": "denoiser", "config": str(make_config(folder, "aware two", **LOSS_AWARE))}])
+    shutil.copytree(folder / "aware two", folder / "aware on")
+    shutil.rmtree(folder / "aware on/checkpoints/step-000020")
+    assert denoiser.main([str(make_config(folder, "aware on", **LOSS_AWARE))]) == 0
+    one = loss_history(folder / "aware", 20)
+    assert min(one["counts"]) == 10, "sampling by losses has begun"
+    for name in ("aware two", "aware on"):
+        other = loss_history(folder / name, 20)
+        assert other["counts"] == one["counts"]
+        for row, expected in zip(other["losses"], one["losses"], strict=True):
+            assert row == pytest.approx(expected, rel=1e-3)
+        losses = [[row["loss"] for row in rows(folder / run)] for run in ("aware", name)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
 def test_uncached_training_gives_the_same_losses(folder: Path) -> None:
     config = make_config(folder, "uncached", cache={"enabled": False})
     assert denoiser.main([str(config)]) == 0

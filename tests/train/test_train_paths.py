@@ -18,6 +18,7 @@ from ldm.export.card.facts import scheduler_change
 from ldm.export.verify.readers import trial_outputs as read_trial
 from ldm.export.verify.trial import largest_difference, trial_for, trial_inputs, trial_outputs
 from ldm.models.loading.model import load_parts, save_parts
+from tests.support.slow_cases import rest_slow
 from tests.support.tiny_models import make_sd1
 from tests.support.tiny_runs import DENOISER, write_config, write_squares
 from train import denoiser
@@ -33,6 +34,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "flow x_0": {"path": "flow", "flow": {"prediction_type": "sample"}},
     "edm": {"path": "edm"},
+    "vp": {"path": "vp", "objective": {"weighting": "min_snr"}},
+    "ve": {"path": "ve", "ve": {"sigma_max": 30.0}},
     "learned variance": {
         "schedule": {"learn_variance": True, "num_train_timesteps": 20},
         "objective": {"timestep_distribution": "loss_aware"},
@@ -64,7 +67,7 @@ def scheduler_config(model: Path) -> Any:
     return json.loads((model / "scheduler/scheduler_config.json").read_text())
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", rest_slow(CHANGES, "flow", "edm", "ve", "learned variance"))
 def test_a_run_resumes_exactly_and_a_stock_pipeline_makes_its_images(
     folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +137,9 @@ def test_the_measured_deviation_is_that_of_the_latents(folder: Path) -> None:
             "edm is given, but path is flow: set path=edm or leave edm out",
         ),
         ({"flow": {"shift": 2.0}}, "flow is given, but path is ddpm"),
+        ({"path": "ve", "vp": {"beta_max": 30.0}}, "vp is given, but path is ve: set path=vp"),
+        ({"path": "vp", "vp": {"beta_max": 0.05}}, "beta_min = 0.1 must be below beta_max = 0.05"),
+        ({"path": "ve", "ve": {"sigma_max": 0.005}}, "sigma_min = 0.01 must be below sigma_max = 0.005"),
         ({"path": "edm", "cache": {"enabled": False}}, "edm.sigma_data is measured on the cache"),
         ({"path": "edm", "objective": {"weighting": "min_snr"}}, "path edm has a weighting of its own"),
         ({"path": "edm", "objective": {"timestep_shift": 2.0}}, "by edm.log_mean and edm.log_std"),
@@ -152,7 +158,18 @@ def test_settings_of_another_path_are_refused(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", CHANGES)
-def test_the_card_names_no_scheduler_that_a_stock_pipeline_cannot_run(folder: Path, name: str) -> None:
-    """The default sampler of these runs is dpmpp_2m, and the saved scheduler fits the model."""
-    assert scheduler_change(load_parts(folder / f"{name} whole" / "pipeline")) is None
+@pytest.mark.parametrize(
+    ("name", "class_name"),
+    [
+        ("flow", None),
+        ("edm", None),
+        ("ve", "DPMSolverMultistepScheduler"),  # which reads the saved table
+        ("learned variance", None),
+    ],
+)
+def test_the_card_names_no_scheduler_that_a_stock_pipeline_cannot_run(
+    folder: Path, name: str, class_name: str | None
+) -> None:
+    """The default sampler of these runs is dpmpp_2m; without a change, the saved scheduler fits the model."""
+    change = scheduler_change(load_parts(folder / f"{name} whole" / "pipeline"))
+    assert (change.class_name if change else None) == class_name

@@ -21,6 +21,7 @@ from ldm.types import Conditioning
 from ..settings.denoiser import DenoiserSettings
 from .distillation import Distillation
 from .optim import ParameterGroup
+from .reflow import ReflowTeacher
 from .steps import Batch, to_device
 
 EmbedPrompts = Callable[[list[str]], Conditioning]
@@ -37,6 +38,7 @@ class DenoiserLoss(nn.Module):
         prompts: the outputs of a frozen text encoder, from the cache; None calls the text encoder.
         distillation: what takes the place of the usual objective; None for that.
         tells_sizes: whether the denoiser is told sizes, which a batch then has.
+        teacher: with reflow, what makes the latents; not a module either.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class DenoiserLoss(nn.Module):
         path: ProbabilityPath,
         groups: Sequence[ParameterGroup],
         distillation: Distillation | None = None,
+        teacher: ReflowTeacher | None = None,
     ) -> None:
         super().__init__()
         self.denoiser = parts.denoiser
@@ -54,6 +57,7 @@ class DenoiserLoss(nn.Module):
         self.settings, self.groups = settings, list(groups)
         self.path: ProbabilityPath = path
         self.distillation = distillation
+        self.teacher = teacher
         self.loss_history: LossHistory | None = None
         if settings.objective.timestep_distribution == "loss_aware":
             assert isinstance(path, DDPMPath)
@@ -163,7 +167,12 @@ class DenoiserLoss(nn.Module):
         return height * width * side**2 / (data.height * data.width)
 
     def latents(self, batch: Batch) -> Tensor:
-        """The batch's latents [b, C, h, w], sampled from its moments or from those of its pixel values."""
+        """The batch's latents [b, C, h, w], sampled from its moments or from those of its pixel values.
+
+        With reflow they are what the teacher makes of the batch's noise.
+        """
+        if self.teacher is not None:
+            return self.teacher.latents(batch["noise"], batch["caption"])
         moments = batch["moments"] if "moments" in batch else self.encode(batch["pixel_values"])
         return self.parts.autoencoder.sample_posterior(moments, batch["posterior_noise"])
 

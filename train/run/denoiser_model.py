@@ -10,6 +10,8 @@ from ldm.diffusion.flow import FlowPath
 from ldm.diffusion.interval import EVERYWHERE
 from ldm.diffusion.path import DDPMPath, ProbabilityPath
 from ldm.diffusion.schedulers import few_step_config, trained_path
+from ldm.diffusion.ve import VEPath
+from ldm.diffusion.vp import VPPath
 from ldm.errors import UserError
 from ldm.models.adapters.folder import Base, find_base
 from ldm.models.clip import ClipTextEncoder
@@ -27,6 +29,7 @@ from ldm.tasks.control import CONTROL, LABELS
 
 from ..loop.denoiser_loss import DenoiserLoss
 from ..loop.distillation import Distillation, frozen_copy
+from ..loop.reflow import load_teacher
 from ..settings.denoiser import DenoiserSettings, PartsSettings
 from .trainable import choose_trained
 
@@ -44,7 +47,12 @@ def make_loss(settings: DenoiserSettings, parts: ModelParts | None = None) -> De
     path = path_of(settings, parts)
     distillation = begin_distillation(settings, parts, path) if settings.distill else None
     groups = choose_trained(parts, settings, seed=settings.seed, learning_rate=settings.optim.learning_rate)
-    return DenoiserLoss(parts, settings, path, groups, distillation)
+    if settings.objective.timestep_distribution == "loss_aware" and not isinstance(path, DDPMPath):
+        what = f"objective.timestep_distribution = 'loss_aware', but base = {settings.base} is of path {path.name}"
+        raise UserError(what, "use uniform, or a base of path ddpm")
+    reflow = settings.reflow
+    teacher = load_teacher(reflow, parts, path, settings.prompt_chunks) if reflow else None
+    return DenoiserLoss(parts, settings, path, groups, distillation, teacher)
 
 
 def begin_distillation(settings: DenoiserSettings, parts: ModelParts, path: ProbabilityPath) -> Distillation:
@@ -251,6 +259,10 @@ def fresh_path(settings: DenoiserSettings) -> ProbabilityPath:
             return FlowPath(settings.flow)
         case "edm":
             return EDMPath(settings.edm)
+        case "vp":
+            return VPPath(settings.vp)
+        case "ve":
+            return VEPath(settings.ve)
 
 
 def size_multiple(parts: ModelParts) -> int:

@@ -45,7 +45,7 @@ def write_model(checkpoint: Path, dest: Path, weights: str = "average") -> None:
     parts = make_parts(settings)
     base = base_of_adapter(settings, parts)
     loss = make_loss(settings, parts)
-    check_model_of(checkpoint, held_model(settings, loss.parts))
+    check_model_of(checkpoint, held_model(settings, loss.parts, loss.teacher.parts if loss.teacher else None))
     assign_weights(loss, chosen, checkpoint)
     load_module_numbers(loss, checkpoint)
     made = {"step": step_of(checkpoint), "weights": weights}

@@ -60,11 +60,12 @@ def decode_held_model(data: bytes) -> HeldModel | None:
         return None
 
 
-def held_model(settings: DenoiserSettings, parts: ModelParts) -> HeldModel:
+def held_model(settings: DenoiserSettings, parts: ModelParts, teacher: ModelParts | None = None) -> HeldModel:
     """The hashes of a run's model at its start.
 
     Args:
         parts: after `choose_trained`, before a checkpoint is loaded.
+        teacher: the model of `reflow`.
     """
     frozen = {
         name: _hash_of([network_settings(one), tensor_hashes(_tensors(one, trained=False))])
@@ -79,6 +80,10 @@ def held_model(settings: DenoiserSettings, parts: ModelParts) -> HeldModel:
         frozen["settings"] = _hash_of(parts.settings)
     if any(lora_parameters(network) for network in parts.lora_networks().values()):
         frozen["lora"] = _hash_of(_without_empty(lora_weights(parts.lora_networks()).configs))
+    if teacher is not None:
+        networks = teacher.networks().values()
+        told = [[network_settings(one), tensor_hashes(one.state_dict())] for one in networks]
+        frozen["reflow.model"] = _hash_of([told, scheduler_settings(teacher.scheduler_config)])
     return HeldModel(frozen, dict(_started_from(settings, parts)))
 
 

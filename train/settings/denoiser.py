@@ -15,11 +15,14 @@ from ldm.diffusion.flow import FlowSettings
 from ldm.diffusion.interval import EVERYWHERE, check_interval
 from ldm.diffusion.objective import ObjectiveSettings
 from ldm.diffusion.path import ScheduleSettings
+from ldm.diffusion.ve import VESettings
+from ldm.diffusion.vp import VPSettings
 from ldm.models.fresh import DenoiserShape
 from ldm.models.generation_settings import MAX_PROMPT_CHUNKS
 from ldm.models.low_resolution import LowResolutionNoise
 from ldm.tasks import check_task, find_task
 
+from ..loop.reflow import ReflowSettings
 from ..run.trainable import TrainableSettings
 from .shared import TrainSettings
 
@@ -57,13 +60,14 @@ class SamplingDefaults(Settings):
     scheduler: str = "dpmpp_2m"
 
 
-BASE_HAS_ITS_OWN = ("model", "path", "schedule", "flow", "edm", "defaults")
+BASE_HAS_ITS_OWN = ("model", "path", "schedule", "flow", "edm", "vp", "ve", "defaults")
 """Settings that only apply to training from scratch."""
 
 TASKS_WITH_SETTINGS = ("upscale", "restore")
 """Tasks that have a section of their name."""
-SETTINGS_OF_PATH = {"flow": "flow", "edm": "edm"}
-"""Groups of settings that only apply to one path. `schedule` may stay when `path=flow` changes a configuration."""
+SETTINGS_OF_PATH = ("flow", "edm", "vp", "ve")
+"""Groups of settings that only apply to the path of their name. `schedule` may stay when `path=flow` changes a
+configuration."""
 
 
 class DenoiserSettings(TrainSettings, TrainableSettings):
@@ -79,14 +83,20 @@ class DenoiserSettings(TrainSettings, TrainableSettings):
     )
     parts: PartsSettings | None = None
     model: DenoiserShape = DenoiserShape()
-    path: Literal["ddpm", "flow", "edm"] = Field(
+    path: Literal["ddpm", "flow", "edm", "vp", "ve"] = Field(
         "ddpm",
         description="how images turn into noise. ddpm: with the settings in `schedule`; flow: rectified flow (Liu et "
-        "al. 2022), with those in `flow`; edm: Karras et al. 2022, with those in `edm`",
+        "al. 2022), with those in `flow`; edm: Karras et al. 2022, with those in `edm`; vp and ve: the "
+        "variance preserving and exploding SDEs of score-based models (Song et al. 2021), with those in `vp` and `ve`",
     )
     schedule: ScheduleSettings = ScheduleSettings()
     flow: FlowSettings = FlowSettings()
     edm: EDMSettings = EDMSettings()
+    vp: VPSettings = VPSettings()
+    ve: VESettings = VESettings()
+    reflow: ReflowSettings | None = Field(
+        None, description="train a rectified flow again, on pairs of its own: Liu et al. 2022, section 2.2"
+    )
     objective: ObjectiveSettings = ObjectiveSettings()
     distill: DistillSettings | None = Field(
         None,
@@ -121,8 +131,12 @@ class DenoiserSettings(TrainSettings, TrainableSettings):
         for name in BASE_HAS_ITS_OWN if self.base is not None else ():
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} is given, but base determines it: leave it out")
+        if self.reflow is not None and self.task != "text-to-image":
+            raise ValueError(f"reflow needs task text-to-image, not {self.task}")
         if self.objective.timestep_distribution == "loss_aware":
             self._check_loss_aware()
+        if self.distill is not None and self.reflow is not None:
+            raise ValueError("distill and reflow are both given: train one after the other")
         if self.distill is not None:
             self._check_distill(self.distill)
         if self.base is None:
@@ -174,11 +188,13 @@ class DenoiserSettings(TrainSettings, TrainableSettings):
             raise ValueError("distill.target average cannot be used with sharding: full")
 
     def _check_path(self) -> None:
-        for name, path in SETTINGS_OF_PATH.items():
-            if self.path != path and getattr(self, name) != type(self).model_fields[name].default:
+        for name in SETTINGS_OF_PATH:
+            if self.path != name and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(
-                    f"{name} is given, but path is {self.path}: set path={path} or leave {name} out"
+                    f"{name} is given, but path is {self.path}: set path={name} or leave {name} out"
                 )
+        if self.reflow is not None and self.path != "flow":
+            raise ValueError(f"reflow is given, but path is {self.path}: set path=flow or leave reflow out")
         if self.schedule.learn_variance and self.task != "text-to-image":
             raise ValueError(
                 "schedule.learn_variance needs task text-to-image: a saved UNet does not say which channels it has"

@@ -10,8 +10,9 @@ from torch import nn
 
 from ldm.diffusion.interval import EVERYWHERE
 from ldm.diffusion.path import LEARNED_VARIANCE
-from ldm.diffusion.paths import path_of_config, prediction_type_of
+from ldm.diffusion.paths import prediction_type_of, uses_table
 from ldm.diffusion.scheduler_names import OWN_SCHEDULER, SCHEDULERS
+from ldm.diffusion.schedulers import OWN_CLASSES, scheduler_class
 from ldm.export.card.run_record import RunRecord
 from ldm.export.export_source import ExportSource
 from ldm.export.formats.exporter import BaseModel, ExportedModel
@@ -99,17 +100,15 @@ def scheduler_change(parts: ModelParts, *, is_lora: bool = False) -> SchedulerCh
         is_lora: whether only a LoRA is exported, so that the pipeline has the base's scheduler. That is good enough,
             unless the LoRA distils the base.
     """
-    import diffusers
-
     entry = SCHEDULERS.get(parts.defaults.scheduler)  # None for the model's own
-    if entry is None or not entry.available:
+    if entry is None or not entry.available or entry.class_name in OWN_CLASSES:
         return None
     learned = parts.scheduler_config.get("variance_type") == LEARNED_VARIANCE
     if is_lora and not entry.for_few_steps:
         return None
-    if learned or path_of_config(parts.scheduler_config) is not None:
+    if learned or not uses_table(parts.scheduler_config):
         return None  # the saved scheduler is the one that a stock pipeline can run
-    parameters = signature(getattr(diffusers, entry.class_name)).parameters
+    parameters = signature(scheduler_class(entry.class_name)).parameters
     config = {name: parameter.default for name, parameter in parameters.items()} | parts.scheduler_config
     changes = {key: value for key, value in entry.overrides.items() if config.get(key) != value}
     if config.get("_class_name") == entry.class_name and not changes and not is_lora:

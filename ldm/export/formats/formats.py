@@ -14,6 +14,7 @@ class ExportFormat:
         summary: what the format is for; shown in the help of `ldm export`.
         export: the exporter, an `ldm.export.formats.exporter.Exporter`, as "module:function". It is imported on use.
         usage: what the model card says about using the export, an `ldm.export.formats.exporter.UsageOf`, likewise.
+        mean_only: its readers expect as many output channels as latent ones, so a learned variance is left out.
         is_lora: the export is a LoRA alone, of no use without its base model.
         tags: additional tags on the Hub.
         packages: additional Python packages whose versions the model card names.
@@ -22,6 +23,7 @@ class ExportFormat:
     summary: str
     export: str
     usage: str
+    mean_only: bool = False
     is_lora: bool = False
     tags: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
@@ -43,6 +45,7 @@ FORMATS: dict[str, ExportFormat] = {
         "one file in the original layout of Stable Diffusion 1 and 2",
         f"{_SINGLE_FILE}:export_single_file",
         f"{_SINGLE_FILE}:single_file_usage",
+        mean_only=True,
     ),
     "lora-diffusers": ExportFormat(
         "a LoRA for diffusers' load_lora_weights",
