@@ -18,11 +18,13 @@ from ldm.cli.benchmark import benchmark
 from ldm.cli.data import data_app
 from ldm.cli.doctor import doctor
 from ldm.cli.ema import ema
+from ldm.cli.evaluate import evaluate
 from ldm.cli.export import export
 from ldm.cli.generate import generate
 from ldm.cli.import_model import import_model
 from ldm.cli.info import info
 from ldm.cli.init import init
+from ldm.cli.ledger import ledger
 from ldm.cli.plot import plot
 from ldm.cli.push import push
 from ldm.cli.schema import schema
@@ -138,6 +140,8 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(init)
 app.command()(train)
+app.command()(evaluate)
+app.command()(ledger)
 app.command()(plot)
 app.command()(schema)
 app.command()(ema)
