@@ -203,8 +203,10 @@ def _overlap_trial(
     yield "precision", found.precision, float((near_y.counts > 0).double().mean())
     yield "recall", found.recall, float((near_x.counts > 0).double().mean())
     yield "density", found.density, float(near_y.counts.double().mean()) / NUM_NEIGHBOURS
-    radii = torch.cat([_radii(part, y) for part in fresh_y.split(2000)])
-    nearest = torch.cat([torch.cdist(part, x).min(dim=1).values for part in fresh_y.split(2000)])
+    radii = torch.cat([_radii(part, y) for part in fresh_y.view(-1, 2000, fresh_y.shape[1])])
+    nearest = torch.cat(
+        [torch.cdist(part, x).min(dim=1).values for part in fresh_y.view(-1, 2000, fresh_y.shape[1])]
+    )
     yield "coverage", found.coverage, float((nearest <= radii).double().mean())
 
 

@@ -14,7 +14,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from ldm.cli.audit import audit_app
 from ldm.cli.benchmark import benchmark
+from ldm.cli.compare import compare
 from ldm.cli.data import data_app
 from ldm.cli.doctor import doctor
 from ldm.cli.ema import ema
@@ -141,7 +143,9 @@ app.command()(generate)
 app.command()(init)
 app.command()(train)
 app.command()(evaluate)
+app.command()(compare)
 app.command()(ledger)
+app.add_typer(audit_app, name="audit")
 app.command()(plot)
 app.command()(schema)
 app.command()(ema)

@@ -133,7 +133,7 @@ def evaluate(
             quiet=printer.quiet,
             options={"features": features, "clip": clip, "device": device, "dtype": dtype},
         )
-        _make_features(job, num_processes, quiet=printer.quiet)
+        make_features(job, num_processes, quiet=printer.quiet)
     kept = read_features(job)
     with work_bar("metric", hidden=printer.quiet) as bar:
         found = measure(job, kept, bar.say)
@@ -167,7 +167,10 @@ def plan_job(
     """
     from ldm.evaluation.job import EvaluationJob, check_seeds, prompts_in_order
 
-    source, sample_ids, captions, reference_hash = None, (), [], ""
+    source: SourceSettings | None = None
+    sample_ids: Sequence[str] = ()
+    captions: list[str] = []
+    reference_hash = ""
     if data is not None:
         source, sample_ids, captions, reference_hash = _read_data(data, columns, output, quiet=quiet)
     if prompt_file is not None:
@@ -236,7 +239,7 @@ def _read_prompts(file: Path) -> list[str]:
     return [each.prompt for each in prompts]
 
 
-def _make_features(job: "EvaluationJob", num_processes: int, *, quiet: bool) -> None:
+def make_features(job: "EvaluationJob", num_processes: int, *, quiet: bool) -> None:
     """Make the features that are missing, in this process or in several."""
     from ldm.cli.evaluate_processes import measure_in_processes
     from ldm.evaluation.job import FEATURES, run_rank

@@ -106,7 +106,7 @@ def inception(device: torch.device) -> Extractor:
     found = sha256_file(file)
     if found != INCEPTION_SHA256:
         raise UserError(f"{file} is not the Inception network of 2015-12-05", "install the package again")
-    network = torch.jit.load(file, map_location=device).eval()
+    network = torch.jit.load(file, map_location=device).eval()  # type: ignore[no-untyped-call]
 
     def features(pixel_values: Tensor) -> Tensor:
         # (x - 128) / 128 of x in 0..255, as the network was trained

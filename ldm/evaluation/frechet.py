@@ -43,7 +43,8 @@ def moments(features: Tensor) -> Moments:
 def square_root(covariance: Tensor) -> Tensor:
     """The symmetric square root of a covariance."""
     values, vectors = torch.linalg.eigh(covariance)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return root
 
 
 def frechet_of_moments(first: Moments, second: Moments, root: Tensor | None = None) -> float:

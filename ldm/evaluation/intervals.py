@@ -91,11 +91,6 @@ class SquaredDistance:
         return Estimate(self.value, self.value + shift - spread, self.value + shift + spread)
 
 
-def standard_error(values: Tensor) -> float:
-    """Of the mean of independent values [N]."""
-    return float(values.double().std()) / len(values) ** 0.5
-
-
 def finite(features: Tensor) -> Tensor:
     """The features in float64.
 

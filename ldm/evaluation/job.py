@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from ldm.data.sources.reading import SourceSettings, read_sources
 from ldm.errors import UserError
 from ldm.evaluation.clip_score import similarity_of_pairs
 from ldm.evaluation.features import Extractor, folder_features, load_extractor, text_hash
+from ldm.evaluation.memorisation import copied
 from ldm.io.files import open_tensors, read_tensors, write_bytes, write_tensors
 from ldm.io.images import image_to_tensor, tensor_to_images
 from ldm.models.generation_settings import LARGEST_SEED, GenerationSettings
@@ -57,6 +58,7 @@ class EvaluationJob:
         data: where the reference images are, or None.
         sample_ids: the reference images that can be used, in order.
         reference_hash: of the contents of these images.
+        planted: also make features of copies of the reference images, see `ldm.evaluation.memorisation.copied`.
     """
 
     model: str
@@ -71,11 +73,14 @@ class EvaluationJob:
     reference_hash: str = ""
     device: str | None = None
     dtype: str | None = None
+    planted: bool = False
 
     @property
     def chunks(self) -> list["Chunk"]:
         """All chunks: the reference first, because it is quick and its faults show at once."""
-        sizes = (("reference", len(self.sample_ids)), ("generated", len(self.prompts)))
+        num_reference = len(self.sample_ids)
+        planted = [("planted", num_reference)] if self.planted else []
+        sizes = [("reference", num_reference), *planted, ("generated", len(self.prompts))]
         return [
             Chunk(kind, number, start, min(start + CHUNK, total))
             for kind, total in sizes
@@ -98,7 +103,7 @@ def read_job(folder: Path) -> EvaluationJob:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Images `start` to `end`, of kind "generated" or "reference"."""
+    """Images `start` to `end`, of kind "generated", "reference" or "planted"."""
 
     kind: str
     number: int
@@ -192,9 +197,10 @@ class Measurer:
             return found
         transform = ImageTransform(*self.size)
         ids = self.job.sample_ids[chunk.start : chunk.end]
-        return self._of_images(
-            tensor_to_images(torch.stack([transform(self.samples[sample_id]) for sample_id in ids])), chunk
-        )
+        images = tensor_to_images(torch.stack([transform(self.samples[sample_id]) for sample_id in ids]))
+        if chunk.kind == "planted":
+            images = [copied(image, chunk.start + number) for number, image in enumerate(images)]
+        return self._of_images(images, chunk)
 
     def _generate(self, prompts: Sequence[str], start: int) -> list[Image.Image]:
         requests = [
@@ -214,7 +220,7 @@ class Measurer:
             "hashes": torch.from_numpy(hashes.view(np.int64)),
             "pair_ssim": similarity_of_pairs(pixel_values),
         }
-        if chunk.number < SHOWN_CHUNKS:
+        if chunk.number < SHOWN_CHUNKS or (self.job.planted and chunk.kind != "planted"):
             found["thumbnails"] = torch.stack([_thumbnail(image) for image in images])
         return found
 
@@ -304,21 +310,22 @@ class Features:
 
     Attributes:
         plan: what they depend on.
-        generated, reference: tensors by name.
+        generated, reference, planted: tensors by name.
     """
 
     plan: dict[str, Any]
     generated: dict[str, Tensor]
     reference: dict[str, Tensor]
+    planted: dict[str, Tensor] = field(default_factory=dict)
 
 
 def read_features(job: EvaluationJob) -> Features:
     """Read all chunks in order, which `run_rank` has written."""
-    found: dict[str, list[dict[str, Tensor]]] = {"generated": [], "reference": []}
+    found: dict[str, list[dict[str, Tensor]]] = {"generated": [], "reference": [], "planted": []}
     for chunk in job.chunks:
         found[chunk.kind].append(read_tensors(job.path(chunk)))
     plan = json.loads(_metadata(job.path(job.chunks[-1]))["plan"])
-    return Features(plan, *(_joined(found[kind]) for kind in ("generated", "reference")))
+    return Features(plan, *(_joined(parts) for parts in found.values()))
 
 
 def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -129,4 +129,4 @@ def error_along(value: float, trace: float, first_order: float, null_variance: f
     plain = first_order / (value + trace) if value + trace > 0 else 0.0
     corrected = (first_order - null_variance / 2) / value if value > 0 else 0.0
     unknown = min(1.0, null_variance**0.5 / value) if value > 0 else 1.0
-    return min(max(plain, corrected) + 0.2 * unknown * largest, largest)
+    return float(min(max(plain, corrected) + 0.2 * unknown * largest, largest))

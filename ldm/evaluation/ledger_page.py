@@ -37,7 +37,7 @@ def write_ledger_page(
 
 def _figures(entries: Sequence[Entry], samples: Mapping[str, Sample]) -> Iterator[Shown]:
     for each in entries:
-        lines = (
+        lines: tuple[str, ...] = (
             each.sample_id,
             each.caption,
             f"loss {each.loss:.4f} +- {each.stderr:.4f}",
