@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.evaluation.frechet import frechet, frechet_distance
+from ldm.evaluation.frechet import frechet, frechet_distance, influences
 from ldm.evaluation.intervals import Estimate, mean_interval, t_quantile
 from ldm.evaluation.kernel_distance import cubic_kernel, gaussian_kernel, kernel_distance, quadratic_kernel
 from ldm.evaluation.metrics import exact_interval
@@ -56,6 +56,18 @@ def test_the_extrapolated_frechet_distance_of_equal_distributions_is_centred_on_
     assert min(each.finite for each in found) > 0.3
     assert abs(float(values.mean())) < 4 * float(values.std()) / len(values) ** 0.5
     assert all(each.slope > 0 for each in found)
+
+
+def test_the_influence_of_each_image_is_the_derivative_of_the_distance() -> None:
+    """Leaving one image out changes F by -influence / (N - 1), to first order."""
+    x, y = normal(300, 3, 0), 1.5 * normal(200, 3, 1, shift=0.7)
+    of_x, of_y = influences(x, y)
+    value = frechet(x, y)
+    left_out = torch.tensor([frechet(torch.cat([x[:i], x[i + 1 :]]), y) - value for i in range(8)])
+    assert torch.allclose(left_out, (-of_x[:8] / 299).float(), atol=2e-4)
+    left_out = torch.tensor([frechet(x, torch.cat([y[:i], y[i + 1 :]])) - value for i in range(8)])
+    assert torch.allclose(left_out, (-of_y[:8] / 199).float(), atol=4e-4)
+    assert float(of_x.std()) / 299 > 1e-3  # the tolerance is small beside them
 
 
 def test_no_interval_where_there_are_fewer_images_than_features() -> None:
