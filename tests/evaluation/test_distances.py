@@ -53,7 +53,7 @@ def test_the_extrapolated_frechet_distance_of_equal_distributions_is_centred_on_
     """F itself is far from 0 with as many images as these."""
     found = [frechet_distance(normal(100, 6, 2 * i), normal(100, 6, 2 * i + 1)) for i in range(12)]
     values = torch.tensor([each.estimate.value for each in found])
-    assert min(each.finite for each in found) > 0.3
+    assert min(each.finite for each in found) > 0.1
     assert abs(float(values.mean())) < 4 * float(values.std()) / len(values) ** 0.5
     assert all(each.slope > 0 for each in found)
 
@@ -64,10 +64,10 @@ def test_the_influence_of_each_image_is_the_derivative_of_the_distance() -> None
     of_x, of_y = influences(x, y)
     value = frechet(x, y)
     left_out = torch.tensor([frechet(torch.cat([x[:i], x[i + 1 :]]), y) - value for i in range(8)])
-    assert torch.allclose(left_out, (-of_x[:8] / 299).float(), atol=2e-4)
+    assert torch.allclose(left_out, (-of_x[:8] / 299).float(), atol=5e-4)
     left_out = torch.tensor([frechet(x, torch.cat([y[:i], y[i + 1 :]])) - value for i in range(8)])
-    assert torch.allclose(left_out, (-of_y[:8] / 199).float(), atol=4e-4)
-    assert float(of_x.std()) / 299 > 1e-3  # the tolerance is small beside them
+    assert torch.allclose(left_out, (-of_y[:8] / 199).float(), atol=8e-4)
+    assert float(of_x.std()) / 299 > 5e-3  # the tolerance is small beside them
 
 
 def test_no_interval_where_there_are_fewer_images_than_features() -> None:
