@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from ldm.cli.app import app
 from ldm.models.loading.model import save_parts
 from tests.support.documents import ROOT, marked_blocks
+from tests.support.tiny_images import photo
 from tests.support.tiny_models import make_sdxl
 from tests.support.tiny_tasks import make_labelled
 
@@ -32,7 +33,15 @@ def write_sdxl(folder: Path) -> None:
     save_parts(make_sdxl(folder / "tokenizers"), folder / "models/sdxl")
 
 
-PREPARED = {"upscale.md": write_models_of_tasks, "sdxl.md": write_sdxl}
+def write_photos(folder: Path) -> None:
+    """A few captioned images in place of the user's."""
+    (folder / "photos").mkdir()
+    for number in range(12):
+        photo(64, 64, seed=number).save(folder / f"photos/{number:02d}.png")
+        (folder / f"photos/{number:02d}.txt").write_text(f"photo {number}")
+
+
+PREPARED = {"upscale.md": write_models_of_tasks, "sdxl.md": write_sdxl, "evaluate.md": write_photos}
 """What stands for trainings that a guide describes and that take too long."""
 
 
@@ -52,5 +61,6 @@ def test_the_commands_run(guide: str, block: str, tmp_path: Path, monkeypatch: p
 
 def test_there_are_blocks() -> None:
     assert [block.id for block in BLOCKS] == [
-        "control.md", "edit.md", "faster.md", "inpaint.md", "objectives.md", "prompts.md", "sdxl.md", "upscale.md",
+        "control.md", "edit.md", "evaluate.md", "faster.md", "inpaint.md", "objectives.md", "prompts.md", "sdxl.md",
+        "upscale.md",
     ]  # fmt: skip

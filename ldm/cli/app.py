@@ -14,15 +14,19 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from ldm.cli.audit import audit_app
 from ldm.cli.benchmark import benchmark
+from ldm.cli.compare import compare
 from ldm.cli.data import data_app
 from ldm.cli.doctor import doctor
 from ldm.cli.ema import ema
+from ldm.cli.evaluate import evaluate
 from ldm.cli.export import export
 from ldm.cli.generate import generate
 from ldm.cli.import_model import import_model
 from ldm.cli.info import info
 from ldm.cli.init import init
+from ldm.cli.ledger import ledger
 from ldm.cli.likelihood import likelihood
 from ldm.cli.plot import plot
 from ldm.cli.push import push
@@ -140,6 +144,10 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(init)
 app.command()(train)
+app.command()(evaluate)
+app.command()(compare)
+app.command()(ledger)
+app.add_typer(audit_app, name="audit")
 app.command()(plot)
 app.command()(likelihood)
 app.command()(schema)

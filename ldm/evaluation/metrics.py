@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import comb
+from math import comb, exp, lgamma, log
 from statistics import NormalDist
 
 import torch
@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from ldm.noise import generator_for
 
+LARGEST_COMB = 1000
+"""The largest n whose binomial coefficients are floats."""
 WINDOW_PX = 11
 """Side of SSIM's window. Smaller images have no SSIM."""
 NUM_RESAMPLES = 10_000
@@ -115,7 +117,15 @@ def exact_interval(num_right: int, num_judged: int, confidence: float = 0.95) ->
 
 def _at_most(k: int, n: int, p: float) -> float:
     """The probability of at most k successes in n."""
-    return sum(comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1))
+    if n <= LARGEST_COMB:
+        return sum(comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1))
+    if p <= 0 or p >= 1:
+        return float(p <= 0 or k >= n)
+    chosen = lgamma(n + 1)  # of n over i as a logarithm: as a number it is too large for a float
+    logs = (
+        chosen - lgamma(i + 1) - lgamma(n - i + 1) + i * log(p) + (n - i) * log(1 - p) for i in range(k + 1)
+    )
+    return min(1.0, sum(map(exp, logs)))
 
 
 def _solve(rising: Callable[[float], float]) -> float:

@@ -1,0 +1,58 @@
+"""`ldm evaluate --num-processes N`: several processes, each with its share of the chunks.
+
+As `ldm.cli.generate_processes`, whose reports and messages it uses.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ldm.cli.generate_processes import Report, Watch, end_as_one, report_name
+from ldm.errors import UserError
+from ldm.io.messages import own_warnings, say_error
+
+if TYPE_CHECKING:
+    from ldm.evaluation.job import EvaluationJob
+
+
+def measure_in_processes(job: "EvaluationJob", num_processes: int, *, quiet: bool = False) -> None:
+    """Make the features of a job in several processes. Errors as `make_in_processes`."""
+    from ldm.cli.processes import run_apart
+    from ldm.cli.programs import find_home
+    from ldm.io.progress import work_bar
+    from ldm.io.temporary import working_folder
+
+    command = [sys.executable, "-m", "ldm.cli.evaluate_processes"]
+    with working_folder("evaluate") as folder:
+        job.write(folder)
+        with work_bar("image", hidden=quiet) as bar:
+            watch = Watch(folder, num_processes, bar, quiet=quiet)
+            environment = find_home().environment(os.environ)
+            failure = run_apart([*command, str(folder)], environment, num_processes, on_poll=watch.read)
+            watch.read()
+    if failure:
+        end_as_one(failure, num_processes, f"the features made so far are in {job.folder}")
+
+
+def main(folder: Path, rank: int, num_processes: int) -> int:
+    """One process of several; returns the exit code."""
+    from ldm.evaluation.job import read_job, run_rank
+
+    try:
+        with (folder / report_name(rank)).open("ab") as stream:
+            report = Report(stream)
+            with own_warnings(report.warn):
+                run_rank(read_job(folder), rank, num_processes, say=report.say, on_progress=report.show)
+    except UserError as error:
+        say_error(str(error))
+        return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main(Path(sys.argv[1]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])))

@@ -1,0 +1,133 @@
+"""Audits: planted copies of training images are found, and what an autoencoder loses is measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from typer.testing import CliRunner
+
+from ldm.cli.app import app
+from ldm.evaluation.memorisation import audit, copied, nearest_by_features, nearest_by_hash, threshold
+from ldm.evaluation.reconstruction import detail_ratio, scores, summary, worst
+from tests.support.tiny_generate import save_model
+from tests.support.tiny_images import photo
+
+
+def features(number: int, seed: int, dim: int = 16) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    hashes = torch.randint(-(2**62), 2**62, (number,), generator=generator)
+    return {"features": torch.randn(number, dim, generator=generator), "hashes": hashes}
+
+
+def test_copies_are_found_and_other_images_are_not() -> None:
+    training, fresh = features(400, 0), features(100, 1)
+    generated = {name: torch.cat([training[name][:50], fresh[name]]) for name in training}
+    generated["features"][:50] += 0.05 * torch.randn(50, 16, generator=torch.Generator().manual_seed(2))
+    planted = {**training, "features": training["features"] + 0.05}
+    found = audit(generated, training, planted)
+    assert found.is_copy[:50].all()
+    assert found.is_copy[50:].sum() <= 4  # 1 % of false alarms are expected
+    assert found.features.index[:50].tolist() == list(range(50))
+    assert found.planted_found == 1.0
+    assert found.false_alarms <= 0.01
+    facts = found.to_dict()
+    assert facts["low"] <= facts["share"] <= facts["high"]
+    assert set(found.order()[:50]) == set(range(50))
+
+
+def test_the_threshold_lets_the_given_share_pass() -> None:
+    distances = torch.arange(200.0)
+    assert (distances < threshold(distances, 0.01)).sum() == 2
+    assert (distances < threshold(distances, 0.001)).sum() == 0
+    tied = torch.zeros(200)
+    assert (tied < threshold(tied, 0.01)).sum() == 0  # equal images do not make an alarm of everything
+
+
+def test_an_image_is_not_its_own_nearest() -> None:
+    training = features(20, 0)
+    itself = nearest_by_features(training["features"], training["features"])
+    assert itself.index.tolist() == list(range(20))
+    others = nearest_by_features(training["features"], training["features"], but_itself=True)
+    assert all(i != j for i, j in enumerate(others.index.tolist()))
+    bits = nearest_by_hash(torch.tensor([0b1011]), torch.tensor([0, 0b1010, -1]))
+    assert (int(bits.index[0]), float(bits.distance[0])) == (1, 1.0)
+
+
+def test_a_planted_copy_is_another_image_that_looks_the_same() -> None:
+    image = photo(64, 64).resize((8, 8)).resize((64, 64), Image.Resampling.BICUBIC)
+    for number in range(4):
+        copy = copied(image, number)
+        assert copy.size == image.size
+        assert copy.tobytes() != image.tobytes()
+
+
+# The autoencoder
+
+
+def smooth_images(number: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    small = torch.rand(number, 3, 8, 8, generator=generator) - 0.5
+    noise = torch.rand(number, 3, 32, 32, generator=generator) - 0.5
+    return torch.nn.functional.interpolate(small, 32, mode="bilinear") + 0.3 * noise
+
+
+def test_lost_detail_is_seen_in_the_fine_octaves_only() -> None:
+    images = smooth_images(3)
+    half = torch.nn.functional.avg_pool2d(images, 2)
+    blurred = torch.nn.functional.interpolate(half, scale_factor=2, mode="bilinear")
+    ratio = detail_ratio(images, blurred)
+    assert torch.allclose(detail_ratio(images, images), torch.ones_like(ratio))
+    assert torch.allclose(detail_ratio(images, images / 2), torch.full_like(ratio, 0.25))
+    assert (ratio[:, 0] > 0.8).all() and (ratio[:, -1] < 0.2).all()
+    assert detail_ratio(torch.zeros(1, 3, 32, 32), images[:1]).isnan().all()
+
+
+def test_a_colour_shift_is_measured_in_levels_and_the_worst_come_first() -> None:
+    images = smooth_images(12)
+    redder = images.clone()
+    redder[:, 0] += 2 / 127.5
+    redder[5] += 0.3
+    found = scores(images, redder)
+    assert found.colour_shift[0].tolist() == pytest.approx([2.0, 0.0, 0.0], abs=1e-4)
+    assert next(worst(found)) == 5
+    numbers = summary(found)
+    assert numbers["red_shift"]["num_images"] == 12
+    assert numbers["psnr_db"]["low"] < numbers["psnr_db"]["value"] < numbers["psnr_db"]["high"]
+    assert summary(scores(images[:3], redder[:3]))["psnr_db"]["low"] is None
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("audit")
+    (root / "data").mkdir()
+    for number in range(12):
+        photo(seed=number).save(root / f"data/{number:02d}.png")
+        (root / f"data/{number:02d}.txt").write_text(f"image {number}")
+    return save_model(root / "model"), root / "data"
+
+
+def test_both_commands_write_a_page(places: tuple[Path, Path], tmp_path: Path) -> None:
+    model, data = places
+    for command, extra in (
+        ("memorisation", ["--num-inference-steps", "1", "-n", "3"]),
+        ("autoencoder", ["--height", "16", "--width", "16"]),
+    ):
+        arguments = [command, str(model), "--data", str(data), "--output", str(tmp_path / command), *extra]
+        done = CliRunner().invoke(app, ["audit", *arguments, "--json", "--quiet"], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout) == json.loads((tmp_path / command / "audit.json").read_text())
+        assert "data:image/jpeg" in (tmp_path / command / "audit.html").read_text()
+    assert "must be multiples" in _refused("autoencoder", model, data, tmp_path / "no", "--height", "15")
+    assert "inside the data" in _refused("autoencoder", model, data, data / "out")
+    assert "inside the data" in _refused("memorisation", model, data, data / "out")
+
+
+def _refused(command: str, model: Path, data: Path, output: Path, *extra: str) -> str:
+    arguments = [command, str(model), "--data", str(data), "--output", str(output), *extra]
+    done = CliRunner().invoke(app, ["audit", *arguments], catch_exceptions=False)
+    assert done.exit_code == 2
+    assert not output.exists()
+    return done.stderr

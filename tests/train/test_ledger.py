@@ -1,0 +1,84 @@
+"""`ldm ledger` on a real run: the loss of each sample by itself, the files written, what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.data.batches import collate
+from ldm.data.order import SampleKey
+from tests.support.tiny_models import make_sd1
+from tests.support.tiny_runs import write_config, write_squares
+from tests.train.test_validation import CPU, NUM_DRAWS, NUM_SAMPLES, Network, held_out
+from train.denoiser import main as train_denoiser
+from train.loop.sample_losses import sample_losses
+from train.run.ledger import main
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two steps of a tiny UNet, both kept."""
+    from ldm.models.loading.model import save_parts
+
+    root = tmp_path_factory.mktemp("ledger")
+    save_parts(make_sd1(root / "tokenizer"), root / "base")
+    program: dict[str, Any] = {"program": "denoiser", "base": str(root / "base"), "trainable": "unet"}
+    config = write_config(
+        root / "run.yaml", program, write_squares(root / "squares"), root / "run",
+        num_steps=2, save_every=1, keep_last=2,
+    )  # fmt: skip
+    assert train_denoiser([str(config)]) == 0
+    return root / "run"
+
+
+def test_the_losses_of_samples_sum_to_the_batchs_loss() -> None:
+    """Not the batch's mean as every sample's loss, as a peer logs it (museum 12)."""
+    network, samples = Network(), held_out()
+    each = sample_losses(network, samples, batch_size=3 * NUM_DRAWS, device=CPU)
+    assert each.shape == (NUM_SAMPLES, NUM_DRAWS)
+    network.eval()
+    items = [item for i in range(NUM_SAMPLES) for item in samples[SampleKey(0, i)]]
+    with torch.no_grad():
+        batch = network(collate(items))["loss"]
+    assert float(each.sum()) == pytest.approx(float(batch.double().sum()), rel=1e-6)
+    assert len({round(float(value), 6) for value in each.mean(dim=1)}) == NUM_SAMPLES
+
+
+def test_the_same_noise_every_time_whatever_the_batch() -> None:
+    network, samples = Network(), held_out()
+    first = sample_losses(network, samples, batch_size=100, device=CPU)
+    alone = sample_losses(network, samples, batch_size=1, device=CPU)
+    assert torch.allclose(first, alone, rtol=1e-5)
+    assert isinstance(network, nn.Module) and network.training  # as it was before
+
+
+def test_a_runs_ledger_lists_every_sample_and_leaves_the_run_alone(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    drop = tmp_path / "drop.csv"
+    assert main([str(run), str(tmp_path / "out"), "3", "2", str(drop)]) == 0
+    facts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    found = json.loads((tmp_path / "out/ledger.json").read_text())
+    assert found["num_samples"] == facts["num_samples"] == 7
+    assert (found["early_step"], found["step"]) == (1, 2)
+    assert {each["caption"] for each in found["samples"]} >= {"red", "cyan"}
+    assert all(each["loss"] > 0 and each["fall"] is not None for each in found["samples"])
+    assert "red.png" in (tmp_path / "out/ledger.json").read_text()
+    assert "Ledger of" in (tmp_path / "out/ledger.html").read_text()
+    assert drop.read_text().startswith("sample_id,reason")
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_what_has_no_ledger_is_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path), str(tmp_path / "out"), "2", "1"]) == 2
+    assert "is not a run" in capsys.readouterr().err
+    (tmp_path / "config.yaml").write_text("program: autoencoder\n")
+    assert main([str(tmp_path), str(tmp_path / "out"), "2", "1"]) == 2
+    assert "program autoencoder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
