@@ -75,12 +75,13 @@ def test_a_configuration_means_what_it_means_to_peft(
     config = LoraConfig(**{"r": 2, "lora_alpha": 4, "target_modules": ATTENTION, **changes})
     folder = written_by_peft(sd1["unet"], tmp_path, config)
     theirs = PeftModel.from_pretrained(copy.deepcopy(sd1["unet"]), str(folder / "unet")).merge_and_unload()
-    ours = {"unet": copy.deepcopy(sd1["unet"])}
-    apply_lora(ours, read_lora_file(folder, sd1))
+    changed = {"unet": copy.deepcopy(sd1["unet"])}
+    apply_lora(changed, read_lora_file(folder, sd1))
+    plain, ours = sd1["unet"].state_dict(), changed["unet"].state_dict()
     moved = 0.0
     for name, weight in theirs.state_dict().items():
-        moved = max(moved, float((weight - sd1["unet"].state_dict()[name]).abs().max()))
-        torch.testing.assert_close(ours["unet"].state_dict()[name], weight, rtol=1e-5, atol=2e-6, msg=name)
+        moved = max(moved, float((weight - plain[name]).abs().max()))
+        torch.testing.assert_close(ours[name], weight, rtol=1e-5, atol=2e-6, msg=name)
     assert moved > 1e-3
 
 
