@@ -77,6 +77,7 @@ def test_an_image_that_does_not_fit_is_decoded_in_tiles_with_a_warning(
 
 
 @pytest.mark.filterwarnings("ignore:.* far from this model.s own:ldm.errors.LdmWarning")
+@pytest.mark.filterwarnings("ignore:an image needs about .* to decode:ldm.errors.LdmWarning")
 @pytest.mark.parametrize("task", ["image-to-image", "restore"])
 def test_an_image_given_that_does_not_fit_is_encoded_in_tiles_with_a_warning(
     task: str, pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
