@@ -39,7 +39,9 @@ def likelihood(
     ] = 0,
     plot: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Draw what the noise levels add to the latents' part into this PNG."),
+        typer.Option(
+            metavar="FILE", help="Draw what the noise levels add to the latents' part into this PNG."
+        ),
     ] = None,
     device: options.Device = None,
     *,

@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -64,9 +65,10 @@ class BoundLevels:
         return [(t - first) / (last - first) for t in timesteps.tolist()]
 
 
-def _log_ratio(snr: Tensor) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+def _log_ratio(snr: Tensor) -> npt.NDArray[np.float64]:
     """log(sigma / alpha), in which DDPM's path is linear between two rows of its table."""
-    return -0.5 * np.log(np.maximum(snr.numpy(), 1e-12))
+    ratios: npt.NDArray[np.float64] = -0.5 * np.log(np.maximum(snr.numpy(), 1e-12))
+    return ratios
 
 
 def bound_levels(path: ProbabilityPath) -> BoundLevels:
