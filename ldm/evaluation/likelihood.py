@@ -152,7 +152,7 @@ def latent_bound(
 
     terms = [
         float(diffusion_term(levels, path, timestep, distance(timestep, number))) / len(drawn)
-        for number, timestep in enumerate(drawn.split(1))
+        for number, timestep in enumerate(drawn.view(-1, 1))
     ]
     least = least_noise_term(levels, distance(levels.timesteps[:1], len(drawn)), latents.numel())
     return float(prior_term(path, levels, latents)) + float(least) + sum(terms), terms

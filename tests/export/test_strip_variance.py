@@ -24,7 +24,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("variance")
     parts = make_sd1(folder / "tokenizer")
     torch.manual_seed(0)
-    unet = UNet2DConditionModel.from_config({**parts.denoiser.unet.config, "out_channels": 8})
+    known = {key: value for key, value in parts.denoiser.unet.config.items() if not key.startswith("_")}
+    unet = UNet2DConditionModel(**{**known, "out_channels": 8})
     parts.denoiser = UNetDenoiser(unet.eval())
     settings = ScheduleSettings(learn_variance=True, beta_end=0.011)
     parts.scheduler_config = DDPMPath(settings).scheduler_config()
