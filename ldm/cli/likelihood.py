@@ -39,7 +39,9 @@ def likelihood(
     ] = 0,
     plot: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Draw the terms of the bound over the noise levels into this PNG."),
+        typer.Option(
+            metavar="FILE", help="Draw what the noise levels add to the latents' part into this PNG."
+        ),
     ] = None,
     device: options.Device = None,
     *,

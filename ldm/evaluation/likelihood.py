@@ -14,14 +14,20 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldm import noise
 from ldm.diffusion.path import ProbabilityPath
-from ldm.diffusion.variational_bound import BoundLevels, bound_levels, bound_term, prior_term
+from ldm.diffusion.variational_bound import (
+    BoundLevels,
+    bound_levels,
+    diffusion_term,
+    least_noise_term,
+    prior_term,
+    squared_distance,
+)
 from ldm.models.parts import ModelParts
 from ldm.models.vae import KLAutoencoder
 from ldm.types import Conditioning
@@ -37,7 +43,7 @@ class ImageBound:
     """The bound on the likelihood of one image, in bits per dimension.
 
     Attributes:
-        terms: the levels that were drawn, as parts of the path from 0 (least noise) to 1, and their terms.
+        terms: the levels that were drawn, as parts of the path from 0 (least noise) to 1, and what each adds.
     """
 
     reconstruction: float
@@ -103,7 +109,7 @@ def image_bounds(
                 float(reconstruction_term(pixels.to(mean), mean, deviation)) / unit,
                 float(encoder_term(moments)) / unit,
                 (in_latents - latents.numel() * math.log(autoencoder.scaling_factor)) / unit,
-                tuple((index / len(levels.snr), term / unit) for index, term in terms),
+                tuple(zip(levels.places(drawn), (term / unit for term in terms), strict=True)),
             )
         )
         on_image()
@@ -122,34 +128,34 @@ def _reconstruct(
     return moments, latents, autoencoder.decode(latents)[0]
 
 
-def _draws(levels: BoundLevels, name: str, num_levels: int, seed: int) -> list[int]:
-    """Levels of an image: one of each of `num_levels` equally likely parts of the path."""
+def _draws(levels: BoundLevels, name: str, num_levels: int, seed: int) -> Tensor:
+    """Timesteps for an image: one of each of `num_levels` equally likely parts of the path."""
     shift = noise.uniform(seed, name, "levels")
-    position = (torch.arange(num_levels, dtype=torch.float64) + shift) / num_levels
-    return levels.draw(position).tolist()
+    return levels.draw((torch.arange(num_levels, dtype=torch.float64) + shift) / num_levels)
 
 
 def latent_bound(
     parts: ModelParts,
     path: ProbabilityPath,
     levels: BoundLevels,
-    drawn: Sequence[int],
+    drawn: Tensor,
     latents: Tensor,
     conditioning: Conditioning,
-    key: tuple[Any, ...],
-) -> tuple[float, list[tuple[int, float]]]:
-    """An unbiased estimate of the variational bound of latents [1, C, h, w] in nats, and the terms that were drawn."""
+    key: tuple[int | str, ...],
+) -> tuple[float, list[float]]:
+    """An unbiased estimate of the variational bound of latents [1, C, h, w] in nats, and each draw's part of it."""
 
-    def term(index: int, number: int) -> float:
+    def distance(timestep: Tensor, number: int) -> Tensor:
         generator = noise.generator_for(*key, "noise", number)
         random = torch.randn(latents.shape, generator=generator).to(latents)
-        at = torch.tensor([index], device=latents.device)
-        return float(bound_term(parts.denoiser, path, levels, at, latents, random, conditioning))
+        return squared_distance(parts.denoiser, path, timestep, latents, random, conditioning)
 
-    probabilities = levels.probabilities()
-    terms = [(index, term(index, number)) for number, index in enumerate(drawn)]
-    others = fmean(value / float(probabilities[index]) for index, value in terms)
-    return float(prior_term(path, levels, latents)) + term(0, len(drawn)) + others, terms
+    terms = [
+        float(diffusion_term(levels, path, timestep, distance(timestep, number))) / len(drawn)
+        for number, timestep in enumerate(drawn.view(-1, 1))
+    ]
+    least = least_noise_term(levels, distance(levels.timesteps[:1], len(drawn)), latents.numel())
+    return float(prior_term(path, levels, latents)) + float(least) + sum(terms), terms
 
 
 def encoder_term(moments: Tensor) -> Tensor:

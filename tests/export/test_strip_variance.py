@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -24,7 +25,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("variance")
     parts = make_sd1(folder / "tokenizer")
     torch.manual_seed(0)
-    unet = UNet2DConditionModel.from_config({**parts.denoiser.unet.config, "out_channels": 8})
+    known = {key: value for key, value in parts.denoiser.unet.config.items() if not key.startswith("_")}
+    unet = UNet2DConditionModel(**{**known, "out_channels": 8})
     parts.denoiser = UNetDenoiser(unet.eval())
     settings = ScheduleSettings(learn_variance=True, beta_end=0.011)
     parts.scheduler_config = DDPMPath(settings).scheduler_config()
@@ -32,14 +34,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model"
 
 
-def latents(parts: ModelParts, scheduler: str) -> Any:
+def pixels(parts: ModelParts, scheduler: str) -> torch.Tensor:
     made = Pipeline(parts).generate(["a red apple"], seed=3, scheduler=scheduler, num_inference_steps=3)
-    return torch.tensor(list(made.images[0].convert("RGB").tobytes()))
+    return torch.from_numpy(np.asarray(made.images[0], dtype=np.int16))
 
 
 def test_samplers_that_ignore_the_variance_make_the_same_image(folder: Path, tmp_path: Path) -> None:
     parts = load_parts(folder)
-    expected = [latents(parts, name) for name in ("ddim", "dpmpp_2m")]
+    expected = [pixels(parts, name) for name in ("ddim", "dpmpp_2m")]
     strip_variance(parts)
     save_parts(parts, tmp_path / "plain")
     plain = load_parts(tmp_path / "plain")
@@ -47,7 +49,7 @@ def test_samplers_that_ignore_the_variance_make_the_same_image(folder: Path, tmp
     config = plain.scheduler_config
     assert "variance_type" not in config and config["beta_end"] == 0.011
     for name, before in zip(("ddim", "dpmpp_2m"), expected, strict=True):
-        assert torch.equal(latents(plain, name), before)
+        assert int((pixels(plain, name) - before).abs().max()) <= 1
 
 
 @pytest.mark.parametrize(

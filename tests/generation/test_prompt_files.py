@@ -69,7 +69,11 @@ def test_a_jsonl_file_has_settings_a_line(tmp_path: Path) -> None:
     of_images |= {"expand", "expand_fill", "expand_overlap"}
     of_images |= {"upscale", "noise_level", "restore", "tile_size", "tile_overlap"}
     of_images |= {"control_interval", "guess_mode", "canny_thresholds"}
-    assert {*settings, "preset", *of_images} == set(GenerationSettings.model_fields)
+    of_sdxl = {
+        f"{part}{name}" for part in ("", "negative_") for name in ("crop", "original_size", "target_size")
+    }
+    of_sdxl |= {"aesthetic_score", "negative_aesthetic_score"}
+    assert {*settings, "preset", *of_images, *of_sdxl} == set(GenerationSettings.model_fields)
 
 
 @pytest.mark.parametrize(

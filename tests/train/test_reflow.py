@@ -125,7 +125,6 @@ def config(folder: Path, name: str, **changes: Any) -> Path:
         "save_every": 1,
         "model": {},
         "cache": {"folder": str(folder / "cache")},
-        "preview_every": 0,
     }
     return write_config(
         folder / f"{name}.yaml", DENOISER, folder / "data", folder / name, **{**tree, **changes}
