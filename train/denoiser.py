@@ -24,7 +24,7 @@ from .plan.plan import make_plan
 from .run.best import apply_best, best_passed
 from .run.checkpoints import assign_weights
 from .run.denoiser_model import base_of_adapter, make_loss, make_parts, size_multiple
-from .run.held_model import held_model
+from .run.held_model import held_model_of
 from .run.log import read_metrics
 from .run.preview import write_preview
 from .run.program import run_program
@@ -77,7 +77,7 @@ def make_model(run: Run, settings: DenoiserSettings) -> tuple[DenoiserLoss, Base
     parts = make_parts(settings)
     base = base_of_adapter(settings, parts)
     loss = make_loss(settings, parts)
-    run.use_model(held_model(settings, loss.parts, loss.teacher.parts if loss.teacher else None))
+    run.use_model(held_model_of(settings, loss))
     multiple = size_multiple(loss.parts)
     check_image_size(settings.data, multiple, f"choose a multiple of {multiple} for this model")
     apply_memory_settings(loss.parts, settings, run.device)

@@ -205,6 +205,7 @@ def _scheduler_lines() -> Iterator[str]:
     yield f"{OWN_SCHEDULER:14}the sampler and the settings of the model's own scheduler config"
     for name, entry in SCHEDULERS.items():
         notes = ["adds noise at each step"] if entry.stochastic else []
+        notes += ["for models distilled for few steps"] if entry.for_few_steps else []
         if not entry.available:
             notes.append(f"not usable here: needs {entry.requires} (pip install {entry.requires})")
         yield f"{name:14}{entry.title:14}{'; '.join(notes)}".rstrip()

@@ -1,6 +1,7 @@
 """Distilling a base model into one for few steps: resuming, processes, cache, and the images of stock pipelines."""
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from ldm.data.order import SampleKey
 from ldm.diffusion.flow import FlowPath
 from ldm.export.verify.readers import trial_outputs as read_trial
 from ldm.export.verify.trial import largest_difference, trial_for, trial_inputs, trial_outputs
+from ldm.models.identity import changed_parts
 from ldm.models.loading.model import load_parts, save_parts
 from ldm.pipeline.pipeline import Pipeline
 from tests.support.slow_cases import rest_slow
@@ -29,6 +31,7 @@ from train import denoiser
 from train.data.denoiser_data import read_samples
 from train.loop.denoiser_loss import DenoiserLoss
 from train.run.denoiser_model import make_loss
+from train.run.held_model import HeldModel, held_model_of
 from train.run.run import Run
 from train.settings.denoiser import DenoiserSettings
 
@@ -199,6 +202,27 @@ def test_the_teacher_shares_the_weights_that_do_not_change(
         teacher = list(loss.distillation.teacher.parameters())
         assert all((id(p) in student) is shares and not p.requires_grad for p in teacher)
         assert not any("lora" in name for name, _ in loss.distillation.teacher.named_parameters())
+
+
+def test_a_run_whose_teacher_has_changed_is_not_resumed(folder: Path) -> None:
+    """Its weights, which the checkpoints of a whole UNet do not hold, or the guidance scale that it takes from it."""
+    changes = {**UNET, "base": "other base", "distill": {}}
+
+    def held() -> HeldModel:
+        settings: DenoiserSettings = load_settings(DenoiserSettings, make_config(folder, "held", **changes))
+        return held_model_of(settings, make_loss(settings))
+
+    shutil.copytree(folder / "base", folder / "other base")
+    first = held()
+    assert held() == first
+    parts = load_parts(folder / "base")
+    parts.defaults = parts.defaults.model_copy(update={"guidance_scale": 2.5})
+    save_parts(parts, folder / "other base", replace=True)
+    assert changed_parts(first.frozen, held().frozen) == ["teacher"]
+    parts = load_parts(folder / "base")
+    parts.denoiser.unet.conv_in.bias.data += 1
+    save_parts(parts, folder / "other base", replace=True)
+    assert changed_parts(first.frozen, held().frozen) == ["teacher"]
 
 
 def test_the_student_begins_as_the_teacher(

@@ -19,7 +19,7 @@ from ..loop.averages import AverageSettings
 from ..settings.denoiser import DenoiserSettings
 from .checkpoints import assign_weights, load_module_numbers, step_of
 from .denoiser_model import base_of_adapter, make_loss, make_parts
-from .held_model import check_model_of, held_model
+from .held_model import check_model_of, held_model_of
 from .trainable import save_trained
 
 
@@ -45,7 +45,7 @@ def write_model(checkpoint: Path, dest: Path, weights: str = "average") -> None:
     parts = make_parts(settings)
     base = base_of_adapter(settings, parts)
     loss = make_loss(settings, parts)
-    check_model_of(checkpoint, held_model(settings, loss.parts, loss.teacher.parts if loss.teacher else None))
+    check_model_of(checkpoint, held_model_of(settings, loss))
     assign_weights(loss, chosen, checkpoint)
     load_module_numbers(loss, checkpoint)
     made = {"step": step_of(checkpoint), "weights": weights}

@@ -23,6 +23,8 @@ from ldm.models.adapters.lora import lora_parameters, lora_weights
 from ldm.models.identity import changed_parts, network_settings, scheduler_settings, tokenizer_contents
 from ldm.models.parts import ModelParts
 
+from ..loop.denoiser_loss import DenoiserLoss
+from ..loop.distillation import Distillation
 from ..settings.denoiser import DenoiserSettings
 from .checkpoints import MODEL_FILE, checkpoints
 
@@ -60,12 +62,18 @@ def decode_held_model(data: bytes) -> HeldModel | None:
         return None
 
 
-def held_model(settings: DenoiserSettings, parts: ModelParts, teacher: ModelParts | None = None) -> HeldModel:
+def held_model(
+    settings: DenoiserSettings,
+    parts: ModelParts,
+    teacher: ModelParts | None = None,
+    distillation: Distillation | None = None,
+) -> HeldModel:
     """The hashes of a run's model at its start.
 
     Args:
         parts: after `choose_trained`, before a checkpoint is loaded.
         teacher: the model of `reflow`.
+        distillation: with a teacher of its own, which is `base` as the run found it.
     """
     frozen = {
         name: _hash_of([network_settings(one), tensor_hashes(_tensors(one, trained=False))])
@@ -84,7 +92,15 @@ def held_model(settings: DenoiserSettings, parts: ModelParts, teacher: ModelPart
         networks = teacher.networks().values()
         told = [[network_settings(one), tensor_hashes(one.state_dict())] for one in networks]
         frozen["reflow.model"] = _hash_of([told, scheduler_settings(teacher.scheduler_config)])
+    if distillation is not None and distillation.teacher is not None:
+        weights = [] if settings.is_adapter else tensor_hashes(distillation.teacher.unet.state_dict())
+        frozen["teacher"] = _hash_of([list(distillation.scales), weights])
     return HeldModel(frozen, dict(_started_from(settings, parts)))
+
+
+def held_model_of(settings: DenoiserSettings, loss: DenoiserLoss) -> HeldModel:
+    """The hashes of what a loss stands on, at the start of a run."""
+    return held_model(settings, loss.parts, loss.teacher.parts if loss.teacher else None, loss.distillation)
 
 
 def _started_from(settings: DenoiserSettings, parts: ModelParts) -> Iterator[tuple[str, str]]:
