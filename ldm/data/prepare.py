@@ -114,8 +114,9 @@ class BucketedSample:
 
         The crop is cut from the image scaled to cover its bucket.
         """
-        corner = crop_corner(self.placement, crop, flip)
-        return (float(self.facts.height), float(self.facts.width), *corner, *map(float, self.size))
+        image_size = self.facts.height, self.facts.width
+        corner = crop_corner(image_size, self.placement, crop, flip)
+        return (*map(float, image_size), *corner, *map(float, self.size))
 
     def input_pixels(self, wanted: ImageInput, crop: int = 0, flip: bool = False) -> Tensor:
         """The same crop of an image that a task needs; `transform_input` gives its shape and range.

@@ -135,14 +135,21 @@ def transform_key(placement: Placement, crop: int = 0, flip: bool = False, backg
     )
 
 
-def crop_corner(placement: Placement, crop: int = 0, flip: bool = False) -> tuple[float, float]:
-    """Top and left of a crop in the scaled image, as `transform_image` cuts it; the center may be at half a pixel.
+def crop_corner(
+    image_size: tuple[int, int], placement: Placement, crop: int = 0, flip: bool = False
+) -> tuple[float, float]:
+    """Top and left of a crop in the scaled image, as `transform_image` cuts it: mostly not at a whole pixel.
 
     A flipped crop's left side is that of the flipped image, whose right side the crop was nearest to.
+
+    Args:
+        image_size: height and width of the upright image. `placement` has the scaled one in whole pixels.
     """
+    height, width = image_size
+    scale = max(placement.height / height, placement.width / width)
     vertical, horizontal = _position(placement, crop)
-    down, right = placement.slack
-    return vertical * down, (1 - horizontal if flip else horizontal) * right
+    left = (1 - horizontal if flip else horizontal) * (width * scale - placement.width)
+    return vertical * (height * scale - placement.height), left
 
 
 def _position(placement: Placement, crop: int) -> tuple[float, float]:

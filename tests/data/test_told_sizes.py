@@ -71,7 +71,7 @@ def test_the_first_latent_is_where_the_told_crop_begins(tmp_path: Path, cached: 
             moments = item["moments"] if cached else autoencoder.encode(item["pixel_values"][None])[0]
             assert sizes.target == (2 * moments.shape[1], 2 * moments.shape[2])
             row, column = ((moments[:2, 0, 0] + 1) * 127.5).tolist()
-            scale = one.facts.height / one.placement.scaled_height
+            scale = min(one.facts.height / one.size[0], one.facts.width / one.size[1])
             told_row, told_column = sizes.crop
             flipped = bool(moments[1, 0, 0] > moments[1, 0, -1])
             if flipped:  # the image is mirrored as a whole

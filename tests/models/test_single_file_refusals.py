@@ -17,16 +17,24 @@ from ldm.models.clip_tokenizer import clip_tokenizer
 from ldm.models.families.original_names import (
     UNET_NAMES,
     VAE_NAMES,
+    XL_UNET_NAMES,
     from_original,
     to_original,
     unet_to_original,
 )
 from ldm.models.families.stable_diffusion import SD1, SD2
+from ldm.models.families.stable_diffusion_xl import SDXL
 from ldm.models.loading.model import load_parts
 from ldm.models.parts import ModelParts
 from ldm.models.unet import UNetDenoiser
 from tests.support.tiny_models import SD1_SCHEDULER, make_sd1, make_tokenizer
-from tests.support.tiny_single_file import FOUR_DOWN, FOUR_UP, make_narrow_sd1, make_narrow_sd2
+from tests.support.tiny_single_file import (
+    FOUR_DOWN,
+    FOUR_UP,
+    make_narrow_sd1,
+    make_narrow_sd2,
+    make_narrow_sdxl,
+)
 
 UNET, VAE, CLIP = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.text_model."
 
@@ -113,15 +121,15 @@ def test_another_autoencoder_or_vocabulary_is_refused(sd1: ModelParts, tmp_path:
 
 
 def test_the_key_maps_are_complete_and_unique(sd1: ModelParts) -> None:
-    for table in (UNET_NAMES, VAE_NAMES):
+    for table in (UNET_NAMES, XL_UNET_NAMES, VAE_NAMES):
         assert len(set(table.values())) == len(table)
     sd2 = make_narrow_sd2()
-    for parts, family in ((sd1, SD1), (sd2, SD2)):
+    for parts, family in ((sd1, SD1), (sd2, SD2), (make_narrow_sdxl(), SDXL)):
         assert parts.family is family and family.single_file is not None
         layout = family.single_file.networks
         weights = {name: network.state_dict() for name, network in parts.networks().items()}
         back = from_original(to_original(weights, layout), layout)
-        assert list(back) == list(weights) == ["unet", "vae", "text_encoder"]
+        assert list(back) == list(weights) == list(layout)
         for part, given in weights.items():
             assert back[part].keys() == given.keys()
             assert all(torch.equal(back[part][name], given[name]) for name in given)
@@ -163,7 +171,7 @@ def having(name: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
             r"weight down_blocks.*more\.weight is left over",
         ),
         (having("control_model.x", (1,)), r"the weight control_model\.x belongs to no part of the model"),
-        (having("conditioner.embedders.0.x", (1,)), "is a model of Stable Diffusion XL"),
+        (having("conditioner.embedders.0.model.x", (1,)), "is the refiner of Stable Diffusion XL"),
         (having(f"{UNET}input_blocks.0.0.weight", (32, 7, 3, 3)), "takes 7 channels, where latents have 4"),
         (having("scale_factor", (2,)), "scale_factor is not a positive number"),
         (having(f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", ()), "impossible shapes"),
@@ -186,7 +194,7 @@ def test_a_file_of_another_structure_is_refused_by_name(
 def test_a_file_that_is_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     save_file({"lora_unet_x.lora_down.weight": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match="is not a single-file model of Stable Diffusion 1 or 2"):
+    with pytest.raises(UserError, match="is not a single-file model of Stable Diffusion 1, 2 or XL"):
         load_parts(path)
     path.write_bytes(b"\xff" * 100)
     with pytest.raises(UserError, match="is not a valid safetensors file"):

@@ -13,6 +13,7 @@ from PIL import Image
 from ldm.models.loading.model import ModelParts, save_parts
 from ldm.noise import image_generators
 from ldm.pipeline.pipeline import Pipeline, load_pipeline
+from tests.support.slow_cases import rest_slow
 from tests.support.tiny_images import SEED, clean_latents, photo, pixels, stock_scheduler
 from tests.support.tiny_models import make_refiner, make_sdxl
 
@@ -22,6 +23,7 @@ pytestmark = [
 ]
 
 SCHEDULERS = ["euler", "euler_a", "ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "heun", "lms", "deis"]
+FROM_IMAGE = ["euler", "ddim", "dpmpp_2m", "unipc", "heun", "lms", "deis", "dpmpp_2s"]
 PROMPTS = [
     "a red apple on a table",
     "the large blue square above a small green circle",
@@ -72,7 +74,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return Pair(Pipeline(parts), make_stock(parts))
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", rest_slow(SCHEDULERS, "euler", "euler_a", "dpmpp_2m", "heun"))
 def test_images_equal_with_guidance(pair: Pair, scheduler: str) -> None:
     ours, theirs = pair.images(scheduler, PROMPTS, {})
     assert_alike(ours, theirs)
@@ -80,7 +82,7 @@ def test_images_equal_with_guidance(pair: Pair, scheduler: str) -> None:
     assert_alike(*pair.images(scheduler, PROMPTS[:1], {"negative_prompt": "blue"}, negative_prompt="blue"))
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", rest_slow(SCHEDULERS, "euler", "ddpm"))
 def test_images_equal_without_guidance(pair: Pair, scheduler: str) -> None:
     for prompts in (PROMPTS[:1], PROMPTS):
         assert_alike(*pair.images(scheduler, prompts, {}, guidance_scale=1.0))
@@ -142,9 +144,7 @@ class SameNoise:
 
 
 @pytest.mark.parametrize("refines", [False, True])
-@pytest.mark.parametrize(
-    "scheduler", ["euler", "ddim", "dpmpp_2m", "unipc", "heun", "lms", "deis", "dpmpp_2s"]
-)
+@pytest.mark.parametrize("scheduler", rest_slow(FROM_IMAGE, "euler", "heun"))
 def test_image_to_image_equals_diffusers(
     pair: Pair,
     refiner: Pair,

@@ -17,12 +17,13 @@ from ldm.models.control.networks import ControlNetwork
 from ldm.models.loading.model import load_parts, save_parts
 from ldm.models.parts import ModelParts
 from ldm.pipeline.pipeline import Pipeline
+from tests.support.slow_cases import rest_slow
 from tests.support.tiny_controls import hints, make_controlnet
 from tests.support.tiny_images import NOISE, PROMPTS, FixedNoise, box_mask, photo, pixels, stock_scheduler
 from tests.support.tiny_models import make_sdxl
 from tests.support.tiny_task_models import make_task_model
 
-SCHEDULERS = ["euler", "dpmpp_2m", "heun"]
+SCHEDULERS = rest_slow(["euler", "dpmpp_2m", "heun"], "euler")
 MODULE = "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl"
 
 

@@ -15,6 +15,7 @@ from ldm.io.files import read_tensors
 from ldm.models.loading.model import save_parts
 from ldm.pipeline.pipeline import load_pipeline
 from ldm.types import Conditioning
+from tests.support.slow_cases import rest_slow
 from tests.support.tiny_models import make_sdxl
 from tests.support.tiny_runs import COMMON, write_squares
 from train import denoiser
@@ -68,7 +69,7 @@ def weights(run_dir: Path) -> dict[str, Tensor]:
     return read_tensors(newest / "weights.safetensors")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", rest_slow(KINDS, "lora"))
 def test_a_resumed_run_ends_with_the_same_weights_and_generates(folder: Path, kind: str) -> None:
     for steps in (2, 4):
         assert denoiser.main([str(config(folder, f"{kind}-two", num_steps=steps, **KINDS[kind]))]) == 0
