@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program: dict[str, Any] = {"program": "denoiser", "base": str(root / "base"), "trainable": "unet"}
     config = write_config(
         root / "run.yaml", program, write_squares(root / "squares"), root / "run",
-        num_steps=2, save_every=1, keep_last=2,
+        num_steps=2, save_every=1, keep_every=1,
     )  # fmt: skip
     assert train_denoiser([str(config)]) == 0
     return root / "run"
