@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ldm.errors import warn
 from ldm.evaluation.clip_score import clip_score
 from ldm.evaluation.frechet import frechet_distance
 from ldm.evaluation.intervals import mean_interval
@@ -36,7 +37,12 @@ def measure(
 
     Args:
         say: called with what is being computed.
+
+    Warns:
+        LdmWarning: there are too few images for a distance.
     """
+    if job.sample_ids and not _has_enough(job):
+        warn(f"fewer than {LEAST_IMAGES} images on either side: no distances are measured")
     with one_thread(torch.device("cpu")):
         found = list(_distances(job, features, say)) if _has_enough(job) else []
         found += _diversity(job, features)

@@ -85,7 +85,9 @@ def own_features(autoencoder: KLAutoencoder) -> Extractor:
         mean, _ = autoencoder.encode(pixel_values.to(device)).chunk(2, dim=1)
         return functional.adaptive_avg_pool2d(mean, GRID).flatten(1)
 
-    return Extractor(OWN, tensors_hash(autoencoder), f"none; latents averaged over {GRID} x {GRID}", features)
+    return Extractor(
+        OWN, tensors_hash(autoencoder.vae), f"none; latents averaged over {GRID} x {GRID}", features
+    )
 
 
 def inception(device: torch.device) -> Extractor:

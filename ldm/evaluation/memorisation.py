@@ -6,7 +6,7 @@ images that were scaled, brightened, shifted and saved again.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,29 +49,37 @@ def nearest_by_features(features: Tensor, training: Tensor, *, but_itself: bool 
     Args:
         but_itself: row i of both is the same image, which does not count.
     """
-    parts = [
-        torch.cdist(
-            features[start : start + BLOCK_ROWS].double(),
-            training.double(),
-            compute_mode="donot_use_mm_for_euclid_dist",
-        )
-        for start in range(0, len(features), BLOCK_ROWS)
-    ]
-    return _nearest(torch.cat(parts), but_itself)
+    training = training.double()
+
+    def distances(block: Tensor) -> Tensor:
+        return torch.cdist(block.double(), training, compute_mode="donot_use_mm_for_euclid_dist")
+
+    return _nearest(features, distances, but_itself)
 
 
 def nearest_by_hash(hashes: Tensor, training: Tensor, *, but_itself: bool = False) -> Nearest:
     """By the number of bits in which perceptual hashes differ; hashes are int64, [N] and [M]."""
-    one, other = (each.numpy().view(np.uint64) for each in (hashes, training))
-    bits = np.bitwise_count(one[:, None] ^ other[None]).astype(np.float64)
-    return _nearest(torch.from_numpy(bits), but_itself)
+    others = training.numpy().view(np.uint64)
+
+    def distances(block: Tensor) -> Tensor:
+        bits = np.bitwise_count(block.numpy().view(np.uint64)[:, None] ^ others[None])
+        return torch.from_numpy(bits.astype(np.float64))
+
+    return _nearest(hashes, distances, but_itself)
 
 
-def _nearest(distances: Tensor, but_itself: bool) -> Nearest:
-    if but_itself:
-        distances.fill_diagonal_(torch.inf)
-    found = distances.min(dim=1)
-    return Nearest(found.indices, found.values)
+def _nearest(items: Tensor, distances: Callable[[Tensor], Tensor], but_itself: bool) -> Nearest:
+    """In blocks of rows, so that memory stays linear in the number of images."""
+    indices, nearest = [], []
+    for start in range(0, len(items), BLOCK_ROWS):
+        block = distances(items[start : start + BLOCK_ROWS])
+        if but_itself:
+            rows = torch.arange(len(block))
+            block[rows, start + rows] = torch.inf
+        found = block.min(dim=1)
+        indices.append(found.indices)
+        nearest.append(found.values)
+    return Nearest(torch.cat(indices), torch.cat(nearest))
 
 
 def threshold(of_others: Tensor, share: float) -> float:

@@ -20,15 +20,16 @@ from train.run.ledger import main
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two steps of a tiny UNet, both kept."""
+    """Three steps of a tiny UNet, all kept."""
     from ldm.models.loading.model import save_parts
 
     root = tmp_path_factory.mktemp("ledger")
     save_parts(make_sd1(root / "tokenizer"), root / "base")
     program: dict[str, Any] = {"program": "denoiser", "base": str(root / "base"), "trainable": "unet"}
+    program["preview"] = {"prompts": ["red"], "num_inference_steps": 1}
     config = write_config(
         root / "run.yaml", program, write_squares(root / "squares"), root / "run",
-        num_steps=2, save_every=1, keep_last=2,
+        num_steps=3, save_every=1, keep_every=1,
     )  # fmt: skip
     assert train_denoiser([str(config)]) == 0
     return root / "run"
@@ -64,7 +65,7 @@ def test_a_runs_ledger_lists_every_sample_and_leaves_the_run_alone(
     facts = json.loads(capsys.readouterr().out.splitlines()[-1])
     found = json.loads((tmp_path / "out/ledger.json").read_text())
     assert found["num_samples"] == facts["num_samples"] == 7
-    assert (found["early_step"], found["step"]) == (1, 2)
+    assert (found["early_step"], found["step"]) == (1, 3)
     assert {each["caption"] for each in found["samples"]} >= {"red", "cyan"}
     assert all(each["loss"] > 0 and each["fall"] is not None for each in found["samples"])
     assert "red.png" in (tmp_path / "out/ledger.json").read_text()
