@@ -123,6 +123,7 @@ def config(folder: Path, name: str, **changes: Any) -> Path:
         "trainable": "unet",
         "num_steps": 2,
         "save_every": 1,
+        "optim": {"learning_rate": 0.003, "num_warmup_steps": 0, "ema_decay": 0.5},
         "model": {},
         "cache": {"folder": str(folder / "cache")},
     }
@@ -134,7 +135,6 @@ def config(folder: Path, name: str, **changes: Any) -> Path:
 def test_a_run_trains_on_pairs_and_refuses_another_teacher_on_resuming(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Both kinds of prediction, and guidance: another loss each time."""
     assert denoiser.main([str(config(folder, "run"))]) == 0
     assert load_parts(folder / "run/pipeline").scheduler_config["use_flow_sigmas"]
     parts = load_parts(folder / "flow")
