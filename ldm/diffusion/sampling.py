@@ -101,6 +101,12 @@ def _set_timesteps(scheduler: Any, num_inference_steps: int) -> None:
         ) from None
 
 
+def last_timestep(scheduler: Any) -> int:
+    """The timestep with the most noise: the last of DDPM's table, or t = 1 of a flow."""
+    levels = int(scheduler.config.num_train_timesteps)
+    return levels if isinstance(path_of_scheduler(scheduler), FlowPath) else levels - 1
+
+
 def _use_timesteps(scheduler: Any, timesteps: Sequence[int]) -> None:
     """Sample at these timesteps.
 
@@ -108,7 +114,7 @@ def _use_timesteps(scheduler: Any, timesteps: Sequence[int]) -> None:
         UserError: the scheduler does not take them, or has no such timesteps.
     """
     name = type(scheduler).__name__
-    last = scheduler.config.num_train_timesteps - 1
+    last = last_timestep(scheduler)
     if max(timesteps) > last:
         raise UserError(f"timesteps has {max(timesteps)}", f"the largest of this model is {last}")
     refused = UserError(f"{name} cannot sample at given timesteps", "use scheduler dpmpp_2m, euler or heun")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ldm.diffusion.path import ProbabilityPath
 from ldm.diffusion.paths import path_of_scheduler
-from ldm.diffusion.sampling import plan_sampling
+from ldm.diffusion.sampling import last_timestep, plan_sampling
 from ldm.diffusion.schedulers import adds_noise, make_scheduler
 from ldm.errors import UserError
 from ldm.pipeline.pipeline import Pipeline
@@ -180,8 +180,7 @@ def starts_for(pipeline: Pipeline, scheduler: str, num_steps: int) -> tuple[list
             f"scheduler {scheduler!r} adds noise at each step, so its images depend on their number",
             "choose one that adds none, such as dpmpp_2m or euler",
         )
-    last = int(made.config.num_train_timesteps) - 1
-    path = path_of_scheduler(made)
+    last, path = last_timestep(made), path_of_scheduler(made)
     plan = plan_sampling(made, num_steps)
     own = distinct([round(t) for t in dict.fromkeys(step.timestep for step in plan.steps)][:num_steps], last)
     plan_sampling(made, num_steps, timesteps=own)

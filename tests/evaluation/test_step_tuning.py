@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from ldm.cli.app import app
 from ldm.diffusion.path import DDPMPath, ScheduleSettings
+from ldm.errors import UserError
 from ldm.evaluation import step_tuning
 from ldm.evaluation.step_tuning import (
     StepMeter,
@@ -17,8 +18,10 @@ from ldm.evaluation.step_tuning import (
     num_tries,
     search_timesteps,
     spaced_timesteps,
+    starts_for,
 )
-from ldm.models.loading.model import save_parts
+from ldm.models.loading.model import load_parts, save_parts
+from ldm.pipeline.pipeline import Pipeline
 from tests.support.tiny_models import make_sd2
 
 BEST = (990, 700, 420, 150)
@@ -86,25 +89,19 @@ def test_the_command_prints_timesteps_that_generate_takes(
     )
     assert 0 < found["distance"] < found["usual"]
     assert found["usual"] == found["usual_by_steps"]["3"]
-    made = CliRunner().invoke(
-        app,
-        ["generate", "a red apple", "--model", model, "--scheduler", "dpmpp_2m", "--timesteps", found["timesteps"],
-         "--output", str(tmp_path / "made")],
-    )  # fmt: skip
-    assert made.exit_code == 0, made.stderr
+    pipeline = Pipeline(load_parts(model))
+    pipeline.generate("a red apple", scheduler="dpmpp_2m", timesteps=found["timesteps"])
     for scheduler, reason in (
         ("euler_a", "adds noise at each step"),
         ("ddim", "cannot sample at given timesteps"),
     ):
-        refused = CliRunner().invoke(app, ["tune-steps", model, "--scheduler", scheduler])
-        assert refused.exit_code == 2 and reason in refused.stderr
+        with pytest.raises(UserError, match=reason):
+            starts_for(pipeline, scheduler, 3)
 
 
 def test_the_distance_to_the_reference_itself_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(step_tuning, "NUM_REFERENCE_STEPS", 5)
-    from ldm.pipeline.pipeline import Pipeline
-
     meter = StepMeter(Pipeline(make_sd2(tmp_path)), ["a"], scheduler="euler", guidance_scale=1.0, seed=3)
     assert meter.of_usual(5) == 0 < meter.of_usual(4)
