@@ -61,7 +61,7 @@ def memorisation(
 
     from ldm.cli.checkpoint import model_of
     from ldm.evaluation.audit_page import write_memorisation_page
-    from ldm.evaluation.job import read_features
+    from ldm.evaluation.evaluation_job import read_features
     from ldm.evaluation.memorisation import audit as find_copies
     from ldm.io.files import write_json
 

@@ -15,7 +15,7 @@ from ldm.models.generation_settings import GenerationSettings, parse_settings, s
 
 if TYPE_CHECKING:
     from ldm.data.sources.reading import SourceSettings
-    from ldm.evaluation.job import EvaluationJob
+    from ldm.evaluation.evaluation_job import EvaluationJob
     from ldm.evaluation.measurement import Measurement
 
 SETTINGS = ("height", "width", "num_inference_steps", "guidance_scale", "scheduler", "karras")
@@ -111,8 +111,8 @@ def evaluate(
     """
     from ldm.cli.checkpoint import model_of
     from ldm.evaluation.evaluate import measure
-    from ldm.evaluation.job import read_features
-    from ldm.evaluation.page import write_page
+    from ldm.evaluation.evaluation_job import read_features
+    from ldm.evaluation.evaluation_page import write_page
     from ldm.io.files import write_json
     from ldm.io.progress import work_bar
 
@@ -165,7 +165,7 @@ def plan_job(
     Raises:
         UserError: there are no prompts or images that can be used, or the output is inside the data.
     """
-    from ldm.evaluation.job import EvaluationJob, check_seeds, prompts_in_order
+    from ldm.evaluation.evaluation_job import EvaluationJob, check_seeds, prompts_in_order
 
     source: SourceSettings | None = None
     sample_ids: Sequence[str] = ()
@@ -242,7 +242,7 @@ def _read_prompts(file: Path) -> list[str]:
 def make_features(job: "EvaluationJob", num_processes: int, *, quiet: bool) -> None:
     """Make the features that are missing, in this process or in several."""
     from ldm.cli.evaluate_processes import measure_in_processes
-    from ldm.evaluation.job import FEATURES, run_rank
+    from ldm.evaluation.evaluation_job import FEATURES, run_rank
     from ldm.io.files import disk_errors
     from ldm.io.progress import work_bar
 

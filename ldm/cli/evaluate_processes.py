@@ -14,7 +14,7 @@ from ldm.errors import UserError
 from ldm.io.messages import own_warnings, say_error
 
 if TYPE_CHECKING:
-    from ldm.evaluation.job import EvaluationJob
+    from ldm.evaluation.evaluation_job import EvaluationJob
 
 
 def measure_in_processes(job: "EvaluationJob", num_processes: int, *, quiet: bool = False) -> None:
@@ -38,7 +38,7 @@ def measure_in_processes(job: "EvaluationJob", num_processes: int, *, quiet: boo
 
 def main(folder: Path, rank: int, num_processes: int) -> int:
     """One process of several; returns the exit code."""
-    from ldm.evaluation.job import read_job, run_rank
+    from ldm.evaluation.evaluation_job import read_job, run_rank
 
     try:
         with (folder / report_name(rank)).open("ab") as stream:

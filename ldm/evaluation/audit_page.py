@@ -7,9 +7,9 @@ from typing import Any
 from PIL import Image
 
 from ldm.evaluation.autoencoder_audit import AutoencoderAudit
-from ldm.evaluation.job import EvaluationJob, Features
+from ldm.evaluation.evaluation_job import EvaluationJob, Features
+from ldm.evaluation.evaluation_page import Shown, render, shown
 from ldm.evaluation.memorisation import Audit
-from ldm.evaluation.page import Shown, render, shown
 from ldm.io.files import write_bytes
 from ldm.io.images import tensor_to_images
 

@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from ldm.errors import warn
 from ldm.evaluation.clip_score import clip_score
+from ldm.evaluation.evaluation_job import CHUNK, EvaluationJob, Features, one_thread
 from ldm.evaluation.frechet import frechet_distance
 from ldm.evaluation.intervals import mean_interval
-from ldm.evaluation.job import CHUNK, EvaluationJob, Features, one_thread
 from ldm.evaluation.kernel_distance import (
     Kernel,
     cubic_kernel,

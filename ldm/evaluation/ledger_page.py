@@ -6,8 +6,8 @@ from typing import Any
 
 from ldm.data.sample import Sample
 from ldm.errors import UserError
-from ldm.evaluation.ledger import REASONS, Entry, ranked
-from ldm.evaluation.page import Shown, render, shown
+from ldm.evaluation.evaluation_page import Shown, render, shown
+from ldm.evaluation.loss_ledger import REASONS, Entry, ranked
 from ldm.io.files import write_bytes
 
 MAX_SHOWN = 60

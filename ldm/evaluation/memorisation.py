@@ -134,8 +134,8 @@ def audit(generated: dict[str, Tensor], training: dict[str, Tensor], planted: di
     """Compare generated images with the training images.
 
     Args:
-        generated: `features` [N, d] and `hashes` [N], as `ldm.evaluation.job` keeps them; `training` and `planted`
-            likewise. Row i of `planted` is a copy of row i of `training`.
+        generated: `features` [N, d] and `hashes` [N], as `ldm.evaluation.evaluation_job` keeps them; `training` and
+            `planted` likewise. Row i of `planted` is a copy of row i of `training`.
     """
     sets = (generated, planted)
     by_features = [nearest_by_features(each["features"], training["features"]) for each in sets]

@@ -10,10 +10,10 @@ from typer.testing import CliRunner, Result
 
 from ldm.cli.app import app
 from ldm.cli.evaluate import plan_job
-from ldm.evaluation import job as job_module
+from ldm.evaluation import evaluation_job as job_module
 from ldm.evaluation.evaluate import measure
+from ldm.evaluation.evaluation_job import EvaluationJob, Measurer, read_features, read_job, run_rank
 from ldm.evaluation.intervals import Estimate
-from ldm.evaluation.job import EvaluationJob, Measurer, read_features, read_job, run_rank
 from ldm.evaluation.measurement import Measurement, columns
 from tests.support.tiny_generate import save_model
 from tests.support.tiny_images import photo

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.evaluation.ledger import (
+from ldm.evaluation.loss_ledger import (
     Losses,
     auroc,
     drop_list,

@@ -12,7 +12,7 @@ from ldm.data.batches import collate
 from ldm.data.order import SampleKey
 from tests.support.tiny_models import make_sd1
 from tests.support.tiny_runs import write_config, write_squares
-from tests.train.test_validation import CPU, NUM_DRAWS, NUM_SAMPLES, Network, held_out
+from tests.support.tiny_validation import CPU, NUM_DRAWS, NUM_SAMPLES, Network, held_out
 from train.denoiser import main as train_denoiser
 from train.loop.sample_losses import sample_losses
 from train.run.ledger import main

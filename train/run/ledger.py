@@ -18,8 +18,8 @@ from ldm.data.captions import plain_caption
 from ldm.data.duplicates import near_duplicates
 from ldm.data.prepare import BucketedSample
 from ldm.errors import UserError
-from ldm.evaluation.ledger import Losses, drop_list, make_ledger, other_captions, summary
 from ldm.evaluation.ledger_page import write_ledger_page
+from ldm.evaluation.loss_ledger import Losses, drop_list, make_ledger, other_captions, summary
 from ldm.io.files import manifest_fault, write_bytes, write_json
 from ldm.io.messages import say_error
 from ldm.io.progress import work_bar

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from ldm.evaluation.job import Features
+from ldm.evaluation.evaluation_job import Features
 from ldm.io.files import write_bytes
 
 MAX_SHOWN = 32
