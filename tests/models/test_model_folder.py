@@ -206,7 +206,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda m: edit(
             m / "model_index.json", text_encoder_2=["transformers", "CLIPTextModelWithProjection"]
         ),
-        "text_encoder_2 is a component that is not supported",
+        "text_encoder_2 does not exist: the model is incomplete",
     ),
     "foreign scheduler": (
         lambda m: edit(m / "model_index.json", scheduler=["diffusers", "CMStochasticIterativeScheduler"]),

@@ -240,8 +240,8 @@ def test_an_own_scheduler_that_cannot_follow_the_model_is_replaced_with_a_warnin
     ):
         ours = latents_of(pipeline, zero_snr)
     assert torch.equal(ours, latents_of(pipeline, zero_snr, scheduler="dpmpp_2m"))
-    with pytest.warns(LdmWarning, match="own LCMScheduler is not supported, so dpmpp_2m is used"):
-        assert resolve_scheduler(OWN_SCHEDULER, {"_class_name": "LCMScheduler"}, None) == ("dpmpp_2m", False)
+    with pytest.warns(LdmWarning, match="own TCDScheduler is not supported, so dpmpp_2m is used"):
+        assert resolve_scheduler(OWN_SCHEDULER, {"_class_name": "TCDScheduler"}, None) == ("dpmpp_2m", False)
 
 
 def test_which_samplers_add_noise() -> None:

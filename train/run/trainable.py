@@ -147,7 +147,10 @@ def choose_trained(
     key_dropout(unet)
     for text_model in text_models:
         warn_of_attention_dropout(text_model, trained=settings.trains_text_encoder)
-    groups = [_without(parts.text_encoder.unread_modules(), group) for group in groups]
+    unread = parts.text_encoder.unread_modules()
+    for module in unread:
+        module.requires_grad_(False)  # new layers of a LoRA in them
+    groups = [_without(unread, group) for group in groups]
     groups = [group for group in groups if group["params"]]
     for group in groups:
         for parameter in group["params"]:
