@@ -178,7 +178,7 @@ def test_networks_of_other_models_are_refused(folder: Path) -> None:
     ):
         load_controls({"depth": folder / "net"}, other)
     parts = make_sd1(folder / "tokenizer")
-    with pytest.raises(UserError, match=r"model has no config\.json: give the folder of a ControlNet"):
+    with pytest.raises(UserError, match=r"model has no config\.json: give a ControlNet or T2I-Adapter"):
         load_controls({"depth": folder / "model"}, parts)
     with pytest.raises(UserError, match="is of the class 'UNet2DConditionModel': supported: ControlNetModel"):
         load_controls({"depth": folder / "model/unet"}, parts)
