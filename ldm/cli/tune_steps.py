@@ -44,9 +44,9 @@ def tune_steps(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the first image.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="The seed of the first image.")] = 0,
     device: Annotated[
-        str | None, typer.Option(metavar="NAME", help="cpu or cuda.", show_default=False)
+        str | None, typer.Option(metavar="NAME", help="Where to compute: cpu or cuda.", show_default=False)
     ] = None,
     *,
     printer: Printer,

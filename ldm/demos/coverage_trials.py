@@ -1,6 +1,5 @@
 """How often 95 % intervals hold the true value: trials on `ldm.demos.known_distances`, counted and added up."""
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from ldm.evaluation.kernel_distance import (
 from ldm.evaluation.metrics import exact_interval
 from ldm.evaluation.neighbours import NUM_NEIGHBOURS, in_neighbourhoods, overlap
 from ldm.io.files import write_json
+from ldm.io.json_files import read_object
 from ldm.noise import generator_for
 
 SIZES = (100, 1000)
@@ -103,7 +103,7 @@ def run_trials(
     """Run rounds until all cases have `trials`, or the time is up; writes the file after each round."""
     tallies: dict[str, Tally] = {}
     if path.exists():
-        tallies = {name: Tally(**row) for name, row in json.loads(path.read_text())["tallies"].items()}
+        tallies = {name: Tally(**row) for name, row in read_object(path)["tallies"].items()}
     end = time.monotonic() + 60 * minutes
     while time.monotonic() < end:
         busy = False

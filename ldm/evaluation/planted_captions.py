@@ -8,9 +8,12 @@ from typing import Any
 from ldm.evaluation.loss_ledger import auroc
 from ldm.evaluation.metrics import Share
 from ldm.io.files import write_bytes, write_json
+from ldm.io.json_files import parse_json, read_object
+from ldm.io.opening import read_text
 from ldm.noise import permutation
 
 PLANTED = "planted.json"
+MAX_LEDGER_BYTES = 2**30
 
 
 def plant(data: Path, dest: Path, share: float, seed: int) -> None:
@@ -18,7 +21,7 @@ def plant(data: Path, dest: Path, share: float, seed: int) -> None:
 
     An image whose new caption happens to be the same text counts as not swapped.
     """
-    rows = [json.loads(line) for line in (data / "metadata.jsonl").read_text("utf-8").splitlines()]
+    rows = [parse_json(line) for line in read_text(data / "metadata.jsonl").splitlines()]
     chosen = permutation(len(rows), seed, "planted")[: max(2, round(share * len(rows)))]
     texts = {one: rows[other]["text"] for one, other in zip(chosen, chosen[1:] + chosen[:1], strict=True)}
     swapped = [rows[i]["file_name"] for i, text in texts.items() if rows[i]["text"] != text]
@@ -31,8 +34,8 @@ def plant(data: Path, dest: Path, share: float, seed: int) -> None:
 
 def score_planted(dest: Path, ledger: Path) -> dict[str, Any]:
     """AUROC of the caption scores, precision among as many as were planted, and precision and recall of the flags."""
-    planted = set(json.loads(dest.with_name(f"{dest.name}-{PLANTED}").read_text())["swapped"])
-    found = json.loads(ledger.read_text())
+    planted = set(read_object(dest.with_name(f"{dest.name}-{PLANTED}"))["swapped"])
+    found = read_object(ledger, max_bytes=MAX_LEDGER_BYTES)
     samples = [each for each in found["samples"] if not each["held_out"]]
     is_planted = [each["sample_id"] in planted for each in samples]
     num_planted = sum(is_planted)
