@@ -4,7 +4,7 @@ A changed layer computes W x + alpha/rank B A x, or with DoRA (Liu et al. 2024) 
 B starts at zero, so an untrained LoRA changes nothing.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -321,8 +321,7 @@ def _live_tensors(network: nn.Module) -> dict[str, Tensor]:
 def _fill(network: nn.Module, tensors: Mapping[str, Tensor], part: str) -> None:
     live = _live_tensors(network)
     # our files leave `text_model.` out, which the layers of a text encoder with a projection have
-    named = {f"text_model.{name}": tensor for name, tensor in tensors.items()}
-    tensors = named if named.keys() == live.keys() else tensors
+    tensors = {_name_in(live, name): tensor for name, tensor in tensors.items()}
     for name in sorted(live.keys() | tensors.keys()):
         wanted, given = (list(t[name].shape) if name in t else "none" for t in (live, tensors))
         if wanted != given:
@@ -330,6 +329,11 @@ def _fill(network: nn.Module, tensors: Mapping[str, Tensor], part: str) -> None:
                 f"LoRA tensor {part}.{name} is {given}, the model has {wanted}", "is it of another model?"
             )
         live[name].copy_(tensors[name])
+
+
+def _name_in(live: Collection[str], name: str) -> str:
+    """A tensor's name in a network, where it may begin with `text_model.`; unchanged if the network has neither."""
+    return f"text_model.{name}" if name not in live and f"text_model.{name}" in live else name
 
 
 def _scale(network: nn.Module, scale: float) -> None:
