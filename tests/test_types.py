@@ -27,6 +27,7 @@ def full(*values: float) -> Conditioning:
         mid_residual=shaped(3, 2, 2),
         adapter_residuals=(shaped(2, 4, 4),),
         image_embeds=(shaped(1, 7),),
+        guidance_scale=rows.clone(),
     )
 
 
@@ -41,7 +42,7 @@ def tensors(conditioning: Conditioning) -> list[torch.Tensor]:
 def test_rows_are_selected_in_every_field() -> None:
     chosen = full(1.0, 2.0, 3.0).select([2, 0, 0])
     assert len(chosen) == 3
-    assert len(tensors(chosen)) == 12
+    assert len(tensors(chosen)) == 13
     for found, expected in zip(tensors(chosen), tensors(full(3.0, 1.0, 1.0)), strict=True):
         assert torch.equal(found, expected)
 
