@@ -23,6 +23,9 @@ from tests.support.tiny_loras import predict, trained
 from tests.support.tiny_models import make_sdxl
 from tests.support.tiny_single_file import make_narrow_sdxl
 
+# peft asks the text encoders in a way that transformers has renamed
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
 QUIET = ExportOptions(num_samples=0)
 SETTINGS = LoraSettings(rank=2, alpha=3, target_modules="all", text_encoder=True)
 

@@ -139,12 +139,13 @@ def read_lora(path: Path) -> LoraWeights:
     if not configs:
         raise UserError(f"{path} has no {METADATA_KEY} in its header", "restore the file")
     found: dict[str, Tensor] = {}
+    inner = text_lora_parts()
     for name, tensor in tensors.items():
         stem, kind = split_name(name) or ("", "")
         part, _, layer = stem.partition(".")
         if kind not in ("down", "up", "magnitude"):
             raise UserError(f"{path}: {name} does not belong to a LoRA", "restore the file")
-        found[f"{part}.{peft_name(layer.removeprefix('text_model.'), kind)}"] = tensor
+        found[f"{part}.{peft_name(inner.get(part, '') + layer.removeprefix('text_model.'), kind)}"] = tensor
     return LoraWeights(
         found, {part: _checked_config(path, part, config, found) for part, config in configs.items()}
     )

@@ -80,6 +80,7 @@ class LoraNames:
     Attributes:
         kohya_prefix: the beginning of kohya's names, such as `lora_unet_`.
         is_text: a text encoder, whose layers have `text_model.` before their names in most files.
+        inner: what comes before them in the network itself.
         comfy_prefixes: the beginnings of ComfyUI's names.
         original_name: a layer's name in single files, which ComfyUI uses, or None for a layer without one.
         kohya_is_original: kohya's names come from `original_name`, as in Stable Diffusion XL.
@@ -87,6 +88,7 @@ class LoraNames:
 
     kohya_prefix: str
     is_text: bool = False
+    inner: str = ""
     comfy_prefixes: tuple[str, ...] = ()
     original_name: Callable[[str], str | None] | None = None
     kohya_is_original: bool = False

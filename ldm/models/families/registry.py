@@ -67,10 +67,10 @@ def lora_parts() -> list[str]:
     return list(dict.fromkeys(name for family in FAMILIES for name in family.lora))
 
 
-def text_lora_parts() -> list[str]:
-    """Those of `lora_parts` that are text encoders."""
+def text_lora_parts() -> dict[str, str]:
+    """Those of `lora_parts` that are text encoders, with `LoraNames.inner` of each."""
     named = ((part, names) for family in FAMILIES for part, names in family.lora.items())
-    return list(dict.fromkeys(part for part, names in named if names.is_text))
+    return {part: names.inner for part, names in named if names.is_text}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -193,7 +193,10 @@ _FIRST_LORA = LoraNames(
     "lora_te1_", is_text=True, comfy_prefixes=("text_encoders.clip_l.transformer.", "clip_l.transformer.")
 )
 _SECOND_LORA = LoraNames(
-    "lora_te2_", is_text=True, comfy_prefixes=("text_encoders.clip_g.transformer.", "clip_g.transformer.")
+    "lora_te2_",
+    is_text=True,
+    inner="text_model.",
+    comfy_prefixes=("text_encoders.clip_g.transformer.", "clip_g.transformer."),
 )
 _OWN_COMPONENTS = {name: SD1.components[name] for name in ("unet", "vae", "scheduler")}
 
