@@ -62,8 +62,9 @@ class Commands(TyperGroup):
 
     def _run(self, *args: Any, **options: Any) -> int:
         options["standalone_mode"] = False  # otherwise typer prints errors itself, over several lines
+        self.stop = StopAtOnce()  # a signal may come before the block below has begun
         try:
-            with stopping() as self.stop, own_warnings():
+            with stopping(self.stop), own_warnings():
                 code = int(super().main(*args, **options) or 0)
             # typer ends with 130 and no word, if a signal comes while it reads the command line
             return self._say_stopped("stopped") if code == 130 and not self.stop.told else code

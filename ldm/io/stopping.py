@@ -96,9 +96,13 @@ class StopAtOnce:
 
 
 @contextmanager
-def stopping() -> Iterator[StopAtOnce]:
-    """Inside the block a signal raises `Stopped`, which leaves the block whatever libraries make of it."""
-    stop = StopAtOnce()
+def stopping(stop: StopAtOnce | None = None) -> Iterator[StopAtOnce]:
+    """Inside the block a signal raises `Stopped`, which leaves the block whatever libraries make of it.
+
+    Args:
+        stop: what answers the signal, for callers that ask it even if the block was never entered.
+    """
+    stop = stop or StopAtOnce()
     with handling(stop):
         try:
             yield stop

@@ -59,11 +59,11 @@ def _check_output(output: Path) -> None:
 
 
 def read_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """The results in JSON files, of single benchmarks or of all; files without rows are skipped."""
+    """The results in JSON files, of single benchmarks or of all; other files are skipped."""
     return [found for path in paths for found in _results_in(json.loads(path.read_text()))]
 
 
 def _results_in(read: Any) -> Iterator[dict[str, Any]]:
     for found in read.get("results", [read]) if isinstance(read, dict) else ():
-        if isinstance(found, dict) and "rows" in found:
+        if isinstance(found, dict) and {"benchmark", "rows"} <= found.keys():
             yield found

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ldm.cli.app import app
+from ldm.io.stopping import StopAtOnce
 from ldm.models.loading import source as model_source
 from tests.support.tiny_generate import save_model
 from tests.support.tiny_runs import AUTOENCODER, write_config, write_squares
@@ -116,6 +117,22 @@ def test_a_signal_in_any_phase_ends_a_command_in_one_line(
     assert not list(tmp_path.rglob(".tmp-*"))
     if name == "data check":  # what was read is kept, not only by the two calls that ended
         assert len(list(tmp_path.glob("cache-*/facts/*"))) > 2
+
+
+def test_a_signal_as_soon_as_it_is_handled_ends_a_command_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install = signal.signal
+
+    def interrupted(number: int, handler: Any) -> Any:
+        former = install(number, handler)
+        if number == signal.SIGTERM and isinstance(handler, StopAtOnce):
+            signal.raise_signal(number)
+        return former
+
+    monkeypatch.setattr(signal, "signal", interrupted)
+    done = CliRunner().invoke(app, ["doctor"])
+    assert (done.exit_code, done.stderr) == (143, "stopped\n")
 
 
 def test_a_signal_before_the_first_step_ends_a_training_in_one_line(
