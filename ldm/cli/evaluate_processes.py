@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.cli.generate_processes import Report, Watch, end_as_one, report_name
+from ldm.cli.generate_processes import Report, end_as_one, report_name, run_watched
 from ldm.errors import UserError
 from ldm.io.messages import own_warnings, say_error
 
@@ -19,21 +19,14 @@ if TYPE_CHECKING:
 
 def measure_in_processes(job: "EvaluationJob", num_processes: int, *, quiet: bool = False) -> None:
     """Make the features of a job in several processes. Errors as `make_in_processes`."""
-    from ldm.cli.processes import run_apart
-    from ldm.cli.programs import find_home
-    from ldm.io.progress import work_bar
-    from ldm.io.temporary import working_folder
-
-    command = [sys.executable, "-m", "ldm.cli.evaluate_processes"]
-    with working_folder("evaluate") as folder:
-        job.write(folder)
-        with work_bar("image", hidden=quiet) as bar:
-            watch = Watch(folder, num_processes, bar, quiet=quiet)
-            environment = find_home().environment(os.environ)
-            failure = run_apart([*command, str(folder)], environment, num_processes, on_poll=watch.read)
-            watch.read()
+    failure, _ = run_watched(job, "ldm.cli.evaluate_processes", num_processes, "image", quiet=quiet)
     if failure:
-        end_as_one(failure, num_processes, f"the features made so far are in {job.folder}")
+        end_as_one(
+            failure,
+            num_processes,
+            f"the features made so far are in {job.folder}",
+            "if memory ran out, use fewer processes; the same command continues",
+        )
 
 
 def main(folder: Path, rank: int, num_processes: int) -> int:

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import typer
 
@@ -33,25 +33,45 @@ def make_in_processes(job: "GenerationJob", num_processes: int, *, quiet: bool =
         typer.Exit: a process failed, and has said why.
         KeyboardInterrupt: the user stopped them all; the message says how much is done.
     """
-    from ldm.cli.processes import run_apart
-    from ldm.cli.programs import find_home
-    from ldm.io.progress import work_bar
-    from ldm.io.temporary import working_folder
-
-    command = [sys.executable, "-m", "ldm.cli.generate_processes"]
-    with working_folder("generate") as folder:
-        job.write(folder)
-        with work_bar("step", hidden=quiet) as bar:
-            watch = Watch(folder, num_processes, bar, quiet=quiet)
-            environment = find_home().environment(os.environ)
-            failure = run_apart([*command, str(folder)], environment, num_processes, on_poll=watch.read)
-            watch.read()
+    failure, watch = run_watched(job, "ldm.cli.generate_processes", num_processes, "step", quiet=quiet)
     if failure:
         end_as_one(
             failure,
             num_processes,
             f"{watch.num_written} of {count_of(job)} written to {job.target.folder}",
+            "if memory ran out, use fewer processes or a smaller --batch-size; --resume continues",
         )
+
+
+class WrittenJob(Protocol):
+    """A job that the processes read from a folder."""
+
+    def write(self, folder: Path) -> None: ...
+
+
+def run_watched(
+    job: WrittenJob, module: str, num_processes: int, unit: str, *, quiet: bool
+) -> "tuple[Failure | None, Watch]":
+    """Run a module in several processes, each with its share of a job, and show one bar of all.
+
+    Args:
+        module: run as a program, with the folder of the job.
+        unit: of the bar.
+    """
+    from ldm.cli.processes import run_apart
+    from ldm.cli.programs import find_home
+    from ldm.io.progress import work_bar
+    from ldm.io.temporary import working_folder
+
+    with working_folder(module.rpartition(".")[2]) as folder:
+        job.write(folder)
+        with work_bar(unit, hidden=quiet) as bar:
+            watch = Watch(folder, num_processes, bar, quiet=quiet)
+            command = [sys.executable, "-m", module, str(folder)]
+            environment = find_home().environment(os.environ)
+            failure = run_apart(command, environment, num_processes, on_poll=watch.read)
+            watch.read()
+    return failure, watch
 
 
 def count_of(job: "GenerationJob") -> str:
@@ -59,16 +79,18 @@ def count_of(job: "GenerationJob") -> str:
     return f"{len(job.images)} image{'s' if len(job.images) > 1 else ''}"
 
 
-def end_as_one(failure: "Failure", num_processes: int, written: str) -> None:
-    """End as one process would: an error and an interruption have one line, a crash its whole traceback."""
+def end_as_one(failure: "Failure", num_processes: int, written: str, mend: str) -> None:
+    """End as one process would: an error and an interruption have one line, a crash its whole traceback.
+
+    Args:
+        written: what is done so far.
+        mend: what to do if a process was killed.
+    """
     if failure.code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         raise KeyboardInterrupt(f"stopped; {written}")
     which = f"process {failure.rank} of {num_processes}"
     if failure.code > 128:
-        raise UserError(
-            f"{which} was killed by signal {failure.code - 128}; {written}",
-            "if memory ran out, use fewer processes or a smaller --batch-size; --resume continues",
-        )
+        raise UserError(f"{which} was killed by signal {failure.code - 128}; {written}", mend)
     if failure.code != 2:
         typer.echo(f"{which} failed:", err=True)
     typer.echo(failure.words, err=True, nl=False)

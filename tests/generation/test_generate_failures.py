@@ -56,7 +56,7 @@ def test_how_it_ends(
     failure: Failure, kind: type[BaseException], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(kind) as ended:
-        end_as_one(failure, 3, "1 of 2 written")
+        end_as_one(failure, 3, "1 of 2 written", "use fewer processes")
     assert words in f"{ended.value}{capsys.readouterr().err}"
 
 
