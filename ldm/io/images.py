@@ -8,7 +8,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -282,12 +282,16 @@ def to_srgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     if not data:
         return image, []
     try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
-        converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode=mode)
+        return _srgb_transform(data, image.mode, mode).apply(image), []
     except (ImageCms.PyCMSError, OSError, ValueError) as error:
         return image, [f"colour profile not used ({error})"]
-    assert converted is not None
-    return converted, []
+
+
+@lru_cache(maxsize=16)
+def _srgb_transform(icc_profile: bytes, mode: str, output_mode: str) -> ImageCms.ImageCmsTransform:
+    """From the colours of a profile to sRGB. Making one takes longer than using it on a small image."""
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(icc_profile))
+    return ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, output_mode)
 
 
 def _flatten(image: Image.Image, background: Color) -> Image.Image:

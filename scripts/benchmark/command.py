@@ -27,6 +27,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.set_defaults(scale="full")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--model", help="for generate: only this model, a folder, a run or a Hub id")
+    parser.add_argument("--case", help="for generate: only cases whose name contains this, such as SD1.5")
+    parser.add_argument(
+        "--side", help="for generate: only this side beside diffusers, such as 'ldm fast preset'"
+    )
+    parser.add_argument("--steps", type=int, help="for generate: the number of sampling steps")
     parser.add_argument("--script", type=Path, help="for train: diffusers' published train_text_to_image.py")
     parser.add_argument("--output", type=Path, help="save the result as JSON, or the chart as PNG or SVG")
     return parser.parse_args(arguments)
@@ -70,5 +75,14 @@ def _run(options: argparse.Namespace) -> None:
                 f"no file {options.script}", "give diffusers' train_text_to_image.py, or omit --script"
             )
         rounds = options.rounds or (9 if options.scale == "full" else 5)
-        setting = Setting(rounds, options.scale, options.device, options.script, options.model)
+        setting = Setting(
+            rounds,
+            options.scale,
+            options.device,
+            options.script,
+            options.model,
+            case=options.case or "",
+            side=options.side or "",
+            num_steps=options.steps,
+        )
         print(measure(options.work, setting, options.output))

@@ -77,7 +77,12 @@ def cases_of(setting: Setting) -> tuple[Case, ...]:
     elif setting.device.startswith("cuda") and setting.scale == "smallest":
         cases = CASES["smallest"]
     without = ENGINE if not find_spec("openvino") or setting.device.startswith("cuda") else ""
-    return tuple(replace(c, sides=tuple(s for s in c.sides if s != without)) for c in cases)
+    return tuple(
+        replace(case, sides=sides, num_steps=setting.num_steps or case.num_steps)
+        for case in cases
+        if setting.case in case.name
+        if (sides := tuple(s for s in case.sides if s != without and setting.side in ("", s)))
+    )
 
 
 def case_of(model: str, scale: Scale) -> Case:

@@ -28,6 +28,9 @@ class Setting:
         device: cpu or cuda.
         script: diffusers' published training script, or None for our loop with the same calls.
         model: the model that `generate` measures instead of its own; a name or folder as for `ldm generate`.
+        case: `generate` measures the cases whose name contains this.
+        side: `generate` measures this side alone, beside diffusers.
+        num_steps: of sampling in `generate`, instead of each case's own.
     """
 
     rounds: int = 9
@@ -35,6 +38,9 @@ class Setting:
     device: str = "cpu"
     script: Path | None = None
     model: str | None = None
+    case: str = ""
+    side: str = ""
+    num_steps: int | None = None
 
 
 @dataclass(frozen=True)
