@@ -35,6 +35,12 @@ def generate(
     reproduce: options.Reproduce = None,
     from_image: options.FromImage = None,
     output: options.Output = Path("outputs"),
+    file_format: options.Format = "png",
+    quality: options.Quality = None,
+    sign: options.Sign = False,
+    sign_key: options.SignKey = None,
+    sign_certificate: options.SignCertificate = None,
+    sign_prompts: options.SignPrompts = False,
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
     grid: options.Grid = False,
@@ -48,7 +54,7 @@ def generate(
     """Make images from prompts and images, and print the path of each.
 
     Settings that are left out come from the model. Every image stores its settings, for other programs (`parameters`)
-    and for --reproduce.
+    and for --reproduce, and says that an AI made it.
     """
     if given["scheduler"] == "list":
         typer.echo("\n".join(_scheduler_lines()))
@@ -56,6 +62,7 @@ def generate(
     with collector_paused():
         from ldm.generation.job import GenerationJob, run_rank
         from ldm.generation.output import Target
+        from ldm.generation.signing import read_signing
 
     if from_image is not None:
         say_warning("--from-image is now called --reproduce")
@@ -65,7 +72,18 @@ def generate(
     original, asked = _plan(prompts or [], prompt_file, given_images, reproduce or from_image, given)
     asked, layout = _over_grid(asked, grid_x, grid_y)
     grid = grid or layout is not None
-    target = Target(output, overwrite=overwrite, grid=grid, resume=resume, layout=layout)
+    if quality is not None and file_format == "png":
+        raise UserError("--quality has no effect on PNG, which has no loss", "add --format jpeg or webp")
+    target = Target(
+        output,
+        overwrite=overwrite,
+        grid=grid,
+        resume=resume,
+        layout=layout,
+        file_format=file_format,
+        quality=quality,
+        signing=read_signing(sign_key, sign_certificate, sign=sign, with_prompts=sign_prompts),
+    )
     images = _list_images(asked, target)
     target.check(images)
     with _model_options(made_with) as chosen:

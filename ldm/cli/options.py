@@ -168,8 +168,8 @@ Reproduce = Annotated[
     typer.Option(
         "--reproduce",
         metavar="FILE",
-        help="Make the image in this PNG again, from the settings stored in it. Prompts and options given as well win "
-        "over the stored ones.",
+        help="Make this image again from the settings stored in it. Prompts and options given as well win over the "
+        "stored ones.",
     ),
 ]
 FromImage = Annotated[
@@ -246,6 +246,46 @@ Resume = Annotated[
         "settings is kept. The others are made, and grid.png is drawn again. Any other file with an image's name is "
         "an error; with --overwrite it is replaced.",
     ),
+]
+Format = Annotated[
+    Literal["png", "jpeg", "webp"],
+    typer.Option("--format", help="The format of the images. All three hold the settings."),
+]
+Quality = Annotated[
+    int | None,
+    typer.Option(
+        "--quality",
+        metavar="N",
+        min=1,
+        max=100,
+        help="The quality of JPEG and WebP.  [default: 95; WebP without loss]",
+    ),
+]
+Sign = Annotated[
+    bool,
+    typer.Option(
+        "--sign",
+        help="Sign the images: C2PA credentials say which model made them, with which settings, from which images. "
+        "`ldm provenance init` makes an identity to sign with.",
+    ),
+]
+SignKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--sign-key", metavar="FILE", help="Sign with this private key in PEM, not with your own identity."
+    ),
+]
+SignCertificate = Annotated[
+    Path | None,
+    typer.Option(
+        "--sign-certificate",
+        metavar="FILE",
+        help="The certificate of --sign-key in PEM, followed by those of its issuers without the root.",
+    ),
+]
+SignPrompts = Annotated[
+    bool,
+    typer.Option("--sign-prompts", help="With --sign: the credentials hold the prompts, too."),
 ]
 Grid = Annotated[
     bool,
