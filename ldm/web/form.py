@@ -32,7 +32,6 @@ GIVEN = ("", "image", "image mask")
 """What the page may give with a prompt."""
 
 LONG_TEXTS = ("negative_prompt", "to_prompt", "prompt_2", "negative_prompt_2")
-_WORDS = {"num": "number of"}
 
 
 def describe_form(kind: type[GenerationSettings], model: ServedModel, caps: Caps) -> dict[str, Any]:
@@ -71,9 +70,8 @@ def describe_fields(
 
 
 def label_of(name: str) -> str:
-    """Such as `Guidance scale`."""
-    words = name.split("_")
-    text = " ".join([_WORDS.get(words[0], words[0]), *words[1:]])
+    """Such as `Guidance scale`, and `Inference steps` for their number."""
+    text = name.removeprefix("num_").replace("_", " ")
     return text[0].upper() + text[1:]
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from webuiapi import WebUIApi
 from ldm.pipeline.record import read_record
 from ldm.web.own_api import read_record as read_record_of
 from ldm.web.service import Service
+from tests.support.documents import ROOT
 from tests.support.tiny_generate import files, generate, save_model
 from tests.support.tiny_images import box_mask, photo
 from tests.support.tiny_web import listening, png_of, working
@@ -158,6 +160,24 @@ def test_openai_without_the_token_is_told(url: str) -> None:
         pytest.raises(APIStatusError, match="the token is wrong: send it as Authorization"),
     ):
         client.images.generate(prompt="a")
+
+
+def test_the_guides_examples_run(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    photo(16, 16).save("photo.png")
+    box_mask((16, 16), (2, 2, 10, 10)).save("mask.png")
+    guide = (ROOT / "docs/guides/web.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", guide, flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    with listening(service) as url:
+        for block in blocks:
+            named: dict[str, Any] = {}
+            block = block.replace("64", "16").replace("http://127.0.0.1:7860", url)
+            exec(block.replace("7860", url.rpartition(":")[2]), named)
+            assert named["made"]
+            client = named["client"]
+            (client.session if hasattr(client, "session") else client).close()
+    assert named["made"].images[0].size == (16, 16)
 
 
 # A1111's

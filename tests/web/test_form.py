@@ -94,4 +94,4 @@ def test_what_the_form_starts_with_is_accepted(name: str) -> None:
 
 def test_labels_are_words() -> None:
     assert label_of("guidance_scale") == "Guidance scale"
-    assert label_of("num_inference_steps") == "Number of inference steps"
+    assert label_of("num_inference_steps") == "Inference steps"

@@ -2,6 +2,7 @@
 
 const POLL_MS = 300;
 const MOST_CELLS = 64;
+const INK = "#6d28d9"; // of the mask as it is shown
 const SPECIAL = ["expand"]; // settings with an input of their own in page.html
 const get = (id) => document.getElementById(id);
 
@@ -102,7 +103,7 @@ function fieldElement(field) {
   } else {
     made.append(label, input);
   }
-  if (field.long || !field.first) made.classList.add("wide");
+  if (field.long || !field.first || field.name === "scheduler") made.classList.add("wide");
   if (!field.first) made.append(element("p", { className: "hint", textContent: field.help }));
   return made;
 }
@@ -277,8 +278,13 @@ function drawnMask() {
   const source = get("mask");
   const flat = element("canvas", { width: source.width, height: source.height });
   const context = flat.getContext("2d");
-  context.fillRect(0, 0, flat.width, flat.height);
   context.drawImage(source, 0, 0);
+  context.globalCompositeOperation = "source-in"; // white where anything is drawn
+  context.fillStyle = "#fff";
+  context.fillRect(0, 0, flat.width, flat.height);
+  context.globalCompositeOperation = "destination-over";
+  context.fillStyle = "#000";
+  context.fillRect(0, 0, flat.width, flat.height);
   return flat.toDataURL("image/png");
 }
 
@@ -286,7 +292,7 @@ function invertMask() {
   const canvas = get("mask");
   const context = canvas.getContext("2d");
   context.globalCompositeOperation = "xor";
-  context.fillStyle = "#fff";
+  context.fillStyle = INK;
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.globalCompositeOperation = "source-over";
   maskIsDrawn = true;
@@ -307,7 +313,7 @@ function drawingOnMask() {
     const context = canvas.getContext("2d");
     const to = place(event);
     context.globalCompositeOperation = get("eraser").checked ? "destination-out" : "source-over";
-    context.strokeStyle = "#fff";
+    context.strokeStyle = INK;
     context.lineWidth = Number(get("brush").value);
     context.lineCap = context.lineJoin = "round";
     context.beginPath();
@@ -433,6 +439,7 @@ async function generate() {
   await attempt(async () => {
     const asked = await request();
     showJob(await call("/ldm/jobs", { method: "POST", body: asked }), asked.prompt || "no words");
+    if (matchMedia("(max-width: 820px)").matches) get("results").scrollIntoView({ block: "start" });
     showStatus();
     poll();
   });
