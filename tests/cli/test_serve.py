@@ -1,7 +1,7 @@
 """`ldm serve`: what is refused before it starts; that it starts, makes an image and stops."""
 
+import base64
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -56,10 +56,15 @@ def test_a_model_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_serves_an_image_within_ten_seconds(tmp_path: Path) -> None:
+def test_the_first_image_is_there_within_ten_seconds(tmp_path: Path) -> None:
+    """Or on a slow or busy machine, not much later than from `ldm generate`."""
     start = time.monotonic()
-    command = [sys.executable, "-m", "ldm", "serve", "--port", "0", "--token", "random"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ}) as process:
+    ldm = [sys.executable, "-m", "ldm"]
+    output = tmp_path / "made"
+    subprocess.run([*ldm, "generate", "a red apple", "--seed", "7", "-q", "--output", output], check=True)
+    alone, start = time.monotonic() - start, time.monotonic()
+    command = [*ldm, "serve", "--port", "0", "--token", "random"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         token = process.stdout.readline().removeprefix("token: ").strip()
@@ -73,5 +78,6 @@ def test_the_command_serves_an_image_within_ten_seconds(tmp_path: Path) -> None:
         took = time.monotonic() - start
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
-    assert made["data"][0]["seed"] == 7
-    assert took < 10, f"the first image took {took:.1f} s"
+    (file,) = output.iterdir()
+    assert base64.b64decode(made["data"][0]["b64_json"]) == file.read_bytes()
+    assert took < max(10, 1.5 * alone), f"the first image took {took:.1f} s, and {alone:.1f} s alone"
