@@ -133,9 +133,12 @@ def read_asked(service: Service, given: Mapping[str, Any]) -> Asked:
 
 
 async def job_list(request: Request) -> Response:
-    """The jobs of this client, the oldest first."""
+    """The jobs of this client, the oldest first; or with `?ids=A,B`, those of them that are still there."""
     service = service_of(request)
-    jobs = service.queue.jobs_of(client_of(request))
+    if ids := request.query_params.get("ids"):
+        jobs = service.queue.find_all(ids.split(",")[: service.caps.waiting])
+    else:
+        jobs = service.queue.jobs_of(client_of(request))
     return JSONResponse({"jobs": [describe_job(service, job) for job in jobs]})
 
 

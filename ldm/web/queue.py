@@ -244,6 +244,11 @@ class JobQueue:
                 )
             return self._jobs[job_id]
 
+    def find_all(self, ids: Sequence[str]) -> list[Job]:
+        """The jobs with these ids, without those that are not there."""
+        with self._changed:
+            return [self._jobs[job_id] for job_id in ids if job_id in self._jobs]
+
     def jobs_of(self, client: str) -> list[Job]:
         """A client's jobs, the oldest first."""
         with self._changed:

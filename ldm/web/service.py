@@ -3,6 +3,7 @@
 import asyncio
 import io
 import secrets
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -215,13 +216,23 @@ def raise_error(job: Job) -> None:
 
 
 def client_of(request: Request) -> str:
-    """Whose turn a request takes: an address; on this machine, each page in a browser has its own.
+    """Whose turn a request takes: that of an address.
 
-    Other machines cannot get more turns by making up pages.
+    On this machine, each browser and each user name of Basic authentication is a client. Other machines cannot get more
+    turns by making up names.
     """
     address = request.client.host if request.client else "local"
-    page = request.headers.get("x-client", "")[:64]
-    return f"{address} {page}" if page and is_loopback(address) else address
+    name = request.headers.get("x-client", "")[:64] or _user_of(request.headers.get("authorization", ""))
+    return f"{address} {name}" if name and is_loopback(address) else address
+
+
+def _user_of(authorization: str) -> str:
+    """The user's name in a header of Basic authentication; empty if it is something else."""
+    scheme, _, value = authorization.partition(" ")
+    try:
+        return b64decode(value).decode().partition(":")[0][:64] if scheme.lower() == "basic" else ""
+    except ValueError:
+        return ""
 
 
 def is_loopback(host: str) -> bool:

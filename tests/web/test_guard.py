@@ -159,6 +159,34 @@ def test_tokens_cannot_be_tried_at_will(closed_guard: Guard) -> None:
     assert call(closed_guard, "/ldm/form", headers=wrong, address="10.0.0.9").status == 401
 
 
+# Whose turn it is
+
+
+@pytest.mark.parametrize(
+    ("address", "headers", "client"),
+    [
+        ("127.0.0.1", {}, "127.0.0.1"),
+        ("127.0.0.1", {"x-client": "page"}, "127.0.0.1 page"),
+        ("127.0.0.1", {"authorization": basic("x")}, "127.0.0.1 anyone"),
+        ("127.0.0.1", {"authorization": "Basic /w=="}, "127.0.0.1"),
+        ("10.0.0.9", {"x-client": "one"}, "10.0.0.9"),
+        ("10.0.0.9", {"x-client": "two", "authorization": basic("x")}, "10.0.0.9"),
+    ],
+)
+def test_other_machines_get_no_more_turns_by_other_names(
+    open_guard: Guard, address: str, headers: dict[str, str], client: str
+) -> None:
+    assert call(open_guard, "/ldm/jobs", body=ASK, headers=headers, address=address).status == 202
+    assert [job.client for job in jobs(open_guard)] == [client]
+
+
+def test_several_jobs_are_looked_at_together(open_guard: Guard) -> None:
+    first, second = (call(open_guard, "/ldm/jobs", body=ASK).json["id"] for _ in range(2))
+    found = call(open_guard, f"/ldm/jobs?ids={second},unknown,{first}").json["jobs"]
+    assert [job["id"] for job in found] == [second, first]
+    assert len(call(open_guard, "/ldm/jobs").json["jobs"]) == 2
+
+
 # Amounts
 
 

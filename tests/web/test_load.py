@@ -53,7 +53,7 @@ def one_request(url: str, client: str, draw: random.Random) -> tuple[int, bytes]
         return None
     while job["state"] in ("waiting", "running"):
         time.sleep(0.4)
-        job = ask(f"{url}/ldm/jobs/{job['id']}", client)
+        (job,) = ask(f"{url}/ldm/jobs?ids={job['id']}", client)["jobs"]
     assert job["state"] == "done" and job["images"][0]["seed"] == seed
     return seed, ask(f"{url}{job['images'][0]['url']}", client)
 

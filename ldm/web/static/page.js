@@ -2,6 +2,7 @@
 
 const POLL_MS = 300;
 const MOST_CELLS = 64;
+const MOST_MISSES = 10; // answers in a row that do not come
 const INK = "#6d28d9"; // of the mask as it is shown
 const SPECIAL = ["expand"]; // settings with an input of their own in page.html
 const get = (id) => document.getElementById(id);
@@ -416,23 +417,35 @@ function showStatus() {
   get("status").textContent = open.length ? `${open.length} request${open.length === 1 ? "" : "s"} at work` : "ready";
 }
 
+async function lookAtJobs() {
+  const ids = unfinished().map((job) => job.id);
+  const found = new Map((await call(`/ldm/jobs?ids=${ids.join(",")}`)).jobs.map((job) => [job.id, job]));
+  for (const id of ids) {
+    const gone = { ...cards.get(id).data, state: "failed", previews: [], error: "the server has dropped this request" };
+    showJob(found.get(id) ?? gone);
+  }
+  showStatus();
+}
+
 let isPolling = false;
 async function poll() {
   if (isPolling) return;
   isPolling = true;
-  try {
-    while (unfinished().length) {
-      for (const job of unfinished()) showJob(await call(`/ldm/jobs/${job.id}`));
-      showStatus();
-      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+  let misses = 0;
+  while (unfinished().length) {
+    try {
+      await lookAtJobs();
+      misses = 0;
+    } catch (error) {
+      misses += 1;
+      if (misses === MOST_MISSES) {
+        say(`the server cannot be reached (${error.message}): is ldm serve still running? Then reload this page`);
+        break;
+      }
     }
-  } catch (error) {
-    say(`the server cannot be reached (${error.message}): is ldm serve still running?`);
-    for (const job of unfinished()) job.state = "failed";
-  } finally {
-    isPolling = false;
-    showStatus();
+    await new Promise((resolve) => setTimeout(resolve, misses ? 1000 : POLL_MS));
   }
+  isPolling = false;
 }
 
 async function generate() {
