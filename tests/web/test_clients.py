@@ -14,11 +14,14 @@ from openai import APIStatusError, NotFoundError, OpenAI
 from PIL import Image
 from webuiapi import WebUIApi
 
-from ldm.pipeline.record import read_record
+from ldm.generation.model_options import ModelOptions, load_model
+from ldm.io.png import with_chunks
+from ldm.pipeline.pipeline import Pipeline
+from ldm.pipeline.record import read_record, text_chunks
 from ldm.web.own_api import read_record as read_record_of
 from ldm.web.service import Service
 from tests.support.documents import ROOT
-from tests.support.tiny_generate import files, generate, save_model
+from tests.support.tiny_generate import save_model
 from tests.support.tiny_images import box_mask, photo
 from tests.support.tiny_web import listening, png_of, working
 
@@ -57,29 +60,34 @@ def webui(url: str) -> Iterator[WebUIApi]:
     client.session.close()
 
 
-def generated(folder: Path, model: Path, *arguments: object) -> list[bytes]:
-    """The files of `ldm generate`, by name."""
-    assert generate(*arguments, "--model", model, "--output", folder / "made").exit_code == 0
-    return [data for _, data in sorted(files(str(folder / "made")).items())]
+@pytest.fixture(scope="module")
+def pipeline(model: Path) -> Pipeline:
+    return load_model(ModelOptions(str(model)), None)
+
+
+def made_by(pipeline: Pipeline, prompt: str, **given: Any) -> list[bytes]:
+    """The PNG files of images; tests/web/test_worker.py compares them with those of the command line."""
+    made = pipeline.generate(prompt, **given)
+    return [
+        with_chunks(image, text_chunks(record))
+        for image, record in zip(made.images, made.records, strict=True)
+    ]
 
 
 # OpenAI's
 
 
-def test_openai_makes_the_images_of_the_command_line(openai: OpenAI, model: Path, tmp_path: Path) -> None:
-    extra = {"seed": 7, "num_inference_steps": 3, "scheduler": "euler_a", "negative_prompt": "blue"}
+def test_openai_makes_the_same_images(openai: OpenAI, pipeline: Pipeline) -> None:
+    settings = {"seed": 7, "num_inference_steps": 3, "scheduler": "euler_a", "negative_prompt": "blue"}
     made = openai.images.generate(
         model="dall-e-2",
         prompt="a red apple",
         n=10,
         size="16x24",
         response_format="b64_json",
-        extra_body=extra,
+        extra_body=settings,
     )
-    wanted = generated(
-        tmp_path, model, "a red apple", "-n", 10, "--seed", 7, "--num-inference-steps", 3, "--scheduler",
-        "euler_a", "--negative-prompt", "blue", "--width", 16, "--height", 24,
-    )  # fmt: skip
+    wanted = made_by(pipeline, "a red apple", num_images=10, width=16, height=24, **settings)
     assert made.data is not None
     assert [base64.b64decode(each.b64_json or "") for each in made.data] == wanted
 
@@ -93,25 +101,22 @@ def test_openai_gets_urls_of_this_server(openai: OpenAI, url: str) -> None:
         assert image.size == (16, 16)
 
 
-def test_openai_edits_what_is_transparent(openai: OpenAI, model: Path, tmp_path: Path) -> None:
+def test_openai_edits_what_is_transparent(openai: OpenAI, pipeline: Pipeline) -> None:
     image = photo(16, 16, seed=1)
     mask = image.convert("RGBA")
     white = box_mask((16, 16), (4, 4, 11, 11))
     mask.putalpha(white.point(lambda value: 255 - value))
+    settings = {"seed": 3, "num_inference_steps": 2, "guidance_scale": 2.5}
     made = openai.images.edit(
         image=("image.png", png_of(image)),
         mask=("mask.png", png_of(mask)),
         prompt="a",
         response_format="b64_json",
-        extra_body={"seed": 3, "num_inference_steps": 2, "guidance_scale": 2.5},
+        extra_body=settings,
     )
-    image.save(tmp_path / "image.png")
-    white.save(tmp_path / "mask.png")
-    given = ("--image", tmp_path / "image.png", "--mask", tmp_path / "mask.png")
-    (wanted,) = generated(
-        tmp_path, model, "a", *given, "--seed", 3, "--num-inference-steps", 2, "--guidance-scale", 2.5
-    )
-    assert made.data is not None and base64.b64decode(made.data[0].b64_json or "") == wanted
+    wanted = made_by(pipeline, "a", image=image, mask=white, **settings)
+    assert made.data is not None
+    assert [base64.b64decode(each.b64_json or "") for each in made.data] == wanted
 
 
 def test_openai_changes_a_whole_image_without_a_mask(openai: OpenAI, service: Service) -> None:
@@ -183,39 +188,30 @@ def test_the_guides_examples_run(service: Service, tmp_path: Path, monkeypatch: 
 # A1111's
 
 
-def test_webui_makes_the_images_of_the_command_line(webui: WebUIApi, model: Path, tmp_path: Path) -> None:
+SENT = {"num_inference_steps": 4, "guidance_scale": 7.0, "scheduler": "dpmpp_2m", "negative_prompt": ""}
+"""What webuiapi sends unless told otherwise, under our names."""
+
+
+def test_webui_makes_the_same_images(webui: WebUIApi, pipeline: Pipeline) -> None:
     made = webui.txt2img(
         prompt="a red apple", seed=5, batch_size=2, n_iter=1, width=16, height=16, scheduler="Karras"
     )
-    wanted = generated(
-        tmp_path, model, "a red apple", "-n", 2, "--seed", 5, "--num-inference-steps", 4, "--guidance-scale", 7.0,
-        "--scheduler", "dpmpp_2m", "--karras", "--width", 16, "--height", 16, "--negative-prompt", "",
-    )  # fmt: skip
+    given = {"seed": 5, "num_images": 2, "width": 16, "height": 16, "karras": True}
+    wanted = made_by(pipeline, "a red apple", **SENT, **given)
     assert [base64.b64decode(text) for text in made.json["images"]] == wanted
     assert made.info["all_seeds"] == [5, 6] and made.info["sampler_name"] == "DPM++ 2M"
     assert made.info["warnings"] == [] and "Schedule type: Karras" in made.info["infotexts"][0]
-    assert webui.png_info(made.image).info is not None
+    assert "Seed: 5" in webui.png_info(made.image).info
 
 
-def test_webui_inpaints(webui: WebUIApi, model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("inverted", [0, 1])
+def test_webui_inpaints(webui: WebUIApi, pipeline: Pipeline, inverted: int) -> None:
     image, mask = photo(16, 16, seed=1), box_mask((16, 16), (4, 4, 11, 11))
-    made = webui.img2img(
-        images=[image],
-        mask_image=mask,
-        prompt="a",
-        seed=3,
-        width=16,
-        height=16,
-        mask_blur=2,
-        denoising_strength=0.5,
-    )
-    image.save(tmp_path / "image.png")
-    mask.save(tmp_path / "mask.png")
-    wanted = generated(
-        tmp_path, model, "a", "--image", tmp_path / "image.png", "--mask", tmp_path / "mask.png", "--seed", 3,
-        "--num-inference-steps", 4, "--guidance-scale", 7.0, "--scheduler", "dpmpp_2m", "--strength", 0.5,
-        "--mask-feather", 2, "--width", 16, "--height", 16,
-    )  # fmt: skip
+    given = {"seed": 3, "width": 16, "height": 16}
+    more = {"mask_blur": 2, "denoising_strength": 0.5, "inpainting_mask_invert": inverted}
+    made = webui.img2img(images=[image], mask_image=mask, prompt="a", **given, **more)
+    shown = mask.point(lambda value: 255 - value) if inverted else mask
+    wanted = made_by(pipeline, "a", image=image, mask=shown, strength=0.5, mask_feather=2, **SENT, **given)
     assert [base64.b64decode(text) for text in made.json["images"]] == wanted
     assert any("inpaint_full_res" in text for text in made.info["warnings"])
 
