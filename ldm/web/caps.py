@@ -25,6 +25,7 @@ class Caps:
         arriving_bytes: of all requests that are being received.
         held_bytes: of the images given with all requests that wait.
         upload_pixels: of an image given.
+        sheet_pixels: of the images that are put side by side.
         kept_jobs, kept_bytes: finished images that stay available; the oldest are dropped.
         requests_per_sec: of one address, after `burst` at once.
         wrong_tokens: of one address in a minute.
@@ -42,6 +43,7 @@ class Caps:
     arriving_bytes: int = 256 * MIB
     held_bytes: int = 1024 * MIB
     upload_pixels: int = 16_777_216
+    sheet_pixels: int = 67_108_864
     kept_jobs: int = 200
     kept_bytes: int = 256 * MIB
     requests_per_sec: float = 30.0

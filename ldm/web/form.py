@@ -7,6 +7,7 @@ from pydantic.fields import FieldInfo
 
 from ldm.diffusion.scheduler_names import OWN_SCHEDULER, SCHEDULERS
 from ldm.errors import UserError
+from ldm.models.control.hints import REFERENCE
 from ldm.models.generation_settings import (
     LARGEST_SEED,
     PRESETS,
@@ -41,7 +42,7 @@ def describe_form(kind: type[GenerationSettings], model: ServedModel, caps: Caps
         "tasks": {given: model.task_of(given.split()) for given in GIVEN},
         "fields": list(describe_fields(kind, model, caps)),
         "loras": [{"name": lora.name, "weight": lora.weight} for lora in model.loras],
-        "controls": list(model.controls),
+        "controls": [*model.controls, *([REFERENCE] if model.has_references else [])],
         "caps": {"side_px": caps.side_px, "images": caps.images, "request_bytes": caps.request_bytes},
     }
 

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from ldm.errors import UserError
 from ldm.generation.prompts import check_installed
 from ldm.io.images import image_grid
+from ldm.models.control.hints import REFERENCE
 from ldm.models.generation_settings import GenerationSettings, check_text
 from ldm.pipeline.batches import Prompt, list_images
 from ldm.pipeline.pipeline import Pipeline
@@ -85,7 +86,7 @@ class Asked:
 
     Attributes:
         image, mask: to start from; the mask is grey, white where the image may change.
-        controls: control images by kind, each with its scale.
+        controls: control images by kind, each with its scale; `reference` is an image that serves as a prompt.
         lora_weights: None for those of the server.
         grid_x, grid_y: as of `ldm.pipeline.xy_grid.parse_axis`; empty for none.
     """
@@ -138,8 +139,10 @@ class Service:
         settings = with_seed(asked.settings)
         self.caps.check_asked(asked.prompt, settings)
         self._check_loras(asked.lora_weights)
+        maps = dict(asked.controls)
+        references = [maps.pop(REFERENCE)] if REFERENCE in maps else []
         (prompt,) = with_inputs(
-            [Prompt(asked.prompt, settings)], asked.image, asked.mask, dict(asked.controls) or None, None
+            [Prompt(asked.prompt, settings)], asked.image, asked.mask, maps or None, references or None
         )
         x, y = (parse_axis(text, self.kind) if text else None for text in (asked.grid_x, asked.grid_y))
         prompts = self._over(prompt, x, y)
@@ -179,11 +182,16 @@ class Service:
         """All finished images of a job side by side; over the axes of its grid, if it has one.
 
         Raises:
-            UserError: none is finished, or some of a grid over settings are missing.
+            UserError: none is finished, or they have too many pixels together.
         """
-        images = [open_made(each.png) for each in job.images]
-        if not images:
+        if not job.images:
             raise UserError("the job has no images yet", "wait until the first one is made")
+        settings = [each.record.settings for each in job.images]
+        pixels = sum(each.width * each.height for each in settings)
+        if pixels > self.caps.sheet_pixels:
+            what = f"a grid of these images has {pixels / 1e6:.0f} megapixels"
+            raise UserError(what, "download the images one by one")
+        images = [open_made(each.png) for each in job.images]
         if job.layout and len(images) == job.num_images:
             return grid_sheet(images, [job.layout.prompt], job.layout.x, job.layout.y)
         columns = next(n for n in range(1, len(images) + 1) if n * n >= len(images))

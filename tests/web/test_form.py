@@ -1,5 +1,6 @@
 """The form of the page follows from the settings; a made-up setting appears by itself."""
 
+import base64
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -18,7 +19,8 @@ from ldm.web.caps import Caps
 from ldm.web.form import FIRST, describe_form, label_of, read_settings
 from ldm.web.queue import JobQueue
 from ldm.web.service import ServedModel, Service
-from tests.support.tiny_web import MODEL, call
+from tests.support.tiny_images import photo
+from tests.support.tiny_web import MODEL, call, make_service, png_of
 
 
 class WithSharpness(GenerationSettings):
@@ -64,6 +66,21 @@ def test_every_setting_is_in_the_form_of_some_model() -> None:
     assert set(found) == set(GenerationSettings.model_fields)
     assert [name for name in found if found[name]["first"]] == list(FIRST)
     assert {each["input"] for each in found.values()} == {"text", "number", "choice", "switch", "pair"}
+
+
+def test_control_and_reference_images_are_given_by_kind() -> None:
+    model = replace(MODEL, controls=("depth",), has_references=True)
+    assert describe_form(GenerationSettings, model, Caps())["controls"] == ["depth", "reference"]
+    service = make_service(model=model)
+    images = [{"image": base64.b64encode(png_of(photo(16, 16, seed=n))).decode(), "scale": n} for n in (1, 2)]
+    sent = {"prompt": "a", "controls": {"reference": images[0], "depth": images[1]}}
+    assert call(make_application(service), "/ldm/jobs", body=sent).status == 202
+    service.uploads.close()
+    (job,) = service.queue.jobs_of("127.0.0.1")
+    assert [(each.kind, each.scale) for each in job.requests[0].controls] == [
+        ("depth", 2.0),
+        ("reference", 1.0),
+    ]
 
 
 def test_what_a_model_has_no_use_for_is_left_out() -> None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ldm.errors import UserError
 from ldm.models.generation_settings import GenerationSettings
 from ldm.pipeline.pipeline import Pipeline
 from ldm.web.caps import Caps
@@ -81,6 +82,14 @@ def test_images_over_a_grid_are_those_of_the_command_line(
         assert service.sheet(job).tobytes() == sheet.convert("RGB").tobytes()
     del made["grid.png"]
     assert {image.file_name: image.png for image in job.images} == made
+
+
+def test_a_grid_that_is_too_large_is_refused(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = ask(service, num_images=2)
+    assert service.sheet(job).width > 32
+    monkeypatch.setattr(service.queue, "caps", replace(service.caps, sheet_pixels=2 * 16 * 16 - 1))
+    with pytest.raises(UserError, match="download the images one by one"):
+        service.sheet(job)
 
 
 def test_a_seed_is_drawn_where_none_is_given(service: Service) -> None:
