@@ -1,7 +1,7 @@
 """The interface of A1111's web UI below `/sdapi/v1`, as far as its clients need it for making images.
 
-What asks for something that is not offered here is refused; what only differs a little is done as nearly as possible,
-and the answer's `info` has a warning.
+Requests for anything that is not offered here are refused. Where the result differs only a little from A1111's, it is
+made all the same, and the answer's `info` has a warning.
 """
 
 import base64
@@ -94,7 +94,7 @@ def read_common(service: Service, given: Mapping[str, Any]) -> tuple[dict[str, A
     """The settings that both have, under our names, and what had no effect.
 
     Raises:
-        UserError: something is asked for that is not offered here.
+        UserError: the request needs something that is not offered here.
     """
     for name, harmless in NOT_OFFERED.items():
         if given.get(name) not in (None, *harmless):
@@ -216,7 +216,7 @@ def _fitted(
     """The image stretched to the size asked for, if `resize_mode` says so; cropping is what is done anyway.
 
     Raises:
-        UserError: another way is asked for, or the size is too large.
+        UserError: `resize_mode` has another value, or the size is too large.
     """
     mode = given.get("resize_mode", STRETCH)
     if mode not in (STRETCH, CROP):
@@ -356,7 +356,7 @@ def check_model(service: Service, name: Any) -> None:
 
 
 async def sd_models(request: Request) -> Response:
-    """The model at hand. No path of this machine is told."""
+    """The model at hand, without any path of this machine."""
     service = service_of(request)
     digest = service.model.weights_hash
     name = service.model.model_id

@@ -34,7 +34,7 @@ def error_body(path: str, status: int, message: str, field: str | None = None) -
 
     Args:
         message: one line that names the field and what to do.
-        field: what is wrong in the request, if it is a single field.
+        field: the field that is wrong, if it is a single one.
     """
     kind = _TYPES.get(status, "invalid_request_error")
     if path.startswith(A1111):

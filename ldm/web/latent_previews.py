@@ -20,7 +20,7 @@ _NUM_FITTED, _BLOBS, _SIDE = 4, 4, 16
 def fit_colors(decode: Callable[[Tensor], Tensor], num_channels: int, device: torch.device) -> Tensor:
     """The matrix [C + 1, 3] that maps a latent, and a constant 1, to the mean colour of its pixels.
 
-    Found by least squares on smooth random latents. It uses random numbers of its own, so no image changes.
+    Found by least squares on smooth random latents, from a separate generator, so no image changes.
 
     Args:
         decode: latents [B, C, h, w] to pixel_values [B, 3, H, W].

@@ -45,7 +45,7 @@ class ServedModel:
         model_id: a name without a path.
         task: that it was trained for.
         defaults: its own, completed with those of all settings.
-        told: what it is told besides a prompt; see `Setting.told`.
+        told: inputs besides a prompt that the model takes; see `Setting.told`.
         controls: the kinds of control images that it takes.
         has_references: whether it takes images as prompts.
     """

@@ -24,7 +24,7 @@ LARGEST_HEAD_BYTES = 32 * 2**10
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's HTTP protocol, with an end to its patience: it has no limits of its own for these cases.
+    """uvicorn's HTTP protocol with limits on time and connections, for which uvicorn has no settings.
 
     uvicorn's documentation names the class as `--http h11`; tests/web/test_slow_clients.py notices if it changes.
     """

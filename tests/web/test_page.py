@@ -17,10 +17,7 @@ from tests.support.tiny_generate import save_model
 from tests.support.tiny_images import photo
 from tests.support.tiny_web import listening, working
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: sudo apt install chromium"),
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: sudo apt install chromium")
 
 SHOWN = "[...document.querySelectorAll('.job:first-child .cell img:not(.preview)')]"
 FINISHED = f"{SHOWN}.length && {SHOWN}.every((each) => each.complete && each.naturalWidth > 0)"
@@ -89,6 +86,7 @@ def test_type_click_wait_and_see_the_image(page: Browser, tmp_path: Path) -> Non
         (Path(os.environ["LDM_SCREENSHOTS"]) / "tiny.png").write_bytes((tmp_path / "page.png").read_bytes())
 
 
+@pytest.mark.slow
 def test_a_mistake_is_said_in_one_line(page: Browser) -> None:
     fill(page, "#prompt", "a")
     page.run("document.querySelector('#more').open = true")
@@ -100,6 +98,7 @@ def test_a_mistake_is_said_in_one_line(page: Browser) -> None:
     page.errors.clear()
 
 
+@pytest.mark.slow
 def test_a_running_job_shows_previews_and_is_stopped(page: Browser) -> None:
     fill(page, "#prompt", "a")
     fill(page, "#set-num_inference_steps", "250")
@@ -111,6 +110,7 @@ def test_a_running_job_shows_previews_and_is_stopped(page: Browser) -> None:
     assert "cancelled" in page.run("document.querySelector('.job-head p').textContent")
 
 
+@pytest.mark.slow
 def test_the_keyboard_alone_is_enough(page: Browser) -> None:
     page.run("document.querySelector('#prompt').focus()")
     page.type("a blue square")
@@ -130,6 +130,7 @@ def test_the_keyboard_alone_is_enough(page: Browser) -> None:
     assert {"generate", "set-seed", "set-scheduler", "image", "reuse", "reset"} <= seen
 
 
+@pytest.mark.slow
 def test_a_mask_is_drawn_and_the_rest_stays(page: Browser, tmp_path: Path) -> None:
     source = photo(64, 64, seed=4)
     source.save(tmp_path / "source.png")
@@ -152,6 +153,7 @@ def test_a_mask_is_drawn_and_the_rest_stays(page: Browser, tmp_path: Path) -> No
     assert changed[32, 17:47].any() and not changed[:24].any() and not changed[40:].any()
 
 
+@pytest.mark.slow
 def test_settings_of_an_image_are_used_again(page: Browser, tmp_path: Path) -> None:
     fill(page, "#prompt", "a red apple")
     fill(page, "#set-seed", "11")
@@ -171,6 +173,7 @@ def test_settings_of_an_image_are_used_again(page: Browser, tmp_path: Path) -> N
     assert shown_png(page) == first
 
 
+@pytest.mark.slow
 def test_the_gallery_is_there_after_a_reload_and_only_for_this_browser(page: Browser, url: str) -> None:
     fill(page, "#prompt", "a red apple")
     page.click("#generate")
@@ -183,6 +186,7 @@ def test_the_gallery_is_there_after_a_reload_and_only_for_this_browser(page: Bro
     assert page.run("document.querySelectorAll('.job').length") == 0
 
 
+@pytest.mark.slow
 def test_a_narrow_screen_has_no_sideways_scrolling(page: Browser) -> None:
     for width in (320, 375, 768):
         page.resize(width, 700)
@@ -196,6 +200,7 @@ ACCESSIBLE = """[...document.querySelectorAll('button, input, select, textarea, 
 }).map((each) => each.outerHTML)"""
 
 
+@pytest.mark.slow
 def test_every_control_has_a_name(page: Browser) -> None:
     assert page.run(ACCESSIBLE) == []
     assert page.run("[...document.images].every((each) => each.hasAttribute('alt'))")
