@@ -80,7 +80,8 @@ class Simulated:
         normal = torch.randn(total, generator=generator_for(*self.key, *purpose), dtype=torch.float64)
         if self.case.kind != "skewed":
             return normal
-        return -torch.special.ndtr(-normal).log() - 1  # exponential, with mean 0 and variance 1
+        exponential: Tensor = -torch.special.ndtr(-normal).log()
+        return exponential - 1  # mean 0, variance 1
 
     def _distance(self, candidate: int, num_images: int) -> Scores:
         """KID of features that lie 0.5 + the gap away from the reference, in each direction the same noise."""
@@ -202,7 +203,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     share = mixed["num_right"] / max(1, mixed["num_named"])
     lines += [
         "",
-        f"In {mixed['num']} tournaments of all kinds mixed, a winner was named in {mixed['num_named']}. It was the best "
-        f"in {mixed['num_right']} of these: {share:.3f} [{mixed['right_low']:.3f}, {mixed['right_high']:.3f}].",
+        f"In {mixed['num']} tournaments of all kinds mixed, a winner was named in {mixed['num_named']}. It was the "
+        f"best in {mixed['num_right']} of these: {share:.3f} [{mixed['right_low']:.3f}, {mixed['right_high']:.3f}].",
     ]
     return "\n".join(lines) + "\n"

@@ -88,10 +88,15 @@ def round_sizes(num_candidates: int) -> list[int]:
 
 
 def images_per_round(num_candidates: int, budget: int) -> list[int]:
-    """Images that each candidate makes in each round but the last one; the rounds cost about the same."""
+    """Images that each candidate makes in each round but the last one; the rounds cost about the same.
+
+    With a small budget each round has the fewest possible.
+    """
     sizes = round_sizes(num_candidates)
     share = budget * (1 - LAST_SHARE) / len(sizes)
-    return [max(1, int(share / size / STEP)) * STEP for size in sizes]
+    amounts = [max(1, int(share / size / STEP)) * STEP for size in sizes]
+    cost = sum(size * amount for size, amount in zip(sizes, amounts, strict=True))
+    return amounts if cost + STEP <= budget else [STEP] * len(sizes)
 
 
 def play(
@@ -180,7 +185,7 @@ def _at_least_by_chance(num_won: int, num_lost: int) -> float:
     for k in range(num_lost + 1):  # of n over k, up to k = num_lost
         tail += term
         term = term * (n - k) // (k + 1)
-    return tail / 2**n
+    return float(tail / 2**n)
 
 
 class _Table:
@@ -203,7 +208,8 @@ class _Table:
     def value(self, candidate: int) -> float:
         """Higher is better; before the first image all are equal."""
         num_images = self.num_images[candidate]
-        return self.sign * self.scores(candidate, num_images).value if num_images else 0.0
+        value: float = self.scores(candidate, num_images).value if num_images else 0.0
+        return self.sign * value
 
     def ranked(self, candidates: Sequence[int]) -> list[int]:
         return sorted(candidates, key=self.value, reverse=True)
@@ -252,7 +258,7 @@ class _Table:
 
 
 def own_interval(scores: Scores) -> Estimate:
-    """A candidate's measurement with its own 95 % interval. Candidates whose intervals overlap may be told apart in pairs."""
+    """A candidate's measurement with its own 95 % interval. Overlapping ones may be told apart in pairs."""
     variance = scores.more_variance + float(scores.per_image.var()) / len(scores.per_image)
     if scores.per_reference is not None:
         variance += float(scores.per_reference.var()) / len(scores.per_reference)

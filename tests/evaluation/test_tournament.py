@@ -66,13 +66,13 @@ def test_a_clear_best_wins_and_saves_images_and_equal_ones_are_not_told_apart() 
 
 
 def test_dropped_candidates_are_not_called_worse() -> None:
-    """All scores are nearly equal, so nothing is told; but only half play on after the first round."""
+    """All scores are equal, so nothing is told; but only half play on after the first round."""
     asked: list[dict[int, int]] = []
 
     def make(wanted: Mapping[int, int]) -> None:
         asked.append(dict(wanted))
 
-    simulated = Simulated(Case("normal", 4, 0.0, 0.0), "dropped")
+    simulated = Simulated(Case("normal", 4, 0.0, 1.0), "dropped")
     found = play(4, 4 * 64, make, simulated.scores, better="higher")
     assert [len(each) for each in asked[:2]] == [4, 2]
     assert found.winner is None and len(found.possible) == 4

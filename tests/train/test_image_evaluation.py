@@ -247,7 +247,4 @@ def test_a_run_stops_early_by_the_measurement_of_images(
     )
     assert state.step == 5
     assert read_best(tmp_path)[0] == 2
-    said = capsys.readouterr().err
-    assert (
-        "no better kid in 2 measurements: finished" in said and "kid 0.4000 (best 0.3000 at step 2)" in said
-    )
+    assert "no better kid in 2 measurements: finished" in capsys.readouterr().err

@@ -16,8 +16,7 @@ from torch import Tensor
 from ldm.data.batches import ImageTransform
 from ldm.data.captions import plain_caption
 from ldm.data.prepare import BucketedSample
-from ldm.demos.shapes import parse_caption
-from ldm.demos.shapes_judge import agrees, judge
+from ldm.demos.shapes_judge import follows, is_caption
 from ldm.errors import LdmWarning, UserError
 from ldm.evaluation.clip_score import clip_scores
 from ldm.evaluation.evaluation_job import one_thread, prompts_in_order
@@ -73,7 +72,7 @@ class ImageEvaluation:
         captions = [plain_caption(one.sample, settings.captions) for one in held_out]
         self.num_images = settings.validation.num_images
         self.prompts = prompts_in_order(captions, self.num_images)
-        self.judges = all(_is_of_shapes(caption) for caption in captions)
+        self.judges = all(is_caption(caption) for caption in captions)
         self.has_distance = len(held_out) >= LEAST_SAMPLES
         self._check_decider()
         parts = loss.parts
@@ -173,10 +172,7 @@ class ImageEvaluation:
         if self.clip is not None and self.clip.clip is not None:
             clip = clip_scores(self.clip(pixel_values), self.clip.clip.of_texts(prompts).float().cpu())
         if self.judges:
-            right = [
-                all(agrees(parse_caption(p), judge(i)).values()) for p, i in zip(prompts, images, strict=True)
-            ]
-            judged = torch.tensor(right, dtype=torch.float64)
+            judged = torch.tensor(follows(prompts, images), dtype=torch.float64)
         return torch.cat([self.extractor(pixel_values).double(), clip[:, None], judged[:, None]], dim=1)
 
     def _generate(self, batch: range) -> list[Image.Image]:
@@ -210,14 +206,6 @@ class ImageEvaluation:
         pixels = torch.stack([transform(self.held_out[i].sample) for i in batch])
         rounded = [image_to_tensor(image) for image in tensor_to_images(pixels)]
         return self.extractor(torch.stack(rounded))
-
-
-def _is_of_shapes(caption: str) -> bool:
-    try:
-        parse_caption(caption)
-    except UserError:
-        return False
-    return True
 
 
 def _row(key: str, estimate: Estimate, scores: Scores) -> dict[str, float | Scores]:
