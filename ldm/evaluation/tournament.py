@@ -4,12 +4,12 @@ All candidates make the same images: image i has the same prompt and noise for e
 image. In each round every candidate that still plays makes some more images. Then each is compared with each, and the
 better half plays on. Dropped candidates are not called worse; only a test does that.
 
-A winner is named where every other candidate was found worse than some candidate. The true best b loses wrongly only if
-a test finds it worse than one of the K - 1 others in one of R rounds. So with an error of alpha / ((K - 1) R) in each
-test (Bonferroni), the probability that b is ever called worse, or that another is named, is at most alpha, no matter
-how many candidates are dropped and when the rounds end. (Successive halving: Jamieson and Talwalkar, "Non-stochastic
-Best Arm Identification and Hyperparameter Optimization", 2016. The last round, which returns to all that were not
-called worse, is a race: Maron and Moore, "Hoeffding Races", 1994.)
+A winner is named where every other candidate was found worse than some candidate. There are K (K - 1) statements "a is
+worse than b", each of which is tested in up to R rounds. Each test has an error of alpha / (K (K - 1) R) (Bonferroni),
+so with a probability of 1 - alpha all statements are right, and then so is the winner, no matter how many candidates
+are dropped and when the rounds end. (Successive halving: Jamieson and Talwalkar, "Non-stochastic Best Arm
+Identification and Hyperparameter Optimization", 2016. The last round, which returns to all that were not called worse,
+is a race: Maron and Moore, "Hoeffding Races", 1994.)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -113,7 +113,7 @@ def play(
     Args:
         budget: images in all, at least `least_budget`.
         better: which measurements are better.
-        confidence: the probability that the true best is not called worse, at least.
+        confidence: the probability that every candidate that is called worse is worse, at least.
 
     Raises:
         ValueError: there are fewer than two candidates, or the budget is too small.
@@ -125,7 +125,7 @@ def play(
     table = _Table(num_candidates, measure, 1 if better == "higher" else -1)
     amounts = images_per_round(num_candidates, budget)
     num_rounds = len(amounts) + 1
-    error = (1 - confidence) / ((num_candidates - 1) * num_rounds)
+    error = (1 - confidence) / (num_candidates * (num_candidates - 1) * num_rounds)
     playing = list(range(num_candidates))
     for number, (size, amount) in enumerate(zip(round_sizes(num_candidates), amounts, strict=True), 1):
         playing = [each for each in playing if each not in table.worse_than]
@@ -198,6 +198,7 @@ class _Table:
         self.sign = sign
         self._measure = measure
         self._known: dict[tuple[int, int], Scores] = {}
+        self._undecided: set[tuple[int, int, int]] = set()
 
     def scores(self, candidate: int, num_images: int) -> Scores:
         key = candidate, num_images
@@ -236,10 +237,14 @@ class _Table:
 
     def _is_better(self, first: int, second: int, error: float) -> bool:
         common = min(self.num_images[first], self.num_images[second])
-        pair = self.scores(first, common), self.scores(second, common)
-        if self.sign * (pair[0].value - pair[1].value) <= 0:
+        if (first, second, common) in self._undecided:
             return False
-        return proven_better(*pair, error, self.sign)
+        pair = self.scores(first, common), self.scores(second, common)
+        is_ahead = self.sign * (pair[0].value - pair[1].value) > 0
+        if is_ahead and proven_better(*pair, error, self.sign):
+            return True
+        self._undecided.add((first, second, common))
+        return False
 
     def outcome(self, num_rounds: int, error: float) -> Outcome:
         possible = self.ranked(self.possible)

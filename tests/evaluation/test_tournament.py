@@ -86,6 +86,7 @@ def test_dropped_candidates_are_not_called_worse() -> None:
         (Case("normal", 6, 0.0, 0.9), 0),
         (Case("skewed", 6, 0.0, 0.0), 0),
         (Case("binary", 6, 0.1, 0.5), 0),
+        (Case("normal", 2, 0.0, 0.9), 0),
         (Case("normal", 6, 1.0, 0.5), 35),
         (Case("distance", 3, 1.0, 0.5), 9),
     ],
