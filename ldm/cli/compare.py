@@ -113,9 +113,8 @@ def compare(
             f"{without[0] / EVALUATION} does not exist",
             "name only output folders of `ldm evaluate`, or only runs and models",
         )
-    for source in sources:
-        if not source.exists() and len(source.parts) != 2:  # as a Hub id has
-            raise UserError(f"{source} does not exist", "name output folders of `ldm evaluate`, or runs")
+    if data is None and prompt_file is None and not sources[0].exists():
+        raise UserError(f"{sources[0]} does not exist", "name output folders of `ldm evaluate`, or runs")
     sizes = {"height": height, "width": width}
     _compare_runs(
         sources,
