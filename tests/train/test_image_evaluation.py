@@ -1,6 +1,7 @@
 """Images measured during training: always the same ones, for any number of processes, and the run is left as it was."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -138,6 +139,18 @@ def test_the_measurement_leaves_modes_and_random_state_alone(evaluation: ImageEv
     measured(evaluation)
     assert torch.equal(torch.get_rng_state(), state)
     assert [part.training for part in evaluation.loss.modules()] == modes
+
+
+@pytest.mark.parametrize("task", ["inpaint", "upscale"])
+def test_tasks_that_are_given_images_are_measured_as_well(folder: Path, task: str) -> None:
+    """With what the held-out samples give; the numbers are the same each time, and each image has its own noise."""
+    evaluation = evaluation_of(load_settings(DenoiserSettings, config(folder, task, task=task)))
+    first, again = measured(evaluation), measured(evaluation)
+    assert first["kid"] == again["kid"] and isinstance(first["kid"], float) and math.isfinite(first["kid"])
+    with torch.no_grad():
+        alone = [evaluation._generate(range(i, i + 1))[0].tobytes() for i in (0, 1)]
+        both = [image.tobytes() for image in evaluation._generate(range(2))]
+    assert alone == both and alone[0] != alone[1]
 
 
 class OfGivenImages(ImageEvaluation):
