@@ -201,7 +201,7 @@ def validation(
             autocast=run.accelerator.autocast,
             losses=losses,
         )
-        return {**found, "validation_loss_scores": Scores(found["validation_loss"], losses)}
+        return {**found, "validation_loss_scores": Scores.of_mean(losses)}
 
     return validate
 
