@@ -1,5 +1,6 @@
 """What may be wrong with data that can be used: rare words, contradicting captions, odd shapes and sizes."""
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,28 @@ def test_equal_images_contradict_each_other_only_if_both_captions_say_something_
         contradictions(samples, [["a", "c"], ["a", "d"]]) == []
     )  # more words, or another caption, are no contradiction
     assert contradictions(samples, [["a", "c", "b"]]) == [["a", "c", "b"]]
+
+
+def test_many_equal_images_are_compared_like_a_few() -> None:
+    """Each with each would take minutes, so the result is that of the definition by another way."""
+    draw = random.Random(0)
+    outcomes = set()
+    for number in range(300):
+        texts = [
+            " ".join(word for word in ("red", "large", "apple") if draw.random() < 0.7) or "fruit"
+            for _ in range(2 + number % 3)
+        ]
+        words = [words_of(text) for text in texts]
+        samples = [sample(str(place), text) for place, text in enumerate(texts)]
+        found = contradictions(samples, [[each.sample_id for each in samples]]) != []
+        assert found is any(not (a <= b or b <= a) for a in words for b in words)
+        outcomes.add(found)
+    assert outcomes == {True, False}
+    letters = [chr(ord("a") + number // 26) + chr(ord("a") + number % 26) + "x" for number in range(60)]
+    many = [sample(str(place), " ".join(letters[: 1 + place % 60])) for place in range(6_000)]
+    group = [each.sample_id for each in many]
+    assert contradictions(many, [group]) == []
+    assert contradictions([*many, sample("other", "pear")], [[*group, "other"]]) == [[*group, "other"]]
 
 
 def test_only_what_lies_far_from_most_is_odd() -> None:

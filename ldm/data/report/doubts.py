@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import combinations, pairwise
 from statistics import median
 
 from ldm.data.report.contents import Doubts, RareWord
@@ -16,6 +17,8 @@ LETTERS = 3
 """Shorter words are not counted."""
 MOST_ASPECT, MOST_SIDE = 2.0, 4.0
 """How many times the usual aspect ratio or side is not odd, whatever the others are."""
+MOST_COMPARED = 500
+"""How many equal images with several captions each are compared, every one with every other."""
 DEVIATIONS = 3.5
 NORMAL_MAD = 1.4826
 """The standard deviation of a normal distribution divided by its median absolute deviation."""
@@ -73,10 +76,14 @@ def contradictions(samples: Sequence[Sample], equal: Sequence[Sequence[str]]) ->
 
 def _contradict(images: Sequence[Sequence[set[str]]]) -> bool:
     """Whether two images have no pair of captions of which one contains the other's words."""
+    different = list(dict.fromkeys(frozenset(map(frozenset, captions)) for captions in images))
+    if all(len(captions) == 1 for captions in different):
+        # of any two, one contains the other, exactly if each contains the next smaller one
+        chain = sorted((words for captions in different for words in captions), key=len)
+        return any(not smaller <= larger for smaller, larger in pairwise(chain))
     return any(
         not any(a <= b or b <= a for a in first for b in second)
-        for place, first in enumerate(images)
-        for second in images[place + 1 :]
+        for first, second in combinations(different[:MOST_COMPARED], 2)
     )
 
 
