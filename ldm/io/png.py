@@ -14,6 +14,15 @@ from ldm.io.files import write_bytes
 from ldm.io.opening import MAX_IMAGE_BYTES, open_file, read_bytes
 
 
+def with_chunks(image: Image.Image, chunks: Mapping[str, str]) -> bytes:
+    """The content of a PNG file with text chunks."""
+    info, buffer = PngInfo(), io.BytesIO()
+    for key, text in chunks.items():
+        info.add_text(key, text)
+    image.save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
 def write_chunks(
     path: str | os.PathLike[str], image: Image.Image, chunks: Mapping[str, str], *, overwrite: bool = False
 ) -> None:
@@ -22,14 +31,11 @@ def write_chunks(
     Raises:
         UserError: `path` exists and `overwrite` is false, the disk is full, or the folder is not writable.
     """
-    path, info, buffer = Path(path), PngInfo(), io.BytesIO()
-    for key, text in chunks.items():
-        info.add_text(key, text)
-    image.save(buffer, "PNG", pnginfo=info)
+    path, content = Path(path), with_chunks(image, chunks)
     try:
         if path.is_dir() or (path.exists() and not overwrite):
             raise UserError(f"{path} exists already", "choose another name or move it away")
-        write_bytes(path, buffer.getvalue())
+        write_bytes(path, content)
     except OSError as error:  # a name too long, a file where a folder should be, a broken disk
         raise UserError(f"{path} cannot be written ({error.strerror})", "choose another place") from error
 

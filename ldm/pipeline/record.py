@@ -172,10 +172,14 @@ def write_png(
     Raises:
         UserError: `path` exists and `overwrite` is false, the disk is full, or the folder is not writable.
     """
+    write_chunks(path, image, text_chunks(record), overwrite=overwrite)
+
+
+def text_chunks(record: ImageRecord | Mapping[str, Any]) -> dict[str, str]:
+    """The text chunks of an image with this record, for A1111 and for us."""
     kind = type(record.settings) if isinstance(record, ImageRecord) else GenerationSettings
     flat = record.to_json() if isinstance(record, ImageRecord) else dict(record)
-    chunks = {"parameters": infotext(flat, kind), RECORD_CHUNK: json.dumps(flat, sort_keys=True)}
-    write_chunks(path, image, chunks, overwrite=overwrite)
+    return {"parameters": infotext(flat, kind), RECORD_CHUNK: json.dumps(flat, sort_keys=True)}
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
