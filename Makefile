@@ -24,6 +24,7 @@ help:
 demo: $(VENV)/installed
 	$(BIN)/ldm generate "a red apple" --seed 7 --output outputs/demo --overwrite
 	@echo "The image is in $(CURDIR)/outputs/demo"
+	@echo "For a page in the browser: $(BIN)/pip install -c constraints.txt '.[ui]' and $(BIN)/ldm serve"
 
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check .

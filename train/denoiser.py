@@ -15,7 +15,14 @@ from ldm.errors import UserError
 from ldm.models.adapters.folder import Base
 from ldm.models.loading.model import ModelParts
 
-from .data.denoiser_data import open_stream, read_samples, read_training_data, validation, warn_data
+from .data.denoiser_data import (
+    image_evaluation,
+    open_stream,
+    read_samples,
+    read_training_data,
+    validation,
+    warn_data,
+)
 from .data.latents import ImageReaders, latent_samples
 from .data.read import check_image_size
 from .loop.denoiser_loss import DenoiserLoss
@@ -61,6 +68,7 @@ def train(settings: DenoiserSettings) -> None:
         stream=data.stream,
         preview=preview,
         validate=data.validate,
+        evaluate=data.evaluate,
         opened=data.opened,
     )
     if run.main:
@@ -89,7 +97,7 @@ def save_result(
 ) -> None:
     """Write the averaged weights, or the best ones, as `pipeline/`."""
     if settings.validation.keep_best:
-        apply_best(run.run_dir, state.average)
+        apply_best(run.run_dir, state.average, settings.validation.decider)
     elif passed := best_passed(read_metrics(run.run_dir)):
         run.warn(passed)
     newest = checkpoints(run.run_dir / "checkpoints")[-1:]
@@ -129,6 +137,8 @@ def plan(settings: DenoiserSettings) -> None:
         warn_data(settings, data, loss.parts.text_encoder)
     if settings.validation.every:  # refused without held-out samples
         validation(run, settings, loss, data, ImageReaders("pixel_values", read_pixels(data.held_out)))
+    if settings.validation.evaluate_every:  # likewise, and if it could not be measured
+        image_evaluation(run, settings, loss, data)
     samples_of = partial(
         latent_samples, settings, loss.parts.autoencoder, data.train, inputs=loss.task.inputs
     )

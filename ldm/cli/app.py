@@ -32,6 +32,7 @@ from ldm.cli.plot import plot
 from ldm.cli.provenance import provenance_app
 from ldm.cli.push import push
 from ldm.cli.schema import schema
+from ldm.cli.serve import serve
 from ldm.cli.train import train
 from ldm.cli.tune_steps import tune_steps
 from ldm.cli.verify import verify
@@ -144,6 +145,7 @@ app = typer.Typer(
     name="ldm", cls=Commands, add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 app.command()(generate)
+app.command()(serve)
 app.command()(init)
 app.command()(train)
 app.command()(evaluate)

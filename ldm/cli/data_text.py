@@ -57,6 +57,7 @@ def summary_lines(
         yield f"  {count(len(caption), 'letter')}: {shown(caption)}"
     yield from _token_lines(report)
     yield from _duplicate_lines(report)
+    yield from _doubt_lines(report)
     for note, names in report.notes.items():
         yield f"note: {shown(note)}: {count(len(names), 'image')} ({_first(names)})"
     if ignored_files:
@@ -80,6 +81,20 @@ def _duplicate_lines(report: "DataReport") -> Iterator[str]:
     for kind, groups in kinds.items():
         if groups:
             yield f"{kind}: {count(len(groups), 'group')}, such as {_first(groups[0])}"
+
+
+def _doubt_lines(report: "DataReport") -> Iterator[str]:
+    doubts = report.doubts
+    if doubts.rare_words:
+        words = _first([each.word for each in doubts.rare_words])
+        number = f"{len(doubts.rare_words)} of {doubts.num_words}"
+        yield f"words in one or two images only, too few to be learned: {number} ({words})"
+    for group in doubts.contradictions[:NUM_SHOWN]:
+        yield f"equal images with captions that contradict each other: {_first(group)}"
+    odd = {"much wider or taller": doubts.odd_aspects, "much larger or smaller": doubts.odd_sizes}
+    for what, names in odd.items():
+        if names:
+            yield f"{what} than most: {count(len(names), 'image')} ({_first(names)})"
 
 
 def _first(names: list[str]) -> str:

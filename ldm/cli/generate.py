@@ -86,7 +86,7 @@ def generate(
     )
     images = _list_images(asked, target)
     target.check(images)
-    with _model_options(made_with) as chosen:
+    with model_options(made_with) as chosen:
         job = GenerationJob(tuple(images), target, chosen, original)
         num_processes = min(num_processes, len(job.batches))
         if num_processes > 1:
@@ -111,7 +111,7 @@ spell_out(
 
 
 @contextmanager
-def _model_options(given: dict[str, Any]) -> "Iterator[ModelOptions]":
+def model_options(given: dict[str, Any]) -> "Iterator[ModelOptions]":
     """What the images are made with. A checkpoint is written as a model, which exists until the block ends."""
     from ldm.cli.checkpoint import model_of
     from ldm.generation.model_options import ModelOptions, read_batch_size

@@ -79,18 +79,18 @@ def count_of(job: "GenerationJob") -> str:
     return f"{len(job.images)} image{'s' if len(job.images) > 1 else ''}"
 
 
-def end_as_one(failure: "Failure", num_processes: int, written: str, mend: str) -> None:
+def end_as_one(failure: "Failure", num_processes: int, written: str, hint: str) -> None:
     """End as one process would: an error and an interruption have one line, a crash its whole traceback.
 
     Args:
         written: what is done so far.
-        mend: what to do if a process was killed.
+        hint: what to do if a process was killed.
     """
     if failure.code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         raise KeyboardInterrupt(f"stopped; {written}")
     which = f"process {failure.rank} of {num_processes}"
     if failure.code > 128:
-        raise UserError(f"{which} was killed by signal {failure.code - 128}; {written}", mend)
+        raise UserError(f"{which} was killed by signal {failure.code - 128}; {written}", hint)
     if failure.code != 2:
         typer.echo(f"{which} failed:", err=True)
     typer.echo(failure.words, err=True, nl=False)

@@ -5,13 +5,14 @@ the same centre and area, has the least squared error. Anything too far from eve
 nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
 from PIL import Image
 
-from ldm.demos.shapes import BACKGROUNDS, COLOURS, SHAPES, Scene, Thing
+from ldm.demos.shapes import BACKGROUNDS, COLOURS, SHAPES, Scene, Thing, parse_caption
 from ldm.demos.shapes_drawing import EXTENTS, coverage, outline
 from ldm.demos.shapes_regions import (
     Array,
@@ -27,6 +28,7 @@ from ldm.demos.shapes_regions import (
     rim_colour,
     smooth,
 )
+from ldm.errors import UserError
 
 ATTRIBUTES = ("shape", "colour", "size", "count", "relation", "background")
 UNCLEAR = "unclear"
@@ -169,6 +171,27 @@ def agrees(scene: Scene, observed: Observed) -> dict[str, bool]:
     if scene.relation:
         right["relation"] = _relation_holds(scene, seen)
     return right
+
+
+def follows(prompts: Sequence[str], images: Sequence[Image.Image]) -> list[bool]:
+    """Whether each image shows all that its prompt, a caption of a drawn scene, says.
+
+    Raises:
+        UserError: a prompt is not such a caption.
+    """
+    return [
+        all(agrees(parse_caption(prompt), judge(image)).values())
+        for prompt, image in zip(prompts, images, strict=True)
+    ]
+
+
+def is_caption(text: str) -> bool:
+    """Whether a text is a caption of a drawn scene."""
+    try:
+        parse_caption(text)
+    except UserError:
+        return False
+    return True
 
 
 def _same(scene: Scene, seen: tuple[ObservedThing, ...], name: str) -> bool:

@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ Numbers = npt.NDArray[np.float64]
 TENTHS = [f"loss_t{tenth}" for tenth in range(10)]
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 """Okabe and Ito's palette, safe for colour-blind readers, without its yellow, which is faint on white."""
+MEASURED = {"kid": "KID", "clip_score": "CLIP score", "judge": "prompts followed"}
+"""The measurements of generated images that a row may hold, and their titles."""
 SMOOTH_FRACTION = 0.05
 """The smoothed line is a moving mean over this share of a curve's points."""
 
@@ -64,8 +67,8 @@ def draw_curves(runs: Runs, output: Path) -> None:
     """Draw the curves of one run, or of several overlaid, into a PNG.
 
     There is a panel for each of these that was logged: the loss (light as logged, dark smoothed), the validation loss
-    with its standard error, the learning rate, and the loss by tenth of the timesteps (for one run over the steps, for
-    several averaged over the last tenth of the rows).
+    with its standard error, measurements of generated images, the learning rate, and the loss by tenth of the timesteps
+    (for one run over the steps, for several averaged over the last tenth of the rows).
 
     Args:
         runs: the rows of each run, by name.
@@ -104,6 +107,7 @@ def panels_of(runs: Runs) -> "list[Callable[[Axes, Runs], None]]":
     panels: list[tuple[set[str], Callable[[Axes, Runs], None]]] = [
         ({"loss"}, draw_loss),
         ({"validation_loss"}, draw_validation),
+        *(({key}, partial(draw_measure, key=key)) for key in MEASURED),
         ({"learning_rate"}, draw_learning_rate),
         (set(TENTHS), tenths),
     ]
@@ -140,6 +144,20 @@ def draw_validation(axes: "Axes", runs: Runs) -> None:
         drawn.append(losses)
     _scale(axes, drawn)
     _name(axes, "validation loss", "loss", "held-out samples, ± standard error; ring: lowest")
+
+
+def draw_measure(axes: "Axes", runs: Runs, key: str) -> None:
+    """A measurement of images generated during training, with a band for its 95 % interval."""
+    for color, rows in zip(_colors(runs), runs.values(), strict=True):
+        steps, values = series(rows, key)
+        axes.plot(steps, values, color=color, linewidth=1.6, marker="o", markersize=2.5)
+        with_limits = [row for row in rows if f"{key}_low" in row]
+        if with_limits:
+            at, low = series(with_limits, f"{key}_low")
+            axes.fill_between(
+                at, low, series(with_limits, f"{key}_high")[1], color=color, alpha=0.2, linewidth=0
+            )
+    _name(axes, MEASURED[key], key, "generated images, 95 % interval")
 
 
 def draw_learning_rate(axes: "Axes", runs: Runs) -> None:

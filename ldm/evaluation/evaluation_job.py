@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -126,16 +126,26 @@ def check_seeds(seed: int, num_images: int) -> None:
         )
 
 
+Judge = Callable[[Sequence[str], Sequence[Image.Image]], list[bool]]
+"""Whether each image shows what its prompt says."""
+
+
 class Measurer:
     """A model with its extractors, which turns chunks into features.
+
+    Args:
+        pipeline: the model, if it is loaded already.
+        judge: also keep whether it agrees with each generated image.
 
     Raises:
         UserError: the model or an extractor cannot be loaded, or a setting does not fit the model.
     """
 
-    def __init__(self, job: EvaluationJob) -> None:
-        self.job = job
-        self.pipeline: Pipeline = load_pipeline(job.model, device=job.device, dtype=job.dtype)
+    def __init__(
+        self, job: EvaluationJob, pipeline: Pipeline | None = None, judge: Judge | None = None
+    ) -> None:
+        self.job, self.judge = job, judge
+        self.pipeline = pipeline or load_pipeline(job.model, device=job.device, dtype=job.dtype)
         self.extractor: Extractor = load_extractor(
             job.features, self.pipeline.autoencoder, self.pipeline.device
         )
@@ -174,16 +184,16 @@ class Measurer:
             "clip": self.clip.to_dict() if self.clip else None,
         }
 
-    @property
-    def plan_hash(self) -> str:
-        return hashlib.sha256(json.dumps(self.plan, sort_keys=True, default=str).encode()).hexdigest()
-
     @cached_property
     def samples(self) -> dict[str, Sample]:
         """The reference images by id."""
         assert self.job.data is not None
         reading = read_sources([self.job.data], missing="empty", tolerant=True)
         return {sample.sample_id: sample for sample in reading.samples}
+
+    def keep(self, chunk: Chunk) -> None:
+        """Write a chunk's tensors, unless they exist; errors as `keep`."""
+        keep(self.job.path(chunk), self.plan, partial(self.chunk, chunk), self.pipeline.device)
 
     def chunk(self, chunk: Chunk) -> dict[str, Tensor]:
         """The tensors to keep of a chunk."""
@@ -194,6 +204,8 @@ class Measurer:
             if self.clip is not None and self.clip.clip is not None:
                 found["clip_images"] = self.clip(_stacked(images))
                 found["clip_texts"] = self.clip.clip.of_texts(prompts).float().cpu()
+            if self.judge is not None:
+                found["judged"] = torch.tensor(self.judge(prompts, images), dtype=torch.float64)
             return found
         transform = ImageTransform(*self.size)
         ids = self.job.sample_ids[chunk.start : chunk.end]
@@ -223,6 +235,24 @@ class Measurer:
         if chunk.number < SHOWN_CHUNKS or (self.job.planted and chunk.kind != "planted"):
             found["thumbnails"] = torch.stack([_thumbnail(image) for image in images])
         return found
+
+
+def keep(
+    path: Path, plan: Mapping[str, Any], make: Callable[[], dict[str, Tensor]], device: torch.device
+) -> None:
+    """Write the tensors that `make` returns, unless the file exists.
+
+    Args:
+        plan: what they depend on.
+
+    Raises:
+        UserError: the file belongs to another evaluation.
+    """
+    text = json.dumps(plan, sort_keys=True, default=str)
+    plan_hash = hashlib.sha256(text.encode()).hexdigest()
+    if not _is_finished(path, plan_hash):
+        with torch.no_grad(), one_thread(device):
+            write_tensors(path, make(), {"plan_hash": plan_hash, "plan": text})
 
 
 def _stacked(images: Sequence[Image.Image]) -> Tensor:
@@ -270,17 +300,10 @@ def run_rank(
     done, total = 0, sum(chunk.end - chunk.start for chunk in mine)
     on_progress(done, total)
     say("making images and features")
-    plan_hash = measurer.plan_hash
-    with torch.no_grad(), one_thread(measurer.pipeline.device):
-        for chunk in mine:
-            if not _is_finished(job.path(chunk), plan_hash):
-                metadata = {
-                    "plan_hash": plan_hash,
-                    "plan": json.dumps(measurer.plan, sort_keys=True, default=str),
-                }
-                write_tensors(job.path(chunk), measurer.chunk(chunk), metadata)
-            done += chunk.end - chunk.start
-            on_progress(done, total)
+    for chunk in mine:
+        measurer.keep(chunk)
+        done += chunk.end - chunk.start
+        on_progress(done, total)
 
 
 def _is_finished(path: Path, plan_hash: str) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ldm.evaluation.intervals import SquaredDistance, finite
+from ldm.evaluation.paired import Scores
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 """[M, d] and [N, d] -> [M, N]."""
@@ -103,6 +104,15 @@ def kernel_distance(x: Tensor, y: Tensor, kernel: Kernel) -> SquaredDistance:
     With C = S_x / m + S_y / n for the covariance operators S of the two sets, its variance is
     4 <Delta, C Delta> + 2 trace(C^2). Both terms are estimated from the kernel's matrices.
     """
+    return distance_and_scores(x, y, kernel)[0]
+
+
+def distance_and_scores(x: Tensor, y: Tensor, kernel: Kernel) -> tuple[SquaredDistance, Scores]:
+    """`kernel_distance`, and what each image contributes to it, for paired comparisons with other x of the same seeds.
+
+    The contribution of x_i is U + 2 (w_i - mean w), with w_i = mean of k(x_i, x_j) over j != i minus mean of
+    k(x_i, y_j): its influence, to first order. The variance of second order, 2 trace(C^2), is `more_variance`.
+    """
     x, y = finite(x), finite(y)
     m, n = len(x), len(y)
     of_x, of_y, between = _within(x, kernel), _within(y, kernel), _between(x, y, kernel)
@@ -114,7 +124,9 @@ def kernel_distance(x: Tensor, y: Tensor, kernel: Kernel) -> SquaredDistance:
         2 * of_x.squares / (m * (m - 1)) + 2 * of_y.squares / (n * (n - 1)) + 4 * between.squares / (m * n)
     )
     along = error_along(value, trace, first_order, null_variance)
-    return SquaredDistance(value, along, null_variance, min(m, n) - 1)
+    per_image = value + 2 * (witness_x - witness_x.mean())
+    scores = Scores(value, per_image, 2 * (witness_y - witness_y.mean()), null_variance)
+    return SquaredDistance(value, along, null_variance, min(m, n) - 1), scores
 
 
 def error_along(value: float, trace: float, first_order: float, null_variance: float) -> float:

@@ -287,7 +287,7 @@ def to_srgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
         return image, [f"colour profile not used ({error})"]
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)  # a folder has few profiles, and each stays in memory
 def _srgb_transform(icc_profile: bytes, mode: str, output_mode: str) -> ImageCms.ImageCmsTransform:
     """From the colours of a profile to sRGB. Making one takes longer than using it on a small image."""
     profile = ImageCms.ImageCmsProfile(io.BytesIO(icc_profile))

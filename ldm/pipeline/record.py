@@ -13,7 +13,7 @@ from ldm.config import Settings, validate
 from ldm.errors import UserError, warn
 from ldm.io.files import write_new
 from ldm.io.image_metadata import ImageFormat, image_format, read_metadata
-from ldm.io.image_writing import RECORD_KEY, WrittenMetadata, encode_image, png_chunks, record_text
+from ldm.io.image_writing import RECORD_KEY, WrittenMetadata, encode_image, record_text
 from ldm.io.json_files import parse_json
 from ldm.io.png import is_written_here, read_chunk
 from ldm.io.redaction import public_file_name
@@ -194,11 +194,6 @@ def encode_with_record(
         quality: as in `ldm.io.image_writing.encode_image`.
     """
     return encode_image(image, _metadata(record), file_format, quality)
-
-
-def text_chunks(record: ImageRecord | Mapping[str, Any]) -> dict[str, str]:
-    """The text chunks of a PNG with this record: for A1111, for us, and the marks."""
-    return png_chunks(_metadata(record))
 
 
 def _metadata(record: ImageRecord | Mapping[str, Any]) -> WrittenMetadata:

@@ -74,6 +74,8 @@ def _run(options: argparse.Namespace) -> None:
             raise UserError(
                 f"no file {options.script}", "give diffusers' train_text_to_image.py, or omit --script"
             )
+        if options.steps is not None and options.steps < 1:
+            raise UserError(f"--steps {options.steps}", "give 1 or more")
         rounds = options.rounds or (9 if options.scale == "full" else 5)
         setting = Setting(
             rounds,

@@ -23,6 +23,7 @@ from ldm.data.decode_apart import decode_one
 from ldm.data.sample import FileImage
 
 from .samples import machine
+from .workers import peak_bytes
 
 ROUNDS = 5
 CASES = {"256 px": (256, 256, 60), "12 megapixels": (4032, 3024, 3)}
@@ -92,15 +93,13 @@ def _checks(folder: Path, number: int) -> dict[str, Any]:
 
 
 CHECK = """
-import sys
+import atexit, sys
 from pathlib import Path
 from ldm.__main__ import main
 
-note = sys.argv.pop()
-try:
-    main()
-finally:
-    Path(note).write_text(Path("/proc/self/status").read_text())
+note = Path(sys.argv.pop())
+atexit.register(lambda: note.write_text(Path("/proc/self/status").read_text()))
+main()
 """
 """`ldm` that notes its peak memory: what `wait4` reports may be the peak of the process that started it."""
 
@@ -118,12 +117,7 @@ def _check(data: Path, cache: Path) -> tuple[float, float, int]:
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise SystemExit(f"ldm data check ended with {child.returncode}")
-    return usage.ru_utime + usage.ru_stime, time.monotonic() - start, _peak_bytes(note.read_text())
-
-
-def _peak_bytes(status: str) -> int:
-    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
+    return usage.ru_utime + usage.ru_stime, time.monotonic() - start, peak_bytes(note.read_text())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
+from ldm.errors import UserError
+
 from .models import MEDIUM, NARROW_VAE, SD15, SMALLEST, Shape
 from .samples import Scale, Setting
 
@@ -70,19 +72,27 @@ CASES: Mapping[Scale, tuple[Case, ...]] = {
 
 
 def cases_of(setting: Setting) -> tuple[Case, ...]:
-    """The cases to measure: on CUDA a single one, since all sides fit into memory there and OpenVINO is not used."""
+    """The cases to measure: on CUDA a single one, since all sides fit into memory there and OpenVINO is not used.
+
+    Raises:
+        UserError: no case has the side and the part of a name that were asked for.
+    """
     cases = (CUDA_CASE,) if setting.device.startswith("cuda") else CASES[setting.scale]
     if setting.model:
         cases = (case_of(setting.model, setting.scale),)
     elif setting.device.startswith("cuda") and setting.scale == "smallest":
         cases = CASES["smallest"]
     without = ENGINE if not find_spec("openvino") or setting.device.startswith("cuda") else ""
-    return tuple(
+    chosen = tuple(
         replace(case, sides=sides, num_steps=setting.num_steps or case.num_steps)
         for case in cases
         if setting.case in case.name
         if (sides := tuple(s for s in case.sides if s != without and setting.side in ("", s)))
     )
+    if not chosen:
+        known = "; ".join(f"{case.name}: {', '.join(case.sides)}" for case in cases)
+        raise UserError(f"no case has {setting.case!r} in its name and the side {setting.side!r}", known)
+    return chosen
 
 
 def case_of(model: str, scale: Scale) -> Case:

@@ -104,9 +104,13 @@ def peak_memory_mb(device: str) -> float:
         import torch
 
         return torch.cuda.max_memory_allocated() / 1e6
-    status = Path("/proc/self/status").read_text()
+    return peak_bytes(Path("/proc/self/status").read_text()) / 1e6
+
+
+def peak_bytes(status: str) -> int:
+    """The peak memory in the text of a process's `/proc/PID/status`."""
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024 / 1e6
+    return int(line.split()[1]) * 1024
 
 
 @dataclass

@@ -46,7 +46,12 @@ ALLOWED = {
     ("ldm.export.hub.leaks", "open"): "a file of a folder whose list was checked",
     ("ldm.export.hub.upload", "open"): "a file of a folder whose list was checked",
     ("ldm.export.hub.outgoing", "read_text"): "is_file",
+    ("ldm.web.decode_upload", "Image.open"): "an upload of bounded size, in a process with limits",
+    ("ldm.web.decode_upload", "json.loads"): "between the server and its own process",
     # not from users
+    ("ldm.web.own_api", "read_bytes"): "a file of this package",
+    ("ldm.web.own_api", "read_text"): "a file of this package",
+    ("ldm.web.service", "Image.open"): "an image that the server has made",
     ("ldm.export.formats.diffusers_folder", "from_pretrained"): "a line of Python for the card",
     ("ldm.export.formats.lora_formats", "from_pretrained"): "a line of Python for the card",
     ("ldm.data.degradations", "Image.open"): "a JPEG that was made in memory in the line before",

@@ -248,6 +248,35 @@ def test_what_is_used_of_the_training_programs_is_there() -> None:
     assert [each for each in used if not hasattr(import_module(f"train.{each[0]}"), each[1])] == []
 
 
+def test_one_case_and_one_side_can_be_chosen() -> None:
+    setting = samples.Setting(scale="quick", case="SD1.5", side="ldm fast preset", num_steps=20)
+    (case,) = benchmark("image_cases").cases_of(setting)
+    assert (case.title, case.sides) == ("SD1.5-size UNet, 256 px, 20 steps", ("ldm fast preset",))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--case", "SD9"], "error: no case has 'SD9' in its name"),
+        (["--side", "fast"], "and the side 'fast': embedded model: diffusers, tuned, ldm,"),
+        (["--steps", "0"], "error: --steps 0: give 1 or more"),
+    ],
+)
+def test_what_no_case_has_is_refused(
+    given: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert benchmark("command").main(["generate", "--quick", *given]) == 2
+    said = capsys.readouterr().err
+    assert message in said and len(said.splitlines()) <= 2  # the first names the benchmark
+
+
+def test_the_peak_of_a_data_check_is_its_own(tmp_path: Path) -> None:
+    """Not that of the process that starts it, which has torch."""
+    found = benchmark("data_check")._checks(tmp_path, 3)
+    assert 20e6 < found["peak_bytes"] < benchmark("workers").peak_memory_mb("cpu") * 1e6
+    assert found["first_cpu_sec"] > 0
+
+
 @pytest.mark.slow
 @pytest.mark.openvino
 @pytest.mark.timeout(900)

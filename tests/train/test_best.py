@@ -1,6 +1,7 @@
 """The best step and early stopping are decided from the rows alone; the best weights are written atomically."""
 
 import errno
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ldm.errors import UserError
+from ldm.evaluation.paired import Scores
 from train.loop.averages import WeightAverages
 from train.run.best import (
     apply_best,
     best_passed,
     best_step,
-    held_out_note,
     keep_best,
     overfitting,
+    paired_change,
+    progress_note,
     prune_best,
     read_best,
     should_stop,
@@ -53,9 +56,9 @@ def test_patience_counts_the_measurements_since_the_best() -> None:
 
 
 def test_the_progress_line_shows_the_last_loss_and_the_best() -> None:
-    assert held_out_note([{"step": 5, "loss": 1.0}]) == ""
-    assert held_out_note(rows_of(3, 1)) == "held out 1.0000"
-    assert held_out_note(rows_of(3, 1, 2)) == "held out 2.0000 (best 1.0000 at step 20)"
+    assert progress_note([{"step": 5, "loss": 1.0}]) == ""
+    assert progress_note(rows_of(3, 1)) == "held out 1.0000"
+    assert progress_note(rows_of(3, 1, 2)) == "held out 2.0000 (best 1.0000 at step 20)"
 
 
 def test_a_rising_loss_is_said_once_for_each_best_step() -> None:
@@ -151,3 +154,63 @@ def test_a_full_disk_leaves_the_former_best(tmp_path: Path, monkeypatch: pytest.
         keep_best(tmp_path, {"w": torch.ones(2)}, 20, rows_of(2, 1))
     step, tensors = read_best(tmp_path)
     assert (step, tensors["w"].tolist()) == (10, [0, 0])
+
+
+# Intervals, and other measurements than the loss
+
+
+def measured(key: str, *values: float, spread: float, better: int = 1) -> list[dict[str, Any]]:
+    """Rows with the interval of how far each value lies from the best before it."""
+    rows: list[dict[str, Any]] = []
+    for number, value in enumerate(values, 1):
+        row: dict[str, Any] = {"step": 10 * number, key: value}
+        if rows:
+            best = better * min(better * row[key] for row in rows)
+            change = value - best
+            row |= {f"{key}_since_best_low": change - spread, f"{key}_since_best_high": change + spread}
+        rows.append(row)
+    return rows
+
+
+def test_only_measurements_that_are_certainly_no_better_count_towards_stopping() -> None:
+    """The best may be lucky: two later ones that its error explains do not stop the run, two that it does not do."""
+    losses = (3, 1, 1.05, 1.05, 1.3, 1.05, 1.3, 1.3)
+    stops = [should_stop(measured("validation_loss", *losses[:n], spread=0.1), 2) for n in range(9)]
+    assert stops == [False] * 8 + [True]
+    assert should_stop(
+        measured("validation_loss", *losses[:4], spread=0.0), 2
+    )  # without any error, the value decides
+
+
+def test_the_best_by_a_measurement_of_which_more_is_better() -> None:
+    scores = (0.2, 0.6, 0.5, 0.5)
+    rows = measured("clip_score", *scores, spread=0.05, better=-1)
+    assert best_step(rows, "clip") == 20 and best_step(rows) is None
+    assert should_stop(rows, 2, "clip") and not should_stop(rows, 2, "judge")
+    assert not should_stop(measured("clip_score", *scores, spread=0.2, better=-1), 2, "clip")
+    assert progress_note(rows) == "clip 0.5000 (best 0.6000 at step 20)"
+    with_limits = [{"step": 10, "kid": 0.5, "kid_low": 0.25, "kid_high": 0.75, "validation_loss": 1.0}]
+    assert progress_note(with_limits) == "held out 1.0000  kid 0.5000 [0.2500, 0.7500]"
+
+
+def test_the_best_by_kid_is_kept_whatever_the_loss(tmp_path: Path) -> None:
+    rows = [
+        {"step": 10, "kid": 0.2, "validation_loss": 9.0},
+        {"step": 20, "kid": 0.3, "validation_loss": 1.0},
+    ]
+    assert keep_best(tmp_path, {"w": torch.zeros(2)}, 10, rows[:1], "kid")
+    assert not keep_best(tmp_path, {"w": torch.ones(2)}, 20, rows, "kid")
+    assert read_best(tmp_path)[0] == 10
+    assert json.loads((tmp_path / "best/step-000010/best.json").read_text()) == {"step": 10, "kid": 0.2}
+
+
+def test_how_far_a_measurement_lies_from_the_best_is_paired() -> None:
+    noise = torch.randn(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    best, now = Scores.of_mean(5 * noise), Scores.of_mean(5 * noise + 0.1 + 0.01 * noise.flip(0))
+    found = paired_change(now, best, "loss")
+    assert found["validation_loss_since_best_low"] > 0.09  # although each alone has a standard error of 0.8
+    assert set(paired_change(now, best, "clip")) == {
+        "clip_score_since_best", "clip_score_since_best_low", "clip_score_since_best_high",
+    }  # fmt: skip
+    assert paired_change(now, None, "kid") == {}
+    assert paired_change(Scores.of_mean(noise[:5]), Scores.of_mean(noise[5:10]), "kid") == {}  # too few

@@ -152,13 +152,13 @@ def test_what_may_not_be_meant_so_is_noted(folder: Path) -> None:
 
 
 def test_previews_and_validation_are_priced(folder: Path) -> None:
-    """Of steps 1 to 6, previews are due at 4 and 6, validation at 3 and 6."""
+    """Of steps 1 to 6, previews are due at 4 and 6, validation at 3 and 6, measured images at 2, 4 and 6."""
     config = make_config(
         folder,
         "priced",
         {"holdout_fraction": 0.4},
         preview_every=4,
-        validation={"every": 3},
+        validation={"every": 3, "evaluate_every": 2, "num_images": 10},
         preview={"prompts": ["red", "blue"], "num_inference_steps": 30},
     )
     plan = plan_of(config)
@@ -166,6 +166,8 @@ def test_previews_and_validation_are_priced(folder: Path) -> None:
     assert (cost.num_images, cost.num_previews, cost.num_validations) == (2, 2, 2)
     assert cost.size == (16, 16) and cost.previews_sec == 4 * cost.image_sec > 0 < cost.validations_sec
     assert "2 x 2 images of 16 x 16" in str(plan) and " of previews" in str(plan)
+    assert cost.num_evaluations == 3 and cost.evaluations_sec == pytest.approx(30 * cost.image_sec)
+    assert " of evaluation" in str(plan) and "3 times, " in str(plan)
 
 
 def test_a_plan_says_how_busy_the_machine_was() -> None:

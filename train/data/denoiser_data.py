@@ -1,5 +1,6 @@
 """The denoiser's training data as the loop takes it: all samples read before the run, or shards of a stream."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from ldm.data.batches import collate
 from ldm.data.captions import directional_words, plain_caption, possible_captions
 from ldm.data.prepare import BucketedSample
 from ldm.data.streaming import StreamOrder
+from ldm.evaluation.paired import Scores
 from ldm.io.messages import say_warning
 from ldm.models.clip import ClipTextEncoder
 from ldm.tasks import Task
@@ -20,6 +22,7 @@ from ..loop.state import TrainState
 from ..loop.validation import ValidationSamples, held_out_loss
 from ..run.after_steps import Validate
 from ..run.denoiser_model import size_multiple
+from ..run.image_evaluation import ImageEvaluation
 from ..run.preview import PreviewInputs
 from ..run.run import Run
 from ..settings.denoiser import DenoiserSettings
@@ -40,6 +43,7 @@ class DenoiserData:
         bucket_of: the size of each sample; empty for a stream.
         stream: makes the order of a stream; None if all samples are read before the run.
         validate: measures the loss on held-out samples; None if that is off.
+        evaluate: measures images generated from held-out captions; None if that is off.
         opened: writes the data report, once the run's directory exists.
     """
 
@@ -48,6 +52,7 @@ class DenoiserData:
     bucket_of: Sequence[tuple[int, int]] = ()
     stream: Callable[[int, Mapping[str, Any]], StreamOrder] | None = None
     validate: Validate | None = None
+    evaluate: Validate | None = None
     opened: Callable[[], None] = lambda: None
 
 
@@ -70,6 +75,7 @@ def read_samples(run: Run, settings: DenoiserSettings, loss: DenoiserLoss) -> De
         preview_inputs(settings, data.train, loss.task),
         bucket_of=[one.size for one in data.train],
         validate=validation(run, settings, loss, data, readers) if settings.validation.every else None,
+        evaluate=image_evaluation(run, settings, loss, data) if settings.validation.evaluate_every else None,
         opened=lambda: write_data_report(run.run_dir, data, parts.text_encoder, settings.prompt_chunks),
     )
 
@@ -113,16 +119,21 @@ def preview_inputs(
     settings: DenoiserSettings, samples: Sequence[BucketedSample], task: Task
 ) -> PreviewInputs:
     """The prompts of the settings, or the captions of the first samples; with the images of the first samples."""
-    images = task.inputs.images
-    if images:  # stacked, so of one size
+    if task.inputs.images:  # stacked, so of one size
         samples = [one for one in samples if one.size == samples[0].size]
     captions = (plain_caption(one.sample, settings.captions) for one in samples[: num_previewed(settings)])
     prompts = settings.preview.prompts or tuple(captions)
     shown = [samples[i % len(samples)] for i in range(len(prompts))]
-    given = {image.name: torch.stack([one.input_pixels(image) for one in shown]) for image in images}
-    drawn = collate([preview_draws(settings.seed, one, task) for one in shown]) if shown else {}
-    given |= {name: values for name, values in drawn.items() if isinstance(values, torch.Tensor)}
-    return PreviewInputs(prompts, given, *preview_size(settings))
+    return PreviewInputs(prompts, given_images(settings.seed, shown, task), *preview_size(settings))
+
+
+def given_images(seed: int, shown: Sequence[BucketedSample], task: Task) -> dict[str, torch.Tensor]:
+    """What a task is given besides the prompts, from samples of one size, by name."""
+    given = {
+        image.name: torch.stack([one.input_pixels(image) for one in shown]) for image in task.inputs.images
+    }
+    drawn = collate([preview_draws(seed, one, task) for one in shown]) if shown else {}
+    return given | {name: values for name, values in drawn.items() if isinstance(values, torch.Tensor)}
 
 
 def preview_draws(seed: int, one: BucketedSample, task: Task) -> dict[str, Any]:
@@ -178,8 +189,9 @@ def validation(
         buckets=[one.size for one in data.held_out],
     )
 
-    def validate(state: TrainState) -> dict[str, float]:
-        return held_out_loss(
+    def validate(state: TrainState) -> Mapping[str, float | Scores]:
+        losses = torch.zeros(len(samples), dtype=torch.float64)
+        found = held_out_loss(
             loss,
             samples,
             batch_size=settings.validation.batch_size,
@@ -187,9 +199,36 @@ def validation(
             average=state.average,
             processes=run.processes,
             autocast=run.accelerator.autocast,
+            losses=losses,
         )
+        return {**found, "validation_loss_scores": Scores.of_mean(losses)}
 
     return validate
+
+
+def image_evaluation(
+    run: Run, settings: DenoiserSettings, loss: DenoiserLoss, data: TrainingData
+) -> ImageEvaluation:
+    """What measures images generated from the captions of the held-out samples.
+
+    Raises:
+        UserError: there are too few of them for the measurement that decides, or an extractor cannot be loaded.
+    """
+    held_out = data.held_out
+    if loss.task.inputs.images:  # stacked, so of one size: the most frequent one
+        sizes = Counter(one.size for one in held_out)
+        held_out = [one for one in held_out if one.size == sizes.most_common(1)[0][0]]
+        size = held_out[0].size
+    else:
+        size = preview_size(settings)
+    return ImageEvaluation(
+        run,
+        settings,
+        loss,
+        held_out,
+        size,
+        given=lambda shown: given_images(settings.seed, shown, loss.task),
+    )
 
 
 def warn_data(settings: DenoiserSettings, data: TrainingData, text_encoder: ClipTextEncoder) -> None:

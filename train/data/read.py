@@ -74,12 +74,13 @@ def read_data(
     train, held_out = holdout_split(prepared.placed, data.holdout_fraction, settings.seed)
     if not train:
         raise UserError("no image is left to train on", "add images, or lower data.holdout_fraction")
-    if settings.validation.every and not held_out:
-        raise UserError(
-            f"data.holdout_fraction = {data.holdout_fraction} holds out none of {len(train)} images, but "
-            "validation.every needs some",
-            "raise it, or add images",
-        )
+    for name in ("every", "evaluate_every"):
+        if getattr(settings.validation, name) and not held_out:
+            raise UserError(
+                f"data.holdout_fraction = {data.holdout_fraction} holds out none of {len(train)} images, but "
+                f"validation.{name} needs some",
+                "raise it, or add images",
+            )
     return TrainingData(train, held_out, reading, facts, prepared, found)
 
 

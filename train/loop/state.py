@@ -105,6 +105,7 @@ class TrainState:
         elapsed_sec: seconds that the run took up to its newest checkpoint, over all calls.
         history: what the run had written up to its newest checkpoint; empty if it is not known.
         model: hashes of the parts of the model that checkpoints do not hold, encoded; empty if there are none.
+        best_scores: what each image contributed to the best of each measurement so far, as `Scores.numbers`.
     """
 
     module: nn.Module
@@ -119,6 +120,7 @@ class TrainState:
     model: bytes = b""
     elapsed_sec: float = 0.0
     history: dict[str, Any] = field(default_factory=dict)
+    best_scores: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def clear_step(self) -> None:
         """Discard what a step has accumulated so far, to repeat it."""

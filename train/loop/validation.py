@@ -8,7 +8,7 @@ and runs the network equally often.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -24,9 +24,12 @@ from ldm.models.engines.compiled import uncompiled
 
 from .processes import ALONE, Processes
 
+Decider = Literal["loss", "kid", "clip", "judge"]
+"""What the best step can be chosen by: the loss on held-out samples, or a measurement of generated images."""
+
 
 class ValidationSettings(Settings):
-    """The loss on the held-out samples, and the decisions based on it."""
+    """The loss on the held-out samples, measurements of generated images, and the decisions based on them."""
 
     every: int = Field(0, ge=0, description="optimizer steps between measurements; 0: never")
     num_timesteps_per_sample: int = Field(
@@ -34,13 +37,49 @@ class ValidationSettings(Settings):
     )
     batch_size: int = Field(32, ge=1, description="noisy samples per forward pass of a process")
     patience: int = Field(
-        0, ge=0, description="stop after this many measurements without a new best; 0: never"
+        0,
+        ge=0,
+        description="stop after this many measurements in a row that are no better than the best, taking their error "
+        "into account; 0: never",
     )
-    keep_best: bool = Field(False, description="keep the averaged weights with the lowest loss in best/")
+    keep_best: bool | Decider = Field(
+        False,
+        description="keep the averaged weights of the best step in best/. true or loss: by the loss; kid, clip or "
+        "judge: by that measurement of generated images, which then also decides for patience",
+    )
+    evaluate_every: int = Field(
+        0,
+        ge=0,
+        description="optimizer steps between measurements of images that are generated from held-out captions as "
+        "previews are, image i with seed i; 0: never",
+    )
+    num_images: int = Field(64, ge=10, description="images generated per measurement")
+    features: str = Field(
+        "autoencoder",
+        description="the network whose features KID compares with the held-out images: autoencoder, the model's own; "
+        "inception; or the folder of a CLIP or DINOv2 model",
+    )
+    clip: str | None = Field(
+        None, description="the folder of a CLIP model, which scores the generated images"
+    )
+
+    @property
+    def decider(self) -> Decider:
+        """What decides which step is the best."""
+        return "loss" if isinstance(self.keep_best, bool) else self.keep_best
 
     def model_post_init(self, _: Any) -> None:
-        if not self.every and (self.patience or self.keep_best):
+        decides = self.patience or self.keep_best
+        if decides and self.decider == "loss" and not self.every:
             raise ValueError("patience and keep_best need the validation loss: set validation.every as well")
+        if self.decider != "loss" and not self.evaluate_every:
+            raise ValueError(
+                f"keep_best: {self.keep_best} needs generated images: set validation.evaluate_every as well"
+            )
+        if self.decider == "clip" and self.clip is None:
+            raise ValueError("keep_best: clip needs a CLIP model: set validation.clip as well")
+        if self.clip is not None and not self.evaluate_every:
+            raise ValueError("clip scores generated images: set validation.evaluate_every as well")
 
 
 class Averaged(Protocol):
@@ -130,6 +169,7 @@ def held_out_loss(
     average: Averaged | None = None,
     processes: Processes = ALONE,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    losses: Tensor | None = None,
 ) -> dict[str, float]:
     """The mean loss of the held-out samples and its standard error. Every process must call it.
 
@@ -138,17 +178,26 @@ def held_out_loss(
     Args:
         module: maps a batch to per-sample tensors, including `loss` [b]; plain or sharded, not wrapped by DDP.
         average: the averaged weights of `module`.
+        losses: [N] zeros in float64, which receive the loss of each sample.
 
     Returns:
         `validation_loss`, and with at least two samples `validation_loss_stderr`.
     """
     with average.applied() if average else nullcontext(), evaluating(module):
         batches = samples.batches(batch_size, processes)
-        sums = loss_sums(module, samples, batches, device, autocast)
-    if processes.num_processes > 1:
-        sums = sums.to(device)
-        torch.distributed.all_reduce(sums)
-    return mean_and_error(sums)
+        sums = loss_sums(module, samples, batches, device, autocast, losses)
+    if losses is not None:
+        losses.copy_(summed(losses, device, processes))
+    return mean_and_error(summed(sums, device, processes))
+
+
+def summed(numbers: Tensor, device: torch.device, processes: Processes) -> Tensor:
+    """The sum over all processes, on the CPU. Every process must call it."""
+    if processes.num_processes == 1:
+        return numbers
+    numbers = numbers.to(device)
+    torch.distributed.all_reduce(numbers)
+    return numbers.cpu()
 
 
 def loss_sums(
@@ -157,8 +206,13 @@ def loss_sums(
     batches: Iterator[list[SampleKey]],
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    each_loss: Tensor | None = None,
 ) -> Tensor:
-    """[3] in float64: the sum of the samples' losses, of their squares, and the number of samples."""
+    """[3] in float64: the sum of the samples' losses, of their squares, and the number of samples.
+
+    Args:
+        each_loss: [N], which receives the loss of each sample of these batches.
+    """
     sums = torch.zeros(3, dtype=torch.float64)
     for keys in batches:
         batch = collate([item for key in keys for item in samples[key]])
@@ -167,6 +221,9 @@ def loss_sums(
         each = losses.double().cpu().view(len(keys), samples.num_draws).mean(dim=1)
         weight = torch.tensor([key.weight for key in keys], dtype=torch.float64)
         sums += torch.stack([(weight * each).sum(), (weight * each.square()).sum(), weight.sum()])
+        if each_loss is not None:
+            for key, loss in zip(keys, each, strict=True):
+                each_loss[key.sample_index] += key.weight * loss
     return sums
 
 

@@ -110,6 +110,7 @@ class Plan:
             "encoding": self.encode_sec,
             "previews": self.previews.previews_sec,
             "validation": self.previews.validations_sec,
+            "evaluation": self.previews.evaluations_sec,
         }
         left = [f"{_duration(seconds)} of {what}" for what, seconds in parts.items() if seconds]
         yield "remaining", f"{', '.join(left) or 'nothing'}, plus checkpoints"
@@ -123,6 +124,8 @@ class Plan:
         if cost.num_previews:
             images = f"{cost.num_previews} x {cost.num_images} images of {cost.size[1]} x {cost.size[0]}"
             yield "previews", f"{images}, {cost.image_sec:.3g} s each"
+        if cost.num_evaluations:
+            yield "evaluation", f"{cost.num_evaluations} times, {cost.evaluation_sec:.3g} s each"
 
     def _cache_rows(self) -> Iterator[tuple[str, str]]:
         for what, cost in (("images", self.images), ("captions", self.captions)):

@@ -1,4 +1,4 @@
-"""What previews and validation cost, measured on one image of a few steps. Nothing is written."""
+"""What previews, validation and evaluation cost, measured on one image of a few steps. Nothing is written."""
 
 import time
 from dataclasses import dataclass, replace
@@ -24,6 +24,7 @@ class PreviewCost:
         num_previews: still to be drawn; `num_validations` likewise.
         image_sec: seconds for one image of a preview.
         validation_sec: seconds for one validation, from the same measurement.
+        num_evaluations: measurements of generated images still to be made, of `evaluation_sec` each.
     """
 
     num_images: int
@@ -32,6 +33,8 @@ class PreviewCost:
     image_sec: float
     num_validations: int = 0
     validation_sec: float = 0.0
+    num_evaluations: int = 0
+    evaluation_sec: float = 0.0
 
     @property
     def previews_sec(self) -> float:
@@ -42,6 +45,11 @@ class PreviewCost:
     def validations_sec(self) -> float:
         """Seconds for all validations."""
         return self.num_validations * self.validation_sec
+
+    @property
+    def evaluations_sec(self) -> float:
+        """Seconds for all measurements of generated images."""
+        return self.num_evaluations * self.evaluation_sec
 
 
 def measure_previews(
@@ -64,7 +72,8 @@ def measure_previews(
     size = (inputs.height or settings.data.height, inputs.width or settings.data.width)
     num_previews = _number_due(settings.preview_every, start, last)
     num_validations = _number_due(settings.validation.every, start, last)
-    if not num_previews + num_validations:
+    num_evaluations = _number_due(settings.validation.evaluate_every, start, last)
+    if not num_previews + num_validations + num_evaluations:
         return PreviewCost(len(inputs.prompts), size, 0, 0.0)
     one = replace(inputs, prompts=inputs.prompts[:1], images={n: t[:1] for n, t in inputs.images.items()})
     short = preview.model_copy(update={"num_inference_steps": NUM_MEASURED_STEPS})
@@ -81,14 +90,19 @@ def measure_previews(
     rest_sec = max(0.0, time.perf_counter() - begin - len(times) * call_sec)
     forward_sec = call_sec / (2 if preview.guidance_scale > 1 else 1)
     relative_size = settings.data.height * settings.data.width / (size[0] * size[1])
-    share = -(-held_out // run.processes.num_processes)
+    num_processes = run.processes.num_processes
+    share = -(-held_out // num_processes)
+    image_sec = preview.num_inference_steps * step_sec + rest_sec
+    evaluated = -(-settings.validation.num_images // (1 if run.sharded else num_processes))
     return PreviewCost(
         len(inputs.prompts),
         size,
         num_previews,
-        preview.num_inference_steps * step_sec + rest_sec,
+        image_sec,
         num_validations,
         share * settings.validation.num_timesteps_per_sample * forward_sec * relative_size,
+        num_evaluations,
+        evaluated * image_sec,
     )
 
 

@@ -204,6 +204,8 @@ def _numbers(state: TrainState) -> dict[str, Any]:
         numbers["history"] = state.history
     if isinstance(state.module, HasNumbers) and (own := state.module.numbers()):
         numbers["module"] = own
+    if state.best_scores:
+        numbers["best_scores"] = state.best_scores
     if state.stream:
         numbers["stream"] = state.stream
     return numbers if state.scaler is None else {**numbers, "scaler": state.scaler.state_dict()}
@@ -247,6 +249,7 @@ class CheckpointNumbers(BaseModel):
     elapsed_sec: float = 0.0
     history: dict[str, Any] = {}
     module: dict[str, Any] = {}
+    best_scores: dict[str, dict[str, Any]] = {}
 
 
 def read_numbers(checkpoint: Path) -> CheckpointNumbers:
@@ -353,6 +356,7 @@ def load_checkpoint(state: TrainState, checkpoint: Path) -> None:
     device = next(state.module.parameters()).device
     state.window = MetricWindow.from_numbers(numbers.window, device)
     state.stream, state.history, state.elapsed_sec = numbers.stream, numbers.history, numbers.elapsed_sec
+    state.best_scores = numbers.best_scores
     if state.scaler is not None and numbers.scaler is not None:
         state.scaler.load_state_dict(numbers.scaler)
 

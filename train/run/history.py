@@ -19,9 +19,12 @@ from ldm.io.files import MANIFEST, manifest_fault
 from ldm.io.json_files import read_json
 
 from ..settings.shared import TrainSettings
+from .best import MEASURES
 from .checkpoints import checkpoints, step_of
 
 BAD_STEPS = "bad_steps.jsonl"
+DECIDING = {measure.key for measure in MEASURES.values()}
+"""The measurements in a row that the best step and early stopping may be decided by."""
 CLOCKS = ("elapsed_sec", "call_sec")
 """Values in a row that differ from run to run."""
 
@@ -49,7 +52,7 @@ def history_until(run_dir: Path, step: int) -> History:
     snapshots = tuple(s for path in checkpoints(run_dir / "averages") if (s := step_of(path)) <= step)
     return History(
         num_rows=len(rows),
-        num_validations=sum("validation_loss" in row for row in rows),
+        num_validations=sum(bool(DECIDING & row.keys()) for row in rows),
         rows_hash=_rows_hash(rows),
         snapshots=snapshots,
     )
@@ -108,9 +111,8 @@ def _lost_best(settings: TrainSettings, step: int) -> Iterator[str]:
     if not settings.validation.keep_best:
         return
     found = [path for path in checkpoints(settings.run_dir / "best") if step_of(path) <= step]
-    measured = any(
-        "validation_loss" in row and row["step"] <= step for row in _rows(settings.run_dir / METRICS)
-    )
+    key = MEASURES[settings.validation.decider].key
+    measured = any(key in row and row["step"] <= step for row in _rows(settings.run_dir / METRICS))
     faults = folder_faults(found[-1:])
     if measured and not found:
         faults = [f"{settings.run_dir / 'best'} is missing"]

@@ -97,8 +97,14 @@ def generate_with_inputs(
     inputs: PreviewInputs,
     device: torch.device,
     on_step: OnPreviewStep = lambda done, total: None,
+    *,
+    first_seed: int = 0,
 ) -> list[Image.Image]:
-    """An image for each prompt, of a task that takes images as well; their size is that of the input images."""
+    """An image for each prompt, of a task that takes images as well; their size is that of the input images.
+
+    Args:
+        first_seed: of the first image; each further one has the next.
+    """
     images = {name: image.to(device) for name, image in inputs.images.items()}
     encode = encoder_for(task, parts.autoencoder)
 
@@ -106,7 +112,8 @@ def generate_with_inputs(
     chosen = task.completed(given, given)
     size = next(iter(images.values())).shape[2:]
     told = size[0], size[1]
-    prompts, seeds = parts.encode(list(inputs.prompts), size=told), range(len(inputs.prompts))
+    prompts = parts.encode(list(inputs.prompts), size=told)
+    seeds = range(first_seed, first_seed + len(inputs.prompts))
     conditioning = task.generation_conditioning(prompts, task.prepared(images, chosen, seeds), encode)
     if parts.denoiser.embeds_guidance:
         conditioning = told_guidance(conditioning, settings.guidance_scale)

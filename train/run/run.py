@@ -58,6 +58,7 @@ class Run:
         sharded: each of several processes holds a shard of the weights.
         changes: what differs from the run that is resumed, a line each.
         on_preview_step: to be called after each sampling step of a preview, with the steps done and their total.
+        on_evaluated: to be called after each batch of images that are generated to be measured, likewise.
 
     Raises:
         UserError: another process trains in the directory, it contains the user's files, the run was started with other
@@ -72,12 +73,13 @@ class Run:
     directory: RunDirectory = field(init=False)
     changes: list[str] = field(init=False)
     on_preview_step: Callable[[int, int], None] = field(init=False)
+    on_evaluated: Callable[[int, int], None] = field(init=False)
     _data: Fingerprint | None = field(init=False, default=None)
     _model: HeldModel | None = field(init=False, default=None)
     _damaged: list[Path] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self.on_preview_step = lambda done, total: None
+        self.on_preview_step = self.on_evaluated = lambda done, total: None
         check_trackers(self.settings.trackers)
         check_outputs(self.settings)
         asked = asked_to_shard(self.settings)
@@ -147,6 +149,7 @@ class Run:
         stream: Callable[[int, Mapping[str, Any]], StreamOrder] | None = None,
         preview: Preview,
         validate: Validate | None = None,
+        evaluate: Validate | None = None,
         opened: Callable[[], None] = lambda: None,
         may_split: bool = True,
     ) -> TrainState:
@@ -159,6 +162,7 @@ class Run:
             stream: in place of `bucket_of`: makes the order from a step and from what was saved of the stream there.
             preview: draws a preview image, see `AfterSteps`.
             validate: measures the state every `validation.every` steps, on every process.
+            evaluate: measures generated images every `validation.evaluate_every` steps, on every process.
             opened: called on the main process once the run's directory exists, before the first step.
             may_split: whether micro-batches may be halved when memory runs out; not if the loss compares the samples of
                 a batch with each other.
@@ -183,6 +187,7 @@ class Run:
             self.on_preview_step = partial(
                 _on_preview_step, stop, log, self.processes if self.sharded else None
             )  # not a method: a cycle would keep the lock until the garbage collector runs
+            self.on_evaluated = partial(log.working, "evaluation, image")
             for line in (self._summary(bucket_of, state), *self.changes):
                 log.say(line)
             steps = train_steps(state, model, loader, self.accelerator, self.settings, may_split=may_split)
@@ -193,6 +198,7 @@ class Run:
                 log,
                 preview=preview,
                 validate=validate,
+                evaluate=evaluate,
                 save=self._save,
             )
             self._train_steps(steps, after_step, state, streamed, stop)

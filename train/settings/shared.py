@@ -95,8 +95,11 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _check_validation(self) -> Self:
-        if self.validation.every and not self.data.holdout_fraction:
-            raise ValueError("validation.every needs held-out samples: set data.holdout_fraction above 0")
+        for name in ("every", "evaluate_every"):
+            if getattr(self.validation, name) and not self.data.holdout_fraction:
+                raise ValueError(
+                    f"validation.{name} needs held-out samples: set data.holdout_fraction above 0"
+                )
         return self
 
     @model_validator(mode="after")

@@ -73,6 +73,33 @@ class LicenceReport:
 
 
 @dataclass(frozen=True)
+class RareWord:
+    """A word that few captions have, and the ids of their samples."""
+
+    word: str
+    sample_ids: list[str]
+
+
+@dataclass(frozen=True)
+class Doubts:
+    """What may be wrong with used samples; they are used all the same.
+
+    Attributes:
+        rare_words: words in the captions of too few samples to be learned.
+        num_words: the number of different words.
+        contradictions: groups of equal images, by id, whose captions contradict each other.
+        odd_aspects: ids of images that are much wider or taller than most.
+        odd_sizes: ids of images that are much larger or smaller than most.
+    """
+
+    rare_words: list[RareWord] = field(default_factory=list)
+    num_words: int = 0
+    contradictions: list[list[str]] = field(default_factory=list)
+    odd_aspects: list[str] = field(default_factory=list)
+    odd_sizes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class DataReport:
     """Everything known about the data before the first step; `write_report` writes it.
 
@@ -85,6 +112,7 @@ class DataReport:
         notes: note -> ids of the used samples that have it.
         fingerprint: of the used samples, 64 hex digits; None for a check without a run.
         num_held_out: used samples that are held out of training, for validation.
+        doubts: what may be wrong with used samples.
     """
 
     num_found: int
@@ -101,3 +129,4 @@ class DataReport:
     samples: list[SampleOutcome] = field(repr=False)
     fingerprint: str | None = None
     num_held_out: int = 0
+    doubts: Doubts = field(default_factory=Doubts)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.data.duplicates import exact_duplicates, near_duplicates
 from ldm.data.report.contents import CaptionReport, DataReport, LicenceReport, SampleOutcome, TruncatedCaption
+from ldm.data.report.doubts import find_doubts
 from ldm.data.report.page import report_page
 from ldm.data.sample import ImageInfo, Refusal, Sample
 from ldm.data.sources.no_caption import RULE_NOTES
@@ -79,6 +80,7 @@ def make_report(
         licences=_licences(used),
         notes=_notes(outcomes),
         samples=outcomes,
+        doubts=find_doubts([sample for sample in used if sample.sample_id in found_once], found_once, exact),
     )
 
 

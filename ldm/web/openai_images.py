@@ -1,0 +1,192 @@
+"""OpenAI's interface for images, so that its clients work here unchanged: `/v1/images/generations` and `/edits`.
+
+Besides OpenAI's fields, every setting of an image may be given by its name, such as `seed` or `guidance_scale`.
+"""
+
+import base64
+import re
+from collections.abc import Mapping
+from time import time
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from ldm.errors import UserError
+from ldm.io.json_files import parse_json
+from ldm.web.form import read_settings, read_weights
+from ldm.web.own_api import json_object, service_of
+from ldm.web.queue import Job, NotFound
+from ldm.web.service import Asked, Service, client_of, raise_error, text_of
+
+OWN_NAMES = re.compile(r"dall-e-\d|gpt-image-[\w.-]+|chatgpt-image-[\w.-]+")
+"""OpenAI's models, which clients name where they cannot be told otherwise: they stand for the model at hand."""
+
+WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
+    "quality": ("auto", "standard"),
+    "style": ("vivid", "natural"),
+    "background": ("auto", "opaque"),
+    "moderation": ("auto", "low"),
+    "input_fidelity": ("low", "high"),
+    "output_format": ("png",),
+    "output_compression": (100,),
+    "stream": (False,),
+    "partial_images": (0,),
+}
+"""OpenAI's fields that have no counterpart here, with the values that ask for nothing else."""
+
+NAMES = {"n": "num_images"}
+_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+
+
+async def generations(request: Request) -> Response:
+    """Images from a prompt."""
+    service, given = service_of(request), await json_object(request)
+    settings, weights, warnings = read_fields(service, given)
+    if "prompt" not in given:
+        raise UserError("prompt is missing", 'send such as {"prompt": "a red apple"}')
+    asked = Asked(text_of(given, "prompt"), settings, lora_weights=weights)
+    return await answered(request, service, asked, given, warnings)
+
+
+async def edits(request: Request) -> Response:
+    """An image changed: where its mask, or the image itself, is transparent; or as a whole, if neither is."""
+    service = service_of(request)
+    async with request.form(max_files=4, max_fields=80, max_part_size=2**20) as form:
+        given = {key: value for key, value in form.multi_items() if not isinstance(value, UploadFile)}
+        files = [
+            (key, await value.read()) for key, value in form.multi_items() if isinstance(value, UploadFile)
+        ]
+    settings, weights, warnings = read_fields(service, _typed(service, given))
+    photos = [data for key, data in files if key in ("image", "image[]")]
+    masks = [data for key, data in files if key == "mask"]
+    if len(photos) != 1 or len(masks) > 1:
+        what = f"{len(photos)} images and {len(masks)} masks are given"
+        raise UserError(what, "send one image as a file, and at most one mask")
+    image, mask = await run_in_threadpool(_decoded, service, photos[0], masks[0] if masks else None)
+    asked = Asked(str(given.get("prompt", "")), settings, image, mask, lora_weights=weights)
+    return await answered(request, service, asked, given, warnings)
+
+
+def _decoded(service: Service, photo: bytes, mask: bytes | None) -> tuple[Any, Any]:
+    """The image and its mask: white where the mask is transparent, or where the image is, if there is no mask."""
+    image = service.uploads.image(photo, "image")
+    if service.model.task_of(("image", "mask")) is None:
+        return image, None
+    clear = service.uploads.image(
+        photo if mask is None else mask, "image" if mask is None else "mask", "alpha"
+    )
+    if clear.getextrema() == (0, 0):
+        if mask is None:
+            return image, None
+        return image, service.uploads.image(mask, "mask", "mask")  # opaque: white is what may change
+    return image, clear
+
+
+def _typed(service: Service, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a form, which are all text, as JSON would have them; settings that are text stay so."""
+    texts = {"prompt", "model", "user", "size", "response_format"}
+    texts |= {name for name, field in service.kind.model_fields.items() if field.annotation is str}
+    typed = {}
+    for name, value in given.items():
+        try:
+            typed[name] = value if name in texts else parse_json(value)
+        except ValueError:
+            typed[name] = value
+    return typed
+
+
+def read_fields(
+    service: Service, given: Mapping[str, Any]
+) -> tuple[Any, tuple[float, ...] | None, list[str]]:
+    """The settings in a request, the weights of LoRAs, and what had no effect.
+
+    Raises:
+        UserError: a field is wrong or unknown, or the model is another one.
+    """
+    check_model(service, given.get("model"))
+    if given.get("response_format") not in (None, "b64_json", "url"):
+        raise UserError(f"response_format is {given['response_format']!r:.40}", "it must be b64_json or url")
+    warnings = [
+        f"{name} {given[name]!r:.40} has no effect here"
+        for name, harmless in WITHOUT_EFFECT.items()
+        if given.get(name) not in (None, *harmless) and name not in ("output_format", "stream")
+    ]
+    for name in ("output_format", "stream"):
+        if given.get(name) not in (None, *WITHOUT_EFFECT[name]):
+            raise UserError(f"{name} is {given[name]!r:.40}", f"only {WITHOUT_EFFECT[name][0]!r} is offered")
+    own = {"prompt", "model", "size", "user", "response_format", "loras", *WITHOUT_EFFECT}
+    named = {NAMES.get(name, name): value for name, value in given.items() if name not in own}
+    settings = read_settings({**named, **read_size(given.get("size"))}, service.kind)
+    return settings, read_weights(given.get("loras")), warnings
+
+
+def check_model(service: Service, name: Any) -> None:
+    """Refuse another model than the one at hand.
+
+    Raises:
+        NotFound: naming it.
+    """
+    if name in (None, "", service.model.model_id) or OWN_NAMES.fullmatch(str(name)):
+        return
+    raise NotFound(f"model {name!r:.80} is not served here", f"use {service.model.model_id!r}")
+
+
+def read_size(size: Any) -> dict[str, int]:
+    """Such as `512x768`, width before height; `auto` leaves it to the model.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if size in (None, "auto"):
+        return {}
+    found = _SIZE.fullmatch(size) if isinstance(size, str) else None
+    if found is None:
+        raise UserError(f"size is {size!r:.40}", "write width x height in pixels, such as 512x512, or auto")
+    return {"width": int(found[1]), "height": int(found[2])}
+
+
+async def answered(
+    request: Request, service: Service, asked: Asked, given: Mapping[str, Any], warnings: list[str]
+) -> Response:
+    """The images that are asked for, when they are made."""
+    job = await run_in_threadpool(service.submit, client_of(request), asked)
+    await service.finish(job, request)
+    raise_error(job)
+    body: dict[str, Any] = {
+        "created": int(time()),
+        "data": images_of(request, job, given.get("response_format")),
+    }
+    if warnings := warnings + job.warnings:
+        body["warnings"] = warnings
+    return JSONResponse(body)
+
+
+def images_of(request: Request, job: Job, response_format: str | None) -> list[dict[str, Any]]:
+    """The images as base64 or as URLs of this server, or if nothing is asked for, as both."""
+    found = []
+    for image in job.images:
+        url = f"{request.url.scheme}://{request.headers.get('host', '')}"
+        forms = {
+            "b64_json": base64.b64encode(image.png).decode("ascii"),
+            "url": f"{url}/ldm/jobs/{job.id}/images/{image.number}.png",
+        }
+        shown = {name: value for name, value in forms.items() if response_format in (None, name)}
+        found.append({**shown, "seed": image.seed})
+    return found
+
+
+async def models(request: Request) -> Response:
+    """The model at hand, as a list."""
+    model = {"id": service_of(request).model.model_id, "object": "model", "created": 0, "owned_by": "ldm"}
+    return JSONResponse({"object": "list", "data": [model]})
+
+
+ROUTES = [
+    Route("/v1/models", models),
+    Route("/v1/images/generations", generations, methods=["POST"]),
+    Route("/v1/images/edits", edits, methods=["POST"]),
+]

@@ -1,0 +1,140 @@
+"""The thread that makes the images of the queue with the loaded model."""
+
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from time import monotonic
+
+from torch import Tensor
+
+from ldm.errors import UserError
+from ldm.io.memory import memory_fault
+from ldm.io.messages import own_warnings
+from ldm.models.devices import free_cached_memory
+from ldm.pipeline.batches import Batch
+from ldm.pipeline.file_names import image_file_name
+from ldm.pipeline.pipeline import Pipeline
+from ldm.pipeline.record import encode_with_record
+from ldm.pipeline.settings import MadeImage
+from ldm.types import Step
+from ldm.web.caps import Caps
+from ldm.web.latent_previews import as_png, fit_colors, preview_images
+from ldm.web.queue import Job, JobQueue, ServedImage
+
+PREVIEW_SEC = 0.3
+"""The least time between two previews."""
+
+LoraWeights = tuple[float, ...]
+"""A weight for each LoRA of the server, in its order."""
+
+
+class Cancelled(Exception):
+    """The job that is being made was cancelled."""
+
+
+class InternalError(UserError):
+    """A fault of the program, not of the request."""
+
+
+class Worker(threading.Thread):
+    """Takes batches from the queue and makes them as `ldm generate` does, so the images are the same bit for bit.
+
+    Attributes:
+        load: loads the model with its LoRAs at other weights.
+    """
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        pipeline: Pipeline,
+        lora_weights: LoraWeights,
+        load: Callable[[LoraWeights], Pipeline],
+        *,
+        batch_size: int,
+    ) -> None:
+        super().__init__(name="worker", daemon=True)
+        self.queue = queue
+        self.load = load
+        self.batch_size = batch_size
+        self._given_weights = lora_weights
+        self._weights = lora_weights
+        self._pipeline: Pipeline | None = pipeline
+        self._colors: Tensor | None = None
+        self._next_preview = 0.0
+
+    def run(self) -> None:
+        """Make batches until the queue is closed. An error ends its job only."""
+        while (turn := self.queue.next_batch()) is not None:
+            job, batch = turn
+            try:
+                with own_warnings(job.warn):
+                    self._make(job, batch)
+            except Cancelled:
+                self.queue.give_up(job)
+            except UserError as error:
+                self.queue.give_up(job, error)
+            except Exception as error:
+                self.queue.give_up(job, _fault(error))
+            else:
+                self.queue.batch_done(job)
+
+    def _make(self, job: Job, batch: Batch) -> None:
+        pipeline = self._pipeline_with(job.lora_weights or self._given_weights)
+        if not job.num_batches_done:
+            check_completed(pipeline, job, self.queue.caps)
+
+        def on_step(done: int, total: int, step: Step, latents: Tensor) -> None:
+            self._report(job, pipeline, done, total, latents)
+
+        for made in pipeline.make_images([batch], batch_size=self.batch_size, halve=True, on_step=on_step):
+            job.add(served_image(made))
+
+    def _report(self, job: Job, pipeline: Pipeline, done: int, total: int, latents: Tensor) -> None:
+        if job.stop_asked:
+            raise Cancelled
+        job.step, job.num_steps = done, total
+        if monotonic() < self._next_preview or pipeline.low_memory:
+            return
+        if self._colors is None:
+            autoencoder = pipeline.autoencoder
+            self._colors = fit_colors(autoencoder.decode, autoencoder.num_channels, pipeline.device)
+        job.previews = tuple(map(as_png, preview_images(latents, self._colors)))
+        self._next_preview = monotonic() + PREVIEW_SEC
+
+    def _pipeline_with(self, weights: LoraWeights) -> Pipeline:
+        """The model with its LoRAs at these weights; it is loaded again if it has others."""
+        if self._pipeline is None or weights != self._weights:
+            self._pipeline = None  # the memory is needed for the next one
+            free_cached_memory()
+            self._pipeline, self._weights = self.load(weights), weights
+        return self._pipeline
+
+
+def check_completed(pipeline: Pipeline, job: Job, caps: Caps) -> None:
+    """Check the settings of a job's images once the model's defaults and the images given have completed them.
+
+    Raises:
+        UserError: a setting does not fit the model, or is more than the server makes.
+    """
+    for record in pipeline.expected_records(job.requests):
+        caps.check_settings(record.settings)
+
+
+def served_image(made: MadeImage) -> ServedImage:
+    """An image as the PNG file that `ldm generate` would write."""
+    request = made.request
+    name = image_file_name(request.number, request.prompt, request.seed)
+    return ServedImage(
+        request.number, request.seed, name, encode_with_record(made.image, made.record), made.record
+    )
+
+
+def _fault(error: Exception) -> UserError:
+    """The error to answer with; one that is not about memory is printed for whoever runs the server."""
+    if shortage := memory_fault(error):
+        return InternalError(shortage.what, "ask for a smaller image, or for fewer")
+    traceback.print_exception(error, file=sys.stderr)
+    return InternalError(
+        f"the server made a mistake ({type(error).__name__})", "its terminal shows more; please report it"
+    )

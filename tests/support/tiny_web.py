@@ -1,0 +1,154 @@
+"""A tiny model behind the web application: in this process, with a queue and a worker, or on a socket."""
+
+import asyncio
+import io
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ldm.generation.model_options import ModelOptions, load_model
+from ldm.models.generation_settings import GenerationSettings
+from ldm.pipeline.pipeline import Pipeline
+from ldm.web.application import make_application
+from ldm.web.caps import Caps
+from ldm.web.queue import JobQueue
+from ldm.web.service import ServedModel, Service, describe
+from ldm.web.serving import listen, make_server
+from ldm.web.worker import Worker
+
+HOST = {"host": "127.0.0.1:7860"}
+MODEL = ServedModel("tiny", "0" * 64, "text-to-image", GenerationSettings(height=16, width=16))
+"""What is told of a model where none is loaded."""
+
+
+def make_service(caps: Caps | None = None, model: ServedModel = MODEL) -> Service:
+    """A service without a worker: jobs wait."""
+    return Service(model, JobQueue(caps or Caps()), batch_size=8)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the application answered."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> str:
+        """The message of an error, of either shape."""
+        found = self.json
+        return str(found["detail"] if "detail" in found else found["error"]["message"])
+
+
+def call(
+    application: Any,
+    path: str,
+    *,
+    body: Any = None,
+    method: str = "",
+    headers: Mapping[str, str] = {},
+    address: str = "127.0.0.1",
+    keep_sending: bool = False,
+) -> Answer:
+    """Send one request to an ASGI application in this process.
+
+    Args:
+        body: bytes, or something for JSON.
+        keep_sending: the body never ends.
+    """
+    return asyncio.run(_call(application, path, body, method, {**HOST, **headers}, address, keep_sending))
+
+
+async def _call(
+    application: Any,
+    path: str,
+    body: Any,
+    method: str,
+    headers: Mapping[str, str],
+    address: str,
+    keep_sending: bool,
+) -> Answer:
+    content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+    path, _, query = path.partition("?")
+    scope = {
+        "type": "http",
+        "method": method or ("GET" if body is None else "POST"),
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": query.encode(),
+        "root_path": "",
+        "scheme": "http",
+        "http_version": "1.1",
+        "client": (address, 5000),
+        "server": ("127.0.0.1", 7860),
+        "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+    }
+    parts = [{"type": "http.request", "body": content, "more_body": keep_sending}]
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        if parts:
+            return parts.pop()
+        await asyncio.sleep(3600)
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    await application(scope, receive, send)
+    said = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return Answer(sent[0]["status"], said, b"".join(each.get("body", b"") for each in sent[1:]))
+
+
+@contextmanager
+def working(folder: Path, *loras: str, caps: Caps | None = None) -> Iterator[Service]:
+    """A service whose worker makes images with a saved model."""
+
+    def load(weights: tuple[float, ...]) -> Pipeline:
+        named = [f"{file}:{weight}" for file, weight in zip(loras, weights, strict=True) if weight]
+        return load_model(ModelOptions(str(folder), loras=tuple(named)), None)
+
+    weights = (1.0,) * len(loras)
+    queue = JobQueue(caps or Caps())
+    pipeline = load(weights)
+    worker = Worker(queue, pipeline, weights, load, batch_size=8)
+    service = Service(describe(pipeline), queue, batch_size=8)
+    worker.start()
+    try:
+        yield service
+    finally:
+        queue.close()
+        worker.join(60)
+        service.uploads.close()
+
+
+@contextmanager
+def listening(service: Service, *, token: str = "") -> Iterator[str]:
+    """A service on a socket of this machine; yields its URL."""
+    server = make_server(make_application(service, token=token), service.queue)
+    with listen("127.0.0.1", 0) as opened:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{opened.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
+
+
+def png_of(image: Image.Image) -> bytes:
+    """An image as PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,148 @@
+"""The queue: fair between clients, bounded, and every job can be cancelled."""
+
+import pytest
+from PIL import Image
+
+from ldm.errors import UserError
+from ldm.models.generation_settings import GenerationSettings
+from ldm.pipeline.batches import Prompt, list_images
+from ldm.pipeline.input_images import memory_image
+from ldm.pipeline.record import ImageRecord
+from ldm.web.caps import Caps
+from ldm.web.queue import Job, JobQueue, NotFound, QueueFull, ServedImage
+
+
+def job_of(client: str, num_images: int = 1, batch_size: int = 2) -> Job:
+    settings = GenerationSettings(num_images=num_images)
+    return Job(client, list_images([Prompt("a", settings)]), batch_size)
+
+
+def turns(queue: JobQueue) -> list[str]:
+    """Work through the queue; whose batch each turn was."""
+    found = []
+    while queue.num_waiting():
+        turn = queue.next_batch()
+        assert turn is not None
+        found.append(turn[0].client)
+        queue.batch_done(turn[0])
+    return found
+
+
+def test_clients_take_turns_batch_by_batch() -> None:
+    queue = JobQueue(Caps())
+    for job in (
+        job_of("greedy", num_images=6),
+        job_of("greedy"),
+        job_of("late"),
+        job_of("later", num_images=4),
+    ):
+        queue.submit(job)
+    assert turns(queue) == ["greedy", "late", "later", "greedy", "later", "greedy", "greedy"]
+
+
+def test_a_client_who_comes_late_does_not_wait_for_all_who_came_before() -> None:
+    queue = JobQueue(Caps(waiting_each=50))
+    for _ in range(50):
+        queue.submit(job_of("greedy"))
+    last = job_of("late")
+    queue.submit(last)
+    assert queue.place_of(last) == 1
+    assert turns(queue)[:3] == ["greedy", "late", "greedy"]
+
+
+def test_the_place_in_the_queue_is_the_number_of_turns_before() -> None:
+    queue = JobQueue(Caps())
+    jobs = [job_of(client) for client in ("a", "a", "a", "b", "b", "c")]
+    for job in jobs:
+        queue.submit(job)
+    expected = {job: queue.place_of(job) for job in jobs}
+    for turn in range(len(jobs)):
+        taken = queue.next_batch()
+        assert taken is not None and expected[taken[0]] == turn
+        queue.batch_done(taken[0])
+
+
+def test_the_queue_is_bounded() -> None:
+    queue = JobQueue(Caps(waiting=3, waiting_each=2))
+    queue.submit(job_of("a"))
+    queue.submit(job_of("a"))
+    with pytest.raises(QueueFull, match="2 of your requests are waiting"):
+        queue.submit(job_of("a"))
+    queue.submit(job_of("b"))
+    with pytest.raises(QueueFull, match="the queue is full with 3 requests: try again later"):
+        queue.submit(job_of("c"))
+    assert queue.num_waiting() == 3
+
+
+def test_the_images_that_waiting_jobs_hold_are_bounded() -> None:
+    image = memory_image(Image.new("RGB", (100, 100)), "photo")
+    prompt = Prompt("a", inputs={"image": image})
+    queue = JobQueue(Caps(held_bytes=50_000))
+    queue.submit(Job("a", list_images([prompt]), 1))
+    with pytest.raises(QueueFull, match="take too much memory"):
+        queue.submit(Job("b", list_images([prompt]), 1))
+    (job,) = queue.jobs_of("a")
+    queue.cancel(job)
+    queue.submit(Job("b", list_images([prompt]), 1))
+
+
+def test_a_thousand_jobs_are_queued_and_cancelled() -> None:
+    queue = JobQueue(Caps(waiting=1000, waiting_each=1000, kept_jobs=10))
+    jobs = [job_of(f"client {number % 7}", num_images=4) for number in range(1000)]
+    for job in jobs:
+        queue.submit(job)
+    turn = queue.next_batch()
+    for job in reversed(jobs):
+        queue.cancel(job)
+    assert turn is not None and turn[0].stop_asked and not turn[0].is_finished
+    queue.give_up(turn[0])
+    assert {job.state for job in jobs} == {"cancelled"} and queue.num_waiting() == 0
+    assert all(job.ended.done() and not job.requests and not job.batches for job in jobs)
+    assert sum(map(len, map(queue.jobs_of, [f"client {number}" for number in range(7)]))) == 10
+    queue.submit(job_of("again"))
+    assert turns(queue) == ["again"]
+
+
+def test_a_job_is_cancelled_between_its_batches() -> None:
+    queue = JobQueue(Caps())
+    job = job_of("a", num_images=4)
+    queue.submit(job)
+    assert queue.next_batch() is not None
+    queue.batch_done(job)
+    assert job.state == "running" and job.progress == 0.5
+    queue.cancel(job)
+    assert job.state == "cancelled" and queue.num_waiting() == 0
+
+
+def test_a_failed_job_has_its_error_and_the_others_go_on() -> None:
+    queue = JobQueue(Caps())
+    first, second = job_of("a"), job_of("a")
+    queue.submit(first)
+    queue.submit(second)
+    assert queue.next_batch() is not None
+    queue.give_up(first, UserError("it broke"))
+    assert first.state == "failed" and first.error is not None and first.ended.done()
+    assert turns(queue) == ["a"] and second.state == "done"
+
+
+def test_old_images_are_dropped_and_the_newest_are_kept() -> None:
+    queue = JobQueue(Caps(kept_bytes=250))
+    jobs = [job_of("a") for _ in range(4)]
+    for job in jobs:
+        queue.submit(job)
+        assert queue.next_batch() is not None
+        job.add(ServedImage(1, 0, "a.png", bytes(100), ImageRecord()))
+        queue.batch_done(job)
+    assert queue.jobs_of("a") == jobs[2:]
+    with pytest.raises(NotFound):
+        queue.find(jobs[0].id)
+
+
+def test_a_closed_queue_cancels_and_refuses() -> None:
+    queue = JobQueue(Caps())
+    waiting = job_of("a")
+    queue.submit(waiting)
+    queue.close()
+    assert waiting.state == "cancelled" and queue.next_batch() is None
+    with pytest.raises(QueueFull, match="stopping"):
+        queue.submit(job_of("a"))
