@@ -17,6 +17,7 @@ from ldm.models.generation_settings import MAX_IMAGES, MAX_SIZE_PX, MAX_STEPS, s
 if TYPE_CHECKING:
     from ldm.generation.model_options import ModelOptions
     from ldm.pipeline.pipeline import Pipeline
+    from ldm.provenance.credentials import ImageSigner
     from ldm.web.worker import Worker
 
 PACKAGES = {"starlette": "starlette", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
@@ -78,6 +79,10 @@ def serve(
     max_steps: MaxSteps = 250,
     max_images: MaxImages = 64,
     max_queue: MaxQueue = 100,
+    sign: options.Sign = False,
+    sign_key: options.SignKey = None,
+    sign_certificate: options.SignCertificate = None,
+    sign_prompts: options.SignPrompts = False,
     **given: Any,
 ) -> None:
     """Serve a page in the browser, and an HTTP interface for programs.
@@ -87,6 +92,7 @@ def serve(
     """
     check_installed()
     with collector_paused():
+        from ldm.generation.signing import read_signing
         from ldm.web.application import make_application
         from ldm.web.caps import Caps
         from ldm.web.queue import JobQueue
@@ -95,6 +101,8 @@ def serve(
 
     known = secrets.token_urlsafe(16) if token == "random" else token or ""
     check_token(host, known)
+    signing = read_signing(sign_key, sign_certificate, sign=sign, with_prompts=sign_prompts)
+    signer = signing.signer() if signing else None
     caps = Caps(
         side_px=max_size,
         steps=max_steps,
@@ -104,7 +112,7 @@ def serve(
     )
     with listen(host, port) as opened, _model_options({"model": model, **given}) as chosen:
         queue = JobQueue(caps)
-        worker, served = _load(chosen, queue)
+        worker, served = _load(chosen, queue, signer)
         service = Service(served, queue, batch_size=chosen.batch_size)
         application = make_application(service, token=known, with_page=not no_page)
         worker.start()
@@ -141,7 +149,7 @@ def _model_options(given: dict[str, Any]) -> "Iterator[ModelOptions]":
         yield chosen
 
 
-def _load(chosen: "ModelOptions", queue: Any) -> "tuple[Worker, Any]":
+def _load(chosen: "ModelOptions", queue: Any, signer: "ImageSigner | None") -> "tuple[Worker, Any]":
     """The worker with its model, and what clients are told of it."""
     from ldm.generation.model_options import load_model
     from ldm.models.adapters.fuse import lora_name, split_weight
@@ -157,7 +165,7 @@ def _load(chosen: "ModelOptions", queue: Any) -> "tuple[Worker, Any]":
 
     pipeline = load(weights)
     loras = [ServedLora(lora_name(path), weight) for (path, _), weight in zip(named, weights, strict=True)]
-    worker = Worker(queue, pipeline, weights, load, batch_size=chosen.batch_size)
+    worker = Worker(queue, pipeline, weights, load, batch_size=chosen.batch_size, signer=signer)
     return worker, describe(pipeline, loras)
 
 

@@ -16,11 +16,10 @@ from ldm.generation.finished import finished_images
 from ldm.generation.model_options import ModelOptions, load_model
 from ldm.generation.output import Target
 from ldm.generation.reproduce import Original
-from ldm.generation.signing import signed
+from ldm.generation.signing import image_file
 from ldm.generation.work import choose_engine_together, compile_for
 from ldm.io.files import write_bytes, write_new
 from ldm.pipeline.batches import Batch, ImageRequest, plan_batches
-from ldm.pipeline.record import encode_with_record
 
 OnProgress = Callable[[int, int], None]
 """Called after every sampling step with (steps done, steps in all), counted over all batches."""
@@ -142,7 +141,6 @@ def run_rank(
     ):
         if made.request.number not in finished:
             path = target.path(made.request)
-            data = encode_with_record(made.image, made.record, target.file_format, target.quality)
-            data = signed(signer, data, made, target.file_format) if signer else data
+            data = image_file(made, signer, target.file_format, target.quality)
             write_new(path, data, overwrite=target.overwrite)
             yield path

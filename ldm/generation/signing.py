@@ -1,4 +1,4 @@
-"""Credentials of generated images: the signer, and the images given as their ingredients."""
+"""The file of a generated image, signed if asked for, with the images given as ingredients of its credentials."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from ldm.io.png import with_chunks
 from ldm.io.redaction import public_file_name
 from ldm.pipeline.batches import ImageRequest
 from ldm.pipeline.input_images import InputImage
+from ldm.pipeline.record import encode_with_record
 from ldm.pipeline.settings import MadeImage
 from ldm.provenance.credentials import ImageSigner, Ingredient, Relationship
 from ldm.provenance.signing_identity import SigningFiles, local_identity
@@ -51,12 +52,23 @@ def read_signing(
     return Signing(local_identity(), with_prompts) if sign else None
 
 
-def signed(signer: ImageSigner, data: bytes, made: MadeImage, file_format: ImageFormat) -> bytes:
-    """The bytes of an image with its credentials.
+def image_file(
+    made: MadeImage,
+    signer: ImageSigner | None = None,
+    file_format: ImageFormat = "png",
+    quality: int | None = None,
+) -> bytes:
+    """The bytes of an image's file: its record, its marks and, if there is a signer, its credentials.
+
+    Args:
+        quality: as in `ldm.io.image_writing.encode_image`.
 
     Raises:
-        UserError: an image given cannot be read any more.
+        UserError: the image cannot be signed, or one that it was made from cannot be read any more.
     """
+    data = encode_with_record(made.image, made.record, file_format, quality)
+    if signer is None:
+        return data
     return signer.sign(data, file_format, made.record.to_json(), list(ingredients_of(made.request)))
 
 

@@ -71,7 +71,7 @@ class ImageSigner:
         self.algorithm = algorithm_of(files.key, self.key)
         self.sign(
             with_chunks(Image.new("RGB", (1, 1)), {}), "png", {}
-        )  # any fault shows here, before work is done
+        )  # a fault shows before any work is done
 
     def sign(
         self,

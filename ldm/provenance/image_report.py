@@ -95,11 +95,17 @@ class Provenance:
         made = self.made_by
         if model := made.get("model_id"):
             seed = "" if made.get("seed") is None else f", seed {made['seed']}"
-            said = "made by" if self.credentials and self.credentials.generation else "says it was made by"
+            said = "made by" if self._is_proven else "says it was made by"
             return f"{said} {model} (weights {str(made.get('weights_hash'))[:10]}{seed})"
         if self.source_type:
             return f"says it is {self.source_type}"
         return "nothing says how it was made"
+
+    @property
+    def _is_proven(self) -> bool:
+        """Whether a signature that holds says how it was made."""
+        is_signed = self.signature in ("valid", "trusted")
+        return is_signed and self.credentials is not None and self.credentials.generation is not None
 
     def _watermarked(self, found: Detection) -> str:
         """What the watermark says, and whether the record says the same."""
@@ -129,9 +135,9 @@ def provenance_of(
     """What is known of a file.
 
     Args:
-        search: look for watermarks of images that were cut or turned, too.
-        folders: where to look for the models, runs and exports that it may come from.
         roots: certificates in PEM that are trusted, see `ldm.provenance.credentials.read_credentials`.
+        folders: where to look for the models, runs and exports that it may come from.
+        search: look for watermarks of images that were cut or turned, too.
 
     Raises:
         UserError: it cannot be read, or is not an image.

@@ -18,7 +18,7 @@ from ldm.io.opening import read_bytes
 KEY, CERTIFICATES, ROOT = "key.pem", "certificates.pem", "root.pem"
 """The files of a local identity: the private key, the certificate that images carry, the root that others may trust."""
 
-EXTRA = "pip install 'open-ldm[provenance]'"
+EXTRA = "pip install c2pa-python cryptography"
 """What to do if a package for signing is missing."""
 
 VALID_FOR = timedelta(days=3650)

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ldm.errors import UserError
+from ldm.errors import UserError, warn
 
 Floats = npt.NDArray[np.float64]
 Complex = npt.NDArray[np.complex128]
@@ -174,6 +174,9 @@ def embed(image: Image.Image, payload: Payload) -> Image.Image:
 
     Raises:
         UserError: a side is below MIN_SIDE_PX.
+
+    Warns:
+        LdmWarning: the detector does not read it, as in noise of black and white.
     """
     check_size(image.width, image.height)
     pixels = np.asarray(image.convert("RGB"), dtype=np.float64)
@@ -186,6 +189,8 @@ def embed(image: Image.Image, payload: Payload) -> Image.Image:
         if _least_margin(z, payload) >= 0.9:
             break
         strength *= 1.12
+    if z[0] < THRESHOLD or _payload(z) != payload:
+        warn("the watermark cannot be read in this image: too many of its pixels are black or white")
     return marked
 
 

@@ -14,20 +14,19 @@ from ldm.generation.job import GenerationJob, run_rank
 from ldm.generation.model_options import ModelOptions
 from ldm.generation.output import Target
 from ldm.generation.signing import Signing, read_signing
-from ldm.io.image_metadata import read_metadata
+from ldm.io.image_metadata import ImageFormat, read_metadata
 from ldm.models.generation_settings import GenerationSettings
 from ldm.pipeline.batches import Prompt, list_images
 from ldm.pipeline.input_images import read_inputs
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.record import read_record
-from ldm.provenance import watermark
 from ldm.provenance.image_report import provenance_of
 from ldm.provenance.marks import EDITED, MADE, source_type_in
 from ldm.provenance.signing_identity import ROOT
 from ldm.provenance.watermark import detect, payload_of
-from tests.support.signatures import identity
+from tests.support.signatures import identity, told, with_a_changed_pixel
+from tests.support.tiny_generate import generate, save_model_of_large_images
 from tests.support.tiny_images import photo
-from tests.support.tiny_models import make_sd1
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* pixels are far from this model's own")
 FAST = {"num_inference_steps": 1, "guidance_scale": 1.0, "seed": 3}
@@ -35,9 +34,7 @@ FAST = {"num_inference_steps": 1, "guidance_scale": 1.0, "seed": 3}
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    Pipeline(make_sd1(folder / "tokenizer")).save(folder / "tiny")
-    return folder / "tiny"
+    return save_model_of_large_images(tmp_path_factory.mktemp("model"))
 
 
 def job(model: Path, target: Target, *prompts: Prompt) -> GenerationJob:
@@ -52,20 +49,45 @@ def made(model: Path, target: Target, *prompts: Prompt) -> Iterator[Path]:
     return run_rank(job(model, target, *prompts))
 
 
-def test_a_watermark_is_in_the_image_and_in_its_record(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watermark, "MIN_SIDE_PX", 128)  # larger images take the tiny model seconds
-    (path,) = made(model, Target(tmp_path / "a"), prompt(height=128, width=128, watermark=True))
+def test_a_watermark_is_in_the_image_and_in_its_record(model: Path, tmp_path: Path) -> None:
+    (path,) = made(model, Target(tmp_path / "a"), prompt(height=256, width=256, watermark=True))
     record = read_record(path)
     assert record.settings.watermark
     with Image.open(path) as image:
         assert detect(image, search=False).payload == payload_of(record.to_json())
     assert "as its record says" in provenance_of(path).line()
-    (plain,) = made(model, Target(tmp_path / "b"), prompt(height=128, width=128))
+    (plain,) = made(model, Target(tmp_path / "b"), prompt(height=256, width=256))
     assert "watermark" not in json.loads(read_metadata(plain).texts["ldm"])
     with Image.open(path) as image, Image.open(plain) as other:
         assert 0 < np.abs(np.asarray(image, int) - np.asarray(other, int)).mean() < 12
+
+
+@pytest.mark.parametrize("file_format", ["png", "jpeg", "webp"])
+def test_the_command_marks_signs_and_reproduces(
+    model: Path, tmp_path: Path, file_format: ImageFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything at once: made by `ldm generate`, read by `ldm provenance`, made again, tampered with."""
+    pytest.importorskip("c2pa")
+    monkeypatch.setenv("LDM_IDENTITY_DIR", str(tmp_path / "alice"))
+    identity(tmp_path / "alice", "Alice")
+    given = ("--model", model, "--format", file_format, "--sign", "--output")
+    quick = ("--num-inference-steps", 1, "--guidance-scale", 1)
+    generate("a red apple", *quick, "--seed", 3, "--watermark", *given, tmp_path / "made")
+    (path,) = (tmp_path / "made").iterdir()
+    record = read_record(path)
+    ids = payload_of(record.to_json())
+    said = f"signed by Alice; made by large (weights {str(record.weights_hash)[:10]}, seed 3); watermarked"
+    ids_said = f"(model {ids.model:04x}, image {ids.image:04x}), as its record says"
+    assert told(path) == (0, f"{path}: {said} {ids_said}\n")
+    assert source_type_in(read_metadata(path)) == MADE
+    generate("--reproduce", path, *given, tmp_path / "again")
+    again = tmp_path / "again" / path.name
+    assert read_record(again) == record and told(again)[1] == f"{again}: {said} {ids_said}\n"
+    with Image.open(path) as first, Image.open(again) as second:
+        assert first.tobytes() == second.tobytes()
+    path.write_bytes(with_a_changed_pixel(path.read_bytes(), file_format))
+    code, line = told(path)
+    assert code == 1 and ": TAMPERED: changed since Alice signed it" in line
 
 
 def test_small_images_are_refused_before_any_work(model: Path, tmp_path: Path) -> None:

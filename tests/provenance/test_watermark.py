@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.errors import UserError
+from ldm.errors import LdmWarning, UserError
 from ldm.pipeline.record import encode_with_record
 from ldm.provenance.image_report import provenance_of
 from ldm.provenance.watermark import (
@@ -104,6 +104,13 @@ def test_a_flat_image_takes_one() -> None:
     flat = Image.new("RGB", (256, 256), (120, 160, 200))
     assert detect(embed(flat, PAYLOAD), search=False).payload == PAYLOAD
     assert not detect(flat, search=False).found
+
+
+def test_an_image_that_cannot_hold_one_is_named() -> None:
+    """Half of what is added to black and white pixels is cut off."""
+    noise = np.random.default_rng(0).integers(0, 2, (256, 256, 1)) * 255
+    with pytest.warns(LdmWarning, match="the watermark cannot be read in this image"):
+        embed(Image.fromarray(noise.repeat(3, axis=2).astype(np.uint8)), PAYLOAD)
 
 
 def test_small_images_are_refused() -> None:

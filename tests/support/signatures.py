@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from typer.testing import CliRunner
 
+from ldm.cli.app import app
 from ldm.io.image_metadata import ImageFormat
 from ldm.pipeline.record import encode_with_record
 from ldm.provenance.credentials import ImageSigner, Ingredient
@@ -24,6 +26,12 @@ RECORD: dict[str, Any] = {
     "weights_hash": "0123456789abcdef",
     "ldm_version": "0.1.0",
 }
+
+
+def told(*arguments: object) -> tuple[int, str]:
+    """The exit code of `ldm provenance`, called in this process, and what it printed."""
+    done = CliRunner().invoke(app, ["provenance", *map(str, arguments)], catch_exceptions=False)
+    return done.exit_code, done.output
 
 
 def identity(folder: Path, name: str) -> SigningFiles:
@@ -49,13 +57,21 @@ def signed_image(
 def with_a_changed_pixel(data: bytes, file_format: ImageFormat) -> bytes:
     """The file with another pixel value and everything else as it was, checksums of a PNG included."""
     if file_format != "png":
-        place = data.index({"jpeg": b"\xff\xda", "webp": b"VP8L"}[file_format]) + 60
+        place = data.rindex({"jpeg": b"\xff\xda", "webp": b"VP8L"}[file_format]) + 60
         return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
-    begin = data.index(b"IDAT") - 4
-    length = int.from_bytes(data[begin : begin + 4], "big")
-    rows = bytearray(zlib.decompress(data[begin + 8 : begin + 8 + length]))
+    begin, end = data.index(b"IDAT") - 4, data.rindex(b"IEND") - 4
+    packed, place = b"", begin
+    while place < end:
+        length = int.from_bytes(data[place : place + 4], "big")
+        packed += data[place + 8 : place + 8 + length]
+        place += length + 12
+    rows = bytearray(zlib.decompress(packed))
     rows[5] ^= 1
-    packed = zlib.compress(bytes(rows))
-    chunk = b"IDAT" + packed
-    checksum = zlib.crc32(chunk).to_bytes(4, "big")
-    return data[:begin] + len(packed).to_bytes(4, "big") + chunk + checksum + data[begin + length + 12 :]
+    chunk = b"IDAT" + zlib.compress(bytes(rows))
+    return (
+        data[:begin]
+        + (len(chunk) - 4).to_bytes(4, "big")
+        + chunk
+        + zlib.crc32(chunk).to_bytes(4, "big")
+        + data[end:]
+    )
