@@ -1,6 +1,7 @@
 """The options of `ldm generate`: those of an image's settings follow from `GenerationSettings`, the rest is here.
 
-`NETWORKS` and `COMPUTING` are the fields of `ldm.generation.model_options.ModelOptions`.
+`NETWORKS` and `COMPUTING` are the fields of `ldm.generation.model_options.ModelOptions`, `SIGNING` the arguments of
+`ldm.generation.signing.read_signing`.
 """
 
 import inspect
@@ -388,6 +389,12 @@ COMPUTING: dict[str, Any] = {
     "device": Device,
     "dtype": Dtype,
     "compile": Compile,
+}
+SIGNING: dict[str, Any] = {
+    "sign": Sign,
+    "sign_key": SignKey,
+    "sign_certificate": SignCertificate,
+    "sign_prompts": SignPrompts,
 }
 
 

@@ -79,10 +79,6 @@ def serve(
     max_steps: MaxSteps = 250,
     max_images: MaxImages = 64,
     max_queue: MaxQueue = 100,
-    sign: options.Sign = False,
-    sign_key: options.SignKey = None,
-    sign_certificate: options.SignCertificate = None,
-    sign_prompts: options.SignPrompts = False,
     **given: Any,
 ) -> None:
     """Serve a page in the browser, and an HTTP interface for programs.
@@ -101,7 +97,7 @@ def serve(
 
     known = secrets.token_urlsafe(16) if token == "random" else token or ""
     check_token(host, known)
-    signing = read_signing(sign_key, sign_certificate, sign=sign, with_prompts=sign_prompts)
+    signing = read_signing(**{name: given.pop(name) for name in options.SIGNING})
     signer = signing.signer() if signing else None
     caps = Caps(
         side_px=max_size,
@@ -126,6 +122,7 @@ def serve(
 
 spell_out(serve, options.parameters_of(NETWORKS), before="host")
 spell_out(serve, options.parameters_of(COMPUTING), before="max_size")
+spell_out(serve, options.parameters_of(options.SIGNING))
 
 
 def check_installed() -> None:

@@ -86,8 +86,10 @@ class Target:
 
         Raises:
             UserError: a file exists and neither `overwrite` nor `resume` is true; or it is not one of ours, or a grid
-                of other images; or the folder cannot be written to.
+                of other images; or the folder cannot be written to; or PNG has a `quality`.
         """
+        if self.quality is not None and self.file_format == "png":
+            raise UserError("--quality has no effect on PNG, which has no loss", "add --format jpeg or webp")
         _check_writable(self.folder)
         taken = [path for path in self.paths(images) if os.path.lexists(path)]
         for path in taken:

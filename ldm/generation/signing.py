@@ -35,21 +35,21 @@ class Signing:
 
 
 def read_signing(
-    key: Path | None, certificate: Path | None, *, sign: bool, with_prompts: bool
+    *, sign: bool, sign_key: Path | None, sign_certificate: Path | None, sign_prompts: bool
 ) -> Signing | None:
     """How images are signed, from the options of `ldm generate`; None if they are not.
 
     Raises:
         UserError: a key without a certificate or the reverse, or there is no identity.
     """
-    if (key is None) != (certificate is None):
-        given, missing = ("key", "certificate") if certificate is None else ("certificate", "key")
+    if (sign_key is None) != (sign_certificate is None):
+        given, missing = ("key", "certificate") if sign_certificate is None else ("certificate", "key")
         raise UserError(f"--sign-{given} without --sign-{missing}", "give both")
-    if key and certificate:
-        return Signing(SigningFiles(key, certificate), with_prompts)
-    if with_prompts and not sign:
+    if sign_key and sign_certificate:
+        return Signing(SigningFiles(sign_key, sign_certificate), sign_prompts)
+    if sign_prompts and not sign:
         raise UserError("--sign-prompts without --sign", "add --sign")
-    return Signing(local_identity(), with_prompts) if sign else None
+    return Signing(local_identity(), sign_prompts) if sign else None
 
 
 def image_file(

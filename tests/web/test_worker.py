@@ -98,7 +98,7 @@ def test_served_images_are_marked_watermarked_and_signed(
     model = save_model_of_large_images(tmp_path)
     identity(tmp_path / "alice", "Alice")
     monkeypatch.setenv("LDM_IDENTITY_DIR", str(tmp_path / "alice"))
-    signing = read_signing(None, None, sign=True, with_prompts=False)
+    signing = read_signing(sign=True, sign_key=None, sign_certificate=None, sign_prompts=False)
     assert signing is not None
     with working(model, signer=signing.signer()) as service:
         job = ask(service, watermark=True)
