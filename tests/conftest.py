@@ -20,6 +20,7 @@ os.environ["LDM_CACHE_DIR"] = tempfile.mkdtemp(prefix="ldm-tests-")
 os.environ["LDM_IDENTITY_DIR"] = os.path.join(os.environ["LDM_CACHE_DIR"], "identity")
 
 import pytest
+import torch
 
 from tests.support.tiny_emoji import packages  # noqa: F401  # a fixture that two test files use
 
@@ -42,6 +43,15 @@ def no_network() -> Iterator[None]:
         for name in ("connect", "connect_ex"):
             patch.setattr(socket.socket, name, guarded(getattr(socket.socket, name)))
         yield
+
+
+@pytest.fixture(autouse=True)
+def gradients_stay_on() -> Iterator[None]:
+    """A test that leaves gradients off fails, and not every training after it in the same process."""
+    yield
+    left_on = torch.is_grad_enabled()
+    torch.set_grad_enabled(True)
+    assert left_on, "the test left torch's gradients off"
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -175,7 +175,8 @@ def check(
     found = make_report(reading, facts, placements, *tokens)
     for line in refusal_lines(found, reading):
         typer.echo(line, err=True)
-    printer.result(asdict(found), *summary_lines(path, found, reading, ignored_files(source)))
+    lines = summary_lines(path, found, reading, ignored_files(source))
+    printer.result(asdict(found) if printer.as_json else {}, *lines)
     if report is not None:
         _, page = write_report(found, report, reading.samples)
         printer.lines(f"report: {page}")

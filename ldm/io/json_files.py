@@ -57,16 +57,21 @@ def parse_json(text: str | bytes, *, once: bool = False) -> Any:
     )  # those in quotes count too, which only makes it stricter
     if num_brackets > MAX_BRACKETS:
         raise ValueError(f"it has more than {MAX_BRACKETS:,} brackets")
-    numbers: dict[str, Any] = {}
-    if _LARGE_NUMBER.search(text):  # parsing is much faster without these two
-        numbers = {"parse_int": _integer, "parse_float": _fraction}
+    # parsing is much faster without a check of each number
     try:
-        value = json.loads(text, object_pairs_hook=each_once if once else None, **numbers)
+        value = _decoder(once, bool(_LARGE_NUMBER.search(text))).decode(text)
     except RecursionError:
         raise ValueError(f"it is nested more than {MAX_DEPTH} deep") from None
     if num_brackets > MAX_DEPTH:
         check_depth(value)
     return value
+
+
+@cache
+def _decoder(once: bool, bounded: bool) -> json.JSONDecoder:
+    """A decoder, which takes longer to make than to use: see `parse_json`; `bounded` checks each number."""
+    numbers: dict[str, Any] = {"parse_int": _integer, "parse_float": _fraction} if bounded else {}
+    return json.JSONDecoder(object_pairs_hook=each_once if once else None, **numbers)
 
 
 def _integer(digits: str) -> int:

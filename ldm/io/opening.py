@@ -67,8 +67,11 @@ def _too_large(path: str | os.PathLike[str], max_bytes: int) -> OSError:
 def read_bytes(path: str | os.PathLike[str], max_bytes: int) -> bytes:
     """The content of a regular file. Raises as `open_file`."""
     with open_file(path, max_bytes) as file:
-        data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:  # a file that grows, or one in /proc, whose size is said to be 0
+        size = min(max_bytes, os.fstat(file.fileno()).st_size)
+        data = file.read(size + 1)  # `read` allocates as many bytes as it is given, even for a short file
+        if len(data) > size:  # a file that grows, or one in /proc, whose size is said to be 0
+            data += file.read(max_bytes - size)
+    if len(data) > max_bytes:
         raise _too_large(path, max_bytes)
     return data
 

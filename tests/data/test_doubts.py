@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ldm.cli.data_text import summary_lines
-from ldm.data.report.doubts import contradictions, find_doubts, outliers, rare_words, words_of
+from ldm.data.report.doubts import contradictions, find_doubts, ids_by_word, outliers, rare_words, words_of
 from ldm.data.report.report import make_report
 from ldm.data.sample import FileImage, ImageInfo, Sample
 from ldm.data.sources.reading import Reading
@@ -27,7 +27,7 @@ def test_words_in_too_few_images_are_listed_with_them() -> None:
     samples = many()
     samples["s03"] = sample("s03", "A red Pear", "an apple and a pear 7")
     samples["s04"] = sample("s04", "a pear and a quince")
-    found = rare_words(list(samples.values()))
+    found = rare_words(ids_by_word(list(samples.values())))
     assert [(each.word, each.sample_ids) for each in found] == [
         ("and", ["s03", "s04"]), ("pear", ["s03", "s04"]), ("quince", ["s04"]),
     ]  # fmt: skip

@@ -40,9 +40,10 @@ def find_doubts(
         return Doubts(contradictions=contradictions(samples, equal))
     aspects = {one: math.log(info.width / info.height) for one, info in facts.items()}
     sides = {one: math.log(info.width * info.height) / 2 for one, info in facts.items()}
+    used_in = ids_by_word(samples)
     return Doubts(
-        rare_words=rare_words(samples),
-        num_words=len(_ids_by_word(samples)),
+        rare_words=rare_words(used_in),
+        num_words=len(used_in),
         contradictions=contradictions(samples, equal),
         odd_aspects=outliers(aspects, math.log(MOST_ASPECT)),
         odd_sizes=outliers(sides, math.log(MOST_SIDE)),
@@ -54,23 +55,28 @@ def words_of(caption: str) -> set[str]:
     return {word for word in _WORD.findall(caption.lower()) if len(word) >= LETTERS}
 
 
-def _ids_by_word(samples: Sequence[Sample]) -> dict[str, list[str]]:
+def ids_by_word(samples: Sequence[Sample]) -> dict[str, list[str]]:
+    """The ids of the samples that have a word in their captions, by word."""
     found: dict[str, list[str]] = {}
     for sample in samples:
-        for word in sorted(set().union(*map(words_of, sample.captions))):
+        for word in set().union(*map(words_of, sample.captions)):
             found.setdefault(word, []).append(sample.sample_id)
     return found
 
 
-def rare_words(samples: Sequence[Sample]) -> list[RareWord]:
-    """The words in the captions of fewer than `RARE` samples, in alphabetical order."""
-    found = sorted(_ids_by_word(samples).items())
-    return [RareWord(word, ids) for word, ids in found if len(ids) < RARE]
+def rare_words(used_in: Mapping[str, Sequence[str]]) -> list[RareWord]:
+    """The words in the captions of fewer than `RARE` samples, in alphabetical order; from `ids_by_word`."""
+    return [RareWord(word, list(ids)) for word, ids in sorted(used_in.items()) if len(ids) < RARE]
 
 
 def contradictions(samples: Sequence[Sample], equal: Sequence[Sequence[str]]) -> list[list[str]]:
     """The groups of equal images two of whose captions each have a word that the other lacks."""
-    words = {sample.sample_id: [words_of(caption) for caption in sample.captions] for sample in samples}
+    compared = {one for group in equal for one in group}
+    words = {
+        sample.sample_id: [words_of(caption) for caption in sample.captions]
+        for sample in samples
+        if sample.sample_id in compared
+    }
     return [list(group) for group in equal if _contradict([words[one] for one in group])]
 
 

@@ -286,7 +286,8 @@ def _read_sidecars(
 ) -> list[Sample]:
     """One sample per image; its caption is the content of the `.txt` file of the same name."""
     captioned = _by_stem(root, sidecars, "are captions of the same image", faults)
-    bare = [name for name in images if stem(name) not in captioned]
+    stems = {name: stem(name) for name in images}
+    bare = [name for name in images if stems[name] not in captioned]
     made = _by_rule(root, bare, missing)
     faults.add_each(
         root,
@@ -303,9 +304,9 @@ def _read_sidecars(
     for name in images:
         if name in made:
             samples.append(made[name])
-        elif stem(name) in captioned and chosen[stem(name)] == name:
+        elif (sidecar := captioned.get(stems[name])) is not None and chosen[stems[name]] == name:
             try:
-                samples.append(_sample_of_sidecar(files, name, captioned[stem(name)], missing))
+                samples.append(_sample_of_sidecar(files, name, sidecar, missing))
             except UserError as error:
                 faults.add(name, error)
     return samples

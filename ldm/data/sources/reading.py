@@ -150,8 +150,11 @@ def dressed(reading: Reading, settings: SourceSettings, place: str, index: int |
     return reading
 
 
-def kind_of(settings: SourceSettings) -> Kind:
+def kind_of(settings: SourceSettings, names: Sequence[str] | None = None) -> Kind:
     """The kind of a source, from its settings or detected from its files.
+
+    Args:
+        names: the files in its folder, if they are known.
 
     Raises:
         UserError: there is nothing at its path, or it could be more than one kind.
@@ -166,7 +169,7 @@ def kind_of(settings: SourceSettings) -> Kind:
         )
     if settings.kind != "auto":
         return settings.kind
-    return _kind_of_folder(root) if is_folder(root) else _kind_of_file(root)
+    return _kind_of_folder(root, names) if is_folder(root) else _kind_of_file(root)
 
 
 def _kind_of_file(path: Path) -> Kind:
@@ -177,10 +180,10 @@ def _kind_of_file(path: Path) -> Kind:
     raise UserError(f"{path}: not a file of samples", "name a folder, a .parquet or a .tar")
 
 
-def _kind_of_folder(root: Path) -> Kind:
+def _kind_of_folder(root: Path, names: Sequence[str] | None) -> Kind:
     if is_saved_dataset(root):
         return "datasets"
-    found = _kinds_in(scan(root, _passed_over))
+    found = _kinds_in(scan(root, _passed_over) if names is None else names)
     if len(found) > 1:
         (one, kind), (other, another) = list(found.items())[:2]
         kinds = " or ".join(dict.fromkeys((kind, another)))
@@ -201,7 +204,8 @@ def _kinds_in(names: Sequence[str]) -> dict[str, Kind]:
     tars = [name for name in names if name.lower().endswith((".tar", *COMPRESSED_SUFFIXES))]
     described = {stem(name) for name in tars}
     metadata = [name for name in names if name.rpartition("/")[2] in FILE_NAMES]
-    parquet = [n for n in names if suffix(n) == ".parquet" and n not in metadata and stem(n) not in described]
+    tables = [name for name in names if name.lower().endswith(".parquet")]
+    parquet = [name for name in tables if name not in metadata and stem(name) not in described]
     found: dict[str, Kind] = {}
     if metadata:
         found[PurePosixPath(metadata[0]).name] = "folder"
@@ -220,10 +224,11 @@ def ignored_files(settings: SourceSettings) -> dict[str, int]:
     Raises:
         UserError: as `kind_of`.
     """
-    root, kind = Path(settings.path), kind_of(settings)
-    if kind == "datasets" or not is_folder(root):
+    root = Path(settings.path)
+    names = scan(root, _passed_over) if settings.kind != "datasets" and is_folder(root) else []
+    kind = kind_of(settings, names)
+    if kind == "datasets" or not names:
         return {}
-    names = scan(root, _passed_over)
     captions = {".txt"} if not set(FILE_NAMES) & set(names) else set()  # the metadata has the captions
     own = {"parquet": {".parquet"}, "webdataset": {".tar"}, "folder": {*IMAGE_SUFFIXES, *captions}}[kind]
     found = ((name, suffix(name)) for name in names)

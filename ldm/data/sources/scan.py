@@ -15,6 +15,7 @@ DOCUMENTS = frozenset({"readme", "license", "licence", "notice", "attribution", 
 
 _NOT_OURS = frozenset({"@eaDir"})
 """Folders in which file servers keep thumbnails."""
+_UNREADABLE = tuple(UNREADABLE_SUFFIXES)
 _LONGEST_SHOWN = 80
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -67,7 +68,7 @@ def _refuse_unreadable(error: OSError) -> None:
 
 def _name_fault(root: Path, name: str) -> UserError | None:
     """Why a file cannot be used: it would otherwise be ignored, or its name cannot key a random draw."""
-    if suffix(name) in UNREADABLE_SUFFIXES:
+    if name.lower().endswith(_UNREADABLE):  # a name that begins with a dot has been left out
         return UserError(
             f"{root / name}: this image format is not supported", "convert it to PNG or JPEG, or move it away"
         )
