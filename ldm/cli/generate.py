@@ -58,12 +58,11 @@ def generate(
     with collector_paused():
         from ldm.generation.job import GenerationJob
         from ldm.generation.output import Target
-        from ldm.generation.signing import read_signing
 
     if from_image is not None:
         say_warning("--from-image is now called --reproduce")
     made_with = {name: given.pop(name) for name in (*options.NETWORKS, *options.COMPUTING)}
-    signing = {name: given.pop(name) for name in options.SIGNING}
+    signing = options.take_signing(given)
     given["seed"] = options.read_seed(given["seed"])
     given_images = (image, mask, tuple(control or ()), tuple(reference or ()))
     original, asked = _plan(prompts or [], prompt_file, given_images, reproduce or from_image, given)
@@ -76,7 +75,7 @@ def generate(
         layout=layout,
         file_format=file_format,
         quality=quality,
-        signing=read_signing(**signing),
+        signing=signing,
     )
     images = _list_images(asked, target)
     target.check(images)

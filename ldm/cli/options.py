@@ -8,7 +8,7 @@ import inspect
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 from pydantic.fields import FieldInfo
@@ -23,6 +23,9 @@ from ldm.models.generation_settings import (
     plain_type,
     settings_of,
 )
+
+if TYPE_CHECKING:
+    from ldm.generation.signing import Signing
 
 
 def setting_options(kind: type[GenerationSettings]) -> list[inspect.Parameter]:
@@ -396,6 +399,17 @@ SIGNING: dict[str, Any] = {
     "sign_certificate": SignCertificate,
     "sign_prompts": SignPrompts,
 }
+
+
+def take_signing(given: dict[str, Any]) -> "Signing | None":
+    """How images are signed, from the options of `SIGNING`, which are taken out of `given`.
+
+    Raises:
+        UserError: as `ldm.generation.signing.read_signing`.
+    """
+    from ldm.generation.signing import read_signing
+
+    return read_signing(**{name: given.pop(name) for name in SIGNING})
 
 
 def parameters_of(options: Mapping[str, Any]) -> list[inspect.Parameter]:

@@ -88,7 +88,6 @@ def serve(
     """
     check_installed()
     with collector_paused():
-        from ldm.generation.signing import read_signing
         from ldm.web.application import make_application
         from ldm.web.caps import Caps
         from ldm.web.queue import JobQueue
@@ -97,7 +96,7 @@ def serve(
 
     known = secrets.token_urlsafe(16) if token == "random" else token or ""
     check_token(host, known)
-    signing = read_signing(**{name: given.pop(name) for name in options.SIGNING})
+    signing = options.take_signing(given)
     signer = signing.signer() if signing else None
     caps = Caps(
         side_px=max_size,
