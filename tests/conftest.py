@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads leave the
 
 # keeps tests, and programs that they start, away from the user's cache
 os.environ["LDM_CACHE_DIR"] = tempfile.mkdtemp(prefix="ldm-tests-")
+os.environ["LDM_IDENTITY_DIR"] = os.path.join(os.environ["LDM_CACHE_DIR"], "identity")
 
 import pytest
 import torch

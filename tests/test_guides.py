@@ -61,6 +61,6 @@ def test_the_commands_run(guide: str, block: str, tmp_path: Path, monkeypatch: p
 
 def test_there_are_blocks() -> None:
     assert [block.id for block in BLOCKS] == [
-        "control.md", "edit.md", "evaluate.md", "faster.md", "inpaint.md", "objectives.md", "prompts.md", "sdxl.md",
-        "upscale.md",
+        "control.md", "edit.md", "evaluate.md", "faster.md", "inpaint.md", "objectives.md", "prompts.md",
+        "provenance.md", "sdxl.md", "upscale.md",
     ]  # fmt: skip

@@ -29,7 +29,7 @@ from .loop.denoiser_loss import DenoiserLoss
 from .loop.state import TrainState
 from .plan.plan import make_plan
 from .run.best import apply_best, best_passed
-from .run.checkpoints import assign_weights
+from .run.checkpoints import assign_weights, checkpoints, origin_of
 from .run.denoiser_model import base_of_adapter, make_loss, make_parts, size_multiple
 from .run.held_model import held_model_of
 from .run.log import read_metrics
@@ -100,8 +100,13 @@ def save_result(
         apply_best(run.run_dir, state.average, settings.validation.decider)
     elif passed := best_passed(read_metrics(run.run_dir)):
         run.warn(passed)
+    newest = checkpoints(run.run_dir / "checkpoints")[-1:]
+    made = origin_of(newest[0]) if newest else {}
+    if settings.validation.keep_best:
+        made.pop("checkpoint_hash", None)  # of other weights
     with state.average.applied():
-        save_trained(plain_parts(run, settings, loss, state), run.run_dir / "pipeline", settings, base)
+        parts = plain_parts(run, settings, loss, state)
+        save_trained(parts, run.run_dir / "pipeline", settings, base, provenance=made)
     print(f"trained: {run.run_dir / 'pipeline'}")
 
 

@@ -29,6 +29,7 @@ from ldm.cli.init import init
 from ldm.cli.ledger import ledger
 from ldm.cli.likelihood import likelihood
 from ldm.cli.plot import plot
+from ldm.cli.provenance import provenance_app
 from ldm.cli.push import push
 from ldm.cli.schema import schema
 from ldm.cli.serve import serve
@@ -161,6 +162,7 @@ app.command()(push)
 app.command(name="import")(import_model)
 app.command()(info)
 app.command(name="tune-steps")(tune_steps)
+app.add_typer(provenance_app, name="provenance")
 app.add_typer(data_app, name="data")
 app.command()(doctor)
 app.command()(benchmark)

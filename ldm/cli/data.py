@@ -14,7 +14,8 @@ from ldm.io.messages import count
 if TYPE_CHECKING:
     from ldm.data.buckets import Placement
     from ldm.data.cache.prune import Pruned
-    from ldm.data.sample import ImageInfo, Refusal
+    from ldm.data.sample import ImageInfo, Refusal, Sample
+    from ldm.data.sources.reading import Reading
 
 BUCKET_MULTIPLE = 64
 """The sides of buckets are multiples of this if no model is named. Stable Diffusion needs it."""
@@ -86,6 +87,14 @@ FixList = Annotated[
         "wrong with it.",
     ),
 ]
+RefuseReserved = Annotated[
+    bool,
+    typer.Option(
+        "--refuse-reserved",
+        help="Count images whose files reserve AI training among those that cannot be used, as data.reserved=leave_out "
+        "does in a configuration; otherwise they are listed only.",
+    ),
+]
 Rehash = Annotated[
     bool,
     typer.Option(
@@ -131,6 +140,7 @@ def check(
     model: Model = None,
     missing_captions: MissingCaptions = "error",
     fix_list: FixList = None,
+    refuse_reserved: RefuseReserved = False,
     rehash: Rehash = False,
     *,
     printer: Printer,
@@ -158,6 +168,7 @@ def check(
         _refuse_multiple(size, base.multiple, base.name)
     reading = read_sources([source], missing=missing_captions, tolerant=True)
     facts = survey_reading(reading, rehash=rehash, quiet=printer.quiet)
+    reading, facts = _with_rights(reading, facts, refuse=refuse_reserved)
     multiple = base.multiple if base else BUCKET_MULTIPLE
     placements = _place(facts, size, multiple, buckets, upscale) if size else None
     tokens = (base.count_tokens, base.context_length) if base else (None, None)
@@ -175,6 +186,24 @@ def check(
     if found.num_refused:
         what = f"{found.num_refused} of {count(found.num_found, 'image')} cannot be used"
         raise UserError(what, _way_on(found.num_refused, fix_list))
+
+
+def _with_rights(
+    reading: "Reading", facts: "Mapping[str, ImageInfo | Refusal]", *, refuse: bool
+) -> "tuple[Reading, dict[str, ImageInfo | Refusal]]":
+    """The samples and what is known of them, with what their files say about rights."""
+    from dataclasses import replace
+
+    from ldm.data.rights import read_rights, reservation, with_rights
+
+    samples: list[Sample] = []
+    known: dict[str, ImageInfo | Refusal] = {}
+    for sample in reading.samples:
+        rights = read_rights(sample.image)
+        dressed, found = with_rights(sample, facts[sample.sample_id], rights)
+        samples.append(dressed)
+        known[sample.sample_id] = (reservation(sample, rights) if refuse else None) or found
+    return replace(reading, samples=samples), known
 
 
 def _way_on(num_refused: int, fix_list: Path | None) -> str:

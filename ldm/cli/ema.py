@@ -193,4 +193,5 @@ def _provenance(pipeline: Path) -> dict[str, Any]:
 
     path = pipeline / "ldm.json"
     given = read_object(path).get("provenance", {}) if path.is_file() else {}
-    return given if isinstance(given, dict) else {}
+    # a checkpoint has other averages
+    return {k: v for k, v in given.items() if k != "checkpoint_hash"} if isinstance(given, dict) else {}

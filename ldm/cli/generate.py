@@ -35,6 +35,8 @@ def generate(
     reproduce: options.Reproduce = None,
     from_image: options.FromImage = None,
     output: options.Output = Path("outputs"),
+    file_format: options.Format = "png",
+    quality: options.Quality = None,
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
     grid: options.Grid = False,
@@ -48,43 +50,44 @@ def generate(
     """Make images from prompts and images, and print the path of each.
 
     Settings that are left out come from the model. Every image stores its settings, for other programs (`parameters`)
-    and for --reproduce.
+    and for --reproduce, and says that an AI made it.
     """
     if given["scheduler"] == "list":
         typer.echo("\n".join(_scheduler_lines()))
         return
     with collector_paused():
-        from ldm.generation.job import GenerationJob, run_rank
+        from ldm.generation.job import GenerationJob
         from ldm.generation.output import Target
 
     if from_image is not None:
         say_warning("--from-image is now called --reproduce")
     made_with = {name: given.pop(name) for name in (*options.NETWORKS, *options.COMPUTING)}
+    signing = options.take_signing(given)
     given["seed"] = options.read_seed(given["seed"])
     given_images = (image, mask, tuple(control or ()), tuple(reference or ()))
     original, asked = _plan(prompts or [], prompt_file, given_images, reproduce or from_image, given)
     asked, layout = _over_grid(asked, grid_x, grid_y)
-    grid = grid or layout is not None
-    target = Target(output, overwrite=overwrite, grid=grid, resume=resume, layout=layout)
+    target = Target(
+        output,
+        overwrite=overwrite,
+        grid=grid or layout is not None,
+        resume=resume,
+        layout=layout,
+        file_format=file_format,
+        quality=quality,
+        signing=signing,
+    )
     images = _list_images(asked, target)
     target.check(images)
     with model_options(made_with) as chosen:
-        job = GenerationJob(tuple(images), target, chosen, original)
-        num_processes = min(num_processes, len(job.batches))
-        if num_processes > 1:
-            make_in_processes(job, num_processes, quiet=quiet)
-        else:
-            written: list[Path] = []
-            with _progress(job, written, quiet=quiet) as bar:
-                for path in run_rank(job, say=bar.say, on_progress=bar.show):
-                    written.append(path)
-    if grid:
+        _make(GenerationJob(tuple(images), target, chosen, original), num_processes, quiet=quiet)
+    if target.grid:
         target.write_grid(images)
-    printer = Printer(as_json=as_json, quiet=quiet)
-    printer.result(_described(images, target), *target.paths(images))
+    Printer(as_json=as_json, quiet=quiet).result(_described(images, target), *target.paths(images))
 
 
 spell_out(generate, options.parameters_of(options.NETWORKS), before="output")
+spell_out(generate, options.parameters_of(options.SIGNING), before="overwrite")
 spell_out(
     generate,
     options.setting_options(GenerationSettings) + options.parameters_of(options.COMPUTING),
@@ -107,6 +110,20 @@ def model_options(given: dict[str, Any]) -> "Iterator[ModelOptions]":
         for name in {"model", "guide_model"} & set(chosen):
             chosen[name], _ = stack.enter_context(model_of(chosen[name]))
         yield ModelOptions(**chosen)
+
+
+def _make(job: "GenerationJob", num_processes: int, *, quiet: bool) -> None:
+    """Make the images, in this process or, if there are batches enough, in several."""
+    from ldm.generation.job import run_rank
+
+    num_processes = min(num_processes, len(job.batches))
+    if num_processes > 1:
+        make_in_processes(job, num_processes, quiet=quiet)
+        return
+    written: list[Path] = []
+    with _progress(job, written, quiet=quiet) as bar:
+        for path in run_rank(job, say=bar.say, on_progress=bar.show):
+            written.append(path)
 
 
 @contextmanager

@@ -19,9 +19,9 @@ def info(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL|PNG",
-            help="A model (emoji, a folder, a .safetensors file, a training run's folder, a Hub id) or a PNG made by "
-            "`ldm generate`.",
+            metavar="MODEL|IMAGE",
+            help="A model (emoji, a folder, a .safetensors file, a training run's folder, a Hub id) or an image made "
+            "by `ldm generate`.",
         ),
     ] = "emoji",
     tensors: Annotated[
@@ -37,7 +37,8 @@ def info(
     """Describe a model, or say how an image was made.
 
     For a model: its networks and their sizes, prediction type, noise schedule, defaults and compatible schedulers. For
-    a PNG made by `ldm generate`: the settings stored in it. --tensors needs no model: a LoRA or any other file will do.
+    an image made by `ldm generate`: the settings stored in it. --tensors needs no model: a LoRA or any other file will
+    do.
     """
     if tensors:
         from ldm.cli.info_tensors import describe_tensors, tensor_lines

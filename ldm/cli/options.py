@@ -1,13 +1,14 @@
 """The options of `ldm generate`: those of an image's settings follow from `GenerationSettings`, the rest is here.
 
-`NETWORKS` and `COMPUTING` are the fields of `ldm.generation.model_options.ModelOptions`.
+`NETWORKS` and `COMPUTING` are the fields of `ldm.generation.model_options.ModelOptions`, `SIGNING` the arguments of
+`ldm.generation.signing.read_signing`.
 """
 
 import inspect
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 from pydantic.fields import FieldInfo
@@ -22,6 +23,9 @@ from ldm.models.generation_settings import (
     plain_type,
     settings_of,
 )
+
+if TYPE_CHECKING:
+    from ldm.generation.signing import Signing
 
 
 def setting_options(kind: type[GenerationSettings]) -> list[inspect.Parameter]:
@@ -168,8 +172,8 @@ Reproduce = Annotated[
     typer.Option(
         "--reproduce",
         metavar="FILE",
-        help="Make the image in this PNG again, from the settings stored in it. Prompts and options given as well win "
-        "over the stored ones.",
+        help="Make this image again from the settings stored in it. Prompts and options given as well win over the "
+        "stored ones.",
     ),
 ]
 FromImage = Annotated[
@@ -246,6 +250,46 @@ Resume = Annotated[
         "settings is kept. The others are made, and grid.png is drawn again. Any other file with an image's name is "
         "an error; with --overwrite it is replaced.",
     ),
+]
+Format = Annotated[
+    Literal["png", "jpeg", "webp"],
+    typer.Option("--format", help="The format of the images. All three hold the settings."),
+]
+Quality = Annotated[
+    int | None,
+    typer.Option(
+        "--quality",
+        metavar="N",
+        min=1,
+        max=100,
+        help="The quality of JPEG and WebP.  [default: 95; WebP without loss]",
+    ),
+]
+Sign = Annotated[
+    bool,
+    typer.Option(
+        "--sign",
+        help="Sign the images: C2PA credentials say which model made them, with which settings, from which images. "
+        "`ldm provenance init` makes an identity to sign with.",
+    ),
+]
+SignKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--sign-key", metavar="FILE", help="Sign with this private key in PEM, not with your own identity."
+    ),
+]
+SignCertificate = Annotated[
+    Path | None,
+    typer.Option(
+        "--sign-certificate",
+        metavar="FILE",
+        help="The certificate of --sign-key in PEM, followed by those of its issuers without the root.",
+    ),
+]
+SignPrompts = Annotated[
+    bool,
+    typer.Option("--sign-prompts", help="With --sign: the credentials hold the prompts, too."),
 ]
 Grid = Annotated[
     bool,
@@ -349,6 +393,23 @@ COMPUTING: dict[str, Any] = {
     "dtype": Dtype,
     "compile": Compile,
 }
+SIGNING: dict[str, Any] = {
+    "sign": Sign,
+    "sign_key": SignKey,
+    "sign_certificate": SignCertificate,
+    "sign_prompts": SignPrompts,
+}
+
+
+def take_signing(given: dict[str, Any]) -> "Signing | None":
+    """How images are signed, from the options of `SIGNING`, which are taken out of `given`.
+
+    Raises:
+        UserError: as `ldm.generation.signing.read_signing`.
+    """
+    from ldm.generation.signing import read_signing
+
+    return read_signing(**{name: given.pop(name) for name in SIGNING})
 
 
 def parameters_of(options: Mapping[str, Any]) -> list[inspect.Parameter]:

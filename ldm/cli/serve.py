@@ -17,6 +17,7 @@ from ldm.models.generation_settings import MAX_IMAGES, MAX_SIZE_PX, MAX_STEPS, s
 if TYPE_CHECKING:
     from ldm.generation.model_options import ModelOptions
     from ldm.pipeline.pipeline import Pipeline
+    from ldm.provenance.credentials import ImageSigner
     from ldm.web.worker import Worker
 
 PACKAGES = {"starlette": "starlette", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
@@ -104,6 +105,8 @@ def serve(
 
     known = secrets.token_urlsafe(16) if token == "random" else token or ""
     check_token(host, known, public=public)
+    signing = options.take_signing(given)
+    signer = signing.signer() if signing else None
     caps = Caps(
         side_px=max_size,
         steps=max_steps,
@@ -113,7 +116,7 @@ def serve(
     )
     with listen(host, port) as opened, _model_options({"model": model, **given}) as chosen:
         queue = JobQueue(caps)
-        worker, served = _load(chosen, queue)
+        worker, served = _load(chosen, queue, signer)
         service = Service(served, queue, batch_size=chosen.batch_size)
         application = make_application(service, token=known, with_page=not no_page, public=public)
         worker.start()
@@ -127,6 +130,7 @@ def serve(
 
 spell_out(serve, options.parameters_of(NETWORKS), before="host")
 spell_out(serve, options.parameters_of(COMPUTING), before="max_size")
+spell_out(serve, options.parameters_of(options.SIGNING))
 
 
 def check_installed() -> None:
@@ -150,7 +154,7 @@ def _model_options(given: dict[str, Any]) -> "Iterator[ModelOptions]":
         yield chosen
 
 
-def _load(chosen: "ModelOptions", queue: Any) -> "tuple[Worker, Any]":
+def _load(chosen: "ModelOptions", queue: Any, signer: "ImageSigner | None") -> "tuple[Worker, Any]":
     """The worker with its model, and what clients are told of it."""
     from ldm.generation.model_options import load_model
     from ldm.models.adapters.fuse import lora_name, split_weight
@@ -166,7 +170,7 @@ def _load(chosen: "ModelOptions", queue: Any) -> "tuple[Worker, Any]":
 
     pipeline = load(weights)
     loras = [ServedLora(lora_name(path), weight) for (path, _), weight in zip(named, weights, strict=True)]
-    worker = Worker(queue, pipeline, weights, load, batch_size=chosen.batch_size)
+    worker = Worker(queue, pipeline, weights, load, batch_size=chosen.batch_size, signer=signer)
     return worker, describe(pipeline, loras)
 
 

@@ -9,10 +9,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ldm.data.buckets import BucketSettings, Placement, draw_crop, place
+from ldm.data.rights import Reserved, read_rights, reservation
 from ldm.data.sample import MAIN_IMAGE, ImageInfo, ImageInput, Refusal, Sample, read_unchanged
 from ldm.data.sources.reading import Reading, SourceSettings
 from ldm.data.survey import check_bad_fraction
 from ldm.data.transform import crop_corner, transform_image, transform_input, transform_key, transform_mask
+from ldm.errors import UserError
 from ldm.io.images import WHITE, open_image
 from ldm.noise import key_to_seed
 
@@ -37,6 +39,11 @@ class DataSettings(BucketSettings):
     )
     max_bad_fraction: float = Field(
         0.05, ge=0, le=1, description="the run stops if a larger fraction of the samples cannot be used"
+    )
+    reserved: Reserved = Field(
+        "report",
+        description="images whose files reserve AI training (IPTC DataMining, TDM reservation, C2PA): report uses "
+        "them, and `ldm data check` lists them; leave_out leaves them out; refuse stops the run",
     )
     num_workers: int | None = Field(
         None,
@@ -204,19 +211,35 @@ def prepare(
         multiple: with buckets, image sides are multiples of this many pixels.
 
     Raises:
-        UserError: more than `max_bad_fraction` of the samples cannot be used.
+        UserError: more than `max_bad_fraction` of the samples cannot be used, or one reserves AI training and
+            `reserved` is "refuse".
     """
     placed: list[BucketedSample] = []
     refusals = list(reading.refusals)
+    left_out = _reserved(reading.samples, settings.reserved)
     for sample in reading.samples:
         where = _place(sample, facts[sample.sample_id], settings, multiple, seed)
         if isinstance(where, Refusal):
             refusals.append(where)
-        else:
+        elif sample.sample_id not in left_out:
             placed.append(where)
-    prepared = Prepared(placed, refusals)
+    bad = {refusal.sample_id for refusal in refusals}
+    prepared = Prepared(placed, refusals + [each for id_, each in left_out.items() if id_ not in bad])
     check_bad_fraction(prepared.num_found, refusals, settings.max_bad_fraction)
     return prepared
+
+
+def _reserved(samples: Sequence[Sample], reserved: Reserved) -> dict[str, Refusal]:
+    """The refusals of samples whose images reserve AI training, by id; nothing is read if they are used anyway."""
+    if reserved == "report":
+        return {}
+    found = {sample.sample_id: reservation(sample, read_rights(sample.image)) for sample in samples}
+    left_out = {id_: refusal for id_, refusal in found.items() if refusal is not None}
+    if left_out and reserved == "refuse":
+        first = next(iter(left_out.values())).reason
+        what = f"{len(left_out)} of {len(samples)} images reserve AI training"
+        raise UserError(f"{what} ({first})", "leave them out with data.reserved=leave_out")
+    return left_out
 
 
 def _place(

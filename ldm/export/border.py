@@ -15,12 +15,14 @@ from ldm.export.hub.leaks import is_hub_id, is_thumbnail, parsed, scan
 from ldm.export.hub.outgoing import OutgoingFile
 from ldm.export.model_files import CARD, RECORDS, is_setting, is_vocabulary
 from ldm.io.files import write_bytes, write_json
+from ldm.io.image_metadata import XMP_KEY
 from ldm.io.json_files import MAX_MODEL_JSON_BYTES, read_json
 from ldm.io.opening import read_text
 from ldm.io.png import read_texts, replace_texts
 from ldm.io.redaction import private_names, public_text, without_leaks
 from ldm.io.safetensors_header import read_header
 from ldm.io.safetensors_writer import replace_metadata
+from ldm.io.xmp import NAMESPACES, xmp_packet, xmp_properties
 from ldm.pipeline.record import REDACTED, infotext
 
 PLACES = ("_name_or_path", "name_or_path")
@@ -106,6 +108,8 @@ def _clean_safetensors(path: Path, names: Sequence[str]) -> bool:
 def _clean_png(path: Path, names: Sequence[str]) -> bool:
     before = read_texts(path)
     after = {key: _public_json(text, key, names) for key, text in before.items()}
+    if after.get(XMP_KEY) != before.get(XMP_KEY):
+        after[XMP_KEY] = _public_xmp(before[XMP_KEY], names)
     if isinstance(record := parsed(after.get("ldm", "")), dict):  # "parameters" repeats it in another form
         if after["ldm"] != before["ldm"]:
             after["ldm"] = json.dumps({**record, REDACTED: True}, sort_keys=True)
@@ -115,6 +119,12 @@ def _clean_png(path: Path, names: Sequence[str]) -> bool:
     if after != before:
         replace_texts(path, after)
     return after != before
+
+
+def _public_xmp(packet: str, names: Sequence[str]) -> str:
+    """A packet of the same properties, as far as they are known here, without anything private."""
+    known = {n: v for n, v in xmp_properties(packet.encode()).items() if n.partition(":")[0] in NAMESPACES}
+    return xmp_packet({name: _public(value, name, names) for name, value in known.items()})
 
 
 def _public_json(text: str, key: str, names: Sequence[str]) -> str:

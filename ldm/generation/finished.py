@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.errors import UserError, warn
-from ldm.generation.output import Target, file_name
+from ldm.generation.output import Target
 from ldm.generation.reproduce import made_with_others
+from ldm.io.image_metadata import read_metadata
+from ldm.io.image_writing import check_encoded
 from ldm.io.images import open_image
-from ldm.io.png import check_png
 from ldm.io.temporary import remove_abandoned_files
 from ldm.pipeline.batches import Batch
 from ldm.pipeline.record import read_settings, with_public_names
@@ -37,18 +38,23 @@ def finished_images(pipeline: "Pipeline", batches: Sequence[Batch], target: Targ
         LdmWarning: the same, if `target.overwrite` is true: these are made again.
     """
     images = [image for batch in batches for image in batch]
-    remove_abandoned_files(target.folder, set(map(file_name, images)).__contains__)
+    remove_abandoned_files(target.folder, {target.path(image).name for image in images}.__contains__)
     finished, faults = set(), []
     for image, record in zip(images, pipeline.expected_records(images), strict=True):
         path = target.path(image)
         if not path.exists():
             continue
-        if fault := image_fault(path, record.to_json()):
+        if fault := image_fault(path, record.to_json()) or _signature_fault(path, target):
             faults.append(fault)
         else:
             finished.add(image.number)
     _judge(faults, target)
     return frozenset(finished)
+
+
+def _signature_fault(path: Path, target: Target) -> str | None:
+    """Why an intact image has to be made again: signed images are asked for, and it is not signed."""
+    return f"{path} is not signed" if target.signing and not read_metadata(path).c2pa else None
 
 
 def _judge(faults: list[str], target: Target) -> None:
@@ -71,7 +77,7 @@ def image_fault(path: Path, expected: Mapping[str, Any]) -> str | None:
     """
     try:
         found = with_public_names(read_settings(path))
-        check_png(path)
+        check_encoded(path)
         size = open_image(path).size
     except UserError as error:
         return error.what

@@ -16,10 +16,10 @@ from ldm.generation.finished import finished_images
 from ldm.generation.model_options import ModelOptions, load_model
 from ldm.generation.output import Target
 from ldm.generation.reproduce import Original
+from ldm.generation.signing import image_file
 from ldm.generation.work import choose_engine_together, compile_for
-from ldm.io.files import write_bytes
+from ldm.io.files import write_bytes, write_new
 from ldm.pipeline.batches import Batch, ImageRequest, plan_batches
-from ldm.pipeline.record import write_png
 
 OnProgress = Callable[[int, int], None]
 """Called after every sampling step with (steps done, steps in all), counted over all batches."""
@@ -116,8 +116,9 @@ def run_rank(
     Raises:
         UserError: a model, a setting or a device cannot be used, a file is in the way, or the disk is full.
     """
-    say("loading the model")
     options, target = job.model_options, job.target
+    signer = target.signing.signer() if target.signing else None
+    say("loading the model")
     pipeline = load_model(replace(options, device=share.device(options.device)), job.original)
     batches = share.of(job.batches)
     pipeline.engine = choose_engine_together(job.engine_here, pipeline, job.images, share.folder)
@@ -140,5 +141,6 @@ def run_rank(
     ):
         if made.request.number not in finished:
             path = target.path(made.request)
-            write_png(path, made.image, made.record, overwrite=target.overwrite)
+            data = image_file(made, signer, target.file_format, target.quality)
+            write_new(path, data, overwrite=target.overwrite)
             yield path

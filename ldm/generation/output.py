@@ -13,13 +13,17 @@ from typing import Any
 from PIL import Image
 
 from ldm.errors import UserError
+from ldm.generation.signing import Signing
 from ldm.io.files import disk_errors
+from ldm.io.image_metadata import ImageFormat
+from ldm.io.image_writing import SUFFIXES
 from ldm.io.images import image_grid, open_image
 from ldm.io.png import is_written_here, read_chunk, write_chunks
 from ldm.pipeline.batches import ImageRequest
 from ldm.pipeline.file_names import image_file_name
-from ldm.pipeline.record import RECORD_CHUNK
+from ldm.pipeline.record import has_record
 from ldm.pipeline.xy_grid import Axis, grid_sheet
+from ldm.provenance.marks import EDITED, MADE, mark_texts
 
 GRID_NAME = "grid.png"
 GRID_CHUNK = "ldm_grid"
@@ -28,9 +32,9 @@ _LEAST_LABELLED_PX = 48
 """Below narrower images there is no room for prompt and seed."""
 
 
-def file_name(image: ImageRequest) -> str:
+def file_name(image: ImageRequest, file_format: ImageFormat = "png") -> str:
     """Such as `0001-a-red-apple-s7.png`; it depends on the prompts and seeds, not on the batches."""
-    return image_file_name(image.number, image.prompt, image.seed)
+    return image_file_name(image.number, image.prompt, image.seed, SUFFIXES[file_format])
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,9 @@ class Target:
         overwrite: replace files of the same name.
         grid: write `grid.png` too, all the images side by side.
         layout: of the grid; by default about as many rows as columns.
+        file_format: of the images; the grid is a PNG.
+        quality: of JPEG and WebP, see `ldm.io.image_writing.encode_image`.
+        signing: how the images are signed, if they are.
         resume: keep the images that exist already, if `ldm.generation.finished` finds nothing wrong with them.
     """
 
@@ -58,6 +65,9 @@ class Target:
     grid: bool = False
     resume: bool = False
     layout: GridLayout | None = None
+    file_format: ImageFormat = "png"
+    quality: int | None = None
+    signing: Signing | None = None
 
     @property
     def grid_path(self) -> Path:
@@ -65,7 +75,7 @@ class Target:
 
     def path(self, image: ImageRequest) -> Path:
         """The file of one image."""
-        return self.folder / file_name(image)
+        return self.folder / file_name(image, self.file_format)
 
     def paths(self, images: Sequence[ImageRequest]) -> list[Path]:
         """The files to write, in the order of the images; the grid comes last."""
@@ -76,8 +86,10 @@ class Target:
 
         Raises:
             UserError: a file exists and neither `overwrite` nor `resume` is true; or it is not one of ours, or a grid
-                of other images; or the folder cannot be written to.
+                of other images; or the folder cannot be written to; or PNG has a `quality`.
         """
+        if self.quality is not None and self.file_format == "png":
+            raise UserError("--quality has no effect on PNG, which has no loss", "add --format jpeg or webp")
         _check_writable(self.folder)
         taken = [path for path in self.paths(images) if os.path.lexists(path)]
         for path in taken:
@@ -95,7 +107,8 @@ class Target:
     def _check_ours(self, taken: Sequence[Path]) -> None:
         """Refuse to overwrite what this program did not write."""
         for path in taken:
-            if not is_written_here(path, GRID_CHUNK if path == self.grid_path else RECORD_CHUNK):
+            ours = is_written_here(path, GRID_CHUNK) if path == self.grid_path else has_record(path)
+            if not ours:
                 raise UserError(
                     f"{path} exists already, and was not written by this program",
                     "move it away, or give another --output; --overwrite replaces only images that were generated",
@@ -122,9 +135,9 @@ class Target:
             UserError: an image's file is missing, or the disk is full or not writable.
         """
         opened = [open_image(self.path(image)) for image in images]
-        write_chunks(
-            self.grid_path, self._grid(opened, images), {GRID_CHUNK: _contents(images)}, overwrite=True
-        )
+        edited = any(image.inputs for image in images)
+        texts = {GRID_CHUNK: _contents(images), **mark_texts(EDITED if edited else MADE)}
+        write_chunks(self.grid_path, self._grid(opened, images), texts, overwrite=True)
 
     def _grid(self, opened: Sequence[Image.Image], images: Sequence[ImageRequest]) -> Image.Image:
         if self.layout:

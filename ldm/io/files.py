@@ -104,6 +104,35 @@ def write_bytes(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def write_new(path: str | os.PathLike[str], data: bytes, *, overwrite: bool = False) -> None:
+    """Write a file completely or not at all, and by default only where there is none.
+
+    Raises:
+        UserError: `path` exists and `overwrite` is false, the disk is full, or the folder is not writable.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir() or (path.exists() and not overwrite):
+            raise UserError(f"{path} exists already", "choose another name or move it away")
+        write_bytes(path, data)
+    except OSError as error:  # a name too long, a file where a folder should be, a broken disk
+        raise UserError(f"{path} cannot be written ({error.strerror})", "choose another place") from error
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a new file that only its owner may read, such as a key; its folder likewise, if there is none.
+
+    Raises:
+        UserError: the file exists, the disk is full or the folder is not writable.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+
 @contextmanager
 def _new_file(path: Path) -> Iterator[BinaryIO]:
     """A file to fill, which replaces `path` once it is complete and flushed to the disk."""

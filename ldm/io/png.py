@@ -10,7 +10,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from ldm.errors import UserError
-from ldm.io.files import write_bytes
+from ldm.io.files import write_bytes, write_new
+from ldm.io.image_metadata import png_text
 from ldm.io.opening import MAX_IMAGE_BYTES, open_file, read_bytes
 
 
@@ -31,13 +32,7 @@ def write_chunks(
     Raises:
         UserError: `path` exists and `overwrite` is false, the disk is full, or the folder is not writable.
     """
-    path, content = Path(path), with_chunks(image, chunks)
-    try:
-        if path.is_dir() or (path.exists() and not overwrite):
-            raise UserError(f"{path} exists already", "choose another name or move it away")
-        write_bytes(path, content)
-    except OSError as error:  # a name too long, a file where a folder should be, a broken disk
-        raise UserError(f"{path} cannot be written ({error.strerror})", "choose another place") from error
+    write_new(path, with_chunks(image, chunks), overwrite=overwrite)
 
 
 def is_written_here(path: str | os.PathLike[str], key: str) -> bool:
@@ -86,8 +81,6 @@ def check_png(path: Path) -> None:
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
-MAX_TEXT_BYTES = 2**24
-"""The longest text of a chunk that is unpacked."""
 
 
 def read_texts(path: Path) -> dict[str, str]:
@@ -96,7 +89,7 @@ def read_texts(path: Path) -> dict[str, str]:
     Raises:
         UserError: the file is not a PNG, or a chunk is damaged.
     """
-    return dict(_text(data, kind) for kind, data in _chunks(path) if kind in TEXT_CHUNKS)
+    return dict(png_text(kind, data) for kind, data in _chunks(path) if kind in TEXT_CHUNKS)
 
 
 def replace_texts(path: Path, texts: Mapping[str, str]) -> None:
@@ -129,21 +122,3 @@ def _chunks(path: Path) -> Iterator[tuple[bytes, bytes]]:
         if kind == b"IEND":
             return
     raise UserError(f"{path}: not a complete PNG", "restore the file")
-
-
-def _text(data: bytes, kind: bytes) -> tuple[str, str]:
-    """The key and the text of a chunk."""
-    key, _, value = data.partition(b"\0")
-    if kind == b"iTXt":
-        is_packed, value = value[:1] == b"\1", value[2:].split(b"\0", 2)[-1]
-        raw = _unpacked(value) if is_packed else value
-        return key.decode("latin-1"), raw.decode("utf-8", "replace")
-    raw = _unpacked(value[1:]) if kind == b"zTXt" else value
-    return key.decode("latin-1"), raw.decode("latin-1")
-
-
-def _unpacked(data: bytes) -> bytes:
-    try:
-        return zlib.decompressobj().decompress(data, MAX_TEXT_BYTES)
-    except zlib.error:
-        return data

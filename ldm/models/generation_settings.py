@@ -563,6 +563,11 @@ class GenerationSettings(Settings):
         description="Compute the deep levels of the network only at every N-th step and reuse them in between: "
         "faster, but the image changes, less so with more steps.",
     )
+    watermark: Annotated[bool, Setting(recorded_if_changed=True)] = Field(
+        False,
+        description="Hide a watermark in the image, from 256 x 256 pixels, that says which model and which image it "
+        "is. It survives JPEG, resizing and screenshots; `ldm provenance` finds it.",
+    )
     preset: Annotated[str, Setting("NAME", recorded=False)] = Field(
         "",
         description="fast: guidance in the first half of the steps and deep levels at every third; full: skip "

@@ -5,10 +5,10 @@ import unicodedata
 _SLUG_LENGTH = 40
 
 
-def image_file_name(number: int, prompt: str, seed: int | None) -> str:
+def image_file_name(number: int, prompt: str, seed: int | None, suffix: str = ".png") -> str:
     """Such as `0001-a-red-apple-s7.png`; it depends on the prompt and seed, not on how the image was made."""
     ending = "" if seed is None else f"-s{seed}"
-    return f"{number:04d}-{slug(prompt)}{ending}.png"
+    return f"{number:04d}-{slug(prompt)}{ending}{suffix}"
 
 
 def slug(prompt: str) -> str:

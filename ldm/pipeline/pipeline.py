@@ -88,6 +88,7 @@ from ldm.pipeline.settings import (
 from ldm.pipeline.step_bar import bar_for_steps
 from ldm.pipeline.tiles import complete_windows
 from ldm.pipeline.unusual import warn_of_lora, warn_of_prompts, warn_of_settings
+from ldm.provenance.watermark import check_size, embed, payload_of
 from ldm.tasks import Task, task_for_images
 from ldm.types import Step
 
@@ -419,6 +420,8 @@ class Pipeline:
         full = task.completed(full, settings)
         if task.in_windows:
             full = complete_windows(full, settings, self.defaults, multiple)
+        if full.watermark:
+            check_size(full.width, full.height)
         karras = self._given_karras(settings)
         name, with_karras = resolve_scheduler(full.scheduler, self.scheduler_config, karras)
         return full.model_copy(update={"scheduler": name, "karras": with_karras})
@@ -487,7 +490,10 @@ class Pipeline:
             record = self._record(request, batch.settings, own_noise)
             tiled = {"decoded_in_tiles": in_tiles, "encoded_in_tiles": batch.encoded_in_tiles}
             record = record.model_copy(update=tiled)
-            yield MadeImage(request, images[row], latents[row], record)
+            image = images[row]
+            if batch.settings.watermark:
+                image = embed(image, payload_of(record.to_json()))
+            yield MadeImage(request, image, latents[row], record)
 
     def expected_records(self, images: Batch) -> list[ImageRecord]:
         """The records that `make_images` would give the images, none of which is made."""

@@ -1,4 +1,4 @@
-"""What an image says about itself: `ImageRecord`, in its PNG as JSON for us and as A1111's text for other tools."""
+"""What an image says about itself: `ImageRecord`, in its file as JSON for us and as A1111's text for other tools."""
 
 import json
 import os
@@ -11,8 +11,11 @@ from pydantic import Field
 
 from ldm.config import Settings, validate
 from ldm.errors import UserError, warn
+from ldm.io.files import write_new
+from ldm.io.image_metadata import ImageFormat, image_format, read_metadata
+from ldm.io.image_writing import RECORD_KEY, WrittenMetadata, encode_image, record_text
 from ldm.io.json_files import parse_json
-from ldm.io.png import read_chunk, write_chunks
+from ldm.io.png import is_written_here, read_chunk
 from ldm.io.redaction import public_file_name
 from ldm.models.adapters.fuse import UsedLora
 from ldm.models.control.hints import REFERENCE
@@ -25,12 +28,14 @@ from ldm.models.generation_settings import (
 )
 from ldm.pipeline.control_images import UsedControl
 from ldm.pipeline.input_images import InputRecord
+from ldm.provenance.marks import written_metadata
 
 RECORD_VERSION = 2
 """Raised when a record changes so that older programs misread it. A record without a version has version 1."""
 
-RECORD_CHUNK = "ldm"
-"""The text chunk of a PNG that holds its record."""
+RECORD_CHUNK = RECORD_KEY
+"""The text chunk of a PNG that holds its record; JPEG and WebP have an XMP property."""
+
 INPUTS_VERSION = 3
 """The version of the record of an image that was made from other images, or with settings that records leave out at
 their default: older programs would ignore them."""
@@ -162,7 +167,8 @@ def write_png(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write an image as PNG, with its record in the text chunks `parameters` and `ldm`.
+    """Write an image as PNG, with its record in the text chunks `parameters` and `ldm`, and with the marks of
+    `ldm.provenance.marks`.
 
     The file appears whole or not at all.
 
@@ -172,23 +178,58 @@ def write_png(
     Raises:
         UserError: `path` exists and `overwrite` is false, the disk is full, or the folder is not writable.
     """
-    write_chunks(path, image, text_chunks(record), overwrite=overwrite)
+    write_new(path, encode_with_record(image, record), overwrite=overwrite)
 
 
-def text_chunks(record: ImageRecord | Mapping[str, Any]) -> dict[str, str]:
-    """The text chunks of an image with this record, for A1111 and for us."""
+def encode_with_record(
+    image: Image.Image,
+    record: ImageRecord | Mapping[str, Any],
+    file_format: ImageFormat = "png",
+    quality: int | None = None,
+) -> bytes:
+    """The bytes of an image file with its record and the marks of `ldm.provenance.marks`.
+
+    Args:
+        record: as in `write_png`.
+        quality: as in `ldm.io.image_writing.encode_image`.
+    """
+    return encode_image(image, _metadata(record), file_format, quality)
+
+
+def _metadata(record: ImageRecord | Mapping[str, Any]) -> WrittenMetadata:
     kind = type(record.settings) if isinstance(record, ImageRecord) else GenerationSettings
     flat = record.to_json() if isinstance(record, ImageRecord) else dict(record)
-    return {"parameters": infotext(flat, kind), RECORD_CHUNK: json.dumps(flat, sort_keys=True)}
+    return written_metadata(flat, infotext(flat, kind))
+
+
+def has_record(path: str | os.PathLike[str]) -> bool:
+    """Whether a file has a record of ours, even if its pixels are damaged; an empty file counts, too."""
+    return is_written_here(path, RECORD_KEY) or (
+        _format_of(path) in ("jpeg", "webp") and record_text(read_metadata(path)) is not None
+    )
+
+
+def _format_of(path: str | os.PathLike[str]) -> ImageFormat | None:
+    """None also for a file that cannot be read."""
+    try:
+        return image_format(path)
+    except OSError:
+        return None
+
+
+def _record_text(path: str | os.PathLike[str]) -> str | None:
+    if _format_of(path) in ("jpeg", "webp"):
+        return record_text(read_metadata(path))
+    return read_chunk(path, RECORD_KEY)
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The record in a PNG as a flat mapping, as it was written.
+    """The record in a PNG, JPEG or WebP as a flat mapping, as it was written.
 
     Raises:
-        UserError: the file is not a readable PNG, or has no record of ours.
+        UserError: the file is not a readable image, or has no record of ours.
     """
-    text = read_chunk(path, RECORD_CHUNK)
+    text = _record_text(path)
     if text is None:
         raise UserError(
             f"{path}: has no `ldm` settings",
@@ -208,10 +249,10 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
 def read_record(
     path: str | os.PathLike[str], kind: type[GenerationSettings] = GenerationSettings
 ) -> ImageRecord:
-    """The record in a PNG.
+    """The record in a PNG, JPEG or WebP.
 
     Raises:
-        UserError: the file is not a readable PNG, has no record of ours, or the record is damaged.
+        UserError: the file is not a readable image, has no record of ours, or the record is damaged.
 
     Warns:
         LdmWarning: a later version of the program wrote it, or private text was removed from it.

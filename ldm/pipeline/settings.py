@@ -17,6 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.errors import UserError, warn
+from ldm.io.files import write_new
+from ldm.io.image_metadata import ImageFormat
+from ldm.io.image_writing import SUFFIXES
 from ldm.models.control.hints import REFERENCE
 from ldm.models.generation_settings import (
     LARGEST_SEED,
@@ -32,7 +35,7 @@ from ldm.pipeline.batches import ImageRequest, Kind, Prompt
 from ldm.pipeline.control_images import list_references, pair_controls
 from ldm.pipeline.file_names import image_file_name
 from ldm.pipeline.input_images import pair_inputs
-from ldm.pipeline.record import ImageRecord, write_png
+from ldm.pipeline.record import ImageRecord, encode_with_record
 from ldm.tasks import TASKS, Task, find_task
 from ldm.types import Step
 from ldm.version import __version__
@@ -105,21 +108,26 @@ class Generation:
         """The records as flat mappings, as `ldm.pipeline.record.read_settings` returns them."""
         return [record.to_json() for record in self.records]
 
-    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
+    def save(
+        self, folder: str | os.PathLike[str], file_format: ImageFormat = "png", quality: int | None = None
+    ) -> list[Path]:
         """Write the images as `ldm generate` does, with the same names: `0001-a-red-apple-s7.png`, ...
+
+        Args:
+            quality: of JPEG and WebP, 1 to 100; by default 95, and no loss for WebP.
 
         Raises:
             UserError: one of the files exists, or the disk is full or not writable.
         """
         paths = [
-            Path(folder) / image_file_name(number, record.prompt, record.seed)
+            Path(folder) / image_file_name(number, record.prompt, record.seed, SUFFIXES[file_format])
             for number, record in enumerate(self.records, start=1)
         ]
         for path in paths:
             if path.exists():
                 raise UserError(f"{path} exists already", "choose another folder or move it away")
         for path, image, record in zip(paths, self.images, self.records, strict=True):
-            write_png(path, image, record)
+            write_new(path, encode_with_record(image, record, file_format, quality))
         return paths
 
 

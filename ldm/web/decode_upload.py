@@ -18,6 +18,8 @@ from typing import IO, Any
 from PIL import Image, ImageOps
 
 from ldm.errors import UserError
+from ldm.io.image_metadata import read_metadata
+from ldm.io.image_writing import RECORD_KEY, record_text
 from ldm.io.images import open_alpha, open_image
 from ldm.io.png import SIGNATURE
 
@@ -63,13 +65,19 @@ def decode(data: bytes, kind: str, name: str, max_pixels: int) -> Image.Image:
 
 
 def read_text(data: bytes, name: str, max_pixels: int) -> dict[str, str]:
-    """The text chunks of a PNG that stand before its pixels; Pillow limits how long they are.
+    """The text chunks of a PNG that stand before its pixels; Pillow limits how long they are. Of a JPEG or WebP, the
+    record.
 
     Raises:
-        UserError: it is not a PNG, or has too many pixels.
+        UserError: it is none of these, or has too many pixels.
     """
     if not data.startswith(SIGNATURE):
-        raise UserError(f"{name}: not a PNG", "give an image as `ldm generate` or this page made it")
+        metadata = read_metadata(data)
+        if metadata.format is None:
+            what = f"{name}: not a PNG, JPEG or WebP"
+            raise UserError(what, "give an image as `ldm generate` or this page made it")
+        record = record_text(metadata)
+        return {} if record is None else {RECORD_KEY: record}
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             return {str(key): text for key, text in image.info.items() if isinstance(text, str)}

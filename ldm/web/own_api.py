@@ -16,7 +16,6 @@ from ldm.io.json_files import parse_json
 from ldm.pipeline.record import RECORD_CHUNK, ImageRecord
 from ldm.web.form import describe_form, read_controls, read_settings, read_weights
 from ldm.web.guard import COOKIE, Guard, same_text
-from ldm.web.latent_previews import as_png
 from ldm.web.queue import Job, NotFound, ServedImage
 from ldm.web.service import Asked, Service, client_of, text_of
 from ldm.web.uploads import from_base64
@@ -208,7 +207,7 @@ async def sheet(request: Request) -> Response:
     """The images of a job side by side."""
     service = service_of(request)
     job = service.queue.find(request.path_params["job"])
-    png = await run_in_threadpool(lambda: as_png(service.sheet(job)))
+    png = await run_in_threadpool(service.sheet_file, job)
     return png_response(png, "grid.png")
 
 
@@ -222,21 +221,21 @@ def png_response(png: bytes, name: str) -> Response:
     return Response(png, media_type="image/png", headers=headers)
 
 
-# Settings in a PNG
+# Settings in an image
 
 
 async def read_png(request: Request) -> Response:
-    """The settings in a PNG, and whether this model made it."""
+    """The settings in an image, and whether this model made it."""
     service, given = service_of(request), await json_object(request)
     data = from_base64(given.get("image"), "image")
     return JSONResponse(await run_in_threadpool(settings_in, service, data))
 
 
 def settings_in(service: Service, data: bytes) -> dict[str, Any]:
-    """What is stored in a PNG of ours: its prompt and settings as a request has them, and a note on the model.
+    """What is stored in an image of ours: its prompt and settings as a request has them, and a note on the model.
 
     Raises:
-        UserError: it is not a PNG, or has no record of ours.
+        UserError: it is not a PNG, JPEG or WebP, or has no record of ours.
     """
     record = read_record(service, data)
     original = Original(Path("the image"), record)
@@ -256,16 +255,14 @@ def settings_in(service: Service, data: bytes) -> dict[str, Any]:
 
 
 def read_record(service: Service, data: bytes) -> ImageRecord:
-    """The record in a PNG.
+    """The record in a PNG, JPEG or WebP.
 
     Raises:
-        UserError: it is not a PNG, or has no record of ours.
+        UserError: it is none of these, or has no record of ours.
     """
     texts = service.uploads.texts(data, "image")
     if RECORD_CHUNK not in texts:
-        raise UserError(
-            "the image has no `ldm` settings", "give a PNG as `ldm generate` or this page made it"
-        )
+        raise UserError("the image has no `ldm` settings", "give one as `ldm generate` or this page made it")
     try:
         flat = parse_json(texts[RECORD_CHUNK])
     except ValueError as error:

@@ -15,12 +15,14 @@ from starlette.requests import Request
 from ldm.errors import UserError
 from ldm.generation.prompts import check_installed
 from ldm.io.images import image_grid
+from ldm.io.png import with_chunks
 from ldm.models.control.hints import REFERENCE
 from ldm.models.generation_settings import GenerationSettings, check_text
 from ldm.pipeline.batches import Prompt, list_images
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.settings import with_inputs
 from ldm.pipeline.xy_grid import Axis, grid_sheet, over_grid, parse_axis
+from ldm.provenance.marks import EDITED, MADE, mark_texts, source_type_of
 from ldm.tasks import TASKS
 from ldm.web.caps import Caps
 from ldm.web.queue import Job, JobQueue, SheetLayout
@@ -196,6 +198,11 @@ class Service:
             return grid_sheet(images, [job.layout.prompt], job.layout.x, job.layout.y)
         columns = next(n for n in range(1, len(images) + 1) if n * n >= len(images))
         return image_grid(images, num_columns=columns)
+
+    def sheet_file(self, job: Job) -> bytes:
+        """`sheet` as a PNG that says that an AI made it."""
+        edited = any(source_type_of(each.record.to_json()) == EDITED for each in job.images)
+        return with_chunks(self.sheet(job), mark_texts(EDITED if edited else MADE))
 
 
 def open_made(png: bytes) -> Image.Image:

@@ -41,10 +41,10 @@ class UploadReader:
         return Image.frombytes(head["mode"], tuple(head["size"]), content)
 
     def texts(self, data: bytes, name: str) -> dict[str, str]:
-        """The text chunks of a PNG.
+        """The text chunks of a PNG; of a JPEG or WebP the record, under the key that a PNG has it under.
 
         Raises:
-            UserError: it is not a readable PNG.
+            UserError: it is none of these, or cannot be read.
         """
         head, _ = self._ask(data, name, "text")
         return dict(head["texts"])

@@ -9,15 +9,15 @@ from time import monotonic
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.generation.signing import image_file
 from ldm.io.memory import memory_fault
 from ldm.io.messages import own_warnings
-from ldm.io.png import with_chunks
 from ldm.models.devices import free_cached_memory
 from ldm.pipeline.batches import Batch
 from ldm.pipeline.file_names import image_file_name
 from ldm.pipeline.pipeline import Pipeline
-from ldm.pipeline.record import text_chunks
 from ldm.pipeline.settings import MadeImage
+from ldm.provenance.credentials import ImageSigner
 from ldm.types import Step
 from ldm.web.caps import Caps
 from ldm.web.latent_previews import as_png, fit_colors, preview_images
@@ -43,6 +43,7 @@ class Worker(threading.Thread):
 
     Attributes:
         load: loads the model with its LoRAs at other weights.
+        signer: signs the images; None if they are not signed.
     """
 
     def __init__(
@@ -53,11 +54,13 @@ class Worker(threading.Thread):
         load: Callable[[LoraWeights], Pipeline],
         *,
         batch_size: int,
+        signer: ImageSigner | None = None,
     ) -> None:
         super().__init__(name="worker", daemon=True)
         self.queue = queue
         self.load = load
         self.batch_size = batch_size
+        self.signer = signer
         self._given_weights = lora_weights
         self._weights = lora_weights
         self._pipeline: Pipeline | None = pipeline
@@ -89,7 +92,7 @@ class Worker(threading.Thread):
             self._report(job, pipeline, done, total, latents)
 
         for made in pipeline.make_images([batch], batch_size=self.batch_size, halve=True, on_step=on_step):
-            job.add(served_image(made))
+            job.add(served_image(made, self.signer))
 
     def _report(self, job: Job, pipeline: Pipeline, done: int, total: int, latents: Tensor) -> None:
         if job.stop_asked:
@@ -122,12 +125,11 @@ def check_completed(pipeline: Pipeline, job: Job, caps: Caps) -> None:
         caps.check_settings(record.settings)
 
 
-def served_image(made: MadeImage) -> ServedImage:
+def served_image(made: MadeImage, signer: ImageSigner | None = None) -> ServedImage:
     """An image as the PNG file that `ldm generate` would write."""
     request = made.request
     name = image_file_name(request.number, request.prompt, request.seed)
-    png = with_chunks(made.image, text_chunks(made.record))
-    return ServedImage(request.number, request.seed, name, png, made.record)
+    return ServedImage(request.number, request.seed, name, image_file(made, signer), made.record)
 
 
 def _fault(error: Exception) -> UserError:

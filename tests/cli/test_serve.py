@@ -56,6 +56,14 @@ def test_a_model_that_is_missing_is_named(tmp_path: Path) -> None:
     assert "nothing" in said and said.count("\n") == 1
 
 
+def test_what_cannot_sign_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LDM_IDENTITY_DIR", str(tmp_path))
+    assert "no identity to sign with: make one with `ldm provenance init`" in error_of("--sign", "--port", 0)
+    assert "--sign-prompts without --sign: add --sign" in error_of("--sign-prompts", "--port", 0)
+
+
 @pytest.mark.slow
 def test_the_first_image_is_there_within_ten_seconds(tmp_path: Path) -> None:
     """Or on a slow or busy machine, not much later than from `ldm generate`."""

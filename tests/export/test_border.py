@@ -13,6 +13,7 @@ from PIL import Image
 from ldm.errors import LdmWarning, UserError
 from ldm.export.artefact import export
 from ldm.export.border import clean_folder
+from ldm.export.card.samples import SampleImage, write_samples
 from ldm.export.export_options import ExportOptions
 from ldm.export.export_source import ExportSource, load_source
 from ldm.export.hub.leaks import scan
@@ -20,10 +21,12 @@ from ldm.export.hub.outgoing import OutgoingFile, list_outgoing
 from ldm.export.model_files import is_vocabulary
 from ldm.export.verify import compare, readers
 from ldm.io.files import write_json, write_tensors
+from ldm.io.image_metadata import read_metadata
 from ldm.io.png import read_texts, write_chunks
 from ldm.io.redaction import public_file_name, public_text
 from ldm.io.safetensors_header import read_header
-from ldm.pipeline.record import ImageRecord, read_record, write_png
+from ldm.pipeline.record import ImageRecord, encode_with_record, read_record, write_png
+from ldm.provenance.marks import EDITED, MADE, source_type_in
 from tests.support.tiny_card import make_run
 
 TOKEN = "hf_" + "aB3" * 11
@@ -101,6 +104,26 @@ def test_pixels_and_numbers_are_not_touched(tmp_path: Path) -> None:
     assert all_bytes(tmp_path)["model.safetensors"].endswith(torch.ones(3).numpy().tobytes())
 
 
+def test_the_marks_of_an_image_are_read_after_cleaning(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    for model in (f"{USER}-model", "model"):
+        private = {**record().to_json(), "model_id": model}
+        write_png(path, Image.new("RGB", (8, 8)), private, overwrite=True)
+        clean_folder(tmp_path)
+        properties = read_metadata(path).properties
+        assert source_type_in(read_metadata(path)) == MADE
+        assert properties["Iptc4xmpExt:AISystemUsed"] == model.replace(USER, "<name>")
+
+
+def test_every_image_of_a_card_is_marked(tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 8), "red")
+    samples = [SampleImage("a", image), SampleImage("b", image, record().to_json(), given=image)]
+    for shown, grid_kind in ((samples, EDITED), (samples[:1] * 2, MADE)):
+        write_samples(tmp_path, shown)
+        assert source_type_in(read_metadata(tmp_path / "samples/01.png")) == MADE
+        assert source_type_in(read_metadata(tmp_path / "samples/grid.png")) == grid_kind
+
+
 def test_an_export_without_anything_private_keeps_its_bytes(tmp_path: Path) -> None:
     write_everything(tmp_path)
     clean_folder(tmp_path)
@@ -136,6 +159,11 @@ def test_a_push_finds_names_in_what_programs_write(tmp_path: Path) -> None:
     kind = "the name of this user or this computer, alice"
     write_png(tmp_path / "a.png", Image.new("RGB", (8, 8)), ImageRecord(prompt="of Alice", seed=0))
     assert leaks_in(tmp_path / "a.png") == [f"a.png (ldm): {kind[:-5]}Alice"]
+    for kind_of_file in ("jpeg", "webp"):
+        (tmp_path / f"a.{kind_of_file}").write_bytes(
+            encode_with_record(Image.new("RGB", (8, 8)), ImageRecord(prompt="of Alice", seed=0), kind_of_file)  # type: ignore[arg-type]
+        )
+        assert leaks_in(tmp_path / f"a.{kind_of_file}") == [f"a.{kind_of_file} (record): {kind[:-5]}Alice"]
     write_tensors(tmp_path / "a.safetensors", {"w": torch.ones(1)}, {"ss_output_name": "alice-1"})
     assert leaks_in(tmp_path / "a.safetensors") == [f"a.safetensors (ss_output_name): {kind}"]
     write_json(tmp_path / "ldm.json", {"provenance": {"run": "alice_run"}})

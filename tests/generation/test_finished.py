@@ -165,7 +165,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "cut short": (cut_short, ""),
     "a flipped bit": (flip_a_bit, ""),
     "no settings": (lose_its_settings, "has no `ldm` settings"),
-    "a JPEG": (become_a_jpeg, "not a readable PNG"),
+    "a JPEG": (become_a_jpeg, "has no `ldm` settings"),
     "another size": (become_smaller, "has 8 x 16 pixels, not 16 x 16"),
     "other steps": (have_other(num_inference_steps=7), "num_inference_steps 7, not num_inference_steps 2"),
     "other weights": (have_other(weights_hash="0" * 64), "was made with weights_hash"),

@@ -41,6 +41,7 @@ def test_a_jsonl_file_has_settings_a_line(tmp_path: Path) -> None:
         "guidance_rescale": 0.5,
         "guidance_interval": (0.2, 0.8),
         "deep_features_every": 2,
+        "watermark": True,
         "scheduler": "euler",
         "karras": False,
         "timesteps": "900,500,100",

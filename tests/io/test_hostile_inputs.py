@@ -43,6 +43,7 @@ from ldm.models.adapters.lora_files import _header_configs, read_lora
 from ldm.models.families.registry import family_of_folder
 from ldm.models.loading.component_files import check_files
 from ldm.models.loading.folder import check_folder, read_defaults
+from ldm.provenance.image_report import provenance_of
 from train.run.best import read_best
 from train.run.checkpoints import CheckpointNumbers
 from train.run.resume import _trained_on
@@ -96,6 +97,8 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "defaults": ("ldm.json", lambda path: read_defaults(path.parent, 64, 64)),
     "PNG": ("a.png", lambda path: read_chunk(path, "ldm")),
     "record": ("a.png", read_original),
+    "record of a JPEG": ("a.jpg", read_original),
+    "provenance": ("a.png", provenance_of),
     "finished image": ("a.png", lambda path: image_fault(path, {"width": 8, "height": 8})),
     "image": ("a.png", open_image),
     "alpha": ("a.png", open_alpha),

@@ -128,7 +128,7 @@ def test_read_settings_refuses_files_without(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:-60])
     faults = {
         "plain.png": "no `ldm` settings",
-        "a.jpg": "not a readable PNG",
+        "a.jpg": "no `ldm` settings",
         "cut.png": "not a readable PNG",
     }
     for name, message in (faults | {"absent.png": "no such file"}).items():

@@ -10,13 +10,19 @@ from ldm.generation.model_options import ModelOptions
 from ldm.generation.output import Target
 from ldm.pipeline.batches import Prompt, list_images
 from ldm.pipeline.pipeline import Pipeline
-from tests.support.tiny_models import make_sd1
+from tests.support.tiny_models import make_large_images, make_sd1
 
 
 def save_model(folder: Path) -> Path:
     """Save a tiny model inside `folder`; returns its folder."""
     Pipeline(make_sd1(folder / "tokenizer")).save(folder / "one")
     return folder / "one"
+
+
+def save_model_of_large_images(folder: Path) -> Path:
+    """The same with images of 256 x 256 pixels, which take no longer."""
+    Pipeline(make_large_images(folder / "tokenizer")).save(folder / "large")
+    return folder / "large"
 
 
 def generate(*arguments: object) -> Result:

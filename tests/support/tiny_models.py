@@ -54,6 +54,15 @@ def make_sd1(folder: Path) -> ModelParts:
     return _make(folder, SD1_SCHEDULER, text_width=32, attention_head_dim=2)
 
 
+def make_large_images(folder: Path) -> ModelParts:
+    """Like `make_sd1`, but with 16 x 16 pixels for each latent: images of 256 x 256 pixels take no time."""
+    parts = make_sd1(folder)
+    vae = _tiny_vae(num_levels=5)
+    parts.autoencoder = KLAutoencoder(vae.eval().requires_grad_(False))
+    parts.defaults = Defaults(height=256, width=256, num_inference_steps=1)
+    return parts
+
+
 def make_sd2(folder: Path, scheduler_config: dict[str, Any] = SD2_SCHEDULER) -> ModelParts:
     """Like SD2: v-prediction, heads per level, linear layers around the attention, padding with `!`."""
     return _make(
@@ -101,14 +110,7 @@ def _make(
         attention_head_dim=attention_head_dim,
         use_linear_projection=use_linear_projection,
     )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        latent_channels=4,
-        sample_size=16,
-    )
+    vae = _tiny_vae()
     parts = ModelParts(
         UNetDenoiser(unet),
         KLAutoencoder(vae),
@@ -197,11 +199,12 @@ def _xl_unet(*, text_width: int, added_width: int) -> UNet2DConditionModel:
     )
 
 
-def _tiny_vae(**settings: Any) -> AutoencoderKL:
+def _tiny_vae(*, num_levels: int = 2, **settings: Any) -> AutoencoderKL:
+    """Each level but the last halves the size."""
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * num_levels,
+        up_block_types=("UpDecoderBlock2D",) * num_levels,
+        block_out_channels=(8,) * (num_levels - 1) + (16,),
         norm_num_groups=4,
         latent_channels=4,
         sample_size=16,

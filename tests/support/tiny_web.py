@@ -15,6 +15,7 @@ from PIL import Image
 from ldm.generation.model_options import ModelOptions, load_model
 from ldm.models.generation_settings import GenerationSettings
 from ldm.pipeline.pipeline import Pipeline
+from ldm.provenance.credentials import ImageSigner
 from ldm.web.application import make_application
 from ldm.web.caps import Caps
 from ldm.web.queue import JobQueue
@@ -112,7 +113,9 @@ async def _call(
 
 
 @contextmanager
-def working(folder: Path, *loras: str, caps: Caps | None = None) -> Iterator[Service]:
+def working(
+    folder: Path, *loras: str, caps: Caps | None = None, signer: ImageSigner | None = None
+) -> Iterator[Service]:
     """A service whose worker makes images with a saved model."""
 
     def load(weights: tuple[float, ...]) -> Pipeline:
@@ -122,7 +125,7 @@ def working(folder: Path, *loras: str, caps: Caps | None = None) -> Iterator[Ser
     weights = (1.0,) * len(loras)
     queue = JobQueue(caps or Caps())
     pipeline = load(weights)
-    worker = Worker(queue, pipeline, weights, load, batch_size=8)
+    worker = Worker(queue, pipeline, weights, load, batch_size=8, signer=signer)
     service = Service(describe(pipeline), queue, batch_size=8)
     worker.start()
     try:

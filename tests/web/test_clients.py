@@ -15,9 +15,8 @@ from PIL import Image
 from webuiapi import WebUIApi
 
 from ldm.generation.model_options import ModelOptions, load_model
-from ldm.io.png import with_chunks
 from ldm.pipeline.pipeline import Pipeline
-from ldm.pipeline.record import read_record, text_chunks
+from ldm.pipeline.record import encode_with_record, read_record
 from ldm.web.own_api import read_record as read_record_of
 from ldm.web.service import Service
 from tests.support.documents import ROOT
@@ -69,8 +68,7 @@ def made_by(pipeline: Pipeline, prompt: str, **given: Any) -> list[bytes]:
     """The PNG files of images; tests/web/test_worker.py compares them with those of the command line."""
     made = pipeline.generate(prompt, **given)
     return [
-        with_chunks(image, text_chunks(record))
-        for image, record in zip(made.images, made.records, strict=True)
+        encode_with_record(image, record) for image, record in zip(made.images, made.records, strict=True)
     ]
 
 

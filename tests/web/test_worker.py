@@ -15,15 +15,22 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.generation.signing import read_signing
+from ldm.io.image_metadata import read_metadata
+from ldm.io.png import read_texts
 from ldm.models.generation_settings import GenerationSettings
 from ldm.pipeline.pipeline import Pipeline
+from ldm.pipeline.record import encode_with_record
+from ldm.provenance.credentials import read_credentials
+from ldm.provenance.marks import EDITED, MADE, source_type_in
 from ldm.web.caps import Caps
 from ldm.web.latent_previews import fit_colors, preview_images
 from ldm.web.own_api import settings_in
 from ldm.web.queue import Job
 from ldm.web.service import Asked, ServedLora, Service
 from ldm.web.worker import Worker
-from tests.support.tiny_generate import files, generate, save_model
+from tests.support.signatures import identity, told
+from tests.support.tiny_generate import files, generate, save_model, save_model_of_large_images
 from tests.support.tiny_images import photo
 from tests.support.tiny_loras import as_diffusers, trained
 from tests.support.tiny_models import make_sd1
@@ -82,6 +89,33 @@ def test_images_over_a_grid_are_those_of_the_command_line(
         assert service.sheet(job).tobytes() == sheet.convert("RGB").tobytes()
     del made["grid.png"]
     assert {image.file_name: image.png for image in job.images} == made
+
+
+def test_served_images_are_marked_watermarked_and_signed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("c2pa")
+    model = save_model_of_large_images(tmp_path)
+    identity(tmp_path / "alice", "Alice")
+    monkeypatch.setenv("LDM_IDENTITY_DIR", str(tmp_path / "alice"))
+    signing = read_signing(sign=True, sign_key=None, sign_certificate=None, sign_prompts=False)
+    assert signing is not None
+    with working(model, signer=signing.signer()) as service:
+        job = ask(service, watermark=True)
+        edit = ask(service, image=photo(16, 16), strength=0.5)
+    quick = ("--num-inference-steps", 2, "--seed", 3, "--watermark")
+    generate("a", *quick, "--sign", "--model", model, "--output", tmp_path / "made")
+    (made,) = (tmp_path / "made").iterdir()
+    served = tmp_path / "served.png"
+    served.write_bytes(job.images[0].png)
+    assert told(served)[1].partition(": ")[2] == told(made)[1].partition(": ")[2]
+    assert "signed by Alice; made by large" in told(served)[1] and "as its record says" in told(served)[1]
+    assert read_texts(served) == read_texts(made)
+    credentials = read_credentials(edit.images[0].png)
+    assert credentials is not None and [each.title for each in credentials.ingredients] == ["image"]
+    for each, kind in ((job, MADE), (edit, EDITED)):
+        assert source_type_in(read_metadata(each.images[0].png)) == kind
+        assert source_type_in(read_metadata(service.sheet_file(each))) == kind
 
 
 def test_a_grid_that_is_too_large_is_refused(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,6 +222,9 @@ def test_settings_are_read_from_a_png_and_make_it_again(service: Service) -> Non
     source = photo(16, 16)
     changed = ask(service, image=source, strength=0.5)
     found = settings_in(service, changed.images[0].png)
+    for kind in ("jpeg", "webp"):
+        other = encode_with_record(source, changed.images[0].record, kind)  # type: ignore[arg-type]
+        assert settings_in(service, other) == found
     assert found["needs"] == ["image"] and "height" not in found["settings"]
     again = service.submit("me", Asked(found["prompt"], GenerationSettings(**found["settings"]), source))
     again.ended.result(60)

@@ -10,8 +10,11 @@ import torch
 from pydantic import BaseModel, NonNegativeInt
 from torch import Tensor, nn
 
+from ldm.data.fingerprint import decode_fingerprint
 from ldm.errors import UserError
 from ldm.io.files import (
+    MANIFEST,
+    ManifestEntry,
     check_free_space,
     manifest_fault,
     read_tensors,
@@ -22,6 +25,7 @@ from ldm.io.files import (
 )
 from ldm.io.folders import new_folder
 from ldm.io.json_files import read_json
+from ldm.io.opening import MAX_TEXT_BYTES, read_bytes
 from ldm.io.ownership import remove_written
 from ldm.io.safetensors_header import read_header
 
@@ -99,6 +103,18 @@ def remove_after(folder: Path, step: int) -> list[Path]:
     for each in later:
         remove_written(each)
     return later
+
+
+def origin_of(checkpoint: Path) -> dict[str, str]:
+    """Hashes that a model made of a checkpoint keeps: of the averaged weights, and of the training data if known.
+
+    See `ldm.provenance.lineage`.
+    """
+    entry = read_json(checkpoint / MANIFEST, dict[str, ManifestEntry]).get("average.safetensors", {})
+    path = checkpoint / DATA_FILE
+    data = decode_fingerprint(read_bytes(path, MAX_TEXT_BYTES)) if path.is_file() else None
+    found = {"checkpoint_hash": str(entry["sha256"])} if "sha256" in entry else {}
+    return found | ({"data_hash": data.hash} if data else {})
 
 
 # Saving

@@ -17,7 +17,7 @@ from ldm.io.messages import say_error
 
 from ..loop.averages import AverageSettings
 from ..settings.denoiser import DenoiserSettings
-from .checkpoints import assign_weights, load_module_numbers, step_of
+from .checkpoints import assign_weights, load_module_numbers, origin_of, step_of
 from .denoiser_model import base_of_adapter, make_loss, make_parts
 from .held_model import check_model_of, held_model_of
 from .trainable import save_trained
@@ -48,7 +48,7 @@ def write_model(checkpoint: Path, dest: Path, weights: str = "average") -> None:
     check_model_of(checkpoint, held_model_of(settings, loss))
     assign_weights(loss, chosen, checkpoint)
     load_module_numbers(loss, checkpoint)
-    made = {"step": step_of(checkpoint), "weights": weights}
+    made = {"step": step_of(checkpoint), "weights": weights, **origin_of(checkpoint)}
     save_trained(loss.parts, dest, settings, base, provenance=made)
 
 

@@ -18,6 +18,7 @@ from ldm.models.loading.model import ModelParts
 from ldm.noise import image_generators, normal_per_image
 from ldm.pipeline.decoding import decode_images
 from ldm.pipeline.pipeline import Pipeline
+from ldm.provenance.marks import EDITED, MADE, mark_texts
 from ldm.tasks import Task, encoder_for
 from ldm.tasks.guiding import told_guidance, without_branches
 
@@ -69,7 +70,8 @@ def write_preview(
         else:
             images = _generate(parts, settings, inputs, on_step)
     if writes:
-        write_chunks(path, image_grid(images, num_columns=min(8, len(images))), {}, overwrite=True)
+        texts = mark_texts(EDITED if task.inputs.images else MADE)
+        write_chunks(path, image_grid(images, num_columns=min(8, len(images))), texts, overwrite=True)
 
 
 def _generate(

@@ -1,6 +1,5 @@
 """The images that a model card shows: drawn by the model, written one by one, and together in a grid."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,13 @@ from PIL import Image
 from ldm.config import read_yaml
 from ldm.export.card.task_words import words_for
 from ldm.export.export_source import ExportSource
-from ldm.io.files import write_bytes
 from ldm.io.images import image_grid
+from ldm.io.png import write_chunks
 from ldm.io.redaction import public_text
 from ldm.models.parts import ModelParts
 from ldm.pipeline.pipeline import Pipeline, load_pipeline
 from ldm.pipeline.record import write_png
+from ldm.provenance.marks import EDITED, MADE, mark_texts
 from ldm.tasks import find_task
 
 FOLDER = "samples"
@@ -112,11 +112,12 @@ def write_samples(folder: Path, samples: Sequence[SampleImage]) -> list[str]:
     for name, sample in zip(names, samples, strict=True):
         (folder / name).parent.mkdir(exist_ok=True)
         if sample.settings is None:
-            _write(folder / name, sample.image)
+            _write(folder / name, sample.image, mark_texts(MADE if sample.given is None else EDITED))
         else:
             write_png(folder / name, _pixels(sample.image), sample.settings, overwrite=True)
     if len(samples) > 1 or any(sample.given for sample in samples):
-        _write(folder / GRID, draw_grid(samples))
+        edited = any(sample.given for sample in samples)
+        _write(folder / GRID, draw_grid(samples), mark_texts(EDITED if edited else MADE))
     return names
 
 
@@ -147,7 +148,5 @@ def _pixels(image: Image.Image) -> Image.Image:
     return Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())
 
 
-def _write(path: Path, image: Image.Image) -> None:
-    buffer = io.BytesIO()
-    _pixels(image).save(buffer, "PNG")
-    write_bytes(path, buffer.getvalue())
+def _write(path: Path, image: Image.Image, texts: Mapping[str, str]) -> None:
+    write_chunks(path, _pixels(image), texts, overwrite=True)

@@ -2,7 +2,7 @@
 
 Text files are searched completely, safetensors in their header, images in all their metadata. Weights are only numbers
 and are not read. The names of this user and this computer are searched for where a program has written texts of theirs
-without being asked to: in records, the text of PNGs, and the metadata of safetensors.
+without being asked to: in records, the text of PNGs, our record in a JPEG or WebP, and the metadata of safetensors.
 """
 
 import re
@@ -20,6 +20,8 @@ from ldm.errors import UserError
 from ldm.export.card.facts import hub_id_of
 from ldm.export.hub.outgoing import OutgoingFile
 from ldm.export.model_files import IMAGE, RECORDS, is_setting, is_vocabulary
+from ldm.io.image_metadata import read_metadata
+from ldm.io.image_writing import record_text
 from ldm.io.json_files import parse_json
 from ldm.io.png import read_texts
 from ldm.io.redaction import EMAIL, TOKENS, leak_patterns, names_pattern, private_names, unescaped
@@ -123,6 +125,9 @@ def _records(file: OutgoingFile) -> Mapping[str, str]:
         return (
             texts if "ldm" not in texts else {key: text for key, text in texts.items() if key != "parameters"}
         )
+    if file.path.suffix.lower() in (".jpg", ".jpeg", ".webp"):
+        record = record_text(read_metadata(file.path))
+        return {} if record is None else {"record": record}
     if file.name in RECORDS:
         return {"record": file.path.read_text(encoding="utf-8", errors="replace")}
     return {}
