@@ -76,6 +76,14 @@ Licence = Annotated[
 ]
 NumSamples = Annotated[int, typer.Option(min=0, metavar="N", help="The number of images on the model card.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace DEST if an earlier export wrote it.")]
+Space = Annotated[
+    bool,
+    typer.Option(
+        "--space",
+        help="Make DEST a Space of Hugging Face that serves the model with the page of ldm serve; the model is in "
+        "DEST/model.",
+    ),
+]
 PushToHub = Annotated[
     str | None,
     typer.Option(metavar="USER/NAME", help="Send the verified export to the Hub, as ldm push does."),
@@ -106,6 +114,7 @@ def export(
     licence: Licence = None,
     num_samples: NumSamples = 4,
     overwrite: Overwrite = False,
+    space: Space = False,
     push_to_hub: PushToHub = None,
     public: Public = False,
     create_pr: CreatePr = False,
@@ -134,8 +143,12 @@ def export(
         repo_id=push_to_hub,
         num_samples=num_samples,
         overwrite=overwrite,
+        space=space,
     )
     sending: dict[str, Any] = {"public": public, "create_pr": create_pr, "revision": revision, "yes": yes}
+    if push_to_hub is not None and space:
+        way = f"export it without --push-to-hub, then: hf upload {push_to_hub} {dest} --repo-type space"
+        raise UserError("--push-to-hub sends models, not Spaces", way)
     if push_to_hub is not None:
         from ldm.export.hub.upload import check_repo_id
 

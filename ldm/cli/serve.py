@@ -39,7 +39,7 @@ Host = Annotated[
     typer.Option(
         metavar="ADDRESS",
         help="The address to listen on. 0.0.0.0 is every address of this machine; anything but 127.0.0.1 needs "
-        "--token.",
+        "--token or --public.",
     ),
 ]
 Port = Annotated[
@@ -52,6 +52,14 @@ Token = Annotated[
         envvar="LDM_TOKEN",
         help="What clients must know: the page asks for it, programs send it as `Authorization: Bearer TOKEN` or as "
         "a password. random makes one and prints it.",
+    ),
+]
+Public = Annotated[
+    bool,
+    typer.Option(
+        "--public",
+        help="Let anyone who can reach the address use it without a token, and other pages show it in a frame, as a "
+        "Space of Hugging Face does. Every limit holds.",
     ),
 ]
 NoPage = Annotated[bool, typer.Option("--no-page", help="Serve the HTTP interface only.")]
@@ -74,6 +82,7 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 7860,
     token: Token = None,
+    public: Public = False,
     no_page: NoPage = False,
     max_size: MaxSize = 2048,
     max_steps: MaxSteps = 250,
@@ -95,7 +104,7 @@ def serve(
         from ldm.web.serving import check_token, listen, make_server
 
     known = secrets.token_urlsafe(16) if token == "random" else token or ""
-    check_token(host, known)
+    check_token(host, known, public=public)
     signing = options.take_signing(given)
     signer = signing.signer() if signing else None
     caps = Caps(
@@ -109,7 +118,7 @@ def serve(
         queue = JobQueue(caps)
         worker, served = _load(chosen, queue, signer)
         service = Service(served, queue, batch_size=chosen.batch_size)
-        application = make_application(service, token=known, with_page=not no_page)
+        application = make_application(service, token=known, with_page=not no_page, public=public)
         worker.start()
         _say_where(host, opened.getsockname()[1], known if token == "random" else "")
         try:

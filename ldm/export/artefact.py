@@ -14,6 +14,7 @@ from ldm.export.export_source import ExportSource
 from ldm.export.formats.exporter import exporter_of
 from ldm.export.formats.formats import FORMATS
 from ldm.export.model_files import CARD, REPORT
+from ldm.export.space import write_space
 from ldm.export.verify.compare import NotVerified, Verdict
 from ldm.io.files import MANIFEST, file_entry, write_json
 from ldm.io.folders import new_folder, replace_folder, write_index
@@ -82,6 +83,8 @@ def export(
         )
         _clean(temporary, options, say)
         write_json(temporary / REPORT, {**report, "card_files": _card_files(temporary)})
+        if options.space:
+            write_space(temporary, title=options.title or source.model_id, licence=options.licence)
     return ExportReport(dest, verdicts)
 
 

@@ -27,9 +27,10 @@ class ExportOptions:
         repo_id: USER/NAME on the Hub, for the card's examples.
         num_samples: the number of images on the card.
         overwrite: replace an existing folder.
+        space: make a Space of Hugging Face that serves the model.
 
     Raises:
-        UserError: the format, the dtype or the size is unknown.
+        UserError: the format, the dtype or the size is unknown, or is not one that a Space serves.
     """
 
     format: str = "diffusers"
@@ -43,6 +44,7 @@ class ExportOptions:
     repo_id: str | None = None
     num_samples: int = 4
     overwrite: bool = False
+    space: bool = False
 
     def __post_init__(self) -> None:
         for what, value, known in (("format", self.format, FORMATS), ("dtype", self.dtype, DTYPES)):
@@ -50,3 +52,9 @@ class ExportOptions:
                 raise unknown_name(what, value, known)
         if not SIZE.fullmatch(self.max_shard_size):
             raise UserError(f"max_shard_size is {self.max_shard_size!r}", "write it as in 200MB or 2GB")
+        if self.space and self.format != "diffusers":
+            raise UserError(f"--space with --format {self.format}", "a Space serves the format diffusers")
+        if self.space and not self.fuse:
+            raise UserError(
+                "--space with --keep-lora-apart", "leave one out: a Space serves the LoRA's model as one"
+            )

@@ -17,12 +17,15 @@ from ldm.web.service import Service
 PAGE_PATHS = ("/", "/static/{name}", "/login")
 
 
-def make_application(service: Service, *, token: str = "", with_page: bool = True) -> Guard:
+def make_application(
+    service: Service, *, token: str = "", with_page: bool = True, public: bool = False
+) -> Guard:
     """The application with its guard, which serves any number of requests at once.
 
     Args:
         token: that clients must have; empty for none.
         with_page: serve the page, and not only the interfaces for programs.
+        public: let anyone in, also without a token; see `Guard`.
     """
     own = [route for route in own_api.ROUTES if with_page or route.path not in PAGE_PATHS]
     interface = [*own, *openai_images.ROUTES, *a1111.ROUTES]
@@ -42,7 +45,7 @@ def make_application(service: Service, *, token: str = "", with_page: bool = Tru
         routes=routes,
         exception_handlers={UserError: _on_user_error, HTTPException: _on_http_error, Exception: _on_fault},
     )
-    guard = Guard(app, caps=service.caps, token=token)
+    guard = Guard(app, caps=service.caps, token=token, public=public)
     app.state.service, app.state.guard = service, guard
     return guard
 

@@ -8,8 +8,9 @@ import asyncio
 import hmac
 from base64 import b64decode
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from http.cookies import CookieError, SimpleCookie
+from ipaddress import ip_address
 from time import monotonic
 from urllib.parse import urlsplit
 
@@ -35,6 +36,12 @@ SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
+FRAMED_HEADERS = {
+    name: value.replace("frame-ancestors 'none'", "frame-ancestors *")
+    for name, value in SECURITY_HEADERS.items()
+    if name != "x-frame-options"
+}
+"""For a public server: a page that shows ours in a frame can do nothing that anyone could not do."""
 
 
 class Refused(Exception):
@@ -72,13 +79,15 @@ class Guard:
     """Checks requests before they reach the application.
 
     Args:
-        token: that clients must have; empty for none, which is for 127.0.0.1 only.
+        token: that clients must have; empty for none, which is for 127.0.0.1 only, unless `public`.
+        public: anyone may ask under any name, other pages may show ours in a frame, and a proxy may stand before us.
     """
 
-    def __init__(self, app: ASGIApp, *, caps: Caps, token: str = "") -> None:
+    def __init__(self, app: ASGIApp, *, caps: Caps, token: str = "", public: bool = False) -> None:
         self.app = app
         self.caps = caps
         self.token = token
+        self.public = public
         self._arriving_bytes = 0
         self._rate = RateLimit(caps.requests_per_sec, caps.burst)
         self._wrong_tokens = RateLimit(caps.wrong_tokens / 60, caps.wrong_tokens)
@@ -87,7 +96,9 @@ class Guard:
         """Pass a request on, or answer it with an error."""
         if scope["type"] != "http":
             return
-        send = _with_security_headers(send)
+        send = _with_headers(send, FRAMED_HEADERS if self.public else SECURITY_HEADERS)
+        if self.public:
+            scope = seen_by_proxy(scope)
         try:
             self._check(scope)
             body = await self._body(Headers(scope=scope), receive)
@@ -114,7 +125,7 @@ class Guard:
         With one, a stranger's page lacks the token, whatever the name.
         """
         host = host_name(headers.get("host", ""))
-        if not self.token and not is_loopback(host):
+        if not self.token and not self.public and not is_loopback(host):
             what = f"this server does not answer to the name {host!r:.80}"
             raise Refused(403, f"{what}: open it as 127.0.0.1, or start it with --token")
 
@@ -182,15 +193,38 @@ def _after(body: bytes, receive: Receive) -> Receive:
     return receive_next
 
 
-def _with_security_headers(send: Send) -> Send:
+def _with_headers(send: Send, added: Mapping[str, str]) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            for name, value in SECURITY_HEADERS.items():
+            for name, value in added.items():
                 headers.setdefault(name, value)
         await send(message)
 
     return send_with_headers
+
+
+def seen_by_proxy(scope: Scope) -> Scope:
+    """A request with the client's address and the scheme that a proxy in the same network names."""
+    peer = str(scope["client"][0]) if scope.get("client") else "local"
+    headers = Headers(scope=scope)
+    named = headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
+    if not (_is_address(named) and _is_address(peer) and ip_address(peer).is_private):
+        return scope
+    scheme = headers.get("x-forwarded-proto", scope["scheme"])
+    return {
+        **scope,
+        "client": (named, 0),
+        "scheme": scheme if scheme in ("http", "https") else scope["scheme"],
+    }
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def host_name(host: str) -> str:

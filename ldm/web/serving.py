@@ -129,16 +129,16 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def check_token(host: str, token: str) -> None:
-    """Refuse to serve other machines without a token, and tokens that are easy to guess.
+def check_token(host: str, token: str, *, public: bool = False) -> None:
+    """Refuse to serve other machines without a token, unless `public`, and tokens that are easy to guess.
 
     Raises:
         UserError: see above.
     """
     if not token:
-        if not is_loopback(host):
+        if not public and not is_loopback(host):
             what = f"--host {host} lets other machines in"
-            raise UserError(what, "add --token random, or a token of your own")
+            raise UserError(what, "add --token random, or a token of your own; --public if anyone may use it")
         return
     if (
         len(token) < 8

@@ -28,7 +28,8 @@ def test_other_machines_need_a_token(host: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("LDM_TOKEN", raising=False)
     said = error_of("--host", host)
     assert (
-        said == f"error: --host {host} lets other machines in: add --token random, or a token of your own\n"
+        said == f"error: --host {host} lets other machines in: add --token random, or a token of your own; "
+        "--public if anyone may use it\n"
     )
 
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 from diffusers import StableDiffusionControlNetPipeline
 
+from ldm.errors import LdmWarning
 from ldm.models.control.controlnet import ControlOptions, residuals, with_controlnets
 from ldm.models.control.networks import ControlNetwork
+from ldm.pipeline.guide_model import GuideModel
 from ldm.pipeline.pipeline import Pipeline
 from ldm.types import Conditioning, Step
 from tests.support.tiny_controls import hints, make_controlnet
@@ -172,3 +174,18 @@ def test_low_memory_gives_the_same_images(pipeline: Pipeline, tmp_path: Path) ->
         )
     finally:
         pipeline.low_memory = False
+
+
+def test_the_second_model_of_autoguidance_is_controlled_too(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that guides itself changes nothing."""
+    monkeypatch.setattr(pipeline, "guide_model", GuideModel(pipeline.denoiser, ""))
+
+    def made(**settings: Any) -> Any:
+        control = {"depth": [(hints()[0], 1.0)]}
+        return pipeline.generate("a", control=control, num_inference_steps=2, seed=1, **settings).latents
+
+    with pytest.warns(LdmWarning, match="the guide model is not used"):
+        alone = made(guidance_scale=1.0)
+    torch.testing.assert_close(made(guidance="autoguidance", guidance_scale=4.0), alone)

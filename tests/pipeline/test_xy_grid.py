@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from ldm.cli.app import app
 from ldm.errors import UserError
 from ldm.io.contact_sheet import contact_sheet
+from ldm.models.generation_settings import GenerationSettings
 from ldm.pipeline.batches import Prompt
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.xy_grid import Axis, grid_sheet, make_grid, over_grid, parse_axis
@@ -53,6 +54,12 @@ def test_wrong_axes_are_refused_in_one_line(text: str) -> None:
     with pytest.raises(UserError) as refused:
         parse_axis(text)
     assert "\n" not in str(refused.value)
+
+
+def test_a_prompts_own_settings_hold_beside_the_grids() -> None:
+    own = GenerationSettings(guidance_scale=9.0, num_inference_steps=3)
+    (asked,) = over_grid([Prompt("a", own)], Axis("guidance_scale", (2.0,)), Axis("seed", (1,)))
+    assert asked.settings.given() == {"guidance_scale": 2.0, "seed": 1, "num_inference_steps": 3}
 
 
 def test_every_value_with_every_other_row_by_row() -> None:

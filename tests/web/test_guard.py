@@ -68,6 +68,40 @@ def test_requests_of_other_pages_are_refused(open_guard: Guard, path: str, heade
     assert not jobs(open_guard)
 
 
+def test_a_public_server_answers_to_every_name_and_may_stand_in_a_frame() -> None:
+    guard = make_application(make_service(), public=True)
+    answer = call(
+        guard, "/ldm/jobs", body=ASK, headers={"host": "ann.hf.space", "origin": "https://ann.hf.space"}
+    )
+    assert answer.status == 202 and "x-frame-options" not in answer.headers
+    assert "frame-ancestors *" in answer.headers["content-security-policy"]
+    other = call(
+        guard, "/ldm/jobs", body=ASK, headers={"host": "ann.hf.space", "origin": "https://evil.example"}
+    )
+    assert other.status == 403
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        ("10.0.0.9", "6.6.6.6, 93.184.216.34", "93.184.216.34"),  # the proxy adds to what a client claims
+        ("93.184.216.34", "10.1.1.1", "93.184.216.34"),  # no proxy of ours
+        ("10.0.0.9", "not an address", "10.0.0.9"),
+        ("10.0.0.9", "", "10.0.0.9"),
+    ],
+)
+def test_behind_a_proxy_each_visitor_is_a_client(peer: str, forwarded: str, client: str) -> None:
+    guard = make_application(make_service(), public=True)
+    call(guard, "/ldm/jobs", body=ASK, address=peer, headers={"x-forwarded-for": forwarded})
+    (job,) = jobs(guard)
+    assert job.client == client
+
+
+def test_elsewhere_a_forwarded_address_counts_for_nothing(open_guard: Guard) -> None:
+    call(open_guard, "/ldm/jobs", body=ASK, headers={"x-forwarded-for": "93.184.216.34"})
+    assert jobs(open_guard)[0].client.startswith("127.0.0.1")
+
+
 def test_the_own_page_and_programs_may_ask(open_guard: Guard) -> None:
     own = {"origin": "http://127.0.0.1:7860", "sec-fetch-site": "same-origin"}
     assert call(open_guard, "/ldm/jobs", body=ASK, headers=own).status == 202
