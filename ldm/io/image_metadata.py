@@ -30,7 +30,7 @@ JPEG_IPTC = b"Photoshop 3.0\0"
 """How the application segments of a JPEG begin that hold metadata."""
 
 MAX_METADATA_BYTES = 2**24
-"""The longest part that is read; a longer one is left out."""
+"""The longest part that is read; a longer one is left out, and texts that follow this many letters of others."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_PARTS = (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"caBX")
@@ -104,12 +104,14 @@ def _part(file: BinaryIO, length: int, *, wanted: bool) -> bytes | None:
 def _of_png(file: BinaryIO) -> ImageMetadata:
     texts: dict[str, str] = {}
     parts: dict[bytes, bytes] = {}
+    unpacked = 0
     for kind, data in _png_chunks(file):
         if kind in (b"eXIf", b"caBX"):
             parts[kind] = data
-        else:
+        elif unpacked <= MAX_METADATA_BYTES:
             key, text = png_text(kind, data)
             texts[key] = text
+            unpacked += len(text)
     xmp = texts.get(XMP_KEY, "").encode("utf-8", "replace")
     return ImageMetadata("png", texts, xmp, exif=parts.get(b"eXIf", b""), c2pa=parts.get(b"caBX", b""))
 

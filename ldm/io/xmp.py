@@ -55,10 +55,11 @@ def _value(name: str, text: str) -> str:
 def xmp_properties(packet: bytes) -> dict[str, str]:
     """The properties of a packet, named as `prefix:name`; of a list the first item, of a structure nothing.
 
-    A damaged packet, a packet above `MAX_PACKET_BYTES` and one that declares entities have none.
+    A damaged packet has none, nor has one above `MAX_PACKET_BYTES`, one that declares entities, or one in UTF-16, which
+    these formats do not allow.
     """
     data = packet.strip(b"\0 \t\r\n")
-    if len(data) > MAX_PACKET_BYTES or b"<!" in data.replace(b"<!--", b""):
+    if len(data) > MAX_PACKET_BYTES or b"\0" in data or b"<!" in data.replace(b"<!--", b""):
         return {}
     try:
         tree = ElementTree.fromstring(data)
@@ -78,10 +79,11 @@ def _properties_of(node: ElementTree.Element) -> Iterator[tuple[str, str]]:
 
 
 def _text_of(element: ElementTree.Element) -> str | None:
-    items = next((each for each in element if each.tag in _ITEMS), None)
-    if items is not None:
+    while (items := next((each for each in element if each.tag in _ITEMS), None)) is not None:
         first = next(iter(items), None)
-        return None if first is None else _text_of(first)
+        if first is None:
+            return None
+        element = first
     if len(element):
         return None
     return (element.get(f"{_RDF}resource") or element.text or "").strip()

@@ -94,9 +94,10 @@ class Provenance:
     def _made(self) -> str:
         made = self.made_by
         if model := made.get("model_id"):
-            seed = "" if made.get("seed") is None else f", seed {made['seed']}"
+            known = {"weights": str(made.get("weights_hash") or "")[:10], "seed": made.get("seed")}
+            facts = ", ".join(f"{name} {value}" for name, value in known.items() if value not in (None, ""))
             said = "made by" if self._is_proven else "says it was made by"
-            return f"{said} {model} (weights {str(made.get('weights_hash'))[:10]}{seed})"
+            return f"{said} {model}{facts and f' ({facts})'}"
         if self.source_type:
             return f"says it is {self.source_type}"
         return "nothing says how it was made"

@@ -31,13 +31,15 @@ def test_a_line_for_each_file(tmp_path: Path, alice: SigningFiles, monkeypatch: 
     )
     Path("plain.jpg").write_bytes(encode_with_record(photo(), RECORD | {"inputs": inputs}, "jpeg"))
     photo().save("photo.bmp")
+    Path("bare.png").write_bytes(encode_with_record(photo(), {"model_id": "tiny"}))
     root = alice.key.parent / ROOT
-    code, output = told("--trust", root, "signed.png", "edited.webp", "plain.jpg", "photo.bmp")
+    code, output = told("--trust", root, "signed.png", "edited.webp", "plain.jpg", "photo.bmp", "bare.png")
     assert code == 0 and output.splitlines() == [
         "signed.png: signed by Alice; made by emoji (weights 0123456789, seed 7)",
         "edited.webp: signed by Alice; made by emoji (weights 0123456789, seed 7); from signed.png (signed by Alice)",
         "plain.jpg: not signed; says it was made by emoji (weights 0123456789, seed 7); from image (hash ababababab)",
         "photo.bmp: not signed; nothing says how it was made",
+        "bare.png: not signed; says it was made by tiny",
     ]
     assert "signed by Alice, whose certificate is not trusted here; made" in told("signed.png")[1]
 

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sd_parsers import ParserManager
 from ldm.errors import LdmWarning, UserError
 from ldm.io.image_metadata import COMMENT_KEY, ImageFormat, image_format, pixel_data_hash, read_metadata
 from ldm.io.image_writing import SUFFIXES, check_encoded
+from ldm.io.xmp import xmp_properties
 from ldm.pipeline.record import encode_with_record, has_record, infotext, read_settings
 from ldm.provenance.marks import EDITED, MADE, SOURCE_TYPES, WORDS, mark_texts, source_type_in
 from tests.support.tiny_images import photo, pixels
@@ -158,6 +160,26 @@ ENTITIES = (
     '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">]>'
     '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description>&b;</rdf:Description></rdf:RDF>'
 )
+
+
+def test_packed_texts_take_no_more_memory_than_one_part_may() -> None:
+    packed = b"\0\0" + zlib.compress(b"a" * 2**24)
+    chunks = [b"%d" % number + packed for number in range(40)]
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I4s", len(chunk), b"zTXt") + chunk + b"\0" * 4 for chunk in chunks
+    )
+    assert sum(map(len, read_metadata(png).texts.values())) <= 2 * 2**24
+
+
+def test_lists_in_lists_and_other_encodings_end() -> None:
+    rdf = (
+        'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" xmlns:dc="http://purl.org/dc/elements/1.1/"'
+    )
+    depth, opened, closed = 20_000, "<rdf:Bag><rdf:li>", "</rdf:li></rdf:Bag>"
+    inner = f"<dc:rights>{opened * depth}mine{closed * depth}</dc:rights>"
+    packet = f"<rdf:RDF {rdf}><rdf:Description>{inner}</rdf:Description></rdf:RDF>"
+    assert xmp_properties(packet.encode()) == {"dc:rights": "mine"}
+    assert xmp_properties(ENTITIES.encode("utf-16")) == {}
 
 
 @pytest.mark.parametrize("packet", [ENTITIES, "<a>", "<" * 10_000, "<a/>" * 2, "\0\0", ""])
