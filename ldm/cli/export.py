@@ -81,7 +81,7 @@ Space = Annotated[
     typer.Option(
         "--space",
         help="Make DEST a Space of Hugging Face that serves the model with the page of ldm serve; the model is in "
-        "DEST/model.",
+        "a folder in it.",
     ),
 ]
 PushToHub = Annotated[

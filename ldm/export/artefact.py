@@ -84,7 +84,7 @@ def export(
         _clean(temporary, options, say)
         write_json(temporary / REPORT, {**report, "card_files": _card_files(temporary)})
         if options.space:
-            write_space(temporary, title=options.title or source.model_id, licence=options.licence)
+            write_space(temporary, name, title=options.title or source.model_id, licence=options.licence)
     return ExportReport(dest, verdicts)
 
 

@@ -3,11 +3,13 @@
 The folder needs nothing but the packages in `requirements.txt`: our own package is in it, because it is not published.
 """
 
+import json
 import re
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
+from urllib.parse import quote
 
 import yaml
 
@@ -17,13 +19,13 @@ from ldm.export.card.front_matter import licence_keys
 from ldm.export.model_files import CARD
 from ldm.io.files import write_bytes
 from ldm.io.redaction import public_text
+from ldm.io.temporary import temporary_in
 
-MODEL = "model"
-"""The folder of the model in a Space."""
 PORT = 7860
 MOST_LETTERS = 60
 """The most that the Hub accepts as a short description."""
 
+_TAKEN = (CARD, "Dockerfile", "requirements.txt", "ldm")
 _PACKAGE = Path(ldm.__file__).parent
 _REQUIREMENT = re.compile(r"[A-Za-z0-9._-]+")
 _ALWAYS_OR_UI = re.compile(r"^[^;]*$|extra == ['\"]ui['\"]")
@@ -38,23 +40,24 @@ COPY --chown=user requirements.txt .
 RUN pip install --no-cache-dir --user -r requirements.txt
 COPY --chown=user . .
 EXPOSE {port}
-CMD ["python", "-m", "ldm", "serve", "{model}", "--host", "0.0.0.0", "--port", "{port}", "--public", \
-"--max-size", "1024", "--max-steps", "50", "--max-images", "4"]
+CMD {command}
 """
+_LIMITS = {"--max-size": 1024, "--max-steps": 50, "--max-images": 4}
 _PAGE = """\
 # {title}
 
-The model is in the folder `{model}`, with its [card]({model}/{card}). Programs can use OpenAI's interface and A1111's.
+The model is in the folder `{model}`, with its [card]({card}). Programs can use OpenAI's interface and A1111's.
 
 Anyone can use this Space. Set the secret `LDM_TOKEN` (8 characters or more) to ask visitors for it. The limits on
 sizes, steps and images are in the last line of `Dockerfile`. On a GPU, remove the first line of `requirements.txt`.
 """
 
 
-def write_space(folder: Path, *, title: str, licence: str | None = None) -> None:
-    """Turn the folder of an exported model into that of a Space: the model moves into `model/`.
+def write_space(folder: Path, name: str, *, title: str, licence: str | None = None) -> None:
+    """Turn the folder of an exported model into that of a Space: the model moves into a folder of its own in it.
 
     Args:
+        name: of the model's folder, which visitors see as the model's name.
         title: of the Space.
         licence: of the weights.
 
@@ -62,21 +65,37 @@ def write_space(folder: Path, *, title: str, licence: str | None = None) -> None
         UserError: this package is not installed, so that its requirements are not known; or the disk is full.
     """
     requirements = pinned_requirements()
-    (folder / MODEL).mkdir()
-    for path in list(folder.iterdir()):
-        if path.name != MODEL:
-            path.rename(folder / MODEL / path.name)
+    model = _model_folder(folder, name)
     title = public_text(title)
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    page = _PAGE.format(title=title, model=MODEL, card=CARD)
+    page = _PAGE.format(title=title, model=model, card=quote(f"{model}/{CARD}"))
+    command = json.dumps(["python", "-m", "ldm", *_serve(model)])
     texts = {
         "requirements.txt": "\n".join([f"--extra-index-url {_CPU_INDEX}", *requirements, ""]),
-        "Dockerfile": _DOCKERFILE.format(python=python, port=PORT, model=MODEL),
+        "Dockerfile": _DOCKERFILE.format(python=python, port=PORT, command=command),
         CARD: f"---\n{_front_matter(title, licence)}---\n{page}",
     }
     for name, text in texts.items():
         write_bytes(folder / name, text.encode())
     _copy_package(folder / "ldm")
+
+
+def _model_folder(folder: Path, name: str) -> str:
+    """Move everything into a folder inside; returns its name."""
+    inner = temporary_in(folder, name).path
+    inner.mkdir()
+    for path in list(folder.iterdir()):
+        if path != inner:
+            path.rename(inner / path.name)
+    name = "model" if name in _TAKEN or name.startswith((".", "-")) else name
+    inner.rename(folder / name)
+    return name
+
+
+def _serve(model: str) -> list[str]:
+    """The arguments of `ldm` in a Space."""
+    limits = [word for option, most in _LIMITS.items() for word in (option, str(most))]
+    return ["serve", f"./{model}", "--host", "0.0.0.0", "--port", str(PORT), "--public", *limits]
 
 
 def pinned_requirements() -> list[str]:

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import ldm
 import ldm.export.verify.compare
 from ldm.cli.app import app
+from ldm.export.space import write_space
 from ldm.export.verify import readers
 from ldm.models.loading.model import save_parts
 from tests.support.tiny_models import make_sd1
@@ -34,9 +35,9 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["--space", "--title", TITLE, "--license", "mit", "--num-samples", "0"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ldm.export.verify.compare, "_run", lambda task, _: readers.main([str(task)]))
-        done = CliRunner().invoke(app, ["export", str(root / "tiny"), str(root / "made"), *words])
+        done = CliRunner().invoke(app, ["export", str(root / "tiny"), str(root / "red apples"), *words])
     assert done.exit_code == 0, done.output
-    return root / "made"
+    return root / "red apples"
 
 
 def test_the_hub_is_told_how_to_run_it(space: Path) -> None:
@@ -49,7 +50,11 @@ def test_the_hub_is_told_how_to_run_it(space: Path) -> None:
         "mit",
     )
     assert len(facts["short_description"]) <= 60
-    assert TITLE in text and (space / "model" / "README.md").is_file()
+    assert (
+        TITLE in text
+        and "(red%20apples/README.md)" in text
+        and (space / "red apples" / "README.md").is_file()
+    )
 
 
 def test_what_it_installs_is_what_runs_here(space: Path) -> None:
@@ -85,7 +90,7 @@ def test_it_serves_the_model_to_anyone(space: Path) -> None:
         finally:
             server.send_signal(signal.SIGTERM)
     assert (space / "ldm" / "__pycache__").is_dir(), "it ran the code beside it"
-    pipeline = ldm.load_pipeline(str(space / "model"))
+    pipeline = ldm.load_pipeline(str(space / "red apples"))
     record = pipeline.generate("a", seed=3, num_inference_steps=2)
     record.save(space.parent / "images")
     (expected,) = (space.parent / "images").glob("*.png")
@@ -119,3 +124,16 @@ def test_what_a_space_cannot_be_is_one_line(words: list[str], said: str, tmp_pat
     done = CliRunner().invoke(app, ["export", "emoji", str(dest), "--space", *words])
     assert done.exit_code == 2 and said.replace("DEST", str(dest)) in done.stderr
     assert done.stderr.count("\n") == 1 and not dest.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("apples", "apples"), ("ldm", "model"), ("Dockerfile", "model"), ("-x", "model")]
+)
+def test_the_model_has_the_name_of_the_space_if_nothing_else_has(
+    name: str, kept: str, tmp_path: Path
+) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    write_space(tmp_path, name, title=TITLE)
+    assert (tmp_path / kept / "model_index.json").is_file()
+    assert f'"./{kept}"' in (tmp_path / "Dockerfile").read_text()
+    assert not list(tmp_path.glob(".tmp*"))
