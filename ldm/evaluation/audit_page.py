@@ -12,6 +12,7 @@ from ldm.evaluation.evaluation_page import Shown, render, shown
 from ldm.evaluation.memorisation import Audit
 from ldm.io.files import write_bytes
 from ldm.io.images import tensor_to_images
+from ldm.io.messages import count
 
 MAX_SHOWN = 60
 Pair = tuple[Shown, Shown]
@@ -45,7 +46,7 @@ def _nearest_pairs(found: Audit, kept: Features, job: EvaluationJob) -> Iterator
     for i in found.order()[:MAX_SHOWN]:
         nearest = int(found.features.index[i])
         verdict = "copy" if bool(found.is_copy[i]) else "no copy"
-        distances = f"{float(found.features.distance[i]):.3g}, {int(found.hashes.distance[i])} bits"
+        distances = f"{float(found.features.distance[i]):.3g}, {count(int(found.hashes.distance[i]), 'bit')}"
         yield (
             shown(Image.fromarray(generated[i].numpy()), job.prompts[i], f"{verdict}: {distances}"),
             shown(Image.fromarray(training[nearest].numpy()), job.sample_ids[nearest]),
