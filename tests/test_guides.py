@@ -1,14 +1,11 @@
 """The guides' marked commands are run, in this process to save time."""
 
-import shlex
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from ldm.cli.app import app
 from ldm.models.loading.model import save_parts
-from tests.support.documents import ROOT, marked_blocks
+from tests.support.documents import ROOT, marked_blocks, run_here
 from tests.support.tiny_images import photo
 from tests.support.tiny_models import make_sdxl
 from tests.support.tiny_tasks import make_labelled
@@ -49,14 +46,7 @@ PREPARED = {"upscale.md": write_models_of_tasks, "sdxl.md": write_sdxl, "evaluat
 def test_the_commands_run(guide: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     PREPARED.get(guide, lambda folder: None)(tmp_path)
-    for line in block.splitlines():
-        program, *arguments = shlex.split(line)
-        if program == "python":
-            exec(arguments[1], {})  # of `python -c`
-            continue
-        assert program == "ldm"
-        done = CliRunner().invoke(app, arguments, catch_exceptions=False)
-        assert done.exit_code == 0, done.output
+    run_here(block)
 
 
 def test_there_are_blocks() -> None:

@@ -9,9 +9,11 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from socket import socket
+from typing import Any
 
 from tests.support.launch_driver import Job, do_all
 
@@ -28,10 +30,17 @@ def train_together(jobs: list[Job], num_processes: int = 2) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": num_processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = [
-        FORKS.Process(target=do_all, args=(jobs, {**shared, "RANK": rank, "LOCAL_RANK": rank}))
-        for rank in range(num_processes)
-    ]
+    run_together(do_one_rank, jobs, shared, num_processes=num_processes)
+
+
+def do_one_rank(rank: int, jobs: list[Job], shared: dict[str, Any]) -> None:
+    """Do the jobs as one of several processes."""
+    do_all(jobs, {**shared, "RANK": rank, "LOCAL_RANK": rank})
+
+
+def run_together(work: Callable[..., None], *given: Any, num_processes: int = 2) -> None:
+    """Call `work(rank, *given)` in several processes at once; asserts that all succeed."""
+    processes = [FORKS.Process(target=work, args=(rank, *given)) for rank in range(num_processes)]
     for process in processes:
         process.start()
     try:
