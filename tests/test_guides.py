@@ -1,15 +1,15 @@
 """The guides' marked commands are run, in this process to save time."""
 
-import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from ldm.cli.app import app
+import ldm.cli.processes
 from ldm.models.loading.model import save_parts
-from tests.support.documents import ROOT, marked_blocks
+from tests.support.documents import ROOT, marked_blocks, run_here
 from tests.support.tiny_images import photo
+from tests.support.tiny_launch import forked
 from tests.support.tiny_models import make_sdxl
 from tests.support.tiny_tasks import make_labelled
 
@@ -45,18 +45,20 @@ PREPARED = {"upscale.md": write_models_of_tasks, "sdxl.md": write_sdxl, "evaluat
 """What stands for trainings that a guide describes and that take too long."""
 
 
+def run_forked(command: Sequence[str], environment: Mapping[str, str], num_processes: int = 1) -> int:
+    """Run a training program in a process that need not import everything."""
+    assert num_processes == 1
+    done = forked(command, env=environment)
+    print(done.stdout, done.stderr)
+    return done.returncode
+
+
 @pytest.mark.parametrize(("guide", "block"), BLOCKS)
 def test_the_commands_run(guide: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ldm.cli.processes, "run_processes", run_forked)
     PREPARED.get(guide, lambda folder: None)(tmp_path)
-    for line in block.splitlines():
-        program, *arguments = shlex.split(line)
-        if program == "python":
-            exec(arguments[1], {})  # of `python -c`
-            continue
-        assert program == "ldm"
-        done = CliRunner().invoke(app, arguments, catch_exceptions=False)
-        assert done.exit_code == 0, done.output
+    run_here(block)
 
 
 def test_there_are_blocks() -> None:

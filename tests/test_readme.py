@@ -12,7 +12,7 @@ from PIL import Image
 
 from ldm.config import validate
 from ldm.pipeline.record import read_settings
-from tests.support.documents import ROOT, marked_blocks
+from tests.support.documents import ROOT, marked_blocks, run_here
 from train.denoiser import DenoiserSettings
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,8 +39,9 @@ def test_marked_blocks_are_found() -> None:
 
 
 @pytest.mark.parametrize("block", marked_blocks(README, "bash"))
-def test_the_commands_run(block: str, tmp_path: Path) -> None:
-    run(["bash", "-euo", "pipefail", "-c", block], tmp_path)
+def test_the_commands_run(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_here(block)
     made, again = ({path.name for path in (tmp_path / name).iterdir()} for name in ("outputs", "again"))
     assert again == {"0001-a-red-apple-s7.png"}
     assert again < made

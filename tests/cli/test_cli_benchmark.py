@@ -42,11 +42,14 @@ def test_unknown_names_are_refused_in_one_line(given: list[str], message: str) -
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "given", [["generate", "--model", "no-such-thing", "--quick"], ["train", "--script", "no-such-thing"]]
-)
-def test_the_programs_exit_code_is_returned(given: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_programs_exit_code_is_returned(capfd: pytest.CaptureFixture[str]) -> None:
+    given = ["generate", "--model", "no-such-thing", "--quick"]
     assert CliRunner().invoke(app, ["benchmark", *given]).exit_code == 2
+    assert "no-such-thing" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_a_script_that_does_not_exist_is_refused_by_the_program(capfd: pytest.CaptureFixture[str]) -> None:
+    assert benchmark("command").main(["train", "--script", "no-such-thing"]) == 2
     assert "no-such-thing" in capfd.readouterr().err.splitlines()[-1]
 
 

@@ -1,6 +1,7 @@
 """The model of a checkpoint is what the run would have written if it had ended there."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ldm.errors import UserError
 from ldm.export.export_source import load_source
 from ldm.io.files import read_tensors
 from ldm.models.loading.model import load_parts, save_parts
+from tests.support.tiny_launch import forked
 from tests.support.tiny_models import make_sd1
 from tests.support.tiny_runs import COMMON, DENOISER, train_parts, write_config, write_squares
 from train.denoiser import main as train_denoiser
@@ -97,7 +99,8 @@ def test_a_damaged_checkpoint_is_refused(lora_run: Path, tmp_path: Path) -> None
         write_model(path.parent, tmp_path / "out")
 
 
-def test_the_command_names_run_and_step(lora_run: Path) -> None:
+def test_the_command_names_run_and_step(lora_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", forked)
     with model_of(str(lora_run / "checkpoints/step-000003")) as (folder, more):
         source = load_source(folder, **more)
         assert (source.model_id, source.run) == ("run-step-000003", lora_run)

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed
 from torch.nn import functional
 
+from tests.support.tiny_launch import run_together
 from train.loop.contrastive import Pairs, contrastive_losses
 from train.loop.processes import ALONE, Processes
 
@@ -92,7 +93,7 @@ def one_process(rank: int, folder: str) -> None:
 
 @pytest.mark.skipif(not distributed.is_available(), reason="this torch has no distributed package")
 def test_two_processes_give_the_loss_and_gradients_of_one(tmp_path: Path) -> None:
-    multiprocessing.spawn(one_process, args=(str(tmp_path),), nprocs=2)
+    run_together(one_process, str(tmp_path))
     pairs = make_pairs(TEXTS)
     whole = rows(pairs, [0, 1, 2, 3, 4])
     loss = mean_loss(whole, num_rows=5)
