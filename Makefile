@@ -10,6 +10,10 @@ BIN := $(VENV)/bin
 # a file of tests stays in one process, because its fixtures are shared
 WORKERS := -n 2 --dist loadfile
 
+# Compiled tests and modules are kept, even if the caller has turned that off: compiling all of them again costs each
+# worker of the tests ten seconds, and each program that a test starts some of that.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help demo test test-all format reference clean
 
 help:

@@ -43,13 +43,13 @@ def test_unknown_names_are_refused_in_one_line(given: list[str], message: str) -
 
 
 def test_the_programs_exit_code_is_returned(capfd: pytest.CaptureFixture[str]) -> None:
-    given = ["generate", "--model", "no-such-thing", "--quick"]
+    given = ["train", "--script", "no-such-thing"]
     assert CliRunner().invoke(app, ["benchmark", *given]).exit_code == 2
     assert "no-such-thing" in capfd.readouterr().err.splitlines()[-1]
 
 
-def test_a_script_that_does_not_exist_is_refused_by_the_program(capfd: pytest.CaptureFixture[str]) -> None:
-    assert benchmark("command").main(["train", "--script", "no-such-thing"]) == 2
+def test_a_model_that_does_not_exist_is_refused_by_the_program(capfd: pytest.CaptureFixture[str]) -> None:
+    assert benchmark("command").main(["generate", "--model", "no-such-thing", "--quick"]) == 2
     assert "no-such-thing" in capfd.readouterr().err.splitlines()[-1]
 
 
