@@ -9,7 +9,7 @@ import typer
 from ldm.cli import options
 from ldm.cli.evaluate import FeaturesOption, Model, NumProcesses, Seed, make_features, plan_job
 from ldm.cli.printer import Printer, reporting
-from ldm.errors import UserError
+from ldm.errors import UserError, warn
 
 audit_app = typer.Typer(
     help="Look for copied training images; measure what an autoencoder loses.", rich_markup_mode=None
@@ -62,6 +62,7 @@ def memorisation(
     from ldm.cli.checkpoint import model_of
     from ldm.evaluation.audit_page import write_memorisation_page
     from ldm.evaluation.evaluation_job import read_features
+    from ldm.evaluation.memorisation import LEAST_FOUND
     from ldm.evaluation.memorisation import audit as find_copies
     from ldm.io.files import write_json
 
@@ -85,6 +86,9 @@ def memorisation(
     kept = read_features(job)
     found = find_copies(kept.generated, kept.reference, kept.planted)
     facts = {"model": model, "plan": kept.plan, **found.to_dict()}
+    if found.planted_found < LEAST_FOUND:
+        share = f"{found.planted_found:.2f} of the planted copies"
+        warn(f"the thresholds find only {share}: the model may make more copies than were found")
     write_json(output / "audit.json", facts)
     page = write_memorisation_page(output / "audit.html", facts, found, kept, job)
     printer.result(facts, *_memorisation_lines(facts), f"page: {page}")

@@ -19,14 +19,16 @@ from ldm.evaluation.metrics import exact_interval
 
 FALSE_ALARMS = 0.01
 """The share of images that are no copies but may be taken for one, by the two distances together."""
+LEAST_FOUND = 0.5
+"""An audit that finds fewer of the planted copies cannot say that a model makes none."""
 BLOCK_ROWS = 1024
 
 
 def copied(image: Image.Image, number: int) -> Image.Image:
-    """A copy as a model might make one: shifted by a pixel or so, a little brighter or darker, saved as JPEG."""
+    """A copy as a model might make one: shifted by up to a 64th, a little brighter or darker, saved as JPEG."""
     width, height = image.size
-    margin = 1 + number % 2
-    box = (margin, 0, width, height) if number % 4 < 2 else (0, margin, width, height)
+    share = (1 + number % 2) / 128
+    box = (share * width, 0, width, height) if number % 4 < 2 else (0, share * height, width, height)
     shifted = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
     brighter = ImageEnhance.Brightness(shifted).enhance(1.06 if number % 2 else 0.94)
     file = io.BytesIO()

@@ -1,6 +1,7 @@
 """Audits: planted copies of training images are found, and what an autoencoder loses is measured."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,18 @@ def test_a_planted_copy_is_another_image_that_looks_the_same() -> None:
         copy = copied(image, number)
         assert copy.size == image.size
         assert copy.tobytes() != image.tobytes()
+
+
+def test_a_planted_copy_is_shifted_by_the_same_share_of_any_size() -> None:
+    """A pixel is much in a small image."""
+    for side in (32, 512):
+        ramp = (
+            Image.linear_gradient("L").resize((side, side)).convert("RGB")
+        )  # from black at the top to white
+        copy = copied(ramp, 3)
+        brightness = [sum(each.convert("L").tobytes()) / side**2 for each in (ramp, copy)]
+        # a 64th of the slope, on average half of that: 2 levels, or 1.5 as brightening rounds down
+        assert 0.7 < brightness[1] / 1.06 - brightness[0] < 2.3
 
 
 # The autoencoder
@@ -132,3 +145,23 @@ def _refused(command: str, model: Path, data: Path, output: Path, *extra: str) -
     assert done.exit_code == 2
     assert not output.exists()
     return done.stderr
+
+
+def test_an_audit_that_finds_few_planted_copies_says_so(places: tuple[Path, Path], tmp_path: Path) -> None:
+    """Equal images are each other's nearest, so no threshold tells copies from others."""
+    model, data = places
+    (tmp_path / "data").mkdir()
+    for number in range(4):
+        shutil.copy(data / "00.png", tmp_path / f"data/{number}.png")
+        (tmp_path / f"data/{number}.txt").write_text("image")
+    arguments = [
+        "memorisation",
+        str(model),
+        "--data",
+        str(tmp_path / "data"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    short = ["--num-inference-steps", "1", "-n", "1"]
+    done = CliRunner().invoke(app, ["audit", *arguments, *short], catch_exceptions=False)
+    assert done.exit_code == 0 and "find only 0.00 of the planted copies" in done.stderr
