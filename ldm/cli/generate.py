@@ -56,7 +56,7 @@ def generate(
         typer.echo("\n".join(_scheduler_lines()))
         return
     with collector_paused():
-        from ldm.generation.job import GenerationJob
+        from ldm.generation.job import GenerationJob, run_rank
         from ldm.generation.output import Target
 
     if from_image is not None:
@@ -68,19 +68,19 @@ def generate(
     original, asked = _plan(prompts or [], prompt_file, given_images, reproduce or from_image, given)
     asked, layout = _over_grid(asked, grid_x, grid_y)
     target = Target(
-        output,
-        overwrite=overwrite,
-        grid=grid or layout is not None,
-        resume=resume,
-        layout=layout,
-        file_format=file_format,
-        quality=quality,
-        signing=signing,
-    )
+        output, overwrite=overwrite, resume=resume, grid=grid or layout is not None, layout=layout,
+        file_format=file_format, quality=quality, signing=signing,
+    )  # fmt: skip
     images = _list_images(asked, target)
     target.check(images)
     with model_options(made_with) as chosen:
-        _make(GenerationJob(tuple(images), target, chosen, original), num_processes, quiet=quiet)
+        job = GenerationJob(tuple(images), target, chosen, original)
+        if min(num_processes, len(job.batches)) > 1:
+            make_in_processes(job, min(num_processes, len(job.batches)), quiet=quiet)
+        else:
+            written: list[Path] = []
+            with _progress(job, written, quiet=quiet) as bar:
+                written.extend(run_rank(job, say=bar.say, on_progress=bar.show))
     if target.grid:
         target.write_grid(images)
     Printer(as_json=as_json, quiet=quiet).result(_described(images, target), *target.paths(images))
@@ -110,20 +110,6 @@ def model_options(given: dict[str, Any]) -> "Iterator[ModelOptions]":
         for name in {"model", "guide_model"} & set(chosen):
             chosen[name], _ = stack.enter_context(model_of(chosen[name]))
         yield ModelOptions(**chosen)
-
-
-def _make(job: "GenerationJob", num_processes: int, *, quiet: bool) -> None:
-    """Make the images, in this process or, if there are batches enough, in several."""
-    from ldm.generation.job import run_rank
-
-    num_processes = min(num_processes, len(job.batches))
-    if num_processes > 1:
-        make_in_processes(job, num_processes, quiet=quiet)
-        return
-    written: list[Path] = []
-    with _progress(job, written, quiet=quiet) as bar:
-        for path in run_rank(job, say=bar.say, on_progress=bar.show):
-            written.append(path)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from train import autoencoder, denoiser, text_encoder
 CONFIGS = Path(__file__).parents[2] / "configs" / "shapes"
 SMALL = [
     "data.holdout_fraction=0",
-    "global_batch_size=8",
+    "global_batch_size=16",
     "log_every=1",
     "optim.num_warmup_steps=2",
     "device=cpu",
