@@ -1,5 +1,6 @@
 """Every test, and every program that it starts, runs without a network, on two threads or on one of two workers."""
 
+import gc
 import os
 import shutil
 import signal
@@ -23,6 +24,15 @@ import pytest
 import torch
 
 from tests.support.tiny_emoji import packages  # noqa: F401  # a fixture that two test files use
+
+gc.disable()  # while the tests are collected, which creates millions of objects that stay
+
+
+def pytest_collection_finish() -> None:
+    """From now on, only what the tests create is looked through for garbage, not the libraries."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def is_local(address: Any) -> bool:
