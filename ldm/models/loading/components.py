@@ -26,8 +26,9 @@ from ldm.models.families.stable_diffusion import (
 from ldm.models.loading.component_files import check_files, check_tokenizer
 from ldm.models.loading.weights_check import (
     HINT,
+    NetworkShapes,
     check_amount,
-    empty_network,
+    described,
     name_faults,
     stored_tensors,
 )
@@ -106,15 +107,15 @@ def weights_faults(component: Component, folder: Path, variant: str | None = Non
 
 def _described(
     component: Component, folder: Path, variant: str | None
-) -> tuple[nn.Module, Mapping[str, TensorEntry]]:
-    """The network that config.json describes, without memory, and the headers of its weights.
+) -> tuple[NetworkShapes, Mapping[str, TensorEntry]]:
+    """The network that config.json describes, and the headers of its weights.
 
     Raises:
         UserError: config.json asks for more than the files hold.
     """
     assert component.stem is not None
     stored = stored_tensors(folder, component.stem, variant)
-    network = empty_network(component.load_class(), folder, len(stored))
+    network = described(component.load_class(), folder, len(stored))
     check_amount(folder, network, stored)
     return network, stored
 

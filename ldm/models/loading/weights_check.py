@@ -5,8 +5,11 @@ may name files in other folders. Both are refused here.
 """
 
 import inspect
+import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import torch
 from torch import nn
 
 from ldm.errors import UserError
-from ldm.io.json_files import MAX_MODEL_JSON_BYTES, read_json
+from ldm.io.json_files import MAX_MODEL_JSON_BYTES, parse_json, read_json
 from ldm.io.safetensors_header import TensorEntry, read_header
 
 SLACK = 2**20
@@ -67,8 +70,21 @@ def _check_index(index: Path, headers: Mapping[str, Mapping[str, TensorEntry]]) 
             raise UserError(f"{index}: {name!r} is not in {file}", "restore the files")
 
 
-def empty_network(cls: Any, folder: Path, num_stored: int) -> nn.Module:
-    """The network that a component's config.json describes, on the meta device: shapes without memory.
+@dataclass(frozen=True)
+class NetworkShapes:
+    """The network that a config.json describes.
+
+    Attributes:
+        shapes: of its weights and stored buffers, by name.
+        num_numbers: in all weights and buffers together.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    num_numbers: int
+
+
+def described(cls: Any, folder: Path, num_stored: int) -> NetworkShapes:
+    """The network that a component's config.json describes.
 
     Args:
         cls: a network of diffusers or transformers.
@@ -82,13 +98,22 @@ def empty_network(cls: Any, folder: Path, num_stored: int) -> nn.Module:
     if not isinstance(config, dict):
         raise UserError(f"{folder / 'config.json'} does not hold a JSON object", "restore the file")
     _check_layers(folder, config, num_stored)
+    return _shapes_of(cls, json.dumps(config))
+
+
+@lru_cache(maxsize=64)
+def _shapes_of(cls: Any, config_json: str) -> NetworkShapes:
+    """Built on the meta device, without memory. Remembered, because it takes as long as half of loading the network."""
+    config = parse_json(config_json)
     with torch.device("meta"):
         if hasattr(cls, "config_class"):  # transformers: one object with all settings
             network: nn.Module = cls(cls.config_class.from_dict(config))
         else:
             known = inspect.signature(cls.__init__).parameters
             network = cls(**{key: value for key, value in config.items() if key in known})
-    return network
+    everything = [*network.parameters(), *network.buffers()]
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    return NetworkShapes(shapes, sum(tensor.numel() for tensor in everything))
 
 
 def _check_layers(folder: Path, config: Mapping[str, Any], num_stored: int) -> None:
@@ -118,13 +143,13 @@ def _counts(value: Any) -> Iterator[int]:
             yield item
 
 
-def check_amount(folder: Path, network: nn.Module, stored: Mapping[str, TensorEntry]) -> None:
+def check_amount(folder: Path, network: NetworkShapes, stored: Mapping[str, TensorEntry]) -> None:
     """Refuse a network that would need far more memory than its files hold.
 
     Raises:
         UserError: naming the folder and both numbers.
     """
-    wanted = sum(tensor.numel() for tensor in [*network.parameters(), *network.buffers()])
+    wanted = network.num_numbers
     held = sum(entry.num_numbers for entry in stored.values())
     if wanted > held + SLACK:
         raise UserError(
@@ -132,9 +157,9 @@ def check_amount(folder: Path, network: nn.Module, stored: Mapping[str, TensorEn
         )
 
 
-def name_faults(network: nn.Module, stored: Mapping[str, TensorEntry]) -> Iterator[str]:
+def name_faults(network: NetworkShapes, stored: Mapping[str, TensorEntry]) -> Iterator[str]:
     """Weights that are missing, left over or of another shape than the network's, as messages, by name."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    wanted = network.shapes
     found = {name: name if name in wanted else _current_name(name) for name in stored}
     held = {today: stored[name] for name, today in found.items()}
     for name in sorted(wanted.keys() | held.keys()):
