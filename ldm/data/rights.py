@@ -96,9 +96,11 @@ def _licences(metadata: ImageMetadata) -> dict[str, str]:
 
 
 def _exif_copyright(exif: bytes) -> str:
+    if not exif:
+        return ""
     tags = Image.Exif()
     try:
-        tags.load(b"Exif\0\0" + exif if exif else b"")
+        tags.load(b"Exif\0\0" + exif)
         value = tags.get(Base.Copyright.value, "")
     except Exception:  # a reader of foreign bytes raises nearly anything
         return ""

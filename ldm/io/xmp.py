@@ -59,7 +59,7 @@ def xmp_properties(packet: bytes) -> dict[str, str]:
     these formats do not allow.
     """
     data = packet.strip(b"\0 \t\r\n")
-    if len(data) > MAX_PACKET_BYTES or b"\0" in data or b"<!" in data.replace(b"<!--", b""):
+    if not data or len(data) > MAX_PACKET_BYTES or b"\0" in data or b"<!" in data.replace(b"<!--", b""):
         return {}
     try:
         tree = ElementTree.fromstring(data)
