@@ -75,8 +75,9 @@ def generate(
     target.check(images)
     with model_options(made_with) as chosen:
         job = GenerationJob(tuple(images), target, chosen, original)
-        if min(num_processes, len(job.batches)) > 1:
-            make_in_processes(job, min(num_processes, len(job.batches)), quiet=quiet)
+        num_processes = min(num_processes, len(job.batches))
+        if num_processes > 1:
+            make_in_processes(job, num_processes, quiet=quiet)
         else:
             written: list[Path] = []
             with _progress(job, written, quiet=quiet) as bar:
