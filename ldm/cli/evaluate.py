@@ -11,7 +11,9 @@ from ldm.cli import options
 from ldm.cli.data import CaptionColumn, ImageColumn, Split
 from ldm.cli.printer import Printer, reporting
 from ldm.errors import UserError
-from ldm.models.generation_settings import GenerationSettings, parse_settings, spell_out
+from ldm.models.generation_settings import GenerationSettings
+from ldm.models.settings_as_arguments import spell_out
+from ldm.models.settings_reading import parse_settings
 
 if TYPE_CHECKING:
     from ldm.data.sources.reading import SourceSettings

@@ -13,7 +13,9 @@ from ldm.cli.printer import Printer
 from ldm.errors import UserError
 from ldm.io.collector import collector_paused
 from ldm.io.messages import own_warnings, say_warning
-from ldm.models.generation_settings import GenerationSettings, parse_settings, spell_out
+from ldm.models.generation_settings import GenerationSettings
+from ldm.models.settings_as_arguments import spell_out
+from ldm.models.settings_reading import parse_settings
 
 if TYPE_CHECKING:
     from ldm.generation.job import GenerationJob

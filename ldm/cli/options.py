@@ -15,14 +15,9 @@ from pydantic.fields import FieldInfo
 
 from ldm.errors import UserError
 from ldm.models.control.hints import HINT_KINDS
-from ldm.models.generation_settings import (
-    LARGEST_SEED,
-    GenerationSettings,
-    Setting,
-    bounds,
-    plain_type,
-    settings_of,
-)
+from ldm.models.generation_settings import GenerationSettings, Setting, settings_of
+from ldm.models.setting_limits import LARGEST_SEED
+from ldm.models.settings_reading import bounds, plain_type
 
 if TYPE_CHECKING:
     from ldm.generation.signing import Signing

@@ -12,7 +12,8 @@ import typer
 from ldm.cli import options
 from ldm.errors import UserError
 from ldm.io.collector import collector_paused
-from ldm.models.generation_settings import MAX_IMAGES, MAX_SIZE_PX, MAX_STEPS, spell_out
+from ldm.models.setting_limits import MAX_IMAGES, MAX_SIZE_PX, MAX_STEPS
+from ldm.models.settings_as_arguments import spell_out
 
 if TYPE_CHECKING:
     from ldm.generation.model_options import ModelOptions

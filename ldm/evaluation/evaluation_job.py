@@ -30,7 +30,8 @@ from ldm.evaluation.features import Extractor, folder_features, load_extractor, 
 from ldm.evaluation.memorisation import copied
 from ldm.io.files import open_tensors, read_tensors, write_bytes, write_tensors
 from ldm.io.images import image_to_tensor, tensor_to_images
-from ldm.models.generation_settings import LARGEST_SEED, GenerationSettings
+from ldm.models.generation_settings import GenerationSettings
+from ldm.models.setting_limits import LARGEST_SEED
 from ldm.noise import permutation
 from ldm.pipeline.batches import ImageRequest
 from ldm.pipeline.pipeline import Pipeline, load_pipeline

@@ -10,7 +10,9 @@ from ldm.diffusion.scheduler_names import SCHEDULERS
 from ldm.errors import UserError
 from ldm.generation.given_images import controls_of
 from ldm.io.json_files import parse_json
-from ldm.models.generation_settings import GenerationSettings, check_text, parse_settings
+from ldm.models.generation_settings import GenerationSettings
+from ldm.models.setting_checks import check_text
+from ldm.models.settings_reading import parse_settings
 from ldm.pipeline.batches import Prompt
 from ldm.pipeline.input_images import ALPHA, InputImage, read_inputs
 

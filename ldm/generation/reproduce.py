@@ -6,10 +6,11 @@ from pathlib import Path
 
 from ldm.errors import UserError
 from ldm.models.control.hints import REFERENCE
-from ldm.models.generation_settings import GenerationSettings, parse_settings
+from ldm.models.generation_settings import GenerationSettings
 from ldm.models.identity import Identity, changed_parts
 from ldm.models.loading.source import EMBEDDED, HUB_ID
 from ldm.models.parts import ModelParts
+from ldm.models.settings_reading import parse_settings
 from ldm.pipeline.batches import Prompt
 from ldm.pipeline.control_images import ControlImage
 from ldm.pipeline.input_images import InputImage

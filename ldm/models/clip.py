@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.models.generation_settings import MAX_PROMPT_CHUNKS
+from ldm.models.setting_limits import MAX_PROMPT_CHUNKS
 from ldm.types import Conditioning
 
 

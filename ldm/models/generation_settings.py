@@ -11,22 +11,38 @@ own settings.
 Nothing heavy is imported here: the command line reads this module for `ldm --help`.
 """
 
-import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, Strict, ValidationError, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ldm.config import Settings
-from ldm.diffusion.interval import EVERYWHERE, Interval, check_interval
-from ldm.diffusion.scheduler_names import OWN_SCHEDULER, SCHEDULERS
-from ldm.errors import UserError, nearest, unknown_name
+from ldm.diffusion.interval import EVERYWHERE
+from ldm.diffusion.scheduler_names import SCHEDULERS
+from ldm.errors import UserError, unknown_name
 from ldm.models.expansion import Fill, checked_expansion, expansion_text
+from ldm.models.setting_checks import (
+    Number,
+    Whole,
+    check_scheduler,
+    check_text,
+    checked_canny_thresholds,
+    checked_control_interval,
+    checked_interval,
+    crop_pair,
+    size_pair,
+)
+from ldm.models.setting_limits import (
+    AS_POSITIVE,
+    LARGEST_SEED,
+    MAX_IMAGES,
+    MAX_PROMPT_CHUNKS,
+    MAX_SIZE_PX,
+    MAX_STEPS,
+    UNTOLD,
+)
 from ldm.models.timestep_list import checked_timesteps, parse_timesteps, timesteps_text
-
-LARGEST_SEED = 2**63 - 1
 
 PromptWeights = Literal["none", "a1111", "comfy"]
 """How the weights of words in a prompt are applied; `none` reads brackets as text."""
@@ -38,32 +54,8 @@ TEXT_TO_IMAGE = "text-to-image"
 MASKED = ("blended-inpaint", "inpaint")
 FROM_AN_IMAGE = ("image-to-image", "depth-from-image", *MASKED)
 IN_WINDOWS = ("upscale", "restore")
-Pair = tuple[int, int]
-"""Two numbers of pixels."""
-
-MAX_SIZE_PX = 2**14
-"""The longest side of an image; what fits in memory is less on most machines."""
-
-MAX_IMAGES = 1_000_000
-"""The most images of one prompt in one call: all are listed before the first is made."""
-
 SIZES, SECOND_PROMPT, AESTHETIC_SCORE = "sizes", "a second prompt", "an aesthetic score"
 """What models of some families are told besides a prompt."""
-
-MAX_TOLD_PX = 2**16
-"""The longest side that a model is told of: its images may come from larger ones."""
-
-UNTOLD, AS_POSITIVE = (0, 0), (-1, -1)
-"""A size that is left to the image's own, and one that is left to that of the prompt."""
-
-MAX_GRADIENT = 2040
-"""The largest gradient of an image of 8 bits, by Sobel's 3 x 3 filters and the L1 norm."""
-
-MAX_STEPS = 100_000
-"""The most sampling steps, a hundred times the longest usual noise schedule."""
-
-MAX_PROMPT_CHUNKS = 3
-"""The most chunks that a prompt is split into, each as long as the text encoder's context."""
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {"guidance_interval": (0.0, 0.5), "deep_features_every": 3},
@@ -107,66 +99,6 @@ class Setting:
 def sampler_title(scheduler: str) -> str:
     """What A1111 calls a scheduler; an unknown one keeps its name."""
     return SCHEDULERS[scheduler].title if scheduler in SCHEDULERS else scheduler
-
-
-def check_scheduler(name: str) -> str:
-    """Refuse an unknown scheduler, naming the nearest one."""
-    if name != OWN_SCHEDULER and name not in SCHEDULERS:
-        raise unknown_name("scheduler", name, [OWN_SCHEDULER, *SCHEDULERS])
-    return name
-
-
-def check_text(text: str) -> str:
-    """Refuse text that cannot be encoded, or that would end a C string."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # bytes of an argument, or half of a surrogate pair in JSON
-        raise UserError("the prompt is not valid Unicode", "write it as UTF-8") from None
-    if "\0" in text:
-        raise UserError("the prompt contains the character U+0000", "remove it")
-    return text
-
-
-def _checked_interval(interval: Interval) -> Interval:
-    check_interval(interval)
-    return interval
-
-
-def _checked_control(interval: Interval) -> Interval:
-    start, end = interval
-    if not 0 <= start < end <= 1:  # false for NaN
-        raise UserError(
-            f"control_interval is {start:g} {end:g}", "give increasing fractions of the steps: 0 0.5"
-        )
-    return interval
-
-
-def _checked_canny(thresholds: tuple[float, float]) -> tuple[float, float]:
-    low, high = thresholds
-    if not 0 <= low <= high <= MAX_GRADIENT:  # false for NaN
-        what = f"canny_thresholds is {low:g} {high:g}"
-        raise UserError(what, f"give two increasing numbers from 0 to {MAX_GRADIENT}")
-    return thresholds
-
-
-def _checked_pair(name: str, pair: tuple[int, int], *, left_open: tuple[int, int], lowest: int) -> Any:
-    if pair != left_open and not all(lowest <= side <= MAX_TOLD_PX for side in pair):
-        raise UserError(
-            f"{name} is {pair[0]} {pair[1]}", f"give two whole numbers from {lowest} to {MAX_TOLD_PX}"
-        )
-    return pair
-
-
-def _size_pair(name: str) -> AfterValidator:
-    return AfterValidator(lambda pair: _checked_pair(name, pair, left_open=UNTOLD, lowest=1))
-
-
-def _crop_pair(name: str, left_open: tuple[int, int]) -> AfterValidator:
-    return AfterValidator(lambda pair: _checked_pair(name, pair, left_open=left_open, lowest=0))
-
-
-_Number = Annotated[float, Strict()]
-_Whole = Annotated[int, Strict()]
 
 
 class GenerationSettings(Settings):
@@ -228,49 +160,49 @@ class GenerationSettings(Settings):
         str, Setting("TEXT", recorded_if_changed=True, told=SECOND_PROMPT), AfterValidator(check_text)
     ] = Field("", description="The same for the negative prompt.")
     original_size: Annotated[
-        tuple[_Whole, _Whole],
+        tuple[Whole, Whole],
         Setting("HEIGHT WIDTH", recorded_if_changed=True, told=SIZES),
-        _size_pair("original_size"),
+        size_pair("original_size"),
     ] = Field(
         UNTOLD,
         description="For models that are told sizes (SDXL): how large the image was before it was cropped, in pixels; "
         "small sizes give blurred images. 0 0 is the size of the image.",
     )
     crop: Annotated[
-        tuple[_Whole, _Whole],
+        tuple[Whole, Whole],
         Setting("TOP LEFT", recorded_if_changed=True, told=SIZES),
-        _crop_pair("crop", UNTOLD),
+        crop_pair("crop", UNTOLD),
     ] = Field(
         UNTOLD,
         description="For the same models: where the image was cut out. 0 0 shows objects whole, 0 400 as if the left "
         "side had been cut off.",
     )
     target_size: Annotated[
-        tuple[_Whole, _Whole],
+        tuple[Whole, Whole],
         Setting("HEIGHT WIDTH", recorded_if_changed=True, told=SIZES),
-        _size_pair("target_size"),
+        size_pair("target_size"),
     ] = Field(
         UNTOLD,
         description="For the same models: the size that the image is said to have. 0 0 is the size that it has.",
     )
     negative_original_size: Annotated[
-        tuple[_Whole, _Whole],
+        tuple[Whole, Whole],
         Setting("HEIGHT WIDTH", recorded_if_changed=True, told=SIZES),
-        _size_pair("negative_original_size"),
+        size_pair("negative_original_size"),
     ] = Field(
         UNTOLD,
         description="What the model is told beside the negative prompt, so that images move away from it, such as "
         "512 512. 0 0 is as beside the prompt.",
     )
     negative_crop: Annotated[
-        tuple[_Whole, _Whole],
+        tuple[Whole, Whole],
         Setting("TOP LEFT", recorded_if_changed=True, told=SIZES),
-        _crop_pair("negative_crop", AS_POSITIVE),
+        crop_pair("negative_crop", AS_POSITIVE),
     ] = Field(AS_POSITIVE, description="The same for the crop. -1 -1 is as beside the prompt.")
     negative_target_size: Annotated[
-        tuple[_Whole, _Whole],
+        tuple[Whole, Whole],
         Setting("HEIGHT WIDTH", recorded_if_changed=True, told=SIZES),
-        _size_pair("negative_target_size"),
+        size_pair("negative_target_size"),
     ] = Field(UNTOLD, description="The same for the target size. 0 0 is as beside the prompt.")
     aesthetic_score: Annotated[float, Setting("X", recorded_if_changed=True, told=AESTHETIC_SCORE)] = Field(
         6.0,
@@ -456,7 +388,9 @@ class GenerationSettings(Settings):
         description="Shift the colours of the new part of a masked image by what the model changed around it.",
     )
     control_interval: Annotated[
-        tuple[_Number, _Number], Setting("START END", only_with="control"), AfterValidator(_checked_control)
+        tuple[Number, Number],
+        Setting("START END", only_with="control"),
+        AfterValidator(checked_control_interval),
     ] = Field(
         EVERYWHERE,
         description="Use control images (--control) in a part of the sampling only, given as fractions of the steps: "
@@ -469,7 +403,9 @@ class GenerationSettings(Settings):
         "prompt's half of the guidance is controlled, and deep features more than shallow ones.",
     )
     canny_thresholds: Annotated[
-        tuple[_Number, _Number], Setting("LOW HIGH", only_with="control"), AfterValidator(_checked_canny)
+        tuple[Number, Number],
+        Setting("LOW HIGH", only_with="control"),
+        AfterValidator(checked_canny_thresholds),
     ] = Field(
         (100.0, 200.0),
         description="For --control canny: edges start where the gradient is above HIGH and go on where it is above "
@@ -546,9 +482,9 @@ class GenerationSettings(Settings):
         "of the prompt is left out, with a warning.",
     )
     guidance_interval: Annotated[
-        tuple[_Number, _Number],
+        tuple[Number, Number],
         Setting("START END", model_default=True),
-        AfterValidator(_checked_interval),
+        AfterValidator(checked_interval),
     ] = Field(
         EVERYWHERE,
         description="Use guidance in a part of the sampling only; the rest is twice as fast, and the result often "
@@ -667,9 +603,6 @@ def _counted(named: dict[str, Any]) -> dict[str, Any]:
     return {**named, "num_inference_steps": count}
 
 
-AnyGenerationSettings = TypeVar("AnyGenerationSettings", bound=GenerationSettings)
-
-
 def preset_settings(name: str) -> dict[str, Any]:
     """The settings that a preset stands for; without a name, none.
 
@@ -687,102 +620,3 @@ def settings_of(kind: type[GenerationSettings]) -> Iterator[tuple[str, Setting]]
     """The name and the `Setting` of every field, in order."""
     for name, field in kind.model_fields.items():
         yield name, next(each for each in field.metadata if isinstance(each, Setting))
-
-
-def parse_settings(
-    given: Mapping[str, Any],
-    kind: type[AnyGenerationSettings],
-    *,
-    where: str = "",
-) -> AnyGenerationSettings:
-    """Settings from a plain mapping; None is left open.
-
-    Args:
-        where: what names them in an error, such as a file and a line.
-
-    Raises:
-        UserError: the first value that is wrong, or a key that is unknown, with the nearest right one.
-    """
-    prefix = f"{where}: " if where else ""
-    try:
-        return kind.model_validate(dict(given))
-    except UserError as error:
-        raise UserError(f"{prefix}{error.what}", error.hint) from None
-    except ValidationError as error:
-        raise _explained(kind, given, error, prefix) from None
-
-
-def _explained(
-    kind: type[GenerationSettings], given: Mapping[str, Any], error: ValidationError, prefix: str
-) -> UserError:
-    errors = error.errors()
-    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
-    name = str(first["loc"][0])
-    if first["type"] == "extra_forbidden":
-        guess = nearest(name, kind.model_fields)
-        hint = f"did you mean {guess!r}?" if guess else f"the settings are {', '.join(kind.model_fields)}"
-        return UserError(f"{prefix}unknown setting {name!r}", hint)
-    return UserError(f"{prefix}{name} is {given[name]!r}", f"it must be {expected(kind.model_fields[name])}")
-
-
-def expected(field: FieldInfo) -> str:
-    """The values that a field takes, such as `a whole number from 1 to 3`."""
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    kind: Any = field.annotation
-    if get_origin(kind) is tuple:
-        return f"a list of two {'whole' if plain_type(field) is Pair else 'finite'} numbers"
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(map(str, get_args(kind)))}"
-    low, high = bounds(field)
-    finite = "a finite number" if kind is float and high is None else names[kind]
-    limits = {
-        (False, False): "",
-        (True, False): f" of at least {low}",
-        (False, True): f" of at most {high}",
-        (True, True): f" from {low} to {high}",
-    }
-    return finite + limits[low is not None, high is not None]
-
-
-def bounds(field: FieldInfo) -> tuple[Any, Any]:
-    """The smallest and the largest value of a field, or None."""
-    found = {key: getattr(each, key) for each in field.metadata for key in ("ge", "le") if hasattr(each, key)}
-    return found.get("ge"), found.get("le")
-
-
-AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
-
-
-def spell_out(function: AnyFunction, parameters: list[inspect.Parameter], *, before: str = "") -> AnyFunction:
-    """Name the arguments that a function takes as `**`, for `help` and for typer.
-
-    Args:
-        before: the parameter in front of which they are put; by default they come last.
-    """
-    signature = inspect.signature(function)
-    own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
-    place = next((index for index, each in enumerate(own) if each.name == before), len(own))
-    named: Any = function
-    together = [*own[:place], *parameters, *own[place:]]
-    named.__signature__ = signature.replace(parameters=together)
-    named.__annotations__ = {each.name: each.annotation for each in together} | {
-        "return": signature.return_annotation
-    }
-    return function
-
-
-def keyword_parameters(kind: type[GenerationSettings]) -> list[inspect.Parameter]:
-    """The settings as keyword arguments of a Python function; None is left open."""
-    return [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=plain_type(field) | None
-        )
-        for name, field in kind.model_fields.items()
-    ]
-
-
-def plain_type(field: FieldInfo) -> Any:
-    """The type of a field without what pydantic checks."""
-    if get_origin(field.annotation) is tuple:
-        return Pair if get_args(field.annotation)[0] is _Whole else Interval
-    return field.annotation

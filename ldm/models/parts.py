@@ -17,11 +17,12 @@ from ldm.models.control.ip_adapter import ImagePrompts
 from ldm.models.control.networks import ControlNetwork
 from ldm.models.families.family import Family, Size, SizeConditions, Width
 from ldm.models.families.registry import family_of
-from ldm.models.generation_settings import MAX_SIZE_PX, TEXT_TO_IMAGE
+from ldm.models.generation_settings import TEXT_TO_IMAGE
 from ldm.models.loading.component_files import check_tokens
 from ldm.models.loading.folder import Defaults
 from ldm.models.loading.trained_task import task_of_channels
 from ldm.models.low_resolution import LowResolutionNoise
+from ldm.models.setting_limits import MAX_SIZE_PX
 from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder
 from ldm.types import Conditioning

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ldm.models.clip import ClipTextEncoder, split_chunks
-from ldm.models.generation_settings import MAX_PROMPT_CHUNKS
 from ldm.models.prompt_grammar import weighted_texts
+from ldm.models.setting_limits import MAX_PROMPT_CHUNKS
 from ldm.types import Conditioning
 
 WeightRule = Literal["a1111", "comfy"]

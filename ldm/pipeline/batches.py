@@ -10,7 +10,8 @@ from ldm.diffusion.windows import Window
 from ldm.errors import UserError, warn
 from ldm.io.memory import check_memory
 from ldm.models.control.hints import REFERENCE
-from ldm.models.generation_settings import LARGEST_SEED, MAX_SIZE_PX, GenerationSettings
+from ldm.models.generation_settings import GenerationSettings
+from ldm.models.setting_limits import LARGEST_SEED, MAX_SIZE_PX
 from ldm.pipeline.control_images import ControlImage
 from ldm.pipeline.expanding import expanded_inputs
 from ldm.pipeline.input_images import InputImage

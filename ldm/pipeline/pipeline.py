@@ -26,15 +26,12 @@ from ldm.models.control.load_networks import load_controls
 from ldm.models.devices import DTYPES, free_cached_memory, is_out_of_memory, pick_device, pick_dtype
 from ldm.models.engines.compiled import is_compiled
 from ldm.models.engines.openvino_denoiser import OpenVINODenoiser
-from ldm.models.generation_settings import (
-    GenerationSettings,
-    keyword_parameters,
-    parse_settings,
-    spell_out,
-)
+from ldm.models.generation_settings import GenerationSettings
 from ldm.models.identity import Identity
 from ldm.models.loading.folder import weights_hash
 from ldm.models.loading.model import NONE, ModelParts, Substitutes, load_model, save_parts
+from ldm.models.settings_as_arguments import keyword_parameters, spell_out
+from ldm.models.settings_reading import parse_settings
 from ldm.models.timestep_list import parse_timesteps
 from ldm.models.unet import UNetDenoiser
 from ldm.models.vae import KLAutoencoder

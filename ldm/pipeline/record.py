@@ -19,13 +19,8 @@ from ldm.io.png import is_written_here, read_chunk
 from ldm.io.redaction import public_file_name
 from ldm.models.adapters.fuse import UsedLora
 from ldm.models.control.hints import REFERENCE
-from ldm.models.generation_settings import (
-    TEXT_TO_IMAGE,
-    GenerationSettings,
-    Setting,
-    parse_settings,
-    settings_of,
-)
+from ldm.models.generation_settings import TEXT_TO_IMAGE, GenerationSettings, Setting, settings_of
+from ldm.models.settings_reading import parse_settings
 from ldm.pipeline.control_images import UsedControl
 from ldm.pipeline.input_images import InputRecord
 from ldm.provenance.marks import written_metadata

@@ -21,15 +21,10 @@ from ldm.io.files import write_new
 from ldm.io.image_metadata import ImageFormat
 from ldm.io.image_writing import SUFFIXES
 from ldm.models.control.hints import REFERENCE
-from ldm.models.generation_settings import (
-    LARGEST_SEED,
-    PRESETS,
-    GenerationSettings,
-    check_text,
-    parse_settings,
-    preset_settings,
-    settings_of,
-)
+from ldm.models.generation_settings import PRESETS, GenerationSettings, preset_settings, settings_of
+from ldm.models.setting_checks import check_text
+from ldm.models.setting_limits import LARGEST_SEED
+from ldm.models.settings_reading import parse_settings
 from ldm.models.unet import UNetDenoiser
 from ldm.pipeline.batches import ImageRequest, Kind, Prompt
 from ldm.pipeline.control_images import list_references, pair_controls

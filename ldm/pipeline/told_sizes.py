@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from ldm.models.families.family import SizeConditions
-from ldm.models.generation_settings import AS_POSITIVE, UNTOLD, GenerationSettings
+from ldm.models.generation_settings import GenerationSettings
+from ldm.models.setting_limits import AS_POSITIVE, UNTOLD
 
 
 def told_sizes(settings: GenerationSettings) -> tuple[SizeConditions, SizeConditions]:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from ldm.errors import UserError, unknown_name
 from ldm.io.contact_sheet import contact_sheet
-from ldm.models.generation_settings import GenerationSettings, parse_settings
+from ldm.models.generation_settings import GenerationSettings
+from ldm.models.settings_reading import parse_settings
 from ldm.pipeline.batches import Prompt, list_images
 from ldm.pipeline.settings import Generation, read_prompts
 

@@ -8,17 +8,9 @@ from pydantic.fields import FieldInfo
 from ldm.diffusion.scheduler_names import OWN_SCHEDULER, SCHEDULERS
 from ldm.errors import UserError
 from ldm.models.control.hints import REFERENCE
-from ldm.models.generation_settings import (
-    LARGEST_SEED,
-    PRESETS,
-    GenerationSettings,
-    Pair,
-    Setting,
-    bounds,
-    parse_settings,
-    plain_type,
-    settings_of,
-)
+from ldm.models.generation_settings import PRESETS, GenerationSettings, Setting, settings_of
+from ldm.models.setting_limits import LARGEST_SEED, Pair
+from ldm.models.settings_reading import bounds, parse_settings, plain_type
 from ldm.web.caps import Caps
 from ldm.web.service import ServedModel
 from ldm.web.uploads import from_base64

@@ -17,7 +17,8 @@ from ldm.generation.prompts import check_installed
 from ldm.io.images import image_grid
 from ldm.io.png import with_chunks
 from ldm.models.control.hints import REFERENCE
-from ldm.models.generation_settings import GenerationSettings, check_text
+from ldm.models.generation_settings import GenerationSettings
+from ldm.models.setting_checks import check_text
 from ldm.pipeline.batches import Prompt, list_images
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.settings import with_inputs

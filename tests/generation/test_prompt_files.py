@@ -10,7 +10,8 @@ import pytest
 from ldm.errors import UserError
 from ldm.generation.output import Target, file_name
 from ldm.generation.prompts import read_prompts
-from ldm.models.generation_settings import LARGEST_SEED, GenerationSettings
+from ldm.models.generation_settings import GenerationSettings
+from ldm.models.setting_limits import LARGEST_SEED
 from ldm.pipeline.batches import ImageRequest, Prompt, list_images, plan_batches
 from ldm.pipeline.file_names import slug
 

@@ -17,15 +17,10 @@ from ldm.cli.options import setting_options
 from ldm.errors import UserError
 from ldm.generation.prompts import read_prompts
 from ldm.io.files import write_json
-from ldm.models.generation_settings import (
-    GenerationSettings,
-    Setting,
-    keyword_parameters,
-    parse_settings,
-    settings_of,
-    spell_out,
-)
+from ldm.models.generation_settings import GenerationSettings, Setting, settings_of
 from ldm.models.loading.folder import read_defaults
+from ldm.models.settings_as_arguments import keyword_parameters, spell_out
+from ldm.models.settings_reading import parse_settings
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.record import read_record, read_settings, write_png
 from tests.support.tiny_models import make_sd1

@@ -13,9 +13,10 @@ from PIL import Image
 
 from ldm.errors import LdmWarning, UserError
 from ldm.models.clip import ClipTextEncoder, split_chunks
-from ldm.models.generation_settings import MAX_PROMPT_CHUNKS, GenerationSettings
+from ldm.models.generation_settings import GenerationSettings
 from ldm.models.loading.folder import read_defaults
 from ldm.models.loading.model import load_parts
+from ldm.models.setting_limits import MAX_PROMPT_CHUNKS
 from ldm.pipeline.pipeline import Generation, Pipeline
 from ldm.types import Step
 from tests.support.tiny_models import CONTEXT_LENGTH, make_sd1, make_sd2, make_tokenizer

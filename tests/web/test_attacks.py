@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from ldm.errors import UserError
-from ldm.models.generation_settings import GenerationSettings, bounds
+from ldm.models.generation_settings import GenerationSettings
+from ldm.models.settings_reading import bounds
 from ldm.pipeline.input_images import read_input
 from ldm.web.application import make_application
 from ldm.web.caps import Caps

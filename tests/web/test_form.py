@@ -7,13 +7,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field
 
-from ldm.models.generation_settings import (
-    AESTHETIC_SCORE,
-    SECOND_PROMPT,
-    SIZES,
-    GenerationSettings,
-    Setting,
-)
+from ldm.models.generation_settings import AESTHETIC_SCORE, SECOND_PROMPT, SIZES, GenerationSettings, Setting
 from ldm.web.application import make_application
 from ldm.web.caps import Caps
 from ldm.web.form import FIRST, describe_form, label_of, read_settings

@@ -18,8 +18,8 @@ from ldm.diffusion.path import ScheduleSettings
 from ldm.diffusion.ve import VESettings
 from ldm.diffusion.vp import VPSettings
 from ldm.models.fresh import DenoiserShape
-from ldm.models.generation_settings import MAX_PROMPT_CHUNKS
 from ldm.models.low_resolution import LowResolutionNoise
+from ldm.models.setting_limits import MAX_PROMPT_CHUNKS
 from ldm.tasks import check_task, find_task
 
 from ..loop.reflow import ReflowSettings

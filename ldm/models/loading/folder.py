@@ -18,9 +18,11 @@ from ldm.io.files import remembered_sha256
 from ldm.io.json_files import read_json, read_object
 from ldm.models.families.family import Family
 from ldm.models.families.registry import family_of_folder, network_components
-from ldm.models.generation_settings import MAX_PROMPT_CHUNKS, GenerationSettings, parse_settings
+from ldm.models.generation_settings import GenerationSettings
 from ldm.models.loading.component_files import check_files
 from ldm.models.loading.weights_check import weights_files
+from ldm.models.setting_limits import MAX_PROMPT_CHUNKS
+from ldm.models.settings_reading import parse_settings
 
 ADAPTER = "adapter.json"
 """What an adapter's folder has instead of `model_index.json`: see `ldm.models.adapters.folder`."""

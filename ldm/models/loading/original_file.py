@@ -22,10 +22,11 @@ from ldm.models.families.family import Family, FileContent, OriginalNetwork, Sin
 from ldm.models.families.original_names import UNET, VAE, from_original, is_passed_over, left_over
 from ldm.models.families.original_shapes import INPUT_CHANNELS, LATENT_CHANNELS
 from ldm.models.families.registry import family_of_file
-from ldm.models.generation_settings import MAX_PROMPT_CHUNKS, GenerationSettings
+from ldm.models.generation_settings import GenerationSettings
 from ldm.models.loading.components import build_network
 from ldm.models.loading.sidecar import Sidecar, read_sidecar
 from ldm.models.parts import ModelParts, assemble
+from ldm.models.setting_limits import MAX_PROMPT_CHUNKS
 
 PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v_prediction", "v": "v_prediction"}
 """The names of prediction types in ModelSpec and elsewhere, and in diffusers."""
