@@ -194,15 +194,15 @@ def _with_rights(
     """The samples and what is known of them, with what their files say about rights."""
     from dataclasses import replace
 
-    from ldm.data.rights import read_rights, reservation, with_rights
+    from ldm.data.reserved import reservation, with_rights
 
     samples: list[Sample] = []
     known: dict[str, ImageInfo | Refusal] = {}
     for sample in reading.samples:
-        rights = read_rights(sample.image)
-        dressed, found = with_rights(sample, facts[sample.sample_id], rights)
+        facts_of = facts[sample.sample_id]
+        dressed, found = with_rights(sample, facts_of)
         samples.append(dressed)
-        known[sample.sample_id] = (reservation(sample, rights) if refuse else None) or found
+        known[sample.sample_id] = (reservation(sample, facts_of) if refuse else None) or found
     return replace(reading, samples=samples), known
 
 

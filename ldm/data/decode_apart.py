@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.data.duplicates import hash_size, perceptual_hash
+from ldm.data.rights import read_rights
 from ldm.data.sample import ImageInfo, ImageSource, Refusal, refusal_of
 from ldm.errors import UserError
 from ldm.io.images import decode_image, open_image_noted, to_srgb
@@ -100,6 +101,7 @@ def _examine(data: bytes, name: str, content_hash: str) -> ImageInfo:
         perceptual_hash(small),
         (*notes, *color_notes),
         is_black=_is_black(small, data, name),
+        rights=read_rights(data),
     )
 
 

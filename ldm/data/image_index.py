@@ -15,12 +15,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from ldm.data.rights import NO_RIGHTS, ImageRights
 from ldm.data.sample import ImageInfo, Stamp, stamp_of
 from ldm.io.files import sha256_file, write_bytes
 from ldm.io.json_files import parse_json
 from ldm.io.opening import read_text
 
-FACTS_VERSION = 3
+FACTS_VERSION = 4
 """Increased when the same bytes would give other values, such as another perceptual hash, or stamps change."""
 
 MAX_FILES = 16
@@ -32,7 +33,7 @@ FINE_TICK_NS, COARSE_TICK_NS = 50_000_000, 2_000_000_000
 FILE_NAME = re.compile(r"facts-[0-9]{20}-[0-9a-f]{8}\.jsonl")
 """The files of the index."""
 
-FACTS_FIELDS = {field.name for field in fields(ImageInfo)} - {"named"}
+FACTS_FIELDS = dict.fromkeys(field.name for field in fields(ImageInfo) if field.name != "named")
 
 
 class ImageIndex:
@@ -102,7 +103,8 @@ class ImageIndex:
 
 
 def _line(stamp: Stamp, facts: ImageInfo) -> str:
-    kept = {name: value for name, value in asdict(facts).items() if name in FACTS_FIELDS}
+    kept = {name: getattr(facts, name) for name in FACTS_FIELDS}
+    kept["rights"] = None if facts.rights == NO_RIGHTS else asdict(facts.rights)
     body = json.dumps([FACTS_VERSION, *stamp, kept])
     return json.dumps([_checksum(body), body]) + "\n"
 
@@ -116,12 +118,13 @@ def _entries(line: str) -> Iterator[tuple[Stamp, ImageInfo]]:
         version, path, size, mtime_ns, ctime_ns, facts = parse_json(body)
     except (ValueError, TypeError, AttributeError):
         return
-    if version == FACTS_VERSION and facts.keys() == FACTS_FIELDS:
+    if version == FACTS_VERSION and facts.keys() == FACTS_FIELDS.keys():
         yield (path, size, mtime_ns, ctime_ns), _facts_of(facts)
 
 
 def _facts_of(values: dict[str, Any]) -> ImageInfo:
-    return ImageInfo(**{**values, "notes": tuple(values["notes"])})
+    rights = ImageRights(**values["rights"]) if values["rights"] else NO_RIGHTS
+    return ImageInfo(**{**values, "notes": tuple(values["notes"]), "rights": rights})
 
 
 def _checksum(body: str) -> str:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ldm.data.buckets import BucketSettings, Placement, draw_crop, place
-from ldm.data.rights import Reserved, read_rights, reservation
+from ldm.data.reserved import Reserved, reservation
 from ldm.data.sample import MAIN_IMAGE, ImageInfo, ImageInput, Refusal, Sample, read_unchanged
 from ldm.data.sources.reading import Reading, SourceSettings
 from ldm.data.survey import check_bad_fraction
@@ -216,7 +216,7 @@ def prepare(
     """
     placed: list[BucketedSample] = []
     refusals = list(reading.refusals)
-    left_out = _reserved(reading.samples, settings.reserved)
+    left_out = _reserved(reading.samples, facts, settings.reserved)
     for sample in reading.samples:
         where = _place(sample, facts[sample.sample_id], settings, multiple, seed)
         if isinstance(where, Refusal):
@@ -229,11 +229,13 @@ def prepare(
     return prepared
 
 
-def _reserved(samples: Sequence[Sample], reserved: Reserved) -> dict[str, Refusal]:
-    """The refusals of samples whose images reserve AI training, by id; nothing is read if they are used anyway."""
+def _reserved(
+    samples: Sequence[Sample], facts: Mapping[str, ImageInfo | Refusal], reserved: Reserved
+) -> dict[str, Refusal]:
+    """The refusals of samples whose images reserve AI training, by id; none if they are used anyway."""
     if reserved == "report":
         return {}
-    found = {sample.sample_id: reservation(sample, read_rights(sample.image)) for sample in samples}
+    found = {sample.sample_id: reservation(sample, facts[sample.sample_id]) for sample in samples}
     left_out = {id_: refusal for id_, refusal in found.items() if refusal is not None}
     if left_out and reserved == "refuse":
         first = next(iter(left_out.values())).reason

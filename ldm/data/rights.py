@@ -10,18 +10,12 @@ Read are the metadata of PNG, JPEG and WebP files, not their pixels:
 """
 
 import re
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field
 
 from PIL import Image
 from PIL.ExifTags import Base
 
-from ldm.data.sample import FileImage, ImageInfo, ImageSource, Refusal, Sample, refusal_of
-from ldm.errors import UserError
 from ldm.io.image_metadata import ImageMetadata, read_metadata
-
-Reserved = Literal["report", "leave_out", "refuse"]
-"""What is done with images whose files reserve AI training."""
 
 LICENCE_FIELDS = ("xmpRights:UsageTerms", "xmpRights:WebStatement", "cc:license", "dc:rights")
 COPYRIGHTS = ("dc:rights", "EXIF Copyright", "IPTC Copyright")
@@ -57,14 +51,16 @@ class ImageRights:
         return reserved + (("made by AI, says its file",) if self.made_by_ai else ())
 
 
-def read_rights(image: ImageSource) -> ImageRights:
-    """What an image's file says. Of a file on disk only the metadata are read; one that is gone says nothing."""
-    try:
-        metadata = read_metadata(image.path if isinstance(image, FileImage) else image.read())
-    except (OSError, UserError):  # decoding it says what is wrong
-        return ImageRights()
+NO_RIGHTS = ImageRights()
+"""What most files say: one object for all of them, because there may be millions."""
+
+
+def read_rights(data: bytes) -> ImageRights:
+    """What the bytes of an image file say; damaged metadata say nothing."""
+    metadata = read_metadata(data)
     source_type = metadata.properties.get("Iptc4xmpExt:DigitalSourceType", "")
-    return ImageRights(reserved_by(metadata), bool(MADE_BY_AI.search(source_type)), _licences(metadata))
+    found = ImageRights(reserved_by(metadata), bool(MADE_BY_AI.search(source_type)), _licences(metadata))
+    return NO_RIGHTS if found == NO_RIGHTS else found
 
 
 def reserved_by(metadata: ImageMetadata) -> str:
@@ -105,25 +101,3 @@ def _exif_copyright(exif: bytes) -> str:
     except Exception:  # a reader of foreign bytes raises nearly anything
         return ""
     return value if isinstance(value, str) else ""
-
-
-def with_rights(
-    sample: Sample, facts: ImageInfo | Refusal, rights: ImageRights
-) -> tuple[Sample, ImageInfo | Refusal]:
-    """A sample and its facts with what its file says: notes, and the fields of rights beside those of its row."""
-    if isinstance(facts, Refusal):
-        return sample, facts
-    named = {
-        f"{name} ({'copyright' if name in COPYRIGHTS else 'licence'} in the file)": text
-        for name, text in rights.licences.items()
-    }
-    sample = replace(sample, extra={**sample.extra, **named}) if named else sample
-    return sample, replace(facts, notes=(*facts.notes, *rights.notes)) if rights.notes else facts
-
-
-def reservation(sample: Sample, rights: ImageRights) -> Refusal | None:
-    """The refusal of a sample whose image reserves AI training; None if it does not."""
-    if not rights.reserved:
-        return None
-    what = f"{sample.image.name}: its file reserves AI training ({rights.reserved})"
-    return refusal_of(sample.sample_id, UserError(what, "ask for permission, or leave it out"))

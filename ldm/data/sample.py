@@ -46,6 +46,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from PIL import Image
 
+from ldm.data.rights import NO_RIGHTS, ImageRights
 from ldm.errors import UserError
 from ldm.io.images import WHITE, Color, open_image
 from ldm.io.opening import MAX_IMAGE_BYTES, read_bytes
@@ -308,6 +309,7 @@ class ImageInfo:
         perceptual_hash: 64 bits that change little when the image is scaled or saved again.
         notes: what was ignored in the file, such as "first of 12 frames used".
         is_black: whether all pixels are black; a mask like that would leave nothing of its image.
+        rights: what its file says about rights.
         named: the same for the sample's further images, by name. Set by `survey` and not kept in the image index.
     """
 
@@ -317,4 +319,5 @@ class ImageInfo:
     perceptual_hash: int
     notes: tuple[str, ...] = ()
     is_black: bool = False
+    rights: ImageRights = NO_RIGHTS
     named: Mapping[str, "ImageInfo"] = field(default_factory=_nothing)

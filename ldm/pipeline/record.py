@@ -28,9 +28,6 @@ from ldm.provenance.marks import written_metadata
 RECORD_VERSION = 2
 """Raised when a record changes so that older programs misread it. A record without a version has version 1."""
 
-RECORD_CHUNK = RECORD_KEY
-"""The text chunk of a PNG that holds its record; JPEG and WebP have an XMP property."""
-
 INPUTS_VERSION = 3
 """The version of the record of an image that was made from other images, or with settings that records leave out at
 their default: older programs would ignore them."""

@@ -12,8 +12,9 @@ from starlette.routing import Route
 
 from ldm.errors import UserError
 from ldm.generation.reproduce import Original
+from ldm.io.image_writing import RECORD_KEY
 from ldm.io.json_files import parse_json
-from ldm.pipeline.record import RECORD_CHUNK, ImageRecord
+from ldm.pipeline.record import ImageRecord
 from ldm.web.form import describe_form, read_controls, read_settings, read_weights
 from ldm.web.guard import COOKIE, Guard, same_text
 from ldm.web.queue import Job, NotFound, ServedImage
@@ -261,10 +262,10 @@ def read_record(service: Service, data: bytes) -> ImageRecord:
         UserError: it is none of these, or has no record of ours.
     """
     texts = service.uploads.texts(data, "image")
-    if RECORD_CHUNK not in texts:
+    if RECORD_KEY not in texts:
         raise UserError("the image has no `ldm` settings", "give one as `ldm generate` or this page made it")
     try:
-        flat = parse_json(texts[RECORD_CHUNK])
+        flat = parse_json(texts[RECORD_KEY])
     except ValueError as error:
         raise UserError(f"the settings in the image are broken ({error})", "use the original file") from None
     if not isinstance(flat, dict):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ldm.data.image_index import MAX_FILES, ImageIndex
+from ldm.data.rights import NO_RIGHTS, ImageRights
 from ldm.data.sample import FileImage, ImageInfo, Stamp
 
 OLD_NS = 1_000_000_000_123_456_789
@@ -16,7 +17,12 @@ OLD_NS = 1_000_000_000_123_456_789
 
 def facts_of(text: str = "x") -> ImageInfo:
     return ImageInfo(
-        hashlib.sha256(text.encode()).hexdigest(), 3, 4, 2**64 - 1, ("first of 2 frames used", "é\ud800")
+        hashlib.sha256(text.encode()).hexdigest(),
+        3,
+        4,
+        2**64 - 1,
+        ("first of 2 frames used", "é\ud800"),
+        rights=ImageRights("tdm:reservation 1", True, {"dc:rights": text}) if text == "b" else NO_RIGHTS,
     )
 
 
