@@ -35,6 +35,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """The libraries' objects are freed at the end: some print what is left of theirs."""
+    gc.unfreeze()
+
+
 def is_local(address: Any) -> bool:
     """Whether a socket address stays on this machine: a Unix socket, or a loopback host."""
     if not isinstance(address, tuple):
