@@ -105,17 +105,17 @@ class ImageIndex:
 def _line(stamp: Stamp, facts: ImageInfo) -> str:
     kept = {name: getattr(facts, name) for name in FACTS_FIELDS}
     kept["rights"] = None if facts.rights == NO_RIGHTS else asdict(facts.rights)
-    body = json.dumps([FACTS_VERSION, *stamp, kept])
-    return json.dumps([_checksum(body), body]) + "\n"
+    rest = json.dumps([FACTS_VERSION, *stamp, kept])[1:]
+    return f'["{_checksum(rest)}", {rest}\n'
 
 
 def _entries(line: str) -> Iterator[tuple[Stamp, ImageInfo]]:
     """The entry of a line; nothing if it is damaged or of another version, for a lost entry only costs time."""
+    start, _, rest = line.partition(" ")
+    if start != f'["{_checksum(rest)}",':
+        return
     try:
-        total, body = parse_json(line)
-        if total != _checksum(body):
-            return
-        version, path, size, mtime_ns, ctime_ns, facts = parse_json(body)
+        version, path, size, mtime_ns, ctime_ns, facts = parse_json(f"[{rest}")
     except (ValueError, TypeError, AttributeError):
         return
     if version == FACTS_VERSION and facts.keys() == FACTS_FIELDS.keys():
@@ -127,8 +127,9 @@ def _facts_of(values: dict[str, Any]) -> ImageInfo:
     return ImageInfo(**{**values, "notes": tuple(values["notes"]), "rights": rights})
 
 
-def _checksum(body: str) -> str:
-    return hashlib.sha256(body.encode()).hexdigest()[:16]
+def _checksum(rest: str) -> str:
+    """Of a line after its first entry, the checksum itself."""
+    return hashlib.sha256(rest.encode()).hexdigest()[:16]
 
 
 def _settles_ns(stamp: Stamp) -> int:

@@ -123,8 +123,9 @@ def examine_folder(root: Path, columns: FolderColumns) -> tuple[list[Sample], Fo
         raise UserError(f"{root}: no such folder", "name a folder of images with captions")
     faults = FolderFaults(root)
     names = scan(root, faults.add)
-    images = [name for name in names if suffix(name) in IMAGE_SUFFIXES]
-    sidecars = [name for name in names if suffix(name) == ".txt"]
+    suffixes = [suffix(name) for name in names]
+    images = [name for name, each in zip(names, suffixes, strict=True) if each in IMAGE_SUFFIXES]
+    sidecars = [name for name, each in zip(names, suffixes, strict=True) if each == ".txt"]
     metadata = metadata_file(root)
     if not images and metadata is None:
         faults.raise_if_any()

@@ -84,9 +84,9 @@ def _name_fault(root: Path, name: str) -> UserError | None:
 
 def suffix(name: str) -> str:
     """The last suffix in lower case: ".png"."""
-    dot = name.rfind(".")
-    has_one = name.rfind("/") + 1 < dot < len(name) - 1
-    return name[dot:].lower() if has_one else ""
+    before, dot, last = name.rpartition(".")
+    has_one = last and before and "/" not in last and before[-1] != "/"
+    return dot + last.lower() if has_one else ""
 
 
 def stem(name: str) -> str:
@@ -151,7 +151,7 @@ class FilesInside:
         try:
             if ".." not in name and not name.startswith("/"):
                 is_plain = stat.S_ISREG(os.lstat(path).st_mode)
-                if is_plain and self._inside(os.path.dirname(path)):
+                if is_plain and self._inside(path.rpartition(os.sep)[0]):
                     return path
         except (OSError, ValueError):
             pass  # said below
