@@ -4,6 +4,7 @@ import base64
 import io
 import os
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -206,3 +207,19 @@ def test_every_control_has_a_name(page: Browser) -> None:
     assert page.run("[...document.images].every((each) => each.hasAttribute('alt'))")
     ids = page.run("[...document.querySelectorAll('[id]')].map((each) => each.id)")
     assert len(ids) == len(set(ids))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(page: Browser, scheme: str) -> None:
+    """The page with an image, every part open, by the rules of axe-core."""
+    script = files("axe_core_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+    page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    fill(page, "#prompt", "a")
+    page.click("#generate")
+    page.wait(FINISHED)
+    page.run("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    page.run(f"{script}; 0")
+    violations = page.run("axe.run().then((found) => found.violations)")
+    page.call("Emulation.setEmulatedMedia", features=[])
+    assert [each["help"] for each in violations if each["impact"] in ("serious", "critical")] == []

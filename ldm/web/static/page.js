@@ -93,7 +93,9 @@ function fieldElement(field) {
   const input = inputOf(field);
   const label = element("label", { htmlFor: `set-${field.name}`, textContent: field.label, title: field.help });
   const target = field.input === "pair" ? input.firstChild : input;
-  target.setAttribute("aria-description", field.help);
+  const help = element("p", { id: `help-${field.name}`, className: "hint", textContent: field.help });
+  help.hidden = Boolean(field.first);  // read out all the same
+  target.setAttribute("aria-describedby", help.id);
   const made = element("div", { className: "field" });
   made.dataset.setting = field.name;
   if (field.input === "switch") {
@@ -105,7 +107,7 @@ function fieldElement(field) {
     made.append(label, input);
   }
   if (field.long || !field.first || field.name === "scheduler") made.classList.add("wide");
-  if (!field.first) made.append(element("p", { className: "hint", textContent: field.help }));
+  made.append(help);
   return made;
 }
 
