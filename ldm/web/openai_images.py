@@ -7,7 +7,7 @@ import base64
 import re
 from collections.abc import Mapping
 from time import time
-from typing import Any
+from typing import Any, cast, get_args
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
@@ -16,11 +16,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ldm.errors import UserError
+from ldm.io.image_metadata import ImageFormat
 from ldm.io.json_files import parse_json
+from ldm.pipeline.record import encode_with_record
 from ldm.web.form import read_settings, read_weights
 from ldm.web.own_api import json_object, service_of
-from ldm.web.queue import Job, NotFound
-from ldm.web.service import Asked, Service, client_of, raise_error, text_of
+from ldm.web.queue import Job, NotFound, ServedImage
+from ldm.web.service import Asked, Service, client_of, open_made, raise_error, text_of
 
 OWN_NAMES = re.compile(r"dall-e-\d|gpt-image-[\w.-]+|chatgpt-image-[\w.-]+")
 """OpenAI's models, which clients name where they cannot be told otherwise: they stand for the model at hand."""
@@ -31,12 +33,14 @@ WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "background": ("auto", "opaque"),
     "moderation": ("auto", "low"),
     "input_fidelity": ("low", "high"),
-    "output_format": ("png",),
-    "output_compression": (100,),
     "stream": (False,),
     "partial_images": (0,),
 }
 """OpenAI's fields that have no counterpart here, with the values that ask for nothing else."""
+
+FORMAT_FIELDS = ("output_format", "output_compression")
+FORMATS = get_args(ImageFormat)
+"""The values of output_format."""
 
 NAMES = {"n": "num_images"}
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
@@ -88,7 +92,7 @@ def _decoded(service: Service, photo: bytes, mask: bytes | None) -> tuple[Any, A
 
 def _typed(service: Service, given: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a form, which are all text, as JSON would have them; settings that are text stay so."""
-    texts = {"prompt", "model", "user", "size", "response_format"}
+    texts = {"prompt", "model", "user", "size", "response_format", "output_format"}
     texts |= {name for name, field in service.kind.model_fields.items() if field.annotation is str}
     typed = {}
     for name, value in given.items():
@@ -113,15 +117,34 @@ def read_fields(
     warnings = [
         f"{name} {given[name]!r:.40} has no effect here"
         for name, harmless in WITHOUT_EFFECT.items()
-        if given.get(name) not in (None, *harmless) and name not in ("output_format", "stream")
+        if given.get(name) not in (None, *harmless) and name != "stream"
     ]
-    for name in ("output_format", "stream"):
-        if given.get(name) not in (None, *WITHOUT_EFFECT[name]):
-            raise UserError(f"{name} is {given[name]!r:.40}", f"only {WITHOUT_EFFECT[name][0]!r} is offered")
-    own = {"prompt", "model", "size", "user", "response_format", "loras", *WITHOUT_EFFECT}
+    if given.get("stream") not in (None, *WITHOUT_EFFECT["stream"]):
+        raise UserError(f"stream is {given['stream']!r:.40}", "only False is offered")
+    if read_format(given) == "png" and given.get("output_compression") not in (None, 100):
+        warnings.append("output_compression has no effect on PNG files")
+    own = {"prompt", "model", "size", "user", "response_format", "loras", *FORMAT_FIELDS, *WITHOUT_EFFECT}
     named = {NAMES.get(name, name): value for name, value in given.items() if name not in own}
     settings = read_settings({**named, **read_size(given.get("size"))}, service.kind)
     return settings, read_weights(given.get("loras")), warnings
+
+
+def read_format(given: Mapping[str, Any]) -> ImageFormat:
+    """The format of the files that are asked for.
+
+    Raises:
+        UserError: it is not offered, its quality is out of range, or it is to be fetched from a URL.
+    """
+    found = given.get("output_format") or "png"
+    if found not in FORMATS:
+        raise UserError(f"output_format is {found!r:.40}", f"it must be one of {', '.join(FORMATS)}")
+    quality = given.get("output_compression")
+    if quality is not None and (type(quality) is not int or not 0 <= quality <= 100):
+        what = f"output_compression is {quality!r:.40}"
+        raise UserError(what, "it must be a whole number from 0 to 100, the quality of JPEG and WebP")
+    if found != "png" and given.get("response_format") == "url":
+        raise UserError(f"output_format {found} with response_format url", "ask for b64_json, or for png")
+    return cast(ImageFormat, found)
 
 
 def check_model(service: Service, name: Any) -> None:
@@ -158,25 +181,35 @@ async def answered(
     raise_error(job)
     body: dict[str, Any] = {
         "created": int(time()),
-        "data": images_of(request, job, given.get("response_format")),
+        "output_format": read_format(given),
+        "data": await run_in_threadpool(images_of, request, job, given),
     }
     if warnings := warnings + job.warnings:
         body["warnings"] = warnings
     return JSONResponse(body)
 
 
-def images_of(request: Request, job: Job, response_format: str | None) -> list[dict[str, Any]]:
-    """The images as base64 or as URLs of this server, or if nothing is asked for, as both."""
+def images_of(request: Request, job: Job, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The images as base64 or, as PNG, as URLs of this server; if nothing is asked for, as both."""
+    file_format, wanted = read_format(given), given.get("response_format")
     found = []
     for image in job.images:
-        url = f"{request.url.scheme}://{request.headers.get('host', '')}"
-        forms = {
-            "b64_json": base64.b64encode(image.png).decode("ascii"),
-            "url": f"{url}/ldm/jobs/{job.id}/images/{image.number}.png",
-        }
-        shown = {name: value for name, value in forms.items() if response_format in (None, name)}
+        data = in_format(image, file_format, given.get("output_compression"))
+        forms = {"b64_json": base64.b64encode(data).decode("ascii")}
+        if file_format == "png":
+            place = f"{request.url.scheme}://{request.headers.get('host', '')}"
+            forms["url"] = f"{place}/ldm/jobs/{job.id}/images/{image.number}.png"
+        shown = {name: value for name, value in forms.items() if wanted in (None, name)}
         found.append({**shown, "seed": image.seed})
     return found
+
+
+def in_format(image: ServedImage, file_format: ImageFormat, quality: int | None) -> bytes:
+    """The file of an image, with its record; in other formats than PNG as `ldm generate --format` writes it."""
+    if file_format == "png":
+        return image.png
+    quality = None if quality is None else max(1, quality)
+    return encode_with_record(open_made(image.png), image.record, file_format, quality)
 
 
 async def models(request: Request) -> Response:

@@ -87,6 +87,8 @@ _OPENAI: dict[str, Any] = {
     "n": {"type": "integer", "minimum": 1},
     "size": {"type": "string", "description": "Width x height in pixels, or auto."},
     "response_format": {"enum": ["b64_json", "url"]},
+    "output_format": {"enum": ["png", "jpeg", "webp"]},
+    "output_compression": {"type": "integer", "minimum": 0, "maximum": 100},
 }
 _A1111: dict[str, Any] = {
     "prompt": _TEXT,

@@ -64,11 +64,16 @@ def pipeline(model: Path) -> Pipeline:
     return load_model(ModelOptions(str(model)), None)
 
 
-def made_by(pipeline: Pipeline, prompt: str, **given: Any) -> list[bytes]:
-    """The PNG files of images; tests/web/test_worker.py compares them with those of the command line."""
+def made_by(pipeline: Pipeline, prompt: str, *file: Any, **given: Any) -> list[bytes]:
+    """The files of images; tests/web/test_worker.py compares PNGs with those of the command line.
+
+    Args:
+        file: the format and quality of the files.
+    """
     made = pipeline.generate(prompt, **given)
     return [
-        encode_with_record(image, record) for image, record in zip(made.images, made.records, strict=True)
+        encode_with_record(image, record, *file)
+        for image, record in zip(made.images, made.records, strict=True)
     ]
 
 
@@ -88,6 +93,23 @@ def test_openai_makes_the_same_images(openai: OpenAI, pipeline: Pipeline) -> Non
     wanted = made_by(pipeline, "a red apple", num_images=10, width=16, height=24, **settings)
     assert made.data is not None
     assert [base64.b64decode(each.b64_json or "") for each in made.data] == wanted
+
+
+@pytest.mark.parametrize(
+    ("file_format", "compression", "quality"), [("jpeg", None, None), ("webp", 80, 80), ("webp", 0, 1)]
+)
+def test_openai_gets_other_formats_with_the_settings_in_them(
+    openai: OpenAI, pipeline: Pipeline, tmp_path: Path, file_format: Any, compression: Any, quality: Any
+) -> None:
+    asked = {"output_format": file_format} | (
+        {} if compression is None else {"output_compression": compression}
+    )
+    made = openai.images.generate(prompt="a", extra_body={"seed": 7, "num_inference_steps": 1}, **asked)
+    assert made.data is not None and made.data[0].url is None and made.output_format == file_format
+    data = base64.b64decode(made.data[0].b64_json or "")
+    assert [data] == made_by(pipeline, "a", file_format, quality, seed=7, num_inference_steps=1)
+    (tmp_path / "a.jpg").write_bytes(data)
+    assert read_record(tmp_path / "a.jpg").seed == 7
 
 
 def test_openai_gets_urls_of_this_server(openai: OpenAI, url: str) -> None:
@@ -133,7 +155,12 @@ def test_openai_changes_a_whole_image_without_a_mask(openai: OpenAI, service: Se
         ({"extra_body": {"sed": 3}}, "unknown setting 'sed': did you mean 'seed'?"),
         ({"extra_body": {"scheduler": "eulr"}}, "did you mean 'euler'?"),
         ({"extra_body": {"strength": 0.5}}, "strength has no effect on text-to-image"),
-        ({"output_format": "webp"}, "output_format is 'webp': only 'png' is offered"),
+        (
+            {"extra_body": {"output_format": "tiff"}},
+            "output_format is 'tiff': it must be one of png, jpeg, webp",
+        ),
+        ({"output_format": "jpeg", "output_compression": 101}, "output_compression is 101: it must be"),
+        ({"output_format": "jpeg", "response_format": "url"}, "output_format jpeg with response_format url"),
         ({"stream": True}, "stream is True"),
     ],
     ids=str,
