@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from ldm.generation.model_options import ModelOptions
     from ldm.pipeline.pipeline import Pipeline
     from ldm.provenance.credentials import ImageSigner
+    from ldm.web.queue import JobQueue
+    from ldm.web.service import ServedModel
     from ldm.web.worker import Worker
 
 PACKAGES = {"starlette": "starlette", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
@@ -94,7 +97,8 @@ def serve(
     """Serve a page in the browser, and an HTTP interface for programs.
 
     The page is at http://127.0.0.1:7860. Programs use OpenAI's interface (/v1/images) or A1111's (/sdapi/v1). Images
-    are the same as those of `ldm generate`, and only this machine can ask for them unless --host says otherwise.
+    are the same as those of `ldm generate`, and only this machine can ask for them unless --host says otherwise. On
+    several GPUs, each makes images.
     """
     check_installed()
     with collector_paused():
@@ -117,10 +121,11 @@ def serve(
     )
     with listen(host, port) as opened, _model_options({"model": model, **given}) as chosen:
         queue = JobQueue(caps)
-        worker, served = _load(chosen, queue, signer)
+        workers, served = _load(chosen, queue, signer)
         service = Service(served, queue, batch_size=chosen.batch_size)
         application = make_application(service, token=known, with_page=not no_page, public=public)
-        worker.start()
+        for worker in workers:
+            worker.start()
         _say_where(host, opened.getsockname()[1], known if token == "random" else "")
         try:
             make_server(application, queue).run(sockets=[opened])
@@ -155,24 +160,30 @@ def _model_options(given: dict[str, Any]) -> "Iterator[ModelOptions]":
         yield chosen
 
 
-def _load(chosen: "ModelOptions", queue: Any, signer: "ImageSigner | None") -> "tuple[Worker, Any]":
-    """The worker with its model, and what clients are told of it."""
+def _load(
+    chosen: "ModelOptions", queue: "JobQueue", signer: "ImageSigner | None"
+) -> "tuple[list[Worker], ServedModel]":
+    """A worker with its model for each device, and what clients are told of the model."""
     from ldm.generation.model_options import load_model
     from ldm.models.adapters.fuse import lora_name, split_weight
+    from ldm.models.devices import devices_to_serve
     from ldm.web.service import ServedLora, describe
     from ldm.web.worker import Worker
 
     named = [split_weight(text) for text in chosen.loras]
     weights = tuple(1.0 if weight is None else weight for _, weight in named)
 
-    def load(weights: tuple[float, ...]) -> "Pipeline":
+    def load(device: str | None, weights: tuple[float, ...]) -> "Pipeline":
         used = [f"{path}:{weight}" for (path, _), weight in zip(named, weights, strict=True) if weight]
-        return load_model(replace(chosen, loras=tuple(used)), None)
+        return load_model(replace(chosen, loras=tuple(used), device=device), None)
 
-    pipeline = load(weights)
+    pipelines = {device: load(device, weights) for device in devices_to_serve(chosen.device)}
     loras = [ServedLora(lora_name(path), weight) for (path, _), weight in zip(named, weights, strict=True)]
-    worker = Worker(queue, pipeline, weights, load, batch_size=chosen.batch_size, signer=signer)
-    return worker, describe(pipeline, loras)
+    workers = [
+        Worker(queue, pipeline, weights, partial(load, device), batch_size=chosen.batch_size, signer=signer)
+        for device, pipeline in pipelines.items()
+    ]
+    return workers, describe(next(iter(pipelines.values())), loras)
 
 
 def _say_where(host: str, port: int, token: str) -> None:

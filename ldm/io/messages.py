@@ -5,10 +5,11 @@ Text of unknown origin, such as names and captions, is escaped: a terminal execu
 
 import json
 import sys
+import threading
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ldm.errors import LdmWarning
@@ -45,10 +46,45 @@ def own_warnings(say: Callable[[str], None] = say_warning) -> Iterator[None]:
             said.add(message)
             say(message)
 
+    with _own_only(once):
+        yield
+
+
+@contextmanager
+def _own_only(say: Callable[[str], None]) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with _shown_by(once):
+        with _shown_by(say):
             yield
+
+
+_thread = threading.local()
+_lock = threading.Lock()
+_threads = 0
+_process = ExitStack()
+
+
+@contextmanager
+def warnings_of_thread(say: Callable[[str], None]) -> Iterator[None]:
+    """`own_warnings` for one of several threads, which share Python's filters; the same one may come more than once."""
+    global _threads
+    _thread.say = say
+    with _lock:
+        if not _threads:
+            _process.enter_context(_own_only(_to_thread))
+        _threads += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _threads -= 1
+            if not _threads:
+                _process.close()
+        del _thread.say
+
+
+def _to_thread(message: str) -> None:
+    getattr(_thread, "say", say_warning)(message)
 
 
 @contextmanager

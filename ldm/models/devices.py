@@ -29,6 +29,12 @@ def pick_device(device: str | None = None) -> torch.device:
         raise UserError(f"device {device!r} cannot be used ({reason})", "use cpu, or leave it out") from error
 
 
+def devices_to_serve(device: str | None) -> list[str | None]:
+    """The device that is named; else every CUDA device, or None for `pick_device` if there is at most one."""
+    num_gpus = torch.cuda.device_count() if device is None else 0
+    return [f"cuda:{number}" for number in range(num_gpus)] if num_gpus > 1 else [device]
+
+
 def pick_dtype(dtype: str | None = None) -> torch.dtype:
     """The dtype with this name, a key of `DTYPES`; float32 by default.
 

@@ -292,7 +292,8 @@ async def progress(request: Request) -> Response:
     service, client = service_of(request), client_of(request)
     jobs = [job for job in service.queue.jobs_of(client) if not job.is_finished]
     job = jobs[0] if jobs else None
-    previews = job.previews if job else ()
+    turn = job.oldest_turn if job else None
+    previews = turn.previews if turn else ()
     wants_image = request.query_params.get("skip_current_image", "").lower() != "true"
     return JSONResponse({
         "progress": round(job.progress, 4) if job else 0.0,
@@ -305,8 +306,8 @@ async def progress(request: Request) -> Response:
             "job_count": len(jobs),
             "job_timestamp": "0",
             "job_no": 0,
-            "sampling_step": job.step if job else 0,
-            "sampling_steps": job.num_steps if job else 0,
+            "sampling_step": turn.step if turn else 0,
+            "sampling_steps": turn.num_steps if turn else 0,
         },
         "current_image": base64.b64encode(previews[0]).decode("ascii") if previews and wants_image else None,
         "textinfo": None,

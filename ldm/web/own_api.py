@@ -158,16 +158,17 @@ async def cancel(request: Request) -> Response:
 
 def describe_job(service: Service, job: Job) -> dict[str, Any]:
     """A job, ready for JSON."""
+    turn = job.oldest_turn
     return {
         "id": job.id,
         "state": job.state,
         "created": job.created,
         "place": service.queue.place_of(job),
         "progress": round(job.progress, 4),
-        "step": job.step,
-        "num_steps": job.num_steps,
+        "step": turn.step if turn else 0,
+        "num_steps": turn.num_steps if turn else 0,
         "num_images": job.num_images,
-        "previews": [data_url(png) for png in job.previews],
+        "previews": [data_url(png) for png in turn.previews] if turn else [],
         "images": [describe_image(job, image) for image in list(job.images)],
         "has_axes": job.layout is not None,
         "warnings": list(job.warnings),

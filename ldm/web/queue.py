@@ -1,7 +1,8 @@
 """One queue for the page and for all HTTP clients: fair between clients, bounded, and every job can be cancelled.
 
 A job is what one request asks for. It is made batch by batch, and after each batch it is the next client's turn, so
-that a request for many images does not make the other clients wait for all of them.
+that a request for many images does not make the other clients wait for all of them. Several workers may take turns at
+once, also with batches of the same job.
 """
 
 import secrets
@@ -51,6 +52,29 @@ class SheetLayout:
     y: Axis | None
 
 
+@dataclass(eq=False)
+class Turn:
+    """A batch that a worker is making, and how far it is.
+
+    Attributes:
+        is_first: whether it is the first batch of its job.
+        step, num_steps: sampling steps.
+        previews: small PNG files of the unfinished images.
+    """
+
+    job: "Job"
+    batch: Batch
+    is_first: bool
+    step: int = 0
+    num_steps: int = 0
+    previews: tuple[bytes, ...] = ()
+
+    @property
+    def num_images_done(self) -> float:
+        """How many of its images have been made, with fractions by steps."""
+        return len(self.batch) * self.step / self.num_steps if self.num_steps else 0.0
+
+
 class Job:
     """The images that one request asks for, and how far they are.
 
@@ -59,8 +83,9 @@ class Job:
         client: whose turn it takes.
         held_bytes: of the decoded images that it was given.
         lora_weights: a weight for each LoRA of the server; None: as it was started.
-        step, num_steps: sampling steps of the batch that is being made.
-        previews: small PNG files of the unfinished images of that batch.
+        waiting: the batches that no worker has taken.
+        at_work: those that are being made.
+        num_made: images of the batches that were made.
         images: those that are finished.
         warnings: what the pipeline warned of.
         error: why the job failed.
@@ -83,12 +108,11 @@ class Job:
         self.requests: Sequence[ImageRequest] = requests
         self.num_images = len(requests)
         self.held_bytes = _held_bytes(requests[0])
-        self.batches: list[Batch] = plan_batches(requests, batch_size)
-        self.num_batches_done = 0
+        self.waiting: deque[Batch] = deque(plan_batches(requests, batch_size))
+        self.at_work: list[Turn] = []
+        self.num_made = 0
         self.created = time()
         self.state: State = "waiting"
-        self.step = self.num_steps = 0
-        self.previews: tuple[bytes, ...] = ()
         self.images: list[ServedImage] = []
         self.warnings: list[str] = []
         self.error: UserError | None = None
@@ -104,10 +128,20 @@ class Job:
         """How much is done, from 0 to 1."""
         if self.is_finished:
             return len(self.images) / self.num_images
-        done = self.batches[: self.num_batches_done]
-        at_work = self.batches[self.num_batches_done : self.num_batches_done + 1]
-        share = self.step / self.num_steps if self.num_steps else 0.0
-        return (sum(map(len, done)) + share * sum(map(len, at_work))) / self.num_images
+        return (self.num_made + sum(turn.num_images_done for turn in self.at_work)) / self.num_images
+
+    @property
+    def oldest_turn(self) -> Turn | None:
+        """The batch that has been at work for the longest."""
+        turns = self.at_work
+        return turns[0] if turns else None
+
+    def take(self) -> Turn:
+        """The next batch, for a worker."""
+        turn = Turn(self, self.waiting.popleft(), is_first=self.state == "waiting")
+        self.at_work = [*self.at_work, turn]
+        self.state = "running"
+        return turn
 
     @property
     def kept_bytes(self) -> int:
@@ -142,7 +176,6 @@ class JobQueue:
             deque()
         )  # those whose images are kept, in the order that they were finished
         self._held_bytes = self._kept_bytes = 0
-        self._at_work: Job | None = None
         self._closed = False
 
     def submit(self, job: Job) -> None:
@@ -169,42 +202,48 @@ class JobQueue:
         if self._held_bytes + job.held_bytes > self.caps.held_bytes:
             raise QueueFull("the images given with waiting requests take too much memory", "try again later")
 
-    def next_batch(self) -> tuple[Job, Batch] | None:
+    def next_turn(self) -> Turn | None:
         """Wait for work: the next batch of the client whose turn it is. None when the queue is closed."""
         with self._changed:
-            while not self._waiting and not self._closed:
+            while not self._closed:
+                if job := self._next_job():
+                    return job.take()
                 self._changed.wait()
-            if self._closed:
-                return None
-            client, line = next(iter(self._waiting.items()))
-            self._waiting.move_to_end(client)
-            job = self._at_work = line[0]
-            job.state, job.step, job.num_steps = "running", 0, 0
-            return job, job.batches[job.num_batches_done]
+            return None
 
-    def batch_done(self, job: Job) -> None:
-        """Note that the batch from `next_batch` is made."""
-        with self._changed:
-            job.num_batches_done += 1
-            job.step, job.num_steps, job.previews = 0, 0, ()
-            self._at_work = None
-            if job.stop_asked:
-                self._finish(job, "cancelled")
-            elif job.num_batches_done == len(job.batches):
-                self._finish(job, "done")
+    def _next_job(self) -> Job | None:
+        """The next client's first job that has a batch left; the client goes to the end of the line."""
+        for client, line in self._waiting.items():
+            if job := next((each for each in line if each.waiting and not each.stop_asked), None):
+                self._waiting.move_to_end(client)
+                return job
+        return None
 
-    def give_up(self, job: Job, error: UserError | None = None) -> None:
-        """Note that the batch from `next_batch` is not made: it failed, or without an error, it was cancelled."""
+    def made(self, turn: Turn) -> None:
+        """Note that a batch is made."""
         with self._changed:
-            self._at_work = None
-            job.error = error
-            self._finish(job, "failed" if error else "cancelled")
+            turn.job.num_made += len(turn.batch)
+            self._end(turn)
+
+    def give_up(self, turn: Turn, error: UserError | None = None) -> None:
+        """Note that a batch is not made: it failed, which ends its job, or without an error, it was cancelled."""
+        with self._changed:
+            turn.job.error = turn.job.error or error
+            turn.job.stop_asked = True
+            self._end(turn)
+
+    def _end(self, turn: Turn) -> None:
+        job = turn.job
+        job.at_work = [each for each in job.at_work if each is not turn]
+        if job.at_work or (job.waiting and not job.stop_asked):
+            return
+        self._finish(job, "failed" if job.error else "cancelled" if job.stop_asked else "done")
 
     def cancel(self, job: Job) -> None:
         """Stop a job: at once if it waits, after the current sampling step if it is being made."""
         with self._changed:
             job.stop_asked = True
-            if job is not self._at_work and not job.is_finished:
+            if not job.at_work and not job.is_finished:
                 self._finish(job, "cancelled")
 
     def _finish(self, job: Job, state: State) -> None:
@@ -214,8 +253,9 @@ class JobQueue:
             if not line:
                 del self._waiting[job.client]
         self._held_bytes -= job.held_bytes
-        job.state, job.previews = state, ()
-        job.requests, job.batches = (), []  # they hold the images given
+        job.state = state
+        job.requests = ()  # they and the batches hold the images given
+        job.waiting.clear()
         self._finished.append(job)
         self._kept_bytes += job.kept_bytes
         self._drop_old()

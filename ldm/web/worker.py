@@ -11,9 +11,8 @@ from torch import Tensor
 from ldm.errors import UserError
 from ldm.generation.signing import image_file
 from ldm.io.memory import memory_fault
-from ldm.io.messages import own_warnings
+from ldm.io.messages import warnings_of_thread
 from ldm.models.devices import free_cached_memory
-from ldm.pipeline.batches import Batch
 from ldm.pipeline.file_names import image_file_name
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.settings import MadeImage
@@ -21,7 +20,7 @@ from ldm.provenance.credentials import ImageSigner
 from ldm.types import Step
 from ldm.web.caps import Caps
 from ldm.web.latent_previews import as_png, fit_colors, preview_images
-from ldm.web.queue import Job, JobQueue, ServedImage
+from ldm.web.queue import Job, JobQueue, ServedImage, Turn
 
 PREVIEW_SEC = 0.3
 """The least time between two previews."""
@@ -69,41 +68,42 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         """Make batches until the queue is closed. An error ends its job only."""
-        while (turn := self.queue.next_batch()) is not None:
-            job, batch = turn
+        while (turn := self.queue.next_turn()) is not None:
             try:
-                with own_warnings(job.warn):
-                    self._make(job, batch)
+                with warnings_of_thread(turn.job.warn):
+                    self._make(turn)
             except Cancelled:
-                self.queue.give_up(job)
+                self.queue.give_up(turn)
             except UserError as error:
-                self.queue.give_up(job, error)
+                self.queue.give_up(turn, error)
             except Exception as error:
-                self.queue.give_up(job, _fault(error))
+                self.queue.give_up(turn, _fault(error))
             else:
-                self.queue.batch_done(job)
+                self.queue.made(turn)
 
-    def _make(self, job: Job, batch: Batch) -> None:
+    def _make(self, turn: Turn) -> None:
+        job = turn.job
         pipeline = self._pipeline_with(job.lora_weights or self._given_weights)
-        if not job.num_batches_done:
+        if turn.is_first:
             check_completed(pipeline, job, self.queue.caps)
 
         def on_step(done: int, total: int, step: Step, latents: Tensor) -> None:
-            self._report(job, pipeline, done, total, latents)
+            self._report(turn, pipeline, done, total, latents)
 
-        for made in pipeline.make_images([batch], batch_size=self.batch_size, halve=True, on_step=on_step):
+        batches = [turn.batch]
+        for made in pipeline.make_images(batches, batch_size=self.batch_size, halve=True, on_step=on_step):
             job.add(served_image(made, self.signer))
 
-    def _report(self, job: Job, pipeline: Pipeline, done: int, total: int, latents: Tensor) -> None:
-        if job.stop_asked:
+    def _report(self, turn: Turn, pipeline: Pipeline, done: int, total: int, latents: Tensor) -> None:
+        if turn.job.stop_asked:
             raise Cancelled
-        job.step, job.num_steps = done, total
+        turn.step, turn.num_steps = done, total
         if monotonic() < self._next_preview or pipeline.low_memory:
             return
         if self._colors is None:
             autoencoder = pipeline.autoencoder
             self._colors = fit_colors(autoencoder.decode, autoencoder.num_channels, pipeline.device)
-        job.previews = tuple(map(as_png, preview_images(latents, self._colors)))
+        turn.previews = tuple(map(as_png, preview_images(latents, self._colors)))
         self._next_preview = monotonic() + PREVIEW_SEC
 
     def _pipeline_with(self, weights: LoraWeights) -> Pipeline:

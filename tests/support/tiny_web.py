@@ -114,9 +114,13 @@ async def _call(
 
 @contextmanager
 def working(
-    folder: Path, *loras: str, caps: Caps | None = None, signer: ImageSigner | None = None
+    folder: Path,
+    *loras: str,
+    caps: Caps | None = None,
+    signer: ImageSigner | None = None,
+    num_workers: int = 1,
 ) -> Iterator[Service]:
-    """A service whose worker makes images with a saved model."""
+    """A service whose workers make images with a saved model."""
 
     def load(weights: tuple[float, ...]) -> Pipeline:
         named = [f"{file}:{weight}" for file, weight in zip(loras, weights, strict=True) if weight]
@@ -124,15 +128,17 @@ def working(
 
     weights = (1.0,) * len(loras)
     queue = JobQueue(caps or Caps())
-    pipeline = load(weights)
-    worker = Worker(queue, pipeline, weights, load, batch_size=8, signer=signer)
-    service = Service(describe(pipeline), queue, batch_size=8)
-    worker.start()
+    pipelines = [load(weights) for _ in range(num_workers)]
+    workers = [Worker(queue, each, weights, load, batch_size=8, signer=signer) for each in pipelines]
+    service = Service(describe(pipelines[0]), queue, batch_size=8)
+    for worker in workers:
+        worker.start()
     try:
         yield service
     finally:
         queue.close()
-        worker.join(60)
+        for worker in workers:
+            worker.join(60)
         service.uploads.close()
 
 

@@ -9,7 +9,7 @@ from ldm.pipeline.batches import Prompt, list_images
 from ldm.pipeline.input_images import memory_image
 from ldm.pipeline.record import ImageRecord
 from ldm.web.caps import Caps
-from ldm.web.queue import Job, JobQueue, NotFound, QueueFull, ServedImage
+from ldm.web.queue import Job, JobQueue, NotFound, QueueFull, ServedImage, Turn
 
 
 def job_of(client: str, num_images: int = 1, batch_size: int = 2) -> Job:
@@ -17,14 +17,20 @@ def job_of(client: str, num_images: int = 1, batch_size: int = 2) -> Job:
     return Job(client, list_images([Prompt("a", settings)]), batch_size)
 
 
+def taken_from(queue: JobQueue) -> Turn:
+    """The next turn, of a worker that begins with it."""
+    turn = queue.next_turn()
+    assert turn is not None
+    return turn
+
+
 def turns(queue: JobQueue) -> list[str]:
     """Work through the queue; whose batch each turn was."""
     found = []
     while queue.num_waiting():
-        turn = queue.next_batch()
-        assert turn is not None
-        found.append(turn[0].client)
-        queue.batch_done(turn[0])
+        turn = taken_from(queue)
+        found.append(turn.job.client)
+        queue.made(turn)
     return found
 
 
@@ -57,9 +63,9 @@ def test_the_place_in_the_queue_is_the_number_of_turns_before() -> None:
         queue.submit(job)
     expected = {job: queue.place_of(job) for job in jobs}
     for turn in range(len(jobs)):
-        taken = queue.next_batch()
-        assert taken is not None and expected[taken[0]] == turn
-        queue.batch_done(taken[0])
+        taken = taken_from(queue)
+        assert expected[taken.job] == turn
+        queue.made(taken)
 
 
 def test_the_queue_is_bounded() -> None:
@@ -91,13 +97,13 @@ def test_a_thousand_jobs_are_queued_and_cancelled() -> None:
     jobs = [job_of(f"client {number % 7}", num_images=4) for number in range(1000)]
     for job in jobs:
         queue.submit(job)
-    turn = queue.next_batch()
+    turn = taken_from(queue)
     for job in reversed(jobs):
         queue.cancel(job)
-    assert turn is not None and turn[0].stop_asked and not turn[0].is_finished
-    queue.give_up(turn[0])
+    assert turn.job.stop_asked and not turn.job.is_finished
+    queue.give_up(turn)
     assert {job.state for job in jobs} == {"cancelled"} and queue.num_waiting() == 0
-    assert all(job.ended.done() and not job.requests and not job.batches for job in jobs)
+    assert all(job.ended.done() and not job.requests and not job.waiting for job in jobs)
     assert sum(map(len, map(queue.jobs_of, [f"client {number}" for number in range(7)]))) == 10
     queue.submit(job_of("again"))
     assert turns(queue) == ["again"]
@@ -107,11 +113,42 @@ def test_a_job_is_cancelled_between_its_batches() -> None:
     queue = JobQueue(Caps())
     job = job_of("a", num_images=4)
     queue.submit(job)
-    assert queue.next_batch() is not None
-    queue.batch_done(job)
+    queue.made(taken_from(queue))
     assert job.state == "running" and job.progress == 0.5
     queue.cancel(job)
     assert job.state == "cancelled" and queue.num_waiting() == 0
+
+
+def test_several_workers_make_batches_of_one_job_at_once() -> None:
+    queue = JobQueue(Caps())
+    job = job_of("a", num_images=6)
+    queue.submit(job)
+    first, second, third = (taken_from(queue) for _ in range(3))
+    assert [turn.is_first for turn in (first, second, third)] == [True, False, False]
+    numbers = [image.number for turn in (first, second, third) for image in turn.batch]
+    assert numbers == sorted(set(numbers)) and len(numbers) == 6
+    second.step, second.num_steps = 1, 2
+    assert job.progress == 1 / 6 and job.oldest_turn is first
+    queue.made(third)
+    queue.made(first)
+    assert job.state == "running" and job.progress == 5 / 6 and job.oldest_turn is second
+    queue.made(second)
+    assert job.state == "done" and job.ended.done()
+
+
+def test_a_job_ends_when_its_last_batch_at_work_does() -> None:
+    """A failure and a cancellation stop the batches of other workers; the job is not finished before they are."""
+    for error, state in ((UserError("it broke"), "failed"), (None, "cancelled")):
+        queue = JobQueue(Caps())
+        job, other = job_of("a", num_images=6), job_of("b")
+        queue.submit(job)
+        first, second = taken_from(queue), taken_from(queue)
+        queue.submit(other)
+        queue.give_up(first, error)
+        assert job.stop_asked and not job.is_finished
+        assert taken_from(queue).job is other
+        queue.made(second)
+        assert job.state == state and job.error is error and job.ended.done() and not job.waiting
 
 
 def test_a_failed_job_has_its_error_and_the_others_go_on() -> None:
@@ -119,8 +156,7 @@ def test_a_failed_job_has_its_error_and_the_others_go_on() -> None:
     first, second = job_of("a"), job_of("a")
     queue.submit(first)
     queue.submit(second)
-    assert queue.next_batch() is not None
-    queue.give_up(first, UserError("it broke"))
+    queue.give_up(taken_from(queue), UserError("it broke"))
     assert first.state == "failed" and first.error is not None and first.ended.done()
     assert turns(queue) == ["a"] and second.state == "done"
 
@@ -130,9 +166,9 @@ def test_old_images_are_dropped_and_the_newest_are_kept() -> None:
     jobs = [job_of("a") for _ in range(4)]
     for job in jobs:
         queue.submit(job)
-        assert queue.next_batch() is not None
+        turn = taken_from(queue)
         job.add(ServedImage(1, 0, "a.png", bytes(100), ImageRecord()))
-        queue.batch_done(job)
+        queue.made(turn)
     assert queue.jobs_of("a") == jobs[2:]
     with pytest.raises(NotFound):
         queue.find(jobs[0].id)
@@ -143,6 +179,6 @@ def test_a_closed_queue_cancels_and_refuses() -> None:
     waiting = job_of("a")
     queue.submit(waiting)
     queue.close()
-    assert waiting.state == "cancelled" and queue.next_batch() is None
+    assert waiting.state == "cancelled" and queue.next_turn() is None
     with pytest.raises(QueueFull, match="stopping"):
         queue.submit(job_of("a"))

@@ -165,9 +165,36 @@ def test_a_fault_of_the_program_ends_its_job_only(
 
 def pipeline_of(service: Service) -> Pipeline:
     """The pipeline of the worker that takes from the service's queue."""
-    (worker,) = [t for t in threading.enumerate() if isinstance(t, Worker) and t.queue is service.queue]
-    assert worker._pipeline is not None
-    return worker._pipeline
+    (pipeline,) = pipelines_of(service)
+    return pipeline
+
+
+def pipelines_of(service: Service) -> list[Pipeline]:
+    """The pipelines of all workers that take from the service's queue."""
+    workers = [t for t in threading.enumerate() if isinstance(t, Worker) and t.queue is service.queue]
+    return [worker._pipeline for worker in workers if worker._pipeline is not None]
+
+
+def test_two_workers_share_the_batches_and_make_the_same_images(service: Service, model: Path) -> None:
+    """Each batch waits in the network until the other worker has one, too; each job gets its own warnings."""
+    alone = ask(service, num_images=10)
+    together = threading.Barrier(2)
+
+    def meet(module: torch.nn.Module, args: Any) -> None:
+        together.wait(60)
+
+    with working(model, caps=Caps(side_px=128), num_workers=2) as both:
+        for pipeline in pipelines_of(both):
+            pipeline.denoiser.unet.conv_in.register_forward_pre_hook(meet)
+        shared = ask(both, num_images=10)
+        plain = both.submit("me", Asked("a", GenerationSettings(**QUICK)))
+        rounded = both.submit("you", Asked("a", GenerationSettings(**QUICK, height=17)))
+        plain.ended.result(60)
+        rounded.ended.result(60)
+    assert not together.broken
+    assert [image.png for image in shared.images] == [image.png for image in alone.images]
+    (warning,) = rounded.warnings
+    assert warning.startswith("height 17 is rounded to 18") and not plain.warnings
 
 
 def test_a_batch_that_does_not_fit_is_halved(service: Service) -> None:
@@ -188,11 +215,12 @@ def test_a_batch_that_does_not_fit_is_halved(service: Service) -> None:
 def test_a_running_job_stops_between_two_steps(service: Service) -> None:
     job = service.submit("me", Asked("a", GenerationSettings(num_inference_steps=250, num_images=64)))
     after = service.submit("me", Asked("b", GenerationSettings(num_inference_steps=1)))
-    while not job.previews:
+    while not (job.oldest_turn and job.oldest_turn.previews):
         time.sleep(0.005)
-    assert job.state == "running" and 0 < job.progress < 1 and job.num_steps >= 250
-    with Image.open(io.BytesIO(job.previews[0])) as preview:
-        assert preview.size == (8, 8) and len(job.previews) == 8
+    turn = job.oldest_turn
+    assert job.state == "running" and 0 < job.progress < 1 and turn.num_steps >= 250
+    with Image.open(io.BytesIO(turn.previews[0])) as preview:
+        assert preview.size == (8, 8) and len(turn.previews) == 8
     before = time.monotonic()
     service.queue.cancel(job)
     job.ended.result(10)
