@@ -31,6 +31,7 @@ RECIPES = {
     "sd21-v": ("sd2", []),
     "sdxl-lora": ("sdxl", []),
     "sdxl-full": ("sdxl", []),
+    "sdxl-inpaint": ("sdxl", []),
     "scratch-256": (
         "sd1",
         ["model.block_out_channels=[16,32]", "model.attention=[true,true]", "model.norm_num_groups=8",
@@ -73,6 +74,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_parts(widen(make_sd2(folder / "b"), text_width=48, heads=(2, 4, 4, 4), linear=True), folder / "sd2")
     save_parts(eight_pixels_per_latent(make_sdxl(folder / "c")), folder / "sdxl")
     (folder / "photos").mkdir()
+    Image.linear_gradient("L").point(lambda level: 255 * (level > 128)).resize((200, 200)).save(
+        folder / "mask.png"
+    )
     for number in range(12):
         size = [(200, 200), (270, 140), (140, 290)][number % 3]
         Image.new("RGB", size, (20 * number, 100, 200)).save(folder / f"photos/{number}.png")
@@ -133,5 +137,18 @@ def test_a_recipe_trains_is_killed_goes_on_and_draws(
     assert report["num_used"] == 12 and len(report["buckets"]) > 1
     picture = folder / f"{recipe}-pictures"
     sizes = ["--height", "64", "--width", "64", "--num-inference-steps", "2", "--output", str(picture)]
-    run([sys.executable, "-m", "ldm", "generate", "a red apple", "--model", str(killed), *sizes])
+    given = ["--image", folder / "photos/0.png", "--mask", folder / "mask.png"] if "inpaint" in recipe else []
+    run(
+        [
+            sys.executable,
+            "-m",
+            "ldm",
+            "generate",
+            "a red apple",
+            "--model",
+            str(killed),
+            *sizes,
+            *map(str, given),
+        ]
+    )
     assert len(list(picture.glob("*.png"))) == 1
