@@ -64,14 +64,14 @@ def generate(
     if from_image is not None:
         say_warning("--from-image is now called --reproduce")
     made_with = {name: given.pop(name) for name in (*options.NETWORKS, *options.COMPUTING)}
-    signing = options.take_signing(given)
+    signing, safety = options.take_signing(given), options.take_safety(given)
     given["seed"] = options.read_seed(given["seed"])
     given_images = (image, mask, tuple(control or ()), tuple(reference or ()))
     original, asked = _plan(prompts or [], prompt_file, given_images, reproduce or from_image, given)
     asked, layout = _over_grid(asked, grid_x, grid_y)
     target = Target(
         output, overwrite=overwrite, resume=resume, grid=grid or layout is not None, layout=layout,
-        file_format=file_format, quality=quality, signing=signing,
+        file_format=file_format, quality=quality, signing=signing, safety=safety,
     )  # fmt: skip
     images = _list_images(asked, target)
     target.check(images)
@@ -90,7 +90,7 @@ def generate(
 
 
 spell_out(generate, options.parameters_of(options.NETWORKS), before="output")
-spell_out(generate, options.parameters_of(options.SIGNING), before="overwrite")
+spell_out(generate, options.parameters_of({**options.SAFETY, **options.SIGNING}), before="overwrite")
 spell_out(
     generate,
     options.setting_options(GenerationSettings) + options.parameters_of(options.COMPUTING),

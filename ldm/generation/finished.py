@@ -18,7 +18,7 @@ from ldm.pipeline.record import read_settings, with_public_names
 if TYPE_CHECKING:
     from ldm.pipeline.pipeline import Pipeline
 
-MAY_DIFFER = ("record_version", "versions", "ldm_version", "decoded_in_tiles", "encoded_in_tiles")
+MAY_DIFFER = ("record_version", "versions", "ldm_version", "decoded_in_tiles", "encoded_in_tiles", "safety")
 """Parts of a record for which an image is not made again: newer programs, and how much memory was free that day."""
 
 MODEL_PARTS = "model_parts"
@@ -44,7 +44,11 @@ def finished_images(pipeline: "Pipeline", batches: Sequence[Batch], target: Targ
         path = target.path(image)
         if not path.exists():
             continue
-        if fault := image_fault(path, record.to_json()) or _signature_fault(path, target):
+        if (
+            fault := image_fault(path, record.to_json())
+            or _signature_fault(path, target)
+            or _safety_fault(path, target)
+        ):
             faults.append(fault)
         else:
             finished.add(image.number)
@@ -55,6 +59,16 @@ def finished_images(pipeline: "Pipeline", batches: Sequence[Batch], target: Targ
 def _signature_fault(path: Path, target: Target) -> str | None:
     """Why an intact image has to be made again: signed images are asked for, and it is not signed."""
     return f"{path} is not signed" if target.signing and not read_metadata(path).c2pa else None
+
+
+def _safety_fault(path: Path, target: Target) -> str | None:
+    """Why an intact image has to be made again: checked images are asked for, and it was not checked or is refused."""
+    if target.safety is None:
+        return None
+    note = read_settings(path).get("safety")
+    if not isinstance(note, dict):
+        return f"{path} was not checked for safety"
+    return f"{path} may be unsafe to show" if target.safety.refuses and note.get("flagged") else None
 
 
 def _judge(faults: list[str], target: Target) -> None:

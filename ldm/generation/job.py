@@ -16,6 +16,7 @@ from ldm.generation.finished import finished_images
 from ldm.generation.model_options import ModelOptions, load_model
 from ldm.generation.output import Target
 from ldm.generation.reproduce import Original
+from ldm.generation.safety_check import may_be_written, refusal, with_note
 from ldm.generation.signing import image_file
 from ldm.generation.work import choose_engine_together, compile_for
 from ldm.io.files import write_bytes, write_new
@@ -118,6 +119,7 @@ def run_rank(
     """
     options, target = job.model_options, job.target
     signer = target.signing.signer() if target.signing else None
+    checker = target.safety.checker() if target.safety else None
     say("loading the model")
     pipeline = load_model(replace(options, device=share.device(options.device)), job.original)
     batches = share.of(job.batches)
@@ -128,6 +130,7 @@ def run_rank(
         say("compiling")
         compile_for(pipeline, batches)
     finished: frozenset[int] = frozenset()
+    refused: list[Path] = []
     if target.resume:
         say("checking the images that exist")
         finished = finished_images(pipeline, batches, target)
@@ -141,6 +144,13 @@ def run_rank(
     ):
         if made.request.number not in finished:
             path = target.path(made.request)
+            if checker:
+                made = with_note(made, checker)
+            if checker and target.safety and not may_be_written(made, path, target.safety):
+                refused.append(path)
+                continue
             data = image_file(made, signer, target.file_format, target.quality)
             write_new(path, data, overwrite=target.overwrite)
             yield path
+    if refused:
+        raise refusal(refused, sum(map(len, batches)))

@@ -24,6 +24,7 @@ from ldm.pipeline.file_names import image_file_name
 from ldm.pipeline.record import has_record
 from ldm.pipeline.xy_grid import Axis, grid_sheet
 from ldm.provenance.marks import EDITED, MADE, mark_texts
+from ldm.provenance.safety import Safety
 
 GRID_NAME = "grid.png"
 GRID_CHUNK = "ldm_grid"
@@ -57,6 +58,7 @@ class Target:
         file_format: of the images; the grid is a PNG.
         quality: of JPEG and WebP, see `ldm.io.image_writing.encode_image`.
         signing: how the images are signed, if they are.
+        safety: how the images are checked, if they are.
         resume: keep the images that exist already, if `ldm.generation.finished` finds nothing wrong with them.
     """
 
@@ -68,6 +70,7 @@ class Target:
     file_format: ImageFormat = "png"
     quality: int | None = None
     signing: Signing | None = None
+    safety: Safety | None = None
 
     @property
     def grid_path(self) -> Path:

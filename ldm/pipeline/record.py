@@ -24,6 +24,7 @@ from ldm.models.settings_reading import parse_settings
 from ldm.pipeline.control_images import UsedControl
 from ldm.pipeline.input_images import InputRecord
 from ldm.provenance.marks import written_metadata
+from ldm.provenance.safety import SafetyNote
 
 RECORD_VERSION = 2
 """Raised when a record changes so that older programs misread it. A record without a version has version 1."""
@@ -64,6 +65,7 @@ class ImageRecord(Settings):
         inputs: what identifies the images that it was made from, by name.
         controls: the images that controlled it, and the networks that read them.
         guide_hash: of the weights of the second model of autoguidance.
+        safety: what a classifier said of the image, if one was asked.
     """
 
     record_version: int = RECORD_VERSION
@@ -87,6 +89,7 @@ class ImageRecord(Settings):
     inputs: dict[str, InputRecord] = Field(default_factory=dict)
     controls: tuple[UsedControl, ...] = ()
     guide_hash: str | None = None
+    safety: SafetyNote | None = None
 
     @property
     def has_maps(self) -> bool:
@@ -146,6 +149,7 @@ NAMED = ("model_id", "loras", "controls")
 """What has the name of a folder or a file of the user."""
 OPTIONAL = (
     "model_parts", "loras", "latents_hash", "step_noise_seed", "task", "inputs", "controls", "guide_hash",
+    "safety",
 )  # fmt: skip
 """Left out of the JSON if there is none."""
 SWITCHES = ("compiled", "decoded_in_tiles", "encoded_in_tiles")

@@ -12,7 +12,7 @@ from ldm.io.images import open_image
 from ldm.io.json_files import parse_json
 from ldm.io.opening import MAX_IMAGE_BYTES, read_bytes
 from ldm.provenance.credentials import Credentials, is_installed, read_credentials
-from ldm.provenance.marks import source_type_in
+from ldm.provenance.marks import is_flagged, source_type_in
 from ldm.provenance.signing_identity import EXTRA
 from ldm.provenance.watermark import MIN_DETECTED_PX, Detection, detect, payload_of
 
@@ -74,6 +74,8 @@ class Provenance:
         yield self._made()
         if self.watermark and self.watermark.found:
             yield self._watermarked(self.watermark)
+        if self.record and is_flagged(self.record):
+            yield f"flagged as unsafe to show (score {self.record['safety'].get('score')})"
         if images := list(self._images()):
             yield f"from {', '.join(images)}"
         if self.lineage:
