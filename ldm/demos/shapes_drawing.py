@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -133,17 +133,18 @@ def coverage(shape: str, corner_px: Point, extent_px: float, size_px: tuple[int,
     return mask.reduce(scale)
 
 
-def outline(shape: str) -> list[Point]:
+@cache
+def outline(shape: str) -> tuple[Point, ...]:
     """The corners of a shape that fills the unit square."""
     match shape:
         case "circle":
-            return [_on_circle(i / 48, 0.5, 0.5) for i in range(48)]
+            return tuple(_on_circle(i / 48, 0.5, 0.5) for i in range(48))
         case "square":
-            return [(0, 0), (1, 0), (1, 1), (0, 1)]
+            return ((0, 0), (1, 0), (1, 1), (0, 1))
         case "triangle":
-            return [(0.5, 0), (1, 1), (0, 1)]
+            return ((0.5, 0), (1, 1), (0, 1))
         case "star":
-            return _star()
+            return tuple(_star())
         case "cross":
             ends = [
                 (0, 1),
@@ -159,7 +160,7 @@ def outline(shape: str) -> list[Point]:
                 (1, 0),
                 (1, 1),
             ]
-            return [(x / 3, y / 3) for x, y in ends]
+            return tuple((x / 3, y / 3) for x, y in ends)
     raise AssertionError(shape)
 
 

@@ -7,6 +7,7 @@ nothing.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import permutations
 
 import numpy as np
@@ -111,22 +112,24 @@ def _observe(pixels: Array, background: Array, ink: Array, labels: Labels, label
 
 def _shape(amount: Array, softness_px: int) -> tuple[str, float]:
     """The shape whose drawing leaves the least ink unexplained, and that share."""
-    errors = {shape: _shape_error(amount, shape, softness_px) for shape in SHAPES}
+    seen = smooth(amount)
+    errors = {shape: _shape_error(amount, seen, shape, softness_px) for shape in SHAPES}
     best = min(errors, key=lambda shape: errors[shape])
     return best, errors[best]
 
 
-def _shape_error(amount: Array, shape: str, softness_px: int) -> float:
-    """sum (amount - drawing)^2 / sum amount^2, for a drawing with the same centre and area.
+def _shape_error(amount: Array, seen: Array, shape: str, softness_px: int) -> float:
+    """sum (seen - drawing)^2 / sum seen^2, for a drawing with the same centre and area.
 
-    The amount is smoothed once against noise; the drawing as often as fits best, because the image may be blurred.
+    `seen` is the amount smoothed once against noise; the drawing is smoothed as often as fits best, because the image
+    may be blurred.
     """
     area, (x, y) = _area_and_centre(shape)
     extent = max(float(amount.sum()) / area, 1.0) ** 0.5
     at_x, at_y = centroid(amount)
     height, width = amount.shape
     mask = coverage(shape, (at_x - x * extent, at_y - y * extent), extent, (width, height))
-    drawing, seen = np.asarray(mask, np.float32) / np.float32(255), smooth(amount)
+    drawing = np.asarray(mask, np.float32) / np.float32(255)
     errors = []
     for _ in range(softness_px):
         drawing = smooth(drawing)
@@ -134,6 +137,7 @@ def _shape_error(amount: Array, shape: str, softness_px: int) -> float:
     return min(errors) / float((seen**2).sum())
 
 
+@cache
 def _area_and_centre(shape: str) -> tuple[float, Point]:
     """Area and centroid of the shape in the unit square (the shoelace formula)."""
     points = np.array(outline(shape))

@@ -37,10 +37,9 @@ def rim_colour(pixels: Array) -> Array:
 def smooth(values: Array) -> Array:
     """Apply a 3x3 binomial filter to [H, W, ...], repeating the border."""
     for axis in (0, 1):
-        size = values.shape[axis]
-        before = values.take(np.maximum(np.arange(size) - 1, 0), axis)
-        after = values.take(np.minimum(np.arange(size) + 1, size - 1), axis)
-        values = (before + 2 * values + after) / 4
+        lines = values.swapaxes(0, axis)
+        padded = np.concatenate([lines[:1], lines, lines[-1:]])
+        values = ((padded[:-2] + 2 * lines + padded[2:]) / 4).swapaxes(0, axis)
     return values
 
 
@@ -67,7 +66,11 @@ def amount_of(pixels: Array, background: Array, colour: Array) -> Array:
 
 
 def label_regions(mask: Mask) -> Labels:
-    """Regions connected by pixel edges, numbered 1, 2, ...; 0 elsewhere. The smallest label spreads until stable."""
+    """Regions connected by pixel edges, numbered 1, 2, ...; 0 elsewhere.
+
+    The smallest label spreads until stable. A label is the index of a pixel of its region, so each step also takes that
+    pixel's label, which halves the way that is left.
+    """
     far = mask.size
     labels = np.where(mask, np.arange(far).reshape(mask.shape), far)
     while True:
@@ -76,7 +79,7 @@ def label_regions(mask: Mask) -> Labels:
         spread = np.where(mask, np.minimum.reduce(around), far)
         if (spread == labels).all():
             break
-        labels = spread
+        labels = np.append(spread.ravel(), far)[spread]
     numbers = np.unique(labels[mask], return_inverse=True)[1]
     labels[mask], labels[~mask] = numbers + 1, 0
     return labels

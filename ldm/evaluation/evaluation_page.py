@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,19 @@ def shown(image: Image.Image, *lines: str) -> Shown:
 
 def render(template: str, **values: Any) -> str:
     """A page from one of this folder's templates; all text is escaped."""
-    environment = Environment(
+    return _environment().get_template(template).render(**values)
+
+
+@cache
+def _environment() -> Environment:
+    """It keeps the templates that it has compiled."""
+    return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**values)
 
 
 def write_page(path: Path, facts: Mapping[str, Any], features: Features) -> Path:

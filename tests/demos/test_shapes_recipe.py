@@ -13,7 +13,6 @@ from train import autoencoder, denoiser, text_encoder
 CONFIGS = Path(__file__).parents[2] / "configs" / "shapes"
 SMALL = [
     "data.holdout_fraction=0",
-    "global_batch_size=16",
     "log_every=1",
     "optim.num_warmup_steps=2",
     "device=cpu",
@@ -26,14 +25,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shapes")
     write_shapes(folder / "data", num_images=64, size_px=32)
     parts = [f"parts.autoencoder={folder}/autoencoder", f"parts.text_encoder={folder}/text_encoder"]
-    for program, num_steps, more in (
-        (autoencoder, 20, []),
-        (text_encoder, 4, ["optim.learning_rate=1e-4"]),
-        (denoiser, 26, [*parts, "preview.num_inference_steps=2"]),
+    for program, num_steps, batch_size, more in (
+        (autoencoder, 20, 8, []),
+        (text_encoder, 4, 8, ["optim.learning_rate=1e-4"]),
+        (denoiser, 26, 16, [*parts, "preview.num_inference_steps=2"]),
     ):
         name = program.__name__.rpartition(".")[2]
         run = [f"run_dir={folder}/{name}", f"data.path={folder}/data", f"num_steps={num_steps}"]
-        assert program.main([str(CONFIGS / f"{name}.yaml"), *run, *SMALL, *more]) == 0
+        few = [f"global_batch_size={batch_size}", *SMALL, *more]
+        assert program.main([str(CONFIGS / f"{name}.yaml"), *run, *few]) == 0
     return folder
 
 
@@ -45,7 +45,8 @@ def test_each_program_learns(folder: Path, name: str) -> None:
 
 
 def test_the_judge_scores_what_the_model_draws(folder: Path) -> None:
-    report = score_shapes(load_pipeline(folder / "denoiser"), folder / "score", num_scenes=4)
+    model, few = load_pipeline(folder / "denoiser"), {"num_inference_steps": 4}
+    report = score_shapes(model, folder / "score", num_scenes=4, settings=few)
     for kind in ("seen", "held_out"):
         assert report[kind]["all"]["num_judged"] == 4
         assert 0 <= report[kind]["colour"]["share"] <= 1
