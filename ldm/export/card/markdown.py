@@ -5,6 +5,7 @@ text literally. Only what a filter below returns, a macro, or `{{ value | safe }
 """
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,14 @@ def render(template: Path, **facts: Any) -> str:
     Raises:
         jinja2.UndefinedError: the template needs a fact that is missing.
     """
+    return _environment(template.parent).get_template(template.name).render(**facts)
+
+
+@cache
+def _environment(folder: Path) -> Environment:
+    """Of the templates in a folder; it keeps those that it has compiled."""
     environment = Environment(
-        loader=FileSystemLoader(template.parent),
+        loader=FileSystemLoader(folder),
         undefined=StrictUndefined,
         autoescape=True,  # makes macros return Markup; the escaping itself is `_finalize`
         finalize=_finalize,
@@ -38,7 +45,7 @@ def render(template: Path, **facts: Any) -> str:
         "millions": millions,
         "count": count,
     }
-    return environment.get_template(template.name).render(**facts)
+    return environment
 
 
 def _finalize(value: Any) -> Markup:
