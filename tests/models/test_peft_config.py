@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,18 @@ def sd1(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return networks_of(make_sd1(tmp_path_factory.mktemp("sd1")))
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA in peft's layout, for the UNet."""
-    weights = trained(make_sd1(tmp_path), LoraSettings(rank=2, alpha=5, target_modules=("to_k", "conv1")))
-    return as_peft(weights, tmp_path / "peft")
+    made = tmp_path_factory.mktemp("saved")
+    weights = trained(make_sd1(made), LoraSettings(rank=2, alpha=5, target_modules=("to_k", "conv1")))
+    return as_peft(weights, made / "peft")
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(saved, tmp_path / "peft"))
 
 
 def written_by_peft(unet: Any, folder: Path, config: LoraConfig) -> Path:

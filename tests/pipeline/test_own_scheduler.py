@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.configuration_utils import FrozenDict
 
 from ldm.diffusion.scheduler_names import OWN_SCHEDULER, SCHEDULERS
@@ -24,6 +24,7 @@ from ldm.export.verify.readers import trial_outputs as read_trial
 from ldm.export.verify.trial import largest_difference, trial_for, trial_inputs, trial_outputs
 from ldm.io.files import write_tensors
 from ldm.models.parts import default_size
+from ldm.models.unet import UNetDenoiser
 from ldm.noise import image_generators, normal_per_image
 from ldm.pipeline.pipeline import Pipeline
 from tests.support.tiny_models import SD1_SCHEDULER, make_sd1
@@ -100,7 +101,21 @@ def stock(pipeline: Pipeline, scheduler: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """With a UNet of one level: here the schedulers matter, which are given its predictions."""
     parts = make_sd1(tmp_path_factory.mktemp("sd1"))
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        mid_block_type=None,
+        block_out_channels=(16,),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=32,
+        attention_head_dim=2,
+    )
+    unet.conv_out.weight.data *= 4  # what it predicts depends on what it is given, as in a trained one
+    parts.denoiser = UNetDenoiser(unet.eval().requires_grad_(False))
     parts.defaults = parts.defaults.over(type(parts.defaults)(scheduler=OWN_SCHEDULER))
     return Pipeline(parts)
 

@@ -1,6 +1,7 @@
 """The safety check: scores in records, flagged images marked, refused images not written, and nothing else changed."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,9 @@ def test_the_server_flags_and_refuses(model: Path, strict: Path) -> None:
             job = service.submit("me", Asked("a", quick))
             seen = set()
             while not job.ended.done():
-                seen.add(bool(job.oldest_turn and job.oldest_turn.previews))
+                turn = job.oldest_turn
+                seen.add(bool(turn and turn.previews))
+                time.sleep(0.002)
         assert job.state == "done" and len(job.images) == number
         assert (True in seen) is not refuses, "a preview shows what is refused"
         assert "may be unsafe to show" in job.warnings[-1]

@@ -28,7 +28,7 @@ def render(template: Path, **facts: Any) -> str:
 
 @cache
 def _environment(folder: Path) -> Environment:
-    """It keeps the templates that it has compiled."""
+    """Of the templates in a folder; it keeps those that it has compiled."""
     environment = Environment(
         loader=FileSystemLoader(folder),
         undefined=StrictUndefined,
