@@ -30,12 +30,15 @@ CHANGES: dict[str, Any] = {
     "optim": {"average": {"widths": [0.1, 0.2], "snapshot_every": 4}},
 }
 SHARDED = {**CHANGES, "sharding": "full"}
+MEASURED: dict[str, Any] = {"preview_every": 100, "validation": {"every": 1}, "optim": {"ema_decay": 0.9}}
+"""Only validation happens between the steps, because everything else that gathers weights reshards them."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`whole` is a run of one process; two processes made `shards`, and `resumed` from step 4 of the first.
 
+    `measured` was made by two processes too, with the settings MEASURED.
     `copies-NAME`: the last checkpoints of `whole` and `shards`, loaded into shards and saved again.
     """
     folder = tmp_path_factory.mktemp("sharded")
@@ -53,6 +56,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         for name in ("whole", "shards")
     ]
+    measured = {**MEASURED, "sharding": "full"}
+    jobs.append({"do": "blocks", "run_dir": str(folder / "measured"), "changes": measured})
     train_together(jobs)
     return folder
 
@@ -128,22 +133,13 @@ def test_moments_come_back_in_the_layout_of_their_weights(folder: Path) -> None:
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def test_a_measurement_leaves_the_trained_weights_in_the_shards(tmp_path: Path) -> None:
-    """Only validation happens between the steps, because everything else that gathers weights reshards them."""
-    changes = {"preview_every": 100, "validation": {"every": 1}, "optim": {"ema_decay": 0.9}}
-    train_blocks(tmp_path / "whole", dict(changes))
-    job: Job = {
-        "do": "blocks",
-        "run_dir": str(tmp_path / "shards"),
-        "changes": {**changes, "sharding": "full"},
-    }
-    train_together([job])
-    losses = {}
-    for name in ("whole", "shards"):
-        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        losses[name] = [row["loss"] for row in rows if "loss" in row]
-    assert losses["shards"] == pytest.approx(losses["whole"], rel=1e-5)
-    assert_close(tmp_path / "whole/checkpoints/step-000008", tmp_path / "shards/checkpoints/step-000008")
+def test_a_measurement_leaves_the_trained_weights_in_the_shards(folder: Path, tmp_path: Path) -> None:
+    train_blocks(tmp_path, dict(MEASURED))
+    one, two = (
+        [row["loss"] for row in rows(run) if "loss" in row] for run in (tmp_path, folder / "measured")
+    )
+    assert two == pytest.approx(one, rel=1e-5)
+    assert_close(tmp_path / "checkpoints/step-000008", folder / "measured/checkpoints/step-000008")
 
 
 def test_one_process_goes_on_from_shards(folder: Path) -> None:

@@ -87,7 +87,7 @@ def broken_at(folder: Path, name: str, step: int) -> Path:
     shutil.copytree(folder / "whole", folder / name)
     for later in range(step + 1, NUM_STEPS + 1):
         shutil.rmtree(folder / name / f"checkpoints/step-{later:06d}")
-    return make_config(folder, name)
+    return make_config(folder, name, save_every=NUM_STEPS)
 
 
 def test_the_checkpoint_says_where_in_the_stream_the_run_is(folder: Path) -> None:
@@ -120,7 +120,8 @@ def test_a_killed_run_goes_on_to_the_last_bit(folder: Path, step: int) -> None:
 def test_a_signal_in_the_middle_of_a_shard_saves_the_place(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = make_config(folder, "stopped", preview_every=2, data=with_workers(folder))
+    seldom = {"save_every": NUM_STEPS, "data": with_workers(folder)}
+    config = make_config(folder, "stopped", preview_every=2, **seldom)
     draw = denoiser.write_preview
 
     def draw_and_interrupt(*args: Any, **options: Any) -> None:
@@ -130,7 +131,7 @@ def test_a_signal_in_the_middle_of_a_shard_saves_the_place(
     with monkeypatch.context() as patch:
         patch.setattr(denoiser, "write_preview", draw_and_interrupt)
         assert denoiser.main([str(config)]) == 128 + signal.SIGTERM
-    assert denoiser.main([str(config)]) == 0
+    assert denoiser.main([str(make_config(folder, "stopped", **seldom))]) == 0
     assert "resuming at step 2" in capsys.readouterr().err
     assert_same_run(folder / "whole", folder / "stopped")
 
