@@ -56,7 +56,9 @@ def run_together(work: Callable[..., None], *given: Any, num_processes: int = 2)
             process.kill()  # the one that waits for another
 
 
-def forked(command: Sequence[str], *, env: Mapping[str, str], **_: Any) -> "subprocess.CompletedProcess[str]":
+def forked(
+    command: Sequence[str], *, env: Mapping[str, str], timeout: float = TIMEOUT_SEC, **_: Any
+) -> "subprocess.CompletedProcess[str]":
     """Stands for `subprocess.run` with captured text, for `python -m MODULE ...`: the same in a process forked here.
 
     Not for what depends on how Python starts, such as which folder modules are imported from.
@@ -66,7 +68,7 @@ def forked(command: Sequence[str], *, env: Mapping[str, str], **_: Any) -> "subp
         said = [Path(folder) / name for name in ("out", "err")]
         process = FORKS.Process(target=run_module, args=(list(command[2:]), dict(env), os.getcwd(), said))
         process.start()
-        process.join(TIMEOUT_SEC)
+        process.join(timeout)
         assert process.exitcode is not None, f"{command} did not end"
         out, err = (path.read_text() for path in said)
     return subprocess.CompletedProcess(command, process.exitcode, out, err)

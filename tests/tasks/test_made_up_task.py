@@ -118,8 +118,8 @@ def weights(run_dir: Path, file: str = "weights") -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> Path:
-    """A run from scratch of forty steps."""
-    return run(folder, "fresh", num_steps=40, optim={**COMMON["optim"], "learning_rate": 0.01})
+    """A run from scratch of 24 steps."""
+    return run(folder, "fresh", num_steps=24, optim={**COMMON["optim"], "learning_rate": 0.01})
 
 
 def test_it_trains_a_unet_with_eight_input_channels(trained: Path) -> None:
@@ -127,7 +127,7 @@ def test_it_trains_a_unet_with_eight_input_channels(trained: Path) -> None:
     assert (unet.config.in_channels, unet.config.out_channels) == (8, 4)
     told = losses(trained)
     assert sum(told[-10:]) < 0.9 * sum(told[:10])
-    assert (trained / "previews/step-000040.png").is_file()
+    assert (trained / "previews/step-000024.png").is_file()
 
 
 def test_the_weights_of_the_source_channels_are_trained(folder: Path) -> None:

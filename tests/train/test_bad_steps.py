@@ -155,21 +155,40 @@ def test_a_bad_step_is_counted_and_its_samples_are_written_down(spoiled: Path) -
     assert [row["step"] for row in logged if "loss" in row] == [4, 8]
 
 
+THIRD = next(iter(BatchOrder(0, ["all"] * 7, 4, 2, 3)))
+"""The samples of the third step."""
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two processes, `0` and `1`: that sample of the third step is spoiled."""
+    folder = tmp_path_factory.mktemp("together")
+    jobs: list[Job] = [
+        {
+            "do": "points",
+            "run_dir": str(folder / str(spoiling)),
+            "dropout": 0.0,
+            "spoiled": [THIRD[spoiling].epoch, THIRD[spoiling].sample_index],
+        }
+        for spoiling in (0, 1)
+    ]
+    train_together(jobs)
+    return folder
+
+
 @pytest.mark.parametrize("spoiling", [0, 1])
-def test_two_processes_skip_together_and_write_down_the_whole_batch(tmp_path: Path, spoiling: int) -> None:
+def test_two_processes_skip_together_and_write_down_the_whole_batch(
+    together: Path, tmp_path: Path, spoiling: int
+) -> None:
     """Only one of two processes has the spoiled sample, since each takes every second sample of a batch."""
-    third = next(iter(BatchOrder(0, ["all"] * 7, 4, 2, 3)))
-    turn = third[spoiling]
-    job: Job = {"do": "points", "run_dir": str(tmp_path / "two"), "dropout": 0.0}
-    job["spoiled"] = [turn.epoch, turn.sample_index]
-    train_together([job])
-    (row,) = [json.loads(line) for line in (tmp_path / "two/bad_steps.jsonl").read_text().splitlines()]
+    turn, two = THIRD[spoiling], together / str(spoiling)
+    (row,) = [json.loads(line) for line in (two / "bad_steps.jsonl").read_text().splitlines()]
     assert row["step"] == 3
-    assert sorted(row["samples"]) == sorted(f"point-{key.sample_index}" for key in third)
+    assert sorted(row["samples"]) == sorted(f"point-{key.sample_index}" for key in THIRD)
     assert [name for name, loss in row["samples"].items() if loss == "nan"] == [f"point-{turn.sample_index}"]
     spoiled = Points({(turn.epoch, turn.sample_index): NAN})
     train(make_settings(tmp_path / "one"), PointLoss(dropout=0), spoiled)
-    (tensors, *rest), (others, *other_rest) = outcome(tmp_path / "two"), outcome(tmp_path / "one")
+    (tensors, *rest), (others, *other_rest) = outcome(two), outcome(tmp_path / "one")
     assert rest[1] == other_rest[1]  # including the number of bad steps
     assert all(torch.allclose(tensors[name], others[name], atol=1e-4) for name in others)
 

@@ -1,16 +1,15 @@
 """After SIGKILL, at a file operation of a checkpoint or at any moment, the resumed run ends like an undisturbed one."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.kill_driver import CHANGES
+from tests.support.tiny_launch import forked
 from tests.support.tiny_training import assert_same_run, make_settings, train
 
-ROOT = Path(__file__).parents[2]
 SELDOM = {**CHANGES, "save_every": 1000}
 
 
@@ -25,8 +24,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def kill(*arguments: object) -> list[int]:
     """Kill runs; returns how many were killed at file operations and at random moments."""
     command = [sys.executable, "-m", "tests.support.kill_driver", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    driver = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    driver = forked(command, env=os.environ, timeout=300)
     assert driver.returncode == 0, driver.stderr
     return [int(number) for number in driver.stdout.split()]
 

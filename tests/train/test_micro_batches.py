@@ -77,10 +77,10 @@ def trained_weights(loss: DenoiserLoss) -> Tensor:
 
 
 def train(loss: DenoiserLoss, micro_batch: int) -> tuple[Tensor, Tensor]:
-    """The trained weights before and after four steps, every second on a ragged batch of two."""
+    """The trained weights before and after two steps, the second on a ragged batch of two."""
     optimizer, start = make_optimizer(loss, loss.settings.optim), trained_weights(loss)
-    for step in range(4):
-        sample = batch(step, size=5 if step % 2 == 0 else 2)
+    for step, size in enumerate((5, 2)):
+        sample = batch(step, size)
         accumulate_gradients(loss, sample, Accelerator(cpu=True), micro_batch)
         optimizer.step()
         optimizer.zero_grad()

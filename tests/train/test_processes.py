@@ -17,8 +17,8 @@ from train import denoiser
 from train.run.denoiser_model import make_loss
 
 RUN = {
-    "num_steps": 20,
-    "save_every": 10,
+    "num_steps": 12,
+    "save_every": 6,
     "keep_checkpoints": 3,
     "optim": {"learning_rate": 0.003, "num_warmup_steps": 2, "lr_schedule": "constant", "ema_decay": 0.5},
 }
@@ -60,7 +60,7 @@ def rows(run_dir: Path) -> list[dict[str, float]]:
 
 
 def final_weights(run_dir: Path) -> torch.Tensor:
-    return flat(load_file(run_dir / "checkpoints/step-000020/weights.safetensors"))
+    return flat(load_file(run_dir / "checkpoints/step-000012/weights.safetensors"))
 
 
 def start_weights(config: Path) -> torch.Tensor:
@@ -97,12 +97,14 @@ def test_accumulation_changes_nothing(folder: Path) -> None:
 
 def test_a_run_of_two_processes_goes_on_with_one(folder: Path, two: Path) -> None:
     shutil.copytree(two, folder / "handed-over")
-    shutil.rmtree(folder / "handed-over/checkpoints/step-000020")
+    shutil.rmtree(folder / "handed-over/checkpoints/step-000012")
     assert denoiser.main([str(make_config(folder, "handed-over"))]) == 0
     assert_same_training(folder, folder / "handed-over")
 
 
 LOSS_AWARE = {
+    "num_steps": 20,
+    "save_every": 10,
     "schedule": {"num_train_timesteps": 4, "learn_variance": True},
     "objective": {"timestep_distribution": "loss_aware"},
 }
