@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 import ldm.cli.processes
+import ldm.export.verify.compare
+from ldm.export.verify import readers
 from ldm.models.loading.model import save_parts
 from tests.support.documents import ROOT, marked_blocks, run_here
 from tests.support.tiny_images import photo
@@ -53,10 +55,16 @@ def run_forked(command: Sequence[str], environment: Mapping[str, str], num_proce
     return done.returncode
 
 
+def read_here(task: Path, reader: str) -> None:
+    """Run the reader of an export in this process, which has diffusers loaded already."""
+    readers.main([str(task)])
+
+
 @pytest.mark.parametrize(("guide", "block"), BLOCKS)
 def test_the_commands_run(guide: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ldm.cli.processes, "run_processes", run_forked)
+    monkeypatch.setattr(ldm.export.verify.compare, "_run", read_here)
     PREPARED.get(guide, lambda folder: None)(tmp_path)
     run_here(block)
 
