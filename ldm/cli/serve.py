@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from ldm.provenance.credentials import ImageSigner
     from ldm.provenance.safety import Safety
     from ldm.web.queue import JobQueue
+    from ldm.web.runs_api import Runs
     from ldm.web.service import ServedModel
+    from ldm.web.watched_run import RunSource
     from ldm.web.worker import Worker
 
 PACKAGES = {"starlette": "starlette", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
@@ -79,6 +81,16 @@ MaxQueue = Annotated[
     int,
     typer.Option(min=1, metavar="N", help="The most unfinished requests; a client may have a fifth of them."),
 ]
+RunPaths = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--run",
+        metavar="RUN|CONFIG",
+        help="Show a training run on the page /runs: its folder, or a configuration as of `ldm train`, which can be "
+        "started, stopped and resumed there. May be given several times.",
+        show_default=False,
+    ),
+]
 
 
 def serve(
@@ -89,6 +101,7 @@ def serve(
     token: Token = None,
     public: Public = False,
     no_page: NoPage = False,
+    run: RunPaths = None,
     max_size: MaxSize = 2048,
     max_steps: MaxSteps = 250,
     max_images: MaxImages = 64,
@@ -106,11 +119,13 @@ def serve(
         from ldm.web.application import make_application
         from ldm.web.caps import Caps
         from ldm.web.queue import JobQueue
+        from ldm.web.runs_api import Runs
         from ldm.web.service import Service
         from ldm.web.serving import check_token, listen, make_server
 
     known = secrets.token_urlsafe(16) if token == "random" else token or ""
     check_token(host, known, public=public)
+    runs = Runs(_run_sources(run or [], public=public))
     signing = options.take_signing(given)
     signer = signing.signer() if signing else None
     safety = options.take_safety(given)
@@ -125,7 +140,7 @@ def serve(
         queue = JobQueue(caps)
         workers, served = _load(chosen, queue, signer, safety)
         service = Service(served, queue, batch_size=chosen.batch_size)
-        application = make_application(service, token=known, with_page=not no_page, public=public)
+        application = make_application(service, runs=runs, token=known, with_page=not no_page, public=public)
         for worker in workers:
             worker.start()
         _say_where(host, opened.getsockname()[1], known if token == "random" else "")
@@ -134,6 +149,7 @@ def serve(
         finally:
             queue.close()
             service.uploads.close()
+            _end_trainings(runs)
 
 
 spell_out(serve, options.parameters_of(NETWORKS), before="host")
@@ -160,6 +176,28 @@ def _model_options(given: dict[str, Any]) -> "Iterator[ModelOptions]":
     empty = dict.fromkeys((*options.NETWORKS, *options.COMPUTING))
     with model_options({**empty, "compile": False, **given}) as chosen:
         yield chosen
+
+
+def _run_sources(paths: list[str], *, public: bool) -> "list[RunSource]":
+    """The runs that the page shows.
+
+    Raises:
+        UserError: anyone could start them, or one cannot be shown.
+    """
+    if paths and public:
+        raise UserError("--run with --public would let anyone train", "leave one of them out")
+    if not paths:
+        return []
+    from ldm.cli.served_runs import run_sources
+
+    return run_sources(paths)
+
+
+def _end_trainings(runs: "Runs") -> None:
+    """Stop the trainings that the page has started; they save first."""
+    if names := ", ".join(run.source.name for run in runs.training()):
+        typer.echo(f"waiting until the training has saved: {names}", err=True)
+    runs.close()
 
 
 def _load(

@@ -51,13 +51,23 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         lines = read_text(path).splitlines(keepends=True)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error})", "restore the file") from None
+    return parse_rows(lines, path)
+
+
+def parse_rows(lines: Sequence[str], path: Path, first: int = 1) -> list[dict[str, Any]]:
+    """The rows in lines of a `metrics.jsonl`, each with its line end; errors as `read_metrics`.
+
+    Args:
+        path: named in errors.
+        first: the number of the first line in the file.
+    """
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines, first):
         try:
             row = parse_json(line)
             rows.append({**row, "step": int(row["step"])})
-        except (ValueError, TypeError, KeyError):
-            if number == len(lines) and not line.endswith("\n"):
+        except (ValueError, TypeError, KeyError, OverflowError):
+            if number == first + len(lines) - 1 and not line.endswith("\n"):
                 break
             raise UserError(f"{path}, line {number} is not a logged step", "remove that line") from None
     return rows

@@ -1,5 +1,6 @@
 """The right to write into a folder, which one process holds at a time."""
 
+import fcntl
 import json
 import os
 import weakref
@@ -10,10 +11,12 @@ from filelock import FileLock, Timeout
 from ldm.errors import UserError
 from ldm.io.files import disk_errors
 from ldm.io.json_files import parse_json
-from ldm.io.opening import read_bytes
+from ldm.io.opening import open_file, read_bytes
 
 LOCK = "run.lock"
 MAX_HOLDER_BYTES = 1000
+PATIENCE_SEC = 0.2
+"""How long a lock is tried for: `holder` of another process may share it for an instant."""
 
 
 class FolderLock:
@@ -36,7 +39,7 @@ class FolderLock:
         try:
             with disk_errors(path):
                 folder.stat()  # filelock would create a missing folder
-                lock.acquire(blocking=False)
+                lock.acquire(timeout=PATIENCE_SEC, poll_interval=0.02)
         except Timeout:
             raise UserError(
                 f"{folder} is in use by {_holder(path)}",
@@ -59,6 +62,22 @@ def is_lock(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(holder, dict) and holder.keys() <= {"pid", "host"}
+
+
+def holder(folder: Path) -> str | None:
+    """The process that holds a folder, such as "process 12 on host"; None if none does. Nothing is written.
+
+    The lock is shared for an instant, which fails if it is held. `FolderLock` tries for longer than that.
+    """
+    path = folder / LOCK
+    try:
+        with open_file(path, MAX_HOLDER_BYTES) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(path)
+    except OSError:  # no lock, or no file system with locks
+        return None
+    return None
 
 
 def _holder(path: Path) -> str:

@@ -7,6 +7,7 @@ from starlette.responses import JSONResponse, Response
 
 from ldm.errors import UserError
 from ldm.web.queue import NotFound, QueueFull
+from ldm.web.watched_run import Busy
 from ldm.web.worker import InternalError
 
 A1111 = "/sdapi/"
@@ -16,6 +17,7 @@ _TYPES = {
     403: "permission_error",
     404: "not_found_error",
     408: "timeout_error",
+    409: "conflict_error",
     413: "invalid_request_error",
     429: "rate_limit_error",
     500: "server_error",
@@ -25,7 +27,7 @@ _TYPES = {
 
 def status_of(error: UserError) -> int:
     """The HTTP status for an error."""
-    kinds = ((NotFound, 404), (QueueFull, 429), (InternalError, 500))
+    kinds = ((NotFound, 404), (Busy, 409), (QueueFull, 429), (InternalError, 500))
     return next((status for kind, status in kinds if isinstance(error, kind)), 400)
 
 

@@ -7,27 +7,35 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ldm.errors import UserError
-from ldm.web import a1111, openai_images, own_api
+from ldm.web import a1111, openai_images, own_api, runs_api
 from ldm.web.answers import error_response, failed
 from ldm.web.guard import Guard
 from ldm.web.openapi import document
 from ldm.web.own_api import service_of
+from ldm.web.runs_api import Runs
 from ldm.web.service import Service
 
-PAGE_PATHS = ("/", "/static/{name}", "/login")
+PAGE_PATHS = ("/", "/static/{name}", "/login", "/runs")
 
 
 def make_application(
-    service: Service, *, token: str = "", with_page: bool = True, public: bool = False
+    service: Service,
+    *,
+    runs: Runs | None = None,
+    token: str = "",
+    with_page: bool = True,
+    public: bool = False,
 ) -> Guard:
     """The application with its guard, which serves any number of requests at once.
 
     Args:
+        runs: the training runs that are shown, and started and stopped.
         token: that clients must have; empty for none.
         with_page: serve the page, and not only the interfaces for programs.
         public: let anyone in, also without a token; see `Guard`.
     """
-    own = [route for route in own_api.ROUTES if with_page or route.path not in PAGE_PATHS]
+    all_own = (*own_api.ROUTES, *runs_api.ROUTES)
+    own = [route for route in all_own if with_page or route.path not in PAGE_PATHS]
     interface = [*own, *openai_images.ROUTES, *a1111.ROUTES]
 
     async def openapi(request: Request) -> Response:
@@ -46,7 +54,7 @@ def make_application(
         exception_handlers={UserError: _on_user_error, HTTPException: _on_http_error, Exception: _on_fault},
     )
     guard = Guard(app, caps=service.caps, token=token, public=public)
-    app.state.service, app.state.guard = service, guard
+    app.state.service, app.state.guard, app.state.runs = service, guard, runs or Runs()
     return guard
 
 

@@ -53,7 +53,8 @@ def _operation(route: Route, method: str) -> dict[str, Any]:
         "parameters": [
             {"name": name.removesuffix("}.png"), "in": "path", "required": True, "schema": _TEXT}
             for name in names
-        ],
+        ]
+        + _QUERIES.get((route.path, method), []),
         "responses": {
             "200": {"description": "Done."},
             "400": {"description": "A field is wrong: the message names it and says what to do."},
@@ -68,6 +69,20 @@ def _operation(route: Route, method: str) -> dict[str, Any]:
     return found
 
 
+def _query(name: str, described: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False, "schema": _TEXT, "description": described}
+
+
+_QUERIES = {
+    ("/ldm/jobs", "GET"): [_query("ids", "Of the jobs to look at, separated by commas.")],
+    ("/ldm/runs/{run:int}", "GET"): [
+        _query("after", "`curves.next` of the last answer: points up to this step are not sent again."),
+        _query(
+            "key", "`curves.key` of the last answer; if the curves are thinned anew, all points are sent."
+        ),
+        _query("log", "`log.num_lines` of the last answer: these lines are not sent again."),
+    ],
+}
 JSON, FORM = "application/json", "multipart/form-data"
 _REQUESTS = {
     ("/ldm/jobs", "POST"): ("Job", JSON),

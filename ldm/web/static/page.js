@@ -1,59 +1,19 @@
 // The page: a form built from the server's description of the settings, the jobs of this browser, and a viewer.
 
+import { attempt, call, element, get, say } from "./requests.js";
+
 const POLL_MS = 300;
 const MOST_CELLS = 64;
 const MOST_MISSES = 10; // answers in a row that do not come
 const INK = "#6d28d9"; // of the mask as it is shown
 const SPECIAL = ["expand"]; // settings with an input of their own in page.html
-const get = (id) => document.getElementById(id);
 
 let form = { fields: [], tasks: {}, loras: [], controls: [], caps: {} };
 let viewed = null; // { job, image } in the viewer
 let maskIsDrawn = false;
 const cards = new Map(); // job id -> { element, data }
 
-// Requests
-
-function clientId() {
-  const key = "ldm-client";
-  let id = localStorage.getItem(key);
-  if (!id) {
-    id = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-    localStorage.setItem(key, id);
-  }
-  return id;
-}
-
-async function call(path, { method = "GET", body } = {}) {
-  const headers = { "x-client": clientId() };
-  if (body !== undefined) headers["content-type"] = "application/json";
-  const answer = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
-  const value = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(value.error?.message ?? `the server answered ${answer.status}`);
-  return value;
-}
-
-function say(message) {
-  get("message").textContent = message;
-}
-
-async function attempt(action) {
-  say("");
-  try {
-    return await action();
-  } catch (error) {
-    say(error.message);
-    return undefined;
-  }
-}
-
 // The form
-
-function element(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
-}
 
 function inputOf(field) {
   const id = `set-${field.name}`;
@@ -548,6 +508,7 @@ function dropping() {
 listen();
 attempt(async () => {
   buildForm(await call("/ldm/form"));
+  get("runs-link").hidden = (await call("/ldm/runs")).runs.length === 0;
   for (const job of (await call("/ldm/jobs")).jobs) showJob(job);
   showStatus();
   poll();
