@@ -26,6 +26,8 @@ OPEN_PATHS = ("/login", "/static/page.css")
 """What can be seen without the token: the page that asks for it."""
 
 _MOST_ADDRESSES = 10_000
+_LONGEST_PATH = 1000
+"""Python refuses to read a number with some thousands of digits, which would be an error of ours."""
 _SAFE = ("GET", "HEAD", "OPTIONS")
 SECURITY_HEADERS = {
     "cache-control": "no-store",
@@ -113,6 +115,8 @@ class Guard:
         address = scope["client"][0] if scope.get("client") else "local"
         if not self._rate.take(address):
             raise Refused(429, "too many requests from your address: wait a second", retry_after="1")
+        if len(scope["path"]) > _LONGEST_PATH:
+            raise Refused(414, "the path is too long: /openapi.json lists what there is")
         self._check_host(headers)
         if scope["method"] not in _SAFE:
             check_origin(headers)

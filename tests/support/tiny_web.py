@@ -20,6 +20,7 @@ from ldm.provenance.safety import Safety
 from ldm.web.application import make_application
 from ldm.web.caps import Caps
 from ldm.web.queue import JobQueue
+from ldm.web.runs_api import Runs
 from ldm.web.service import ServedModel, Service, describe
 from ldm.web.serving import listen, make_server
 from ldm.web.worker import Worker
@@ -147,9 +148,9 @@ def working(
 
 
 @contextmanager
-def listening(service: Service, *, token: str = "") -> Iterator[str]:
+def listening(service: Service, *, runs: Runs | None = None, token: str = "") -> Iterator[str]:
     """A service on a socket of this machine; yields its URL."""
-    server = make_server(make_application(service, token=token), service.queue)
+    server = make_server(make_application(service, runs=runs, token=token), service.queue)
     with listen("127.0.0.1", 0) as opened:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
         thread.start()

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ldm.web.application import make_application
+from ldm.web.application import PAGE_PATHS, make_application
 from ldm.web.caps import Caps
 from ldm.web.guard import COOKIE, Guard, RateLimit
 from ldm.web.queue import Job
@@ -282,6 +282,12 @@ def test_errors_are_json_of_one_line(open_guard: Guard, path: str) -> None:
     assert set(answer.json["error"]) == {"message", "type", "param", "code"} and "\n" not in answer.error
 
 
+@pytest.mark.parametrize("path", ["/ldm/jobs/x/images/{}.png", "/ldm/runs/{}", "/{}"])
+def test_a_path_with_thousands_of_digits_is_an_error_of_the_client(open_guard: Guard, path: str) -> None:
+    answer = call(open_guard, path.format("9" * 5000))
+    assert answer.status == 414 and len(answer.error) < 100
+
+
 def test_errors_below_sdapi_have_its_shape(open_guard: Guard) -> None:
     answer = call(open_guard, "/sdapi/v1/txt2img", body={"prompt": "a", "steps": "many"})
     assert answer.status == 400
@@ -296,7 +302,7 @@ def test_every_route_is_in_the_openapi_document(closed_guard: Guard) -> None:
     document = json.loads(text)
     paths = document["paths"]
     for route in closed_guard.app.routes:  # type: ignore[attr-defined]
-        if route.path not in ("/", "/login", "/static/{name}"):
+        if route.path not in PAGE_PATHS:
             operations = paths[route.path.replace(":int", "")]
             assert set(operations) >= {method.lower() for method in route.methods - {"HEAD"}}
     assert "guidance_scale" in document["components"]["schemas"]["Settings"]["properties"]
