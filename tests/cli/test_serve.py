@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 
 from ldm.cli import serve
 from ldm.cli.app import app
+from ldm.io.locks import holder
+from tests.support.tiny_runs import AUTOENCODER, write_config, write_squares
 
 
 def error_of(*arguments: object) -> str:
@@ -90,3 +92,25 @@ def test_the_first_image_is_there_within_ten_seconds(tmp_path: Path) -> None:
     (file,) = output.iterdir()
     assert base64.b64decode(made["data"][0]["b64_json"]) == file.read_bytes()
     assert took < max(10, 1.5 * alone), f"the first image took {took:.1f} s, and {alone:.1f} s alone"
+
+
+@pytest.mark.slow
+def test_a_training_that_the_page_started_is_saved_when_the_server_ends(tmp_path: Path) -> None:
+    data = write_squares(tmp_path / "data")
+    changes = {"num_steps": 100_000, "save_every": 100_000, "preview_every": 100_000}
+    config = write_config(tmp_path / "squares.yaml", AUTOENCODER, data, tmp_path / "squares", **changes)
+    command = [sys.executable, "-m", "ldm", "serve", "--port", "0", "--run", config]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        url = process.stdout.readline().strip()
+        urllib.request.urlopen(urllib.request.Request(f"{url}/ldm/runs/0/start", method="POST")).close()
+        end = time.monotonic() + 120
+        while json.load(urllib.request.urlopen(f"{url}/ldm/runs/0"))["step"] < 3:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+        assert "waiting until the training has saved: squares" in process.stderr.read()
+    assert holder(tmp_path / "squares") is None
+    (saved,) = (tmp_path / "squares" / "checkpoints").iterdir()
+    assert saved.name.startswith("step-")

@@ -55,7 +55,7 @@ function listButton(number) {
 }
 
 function choose(number) {
-  location.hash = `run-${number}`;
+  history.replaceState(null, "", `#run-${number}`);
   if (number === chosen) return;
   chosen = number;
   known = null;
@@ -181,7 +181,10 @@ function figure(grid, part, prompt, where) {
 async function showLedger() {
   get("ledger").hidden = !known.ledger;
   if (!known.ledger) return;
-  const found = await call(`/ldm/runs/${known.number}/ledger`);
+  const found = await call(`/ldm/runs/${known.number}/ledger`).catch((error) => {
+    say(error.message); // once: it is asked for again when it has changed
+    return { step: null, samples: [] };
+  });
   get("ledger-title").textContent = found.step === null ? "Samples with the highest loss" : `Samples with the highest loss, at step ${count(found.step)}`;
   get("samples").replaceChildren(...found.samples.map((each) => {
     const noted = [...each.reasons, ...(each.held_out ? ["held out"] : [])].join(", ");
@@ -215,10 +218,9 @@ async function poll() {
     if (document.hidden) continue;
     try {
       await look();
-      if (get("fault").dataset.gone) get("fault").textContent = get("fault").dataset.gone = "";
     } catch (error) {
-      get("fault").dataset.gone = "yes";
-      get("fault").textContent = `the server cannot be reached (${error.message}): is ldm serve still running?`;
+      const isGone = error instanceof TypeError; // of fetch
+      get("fault").textContent = isGone ? "the server cannot be reached: is ldm serve still running?" : error.message;
     }
   }
 }
