@@ -33,7 +33,7 @@ class Runs:
             NotFound: there is none.
         """
         if number >= len(self.all):
-            raise NotFound(f"there is no run {number}", f"this server has {len(self.all)}, from 0 on")
+            raise NotFound("there is no such run", f"this server has {len(self.all)}, numbered from 0")
         return self.all[number]
 
     def training(self) -> list[WatchedRun]:

@@ -252,7 +252,7 @@ class WatchedRun:
             return read_bytes(self._inside(name), MAX_FILE_BYTES)
         except OSError:
             raise NotFound(
-                f"{self.source.name} has no {name}", "it may have been removed: reload the page"
+                f"{self.source.name} has no {name[:60]}", "it may have been removed: reload the page"
             ) from None
 
     def _inside(self, name: str) -> Path:
