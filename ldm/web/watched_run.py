@@ -134,10 +134,10 @@ class WatchedRun:
             return ("stopping", "saving a checkpoint") if self.training.is_stopping else ("running", "")
         if found := holder(self.folder):
             return "running", f"by {found}"
-        if not self.folder.is_dir():
-            return ("not begun", "") if self.source.config else ("missing", "its folder is gone")
         if self.training is not None and self.training.has_failed:
             return "failed", f"exit code {self.training.exit_code}"
+        if not self.folder.is_dir():
+            return ("not begun", "") if self.source.config else ("missing", "its folder is gone")
         if self._is_finished():
             return "finished", ""
         return ("stopped", "") if self._has_begun() else ("not begun", "")

@@ -146,7 +146,7 @@ def test_only_new_points_are_sent_and_a_line_cut_short_waits(folder: Path) -> No
     path = folder / "metrics.jsonl"
     guard = serving(RunSource("run", folder))
     known = state(guard)["curves"]
-    points = known["loss"]
+    points, held_out = known["loss"], known["held_out"]
     for cut in (
         '{"step": 6, "loss"',
         ": 0.05}\n",
@@ -157,9 +157,11 @@ def test_only_new_points_are_sent_and_a_line_cut_short_waits(folder: Path) -> No
             file.write(cut)
         new = state(guard, f"?after={known['next']}&key={known['key']}")["curves"]
         assert len(new["loss"]) <= 2 and new["after"] >= 4
-        points, known = joined(points, new, "loss"), new
+        points, held_out = joined(points, new, "loss"), joined(held_out, new, "held_out")
+        known = new
     fresh = state(guard)["curves"]
     assert points == fresh["loss"] and points[-2:] == [[6, 0.05], [7, None]]
+    assert held_out == fresh["held_out"]
     assert fresh["held_out"][-1] == [6, 0.1] and fresh["best"] == [6, 0.1]
 
 
@@ -271,7 +273,6 @@ def test_the_server_ends_what_it_started_and_waits(trainable: Guard) -> None:
 
 
 def test_a_training_that_fails_says_why(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
     command = [sys.executable, "-S", "-c", "raise SystemExit('error: no data')"]
     guard = serving(RunSource("run", tmp_path / "run", tmp_path / "config.yaml", command))
     post(guard, "start")
