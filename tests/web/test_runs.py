@@ -166,7 +166,11 @@ def test_only_new_points_are_sent_and_a_line_cut_short_waits(folder: Path) -> No
 
 
 def test_a_long_run_is_thinned_and_the_points_stay_equal(tmp_path: Path) -> None:
-    rows = [{"step": step, "loss": float(step % 7)} for step in range(1, 10 * MOST_POINTS)]
+    """Rows are appended one by one; a point for several rows is sent again until it is complete."""
+    rows: list[dict[str, Any]] = []
+    for step in range(2, 20 * MOST_POINTS, 2):
+        rows.append({"step": step, "loss": float(step % 7)})
+        rows += [{"step": step + 1, "validation_loss": 1.0}] if step % 500 == 0 else []
     run = write_run(tmp_path / "run", rows[:-300])
     curves, points, step, key = LossCurves(run), [], -1.0, ""
     for number in range(301):
@@ -179,7 +183,8 @@ def test_a_long_run_is_thinned_and_the_points_stay_equal(tmp_path: Path) -> None
         points, step, key = joined(points, new, "loss"), new["next"], new["key"]
     assert MOST_POINTS / 2 < len(points) <= MOST_POINTS
     assert points == curves.points_after(-1, "")["loss"]
-    assert points[-1][0] == len(rows) and points[0] == (16, np.mean([n % 7 for n in range(1, 17)]))
+    assert points[-1][0] == 20 * MOST_POINTS - 2
+    assert points[0] == (32, np.mean([step % 7 for step in range(2, 33, 2)]))
 
 
 def test_a_resumed_run_is_read_again_from_its_start(folder: Path, guard: Guard) -> None:
@@ -418,6 +423,8 @@ def test_runs_are_named_by_folder_or_configuration(folder: Path, tmp_path: Path)
     assert trained.command == [sys.executable, "-m", "ldm", "train", str(config)]
 
 
+NO_MODEL = "/no/such/model"
+"""Its error comes later; without it, a server would start that should have been refused."""
 BROKEN = {
     "program: [": "line 2 is not valid YAML: fix that line",
     "run_dir: a\n": "has no `program:`: write program:",
@@ -432,7 +439,7 @@ BROKEN = {
 def test_a_configuration_that_is_broken_is_named_before_anything_starts(tmp_path: Path, text: str) -> None:
     config = tmp_path / "broken.yaml"
     config.write_text(text)
-    result = CliRunner().invoke(app, ["serve", "--run", str(config), "--port", "0"])
+    result = CliRunner().invoke(app, ["serve", NO_MODEL, "--run", str(config), "--port", "0"])
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
     assert "broken.yaml" in result.stderr and BROKEN[text] in result.stderr
 
@@ -450,7 +457,7 @@ def test_what_cannot_be_shown_is_refused(tmp_path: Path, folder: Path) -> None:
         ("--run", str(folder), "--run", str(folder)): "a run is given twice",
     }
     for arguments, said in refused.items():
-        result = CliRunner().invoke(app, ["serve", *arguments, "--port", "0"])
+        result = CliRunner().invoke(app, ["serve", NO_MODEL, *arguments, "--port", "0"])
         assert result.exit_code == 2 and said in result.stderr and result.stderr.count("\n") == 1
 
 
