@@ -5,6 +5,7 @@ writes a pickled list of results for each. It does not import the caller's main 
 """
 
 import contextlib
+import gc
 import hashlib
 import os
 import pickle
@@ -189,6 +190,7 @@ def _feed(
 def main() -> None:
     """Decode what comes on standard input until it ends. Ctrl-C is the parent's business."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.freeze()  # the libraries' objects are not searched for garbage between small images
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get between the results
     seen: dict[str, ImageInfo] = {}
