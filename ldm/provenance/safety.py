@@ -20,6 +20,7 @@ from ldm.config import Settings
 from ldm.errors import UserError
 from ldm.io.files import sha256_file
 from ldm.io.json_files import read_object
+from ldm.io.safetensors_header import read_header
 
 Action = Literal["off", "flag", "refuse"]
 """What is done with an image that may be unsafe."""
@@ -119,6 +120,9 @@ def folder_checker(folder: Path) -> SafetyChecker:
     Raises:
         UserError: the folder has no such classifier.
     """
+    from ldm.models.loading.component_files import check_files
+
+    check_files(folder)
     labels = _labels(folder)
     unsafe = [number for number, label in enumerate(labels) if label.lower() in UNSAFE_LABELS]
     if len(unsafe) != 1:
@@ -127,6 +131,7 @@ def folder_checker(folder: Path) -> SafetyChecker:
         raise UserError(what, "give a classifier of safety")
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"--safety-model {folder} has no {WEIGHTS}", "save it with safe_serialization=True")
+    read_header(folder / WEIGHTS)
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     given: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}

@@ -25,6 +25,7 @@ SYSTEM = "a file of the system"
 ALLOWED = {
     # checked by `check_file`, `check_files` or `read_header` in the line before
     ("ldm.models.loading.components", "from_pretrained"): "check_files",
+    ("ldm.provenance.safety", "from_pretrained"): "check_files and read_header",
     (
         "ldm.data.sources.parquet",
         "pyarrow.parquet.ParquetFile",

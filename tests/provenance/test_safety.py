@@ -1,6 +1,7 @@
 """The safety check: scores in records, flagged images marked, refused images not written, and nothing else changed."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ def test_another_classifier_is_refused(labels: dict[int, str], said: str, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "damage", ["config.json", "model.safetensors", "preprocessor_config.json", "torn", "list"]
+    "damage", ["config.json", "model.safetensors", "preprocessor_config.json", "torn", "list", "pipe"]
 )
 def test_a_damaged_classifier_is_named_in_one_line(damage: str, strict: Path, tmp_path: Path) -> None:
     folder = tmp_path / "c"
@@ -165,6 +166,9 @@ def test_a_damaged_classifier_is_named_in_one_line(damage: str, strict: Path, tm
         (folder / path.name).write_bytes(path.read_bytes())
     if damage == "torn":
         (folder / "model.safetensors").write_bytes(b"\0" * 100)
+    elif damage == "pipe":
+        (folder / "preprocessor_config.json").unlink()
+        os.mkfifo(folder / "preprocessor_config.json")
     elif damage == "list":
         (folder / "config.json").write_text("[]")
     else:
