@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ldm.generation.model_options import ModelOptions
     from ldm.pipeline.pipeline import Pipeline
     from ldm.provenance.credentials import ImageSigner
-    from ldm.provenance.safety import Safety
+    from ldm.provenance.safety import SafetyChecker
     from ldm.web.queue import JobQueue
     from ldm.web.runs_api import Runs
     from ldm.web.service import ServedModel
@@ -129,6 +129,7 @@ def serve(
     signing = options.take_signing(given)
     signer = signing.signer() if signing else None
     safety = options.take_safety(given)
+    checker = safety.checker() if safety else None
     caps = Caps(
         side_px=max_size,
         steps=max_steps,
@@ -138,7 +139,7 @@ def serve(
     )
     with listen(host, port) as opened, _model_options({"model": model, **given}) as chosen:
         queue = JobQueue(caps)
-        workers, served = _load(chosen, queue, signer, safety)
+        workers, served = _load(chosen, queue, signer, checker)
         service = Service(served, queue, batch_size=chosen.batch_size)
         application = make_application(service, runs=runs, token=known, with_page=not no_page, public=public)
         for worker in workers:
@@ -201,7 +202,7 @@ def _end_trainings(runs: "Runs") -> None:
 
 
 def _load(
-    chosen: "ModelOptions", queue: "JobQueue", signer: "ImageSigner | None", safety: "Safety | None"
+    chosen: "ModelOptions", queue: "JobQueue", signer: "ImageSigner | None", checker: "SafetyChecker | None"
 ) -> "tuple[list[Worker], ServedModel]":
     """A worker with its model for each device, and what clients are told of the model."""
     from ldm.generation.model_options import load_model
@@ -227,7 +228,7 @@ def _load(
             partial(load, device),
             batch_size=chosen.batch_size,
             signer=signer,
-            safety=safety,
+            checker=checker,
         )
         for device, pipeline in pipelines.items()
     ]

@@ -16,7 +16,7 @@ from ldm.generation.finished import finished_images
 from ldm.generation.model_options import ModelOptions, load_model
 from ldm.generation.output import Target
 from ldm.generation.reproduce import Original
-from ldm.generation.safety_check import may_be_written, refusal, with_note
+from ldm.generation.safety_check import checked, refusal
 from ldm.generation.signing import image_file
 from ldm.generation.work import choose_engine_together, compile_for
 from ldm.io.files import write_bytes, write_new
@@ -144,12 +144,11 @@ def run_rank(
     ):
         if made.request.number not in finished:
             path = target.path(made.request)
-            if checker:
-                made = with_note(made, checker)
-            if checker and target.safety and not may_be_written(made, path, target.safety):
+            image = checked(made, path.name, checker) if checker else made
+            if image is None:
                 refused.append(path)
                 continue
-            data = image_file(made, signer, target.file_format, target.quality)
+            data = image_file(image, signer, target.file_format, target.quality)
             write_new(path, data, overwrite=target.overwrite)
             yield path
     if refused:

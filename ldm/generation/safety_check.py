@@ -7,28 +7,26 @@ from pathlib import Path
 from ldm.errors import UserError, warn
 from ldm.io.messages import count
 from ldm.pipeline.settings import MadeImage
-from ldm.provenance.safety import Safety, SafetyChecker
+from ldm.provenance.safety import SafetyChecker
 
 _MOST_NAMED = 3
 
 
-def with_note(made: MadeImage, checker: SafetyChecker) -> MadeImage:
-    """An image whose record says what the classifier found."""
-    return replace(made, record=made.record.model_copy(update={"safety": checker.note(made.image)}))
+def checked(made: MadeImage, name: str, checker: SafetyChecker) -> MadeImage | None:
+    """An image whose record says what the classifier found; None if it is refused.
 
-
-def may_be_written(made: MadeImage, path: Path, safety: Safety) -> bool:
-    """Whether an image with a note is written.
+    Args:
+        name: of its file.
 
     Warns:
-        LdmWarning: it is flagged, and written all the same.
+        LdmWarning: it is flagged and not refused.
     """
-    note = made.record.safety
-    if note is None or not note.flagged:
-        return True
-    if not safety.refuses:
-        warn(f"{path.name} may be unsafe to show (score {note.score:.2f} of {note.classifier})")
-    return not safety.refuses
+    note = checker.note(made.image)
+    if note.flagged and checker.refuses:
+        return None
+    if note.flagged:
+        warn(f"{name} may be unsafe to show (score {note.score:.2f} of {note.classifier})")
+    return replace(made, record=made.record.model_copy(update={"safety": note}))
 
 
 def refusal(paths: Sequence[Path], num_images: int) -> UserError:

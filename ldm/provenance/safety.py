@@ -7,7 +7,7 @@ nudity only, was trained on photos, and makes mistakes of both kinds. A folder w
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -60,7 +60,8 @@ class Safety:
 
     def checker(self) -> "SafetyChecker":
         """Raises UserError if the classifier is not installed, or not a classifier of safety."""
-        return package_checker() if self.model is None else folder_checker(self.model)
+        found = package_checker() if self.model is None else folder_checker(self.model)
+        return replace(found, refuses=self.refuses)
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,12 @@ class SafetyChecker:
     Attributes:
         classifier: see `SafetyNote`.
         score: the probability that an RGB image is unsafe.
+        refuses: see `Safety`.
     """
 
     classifier: str
     score: Callable[[Image.Image], float]
+    refuses: bool = False
 
     def note(self, image: Image.Image) -> SafetyNote:
         """What to write of an image."""

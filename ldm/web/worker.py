@@ -4,13 +4,12 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from time import monotonic
 
 from torch import Tensor
 
 from ldm.errors import UserError, warn
-from ldm.generation.safety_check import may_be_written, with_note
+from ldm.generation.safety_check import checked
 from ldm.generation.signing import image_file
 from ldm.io.memory import memory_fault
 from ldm.io.messages import warnings_of_thread
@@ -19,7 +18,7 @@ from ldm.pipeline.file_names import image_file_name
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.settings import MadeImage
 from ldm.provenance.credentials import ImageSigner
-from ldm.provenance.safety import Safety
+from ldm.provenance.safety import SafetyChecker
 from ldm.types import Step
 from ldm.web.caps import Caps
 from ldm.web.latent_previews import as_png, fit_colors, preview_images
@@ -46,7 +45,7 @@ class Worker(threading.Thread):
     Attributes:
         load: loads the model with its LoRAs at other weights.
         signer: signs the images; None if they are not signed.
-        safety: how the images are checked; None if they are not.
+        checker: checks the images; None if they are not checked.
     """
 
     def __init__(
@@ -58,15 +57,14 @@ class Worker(threading.Thread):
         *,
         batch_size: int,
         signer: ImageSigner | None = None,
-        safety: Safety | None = None,
+        checker: SafetyChecker | None = None,
     ) -> None:
         super().__init__(name="worker", daemon=True)
         self.queue = queue
         self.load = load
         self.batch_size = batch_size
         self.signer = signer
-        self.safety = safety
-        self._checker = safety.checker() if safety else None
+        self.checker = checker
         self._given_weights = lora_weights
         self._weights = lora_weights
         self._pipeline: Pipeline | None = pipeline
@@ -103,21 +101,20 @@ class Worker(threading.Thread):
                 job.add(served_image(image, self.signer))
 
     def _checked(self, made: MadeImage) -> MadeImage | None:
-        """The image with the classifier's note; None if it is not to be shown, which the job's warnings say."""
-        if self._checker is None or self.safety is None:
+        """The image with the classifier's note; None if it is not to be shown, which a warning says."""
+        if self.checker is None:
             return made
-        made = with_note(made, self._checker)
-        name = Path(image_file_name(made.request.number, made.request.prompt, made.request.seed))
-        if may_be_written(made, name, self.safety):
-            return made
-        warn(f"image {made.request.number} may be unsafe to show and was not kept")
-        return None
+        request = made.request
+        image = checked(made, image_file_name(request.number, request.prompt, request.seed), self.checker)
+        if image is None:
+            warn(f"image {request.number} may be unsafe to show and was not kept")
+        return image
 
     def _report(self, turn: Turn, pipeline: Pipeline, done: int, total: int, latents: Tensor) -> None:
         if turn.job.stop_asked:
             raise Cancelled
         turn.step, turn.num_steps = done, total
-        refuses = self.safety is not None and self.safety.refuses  # a preview would show what it refuses
+        refuses = self.checker is not None and self.checker.refuses  # a preview would show what it refuses
         if monotonic() < self._next_preview or pipeline.low_memory or refuses:
             return
         if self._colors is None:

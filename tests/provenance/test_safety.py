@@ -118,7 +118,7 @@ def test_resuming_checks_what_was_not_checked(
 def test_the_server_flags_and_refuses(model: Path, strict: Path) -> None:
     quick = GenerationSettings(num_inference_steps=20)
     for refuses, number in ((False, 1), (True, 0)):
-        with working(model, safety=Safety(refuses, strict)) as service:
+        with working(model, checker=Safety(refuses, strict).checker()) as service:
             job = service.submit("me", Asked("a", quick))
             seen = set()
             while not job.ended.done():

@@ -16,7 +16,7 @@ from ldm.generation.model_options import ModelOptions, load_model
 from ldm.models.generation_settings import GenerationSettings
 from ldm.pipeline.pipeline import Pipeline
 from ldm.provenance.credentials import ImageSigner
-from ldm.provenance.safety import Safety
+from ldm.provenance.safety import SafetyChecker
 from ldm.web.application import make_application
 from ldm.web.caps import Caps
 from ldm.web.queue import JobQueue
@@ -121,7 +121,7 @@ def working(
     caps: Caps | None = None,
     signer: ImageSigner | None = None,
     num_workers: int = 1,
-    safety: Safety | None = None,
+    checker: SafetyChecker | None = None,
 ) -> Iterator[Service]:
     """A service whose workers make images with a saved model."""
 
@@ -133,7 +133,7 @@ def working(
     queue = JobQueue(caps or Caps())
     pipelines = [load(weights) for _ in range(num_workers)]
     workers = [
-        Worker(queue, each, weights, load, batch_size=8, signer=signer, safety=safety) for each in pipelines
+        Worker(queue, each, weights, load, batch_size=8, signer=signer, checker=checker) for each in pipelines
     ]
     service = Service(describe(pipelines[0]), queue, batch_size=8)
     for worker in workers:
