@@ -114,6 +114,7 @@ class Job:
         self.created = time()
         self.state: State = "waiting"
         self.images: list[ServedImage] = []
+        self._adding = threading.Lock()
         self.warnings: list[str] = []
         self.error: UserError | None = None
         self.stop_asked = False
@@ -155,7 +156,8 @@ class Job:
 
     def add(self, image: ServedImage) -> None:
         """Add a finished image, in the order of the request."""
-        self.images = sorted([*self.images, image], key=lambda each: each.number)
+        with self._adding:  # several workers may finish images of it at once
+            self.images = sorted([*self.images, image], key=lambda each: each.number)
 
 
 def _held_bytes(request: ImageRequest) -> int:
