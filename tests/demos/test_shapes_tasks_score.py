@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ldm.demos.shapes_tasks_score import edit_case, error_elsewhere, hole_case, score_task, shares
+from ldm.demos.shapes_tasks_score import edit_case, hole_case, score_task
+from ldm.demos.task_cases import error_elsewhere, shares
 from ldm.errors import UserError
 from ldm.export.card.run_record import RunRecord
 from ldm.export.card.training_facts import measurements_of

@@ -184,13 +184,14 @@ def _prompt_following(report: Mapping[str, Any]) -> list[Measurement]:
 def _task_scores(report: Mapping[str, Any]) -> list[Measurement]:
     if "held_out" not in report.get("scores", {}):
         return []
-    task, size_px = report["task"], report["size_px"]
+    task = report["task"]
+    command = f"python scripts/score_tasks.py {task} --model MODEL --output DIR --size-px {report['size_px']}"
     kinds = {"seen": "combinations seen in training", "held_out": "combinations held out of training"}
     return [
         Measurement(
             f"{task}: the image is as asked and nothing else has changed, {what}",
             _share(report["scores"][kind]["all"]["all"], "images"),
-            f"python scripts/score_tasks.py {task} --model MODEL --output DIR --size-px {size_px}",
+            report.get("command", command),
         )
         for kind, what in kinds.items()
     ]
