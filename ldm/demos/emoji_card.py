@@ -9,6 +9,7 @@ from ldm.export.card.training_facts import Measurement
 from ldm.io.json_files import read_json
 
 TEMPLATE = Path(__file__).with_name("emoji_card.md.jinja")
+EDIT_TEMPLATE = Path(__file__).with_name("emoji_edit_card.md.jinja")
 EVALUATE = (
     "python scripts/evaluate_emoji.py --model emoji --data data/emoji-64 --output runs/emoji/evaluation"
 )
@@ -17,6 +18,10 @@ EVALUATE = (
 SCORE = (
     "python scripts/score_composed_emoji.py --model emoji --data data/emoji-composed-64 "
     "--kinds colour count pair --output runs/emoji/composed-score"
+)
+EDIT_SCORE = (
+    "python scripts/score_emoji_edits.py --model emoji-edit --data data/emoji-composed-64 "
+    "--output runs/emoji/edit-score"
 )
 SCENES = {"colour": "objects in colours", "count": "numbers of objects", "pair": "pairs of objects"}
 
@@ -38,20 +43,51 @@ def emoji_card(runs: Path, *, composed: bool = False) -> str:
         autoencoder = read_json(runs / "autoencoder" / "report.json")
         text_encoder = read_json(runs / "text_encoder" / "report.json")
         measurements = _parts(autoencoder, text_encoder) + _recall(evaluation)
-    metadata = metadata_yaml(
-        license="mit",
-        library_name="diffusers",
-        pipeline_tag="text-to-image",
-        language="en",
-        tags=["text-to-image", "latent-diffusion", "emoji"],
-    )
     return render(
         TEMPLATE,
-        front_matter=metadata,
+        front_matter=_front_matter("text-to-image"),
         num_images=evaluation["recall"]["num_training_images"],
         measurements=measurements,
         composed=composed,
     )
+
+
+def emoji_edit_card(runs: Path) -> str:
+    """The README.md of the model that `make_emoji_edit_model.sh` made in `runs`.
+
+    Raises:
+        UserError: a report is missing.
+    """
+    scores = read_json(runs / "edit-score" / "report.json")["scores"]
+    return render(EDIT_TEMPLATE, front_matter=_front_matter("image-to-image"), measurements=_edits(scores))
+
+
+def _front_matter(tag: str) -> str:
+    return metadata_yaml(
+        license="mit",
+        library_name="diffusers",
+        pipeline_tag=tag,
+        language="en",
+        tags=[tag, "latent-diffusion", "emoji"],
+    )
+
+
+def _edits(scores: dict[str, Any]) -> list[Measurement]:
+    """The held-out edits that are right, all and by kind, beside what the autoencoder and no edit reach."""
+    parts = {
+        "held_out": "edits that never occur in training",
+        "ceiling": "the same, drawn, through the autoencoder",
+    }
+    rows = [
+        (f"{what}: {kind}", share["all"])
+        for part, what in parts.items()
+        for kind, share in scores[part].items()
+    ]
+    return [Measurement(what, _share_of(share), EDIT_SCORE) for what, share in rows]
+
+
+def _share_of(share: dict[str, Any]) -> str:
+    return f"{share['share']:.2f} [{share['low']:.2f}, {share['high']:.2f}] of {share['num_judged']} images"
 
 
 def _parts(autoencoder: dict[str, Any], text_encoder: dict[str, Any]) -> list[Measurement]:
@@ -87,7 +123,7 @@ def _scenes(score: dict[str, Any]) -> list[Measurement]:
     return [
         Measurement(
             f"{what} that never occur in training: {attribute} right",
-            f"{share['share']:.2f} [{share['low']:.2f}, {share['high']:.2f}] of {share['num_judged']} images",
+            _share_of(share),
             SCORE,
         )
         for kind, what in SCENES.items()

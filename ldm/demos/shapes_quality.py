@@ -37,17 +37,19 @@ class Case:
 
     Attributes:
         kind: what its quality is listed under, besides "all".
-        scene: whose caption is the prompt.
+        prompt: the caption of what it shows.
         given: the damaged, the small or the control image.
         wanted: the image that is right in every pixel.
         strength: how damaged the image given is.
+        scene: what it shows, if that is a drawn scene.
     """
 
     kind: str
-    scene: Scene
+    prompt: str
     given: Image.Image
     wanted: Image.Image
     strength: float = 0.0
+    scene: Scene | None = None
 
 
 def cases_for(task: str, part: str, num_cases: int, size_px: int, factor: int = 4) -> list[Case]:
@@ -74,21 +76,20 @@ def _damaged_case(scene: Scene, size_px: int, index: int, part: str) -> Case:
     wanted = draw(scene, size_px, "shapes restore", part, index)
     key = ("shapes restore", part, index)
     damaged = degrade(image_to_tensor(wanted), strength, key, DegradationSettings.model_validate(others))
-    return Case(kind, scene, tensor_to_images(damaged[None])[0], wanted, strength)
+    return Case(kind, scene.caption, tensor_to_images(damaged[None])[0], wanted, strength, scene)
 
 
 def _small_case(scene: Scene, size_px: int, index: int, part: str, *, factor: int) -> Case:
     """Reduced as in training."""
     wanted = draw(scene, size_px, "shapes upscale", part, index)
     small = resize_and_crop(wanted, size_px // factor, size_px // factor)
-    return Case(_number_of_things(scene), scene, small, wanted)
+    return Case(_number_of_things(scene), scene.caption, small, wanted, scene=scene)
 
 
 def _control_case(scene: Scene, size_px: int, index: int, part: str) -> Case:
     key = ("shapes control", part, index)
-    return Case(
-        _number_of_things(scene), scene, silhouettes(scene, size_px, *key), draw(scene, size_px, *key)
-    )
+    hint, wanted = silhouettes(scene, size_px, *key), draw(scene, size_px, *key)
+    return Case(_number_of_things(scene), scene.caption, hint, wanted, scene=scene)
 
 
 def _number_of_things(scene: Scene) -> str:

@@ -73,10 +73,39 @@ def measure_task(
     """
     if task not in MEASURED_TASKS:
         raise UserError(f"{task!r} is not measured on shapes", f"choose from {', '.join(MEASURED_TASKS)}")
-    if num_cases < 2:
-        raise UserError(f"num_cases is {num_cases}", "use 2 or more: an interval needs them")
     factor = pipeline.autoencoder.pixels_per_latent
-    held_out, seen = (cases_for(task, part, num_cases, size_px, factor) for part in ("held_out", "seen"))
+    return measure_cases(
+        pipeline,
+        task,
+        {part: cases_for(task, part, num_cases, size_px, factor) for part in ("held_out", "seen")},
+        dest,
+        command=f"python scripts/score_tasks.py {task} --model MODEL --output DIR --size-px {size_px}",
+        limits_only=limits_only,
+        settings=settings,
+        on_progress=on_progress,
+    )
+
+
+def measure_cases(
+    pipeline: Pipeline,
+    task: str,
+    cases_of: Mapping[str, Sequence[Case]],
+    dest: Path,
+    *,
+    command: str,
+    limits_only: bool = False,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+    on_progress: OnProgress = lambda part, done: None,
+) -> dict[str, Any]:
+    """`measure_task` for any cases.
+
+    Args:
+        cases_of: those of the parts "held_out" and "seen".
+        command: what measures this again, for the model card.
+    """
+    if (fewest := min(map(len, cases_of.values()))) < 2:
+        raise UserError(f"num_cases is {fewest}", "use 2 or more: an interval needs them")
+    held_out, seen = cases_of["held_out"], cases_of["seen"]
     with new_folder(dest, manifest=False) as folder:
         images = _without_denoiser(pipeline, task, held_out)
         if not limits_only:
@@ -88,9 +117,10 @@ def measure_task(
             sheet.save(folder / f"{part.replace('_', '-')}.png")
         report = {
             "task": task,
+            "command": command,
             "weights_hash": pipeline.weights_hash,
             "model_parts": pipeline.identity.image_parts if pipeline.identity else None,
-            "size_px": size_px,
+            "size_px": held_out[0].wanted.width,
             "settings": dict(settings),
             **_measured(task, cases, images),
         }
@@ -170,7 +200,7 @@ def make_images(
         for start in range(0, len(numbers), BATCH):
             part = numbers[start : start + BATCH]
             found = pipeline.generate(
-                [cases[index].scene.caption if prompted else "" for index in part],
+                [cases[index].prompt if prompted else "" for index in part],
                 seeds=part,
                 batch_size=BATCH,
                 progress=False,
@@ -215,7 +245,9 @@ def _differences(model: Values, simpler: Values) -> Values:
 
 def _as_captioned(cases: Sequence[Case], images: Images) -> dict[str, float]:
     right = [
-        all(agrees(case.scene, judge(image)).values()) for case, image in zip(cases, images, strict=True)
+        all(agrees(case.scene, judge(image)).values())
+        for case, image in zip(cases, images, strict=True)
+        if case.scene is not None
     ]
     return Share(sum(right), len(right)).to_dict()
 
@@ -230,5 +262,5 @@ def contact_sheet(
         shown += [
             each.resize((SHOWN_PX, SHOWN_PX)) for each in (case.given.convert("RGB"), image, case.wanted)
         ]
-        captions += [f"{case.kind} {case.strength or ''}", f"{name} {value:.2f}", case.scene.caption]
+        captions += [f"{case.kind} {case.strength or ''}", f"{name} {value:.2f}", case.prompt]
     return image_grid(shown, num_columns=6, captions=captions)

@@ -85,13 +85,11 @@ def test_every_damaged_image_is_restored_with_its_own_strength(models: dict[str,
     for index in (0, 8, 15):
         case = cases[index]
         alone = models["restore"].generate(
-            case.scene.caption, image=case.given, seed=index, restore=case.strength, **FEW
+            case.prompt, image=case.given, seed=index, restore=case.strength, **FEW
         )
         difference = np.asarray(alone.images[0], int) - np.asarray(together[index], int)
         assert np.abs(difference).max() <= 1
-        other = models["restore"].generate(
-            case.scene.caption, image=case.given, seed=index, restore=1.0, **FEW
-        )
+        other = models["restore"].generate(case.prompt, image=case.given, seed=index, restore=1.0, **FEW)
         assert other.images[0] != alone.images[0]
 
 

@@ -200,14 +200,17 @@ def _task_scores(report: Mapping[str, Any]) -> list[Measurement]:
 def _task_quality(report: Mapping[str, Any]) -> list[Measurement]:
     """The gain over each simpler method, for combinations held out of training."""
     titles = {"psnr": "PSNR in dB", "ssim": "SSIM", "f1": "F1 of the layout"}
+    if "gains" not in report:
+        return []
+    task = report["task"]
+    command = f"python scripts/score_tasks.py {task} --model MODEL --output DIR --size-px {report['size_px']}"
     return [
         Measurement(
-            f"{report['task']}: gain in {titles.get(name, name)} over {simpler.replace('_', ' ')}",
+            f"{task}: gain in {titles.get(name, name)} over {simpler.replace('_', ' ')}",
             f"{mean_text(found)} on {found['num_images']:,} images",
-            f"python scripts/score_tasks.py {report['task']} --model MODEL --output DIR "
-            f"--size-px {report['size_px']}",
+            report.get("command", command),
         )
-        for simpler, kinds in report.get("gains", {}).items()
+        for simpler, kinds in report["gains"].items()
         for name, found in kinds["all"].items()
     ]
 
