@@ -33,6 +33,7 @@ ldm train "$configs/denoiser.yaml" "$@"
 # 5. Evaluation, with two grids to look at: runs/emoji/evaluation/{seen,unseen}.png
 [ -d runs/emoji/evaluation ] || python scripts/evaluate_emoji.py --model runs/emoji/denoiser/pipeline \
     --data "data/emoji-$size_px" --output runs/emoji/evaluation
+ldm audit memorisation runs/emoji/denoiser/pipeline --data "data/emoji-$size_px" --output runs/emoji/copies
 
 # 6. Store it in the package, as fp16 shards with a model card.
 python scripts/embed_model.py runs/emoji ldm/assets/emoji

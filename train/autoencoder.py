@@ -208,6 +208,7 @@ def train(settings: AutoencoderSettings) -> None:
         loss,
         dataset,
         bucket_of=[one.size for one in data.train],
+        sample_ids=data.sample_ids,
         preview=preview,
         opened=lambda: write_data_report(run.run_dir, data),
     )

@@ -65,6 +65,7 @@ def train(settings: DenoiserSettings) -> None:
         loss,
         data.dataset,
         bucket_of=data.bucket_of,
+        sample_ids=data.sample_ids,
         stream=data.stream,
         preview=preview,
         validate=data.validate,

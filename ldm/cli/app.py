@@ -22,6 +22,7 @@ from ldm.cli.doctor import doctor
 from ldm.cli.ema import ema
 from ldm.cli.evaluate import evaluate
 from ldm.cli.export import export
+from ldm.cli.forget import forget
 from ldm.cli.generate import generate
 from ldm.cli.import_model import import_model
 from ldm.cli.info import info
@@ -151,6 +152,7 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(compare)
 app.command()(ledger)
+app.command()(forget)
 app.add_typer(audit_app, name="audit")
 app.command()(plot)
 app.command()(likelihood)

@@ -139,8 +139,10 @@ def autoencoder(
 
 
 def _autoencoder_lines(facts: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{facts['num_images']} images of {facts['size'][1]} x {facts['size'][0]} pixels"
+    kinds = ", ".join(f"{number} {kind}" for kind, number in facts["sources"].items())
+    yield f"{facts['num_images']} images of {facts['size'][1]} x {facts['size'][0]} pixels: {kinds}"
+    width = max(18, *map(len, facts["numbers"]))
     for name, each in facts["numbers"].items():
         if each["value"] is not None:
             limits = "" if each["low"] is None else f" [{each['low']:.4g}, {each['high']:.4g}]"
-            yield f"{name.replace('_', ' '):18} {each['value']:.4g}{limits}"
+            yield f"{name.replace('_', ' '):{width}} {each['value']:.4g}{limits}"

@@ -75,6 +75,15 @@ Licence = Annotated[
     ),
 ]
 NumSamples = Annotated[int, typer.Option(min=0, metavar="N", help="The number of images on the model card.")]
+Evaluations = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--evaluation",
+        metavar="PATH",
+        help="The output of ldm evaluate or ldm audit memorisation, for the model card; may be repeated. Outputs in "
+        "and beside a run's directory are found without it.",
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace DEST if an earlier export wrote it.")]
 Space = Annotated[
     bool,
@@ -113,6 +122,7 @@ def export(
     title: Title = None,
     licence: Licence = None,
     num_samples: NumSamples = 4,
+    evaluation: Evaluations = None,
     overwrite: Overwrite = False,
     space: Space = False,
     push_to_hub: PushToHub = None,
@@ -144,6 +154,7 @@ def export(
         num_samples=num_samples,
         overwrite=overwrite,
         space=space,
+        evaluations=tuple(evaluation or ()),
     )
     sending: dict[str, Any] = {"public": public, "create_pr": create_pr, "revision": revision, "yes": yes}
     if push_to_hub is not None and space:

@@ -51,13 +51,22 @@ class Failure:
     words: str
 
 
-def run_processes(command: Sequence[str], environment: Mapping[str, str], num_processes: int = 1) -> int:
+def run_processes(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    num_processes: int = 1,
+    *,
+    stdout: int | None = None,
+) -> int:
     """Run `command` in `num_processes` processes and wait; returns the exit code of the first that failed, or 0.
 
     SIGINT is passed on, once; SIGTERM, SIGHUP (a closed terminal), SIGUSR1 and SIGUSR2 as SIGTERM. Only the first
     process writes to stderr, because the errors of the others are mostly the same.
+
+    Args:
+        stdout: the file descriptor that they print to; default: our stdout.
     """
-    with _running(command, environment, num_processes, num_heard=1) as children:
+    with _running(command, environment, num_processes, num_heard=1, stdout=stdout) as children:
         failed = _wait(children, GRACE_SEC)
         if failed is None:
             return 0
@@ -92,13 +101,18 @@ def run_apart(
 
 @contextmanager
 def _running(
-    command: Sequence[str], environment: Mapping[str, str], num_processes: int, *, num_heard: int
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    num_processes: int,
+    *,
+    num_heard: int,
+    stdout: int | None = None,
 ) -> Iterator[list[Child]]:
     """The child processes; the first `num_heard` write to our stderr. None outlives the block."""
     with ExitStack() as stack:
         environments = _environments(environment, num_processes)
         children = [
-            stack.enter_context(_started(command, env, kept=rank >= num_heard))
+            stack.enter_context(_started(command, env, kept=rank >= num_heard, stdout=stdout))
             for rank, env in enumerate(environments)
         ]
         stack.enter_context(_passing_signals(children))
@@ -127,7 +141,9 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _started(command: Sequence[str], environment: Mapping[str, str], *, kept: bool) -> Iterator[Child]:
+def _started(
+    command: Sequence[str], environment: Mapping[str, str], *, kept: bool, stdout: int | None
+) -> Iterator[Child]:
     """A running child process, which does not outlive the block.
 
     It gets its own session: Ctrl-C in a terminal reaches the whole session, so the child would receive it twice.
@@ -135,7 +151,12 @@ def _started(command: Sequence[str], environment: Mapping[str, str], *, kept: bo
     with tempfile.TemporaryFile(dir=temporary_place()) as errors:
         aside = errors if kept else None
         process = subprocess.Popen(
-            command, env=dict(environment), stderr=aside, stdin=subprocess.DEVNULL, start_new_session=True
+            command,
+            env=dict(environment),
+            stdout=stdout,
+            stderr=aside,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
         try:
             yield Child(process, aside)

@@ -3,13 +3,18 @@
 All samples of a batch are from one bucket, so their images have the same size. In an epoch each sample is in exactly
 one batch; the last batch of a bucket may be smaller. Nothing depends on the rank, on the number of processes or on
 earlier draws, so a resumed run sees the same batches as an uninterrupted one.
+
+There are two orders. In the shuffled one, a sample that is removed moves all others. In the keyed one, a sample's place
+depends only on its id, so without it the batches before its place stay the same (`ldm forget`).
 """
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ldm import noise
+
+OrderName = Literal["shuffled", "keyed"]
 
 
 class SampleKey(NamedTuple):
@@ -50,6 +55,27 @@ def epoch_batches(
     return [batches[i] for i in noise.permutation(len(batches), seed, epoch, "batches")]
 
 
+def keyed_batches(
+    epoch: int, *, seed: int, bucket_of: Sequence[Hashable], global_batch_size: int, sample_ids: Sequence[str]
+) -> list[list[SampleKey]]:
+    """The global batches of an epoch, in order: each bucket sorted by a hash of the ids and cut.
+
+    The batches of all buckets are sorted by the hash of their first sample. Without a sample, the batches that come
+    before the one that has it stay the same, and so do those of other buckets among themselves.
+    """
+    places = [noise.key_to_seed(seed, epoch, sample_id, "order") for sample_id in sample_ids]
+
+    def place(index: int) -> tuple[int, str]:
+        return places[index], sample_ids[index]
+
+    batches: list[list[int]] = []
+    for indices in members(bucket_of).values():
+        order = sorted(indices, key=place)
+        batches += [order[i : i + global_batch_size] for i in range(0, len(order), global_batch_size)]
+    batches.sort(key=lambda batch: place(batch[0]))
+    return [[SampleKey(epoch, index) for index in batch] for batch in batches]
+
+
 def share_of(batch: Sequence[SampleKey], rank: int, num_processes: int) -> list[SampleKey]:
     """A rank's share of a global batch. A rank that would get no samples gets one of weight zero."""
     return list(batch[rank::num_processes]) or [batch[0]._replace(weight=0.0)]
@@ -61,6 +87,7 @@ class BatchOrder:
 
     Attributes:
         bucket_of: the bucket of each sample, such as its size.
+        sample_ids: of each sample, for the keyed order; None for the shuffled one.
     """
 
     seed: int
@@ -70,6 +97,7 @@ class BatchOrder:
     num_steps: int
     rank: int = 0
     num_processes: int = 1
+    sample_ids: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return max(0, self.num_steps - self.start_step)
@@ -80,10 +108,13 @@ class BatchOrder:
         for step in range(self.start_step, self.num_steps):
             epoch, position = divmod(step, per_epoch)
             if epoch != known:
-                known, batches = epoch, self._epoch(epoch)
+                known, batches = epoch, self.epoch(epoch)
             yield share_of(batches[position], self.rank, self.num_processes)
 
-    def _epoch(self, epoch: int) -> list[list[SampleKey]]:
-        return epoch_batches(
-            epoch, seed=self.seed, bucket_of=self.bucket_of, global_batch_size=self.global_batch_size
-        )
+    def epoch(self, number: int) -> list[list[SampleKey]]:
+        """The global batches of an epoch."""
+        seed, buckets, size = self.seed, self.bucket_of, self.global_batch_size
+        if self.sample_ids is None:
+            return epoch_batches(number, seed=seed, bucket_of=buckets, global_batch_size=size)
+        ids = self.sample_ids
+        return keyed_batches(number, seed=seed, bucket_of=buckets, global_batch_size=size, sample_ids=ids)

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ldm.data.buckets import BucketSettings, Placement, draw_crop, place
+from ldm.data.order import OrderName
 from ldm.data.reserved import Reserved, reservation
 from ldm.data.sample import MAIN_IMAGE, ImageInfo, ImageInput, Refusal, Sample, read_unchanged
 from ldm.data.sources.reading import Reading, SourceSettings
@@ -45,6 +46,15 @@ class DataSettings(BucketSettings):
         description="images whose files reserve AI training (IPTC DataMining, TDM reservation, C2PA): report uses "
         "them, and `ldm data check` lists them; leave_out leaves them out; refuse stops the run",
     )
+    order: OrderName = Field(
+        "shuffled",
+        description="of the samples in an epoch. keyed: the place of each follows from its id, so that `ldm forget` "
+        "can take one out",
+    )
+    leave_out: tuple[str, ...] = Field(
+        (),
+        description="ids of samples that are not used, or sha256:HASH of such an id, as `ldm forget` writes them",
+    )
     num_workers: int | None = Field(
         None,
         ge=0,
@@ -71,6 +81,10 @@ class DataSettings(BucketSettings):
             raise ValueError("a stream has no held-out samples: set holdout_fraction=0 or streaming=false")
         if self.streaming and any(source.masks for source in self.sources):
             raise ValueError("a folder of masks cannot be streamed: use alpha_mask, or set streaming=false")
+        if self.streaming and self.order == "keyed":
+            raise ValueError("a stream has an order of its own: leave order out, or set streaming=false")
+        if self.streaming and self.leave_out:
+            raise ValueError("leave_out needs data that is read before the run: set streaming=false")
         return self
 
     def all_sources(self) -> tuple[SourceSettings, ...]:

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from ldm.export.card.evaluations import AUDIT, Measurement, copies_of, copies_row
 from ldm.export.card.front_matter import metadata_yaml
 from ldm.export.card.markdown import render
-from ldm.export.card.training_facts import Measurement
 from ldm.io.json_files import read_json
 
 TEMPLATE = Path(__file__).with_name("emoji_card.md.jinja")
@@ -43,6 +43,7 @@ def emoji_card(runs: Path, *, composed: bool = False) -> str:
         autoencoder = read_json(runs / "autoencoder" / "report.json")
         text_encoder = read_json(runs / "text_encoder" / "report.json")
         measurements = _parts(autoencoder, text_encoder) + _recall(evaluation)
+        measurements += _copies(read_json(runs / "copies" / AUDIT))
     return render(
         TEMPLATE,
         front_matter=_front_matter("text-to-image"),
@@ -117,6 +118,12 @@ def _recall(evaluation: dict[str, Any]) -> list[Measurement]:
         )
         for best, share in ((1, recall["top_1"]), (5, recall["top_5"]))
     ]
+
+
+def _copies(audit: dict[str, Any]) -> list[Measurement]:
+    """The output of `ldm audit memorisation emoji --data data/emoji-64 --output runs/emoji/copies`."""
+    copies = copies_of(audit)
+    return [copies_row(copies, "emoji", "data/emoji-64")] if copies else []
 
 
 def _scenes(score: dict[str, Any]) -> list[Measurement]:

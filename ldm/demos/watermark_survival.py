@@ -11,12 +11,15 @@ from PIL import Image
 
 from ldm.evaluation.metrics import exact_interval
 from ldm.io.images import IMAGE_SUFFIXES, open_image
+from ldm.pipeline.pipeline import Pipeline
 from ldm.provenance.watermark import MIN_SIDE_PX, THRESHOLD, Payload, detect, embed, groups
 
 TILE_PX = 384
 """Photographs are cut into tiles of this size, so that a few give many images."""
 NUM_KEYS = 200
 """Keys that unmarked images are tried with."""
+
+Change = Callable[[Image.Image], Image.Image]
 
 
 def jpeg(image: Image.Image, quality: int) -> Image.Image:
@@ -44,7 +47,7 @@ def turned(image: Image.Image, degrees: float) -> Image.Image:
     return image.rotate(degrees, Image.Resampling.BICUBIC)
 
 
-CHANGES: Mapping[str, Callable[[Image.Image], Image.Image]] = {
+CHANGES: Mapping[str, Change] = {
     "nothing": lambda image: image,
     "JPEG 90": lambda image: jpeg(image, 90),
     "JPEG 70": lambda image: jpeg(image, 70),
@@ -64,6 +67,13 @@ CHANGES: Mapping[str, Callable[[Image.Image], Image.Image]] = {
 }
 """What is done to an image before the detector sees it."""
 SEARCHED = ("cut", "turned")
+
+
+def made_anew(pipeline: Pipeline, strength: float) -> Change:
+    """Image-to-image without a prompt: the autoencoder's round trip, with noise added and removed in between."""
+    return lambda image: pipeline.generate("", image=image, strength=strength, seed=0, progress=False).images[
+        0
+    ]
 
 
 def tiles(folder: Path, most: int) -> list[Image.Image]:
@@ -92,11 +102,11 @@ def psnr_db(image: Image.Image, other: Image.Image) -> float:
     return 10 * math.log10(255**2 / max(float(np.mean(off**2)), 1e-12))
 
 
-def survival(images: Sequence[Image.Image]) -> dict[str, Any]:
+def survival(images: Sequence[Image.Image], changes: Mapping[str, Change] = CHANGES) -> dict[str, Any]:
     """For each change, how many images are found to be marked and how many payloads are read, with exact intervals."""
     marked = [embed(image, payload_number(number)) for number, image in enumerate(images)]
     rows = []
-    for name, change in CHANGES.items():
+    for name, change in changes.items():
         search = name.startswith(SEARCHED)
         seen = [detect(change(image), search=search) for image in marked]
         read = sum(one.payload == payload_number(number) for number, one in enumerate(seen))

@@ -56,7 +56,8 @@ def _nearest_pairs(found: Audit, kept: Features, job: EvaluationJob) -> Iterator
 def write_autoencoder_page(path: Path, facts: Mapping[str, Any], found: AutoencoderAudit) -> Path:
     """The numbers, and the worst originals beside their reconstructions; returns the path."""
     text = (
-        f"{facts['num_images']} images of {found.size[1]} x {found.size[0]} pixels, encoded and decoded. Shifts are in "
+        f"{facts['num_images']} images of {found.size[1]} x {found.size[0]} pixels, encoded and decoded "
+        f"({', '.join(f'{number} {kind}' for kind, number in found.kinds.items())}). Shifts are in "
         "levels of 255. Detail is the power of the reconstruction divided by that of the original, in octaves from "
         "coarse to fine: below 1 it is lost, above 1 it is made up."
     )

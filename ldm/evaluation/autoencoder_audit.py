@@ -1,24 +1,74 @@
-"""Encode and decode images of a data set with a model's autoencoder, and keep the scores and the worst images."""
+"""Encode and decode images of a data set with a model's autoencoder, and keep the scores and the worst images.
 
-from collections.abc import Callable
+Grey images of 16 bits, as medicine and remote sensing have them, are encoded and compared without rounding them to 8
+bits, which training would do.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data.batches import ImageTransform
 from ldm.data.cache.keys import tensors_hash
 from ldm.data.sample import Sample
 from ldm.data.sources.reading import SourceSettings, read_sources
 from ldm.data.sources.scan import refuse_inside
 from ldm.errors import UserError, warn
-from ldm.evaluation.reconstruction import Scores, scores, summary, worst
+from ldm.evaluation.metrics import psnr
+from ldm.evaluation.reconstruction import Scores, at_8_bits, mean_of, scores, summary, worst
+from ldm.io.images import has_deep_colour, image_to_tensor, open_grey, open_image, resize_and_crop
 from ldm.noise import permutation
-from ldm.pipeline.pipeline import load_pipeline
+from ldm.pipeline.pipeline import Pipeline, load_pipeline
 
 BATCH = 8
+GREY_16, GREY_8, COLOUR_8, COLOUR_16 = (
+    "16-bit grey",
+    "8-bit grey",
+    "8-bit colour",
+    "16-bit colour, read at 8 bits",
+)
+
+
+@dataclass(frozen=True)
+class Original:
+    """An image as it is compared.
+
+    Attributes:
+        kind: its channels and its depth.
+        pixels: [3, H, W] in [-1, 1]; of a grey image the three channels are equal.
+    """
+
+    sample_id: str
+    kind: str
+    pixels: Tensor
+
+    @property
+    def floor_db(self) -> float:
+        """The PSNR of the image rounded to 8 bits, which no 8-bit result can exceed; NaN if it has no more."""
+        if self.kind != GREY_16:
+            return float("nan")
+        return float(psnr(at_8_bits(self.pixels)[None], self.pixels[None]))
+
+
+def read_original(sample: Sample, height: int, width: int) -> Original:
+    """A sample's image at its own depth, scaled to cover the size and center-cropped.
+
+    Raises:
+        UserError: the file is damaged, truncated or not an image.
+    """
+    encoded = sample.image.read()
+    grey = open_grey(encoded, name=sample.image.name)
+    if grey is None or grey[1] == 8:
+        image = open_image(encoded, name=sample.image.name)
+        kind = GREY_8 if grey else COLOUR_16 if has_deep_colour(encoded) else COLOUR_8
+        return Original(sample.sample_id, kind, image_to_tensor(resize_and_crop(image, height, width)))
+    values = torch.from_numpy(np.array(resize_and_crop(grey[0], height, width)))
+    return Original(sample.sample_id, GREY_16, (2 * values.clamp(0, 1) - 1).expand(3, -1, -1))
 
 
 @dataclass(frozen=True)
@@ -29,6 +79,8 @@ class AutoencoderAudit:
         size: height and width in pixels.
         ids: of the images that were measured.
         found: their scores.
+        kinds: how many there are of each number of channels and depth.
+        floor_db: [N] of `Original.floor_db`.
         shown: the ids of the worst with the original and the reconstruction, [3, H, W] in [-1, 1].
     """
 
@@ -36,6 +88,8 @@ class AutoencoderAudit:
     ids: tuple[str, ...]
     autoencoder_hash: str
     found: Scores
+    kinds: dict[str, int]
+    floor_db: Tensor
     shown: tuple[tuple[str, Tensor, Tensor], ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -44,12 +98,24 @@ class AutoencoderAudit:
             "num_images": len(self.ids),
             "size": list(self.size),
             "autoencoder_hash": self.autoencoder_hash,
-            "resize": "Lanczos with antialias to cover the size, then centre crop; 8 bits per channel",
-            "numbers": summary(self.found),
+            "resize": "Lanczos with antialias to cover the size, then centre crop; at the depth of the source",
+            "sources": self.kinds,
+            "numbers": self.numbers,
             "worst": [
                 {"sample_id": self.ids[i], "psnr_db": float(self.found.psnr[i])} for i in worst(self.found)
             ],
         }
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """The means, with the floor of 8 bits behind the PSNR that it limits."""
+        psnr_db = {"psnr_db": mean_of(self.found.psnr)}
+        if not self.floor_db.isnan().all():
+            psnr_db |= {
+                "psnr_db_of_16_bit": mean_of(self.found.psnr.where(~self.floor_db.isnan(), torch.nan))
+            }
+            psnr_db |= {"psnr_db_of_16_bit_rounded_to_8": mean_of(self.floor_db)}
+        return psnr_db | summary(self.found)
 
 
 @torch.no_grad()
@@ -80,35 +146,57 @@ def audit_autoencoder(
     multiple = autoencoder.pixels_per_latent
     if height % multiple or width % multiple:
         raise UserError(f"{width} x {height} pixels", f"both must be multiples of {multiple} for this model")
-    transform = ImageTransform(height, width)
     chosen = permutation(len(reading.samples), "audit")[:num_images]
-    ids, parts, reconstructions = [], [], _Worst()
-    waiting: list[tuple[Sample, Tensor]] = []
+    audited = _Audited(pipeline)
+    waiting: list[Original] = []
     for done, index in enumerate(chosen, 1):
-        sample = reading.samples[index]
         try:
-            waiting.append((sample, transform(sample)))
+            waiting.append(read_original(reading.samples[index], height, width))
         except UserError as error:
             warn(str(error))
         if waiting and (len(waiting) == BATCH or done == len(chosen)):
-            originals = torch.stack([pixels for _, pixels in waiting])
-            moments = autoencoder.encode(originals.to(pipeline.device))
-            latents = autoencoder.scale(moments.chunk(2, dim=1)[0])
-            decoded = autoencoder.decode(latents).float().clamp(-1, 1).cpu()
-            parts.append(scores(originals, decoded))
-            for (one, original), copy, value in zip(waiting, decoded, parts[-1].psnr.tolist(), strict=True):
-                ids.append(one.sample_id)
-                reconstructions.add(value, (one.sample_id, original, copy))
+            audited.add(waiting)
             waiting = []
         on_progress(done, len(chosen))
-    if not ids:
+    if not audited.originals:
         raise UserError(f"--data {data} has no usable image", "`ldm data check` says why")
-    found = Scores(
-        *(torch.cat([getattr(p, name) for p in parts]) for name in ("psnr", "ssim", "colour_shift", "detail"))
-    )
-    return AutoencoderAudit(
-        (height, width), tuple(ids), tensors_hash(autoencoder.vae), found, reconstructions.kept()
-    )
+    return audited.result((height, width))
+
+
+class _Audited:
+    """What is kept of the images so far: scores, and the pixels of the worst."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline, self.worst = pipeline, _Worst()
+        self.originals: list[tuple[str, str, float]] = []
+        self.parts: list[Scores] = []
+
+    def add(self, batch: Sequence[Original]) -> None:
+        """Encode, decode and compare images of one size."""
+        autoencoder = self.pipeline.autoencoder
+        originals = torch.stack([one.pixels for one in batch])
+        moments = autoencoder.encode(originals.to(self.pipeline.device))
+        latents = autoencoder.scale(moments.chunk(2, dim=1)[0])
+        decoded = autoencoder.decode(latents).float().clamp(-1, 1).cpu()
+        grey = torch.tensor([one.kind in (GREY_8, GREY_16) for one in batch])
+        self.parts.append(scores(originals, decoded, grey))
+        self.originals += [(one.sample_id, one.kind, one.floor_db) for one in batch]
+        for one, copy, value in zip(batch, decoded, self.parts[-1].psnr.tolist(), strict=True):
+            self.worst.add(value, (one.sample_id, one.pixels, copy))
+
+    def result(self, size: tuple[int, int]) -> AutoencoderAudit:
+        ids, kinds, floors = zip(*self.originals, strict=True)
+        names = ("psnr", "ssim", "colour_shift", "detail")
+        found = Scores(*(torch.cat([getattr(part, name) for part in self.parts]) for name in names))
+        return AutoencoderAudit(
+            size,
+            ids,
+            tensors_hash(self.pipeline.autoencoder.vae),
+            found,
+            dict(Counter(kinds)),
+            torch.tensor(floors),
+            self.worst.kept(),
+        )
 
 
 class _Worst:

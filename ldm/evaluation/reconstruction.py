@@ -25,12 +25,25 @@ class Scores:
     detail: Tensor
 
 
-def scores(original: Tensor, reconstruction: Tensor) -> Scores:
-    """Compare [B, 3, H, W] in [-1, 1]. Images smaller than the window of SSIM have the SSIM NaN."""
+def scores(original: Tensor, reconstruction: Tensor, grey: Tensor | None = None) -> Scores:
+    """Compare [B, 3, H, W] in [-1, 1]. Images smaller than the window of SSIM have the SSIM NaN.
+
+    Args:
+        grey: [B], which originals have a single channel. Error, structure and detail of their reconstructions are those
+            of the mean of the channels; a tint is a colour shift.
+    """
+    shift = (reconstruction - original).mean(dim=(2, 3)) * 127.5
+    if grey is not None and grey.any():
+        single = reconstruction.mean(dim=1, keepdim=True).expand_as(reconstruction)
+        reconstruction = torch.where(grey[:, None, None, None], single, reconstruction)
     small = min(original.shape[-2:]) < WINDOW_PX
     similarity = torch.full((len(original),), torch.nan) if small else ssim(reconstruction, original)
-    shift = (reconstruction - original).mean(dim=(2, 3)) * 127.5
     return Scores(psnr(reconstruction, original), similarity, shift, detail_ratio(original, reconstruction))
+
+
+def at_8_bits(pixel_values: Tensor) -> Tensor:
+    """[..., H, W] in [-1, 1] rounded to the levels that an image with 8 bits per channel has."""
+    return ((pixel_values + 1) * 127.5).round() / 127.5 - 1
 
 
 def detail_ratio(original: Tensor, reconstruction: Tensor, num_bands: int = BANDS) -> Tensor:
@@ -66,10 +79,11 @@ def summary(found: Scores) -> dict[str, Any]:
     detail = {f"detail_octave_{band + 1}": found.detail[:, band] for band in range(found.detail.shape[1])}
     shifts = {f"{name}_shift": found.colour_shift[:, i] for i, name in enumerate(("red", "green", "blue"))}
     numbers: Mapping[str, Tensor] = {"psnr_db": found.psnr, "ssim": found.ssim, **shifts, **detail}
-    return {name: _as_dict(values) for name, values in numbers.items()}
+    return {name: mean_of(values) for name, values in numbers.items()}
 
 
-def _as_dict(values: Tensor) -> dict[str, Any]:
+def mean_of(values: Tensor) -> dict[str, Any]:
+    """The mean of [B] with its interval, for JSON; NaN is left out."""
     known = values[~values.isnan()]
     if not len(known):
         return {"value": None, "low": None, "high": None, "num_images": 0}

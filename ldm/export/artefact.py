@@ -80,6 +80,7 @@ def export(
             format=options.format,
             samples=draw_samples(source, options.num_samples),
             name=name,
+            evaluations=options.evaluations,
         )
         _clean(temporary, options, say)
         write_json(temporary / REPORT, {**report, "card_files": _card_files(temporary)})

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from ldm.errors import UserError, unknown_name
 from ldm.export.formats.formats import FORMATS
@@ -28,6 +29,7 @@ class ExportOptions:
         num_samples: the number of images on the card.
         overwrite: replace an existing folder.
         space: make a Space of Hugging Face that serves the model.
+        evaluations: reports of `ldm evaluate` or `ldm audit memorisation`, for the card.
 
     Raises:
         UserError: the format, the dtype or the size is unknown, or is not one that a Space serves.
@@ -45,6 +47,7 @@ class ExportOptions:
     num_samples: int = 4
     overwrite: bool = False
     space: bool = False
+    evaluations: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         for what, value, known in (("format", self.format, FORMATS), ("dtype", self.dtype, DTYPES)):

@@ -127,6 +127,32 @@ def open_alpha(
     return image.convert("RGBA").getchannel("A")
 
 
+def open_grey(
+    file: str | os.PathLike[str] | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[Image.Image, int] | None:
+    """A single-channel image at its own depth, upright, in mode F in [0, 1], and its bits (8 or 16); else None.
+
+    None is also for grey images with transparency or a colour profile, which only `open_image` applies.
+
+    Raises:
+        UserError: as `open_image`.
+    """
+    name = name or _name_of(file)
+    image, _ = _decode(file, name, max_pixels)
+    coloured = image.has_transparency_data or image.info.get("icc_profile") or image.info.get("cicp")
+    if coloured or not (image.mode == "L" or image.mode.startswith("I")):
+        return None
+    _to_8_bit(image, name)  # refuses values beyond 16 bits
+    bits = 8 if image.mode == "L" else 16
+    values = np.asarray(image).astype(np.float64) / (2**bits - 1)
+    return Image.fromarray(values.astype(np.float32)), bits
+
+
+def has_deep_colour(data: bytes) -> bool:
+    """Whether the bytes are a PNG with 16 bits per colour channel, of which only 8 are read here."""
+    return data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10" and data[25:26] in (b"\x02", b"\x06")
+
+
 def _name_of(file: str | os.PathLike[str] | bytes | Image.Image) -> str:
     return "the image" if isinstance(file, bytes | Image.Image) else os.fspath(file)
 

@@ -16,6 +16,7 @@ import torch
 from typer.testing import CliRunner
 
 from ldm.cli.app import app
+from ldm.data.image_index import ImageIndex
 from ldm.io.stopping import StopAtOnce
 from ldm.models.loading import source as model_source
 from tests.support.tiny_generate import save_model
@@ -156,8 +157,24 @@ def test_a_signal_in_any_phase_ends_a_command_in_one_line(
     for said in stopped_at_moments(run):
         assert (said.count("\n"), said[:7]) == (1, "stopped"), said
     assert not list(tmp_path.rglob(".tmp-*"))
-    if name == "data check":  # what was read is kept, not only by the two calls that ended
-        assert len(list(tmp_path.glob("cache-*/facts/*"))) > 2
+
+
+def test_the_images_read_before_a_signal_are_not_read_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, stamps = ImageIndex.put, []
+
+    def put_and_stop(self: ImageIndex, stamp: Any, facts: Any) -> None:
+        put(self, stamp, facts)
+        stamps.append(stamp)
+        if len(stamps) == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(ImageIndex, "put", put_and_stop)
+    done = CliRunner().invoke(app, ["data", "check", str(folder / "data"), "--report", "report"])
+    assert (done.exit_code, done.stderr.splitlines()[-1][:7]) == (143, "stopped")
+    kept = ImageIndex(tmp_path / "cache")
+    assert len(stamps) == 3 and all(kept.get(stamp) for stamp in stamps)
 
 
 def test_a_signal_as_soon_as_it_is_handled_ends_a_command_in_one_line(

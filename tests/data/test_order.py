@@ -4,10 +4,14 @@ from collections import Counter
 
 import pytest
 
-from ldm.data.order import BatchOrder, SampleKey, epoch_batches, steps_per_epoch
+from ldm.data.order import BatchOrder, SampleKey, epoch_batches, keyed_batches, steps_per_epoch
 
 ONE = ["all"] * 10
 MIXED = ["wide", "tall", "wide", "square", "tall", "wide", "wide", "tall", "wide", "wide"]
+
+
+IDS = [f"{number}.png" for number in range(10)]
+PINNED = [[0, 9, 2, 5], [1, 4, 7], [3], [8, 6]]
 
 
 def epochs(bucket_of: list[str], num_epochs: int, seed: int = 1) -> list[list[SampleKey]]:
@@ -67,3 +71,45 @@ def test_the_batches_of_a_bucket_do_not_depend_on_other_buckets() -> None:
         for each in (MIXED, more)
     )  # fmt: skip
     assert before == after
+
+
+# The keyed order
+
+
+def keyed_ids(ids: list[str], bucket_of: list[str], num_steps: int = 12) -> list[list[str]]:
+    """The ids of each batch, step by step."""
+    order = BatchOrder(1, bucket_of, 4, 0, num_steps, sample_ids=ids)
+    return [[ids[key.sample_index] for key in batch] for batch in order]
+
+
+def test_the_keyed_order_is_fixed() -> None:
+    """Runs with it are replayed years later."""
+    batches = keyed_batches(0, seed=1, bucket_of=MIXED, global_batch_size=4, sample_ids=IDS)
+    assert [[key.sample_index for key in batch] for batch in batches] == PINNED
+    assert sorted(key for batch in batches for key in batch) == [SampleKey(0, i) for i in range(10)]
+    assert all(len({MIXED[key.sample_index] for key in batch}) == 1 for batch in batches)
+    assert keyed_ids(IDS, MIXED)[:4] != keyed_ids(IDS, MIXED)[4:8]  # another epoch
+    assert (
+        list(BatchOrder(1, MIXED, 4, 5, 9, sample_ids=IDS))
+        == list(BatchOrder(1, MIXED, 4, 0, 9, sample_ids=IDS))[5:]
+    )
+
+
+@pytest.mark.parametrize("bucket_of", [ONE, MIXED])
+@pytest.mark.parametrize("removed", range(10))
+def test_without_a_sample_the_keyed_batches_before_it_stay(bucket_of: list[str], removed: int) -> None:
+    whole = keyed_ids(IDS, bucket_of)
+    kept = [i for i in range(10) if i != removed]
+    rest = keyed_ids([IDS[i] for i in kept], [bucket_of[i] for i in kept])
+    first = next(step for step, batch in enumerate(whole) if IDS[removed] in batch)
+    assert whole[:first] == rest[:first] and whole[first] != rest[first]
+    epoch = steps_per_epoch([bucket_of[i] for i in kept], 4)
+    left = [id_ for batch in rest[:epoch] for id_ in batch]
+    assert sorted(left) == sorted(IDS[i] for i in kept)
+    if bucket_of is ONE:  # the others follow each other as before
+        assert left == [id_ for batch in whole[:3] for id_ in batch if id_ != IDS[removed]]
+
+
+def test_the_keyed_order_does_not_depend_on_the_order_of_the_list() -> None:
+    turned = list(reversed(range(10)))
+    assert keyed_ids(IDS, MIXED) == keyed_ids([IDS[i] for i in turned], [MIXED[i] for i in turned])

@@ -1,20 +1,40 @@
 """Audits: planted copies of training images are found, and what an autoencoder loses is measured."""
 
 import json
+import math
 import shutil
+import struct
+import zlib
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
 from ldm.cli.app import app
+from ldm.data.sample import FileImage, Sample
+from ldm.evaluation.autoencoder_audit import GREY_8, GREY_16, read_original
 from ldm.evaluation.memorisation import audit, copied, nearest_by_features, nearest_by_hash, threshold
-from ldm.evaluation.reconstruction import detail_ratio, scores, summary, worst
+from ldm.evaluation.reconstruction import at_8_bits, detail_ratio, scores, summary, worst
 from tests.support.tiny_generate import save_model
 from tests.support.tiny_images import photo
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+PNG_16_COLOUR = (  # Pillow cannot write one
+    b"\x89PNG\r\n\x1a\n"
+    + _chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0))
+    + _chunk(b"IDAT", zlib.compress((b"\0" + bytes(range(96))) * 16))
+    + _chunk(b"IEND", b"")
+)
 
 
 def features(number: int, seed: int, dim: int = 16) -> dict[str, Tensor]:
@@ -121,6 +141,71 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         photo(seed=number).save(root / f"data/{number:02d}.png")
         (root / f"data/{number:02d}.txt").write_text(f"image {number}")
     return save_model(root / "model"), root / "data"
+
+
+# Sources of 16 bits, and of one channel
+
+
+def save_grey(path: Path, values: NDArray[np.integer[Any]]) -> Sample:
+    Image.fromarray(values).save(path)
+    return Sample(path.name, FileImage(path), ("scan",))
+
+
+def scan(height: int = 32, width: int = 32) -> NDArray[np.uint16]:
+    """Grey values of 16 bits, smooth and with every remainder of 257."""
+    y, x = np.mgrid[:height, :width]
+    return (1000 + 1500 * y + 301 * x).astype(np.uint16)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_difference_of_one_level_of_16_bits_is_seen(tmp_path: Path, suffix: str) -> None:
+    first = read_original(save_grey(tmp_path / f"a.{suffix}", scan()), 32, 32)
+    second = read_original(save_grey(tmp_path / f"b.{suffix}", scan() + np.uint16(1)), 32, 32)
+    assert first.kind == second.kind == GREY_16
+    found = scores(first.pixels[None], second.pixels[None], torch.tensor([True]))
+    assert float(found.psnr[0]) == pytest.approx(20 * math.log10(65535), abs=0.05)
+    assert found.colour_shift[0].tolist() == pytest.approx([255 / 65535] * 3, rel=1e-2)
+    assert torch.equal(at_8_bits(first.pixels), at_8_bits(at_8_bits(first.pixels)))
+
+
+def test_the_floor_of_8_bits_is_that_of_rounding(tmp_path: Path) -> None:
+    drawn = np.random.default_rng(0).integers(0, 65536, (64, 64), dtype=np.uint16)
+    deep = read_original(save_grey(tmp_path / "deep.png", drawn), 64, 64)
+    assert deep.floor_db == pytest.approx(20 * math.log10(255) + 10 * math.log10(12), abs=0.2)
+    flat = read_original(save_grey(tmp_path / "flat.png", (drawn // 257).astype(np.uint8)), 64, 64)
+    assert flat.kind == GREY_8 and math.isnan(flat.floor_db)
+    assert float(at_8_bits(flat.pixels).sub(flat.pixels).abs().max()) < 1e-6  # its levels are those of 8 bits
+    smaller = read_original(Sample("deep.png", FileImage(tmp_path / "deep.png"), ("scan",)), 32, 32)
+    assert smaller.pixels.shape == (3, 32, 32) and smaller.pixels.abs().max() <= 1
+
+
+def test_a_tint_of_a_grey_image_is_a_colour_shift_and_no_error() -> None:
+    grey = torch.linspace(-0.5, 0.5, 32 * 32).reshape(1, 1, 32, 32).expand(2, 3, -1, -1)
+    tinted = grey + torch.tensor([0.1, 0.0, -0.1])[:, None, None]
+    found = scores(grey, tinted, torch.tensor([True, False]))
+    assert found.psnr[0] > 100 > 30 > found.psnr[1]
+    assert found.colour_shift[0].tolist() == pytest.approx([12.75, 0, -12.75], abs=1e-3)
+    assert torch.equal(found.colour_shift[0], found.colour_shift[1])
+
+
+def test_the_audit_counts_its_sources_and_shows_the_floor(places: tuple[Path, Path], tmp_path: Path) -> None:
+    model, _ = places
+    data = tmp_path / "data"
+    data.mkdir()
+    save_grey(data / "deep.png", scan())
+    save_grey(data / "flat.png", (scan() // 257).astype(np.uint8))
+    photo().save(data / "colour.png")
+    (data / "wide.png").write_bytes(PNG_16_COLOUR)
+    arguments = ["autoencoder", str(model), "--data", str(data), "--output", str(tmp_path / "out")]
+    size = ["--height", "16", "--width", "16"]
+    done = CliRunner().invoke(app, ["audit", *arguments, *size], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    facts = json.loads((tmp_path / "out/audit.json").read_text())
+    assert facts["sources"] == {kind: 1 for kind in facts["sources"]} and len(facts["sources"]) == 4
+    assert "1 16-bit grey" in done.output and "16-bit colour, read at 8 bits" in done.output
+    floor = facts["numbers"]["psnr_db_of_16_bit_rounded_to_8"]
+    assert floor["num_images"] == 1 and 55 < floor["value"] < 65
+    assert facts["numbers"]["psnr_db_of_16_bit"]["value"] < floor["value"]
 
 
 def test_both_commands_write_a_page(places: tuple[Path, Path], tmp_path: Path) -> None:

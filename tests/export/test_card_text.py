@@ -132,6 +132,9 @@ def test_the_embedded_models_card_is_made_of_its_reports(tmp_path: Path) -> None
     for name, report in reports.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "report.json").write_text(json.dumps(report))
+    (tmp_path / "copies").mkdir()
+    measured = (ROOT / "docs/benchmarks/evaluation-copies-emoji.json").read_text()
+    (tmp_path / "copies/audit.json").write_text(measured)
     card = (ROOT / "ldm" / "assets" / "emoji" / "README.md").read_text(encoding="utf-8")
     assert emoji_card(tmp_path) == card
     assert Page(card).headings == ["OpenLDM emoji", "Use", "Data", "Measured", "Limits"]

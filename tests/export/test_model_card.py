@@ -13,11 +13,12 @@ from huggingface_hub import ModelCard, constants
 from PIL import Image
 
 from ldm.diffusion.schedulers import few_step_config
+from ldm.errors import UserError
 from ldm.export.card.data_facts import hub_datasets
 from ldm.export.card.facts import find_base
 from ldm.export.card.front_matter import licence_keys
 from ldm.export.card.run_record import RunRecord, read_run
-from ldm.export.card.training_facts import measurements_of, training_facts
+from ldm.export.card.training_facts import held_out_loss, measurements_of, training_facts
 from ldm.export.export_source import ExportSource, load_source
 from ldm.export.formats.exporter import BaseModel
 from tests.support.tiny_card import FINGERPRINT, card_of, make_run, sample_image, section, whole_model
@@ -152,6 +153,64 @@ def test_memorisation_is_told_of_these_weights_alone(made: Path, tmp_path: Path)
     assert r"0.750 \[0.500, 0.900\] of 8 captions" in section(card, "Measured")
 
 
+def reports_of(weights_hash: str) -> dict[str, dict[str, Any]]:
+    """What `ldm evaluate` and `ldm audit memorisation` write, in part."""
+    plan = {"weights_hash": weights_hash, "model": "runs/squares", "seed": 3}
+    kid = {
+        "name": "kid", "value": 0.0125, "low": -0.001, "high": 0.0261, "better": "lower", "num_images": 2000,
+        "num_reference": 526, "protocol": {"extractor": {"name": "/home/quokka/dino"}}, "protocol_hash": "0123abcd",
+    }  # fmt: skip
+    unknown = {**kid, "name": "fid", "value": None, "low": None, "high": None}
+    copies = {
+        "plan": plan, "num_copies": 3, "num_images": 200, "share": 0.015, "low": 0.003, "high": 0.043,
+        "planted_found": 0.9, "false_alarms": 0.01,
+    }  # fmt: skip
+    return {"evaluation.json": {"plan": plan, "measurements": [kid, unknown]}, "audit.json": copies}
+
+
+def write_reports(folder: Path, weights_hash: str) -> Path:
+    folder.mkdir(parents=True)
+    for name, report in reports_of(weights_hash).items():
+        (folder / name).write_text(json.dumps(report))
+    return folder
+
+
+def test_evaluations_beside_the_run_are_on_the_card_with_how_they_were_measured(
+    made: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(made, tmp_path / "runs" / "squares"))
+    (run / "metrics.jsonl").unlink()
+    source = load_source(run)
+    write_reports(tmp_path / "runs" / "others", "0" * 64)
+    assert "kid" not in card_of(source, tmp_path / "none")
+    write_reports(run / "evaluation", source.weights_hash)
+    card = card_of(source, tmp_path / "out")
+    rows = section(card, "Measured")
+    assert "| kid, features dino; lower is better; measured as 0123abcd |" in rows
+    assert r"| 0.0125 \[-0.001, 0.0261\] on 2,000 images against 526 real ones |" in rows
+    assert "`ldm evaluate MODEL --data DATA --num-images 2000`" in rows
+    assert "fid" not in rows and "quokka" not in card  # without a value; and only the last part of a path
+    assert r"| 0.015 \[0.003, 0.043\] of 200 images |" in rows and "90% of planted copies are found" in rows
+    assert "3 of 200 generated images are one; the count finds 90%" in section(card, "Limits and risks")
+
+
+def test_an_evaluation_that_is_named_must_be_of_this_model(tmp_path: Path) -> None:
+    source = whole_model(tmp_path)
+    folder = write_reports(tmp_path / "evaluation", source.weights_hash)
+    card = card_of(source, tmp_path / "out", evaluations=[folder / "audit.json", folder])
+    assert section(card, "Measured").count("measured as") == 2  # the same report counts once
+    other = write_reports(tmp_path / "other", "0" * 64)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "odd.json").write_text('{"measurements": [{"name": 3}], "num_copies": "many"}')
+    for path, said in (
+        (other, "is of another model"),
+        (tmp_path / "empty", "has no evaluation.json or audit.json"),
+        (tmp_path / "odd.json", "is not a report of ldm evaluate"),
+    ):
+        with pytest.raises(UserError, match=said):
+            card_of(source, tmp_path / "out", evaluations=[path])
+
+
 def test_nothing_private_is_in_it(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "tower-7.example.org")
     monkeypatch.setenv("HOME", "/home/quokka")
@@ -190,7 +249,9 @@ def test_a_checkpoints_card_tells_of_its_own_step(
     (tmp_path / "model" / "ldm.json").write_text(json.dumps(provenance))
     run = read_run(made, tmp_path / "model", "")
     assert (run.step, run.weights) == (step, weights)
-    measurements = [(one.what, one.value) for one in measurements_of(run)]
+    measurements = [
+        (one.what, one.value) for one in [*held_out_loss(run), *measurements_of(run.reports, run)]
+    ]
     assert measurements == [("loss on held-out images", "0.25 at step 60, standard error 0.02")] * measured
     assert not training_facts(run).is_best
     card = card_of(replace(load_source(made), run=made, folder=tmp_path / "model"), tmp_path / "out")

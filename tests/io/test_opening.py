@@ -68,6 +68,7 @@ ALLOWED = {
     ("ldm.generation.job", "read_bytes"): OWN,
     ("ldm.cli.generate_processes", "open"): OWN,
     ("ldm.cli.schema", "json.loads"): OWN,
+    ("ldm.cli.forget", "json.loads"): OWN,
     ("ldm.cli.ledger", "json.loads"): OWN,
     ("ldm.evaluation.evaluation_job", "json.loads"): OWN,
     ("ldm.evaluation.evaluation_job", "read_bytes"): OWN,

@@ -40,7 +40,7 @@ class DenoiserData:
 
     Attributes:
         preview: the prompts of the settings, or the first captions, and the images that the task needs.
-        bucket_of: the size of each sample; empty for a stream.
+        bucket_of: the size of each sample; empty for a stream. `sample_ids` likewise.
         stream: makes the order of a stream; None if all samples are read before the run.
         validate: measures the loss on held-out samples; None if that is off.
         evaluate: measures images generated from held-out captions; None if that is off.
@@ -50,6 +50,7 @@ class DenoiserData:
     dataset: "Dataset[Any]"
     preview: PreviewInputs
     bucket_of: Sequence[tuple[int, int]] = ()
+    sample_ids: Sequence[str] = ()
     stream: Callable[[int, Mapping[str, Any]], StreamOrder] | None = None
     validate: Validate | None = None
     evaluate: Validate | None = None
@@ -74,6 +75,7 @@ def read_samples(run: Run, settings: DenoiserSettings, loss: DenoiserLoss) -> De
         latent_samples(settings, parts.autoencoder, data.train, readers, loss.task.inputs, loss.tells_sizes),
         preview_inputs(settings, data.train, loss.task),
         bucket_of=[one.size for one in data.train],
+        sample_ids=data.sample_ids,
         validate=validation(run, settings, loss, data, readers) if settings.validation.every else None,
         evaluate=image_evaluation(run, settings, loss, data) if settings.validation.evaluate_every else None,
         opened=lambda: write_data_report(run.run_dir, data, parts.text_encoder, settings.prompt_chunks),

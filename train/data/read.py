@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ldm.data.fingerprint import Fingerprint, fingerprint, mask_files
 from ldm.data.image_index import ImageIndex
+from ldm.data.leave_out import without
 from ldm.data.prepare import BucketedSample, DataSettings, Prepared, holdout_split, prepare
 from ldm.data.report.report import make_report, write_report
 from ldm.data.sample import NO_INPUTS, ImageInfo, Refusal, Sample, TaskInputs
@@ -36,6 +37,11 @@ class TrainingData:
     prepared: Prepared
     fingerprint: Fingerprint
 
+    @property
+    def sample_ids(self) -> list[str]:
+        """The ids of the training samples."""
+        return [one.sample.sample_id for one in self.train]
+
 
 def read_data(
     run: Run,
@@ -63,7 +69,9 @@ def read_data(
         raise UserError(
             f"data.streaming = true in the program {settings.program}", "only `denoiser` can stream"
         )
-    reading = read_sources(data.all_sources(), inputs, missing=missing)
+    sources = data.all_sources()
+    reading = read_sources(sources, inputs, missing=missing)
+    reading = without(reading, data.leave_out, repeated=any(source.repeats > 1 for source in sources))
     facts = survey_together(run, reading.samples, folder, rehash)
     prepared = prepare(reading, facts, data, multiple=multiple, seed=settings.seed)
     found = fingerprint_of(prepared, folder)

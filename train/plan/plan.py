@@ -155,7 +155,7 @@ def make_plan(
     state = run.start(loss)
     start_step, load = state.step, OtherLoad()
     with load.measuring(run.accelerator):
-        step = measure_steps(run, state, samples_of(readers), bucket_of, in_use)
+        step = measure_steps(run, state, samples_of(readers), bucket_of, data.sample_ids, in_use)
     previews = measure_previews(
         run,
         settings,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from ldm.data.order import SampleKey, epoch_batches, share_of, steps_per_epoch
+from ldm.data.order import BatchOrder, SampleKey, share_of, steps_per_epoch
 
 from ..loop.state import TrainState
 from ..loop.steps import StepRecord, micro_batches, train_steps
@@ -50,7 +50,12 @@ class StepCost:
 
 
 def measure_steps(
-    run: Run, state: TrainState, dataset: "Dataset[Any]", bucket_of: Sequence[Size], in_use: int
+    run: Run,
+    state: TrainState,
+    dataset: "Dataset[Any]",
+    bucket_of: Sequence[Size],
+    sample_ids: Sequence[str],
+    in_use: int,
 ) -> StepCost:
     """Two steps on the largest batch, the second for its memory, then some in the run's order, for their time.
 
@@ -60,8 +65,9 @@ def measure_steps(
         in_use: bytes of memory before the model was moved to its device.
     """
     settings = run.settings
-    large = largest_share(run, bucket_of, state.step)
-    order = replace(run.order(bucket_of, state.step), num_steps=state.step + NUM_TIMED)
+    order = run.order(bucket_of, state.step, sample_ids)
+    large = largest_share(run, order, bucket_of)
+    order = replace(order, num_steps=state.step + NUM_TIMED)
     model = run.prepare(state.module)
     loader = run.loader(dataset, [large, large, *order])
     records = train_steps(state, model, loader, run.accelerator, settings)
@@ -83,16 +89,10 @@ def measure_steps(
     )
 
 
-def largest_share(run: Run, bucket_of: Sequence[Size], step: int) -> list[SampleKey]:
+def largest_share(run: Run, order: BatchOrder, bucket_of: Sequence[Size]) -> list[SampleKey]:
     """This process's share of the epoch's batch with the most pixels at once, and of equals the most pixels."""
     settings = run.settings
-    size = settings.global_batch_size
-    batches = epoch_batches(
-        step // steps_per_epoch(bucket_of, size),
-        seed=settings.seed,
-        bucket_of=bucket_of,
-        global_batch_size=size,
-    )
+    batches = order.epoch(order.start_step // steps_per_epoch(bucket_of, order.global_batch_size))
     num_processes = run.processes.num_processes
 
     def weight(batch: Sequence[SampleKey]) -> tuple[int, int]:

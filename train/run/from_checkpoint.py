@@ -52,6 +52,23 @@ def write_model(checkpoint: Path, dest: Path, weights: str = "average") -> None:
     save_trained(loss.parts, dest, settings, base, provenance=made)
 
 
+def settings_of_run(run_dir: Path) -> DenoiserSettings:
+    """The settings of a finished or interrupted run, wherever its directory is now.
+
+    Raises:
+        UserError: it is not a run of the program denoiser, or it trained on a stream.
+    """
+    config = run_dir / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"{run_dir} is not a run", "name the run_dir of a training run")
+    if (program := read_yaml(config).get("program")) != "denoiser":
+        raise UserError(f"{run_dir} is a run of the program {program}", "name a run of the program denoiser")
+    settings = load_settings(DenoiserSettings, config)
+    if settings.data.streaming:
+        raise UserError(f"{run_dir} trained on a stream", "this needs data that is read before the run")
+    return settings.model_copy(update={"run_dir": run_dir})
+
+
 def chosen_weights(checkpoint: Path, average: AverageSettings, weights: str) -> dict[str, Tensor]:
     """The requested tensors of a checkpoint, by the weights' names.
 

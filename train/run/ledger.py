@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm.config import load_settings, read_yaml
 from ldm.data.captions import plain_caption
 from ldm.data.duplicates import near_duplicates
 from ldm.data.prepare import BucketedSample
@@ -32,7 +31,7 @@ from ..loop.sample_losses import sample_losses
 from ..loop.validation import ValidationSamples
 from ..settings.denoiser import DenoiserSettings
 from .checkpoints import assign_weights, checkpoints, load_module_numbers, step_of
-from .from_checkpoint import chosen_weights
+from .from_checkpoint import chosen_weights, settings_of_run
 from .run import Run
 
 
@@ -46,7 +45,7 @@ def write_ledger(
     Raises:
         UserError: the run has no checkpoint, is of another program or a stream, or its data has changed.
     """
-    settings = _settings(run_dir)
+    settings = settings_of_run(run_dir)
     found = checkpoints(run_dir / "checkpoints")
     if not found:
         raise UserError(f"{run_dir} has no checkpoint", "train first")
@@ -84,18 +83,6 @@ def write_ledger(
     if drop_file is not None:
         write_bytes(drop_file, _csv(drop_list(entries)).encode())
     print(json.dumps(facts))
-
-
-def _settings(run_dir: Path) -> DenoiserSettings:
-    config = run_dir / "config.yaml"
-    if not config.is_file():
-        raise UserError(f"{run_dir} is not a run", "name the run_dir of a training run")
-    if (program := read_yaml(config).get("program")) != "denoiser":
-        raise UserError(f"{run_dir} is a run of the program {program}", "name a run of the program denoiser")
-    settings = load_settings(DenoiserSettings, config)
-    if settings.data.streaming:
-        raise UserError(f"{run_dir} trained on a stream", "a ledger needs data that is read before the run")
-    return settings.model_copy(update={"run_dir": run_dir})
 
 
 def use_weights(loss: DenoiserLoss, checkpoint: Path, settings: DenoiserSettings) -> None:

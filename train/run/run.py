@@ -146,6 +146,7 @@ class Run:
         dataset: "Dataset[Any]",
         *,
         bucket_of: Sequence[Hashable] = (),
+        sample_ids: Sequence[str] = (),
         stream: Callable[[int, Mapping[str, Any]], StreamOrder] | None = None,
         preview: Preview,
         validate: Validate | None = None,
@@ -159,6 +160,7 @@ class Run:
             module: maps a batch to per-sample tensors, including `loss`.
             dataset: indexed by SampleKey; with `stream` by Turn.
             bucket_of: for each sample what the samples of a batch must share: its size.
+            sample_ids: of each sample; needed with `data.order = keyed`.
             stream: in place of `bucket_of`: makes the order from a step and from what was saved of the stream there.
             preview: draws a preview image, see `AfterSteps`.
             validate: measures the state every `validation.every` steps, on every process.
@@ -181,7 +183,7 @@ class Run:
             self.changes += self._lost_history(state)
         model = self.prepare(module)
         streamed = stream(state.step, state.stream) if stream else None
-        loader = self.loader(dataset, streamed or self.order(bucket_of, state.step))
+        loader = self.loader(dataset, streamed or self.order(bucket_of, state.step, sample_ids))
         full = disk_errors(self.run_dir, only_full=True)
         with full, StopSignal().watching() as stop, self._open_log(state) as log:
             self.on_preview_step = partial(
@@ -261,7 +263,9 @@ class Run:
         """`module` for the loop: its gradients are averaged over all processes."""
         return module if self.sharded else self.accelerator.prepare_model(module)
 
-    def order(self, bucket_of: Sequence[Hashable], start_step: int) -> BatchOrder:
+    def order(
+        self, bucket_of: Sequence[Hashable], start_step: int, sample_ids: Sequence[str] = ()
+    ) -> BatchOrder:
         """This process's batches from `start_step` to the end."""
         settings = self.settings
         return BatchOrder(
@@ -272,6 +276,7 @@ class Run:
             settings.num_steps,
             rank=self.processes.rank,
             num_processes=self.processes.num_processes,
+            sample_ids=sample_ids if settings.data.order == "keyed" else None,
         )
 
     def loader(self, dataset: "Dataset[Any]", order: Iterable[list[Any]]) -> DataLoader[Any]:

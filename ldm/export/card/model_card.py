@@ -1,12 +1,13 @@
 """The model card of an export: README.md, with the images that it shows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ldm.evaluation.curves import draw_curves, panels_of
 from ldm.export.card.data_facts import data_facts, data_names, hub_datasets
+from ldm.export.card.evaluations import copies_of, read_evaluations
 from ldm.export.card.facts import (
     find_base,
     hashes_of,
@@ -21,7 +22,7 @@ from ldm.export.card.run_record import RunRecord, read_run
 from ldm.export.card.samples import CURVES, GRID, INPUT_NOTE, SampleImage, write_samples
 from ldm.export.card.source_card import SourceCard, read_source_card
 from ldm.export.card.task_words import words_for
-from ldm.export.card.training_facts import measurements_of, memorisation_of, training_facts
+from ldm.export.card.training_facts import held_out_loss, measurements_of, memorisation_of, training_facts
 from ldm.export.card.usage import command_example, python_example
 from ldm.export.export_source import ExportSource
 from ldm.export.formats.exporter import ExportedModel, usage_of
@@ -53,6 +54,7 @@ def write_card(
     format: str,
     samples: Sequence[SampleImage],
     name: str | None = None,
+    evaluations: Sequence[Path] = (),
 ) -> Path:
     """Write `README.md`, and the images that it shows into `samples/`.
 
@@ -67,16 +69,20 @@ def write_card(
         format: a key of `ldm.export.formats.formats.FORMATS`.
         samples: images that the model made; the first one's prompt is used in the examples.
         name: the name of the final folder; default: the model's id.
+        evaluations: reports of this model, see `read_evaluations`; those near its run are found without.
 
     Returns:
         The path of README.md.
 
     Raises:
-        UserError: a file of the run is damaged, or the disk is full.
+        UserError: a file of the run is damaged, an evaluation is of another model, or the disk is full.
     """
     private = private_names(repo_id)
     title, licence = public_text(title, private), licence and public_text(licence, private)
     run = _run_of(source)
+    named = read_evaluations(evaluations, source.weights_hash, _parts_of(source))
+    near = run.reports if run else ()
+    reports = [*near, *(report for report in named if report not in near)]
     base = find_base(source, run)
     exported = ExportedModel(source, folder, name or public_name(source.model_id), format, repo_id, base)
     own_card = read_source_card(source.folder) if run is None and source.adapter is None else None
@@ -100,6 +106,8 @@ def write_card(
         **_model_facts(exported, _example_prompt(samples, run, source.parts.task), own_card),
         hashes=hashes_of(source, run),
         **_run_facts(run, folder),
+        measurements=[*held_out_loss(run), *measurements_of(reports, run)],
+        copies=next(filter(None, map(copies_of, reports)), None),
     )
     write_bytes(folder / CARD, text.encode("utf-8", "replace"))
     return folder / CARD
@@ -107,8 +115,14 @@ def write_card(
 
 def _run_of(source: ExportSource) -> RunRecord | None:
     """What is known of the run that made the model."""
-    parts = source.identity.image_parts if source.identity else None
-    return read_run(source.run, source.folder, source.weights_hash, parts) if source.run else None
+    if source.run is None:
+        return None
+    return read_run(source.run, source.folder, source.weights_hash, _parts_of(source))
+
+
+def _parts_of(source: ExportSource) -> Mapping[str, str] | None:
+    """What an evaluation of the model records of its parts, if known."""
+    return source.identity.image_parts if source.identity else None
 
 
 @dataclass(frozen=True)
@@ -154,7 +168,6 @@ def _run_facts(run: RunRecord | None, folder: Path) -> dict[str, Any]:
         "data_names": data_names(run) if run else [],
         "holdout_fraction": run.setting("data.holdout_fraction") if run else None,
         "curves": _draw_curves(folder, run) if run else None,
-        "measurements": measurements_of(run) if run else [],
         "memorisation": memorisation_of(run),
         "few_images": FEW_IMAGES,
     }

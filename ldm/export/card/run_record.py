@@ -8,9 +8,11 @@ from typing import Any
 from ldm.config import read_yaml
 from ldm.errors import UserError
 from ldm.evaluation.curves import read_metrics
+from ldm.export.card.evaluations import AUDIT, EVALUATION, is_of
 from ldm.io.json_files import read_json, read_object
 
 DATA_REPORT, REPORT = "data_report.json", "report.json"
+REPORTS = (REPORT, EVALUATION, AUDIT)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def read_run(
         data_report=read_object(data_report) if data_report.is_file() else None,
         step=int(made["step"]) if "step" in made else _best_step(folder, settings),
         weights=str(made.get("weights", "average")),
-        reports=[each for each in _reports_near(folder) if _is_of(each, weights_hash, parts)],
+        reports=[each for each in _reports_near(folder) if is_of(each, weights_hash, parts)],
     )
 
 
@@ -91,18 +93,12 @@ def _best_step(folder: Path, settings: Mapping[str, Any]) -> int | None:
     )
 
 
-def _is_of(report: Mapping[str, Any], weights_hash: str, parts: Mapping[str, str] | None) -> bool:
-    """Whether an evaluation is of this model; those of older versions recorded only its weights."""
-    measured = report.get("model_parts")
-    same_parts = measured is None or parts is None or measured == parts
-    return report.get("weights_hash") == weights_hash and same_parts
-
-
 def _reports_near(folder: Path) -> Iterator[Mapping[str, Any]]:
     """The reports in a run's folder, in its subfolders and in its sibling folders; other files are skipped."""
     folder = folder.resolve()
-    beside = [*folder.glob(f"*/{REPORT}"), *folder.parent.glob(f"*/{REPORT}")]
-    for path in dict.fromkeys([folder / REPORT, *sorted(beside)]):
+    places = [(place, name) for place in (folder, folder.parent) for name in REPORTS]
+    beside = [path for place, name in places for path in place.glob(f"*/{name}")]
+    for path in dict.fromkeys([*(folder / name for name in REPORTS), *sorted(beside)]):
         try:
             found = read_json(path)
         except UserError:

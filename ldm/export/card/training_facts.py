@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from ldm.evaluation.metrics import mean_text, share_text
+from ldm.export.card.evaluations import Measurement, evaluation_rows
 from ldm.export.card.facts import public_name
 from ldm.export.card.run_record import RunRecord
 from ldm.io.redaction import redacted
@@ -124,26 +125,22 @@ def _minutes(rows: Sequence[Mapping[str, Any]]) -> int:
     return round(seconds / 60)
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """One measured value, with the command that measures it again."""
+def measurements_of(reports: Sequence[Mapping[str, Any]], run: RunRecord | None) -> list[Measurement]:
+    """What evaluations measured of exactly these weights.
 
-    what: str
-    value: str
-    command: str
-
-
-def measurements_of(run: RunRecord) -> list[Measurement]:
-    """What the run itself measured, and what evaluations measured of exactly these weights."""
-    found = _held_out_loss(run)
-    for report in run.reports:
+    Args:
+        run: that made the model, if known; names the data.
+    """
+    found: list[Measurement] = []
+    for report in reports:
         found += _memorisation(report, run) + _prompt_following(report)
-        found += _task_scores(report) + _task_quality(report)
+        found += _task_scores(report) + _task_quality(report) + list(evaluation_rows(report))
     return found
 
 
-def _held_out_loss(run: RunRecord) -> list[Measurement]:
-    row = run.validation
+def held_out_loss(run: RunRecord | None) -> list[Measurement]:
+    """What the run itself measured."""
+    row = run.validation if run else None
     if row is None:
         return []
     text = f"{row['validation_loss']:.4g} at step {row['step']}"
@@ -157,10 +154,10 @@ def memorisation_of(run: RunRecord | None) -> Mapping[str, Any] | None:
     return next((report["recall"] for report in run.reports if "recall" in report), None) if run else None
 
 
-def _memorisation(report: Mapping[str, Any], run: RunRecord) -> list[Measurement]:
+def _memorisation(report: Mapping[str, Any], run: RunRecord | None) -> list[Measurement]:
     if "recall" not in report:
         return []
-    path = run.setting("data.path")
+    path = run.setting("data.path") if run else None
     data = shlex.quote(public_name(path)) if isinstance(path, str) else "DATA"
     what = "memorisation: the nearest training image is the caption's own"
     command = f"python scripts/evaluate_emoji.py --model MODEL --data {data} --output DIR"
