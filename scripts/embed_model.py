@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ldm.demos.emoji_card import emoji_card, emoji_edit_card
+from ldm.demos.emoji_card import emoji_card, emoji_edit_card, emoji_upscale_card
 from ldm.errors import UserError
 from ldm.io.files import write_bytes
 from ldm.models.loading.folder import weights_hash
@@ -16,7 +16,15 @@ SCRIPTS = {
     "denoiser": "make_emoji_model.sh",
     "composed": "make_composed_emoji_model.sh",
     "edit": "make_emoji_edit_model.sh",
+    "upscale": "make_emoji_upscale_model.sh",
 }
+
+
+def card_of(runs: Path, kind: str) -> str:
+    """The README.md of a kind of model."""
+    if kind in ("edit", "upscale"):
+        return {"edit": emoji_edit_card, "upscale": emoji_upscale_card}[kind](runs)
+    return emoji_card(runs, composed=kind == "composed")
 
 
 def main() -> int:
@@ -25,20 +33,16 @@ def main() -> int:
     )
     parser.add_argument("runs", type=Path, help="the folder with the runs of make_emoji_model.sh")
     parser.add_argument("dest", type=Path, help="where to put it; an existing folder is replaced")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--composed", action="store_true", help="the model that make_composed_emoji_model.sh trained further"
+    parser.add_argument(
+        "--kind",
+        choices=SCRIPTS,
+        default="denoiser",
+        help="which of the runs: the script that made it (denoiser)",
     )
-    which.add_argument("--edit", action="store_true", help="the model of make_emoji_edit_model.sh")
     options = parser.parse_args()
-    kind = "edit" if options.edit else "composed" if options.composed else "denoiser"
-    source, script = options.runs / kind / "pipeline", SCRIPTS[kind]
+    source, script = options.runs / options.kind / "pipeline", SCRIPTS[options.kind]
     try:
-        card = (
-            emoji_edit_card(options.runs)
-            if options.edit
-            else emoji_card(options.runs, composed=options.composed)
-        )
+        card = card_of(options.runs, options.kind)
         provenance = {"made_by": f"scripts/{script}", "weights_sha256": weights_hash(source)}
         save_parts(
             load_parts(source),

@@ -24,4 +24,4 @@ ldm train configs/emoji/composed.yaml "$@"
 
 echo "done: look at $runs/composed-score/*.png and $runs/composed-evaluation/*.png. If recall (top 1) is at least 0.98 and"
 echo "the held-out scenes are better than the embedded model's, put it into the package with"
-echo "    python scripts/embed_model.py --composed $runs ldm/assets/emoji"
+echo "    python scripts/embed_model.py --kind composed $runs ldm/assets/emoji"

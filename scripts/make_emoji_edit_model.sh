@@ -20,4 +20,5 @@ ldm train configs/emoji/edit.yaml "$@"
 [ -d "$runs/edit-score" ] || python scripts/score_emoji_edits.py --model "$runs/edit/pipeline" --data "$composed" \
     --output "$runs/edit-score"
 
-echo "done: look at $runs/edit-score/held-out.png"
+echo "done: look at $runs/edit-score/held-out.png, and put the model into the package with"
+echo "    python scripts/embed_model.py --kind edit $runs ldm/assets/emoji-edit"

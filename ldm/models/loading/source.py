@@ -10,7 +10,9 @@ from ldm.models.loading.folder import ADAPTER, ADAPTER_WEIGHTS, PICKLES, VARIANT
 from ldm.models.loading.hub_answers import HINT, is_from_the_library, reason_of
 from ldm.models.loading.weights_check import weights_files
 
-EMBEDDED = {name: Path(__file__).parents[2] / "assets" / name for name in ("emoji", "emoji-edit")}
+EMBEDDED = {
+    name: Path(__file__).parents[2] / "assets" / name for name in ("emoji", "emoji-edit", "emoji-upscale")
+}
 """Models inside the package, by name."""
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@(?!.*\.\.)\w[\w./-]*)?")
@@ -26,7 +28,7 @@ def find_model(model: str | Path) -> tuple[Path, str]:
     """The folder or the single file of a model, and its id, a name without a path.
 
     Args:
-        model: "emoji" or "emoji-edit", a folder in the diffusers layout or of an adapter, a run folder (with
+        model: an embedded model, a folder in the diffusers layout or of an adapter, a run folder (with
             `pipeline/`), a .safetensors file in the original layout, or a Hub id, with a revision as in
             `user/name@v1.0`.
 
