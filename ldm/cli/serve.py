@@ -140,7 +140,7 @@ def serve(
     with listen(host, port) as opened, _model_options({"model": model, **given}) as chosen:
         queue = JobQueue(caps)
         workers, served = _load(chosen, queue, signer, checker)
-        service = Service(served, queue, batch_size=chosen.batch_size)
+        service = Service(served, queue, batch_size=chosen.batch_size, signer=signer)
         application = make_application(service, runs=runs, token=known, with_page=not no_page, public=public)
         for worker in workers:
             worker.start()

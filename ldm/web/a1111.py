@@ -239,7 +239,7 @@ async def answered(
     await service.finish(job, request)
     if job.error:
         raise job.error
-    images = [base64.b64encode(image.png).decode("ascii") for image in job.images]
+    images = [base64.b64encode(image.data).decode("ascii") for image in job.images]
     parameters = {key: value for key, value in given.items() if key not in ("init_images", "mask")}
     return JSONResponse({
         "images": images if given.get("send_images", True) else [],

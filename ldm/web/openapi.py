@@ -50,10 +50,7 @@ def _operation(route: Route, method: str) -> dict[str, Any]:
     names = [part.strip("{}").partition(":")[0] for part in route.path.split("/") if part.startswith("{")]
     found: dict[str, Any] = {
         "summary": described,
-        "parameters": [
-            {"name": name.removesuffix("}.png"), "in": "path", "required": True, "schema": _TEXT}
-            for name in names
-        ]
+        "parameters": [{"name": name, "in": "path", "required": True, "schema": _TEXT} for name in names]
         + _QUERIES.get((route.path, method), []),
         "responses": {
             "200": {"description": "Done."},

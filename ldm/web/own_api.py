@@ -12,9 +12,11 @@ from starlette.routing import Route
 
 from ldm.errors import UserError
 from ldm.generation.reproduce import Original
-from ldm.io.image_writing import RECORD_KEY
+from ldm.io.image_metadata import ImageFormat
+from ldm.io.image_writing import RECORD_KEY, SUFFIXES
 from ldm.io.json_files import parse_json
 from ldm.pipeline.record import ImageRecord
+from ldm.provenance.credentials import MIME_TYPES
 from ldm.web.form import describe_form, read_controls, read_settings, read_weights
 from ldm.web.guard import COOKIE, Guard, same_text
 from ldm.web.queue import Job, NotFound, ServedImage
@@ -186,8 +188,13 @@ def describe_image(job: Job, image: ServedImage) -> dict[str, Any]:
         "width": record.settings.width,
         "height": record.settings.height,
         "file_name": image.file_name,
-        "url": f"/ldm/jobs/{job.id}/images/{image.number}.png",
+        "url": image_path(job, image),
     }
+
+
+def image_path(job: Job, image: ServedImage) -> str:
+    """Where an image is on this server."""
+    return f"/ldm/jobs/{job.id}/images/{image.number}{SUFFIXES[image.file_format]}"
 
 
 def data_url(png: bytes) -> str:
@@ -196,13 +203,13 @@ def data_url(png: bytes) -> str:
 
 
 async def image_file(request: Request) -> Response:
-    """A finished image as the PNG file that `ldm generate` writes."""
+    """A finished image as the file that `ldm generate` writes."""
     job = service_of(request).queue.find(request.path_params["job"])
-    number = request.path_params["number"]
-    found = next((image for image in job.images if image.number == number), None)
+    found = next((image for image in job.images if image_path(job, image) == request.url.path), None)
     if found is None:
-        raise NotFound(f"the job has no image {number}", f"it has {len(job.images)} now")
-    return png_response(found.png, found.file_name)
+        name = request.url.path.rpartition("/")[2]
+        raise NotFound(f"the job has no image {name:.40}", f"it has {len(job.images)} now")
+    return image_response(found.data, found.file_name, found.file_format)
 
 
 async def sheet(request: Request) -> Response:
@@ -210,17 +217,17 @@ async def sheet(request: Request) -> Response:
     service = service_of(request)
     job = service.queue.find(request.path_params["job"])
     png = await run_in_threadpool(service.sheet_file, job)
-    return png_response(png, "grid.png")
+    return image_response(png, "grid.png")
 
 
-def png_response(png: bytes, name: str) -> Response:
-    """A PNG that a browser shows, and saves under a name."""
+def image_response(data: bytes, name: str, file_format: ImageFormat = "png") -> Response:
+    """An image that a browser shows, and saves under a name."""
     letters = "".join(letter if letter.isascii() and letter.isprintable() else "-" for letter in name)
     headers = {
         "content-disposition": f'inline; filename="{letters}"',
         "cache-control": "private, max-age=86400",
     }
-    return Response(png, media_type="image/png", headers=headers)
+    return Response(data, media_type=MIME_TYPES[file_format], headers=headers)
 
 
 # Settings in an image
@@ -290,7 +297,7 @@ ROUTES = [
     Route("/ldm/jobs", job_list, methods=["GET"]),
     Route("/ldm/jobs/{job}", job_state, methods=["GET"]),
     Route("/ldm/jobs/{job}", cancel, methods=["DELETE"]),
-    Route("/ldm/jobs/{job}/images/{number:int}.png", image_file),
+    *(Route(f"/ldm/jobs/{{job}}/images/{{number:int}}{suffix}", image_file) for suffix in SUFFIXES.values()),
     Route("/ldm/jobs/{job}/grid.png", sheet),
     Route("/ldm/read", read_png, methods=["POST"]),
 ]

@@ -15,6 +15,7 @@ from time import time
 from typing import Literal
 
 from ldm.errors import UserError
+from ldm.io.image_metadata import ImageFormat
 from ldm.pipeline.batches import Batch, ImageRequest, plan_batches
 from ldm.pipeline.record import ImageRecord
 from ldm.pipeline.xy_grid import Axis
@@ -34,13 +35,18 @@ class NotFound(UserError):
 
 @dataclass(frozen=True)
 class ServedImage:
-    """An image that was made: a PNG file with its record."""
+    """An image that was made: the bytes of its file, with its record.
+
+    Attributes:
+        file_name: ends as the format says.
+    """
 
     number: int
     seed: int
     file_name: str
-    png: bytes
+    data: bytes
     record: ImageRecord
+    file_format: ImageFormat = "png"
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ class Job:
         client: whose turn it takes.
         held_bytes: of the decoded images that it was given.
         lora_weights: a weight for each LoRA of the server; None: as it was started.
+        file_format, quality: of the files, as of `ldm generate`.
         waiting: the batches that no worker has taken.
         at_work: those that are being made.
         num_made: images of the batches that were made.
@@ -100,11 +107,15 @@ class Job:
         *,
         lora_weights: tuple[float, ...] | None = None,
         layout: SheetLayout | None = None,
+        file_format: ImageFormat = "png",
+        quality: int | None = None,
     ) -> None:
         self.id = secrets.token_urlsafe(16)
         self.client = client
         self.lora_weights = lora_weights
         self.layout = layout
+        self.file_format: ImageFormat = file_format
+        self.quality = quality
         self.requests: Sequence[ImageRequest] = requests
         self.num_images = len(requests)
         self.held_bytes = _held_bytes(requests[0])
@@ -147,7 +158,7 @@ class Job:
     @property
     def kept_bytes(self) -> int:
         """The finished images."""
-        return sum(len(image.png) for image in self.images)
+        return sum(len(image.data) for image in self.images)
 
     def warn(self, message: str) -> None:
         """Note a warning, once."""

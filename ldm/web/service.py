@@ -14,8 +14,9 @@ from starlette.requests import Request
 
 from ldm.errors import UserError
 from ldm.generation.prompts import check_installed
+from ldm.generation.signing import sheet_file, signed_sheet
+from ldm.io.image_metadata import ImageFormat
 from ldm.io.images import image_grid
-from ldm.io.png import with_chunks
 from ldm.models.control.hints import REFERENCE
 from ldm.models.generation_settings import GenerationSettings
 from ldm.models.setting_checks import check_text
@@ -23,10 +24,10 @@ from ldm.pipeline.batches import Prompt, list_images
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.settings import with_inputs
 from ldm.pipeline.xy_grid import Axis, grid_sheet, over_grid, parse_axis
-from ldm.provenance.marks import EDITED, MADE, mark_texts, source_type_of
+from ldm.provenance.credentials import ImageSigner
 from ldm.tasks import TASKS
 from ldm.web.caps import Caps
-from ldm.web.queue import Job, JobQueue, SheetLayout
+from ldm.web.queue import Job, JobQueue, ServedImage, SheetLayout
 from ldm.web.uploads import UploadReader
 
 RANDOM_SEEDS = 2**32
@@ -92,6 +93,7 @@ class Asked:
         controls: control images by kind, each with its scale; `reference` is an image that serves as a prompt.
         lora_weights: None for those of the server.
         grid_x, grid_y: as of `ldm.pipeline.xy_grid.parse_axis`; empty for none.
+        file_format, quality: of the files, as of `ldm generate`.
     """
 
     prompt: str
@@ -102,6 +104,8 @@ class Asked:
     lora_weights: tuple[float, ...] | None = None
     grid_x: str = ""
     grid_y: str = ""
+    file_format: ImageFormat = "png"
+    quality: int | None = None
 
 
 class Service:
@@ -110,6 +114,7 @@ class Service:
     Attributes:
         kind: the settings of an image.
         batch_size: images made at once, as of `ldm generate --batch-size`.
+        signer: signs the sheets of images; None if nothing is signed.
     """
 
     def __init__(
@@ -118,11 +123,13 @@ class Service:
         queue: JobQueue,
         *,
         batch_size: int,
+        signer: ImageSigner | None = None,
         kind: type[GenerationSettings] = GenerationSettings,
     ) -> None:
         self.model = model
         self.queue = queue
         self.batch_size = batch_size
+        self.signer = signer
         self.kind = kind
         self.uploads = UploadReader(queue.caps.upload_pixels)
 
@@ -155,6 +162,8 @@ class Service:
             self.batch_size,
             lora_weights=asked.lora_weights,
             layout=SheetLayout(asked.prompt, x, y) if x or y else None,
+            file_format=asked.file_format,
+            quality=asked.quality,
         )
         self.queue.submit(job)
         return job
@@ -194,21 +203,26 @@ class Service:
         if pixels > self.caps.sheet_pixels:
             what = f"a grid of these images has {pixels / 1e6:.0f} megapixels"
             raise UserError(what, "download the images one by one")
-        images = [open_made(each.png) for each in job.images]
+        images = [open_made(each) for each in job.images]
         if job.layout and len(images) == job.num_images:
             return grid_sheet(images, [job.layout.prompt], job.layout.x, job.layout.y)
         columns = next(n for n in range(1, len(images) + 1) if n * n >= len(images))
         return image_grid(images, num_columns=columns)
 
     def sheet_file(self, job: Job) -> bytes:
-        """`sheet` as a PNG that says that an AI made it."""
-        edited = any(source_type_of(each.record.to_json()) == EDITED for each in job.images)
-        return with_chunks(self.sheet(job), mark_texts(EDITED if edited else MADE))
+        """`sheet` as a PNG that says that an AI made it; signed, if the images are."""
+        images = list(job.images)
+        edited = next((each for each in images if each.record.inputs), None)
+        data = sheet_file(self.sheet(job), edited=edited is not None)
+        if self.signer is None:
+            return data
+        files = [(each.file_name, each.data) for each in images]
+        return signed_sheet(data, files, (edited or images[0]).record.to_json(), self.signer)
 
 
-def open_made(png: bytes) -> Image.Image:
-    """An image that this server made."""
-    return Image.open(io.BytesIO(png), formats=["PNG"]).convert("RGB")
+def open_made(image: ServedImage) -> Image.Image:
+    """The pixels of an image that this server made."""
+    return Image.open(io.BytesIO(image.data), formats=[image.file_format]).convert("RGB")
 
 
 def with_seed(settings: GenerationSettings) -> GenerationSettings:

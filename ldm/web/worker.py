@@ -11,6 +11,8 @@ from torch import Tensor
 from ldm.errors import UserError, warn
 from ldm.generation.safety_check import checked
 from ldm.generation.signing import image_file
+from ldm.io.image_metadata import ImageFormat
+from ldm.io.image_writing import SUFFIXES
 from ldm.io.memory import memory_fault
 from ldm.io.messages import warnings_of_thread
 from ldm.models.devices import free_cached_memory
@@ -18,10 +20,11 @@ from ldm.pipeline.file_names import image_file_name
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.settings import MadeImage
 from ldm.provenance.credentials import ImageSigner
+from ldm.provenance.marks import EDITED, MADE
 from ldm.provenance.safety import SafetyChecker
 from ldm.types import Step
 from ldm.web.caps import Caps
-from ldm.web.latent_previews import as_png, fit_colors, preview_images
+from ldm.web.latent_previews import fit_colors, preview_file, preview_images
 from ldm.web.queue import Job, JobQueue, ServedImage, Turn
 
 PREVIEW_SEC = 0.3
@@ -98,7 +101,7 @@ class Worker(threading.Thread):
         batches = [turn.batch]
         for made in pipeline.make_images(batches, batch_size=self.batch_size, halve=True, on_step=on_step):
             if image := self._checked(made):
-                job.add(served_image(image, self.signer))
+                job.add(served_image(image, self.signer, job.file_format, job.quality))
 
     def _checked(self, made: MadeImage) -> MadeImage | None:
         """The image with the classifier's note; None if it is not to be shown, which a warning says."""
@@ -120,7 +123,8 @@ class Worker(threading.Thread):
         if self._colors is None:
             autoencoder = pipeline.autoencoder
             self._colors = fit_colors(autoencoder.decode, autoencoder.num_channels, pipeline.device)
-        turn.previews = tuple(map(as_png, preview_images(latents, self._colors)))
+        kind = EDITED if turn.batch[0].inputs else MADE
+        turn.previews = tuple(preview_file(each, kind) for each in preview_images(latents, self._colors))
         self._next_preview = monotonic() + PREVIEW_SEC
 
     def _pipeline_with(self, weights: LoraWeights) -> Pipeline:
@@ -142,11 +146,17 @@ def check_completed(pipeline: Pipeline, job: Job, caps: Caps) -> None:
         caps.check_settings(record.settings)
 
 
-def served_image(made: MadeImage, signer: ImageSigner | None = None) -> ServedImage:
-    """An image as the PNG file that `ldm generate` would write."""
+def served_image(
+    made: MadeImage,
+    signer: ImageSigner | None = None,
+    file_format: ImageFormat = "png",
+    quality: int | None = None,
+) -> ServedImage:
+    """An image as the file that `ldm generate` would write, signed in the format that was asked for."""
     request = made.request
-    name = image_file_name(request.number, request.prompt, request.seed)
-    return ServedImage(request.number, request.seed, name, image_file(made, signer), made.record)
+    name = image_file_name(request.number, request.prompt, request.seed, SUFFIXES[file_format])
+    data = image_file(made, signer, file_format, quality)
+    return ServedImage(request.number, request.seed, name, data, made.record, file_format)
 
 
 def _fault(error: Exception) -> UserError:

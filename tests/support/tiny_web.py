@@ -135,7 +135,7 @@ def working(
     workers = [
         Worker(queue, each, weights, load, batch_size=8, signer=signer, checker=checker) for each in pipelines
     ]
-    service = Service(describe(pipelines[0]), queue, batch_size=8)
+    service = Service(describe(pipelines[0]), queue, batch_size=8, signer=signer)
     for worker in workers:
         worker.start()
     try:

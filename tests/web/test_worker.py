@@ -74,7 +74,7 @@ def test_images_are_those_of_the_command_line(service: Service, model: Path, tmp
         "a red apple", "-n", 10, "--num-inference-steps", 2, "--seed", 3, "--scheduler", "euler",
         "--model", model, "--output", tmp_path / "made",
     )  # fmt: skip
-    assert {image.file_name: image.png for image in job.images} == files(str(tmp_path / "made"))
+    assert {image.file_name: image.data for image in job.images} == files(str(tmp_path / "made"))
     assert job.state == "done" and job.progress == 1 and not job.warnings
 
 
@@ -88,7 +88,7 @@ def test_images_over_a_grid_are_those_of_the_command_line(
     with Image.open(tmp_path / "made/grid.png") as sheet:
         assert service.sheet(job).tobytes() == sheet.convert("RGB").tobytes()
     del made["grid.png"]
-    assert {image.file_name: image.png for image in job.images} == made
+    assert {image.file_name: image.data for image in job.images} == made
 
 
 def test_served_images_are_marked_watermarked_and_signed(
@@ -107,14 +107,14 @@ def test_served_images_are_marked_watermarked_and_signed(
     generate("a", *quick, "--sign", "--model", model, "--output", tmp_path / "made")
     (made,) = (tmp_path / "made").iterdir()
     served = tmp_path / "served.png"
-    served.write_bytes(job.images[0].png)
+    served.write_bytes(job.images[0].data)
     assert told(served)[1].partition(": ")[2] == told(made)[1].partition(": ")[2]
     assert "signed by Alice; made by large" in told(served)[1] and "as its record says" in told(served)[1]
     assert read_texts(served) == read_texts(made)
-    credentials = read_credentials(edit.images[0].png)
+    credentials = read_credentials(edit.images[0].data)
     assert credentials is not None and [each.title for each in credentials.ingredients] == ["image"]
     for each, kind in ((job, MADE), (edit, EDITED)):
-        assert source_type_in(read_metadata(each.images[0].png)) == kind
+        assert source_type_in(read_metadata(each.images[0].data)) == kind
         assert source_type_in(read_metadata(service.sheet_file(each))) == kind
 
 
@@ -193,7 +193,7 @@ def test_two_workers_share_the_batches_and_make_the_same_images(service: Service
         plain.ended.result(60)
         rounded.ended.result(60)
     assert not together.broken
-    assert [image.png for image in shared.images] == [image.png for image in alone.images]
+    assert [image.data for image in shared.images] == [image.data for image in alone.images]
     assert plain.warnings == ["8 rows"] and rounded.warnings[1:] == ["9 rows"]
 
 
@@ -235,28 +235,28 @@ def test_lora_weights_are_chosen_for_each_request(model: Path, lora: Path, tmp_p
         half, without = (ask(service, lora_weights=(weight,)).images[0] for weight in (0.5, 0.0))
     named, output = ("--lora", f"{lora}:0.5"), tmp_path / "made"
     generate("a", "--num-inference-steps", 2, "--seed", 3, *named, "--model", model, "--output", output)
-    assert files(str(output)) == {"0001-a-s3.png": half.png}
-    assert without.record.loras == () and without.png != half.png
+    assert files(str(output)) == {"0001-a-s3.png": half.data}
+    assert without.record.loras == () and without.data != half.data
 
 
 def test_settings_are_read_from_a_png_and_make_it_again(service: Service) -> None:
     job = ask(service, "a red apple", scheduler="euler", guidance_interval=(0.0, 0.5), num_images=2)
-    png = job.images[1].png
+    png = job.images[1].data
     found = settings_in(service, png)
     assert found["note"] == "" and found["needs"] == []
     again = service.submit("me", Asked(found["prompt"], GenerationSettings(**found["settings"])))
     again.ended.result(60)
-    assert again.images[0].png == png
+    assert again.images[0].data == png
     source = photo(16, 16)
     changed = ask(service, image=source, strength=0.5)
-    found = settings_in(service, changed.images[0].png)
+    found = settings_in(service, changed.images[0].data)
     for kind in ("jpeg", "webp"):
         other = encode_with_record(source, changed.images[0].record, kind)  # type: ignore[arg-type]
         assert settings_in(service, other) == found
     assert found["needs"] == ["image"] and "height" not in found["settings"]
     again = service.submit("me", Asked(found["prompt"], GenerationSettings(**found["settings"]), source))
     again.ended.result(60)
-    assert again.images[0].png == changed.images[0].png
+    assert again.images[0].data == changed.images[0].data
 
 
 def test_the_model_is_loaded_once(service: Service) -> None:
