@@ -20,11 +20,12 @@ from ldm.io.image_metadata import ImageFormat
 from ldm.io.json_files import parse_json
 from ldm.web.form import read_settings, read_weights
 from ldm.web.own_api import image_path, json_object, service_of
-from ldm.web.queue import Job, NotFound
+from ldm.web.queue import Job
+from ldm.web.served_model import ServedModel
 from ldm.web.service import Asked, Service, client_of, raise_error, text_of
 
 OWN_NAMES = re.compile(r"dall-e-\d|gpt-image-[\w.-]+|chatgpt-image-[\w.-]+")
-"""OpenAI's models, which clients name where they cannot be told otherwise: they stand for the model at hand."""
+"""OpenAI's models, which clients name where they cannot be told otherwise: they stand for the first model."""
 
 WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "quality": ("auto", "standard"),
@@ -48,12 +49,14 @@ _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 async def generations(request: Request) -> Response:
     """Images from a prompt."""
     service, given = service_of(request), await json_object(request)
+    model = read_model(service, given.get("model"))
     settings, weights, warnings = read_fields(service, given)
     if "prompt" not in given:
         raise UserError("prompt is missing", 'send such as {"prompt": "a red apple"}')
     kind, quality = read_format(given)
     prompt = text_of(given, "prompt")
-    asked = Asked(prompt, settings, lora_weights=weights, file_format=kind, quality=quality)
+    own: dict[str, Any] = {"lora_weights": weights, "model": model, "file_format": kind, "quality": quality}
+    asked = Asked(prompt, settings, **own)
     return await answered(request, service, asked, given, warnings)
 
 
@@ -66,23 +69,25 @@ async def edits(request: Request) -> Response:
             (key, await value.read()) for key, value in form.multi_items() if isinstance(value, UploadFile)
         ]
     given = _typed(service, texts)
+    model = read_model(service, given.get("model"))
     settings, weights, warnings = read_fields(service, given)
     photos = [data for key, data in files if key in ("image", "image[]")]
     masks = [data for key, data in files if key == "mask"]
     if len(photos) != 1 or len(masks) > 1:
         what = f"{len(photos)} images and {len(masks)} masks are given"
         raise UserError(what, "send one image as a file, and at most one mask")
-    image, mask = await run_in_threadpool(_decoded, service, photos[0], masks[0] if masks else None)
+    image, mask = await run_in_threadpool(_decoded, service, model, photos[0], masks[0] if masks else None)
     kind, quality = read_format(given)
     prompt = text_of(given, "prompt")
-    asked = Asked(prompt, settings, image, mask, lora_weights=weights, file_format=kind, quality=quality)
+    own: dict[str, Any] = {"lora_weights": weights, "model": model, "file_format": kind, "quality": quality}
+    asked = Asked(prompt, settings, image, mask, **own)
     return await answered(request, service, asked, given, warnings)
 
 
-def _decoded(service: Service, photo: bytes, mask: bytes | None) -> tuple[Any, Any]:
+def _decoded(service: Service, model: ServedModel, photo: bytes, mask: bytes | None) -> tuple[Any, Any]:
     """The image and its mask: white where the mask is transparent, or where the image is, if there is no mask."""
     image = service.uploads.image(photo, "image")
-    if service.model.task_of(("image", "mask")) is None:
+    if model.task_of(("image", "mask")) is None:
         return image, None
     clear = service.uploads.image(
         photo if mask is None else mask, "image" if mask is None else "mask", "alpha"
@@ -113,9 +118,8 @@ def read_fields(
     """The settings in a request, the weights of LoRAs, and what had no effect.
 
     Raises:
-        UserError: a field is wrong or unknown, or the model is another one.
+        UserError: a field is wrong or unknown.
     """
-    check_model(service, given.get("model"))
     if given.get("response_format") not in (None, "b64_json", "url"):
         raise UserError(f"response_format is {given['response_format']!r:.40}", "it must be b64_json or url")
     warnings = [
@@ -150,15 +154,15 @@ def read_format(given: Mapping[str, Any]) -> tuple[ImageFormat, int | None]:
     return cast(ImageFormat, found), kept
 
 
-def check_model(service: Service, name: Any) -> None:
-    """Refuse another model than the one at hand.
+def read_model(service: Service, name: Any) -> ServedModel:
+    """The model that a request names; the first one of the server for OpenAI's own names, or if none is named.
 
     Raises:
-        NotFound: naming it.
+        NotFound: it is not served here.
     """
-    if name in (None, "", service.model.model_id) or OWN_NAMES.fullmatch(str(name)):
-        return
-    raise NotFound(f"model {name!r:.80} is not served here", f"use {service.model.model_id!r}")
+    if name in (None, "") or (name not in service.models and OWN_NAMES.fullmatch(str(name))):
+        return service.model
+    return service.find_model(name)
 
 
 def read_size(size: Any) -> dict[str, int]:
@@ -205,9 +209,12 @@ def images_of(request: Request, job: Job, given: Mapping[str, Any]) -> list[dict
 
 
 async def models(request: Request) -> Response:
-    """The model at hand, as a list."""
-    model = {"id": service_of(request).model.model_id, "object": "model", "created": 0, "owned_by": "ldm"}
-    return JSONResponse({"object": "list", "data": [model]})
+    """The models of this server."""
+    found = [
+        {"id": name, "object": "model", "created": 0, "owned_by": "ldm"}
+        for name in service_of(request).models
+    ]
+    return JSONResponse({"object": "list", "data": found})
 
 
 ROUTES = [

@@ -93,9 +93,11 @@ async def login(request: Request) -> Response:
 
 
 async def form(request: Request) -> Response:
-    """What the page's form is built from."""
+    """What the page's form is built from, for the first model or the one that is named."""
     service = service_of(request)
-    return JSONResponse(describe_form(service.kind, service.model, service.caps))
+    name = request.query_params.get("model")
+    model = service.find_model(name) if name else service.model
+    return JSONResponse(describe_form(service.kind, model, service.caps, list(service.models)))
 
 
 async def submit(request: Request) -> Response:
@@ -110,8 +112,9 @@ def read_asked(service: Service, given: Mapping[str, Any]) -> Asked:
     """What a request asks for, its images decoded.
 
     Raises:
-        UserError: a setting is wrong, or an image cannot be used.
+        UserError: a setting is wrong, an image cannot be used, or the model is not served here.
     """
+    model = service.find_model(given["model"]) if given.get("model") else service.model
     settings = read_settings(given, service.kind)
     photo = from_base64(given["image"], "image") if given.get("image") else None
     mask = from_base64(given["mask"], "mask") if given.get("mask") else None
@@ -131,6 +134,7 @@ def read_asked(service: Service, given: Mapping[str, Any]) -> Asked:
         read_weights(given.get("loras")),
         text_of(given, "grid_x"),
         text_of(given, "grid_y"),
+        model,
     )
 
 
@@ -185,6 +189,7 @@ def describe_image(job: Job, image: ServedImage) -> dict[str, Any]:
         "number": image.number,
         "seed": image.seed,
         "prompt": record.prompt,
+        "model": record.model_id,
         "width": record.settings.width,
         "height": record.settings.height,
         "file_name": image.file_name,
@@ -234,7 +239,7 @@ def image_response(data: bytes, name: str, file_format: ImageFormat = "png") -> 
 
 
 async def read_png(request: Request) -> Response:
-    """The settings in an image, and whether this model made it."""
+    """The settings in an image, and which of the models made it."""
     service, given = service_of(request), await json_object(request)
     data = from_base64(given.get("image"), "image")
     return JSONResponse(await run_in_threadpool(settings_in, service, data))
@@ -254,11 +259,14 @@ def settings_in(service: Service, data: bytes) -> dict[str, Any]:
         given = record.inputs.get("image")
         if given and (given.height, given.width) == sizes:
             settings = {name: value for name, value in settings.items() if name not in ("height", "width")}
+    made_by = next((m.name for m in service.models.values() if m.weights_hash == record.weights_hash), None)
+    other = f"made with another model, {record.model_id}: the image will be different"
     return {
         "prompt": record.prompt,
         "settings": settings,
         "needs": list(record.inputs),
-        "note": _other_model(service, record),
+        "model": made_by,
+        "note": "" if made_by else other,
         "text": record.to_json(),
     }
 
@@ -279,13 +287,6 @@ def read_record(service: Service, data: bytes) -> ImageRecord:
     if not isinstance(flat, dict):
         raise UserError("the settings in the image are not an object", "use the original file")
     return ImageRecord.from_json(flat, where="the image", kind=service.kind)
-
-
-def _other_model(service: Service, record: ImageRecord) -> str:
-    """What to say of an image that another model made; empty if it is this one."""
-    if record.weights_hash == service.model.weights_hash:
-        return ""
-    return f"made with another model, {record.model_id}: the image will be different"
 
 
 ROUTES = [

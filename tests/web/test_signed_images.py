@@ -85,7 +85,12 @@ def test_openais_answers(application: Guard, file_format: str, model: Path, tmp_
 
 
 def test_openais_edits(application: Guard) -> None:
-    parts = {"prompt": b"a", "num_inference_steps": b"2", "output_format": b"jpeg", "output_compression": b"80"}
+    parts = {
+        "prompt": b"a",
+        "num_inference_steps": b"2",
+        "output_format": b"jpeg",
+        "output_compression": b"80",
+    }
     body = b"".join(
         b'--x\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % (name.encode(), value)
         for name, value in parts.items()

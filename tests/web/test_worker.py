@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,13 @@ from ldm.pipeline.record import encode_with_record
 from ldm.provenance.credentials import read_credentials
 from ldm.provenance.marks import EDITED, MADE, source_type_in
 from ldm.web.caps import Caps
+from ldm.web.endings import ProcessEnded
+from ldm.web.image_maker import ImageMaker
 from ldm.web.latent_previews import fit_colors, preview_images
 from ldm.web.own_api import settings_in
 from ldm.web.queue import Job
-from ldm.web.service import Asked, ServedLora, Service
+from ldm.web.served_model import ServedLora
+from ldm.web.service import Asked, Service
 from ldm.web.worker import Worker
 from tests.support.signatures import identity, told
 from tests.support.tiny_generate import files, generate, save_model, save_model_of_large_images
@@ -163,6 +167,29 @@ def test_a_fault_of_the_program_ends_its_job_only(
     assert ask(service).state == "done"
 
 
+def test_a_batch_is_made_again_if_its_process_ends_and_the_job_fails_if_it_ends_again(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = ask(service, num_images=10)
+    unet, calls, fatal = pipeline_of(service).denoiser.unet, count(), {2}
+
+    def end(module: torch.nn.Module, args: Any) -> None:
+        if next(calls) in fatal:
+            raise ProcessEnded("was killed by SIGSEGV")
+
+    hook = unet.conv_in.register_forward_pre_hook(end)
+    job = ask(service, num_images=10)
+    assert [image.data for image in job.images] == [image.data for image in alone.images]
+    said = "the process that makes the images was killed by SIGSEGV and is started again"
+    assert job.state == "done" and job.warnings == [f"{said}: what it had begun is made anew"]
+    assert capsys.readouterr().err == f"warning: {said}\n"
+    fatal.update(range(1000))
+    failed = ask(service)
+    hook.remove()
+    assert failed.state == "failed" and "was killed by SIGSEGV, 2 times" in str(failed.error)
+    assert ask(service).state == "done"
+
+
 def pipeline_of(service: Service) -> Pipeline:
     """The pipeline of the worker that takes from the service's queue."""
     (pipeline,) = pipelines_of(service)
@@ -172,7 +199,8 @@ def pipeline_of(service: Service) -> Pipeline:
 def pipelines_of(service: Service) -> list[Pipeline]:
     """The pipelines of all workers that take from the service's queue."""
     workers = [t for t in threading.enumerate() if isinstance(t, Worker) and t.queue is service.queue]
-    return [worker._pipeline for worker in workers if worker._pipeline is not None]
+    makers = [worker.maker for worker in workers if isinstance(worker.maker, ImageMaker)]
+    return [maker.models.get(0).pipeline for maker in makers]
 
 
 def test_two_workers_share_the_batches_and_make_the_same_images(service: Service, model: Path) -> None:
@@ -231,7 +259,7 @@ def test_a_running_job_stops_between_two_steps(service: Service) -> None:
 
 def test_lora_weights_are_chosen_for_each_request(model: Path, lora: Path, tmp_path: Path) -> None:
     with working(model, str(lora)) as service:
-        service.model = replace(service.model, loras=(ServedLora("film", 1.0),))
+        assert service.model.loras == (ServedLora("film", 1.0),)
         half, without = (ask(service, lora_weights=(weight,)).images[0] for weight in (0.5, 0.0))
     named, output = ("--lora", f"{lora}:0.5"), tmp_path / "made"
     generate("a", "--num-inference-steps", 2, "--seed", 3, *named, "--model", model, "--output", output)
