@@ -42,8 +42,8 @@ ModelsInMemory = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="The most models in memory at once, on each device. One that is not there is loaded when an image is "
-        "asked of it, and the one that was not used for the longest makes room.",
+        help="The most models in memory at once, on each device. Others are loaded for the first request that "
+        "names them, and the least recently used one makes room.",
     ),
 ]
 Engine = Annotated[

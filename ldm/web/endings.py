@@ -12,7 +12,7 @@ class InternalError(UserError):
 
 
 class ProcessEnded(Exception):
-    """The process with the models has ended, without a word of why.
+    """The process with the models has ended by itself.
 
     Attributes:
         how: such as `was killed by SIGKILL`.

@@ -72,7 +72,7 @@ class LoadedModels:
 
     Args:
         models: what each model is made with.
-        most: the models in memory at once; the one that was not used for the longest is dropped.
+        most: the models in memory at once; the least recently used one is dropped.
     """
 
     def __init__(self, models: Sequence[ModelOptions], most: int) -> None:
