@@ -2,11 +2,10 @@
 
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,27 +17,48 @@ from ldm.models.settings_as_arguments import spell_out
 
 if TYPE_CHECKING:
     from ldm.generation.model_options import ModelOptions
-    from ldm.pipeline.pipeline import Pipeline
-    from ldm.provenance.credentials import ImageSigner
-    from ldm.provenance.safety import SafetyChecker
-    from ldm.web.queue import JobQueue
+    from ldm.web.image_maker import MakerSetup
+    from ldm.web.model_process import ModelProcess
     from ldm.web.runs_api import Runs
-    from ldm.web.service import ServedModel
+    from ldm.web.served_model import ServedModel
     from ldm.web.watched_run import RunSource
-    from ldm.web.worker import Worker
 
 PACKAGES = {"starlette": "starlette", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
 """The modules that serving needs, and the packages that have them."""
 
 NETWORKS = {name: options.NETWORKS[name] for name in options.NETWORKS if name != "model"}
-COMPUTING = {name: options.COMPUTING[name] for name in ("batch_size", "low_memory", "device", "dtype")}
 
-Model = Annotated[
-    str | None,
+Models = Annotated[
+    list[str] | None,
     typer.Argument(
         metavar="MODEL",
-        help="What to generate with, as --model of `ldm generate`.  [default: emoji]",
+        help="What to generate with, as --model of `ldm generate`: one or more, among which clients choose by name. "
+        "The first is used where none is named, and --lora and the other networks belong to it.  [default: emoji]",
         show_default=False,
+    ),
+]
+ModelsInMemory = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="The most models in memory at once, on each device. Others are loaded for the first request that "
+        "names them, and the least recently used one makes room.",
+    ),
+]
+Engine = Annotated[
+    Literal["torch", "openvino"] | None,
+    typer.Option(
+        help="What runs the denoiser, as of `ldm generate`: torch, or openvino, which is faster on a CPU (pip install "
+        "openvino).  [default: torch]",
+    ),
+]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Compile the denoiser with torch.compile, as `ldm generate` does: faster on a GPU, but the first image of "
+        "each size and number of images takes a minute or more.",
     ),
 ]
 Host = Annotated[
@@ -92,10 +112,13 @@ RunPaths = Annotated[
     ),
 ]
 
+COMPUTING: dict[str, Any] = options.COMPUTING | {"engine": Engine, "compile": Compile}
+
 
 def serve(
-    model: Model = None,
+    models: Models = None,
     *,
+    models_in_memory: ModelsInMemory = 2,
     host: Host = "127.0.0.1",
     port: Port = 7860,
     token: Token = None,
@@ -115,42 +138,49 @@ def serve(
     several GPUs, each makes images.
     """
     check_installed()
-    with collector_paused():
-        from ldm.web.application import make_application
-        from ldm.web.caps import Caps
-        from ldm.web.queue import JobQueue
-        from ldm.web.runs_api import Runs
-        from ldm.web.service import Service
-        from ldm.web.serving import check_token, listen, make_server
+    from ldm.web.listening import check_token, listen
 
     known = secrets.token_urlsafe(16) if token == "random" else token or ""
     check_token(host, known, public=public)
-    runs = Runs(_run_sources(run or [], public=public))
-    signing = options.take_signing(given)
-    signer = signing.signer() if signing else None
-    safety = options.take_safety(given)
-    checker = safety.checker() if safety else None
-    caps = Caps(
-        side_px=max_size,
-        steps=max_steps,
-        images=max_images,
-        waiting=max_queue,
-        waiting_each=max(1, max_queue // 5),
-    )
-    with listen(host, port) as opened, _model_options({"model": model, **given}) as chosen:
-        queue = JobQueue(caps)
-        workers, served = _load(chosen, queue, signer, checker)
-        service = Service(served, queue, batch_size=chosen.batch_size)
-        application = make_application(service, runs=runs, token=known, with_page=not no_page, public=public)
-        for worker in workers:
-            worker.start()
-        _say_where(host, opened.getsockname()[1], known if token == "random" else "")
-        try:
-            make_server(application, queue).run(sockets=[opened])
-        finally:
-            queue.close()
-            service.uploads.close()
-            _end_trainings(runs)
+    with listen(host, port) as opened, _processes() as processes:
+        with collector_paused():  # while the first process does the same
+            from ldm.web.application import make_application
+            from ldm.web.caps import Caps
+            from ldm.web.image_maker import MakerSetup
+            from ldm.web.queue import JobQueue
+            from ldm.web.runs_api import Runs
+            from ldm.web.service import Service
+            from ldm.web.serving import make_server
+            from ldm.web.worker import Worker
+
+        runs = Runs(_run_sources(run or [], public=public))
+        signing, safety = options.take_signing(given), options.take_safety(given)
+        signer = signing.signer() if signing else None
+        caps = Caps(
+            side_px=max_size,
+            steps=max_steps,
+            images=max_images,
+            waiting=max_queue,
+            waiting_each=max(1, max_queue // 5),
+        )
+        with _model_options(models or ["emoji"], given) as chosen:
+            served = _started(processes, MakerSetup(chosen, models_in_memory, caps, signer, safety))
+            queue = JobQueue(caps)
+            service = Service(served, queue, batch_size=chosen[0].batch_size, signer=signer)
+            application = make_application(
+                service, runs=runs, token=known, with_page=not no_page, public=public
+            )
+            for process in processes:
+                Worker(queue, process).start()
+            _say_where(
+                host, opened.getsockname()[1], known if token == "random" else "", list(service.models)
+            )
+            try:
+                make_server(application, queue).run(sockets=[opened])
+            finally:
+                queue.close()
+                service.uploads.close()
+                _end_trainings(runs)
 
 
 spell_out(serve, options.parameters_of(NETWORKS), before="host")
@@ -171,12 +201,17 @@ def check_installed() -> None:
 
 
 @contextmanager
-def _model_options(given: dict[str, Any]) -> "Iterator[ModelOptions]":
+def _model_options(models: list[str], given: dict[str, Any]) -> "Iterator[tuple[ModelOptions, ...]]":
+    """What each model is made with: LoRAs and other networks are those of the first."""
     from ldm.cli.generate import model_options
 
     empty = dict.fromkeys((*options.NETWORKS, *options.COMPUTING))
-    with model_options({**empty, "compile": False, **given}) as chosen:
-        yield chosen
+    computing = {name: given[name] for name in COMPUTING}
+    with ExitStack() as stack:
+        yield tuple(
+            stack.enter_context(model_options({**empty, **(computing if number else given), "model": model}))
+            for number, model in enumerate(models)
+        )
 
 
 def _run_sources(paths: list[str], *, public: bool) -> "list[RunSource]":
@@ -201,42 +236,37 @@ def _end_trainings(runs: "Runs") -> None:
     runs.close()
 
 
-def _load(
-    chosen: "ModelOptions", queue: "JobQueue", signer: "ImageSigner | None", checker: "SafetyChecker | None"
-) -> "tuple[list[Worker], ServedModel]":
-    """A worker with its model for each device, and what clients are told of the model."""
-    from ldm.generation.model_options import load_model
-    from ldm.models.adapters.fuse import lora_name, split_weight
+def _started(processes: "list[ModelProcess]", setup: "MakerSetup") -> "list[ServedModel]":
+    """Start a process for each device besides the first, and have all load the models; returns what they are."""
     from ldm.models.devices import devices_to_serve
-    from ldm.web.service import ServedLora, describe
-    from ldm.web.worker import Worker
+    from ldm.web.model_process import ModelProcess
 
-    named = [split_weight(text) for text in chosen.loras]
-    weights = tuple(1.0 if weight is None else weight for _, weight in named)
-
-    def load(device: str | None, weights: tuple[float, ...]) -> "Pipeline":
-        used = [f"{path}:{weight}" for (path, _), weight in zip(named, weights, strict=True) if weight]
-        return load_model(replace(chosen, loras=tuple(used), device=device), None)
-
-    pipelines = {device: load(device, weights) for device in devices_to_serve(chosen.device)}
-    loras = [ServedLora(lora_name(path), weight) for (path, _), weight in zip(named, weights, strict=True)]
-    workers = [
-        Worker(
-            queue,
-            pipeline,
-            weights,
-            partial(load, device),
-            batch_size=chosen.batch_size,
-            signer=signer,
-            checker=checker,
-        )
-        for device, pipeline in pipelines.items()
-    ]
-    return workers, describe(next(iter(pipelines.values())), loras)
+    devices = devices_to_serve(setup.models[0].device)
+    processes.extend(ModelProcess() for _ in devices[1:])
+    described = []
+    for process, device in zip(processes, devices, strict=True):
+        models = tuple(replace(each, device=device) for each in setup.models)
+        described.append(process.load(replace(setup, models=models)))
+    return described[0]
 
 
-def _say_where(host: str, port: int, token: str) -> None:
+@contextmanager
+def _processes() -> "Iterator[list[ModelProcess]]":
+    """The processes with the models, the first of which is started; none outlives the block."""
+    from ldm.web.model_process import ModelProcess
+
+    processes = [ModelProcess()]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.close()
+
+
+def _say_where(host: str, port: int, token: str, names: list[str]) -> None:
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     typer.echo(f"http://{shown}:{port}")
     if token:
         typer.echo(f"token: {token}")
+    if len(names) > 1:
+        typer.echo(f"models: {', '.join(names)}")

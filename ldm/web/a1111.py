@@ -22,7 +22,8 @@ from ldm.errors import UserError, unknown_name
 from ldm.pipeline.record import infotext
 from ldm.web.form import read_settings, read_weights
 from ldm.web.own_api import json_object, read_record, service_of
-from ldm.web.queue import Job, NotFound
+from ldm.web.queue import Job
+from ldm.web.served_model import ServedModel
 from ldm.web.service import RANDOM_SEEDS, Asked, Service, client_of, text_of
 from ldm.web.uploads import from_base64
 
@@ -77,8 +78,9 @@ async def txt2img(request: Request) -> Response:
     """Images from a prompt."""
     service, given = service_of(request), await json_object(request)
     settings, warnings = read_common(service, given)
-    prompt, weights = read_loras(service, text_of(given, "prompt"))
-    asked = Asked(prompt, read_settings(settings, service.kind), lora_weights=weights)
+    model = read_model(service, client_of(request), given)
+    prompt, weights = read_loras(model, text_of(given, "prompt"))
+    asked = Asked(prompt, read_settings(settings, service.kind), lora_weights=weights, model=model)
     return await answered(request, service, asked, given, warnings)
 
 
@@ -86,7 +88,8 @@ async def img2img(request: Request) -> Response:
     """Images from an image, with a mask or without."""
     service, given = service_of(request), await json_object(request)
     settings, warnings = read_common(service, given)
-    asked = await run_in_threadpool(_from_image, service, given, settings, warnings)
+    model = read_model(service, client_of(request), given)
+    asked = await run_in_threadpool(_from_image, service, model, given, settings, warnings)
     return await answered(request, service, asked, given, warnings)
 
 
@@ -100,11 +103,7 @@ def read_common(service: Service, given: Mapping[str, Any]) -> tuple[dict[str, A
         if given.get(name) not in (None, *harmless):
             raise UserError(f"{name} is {given[name]!r:.40}", f"it is not offered here: leave {name} out")
     _check_scripts(given.get("alwayson_scripts"))
-    overridden = given.get("override_settings") or {}
-    if not isinstance(overridden, Mapping):
-        raise UserError("override_settings is not an object", "leave it out")
-    if "sd_model_checkpoint" in overridden:
-        check_model(service, overridden["sd_model_checkpoint"])
+    overridden = _overridden(given)
     unknown = [name for name in given if name not in {*IGNORED, *SETTINGS, *NOT_OFFERED}]
     unknown += [f"override_settings.{name}" for name in overridden if name != "sd_model_checkpoint"]
     warnings = [f"{name[:60]} has no effect here" for name in unknown[:20]]
@@ -119,16 +118,40 @@ def read_common(service: Service, given: Mapping[str, Any]) -> tuple[dict[str, A
     return {**named, **read_sampler(given)}, warnings
 
 
-def read_loras(service: Service, prompt: str) -> tuple[str, tuple[float, ...] | None]:
+def _overridden(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = given.get("override_settings") or {}
+    if not isinstance(found, Mapping):
+        raise UserError("override_settings is not an object", "leave it out")
+    return found
+
+
+def read_model(service: Service, client: str, given: Mapping[str, Any]) -> ServedModel:
+    """The model for a request: the one that it names, or that the client has chosen before.
+
+    As in A1111, a named one stays chosen if `override_settings_restore_afterwards` is false.
+
+    Raises:
+        NotFound: it is not served here.
+    """
+    name = _overridden(given).get("sd_model_checkpoint")
+    if name is None:
+        return service.chosen_by(client)
+    model = service.find_model(name)
+    if given.get("override_settings_restore_afterwards") is False:
+        service.choose(client, model)
+    return model
+
+
+def read_loras(model: ServedModel, prompt: str) -> tuple[str, tuple[float, ...] | None]:
     """A prompt without its `<lora:NAME:WEIGHT>`, and the weights that they give; LoRAs that are not named get 0.
 
     Raises:
-        UserError: a LoRA is not one of this server, or its weight is too large.
+        UserError: a LoRA is not one of the model's here, or its weight is too large.
     """
     named = {match["name"]: match["weight"] for match in _LORA.finditer(prompt)}
     if not named:
         return prompt, None
-    known = [lora.name for lora in service.model.loras]
+    known = [lora.name for lora in model.loras]
     if unknown := next((name for name in named if name not in known), None):
         raise unknown_name("LoRA", unknown, known or ["none"])
     weights = [float(named.get(name, 0)) for name in known]
@@ -177,7 +200,11 @@ def read_sampler(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_image(
-    service: Service, given: Mapping[str, Any], settings: dict[str, Any], warnings: list[str]
+    service: Service,
+    model: ServedModel,
+    given: Mapping[str, Any],
+    settings: dict[str, Any],
+    warnings: list[str],
 ) -> Asked:
     images = given.get("init_images")
     if not isinstance(images, list) or len(images) != 1:
@@ -189,7 +216,7 @@ def _from_image(
         mask = ImageOps.invert(mask) if given.get("inpainting_mask_invert") else mask
         settings["mask_feather"] = given.get("mask_blur", 4)
         _warn_of_inpainting(given, warnings)
-    if service.model.task_of(("image", "mask") if mask else ("image",)) == "edit":
+    if model.task_of(("image", "mask") if mask else ("image",)) == "edit":
         settings["image_guidance_scale"] = given.get("image_cfg_scale")
     else:
         settings["strength"] = given.get("denoising_strength", 0.75)
@@ -197,8 +224,8 @@ def _from_image(
         mask = mask.resize(image.size)
     checked = read_settings(settings, service.kind)
     image, mask = _fitted(given, checked, image, mask)
-    prompt, weights = read_loras(service, text_of(given, "prompt"))
-    return Asked(prompt, checked, image, mask, lora_weights=weights)
+    prompt, weights = read_loras(model, text_of(given, "prompt"))
+    return Asked(prompt, checked, image, mask, lora_weights=weights, model=model)
 
 
 def _warn_of_inpainting(given: Mapping[str, Any], warnings: list[str]) -> None:
@@ -239,7 +266,7 @@ async def answered(
     await service.finish(job, request)
     if job.error:
         raise job.error
-    images = [base64.b64encode(image.png).decode("ascii") for image in job.images]
+    images = [base64.b64encode(image.data).decode("ascii") for image in job.images]
     parameters = {key: value for key, value in given.items() if key not in ("init_images", "mask")}
     return JSONResponse({
         "images": images if given.get("send_images", True) else [],
@@ -338,55 +365,38 @@ async def schedulers(request: Request) -> Response:
     ])  # fmt: skip
 
 
-def model_title(service: Service) -> str:
-    """Such as `emoji [c3a1f0b2d4]`."""
-    digest = service.model.weights_hash
-    return f"{service.model.model_id} [{digest[:10]}]" if digest else service.model.model_id
-
-
-def check_model(service: Service, name: Any) -> None:
-    """Refuse another model than the one at hand.
-
-    Raises:
-        NotFound: naming it.
-    """
-    if name not in (service.model.model_id, model_title(service)):
-        raise NotFound(
-            f"sd_model_checkpoint {name!r:.80} is not served here", f"use {model_title(service)!r}"
-        )
-
-
 async def sd_models(request: Request) -> Response:
-    """The model at hand, without any path of this machine."""
-    service = service_of(request)
-    digest = service.model.weights_hash
-    name = service.model.model_id
-    return JSONResponse([{
-        "title": model_title(service),
-        "model_name": name,
-        "hash": digest[:10] if digest else None,
-        "sha256": digest,
-        "filename": name,
-        "config": None,
-    }])  # fmt: skip
+    """The models, without any path of this machine."""
+    return JSONResponse([
+        {
+            "title": model.title,
+            "model_name": model.name,
+            "hash": model.weights_hash[:10] if model.weights_hash else None,
+            "sha256": model.weights_hash,
+            "filename": model.name,
+            "config": None,
+        }
+        for model in service_of(request).models.values()
+    ])  # fmt: skip
 
 
 async def options(request: Request) -> Response:
-    """The options: reading them, or choosing the model, of which there is one."""
-    service = service_of(request)
+    """The options: reading them, or choosing the model for this client's next requests."""
+    service, client = service_of(request), client_of(request)
     if request.method == "GET":
+        model = service.chosen_by(client)
         return JSONResponse({
-            "sd_model_checkpoint": model_title(service),
-            "sd_checkpoint_hash": service.model.weights_hash or "",
+            "sd_model_checkpoint": model.title,
+            "sd_checkpoint_hash": model.weights_hash or "",
             "samples_format": "png",
         })  # fmt: skip
     given = await json_object(request)
-    if "sd_model_checkpoint" in given:
-        check_model(service, given["sd_model_checkpoint"])
     others = [name for name in given if name != "sd_model_checkpoint"]
     if others:
         what = f"the option {others[0]!r:.60} cannot be set"
         raise UserError(what, "give settings with each request")
+    if "sd_model_checkpoint" in given:
+        service.choose(client, service.find_model(given["sd_model_checkpoint"]))
     return JSONResponse(None)
 
 
@@ -400,11 +410,9 @@ async def png_info(request: Request) -> Response:
 
 
 async def loras(request: Request) -> Response:
-    """The LoRAs that the server was started with."""
-    found = [
-        {"name": lora.name, "alias": lora.name, "path": "", "metadata": {}}
-        for lora in service_of(request).model.loras
-    ]
+    """The LoRAs of the client's model."""
+    model = service_of(request).chosen_by(client_of(request))
+    found = [{"name": lora.name, "alias": lora.name, "path": "", "metadata": {}} for lora in model.loras]
     return JSONResponse(found)
 
 

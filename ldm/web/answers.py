@@ -6,9 +6,9 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from ldm.errors import UserError
+from ldm.web.endings import InternalError
 from ldm.web.queue import NotFound, QueueFull
 from ldm.web.watched_run import Busy
-from ldm.web.worker import InternalError
 
 A1111 = "/sdapi/"
 _TYPES = {

@@ -1,6 +1,6 @@
 """The form of the page, derived from the settings of an image: a new setting appears by itself."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -12,7 +12,7 @@ from ldm.models.generation_settings import PRESETS, GenerationSettings, Setting,
 from ldm.models.setting_limits import LARGEST_SEED, Pair
 from ldm.models.settings_reading import bounds, parse_settings, plain_type
 from ldm.web.caps import Caps
-from ldm.web.service import ServedModel
+from ldm.web.served_model import ServedModel
 from ldm.web.uploads import from_base64
 
 FIRST = (
@@ -27,10 +27,17 @@ GIVEN = ("", "image", "image mask")
 LONG_TEXTS = ("negative_prompt", "to_prompt", "prompt_2", "negative_prompt_2")
 
 
-def describe_form(kind: type[GenerationSettings], model: ServedModel, caps: Caps) -> dict[str, Any]:
-    """Everything that the page needs to build its form, ready for JSON."""
+def describe_form(
+    kind: type[GenerationSettings], model: ServedModel, caps: Caps, names: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Everything that the page needs to build its form for a model, ready for JSON.
+
+    Args:
+        names: of all models.
+    """
     return {
-        "model": model.model_id,
+        "model": model.name,
+        "models": list(names or [model.name]),
         "tasks": {given: model.task_of(given.split()) for given in GIVEN},
         "fields": list(describe_fields(kind, model, caps)),
         "loras": [{"name": lora.name, "weight": lora.weight} for lora in model.loras],
@@ -100,7 +107,17 @@ def _input(name: str, field: FieldInfo, caps: Caps) -> dict[str, Any]:
     return {"input": "text", "long": name in LONG_TEXTS}
 
 
-NOT_SETTINGS = ("prompt", "image", "mask", "controls", "loras", "grid_x", "grid_y", "mask_from_alpha")
+NOT_SETTINGS = (
+    "prompt",
+    "model",
+    "image",
+    "mask",
+    "controls",
+    "loras",
+    "grid_x",
+    "grid_y",
+    "mask_from_alpha",
+)
 """The keys of a request that are not settings."""
 
 

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ldm.web.answers import error_response
 from ldm.web.caps import Caps
-from ldm.web.service import is_loopback
+from ldm.web.listening import is_loopback
 
 COOKIE = "ldm_token"
 OPEN_PATHS = ("/login", "/static/page.css")

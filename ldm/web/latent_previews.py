@@ -3,7 +3,6 @@
 Axis letters: B batch, C latent channels, h w latent size.
 """
 
-import io
 from collections.abc import Callable
 
 import torch
@@ -12,6 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.io.images import tensor_to_images
+from ldm.io.png import with_chunks
+from ldm.provenance.marks import mark_texts
 
 _NUM_FITTED, _BLOBS, _SIDE = 4, 4, 16
 
@@ -50,8 +51,10 @@ def preview_images(latents: Tensor, colors: Tensor) -> list[Image.Image]:
     return tensor_to_images(mapped.nan_to_num())
 
 
-def as_png(image: Image.Image) -> bytes:
-    """An image as a PNG file without text."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+def preview_file(image: Image.Image, source_type: str) -> bytes:
+    """A preview as a PNG that says that an AI made it. It is not signed: signing takes longer than a step.
+
+    Args:
+        source_type: `MADE` or `EDITED` of `ldm.provenance.marks`.
+    """
+    return with_chunks(image, mark_texts(source_type))

@@ -18,14 +18,14 @@ from starlette.routing import Route
 from ldm.errors import UserError
 from ldm.io.image_metadata import ImageFormat
 from ldm.io.json_files import parse_json
-from ldm.pipeline.record import encode_with_record
 from ldm.web.form import read_settings, read_weights
-from ldm.web.own_api import json_object, service_of
-from ldm.web.queue import Job, NotFound, ServedImage
-from ldm.web.service import Asked, Service, client_of, open_made, raise_error, text_of
+from ldm.web.own_api import image_path, json_object, service_of
+from ldm.web.queue import Job
+from ldm.web.served_model import ServedModel
+from ldm.web.service import Asked, Service, client_of, raise_error, text_of
 
 OWN_NAMES = re.compile(r"dall-e-\d|gpt-image-[\w.-]+|chatgpt-image-[\w.-]+")
-"""OpenAI's models, which clients name where they cannot be told otherwise: they stand for the model at hand."""
+"""OpenAI's models, which clients name where they cannot be told otherwise: they stand for the first model."""
 
 WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "quality": ("auto", "standard"),
@@ -49,10 +49,14 @@ _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 async def generations(request: Request) -> Response:
     """Images from a prompt."""
     service, given = service_of(request), await json_object(request)
+    model = read_model(service, given.get("model"))
     settings, weights, warnings = read_fields(service, given)
     if "prompt" not in given:
         raise UserError("prompt is missing", 'send such as {"prompt": "a red apple"}')
-    asked = Asked(text_of(given, "prompt"), settings, lora_weights=weights)
+    kind, quality = read_format(given)
+    prompt = text_of(given, "prompt")
+    own: dict[str, Any] = {"lora_weights": weights, "model": model, "file_format": kind, "quality": quality}
+    asked = Asked(prompt, settings, **own)
     return await answered(request, service, asked, given, warnings)
 
 
@@ -60,25 +64,30 @@ async def edits(request: Request) -> Response:
     """An image changed: where its mask, or the image itself, is transparent; or as a whole, if neither is."""
     service = service_of(request)
     async with request.form(max_files=4, max_fields=80, max_part_size=2**20) as form:
-        given = {key: value for key, value in form.multi_items() if not isinstance(value, UploadFile)}
+        texts = {key: value for key, value in form.multi_items() if not isinstance(value, UploadFile)}
         files = [
             (key, await value.read()) for key, value in form.multi_items() if isinstance(value, UploadFile)
         ]
-    settings, weights, warnings = read_fields(service, _typed(service, given))
+    given = _typed(service, texts)
+    model = read_model(service, given.get("model"))
+    settings, weights, warnings = read_fields(service, given)
     photos = [data for key, data in files if key in ("image", "image[]")]
     masks = [data for key, data in files if key == "mask"]
     if len(photos) != 1 or len(masks) > 1:
         what = f"{len(photos)} images and {len(masks)} masks are given"
         raise UserError(what, "send one image as a file, and at most one mask")
-    image, mask = await run_in_threadpool(_decoded, service, photos[0], masks[0] if masks else None)
-    asked = Asked(str(given.get("prompt", "")), settings, image, mask, lora_weights=weights)
+    image, mask = await run_in_threadpool(_decoded, service, model, photos[0], masks[0] if masks else None)
+    kind, quality = read_format(given)
+    prompt = text_of(given, "prompt")
+    own: dict[str, Any] = {"lora_weights": weights, "model": model, "file_format": kind, "quality": quality}
+    asked = Asked(prompt, settings, image, mask, **own)
     return await answered(request, service, asked, given, warnings)
 
 
-def _decoded(service: Service, photo: bytes, mask: bytes | None) -> tuple[Any, Any]:
+def _decoded(service: Service, model: ServedModel, photo: bytes, mask: bytes | None) -> tuple[Any, Any]:
     """The image and its mask: white where the mask is transparent, or where the image is, if there is no mask."""
     image = service.uploads.image(photo, "image")
-    if service.model.task_of(("image", "mask")) is None:
+    if model.task_of(("image", "mask")) is None:
         return image, None
     clear = service.uploads.image(
         photo if mask is None else mask, "image" if mask is None else "mask", "alpha"
@@ -109,9 +118,8 @@ def read_fields(
     """The settings in a request, the weights of LoRAs, and what had no effect.
 
     Raises:
-        UserError: a field is wrong or unknown, or the model is another one.
+        UserError: a field is wrong or unknown.
     """
-    check_model(service, given.get("model"))
     if given.get("response_format") not in (None, "b64_json", "url"):
         raise UserError(f"response_format is {given['response_format']!r:.40}", "it must be b64_json or url")
     warnings = [
@@ -121,7 +129,7 @@ def read_fields(
     ]
     if given.get("stream") not in (None, *WITHOUT_EFFECT["stream"]):
         raise UserError(f"stream is {given['stream']!r:.40}", "only False is offered")
-    if read_format(given) == "png" and given.get("output_compression") not in (None, 100):
+    if read_format(given)[0] == "png" and given.get("output_compression") not in (None, 100):
         warnings.append("output_compression has no effect on PNG files")
     own = {"prompt", "model", "size", "user", "response_format", "loras", *FORMAT_FIELDS, *WITHOUT_EFFECT}
     named = {NAMES.get(name, name): value for name, value in given.items() if name not in own}
@@ -129,11 +137,11 @@ def read_fields(
     return settings, read_weights(given.get("loras")), warnings
 
 
-def read_format(given: Mapping[str, Any]) -> ImageFormat:
-    """The format of the files that are asked for.
+def read_format(given: Mapping[str, Any]) -> tuple[ImageFormat, int | None]:
+    """The format of the files that are asked for, and their quality, as of `ldm generate`.
 
     Raises:
-        UserError: it is not offered, its quality is out of range, or it is to be fetched from a URL.
+        UserError: it is not offered, or its quality is out of range.
     """
     found = given.get("output_format") or "png"
     if found not in FORMATS:
@@ -142,20 +150,19 @@ def read_format(given: Mapping[str, Any]) -> ImageFormat:
     if quality is not None and (type(quality) is not int or not 0 <= quality <= 100):
         what = f"output_compression is {quality!r:.40}"
         raise UserError(what, "it must be a whole number from 0 to 100, the quality of JPEG and WebP")
-    if found != "png" and given.get("response_format") == "url":
-        raise UserError(f"output_format {found} with response_format url", "ask for b64_json, or for png")
-    return cast(ImageFormat, found)
+    kept = None if found == "png" or quality is None else max(1, quality)
+    return cast(ImageFormat, found), kept
 
 
-def check_model(service: Service, name: Any) -> None:
-    """Refuse another model than the one at hand.
+def read_model(service: Service, name: Any) -> ServedModel:
+    """The model that a request names; the first one of the server for OpenAI's own names, or if none is named.
 
     Raises:
-        NotFound: naming it.
+        NotFound: it is not served here.
     """
-    if name in (None, "", service.model.model_id) or OWN_NAMES.fullmatch(str(name)):
-        return
-    raise NotFound(f"model {name!r:.80} is not served here", f"use {service.model.model_id!r}")
+    if name in (None, "") or (name not in service.models and OWN_NAMES.fullmatch(str(name))):
+        return service.model
+    return service.find_model(name)
 
 
 def read_size(size: Any) -> dict[str, int]:
@@ -181,7 +188,7 @@ async def answered(
     raise_error(job)
     body: dict[str, Any] = {
         "created": int(time()),
-        "output_format": read_format(given),
+        "output_format": asked.file_format,
         "data": await run_in_threadpool(images_of, request, job, given),
     }
     if warnings := warnings + job.warnings:
@@ -190,32 +197,24 @@ async def answered(
 
 
 def images_of(request: Request, job: Job, given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The images as base64 or, as PNG, as URLs of this server; if nothing is asked for, as both."""
-    file_format, wanted = read_format(given), given.get("response_format")
+    """The images as base64 or as URLs of this server; if nothing is asked for, as both."""
+    place, wanted = f"{request.url.scheme}://{request.headers.get('host', '')}", given.get("response_format")
     found = []
     for image in job.images:
-        data = in_format(image, file_format, given.get("output_compression"))
-        forms = {"b64_json": base64.b64encode(data).decode("ascii")}
-        if file_format == "png":
-            place = f"{request.url.scheme}://{request.headers.get('host', '')}"
-            forms["url"] = f"{place}/ldm/jobs/{job.id}/images/{image.number}.png"
+        encoded = base64.b64encode(image.data).decode("ascii")
+        forms = {"b64_json": encoded, "url": f"{place}{image_path(job, image)}"}
         shown = {name: value for name, value in forms.items() if wanted in (None, name)}
         found.append({**shown, "seed": image.seed})
     return found
 
 
-def in_format(image: ServedImage, file_format: ImageFormat, quality: int | None) -> bytes:
-    """The file of an image, with its record; in other formats than PNG as `ldm generate --format` writes it."""
-    if file_format == "png":
-        return image.png
-    quality = None if quality is None else max(1, quality)
-    return encode_with_record(open_made(image.png), image.record, file_format, quality)
-
-
 async def models(request: Request) -> Response:
-    """The model at hand, as a list."""
-    model = {"id": service_of(request).model.model_id, "object": "model", "created": 0, "owned_by": "ldm"}
-    return JSONResponse({"object": "list", "data": [model]})
+    """The models of this server."""
+    found = [
+        {"id": name, "object": "model", "created": 0, "owned_by": "ldm"}
+        for name in service_of(request).models
+    ]
+    return JSONResponse({"object": "list", "data": found})
 
 
 ROUTES = [

@@ -50,10 +50,7 @@ def _operation(route: Route, method: str) -> dict[str, Any]:
     names = [part.strip("{}").partition(":")[0] for part in route.path.split("/") if part.startswith("{")]
     found: dict[str, Any] = {
         "summary": described,
-        "parameters": [
-            {"name": name.removesuffix("}.png"), "in": "path", "required": True, "schema": _TEXT}
-            for name in names
-        ]
+        "parameters": [{"name": name, "in": "path", "required": True, "schema": _TEXT} for name in names]
         + _QUERIES.get((route.path, method), []),
         "responses": {
             "200": {"description": "Done."},
@@ -74,6 +71,7 @@ def _query(name: str, described: str) -> dict[str, Any]:
 
 
 _QUERIES = {
+    ("/ldm/form", "GET"): [_query("model", "The model whose form it is; else the first one.")],
     ("/ldm/jobs", "GET"): [_query("ids", "Of the jobs to look at, separated by commas.")],
     ("/ldm/runs/{run:int}", "GET"): [
         _query("after", "`curves.next` of the last answer: points up to this step are not sent again."),
@@ -117,6 +115,7 @@ _A1111: dict[str, Any] = {
     "scheduler": {"enum": ["automatic", "karras"]},
     "batch_size": {"type": "integer", "minimum": 1},
     "n_iter": {"type": "integer", "minimum": 1},
+    "override_settings": {"type": "object", "properties": {"sd_model_checkpoint": _TEXT}},
 }
 _BODIES: dict[str, Any] = {
     "Image": {"type": "object", "properties": {"image": _IMAGE}, "required": ["image"]},
@@ -126,6 +125,7 @@ _BODIES: dict[str, Any] = {
         "type": "object",
         "properties": {
             "prompt": _TEXT,
+            "model": {"type": "string", "description": "One of those that /v1/models lists."},
             "image": _IMAGE,
             "mask": _IMAGE,
             "mask_from_alpha": {"type": "boolean"},

@@ -12,9 +12,11 @@ from starlette.routing import Route
 
 from ldm.errors import UserError
 from ldm.generation.reproduce import Original
-from ldm.io.image_writing import RECORD_KEY
+from ldm.io.image_metadata import ImageFormat
+from ldm.io.image_writing import RECORD_KEY, SUFFIXES
 from ldm.io.json_files import parse_json
 from ldm.pipeline.record import ImageRecord
+from ldm.provenance.credentials import MIME_TYPES
 from ldm.web.form import describe_form, read_controls, read_settings, read_weights
 from ldm.web.guard import COOKIE, Guard, same_text
 from ldm.web.queue import Job, NotFound, ServedImage
@@ -91,9 +93,11 @@ async def login(request: Request) -> Response:
 
 
 async def form(request: Request) -> Response:
-    """What the page's form is built from."""
+    """What the page's form is built from, for the first model or the one that is named."""
     service = service_of(request)
-    return JSONResponse(describe_form(service.kind, service.model, service.caps))
+    name = request.query_params.get("model")
+    model = service.find_model(name) if name else service.model
+    return JSONResponse(describe_form(service.kind, model, service.caps, list(service.models)))
 
 
 async def submit(request: Request) -> Response:
@@ -108,8 +112,9 @@ def read_asked(service: Service, given: Mapping[str, Any]) -> Asked:
     """What a request asks for, its images decoded.
 
     Raises:
-        UserError: a setting is wrong, or an image cannot be used.
+        UserError: a setting is wrong, an image cannot be used, or the model is not served here.
     """
+    model = service.find_model(given["model"]) if given.get("model") else service.model
     settings = read_settings(given, service.kind)
     photo = from_base64(given["image"], "image") if given.get("image") else None
     mask = from_base64(given["mask"], "mask") if given.get("mask") else None
@@ -129,6 +134,7 @@ def read_asked(service: Service, given: Mapping[str, Any]) -> Asked:
         read_weights(given.get("loras")),
         text_of(given, "grid_x"),
         text_of(given, "grid_y"),
+        model,
     )
 
 
@@ -183,11 +189,17 @@ def describe_image(job: Job, image: ServedImage) -> dict[str, Any]:
         "number": image.number,
         "seed": image.seed,
         "prompt": record.prompt,
+        "model": record.model_id,
         "width": record.settings.width,
         "height": record.settings.height,
         "file_name": image.file_name,
-        "url": f"/ldm/jobs/{job.id}/images/{image.number}.png",
+        "url": image_path(job, image),
     }
+
+
+def image_path(job: Job, image: ServedImage) -> str:
+    """Where an image is on this server."""
+    return f"/ldm/jobs/{job.id}/images/{image.number}{SUFFIXES[image.file_format]}"
 
 
 def data_url(png: bytes) -> str:
@@ -196,13 +208,13 @@ def data_url(png: bytes) -> str:
 
 
 async def image_file(request: Request) -> Response:
-    """A finished image as the PNG file that `ldm generate` writes."""
+    """A finished image as the file that `ldm generate` writes."""
     job = service_of(request).queue.find(request.path_params["job"])
-    number = request.path_params["number"]
-    found = next((image for image in job.images if image.number == number), None)
+    found = next((image for image in job.images if image_path(job, image) == request.url.path), None)
     if found is None:
-        raise NotFound(f"the job has no image {number}", f"it has {len(job.images)} now")
-    return png_response(found.png, found.file_name)
+        name = request.url.path.rpartition("/")[2]
+        raise NotFound(f"the job has no image {name:.40}", f"it has {len(job.images)} now")
+    return image_response(found.data, found.file_name, found.file_format)
 
 
 async def sheet(request: Request) -> Response:
@@ -210,24 +222,24 @@ async def sheet(request: Request) -> Response:
     service = service_of(request)
     job = service.queue.find(request.path_params["job"])
     png = await run_in_threadpool(service.sheet_file, job)
-    return png_response(png, "grid.png")
+    return image_response(png, "grid.png")
 
 
-def png_response(png: bytes, name: str) -> Response:
-    """A PNG that a browser shows, and saves under a name."""
+def image_response(data: bytes, name: str, file_format: ImageFormat = "png") -> Response:
+    """An image that a browser shows, and saves under a name."""
     letters = "".join(letter if letter.isascii() and letter.isprintable() else "-" for letter in name)
     headers = {
         "content-disposition": f'inline; filename="{letters}"',
         "cache-control": "private, max-age=86400",
     }
-    return Response(png, media_type="image/png", headers=headers)
+    return Response(data, media_type=MIME_TYPES[file_format], headers=headers)
 
 
 # Settings in an image
 
 
 async def read_png(request: Request) -> Response:
-    """The settings in an image, and whether this model made it."""
+    """The settings in an image, and which of the models made it."""
     service, given = service_of(request), await json_object(request)
     data = from_base64(given.get("image"), "image")
     return JSONResponse(await run_in_threadpool(settings_in, service, data))
@@ -247,11 +259,14 @@ def settings_in(service: Service, data: bytes) -> dict[str, Any]:
         given = record.inputs.get("image")
         if given and (given.height, given.width) == sizes:
             settings = {name: value for name, value in settings.items() if name not in ("height", "width")}
+    made_by = next((m.name for m in service.models.values() if m.weights_hash == record.weights_hash), None)
+    other = f"made with another model, {record.model_id}: the image will be different"
     return {
         "prompt": record.prompt,
         "settings": settings,
         "needs": list(record.inputs),
-        "note": _other_model(service, record),
+        "model": made_by,
+        "note": "" if made_by else other,
         "text": record.to_json(),
     }
 
@@ -274,13 +289,6 @@ def read_record(service: Service, data: bytes) -> ImageRecord:
     return ImageRecord.from_json(flat, where="the image", kind=service.kind)
 
 
-def _other_model(service: Service, record: ImageRecord) -> str:
-    """What to say of an image that another model made; empty if it is this one."""
-    if record.weights_hash == service.model.weights_hash:
-        return ""
-    return f"made with another model, {record.model_id}: the image will be different"
-
-
 ROUTES = [
     Route("/", page),
     Route("/static/{name}", static_file),
@@ -290,7 +298,7 @@ ROUTES = [
     Route("/ldm/jobs", job_list, methods=["GET"]),
     Route("/ldm/jobs/{job}", job_state, methods=["GET"]),
     Route("/ldm/jobs/{job}", cancel, methods=["DELETE"]),
-    Route("/ldm/jobs/{job}/images/{number:int}.png", image_file),
+    *(Route(f"/ldm/jobs/{{job}}/images/{{number:int}}{suffix}", image_file) for suffix in SUFFIXES.values()),
     Route("/ldm/jobs/{job}/grid.png", sheet),
     Route("/ldm/read", read_png, methods=["POST"]),
 ]

@@ -15,12 +15,16 @@ from time import time
 from typing import Literal
 
 from ldm.errors import UserError
+from ldm.io.image_metadata import ImageFormat
 from ldm.pipeline.batches import Batch, ImageRequest, plan_batches
 from ldm.pipeline.record import ImageRecord
 from ldm.pipeline.xy_grid import Axis
 from ldm.web.caps import Caps
+from ldm.web.endings import InternalError
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
+MOST_ENDS = 2
+"""Processes that a job may end before it fails."""
 FINISHED: tuple[State, ...] = ("done", "failed", "cancelled")
 
 
@@ -34,13 +38,18 @@ class NotFound(UserError):
 
 @dataclass(frozen=True)
 class ServedImage:
-    """An image that was made: a PNG file with its record."""
+    """An image that was made: the bytes of its file, with its record.
+
+    Attributes:
+        file_name: ends as the format says.
+    """
 
     number: int
     seed: int
     file_name: str
-    png: bytes
+    data: bytes
     record: ImageRecord
+    file_format: ImageFormat = "png"
 
 
 @dataclass(frozen=True)
@@ -82,10 +91,14 @@ class Job:
         id: a random text that nobody can guess: whoever knows it may see and cancel the job.
         client: whose turn it takes.
         held_bytes: of the decoded images that it was given.
-        lora_weights: a weight for each LoRA of the server; None: as it was started.
+        model: its number; see `ServedModel`.
+        lora_weights: a weight for each LoRA of the model; None: as it was given.
+        file_format, quality: of the files, as of `ldm generate`.
         waiting: the batches that no worker has taken.
         at_work: those that are being made.
+        has_no_first: whether no worker has its first batch, or has had it.
         num_made: images of the batches that were made.
+        num_ends: how often a process ended that made a batch of it.
         images: those that are finished.
         warnings: what the pipeline warned of.
         error: why the job failed.
@@ -98,19 +111,27 @@ class Job:
         requests: Sequence[ImageRequest],
         batch_size: int,
         *,
+        model: int = 0,
         lora_weights: tuple[float, ...] | None = None,
         layout: SheetLayout | None = None,
+        file_format: ImageFormat = "png",
+        quality: int | None = None,
     ) -> None:
         self.id = secrets.token_urlsafe(16)
         self.client = client
+        self.model = model
         self.lora_weights = lora_weights
         self.layout = layout
+        self.file_format: ImageFormat = file_format
+        self.quality = quality
         self.requests: Sequence[ImageRequest] = requests
         self.num_images = len(requests)
         self.held_bytes = _held_bytes(requests[0])
         self.waiting: deque[Batch] = deque(plan_batches(requests, batch_size))
         self.at_work: list[Turn] = []
+        self.has_no_first = True
         self.num_made = 0
+        self.num_ends = 0
         self.created = time()
         self.state: State = "waiting"
         self.images: list[ServedImage] = []
@@ -139,7 +160,8 @@ class Job:
 
     def take(self) -> Turn:
         """The next batch, for a worker."""
-        turn = Turn(self, self.waiting.popleft(), is_first=self.state == "waiting")
+        turn = Turn(self, self.waiting.popleft(), is_first=self.has_no_first)
+        self.has_no_first = False
         self.at_work = [*self.at_work, turn]
         self.state = "running"
         return turn
@@ -147,7 +169,7 @@ class Job:
     @property
     def kept_bytes(self) -> int:
         """The finished images."""
-        return sum(len(image.png) for image in self.images)
+        return sum(len(image.data) for image in self.images)
 
     def warn(self, message: str) -> None:
         """Note a warning, once."""
@@ -155,8 +177,10 @@ class Job:
             self.warnings.append(message)
 
     def add(self, image: ServedImage) -> None:
-        """Add a finished image, in the order of the request."""
+        """Add a finished image, in the order of the request; one that is there already is the same."""
         with self._adding:  # several workers may finish images of it at once
+            if any(each.number == image.number for each in self.images):
+                return
             self.images = sorted([*self.images, image], key=lambda each: each.number)
 
 
@@ -233,6 +257,29 @@ class JobQueue:
             turn.job.error = turn.job.error or error
             turn.job.stop_asked = True
             self._end(turn)
+
+    def put_back(self, turn: Turn, how: str) -> bool:
+        """Let a batch be made again whose process has ended, unless its job was cancelled or has done that before.
+
+        Args:
+            how: the process ended, for the error.
+
+        Returns:
+            Whether it is made again.
+        """
+        with self._changed:
+            job = turn.job
+            job.num_ends += 1
+            if job.num_ends >= MOST_ENDS and not job.stop_asked:
+                what = f"the process that made the images {how}, {job.num_ends} times"
+                job.error = InternalError(what, "ask for a smaller image, or for fewer")
+                job.stop_asked = True
+            if again := not job.stop_asked:
+                job.waiting.appendleft(turn.batch)
+                job.has_no_first = job.has_no_first or turn.is_first
+                self._changed.notify_all()
+            self._end(turn)
+            return again
 
     def _end(self, turn: Turn) -> None:
         job = turn.job

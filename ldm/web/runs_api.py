@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ldm.errors import UserError
-from ldm.web.own_api import png_response, static
+from ldm.web.own_api import image_response, static
 from ldm.web.queue import NotFound
 from ldm.web.watched_run import PAGES, RunSource, WatchedRun
 
@@ -119,7 +119,7 @@ def whole_number(text: str | None, default: int) -> int:
 async def preview(request: Request) -> Response:
     """The preview of a step, as PNG: the images of all prompts in a grid."""
     run, step = run_of(request), request.path_params["step"]
-    return png_response(await run_in_threadpool(run.preview, step), f"step-{step:06d}.png")
+    return image_response(await run_in_threadpool(run.preview, step), f"step-{step:06d}.png")
 
 
 async def report(request: Request) -> Response:

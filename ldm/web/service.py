@@ -4,9 +4,9 @@ import asyncio
 import io
 import secrets
 from base64 import b64decode
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from typing import Any
 
 from PIL import Image
@@ -14,73 +14,25 @@ from starlette.requests import Request
 
 from ldm.errors import UserError
 from ldm.generation.prompts import check_installed
+from ldm.generation.signing import sheet_file, signed_sheet
+from ldm.io.image_metadata import ImageFormat
 from ldm.io.images import image_grid
-from ldm.io.png import with_chunks
 from ldm.models.control.hints import REFERENCE
 from ldm.models.generation_settings import GenerationSettings
 from ldm.models.setting_checks import check_text
 from ldm.pipeline.batches import Prompt, list_images
-from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.settings import with_inputs
 from ldm.pipeline.xy_grid import Axis, grid_sheet, over_grid, parse_axis
-from ldm.provenance.marks import EDITED, MADE, mark_texts, source_type_of
-from ldm.tasks import TASKS
+from ldm.provenance.credentials import ImageSigner
 from ldm.web.caps import Caps
-from ldm.web.queue import Job, JobQueue, SheetLayout
+from ldm.web.listening import is_loopback
+from ldm.web.queue import Job, JobQueue, NotFound, ServedImage, SheetLayout
+from ldm.web.served_model import ServedModel
 from ldm.web.uploads import UploadReader
 
 RANDOM_SEEDS = 2**32
-
-
-@dataclass(frozen=True)
-class ServedLora:
-    """A LoRA that the server was started with."""
-
-    name: str
-    weight: float
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """What clients are told about the model.
-
-    Attributes:
-        model_id: a name without a path.
-        task: that it was trained for.
-        defaults: its own, completed with those of all settings.
-        told: inputs besides a prompt that the model takes; see `Setting.told`.
-        controls: the kinds of control images that it takes.
-        has_references: whether it takes images as prompts.
-    """
-
-    model_id: str
-    weights_hash: str | None
-    task: str
-    defaults: GenerationSettings
-    told: tuple[str, ...] = ()
-    controls: tuple[str, ...] = ()
-    has_references: bool = False
-    loras: tuple[ServedLora, ...] = ()
-
-    def task_of(self, given: Sequence[str]) -> str | None:
-        """What the model does with these images; None if it has no use for them."""
-        able = (task for task in TASKS.values() if task.trained_as == self.task)
-        return next((task.name for task in able if set(task.given) == set(given)), None)
-
-
-def describe(pipeline: Pipeline, loras: Sequence[ServedLora] = ()) -> ServedModel:
-    """What clients are told about a pipeline's model."""
-    parts, kind = pipeline.parts, type(pipeline.defaults)
-    return ServedModel(
-        pipeline.model_id,
-        pipeline.weights_hash,
-        parts.task,
-        pipeline.defaults.over(kind()),
-        tuple(parts.family.told),
-        tuple(parts.controls),
-        parts.image_prompts is not None,
-        tuple(loras),
-    )
+MOST_CHOICES = 1000
+"""The clients whose choice of a model is remembered."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +44,8 @@ class Asked:
         controls: control images by kind, each with its scale; `reference` is an image that serves as a prompt.
         lora_weights: None for those of the server.
         grid_x, grid_y: as of `ldm.pipeline.xy_grid.parse_axis`; empty for none.
+        model: None for the first of the server.
+        file_format, quality: of the files, as of `ldm generate`.
     """
 
     prompt: str
@@ -102,33 +56,69 @@ class Asked:
     lora_weights: tuple[float, ...] | None = None
     grid_x: str = ""
     grid_y: str = ""
+    model: ServedModel | None = None
+    file_format: ImageFormat = "png"
+    quality: int | None = None
 
 
 class Service:
-    """A model, its queue, and what decodes uploads.
+    """The models, their queue, and what decodes uploads.
 
     Attributes:
+        models: by the names that clients call them; the first one is used where none is named.
         kind: the settings of an image.
         batch_size: images made at once, as of `ldm generate --batch-size`.
+        signer: signs the sheets of images; None if nothing is signed.
     """
 
     def __init__(
         self,
-        model: ServedModel,
+        models: Sequence[ServedModel],
         queue: JobQueue,
         *,
         batch_size: int,
+        signer: ImageSigner | None = None,
         kind: type[GenerationSettings] = GenerationSettings,
     ) -> None:
-        self.model = model
+        self.models = {model.name: model for model in models}
+        self._chosen: OrderedDict[str, ServedModel] = OrderedDict()
         self.queue = queue
         self.batch_size = batch_size
+        self.signer = signer
         self.kind = kind
         self.uploads = UploadReader(queue.caps.upload_pixels)
 
     @property
     def caps(self) -> Caps:
         return self.queue.caps
+
+    @property
+    def model(self) -> ServedModel:
+        """The model that is used where none is named."""
+        return next(iter(self.models.values()))
+
+    def find_model(self, name: Any) -> ServedModel:
+        """The model that a client names, by its name or its title. Nothing is looked up on a disk.
+
+        Raises:
+            NotFound: no such model is served.
+        """
+        named = self.models | {model.title: model for model in self.models.values()}
+        if isinstance(name, str) and name in named:
+            return named[name]
+        shown = ", ".join(map(repr, self.models))
+        raise NotFound(f"model {name!r:.80} is not served here", f"use {shown}")
+
+    def chosen_by(self, client: str) -> ServedModel:
+        """The model that a client has chosen for its next requests; else the first."""
+        return self._chosen.get(client, self.model)
+
+    def choose(self, client: str, model: ServedModel) -> None:
+        """Remember a client's choice; that of the client who chose first is forgotten if there are too many."""
+        self._chosen.pop(client, None)
+        self._chosen[client] = model
+        while len(self._chosen) > MOST_CHOICES:
+            self._chosen.popitem(last=False)
 
     def submit(self, client: str, asked: Asked) -> Job:
         """Put what a client asks for into the queue.
@@ -141,7 +131,8 @@ class Service:
         check_installed(asked.settings)
         settings = with_seed(asked.settings)
         self.caps.check_asked(asked.prompt, settings)
-        self._check_loras(asked.lora_weights)
+        model = asked.model or self.model
+        _check_loras(model, asked.lora_weights)
         maps = dict(asked.controls)
         references = [maps.pop(REFERENCE)] if REFERENCE in maps else []
         (prompt,) = with_inputs(
@@ -153,8 +144,11 @@ class Service:
             client,
             list_images(prompts),
             self.batch_size,
+            model=model.number,
             lora_weights=asked.lora_weights,
             layout=SheetLayout(asked.prompt, x, y) if x or y else None,
+            file_format=asked.file_format,
+            quality=asked.quality,
         )
         self.queue.submit(job)
         return job
@@ -166,12 +160,6 @@ class Service:
         for each in prompts:
             self.caps.check_asked(each.prompt, each.settings)
         return prompts
-
-    def _check_loras(self, weights: tuple[float, ...] | None) -> None:
-        if weights is not None and len(weights) != len(self.model.loras):
-            names = ", ".join(lora.name for lora in self.model.loras) or "none"
-            what = f"loras has {len(weights)} weights"
-            raise UserError(what, f"give one for each LoRA of this server, in order ({names})")
 
     async def finish(self, job: Job, request: Request) -> None:
         """Wait until a job is finished; if its client goes away, it is cancelled."""
@@ -194,21 +182,33 @@ class Service:
         if pixels > self.caps.sheet_pixels:
             what = f"a grid of these images has {pixels / 1e6:.0f} megapixels"
             raise UserError(what, "download the images one by one")
-        images = [open_made(each.png) for each in job.images]
+        images = [open_made(each) for each in job.images]
         if job.layout and len(images) == job.num_images:
             return grid_sheet(images, [job.layout.prompt], job.layout.x, job.layout.y)
         columns = next(n for n in range(1, len(images) + 1) if n * n >= len(images))
         return image_grid(images, num_columns=columns)
 
     def sheet_file(self, job: Job) -> bytes:
-        """`sheet` as a PNG that says that an AI made it."""
-        edited = any(source_type_of(each.record.to_json()) == EDITED for each in job.images)
-        return with_chunks(self.sheet(job), mark_texts(EDITED if edited else MADE))
+        """`sheet` as a PNG that says that an AI made it; signed, if the images are."""
+        images = list(job.images)
+        edited = next((each for each in images if each.record.inputs), None)
+        data = sheet_file(self.sheet(job), edited=edited is not None)
+        if self.signer is None:
+            return data
+        files = [(each.file_name, each.data) for each in images]
+        return signed_sheet(data, files, (edited or images[0]).record.to_json(), self.signer)
 
 
-def open_made(png: bytes) -> Image.Image:
-    """An image that this server made."""
-    return Image.open(io.BytesIO(png), formats=["PNG"]).convert("RGB")
+def _check_loras(model: ServedModel, weights: tuple[float, ...] | None) -> None:
+    if weights is not None and len(weights) != len(model.loras):
+        names = ", ".join(lora.name for lora in model.loras) or "none"
+        what = f"loras has {len(weights)} weights"
+        raise UserError(what, f"give one for each LoRA of this server's {model.name}, in order ({names})")
+
+
+def open_made(image: ServedImage) -> Image.Image:
+    """The pixels of an image that this server made."""
+    return Image.open(io.BytesIO(image.data), formats=[image.file_format]).convert("RGB")
 
 
 def with_seed(settings: GenerationSettings) -> GenerationSettings:
@@ -249,14 +249,6 @@ def _user_of(authorization: str) -> str:
         return b64decode(value).decode().partition(":")[0][:64] if scheme.lower() == "basic" else ""
     except ValueError:
         return ""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address or a host's name is this machine's own."""
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host in ("localhost", "local")
 
 
 def text_of(given: Mapping[str, Any], name: str, default: str = "") -> str:

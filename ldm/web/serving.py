@@ -1,17 +1,14 @@
-"""Listening: the socket, connections that are too slow or too many, and stopping."""
+"""The HTTP server: connections that are too slow or too many, and stopping."""
 
 import asyncio
-import socket
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from ldm.errors import UserError
 from ldm.web.guard import Guard
 from ldm.web.queue import JobQueue
-from ldm.web.service import is_loopback
 
 HEAD_SEC = 10.0
 """In which the head of a request must have arrived."""
@@ -108,42 +105,3 @@ def make_server(application: Guard, queue: JobQueue) -> Server:
     server = Server(config)
     server.queue = queue
     return server
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Args:
-        port: 0 for any that is free.
-
-    Raises:
-        UserError: the host is not an address of this machine, or the port is taken or not allowed.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host.strip("[]"), port), family=family, backlog=128)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"cannot listen on {host}:{port} ({reason})", "give another --port or --host"
-        ) from None
-
-
-def check_token(host: str, token: str, *, public: bool = False) -> None:
-    """Refuse to serve other machines without a token, unless `public`, and tokens that are easy to guess.
-
-    Raises:
-        UserError: see above.
-    """
-    if not token:
-        if not public and not is_loopback(host):
-            what = f"--host {host} lets other machines in"
-            raise UserError(what, "add --token random, or a token of your own; --public if anyone may use it")
-        return
-    if (
-        len(token) < 8
-        or not token.isascii()
-        or not all(letter.isalnum() or letter in "-._~" for letter in token)
-    ):
-        what = "the token must be at least 8 ASCII letters, digits, or one of - . _ ~"
-        raise UserError(what, "--token random makes one")

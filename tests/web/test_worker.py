@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,13 @@ from ldm.pipeline.record import encode_with_record
 from ldm.provenance.credentials import read_credentials
 from ldm.provenance.marks import EDITED, MADE, source_type_in
 from ldm.web.caps import Caps
+from ldm.web.endings import ProcessEnded
+from ldm.web.image_maker import ImageMaker
 from ldm.web.latent_previews import fit_colors, preview_images
 from ldm.web.own_api import settings_in
 from ldm.web.queue import Job
-from ldm.web.service import Asked, ServedLora, Service
+from ldm.web.served_model import ServedLora
+from ldm.web.service import Asked, Service
 from ldm.web.worker import Worker
 from tests.support.signatures import identity, told
 from tests.support.tiny_generate import files, generate, save_model, save_model_of_large_images
@@ -74,7 +78,7 @@ def test_images_are_those_of_the_command_line(service: Service, model: Path, tmp
         "a red apple", "-n", 10, "--num-inference-steps", 2, "--seed", 3, "--scheduler", "euler",
         "--model", model, "--output", tmp_path / "made",
     )  # fmt: skip
-    assert {image.file_name: image.png for image in job.images} == files(str(tmp_path / "made"))
+    assert {image.file_name: image.data for image in job.images} == files(str(tmp_path / "made"))
     assert job.state == "done" and job.progress == 1 and not job.warnings
 
 
@@ -88,7 +92,7 @@ def test_images_over_a_grid_are_those_of_the_command_line(
     with Image.open(tmp_path / "made/grid.png") as sheet:
         assert service.sheet(job).tobytes() == sheet.convert("RGB").tobytes()
     del made["grid.png"]
-    assert {image.file_name: image.png for image in job.images} == made
+    assert {image.file_name: image.data for image in job.images} == made
 
 
 def test_served_images_are_marked_watermarked_and_signed(
@@ -107,14 +111,14 @@ def test_served_images_are_marked_watermarked_and_signed(
     generate("a", *quick, "--sign", "--model", model, "--output", tmp_path / "made")
     (made,) = (tmp_path / "made").iterdir()
     served = tmp_path / "served.png"
-    served.write_bytes(job.images[0].png)
+    served.write_bytes(job.images[0].data)
     assert told(served)[1].partition(": ")[2] == told(made)[1].partition(": ")[2]
     assert "signed by Alice; made by large" in told(served)[1] and "as its record says" in told(served)[1]
     assert read_texts(served) == read_texts(made)
-    credentials = read_credentials(edit.images[0].png)
+    credentials = read_credentials(edit.images[0].data)
     assert credentials is not None and [each.title for each in credentials.ingredients] == ["image"]
     for each, kind in ((job, MADE), (edit, EDITED)):
-        assert source_type_in(read_metadata(each.images[0].png)) == kind
+        assert source_type_in(read_metadata(each.images[0].data)) == kind
         assert source_type_in(read_metadata(service.sheet_file(each))) == kind
 
 
@@ -163,6 +167,29 @@ def test_a_fault_of_the_program_ends_its_job_only(
     assert ask(service).state == "done"
 
 
+def test_a_batch_is_made_again_if_its_process_ends_and_the_job_fails_if_it_ends_again(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = ask(service, num_images=10)
+    unet, calls, fatal = pipeline_of(service).denoiser.unet, count(), {2}
+
+    def end(module: torch.nn.Module, args: Any) -> None:
+        if next(calls) in fatal:
+            raise ProcessEnded("was killed by SIGSEGV")
+
+    hook = unet.conv_in.register_forward_pre_hook(end)
+    job = ask(service, num_images=10)
+    assert [image.data for image in job.images] == [image.data for image in alone.images]
+    said = "the process that makes the images was killed by SIGSEGV and is started again"
+    assert job.state == "done" and job.warnings == [f"{said}: what it had begun is made anew"]
+    assert capsys.readouterr().err == f"warning: {said}\n"
+    fatal.update(range(1000))
+    failed = ask(service)
+    hook.remove()
+    assert failed.state == "failed" and "was killed by SIGSEGV, 2 times" in str(failed.error)
+    assert ask(service).state == "done"
+
+
 def pipeline_of(service: Service) -> Pipeline:
     """The pipeline of the worker that takes from the service's queue."""
     (pipeline,) = pipelines_of(service)
@@ -172,7 +199,8 @@ def pipeline_of(service: Service) -> Pipeline:
 def pipelines_of(service: Service) -> list[Pipeline]:
     """The pipelines of all workers that take from the service's queue."""
     workers = [t for t in threading.enumerate() if isinstance(t, Worker) and t.queue is service.queue]
-    return [worker._pipeline for worker in workers if worker._pipeline is not None]
+    makers = [worker.maker for worker in workers if isinstance(worker.maker, ImageMaker)]
+    return [maker.models.get(0).pipeline for maker in makers]
 
 
 def test_two_workers_share_the_batches_and_make_the_same_images(service: Service, model: Path) -> None:
@@ -193,7 +221,7 @@ def test_two_workers_share_the_batches_and_make_the_same_images(service: Service
         plain.ended.result(60)
         rounded.ended.result(60)
     assert not together.broken
-    assert [image.png for image in shared.images] == [image.png for image in alone.images]
+    assert [image.data for image in shared.images] == [image.data for image in alone.images]
     assert plain.warnings == ["8 rows"] and rounded.warnings[1:] == ["9 rows"]
 
 
@@ -231,32 +259,32 @@ def test_a_running_job_stops_between_two_steps(service: Service) -> None:
 
 def test_lora_weights_are_chosen_for_each_request(model: Path, lora: Path, tmp_path: Path) -> None:
     with working(model, str(lora)) as service:
-        service.model = replace(service.model, loras=(ServedLora("film", 1.0),))
+        assert service.model.loras == (ServedLora("film", 1.0),)
         half, without = (ask(service, lora_weights=(weight,)).images[0] for weight in (0.5, 0.0))
     named, output = ("--lora", f"{lora}:0.5"), tmp_path / "made"
     generate("a", "--num-inference-steps", 2, "--seed", 3, *named, "--model", model, "--output", output)
-    assert files(str(output)) == {"0001-a-s3.png": half.png}
-    assert without.record.loras == () and without.png != half.png
+    assert files(str(output)) == {"0001-a-s3.png": half.data}
+    assert without.record.loras == () and without.data != half.data
 
 
 def test_settings_are_read_from_a_png_and_make_it_again(service: Service) -> None:
     job = ask(service, "a red apple", scheduler="euler", guidance_interval=(0.0, 0.5), num_images=2)
-    png = job.images[1].png
+    png = job.images[1].data
     found = settings_in(service, png)
     assert found["note"] == "" and found["needs"] == []
     again = service.submit("me", Asked(found["prompt"], GenerationSettings(**found["settings"])))
     again.ended.result(60)
-    assert again.images[0].png == png
+    assert again.images[0].data == png
     source = photo(16, 16)
     changed = ask(service, image=source, strength=0.5)
-    found = settings_in(service, changed.images[0].png)
+    found = settings_in(service, changed.images[0].data)
     for kind in ("jpeg", "webp"):
         other = encode_with_record(source, changed.images[0].record, kind)  # type: ignore[arg-type]
         assert settings_in(service, other) == found
     assert found["needs"] == ["image"] and "height" not in found["settings"]
     again = service.submit("me", Asked(found["prompt"], GenerationSettings(**found["settings"]), source))
     again.ended.result(60)
-    assert again.images[0].png == changed.images[0].png
+    assert again.images[0].data == changed.images[0].data
 
 
 def test_the_model_is_loaded_once(service: Service) -> None:

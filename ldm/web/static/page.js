@@ -8,7 +8,7 @@ const MOST_MISSES = 10; // answers in a row that do not come
 const INK = "#6d28d9"; // of the mask as it is shown
 const SPECIAL = ["expand"]; // settings with an input of their own in page.html
 
-let form = { fields: [], tasks: {}, loras: [], controls: [], caps: {} };
+let form = { model: "", models: [], fields: [], tasks: {}, loras: [], controls: [], caps: {} };
 let viewed = null; // { job, image } in the viewer
 let maskIsDrawn = false;
 const cards = new Map(); // job id -> { element, data }
@@ -74,6 +74,12 @@ function fieldElement(field) {
 function buildForm(description) {
   form = description;
   get("model").textContent = form.model;
+  get("models").replaceChildren(
+    ...form.models.map((name) => element("option", { value: name, textContent: name, selected: name === form.model })));
+  get("model-choice").hidden = form.models.length < 2;
+  get("one-model").hidden = form.models.length > 1;
+  for (const id of ["first", "rest"]) get(id).replaceChildren();
+  for (const id of ["loras", "controls"]) get(id).replaceChildren(get(id).firstElementChild);
   for (const field of form.fields.filter((each) => !SPECIAL.includes(each.name))) {
     get(field.first ? "first" : "rest").append(fieldElement(field));
   }
@@ -95,6 +101,15 @@ function buildForm(description) {
   }
   get("controls").hidden = form.controls.length === 0;
   showFittingFields();
+}
+
+// The form for another model; what was typed stays where that model has the field, too.
+async function chooseModel(name) {
+  const typed = new Map();
+  for (const field of form.fields.filter((each) => !SPECIAL.includes(each.name))) typed.set(field.name, valueOf(field));
+  localStorage.setItem("model", name);
+  buildForm(await call(`/ldm/form?model=${encodeURIComponent(name)}`));
+  for (const field of form.fields) if (typed.get(field.name) !== undefined) setValue(field, typed.get(field.name));
 }
 
 function expansion() {
@@ -159,7 +174,7 @@ async function dataUrl(blob) {
 }
 
 async function request() {
-  const asked = { prompt: get("prompt").value };
+  const asked = { prompt: get("prompt").value, model: form.model };
   for (const field of form.fields) {
     const shown = document.querySelector(`[data-setting="${field.name}"]`);
     const value = shown && !shown.hidden ? valueOf(field) : undefined;
@@ -191,6 +206,7 @@ function resetForm() {
 
 async function useSettings(blob) {
   const found = await call("/ldm/read", { method: "POST", body: { image: await dataUrl(blob) } });
+  if (found.model && found.model !== form.model) await chooseModel(found.model);
   resetForm();
   get("prompt").value = found.prompt;
   for (const field of form.fields) {
@@ -435,7 +451,8 @@ function view(jobId, number) {
   viewed = { jobId, image };
   get("large").src = image.url;
   get("large").alt = image.prompt;
-  get("caption").textContent = `${image.prompt} — seed ${image.seed}, ${image.width} × ${image.height}`;
+  const maker = form.models.length > 1 ? `, ${image.model}` : "";
+  get("caption").textContent = `${image.prompt} — seed ${image.seed}, ${image.width} × ${image.height}${maker}`;
   get("download").href = image.url;
   get("download").download = image.file_name;
   if (!get("viewer").open) get("viewer").showModal();
@@ -459,6 +476,7 @@ function listen() {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) generate();
   });
   get("stop").addEventListener("click", stop);
+  get("models").addEventListener("change", () => attempt(() => chooseModel(get("models").value)));
   get("reset").addEventListener("click", resetForm);
   const files = { image: useImage, reuse: useSettings };
   for (const [id, action] of Object.entries(files)) {
@@ -508,6 +526,8 @@ function dropping() {
 listen();
 attempt(async () => {
   buildForm(await call("/ldm/form"));
+  const before = localStorage.getItem("model");
+  if (before !== form.model && form.models.includes(before)) await chooseModel(before);
   get("runs-link").hidden = (await call("/ldm/runs")).runs.length === 0;
   for (const job of (await call("/ldm/jobs")).jobs) showJob(job);
   showStatus();
