@@ -229,6 +229,15 @@ GuideModel = Annotated[
         "the same text encoder and autoencoder.",
     ),
 ]
+Refiner = Annotated[
+    str | None,
+    typer.Option(
+        "--refiner",
+        metavar="NAME|FOLDER|FILE|HUB_ID",
+        help="A second model that finishes the sampling, for models of Stable Diffusion XL: its refiner, or another "
+        "model of it. --denoising-end says where it begins.",
+    ),
+]
 Output = Annotated[
     Path,
     typer.Option(
@@ -395,6 +404,7 @@ NETWORKS: dict[str, Any] = {
     "base": Base,
     "prediction_type": PredictionType,
     "guide_model": GuideModel,
+    "refiner": Refiner,
 }
 COMPUTING: dict[str, Any] = {
     "batch_size": BatchSize,

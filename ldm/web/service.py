@@ -49,6 +49,7 @@ class ServedModel:
         task: that it was trained for.
         defaults: its own, completed with those of all settings.
         told: inputs besides a prompt that the model takes; see `Setting.told`.
+        has_refiner: whether a second model finishes its images.
         controls: the kinds of control images that it takes.
         has_references: whether it takes images as prompts.
     """
@@ -60,6 +61,7 @@ class ServedModel:
     told: tuple[str, ...] = ()
     controls: tuple[str, ...] = ()
     has_references: bool = False
+    has_refiner: bool = False
     loras: tuple[ServedLora, ...] = ()
 
     def task_of(self, given: Sequence[str]) -> str | None:
@@ -76,9 +78,10 @@ def describe(pipeline: Pipeline, loras: Sequence[ServedLora] = ()) -> ServedMode
         pipeline.weights_hash,
         parts.task,
         pipeline.defaults.over(kind()),
-        tuple(parts.family.told),
+        tuple(pipeline.told),
         tuple(parts.controls),
         parts.image_prompts is not None,
+        pipeline.refiner is not None,
         tuple(loras),
     )
 

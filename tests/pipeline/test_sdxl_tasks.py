@@ -11,7 +11,6 @@ from diffusers import (
     StableDiffusionXLInpaintPipeline,
     StableDiffusionXLInstructPix2PixPipeline,
 )
-from PIL import Image
 
 from ldm.models.control.networks import ControlNetwork
 from ldm.models.loading.model import load_parts, save_parts
@@ -19,7 +18,7 @@ from ldm.models.parts import ModelParts
 from ldm.pipeline.pipeline import Pipeline
 from tests.support.slow_cases import rest_slow
 from tests.support.tiny_controls import hints, make_controlnet
-from tests.support.tiny_images import NOISE, PROMPTS, FixedNoise, box_mask, photo, pixels, stock_scheduler
+from tests.support.tiny_images import NOISE, PROMPTS, FixedNoise, box_mask, largest, photo, stock_scheduler
 from tests.support.tiny_models import make_sdxl
 from tests.support.tiny_task_models import make_task_model
 
@@ -36,11 +35,6 @@ def make_stock(cls: Any, parts: ModelParts, scheduler: str, **more: Any) -> Any:
     )
     made.set_progress_bar_config(disable=True)
     return made
-
-
-def largest(first: list[Image.Image], second: list[Image.Image], where: Any = ...) -> int:
-    differences = (np.abs(pixels(a) - pixels(b))[where].max() for a, b in zip(first, second, strict=True))
-    return int(max(differences))
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
