@@ -311,5 +311,5 @@ def test_a_broken_alpha_is_refused_and_zero_is_none(
         (change,) = read_lora_file(file, sd1).changes.values()
         assert not change.any()
         return
-    with pytest.raises(UserError, match="not finite|do not fit each other"):
+    with pytest.raises(UserError, match=r"not finite|do not fit each other"):
         read_lora_file(file, sd1)
