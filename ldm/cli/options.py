@@ -196,6 +196,15 @@ Lora = Annotated[
         "difference.  [default weight: 1]",
     ),
 ]
+Embedding = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--embedding",
+        metavar="FILE[=<TOKEN>]",
+        help="Add a token for prompts (textual inversion): a .safetensors file or a training run. Without TOKEN, it is "
+        "the name in the file, or that of the file in angle brackets. May be given several times.",
+    ),
+]
 Vae = Annotated[
     str | None,
     typer.Option(
@@ -405,6 +414,7 @@ NETWORKS: dict[str, Any] = {
     "prediction_type": PredictionType,
     "guide_model": GuideModel,
     "refiner": Refiner,
+    "embeddings": Embedding,
 }
 COMPUTING: dict[str, Any] = {
     "batch_size": BatchSize,

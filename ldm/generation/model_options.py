@@ -23,6 +23,7 @@ class ModelOptions:
         loras: each `FILE` or `FILE:WEIGHT`.
         controlnets: each `KIND=PLACE`.
         ip_adapters: files or folders.
+        embeddings: each `FILE` or `FILE=<token>`.
         vae: with `base`, `prediction_type`, `guide_model` and `refiner`, as of `ldm.pipeline.pipeline.load_pipeline`.
     """
 
@@ -42,6 +43,7 @@ class ModelOptions:
     image_encoder: str | None = None
     guide_model: str | None = None
     refiner: str | None = None
+    embeddings: tuple[str, ...] = ()
 
 
 def read_batch_size(given: str | None, *, low_memory: bool = False, device: str | None = None) -> int:
@@ -93,12 +95,14 @@ def load_model(options: ModelOptions, original: Original | None) -> "Pipeline":
         image_encoder=options.image_encoder,
         guide_model=options.guide_model,
         refiner=options.refiner,
+        embeddings=options.embeddings,
     )
     pipeline.low_memory = options.low_memory
     if pipeline.device.type == "cpu" and not options.low_memory:
         keep_freed_memory()
     if original:
         _check_second_models(original, pipeline)
+        _check_embeddings(original, pipeline)
         _check_model(original, pipeline, named=options.model is not None)
         if fault := original.other_networks(pipeline.parts):  # always named by the user
             _warn_of_difference(fault)
@@ -151,6 +155,17 @@ def _check_second_models(original: Original, pipeline: "Pipeline") -> None:
         _warn_of_difference(f"{original.path} was made with another {what} ({hashes})")
     if pipeline.refiner and original.record.refiner_hash is None:
         _warn_of_difference(f"{original.path} was made without a refiner")
+
+
+def _check_embeddings(original: Original, pipeline: "Pipeline") -> None:
+    """An image whose model had more tokens needs them again; further ones change nothing."""
+    here = {each.token: each.sha256 for each in pipeline.embeddings}
+    for used in original.record.embeddings:
+        said = f"{original.path} was made with the embedding {used.token} (hash {used.sha256[:10]})"
+        if used.token not in here:
+            raise UserError(said, f"say where it is with --embedding FILE={used.token}")
+        if here[used.token] != used.sha256:
+            _warn_of_difference(f"{said}, here it is {here[used.token][:10]}")
 
 
 def _warn_of_difference(fault: str) -> None:

@@ -18,6 +18,7 @@ from ldm.diffusion.sampling import SamplingPlan, plan_sampling, steps_before
 from ldm.diffusion.scheduler_names import OWN_SCHEDULER
 from ldm.diffusion.schedulers import adds_noise, make_scheduler, replaced_settings, resolve_scheduler
 from ldm.errors import LdmWarning, UserError, warn
+from ldm.models.adapters.embedding_files import UsedEmbedding, apply_embeddings
 from ldm.models.adapters.folder import identity_of_model
 from ldm.models.adapters.fuse import UsedLora
 from ldm.models.clip import ClipTextEncoder
@@ -121,6 +122,7 @@ def load_pipeline(
     image_encoder: str | Path | None = None,
     guide_model: str | Path | None = None,
     refiner: str | Path | None = None,
+    embeddings: Sequence[str | Path] = (),
 ) -> "Pipeline":
     """Load a model. An argument that is None is not given.
 
@@ -139,6 +141,7 @@ def load_pipeline(
         image_encoder: the folder of the CLIP image encoder of the IP-Adapters; None: `image_encoder` beside the first.
         guide_model: a weaker model with the same text encoder and autoencoder, for guidance "autoguidance".
         refiner: a second model, which finishes the sampling from `denoising_end` on, such as the refiner of SDXL.
+        embeddings: files of textual inversion, each `FILE` or `FILE=<token>`: new tokens for prompts.
 
     Raises:
         UserError: a model or LoRA does not exist, or is incomplete, damaged or not allowed.
@@ -167,6 +170,8 @@ def load_pipeline(
         )
     if refiner is not None:
         pipeline.refiner = load_refiner(refiner, parts, pipeline.model_id, torch_dtype)
+    if embeddings:
+        pipeline.add_embeddings(embeddings)
     return pipeline.to(torch_device)
 
 
@@ -183,6 +188,7 @@ class Pipeline:
         low_memory: keep only the part in use on the device, and decode one image at a time.
         guide_model: the weaker model of autoguidance, or None.
         refiner: the model that finishes the sampling, or None.
+        embeddings: tokens that were added to the model's own.
     """
 
     def __init__(
@@ -203,6 +209,7 @@ class Pipeline:
         self.low_memory = False
         self.guide_model: GuideModel | None = None
         self.refiner: Refiner | None = None
+        self.embeddings: tuple[UsedEmbedding, ...] = ()
         self.device = next(parts.denoiser.parameters()).device
 
     @property
@@ -250,6 +257,16 @@ class Pipeline:
             module.to(device)
         self.device = torch.device(device)
         return self
+
+    def add_embeddings(self, places: Sequence[str | Path]) -> None:
+        """Add tokens from files, each `FILE` or `FILE=<token>`, for prompts of this model and of its refiner.
+
+        Raises:
+            UserError: as `ldm.models.adapters.embedding_files.apply_embeddings`.
+        """
+        _ = self.identity  # of the model without them: records name the tokens by themselves
+        readers = [self.text_encoder, *([self.refiner.parts.text_encoder] if self.refiner else [])]
+        self.embeddings += apply_embeddings(readers, places)
 
     def save(self, folder: str | Path, **options: Any) -> None:
         """Write the model as a stock diffusers folder; options as `ldm.models.loading.model.save_parts`."""
@@ -545,6 +562,8 @@ class Pipeline:
             given["guide_hash"] = self.guide_model.weights_hash
         if self.refiner:
             given |= {"record_version": INPUTS_VERSION, "refiner_hash": self.refiner.weights_hash}
+        if self.embeddings:
+            given |= {"record_version": INPUTS_VERSION, "embeddings": self.embeddings}
         if settings.changed():
             given["record_version"] = INPUTS_VERSION
         if image.inputs:

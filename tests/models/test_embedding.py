@@ -187,7 +187,7 @@ def test_vectors_of_other_text_encoders_are_refused(tmp_path: Path) -> None:
     for encoder, vectors, message in (
         (two, first, "has no clip_l"),
         (two, {"clip_l": first}, "has no clip_g"),
-        (one, {"clip_g": second}, "has no clip_l"),
+        (one, {"clip_l": first, "clip_g": second}, "has clip_g, and this model has no second text encoder"),
         (two, {"clip_l": first, "clip_g": first}, r"has shape \[1, 32\]: this model has vectors of 24"),
         (two, {"clip_l": first, "clip_g": second.repeat(2, 1)}, "has 1 and 2 vectors"),
     ):

@@ -142,11 +142,16 @@ def apply_embedding(text_encoder: ClipTextEncoder, token: str, vectors: Vectors)
 
 
 def _vectors_of(text_encoder: ClipTextEncoder, token: str, vectors: Vectors) -> Iterator[Tensor]:
-    """The vectors [n, D] of each text encoder.
+    """The vectors [n, D] of each text encoder. A refiner, which has the second one alone, reads its half.
 
     Raises:
-        UserError: those of one are missing.
+        UserError: those of one are missing, or there are some for an encoder that the model lacks.
     """
+    here = {FILE_KEYS[encoder.suffix] for encoder in text_encoder.encoders}
+    second = FILE_KEYS["_2"]
+    if not isinstance(vectors, Tensor) and second in vectors and second not in here:
+        what = f"the embedding of {token} has {second}, and this model has no second text encoder"
+        raise UserError(what, "use one made for this family of models")
     for encoder in text_encoder.encoders:
         key = FILE_KEYS[encoder.suffix]
         if isinstance(vectors, Tensor) and len(text_encoder.encoders) == 1:
