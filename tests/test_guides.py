@@ -12,7 +12,7 @@ from ldm.models.loading.model import save_parts
 from tests.support.documents import ROOT, marked_blocks, run_here
 from tests.support.tiny_images import photo
 from tests.support.tiny_launch import forked
-from tests.support.tiny_models import make_sdxl
+from tests.support.tiny_models import make_refiner, make_sdxl
 from tests.support.tiny_tasks import make_labelled
 
 GUIDES = sorted((ROOT / "docs/guides").glob("*.md"))
@@ -31,8 +31,9 @@ def write_models_of_tasks(folder: Path) -> None:
 
 
 def write_sdxl(folder: Path) -> None:
-    """In place of a model of full size, a tiny one."""
+    """In place of models of full size, tiny ones."""
     save_parts(make_sdxl(folder / "tokenizers"), folder / "models/sdxl")
+    save_parts(make_refiner(folder / "tokenizers"), folder / "models/sdxl-refiner")
 
 
 def write_photos(folder: Path) -> None:
@@ -72,5 +73,5 @@ def test_the_commands_run(guide: str, block: str, tmp_path: Path, monkeypatch: p
 def test_there_are_blocks() -> None:
     assert [block.id for block in BLOCKS] == [
         "control.md", "edit.md", "evaluate.md", "faster.md", "inpaint.md", "objectives.md", "prompts.md",
-        "provenance.md", "sdxl.md", "upscale.md",
+        "provenance.md", "sdxl.md", "sdxl.md", "upscale.md",
     ]  # fmt: skip

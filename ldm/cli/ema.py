@@ -137,6 +137,7 @@ def _write_model(pipeline: Path, output: Path, average: "Mapping[str, Tensor]", 
 def _write_adapter(
     pipeline: Path, output: Path, average: "Mapping[str, Tensor]", provenance: dict[str, Any]
 ) -> None:
+    from ldm.models.adapters.embedding import EmbeddingSettings, add_embedding, embedding_file
     from ldm.models.adapters.folder import (
         LORA_FILE,
         adapter_chain,
@@ -155,8 +156,9 @@ def _write_adapter(
     check_base(pipeline, adapter, parts, base, [folder for folder, _ in inner])
     defaults = read_defaults(pipeline, *default_size(parts.denoiser, parts.autoencoder))
     if adapter.kind == "embedding":
-        (vectors,) = average.values()
-        token = {adapter.settings["token"]: vectors.float()}
+        add_embedding(parts.text_encoder, EmbeddingSettings(**adapter.settings))
+        _replace(parts, average, pipeline)
+        token = embedding_file(parts.text_encoder, adapter.settings["token"])
         return save_adapter(output, adapter, token, defaults, provenance=provenance)
     if adapter.kind == "controlnet":
         from ldm.models.control.controlnet import ControlledUNet

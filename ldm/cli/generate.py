@@ -110,7 +110,7 @@ def model_options(given: dict[str, Any]) -> "Iterator[ModelOptions]":
         given["batch_size"], low_memory=given["low_memory"], device=given["device"]
     )
     with ExitStack() as stack:
-        for name in {"model", "guide_model"} & set(chosen):
+        for name in {"model", "guide_model", "refiner"} & set(chosen):
             chosen[name], _ = stack.enter_context(model_of(chosen[name]))
         yield ModelOptions(**chosen)
 

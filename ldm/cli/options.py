@@ -196,6 +196,15 @@ Lora = Annotated[
         "difference.  [default weight: 1]",
     ),
 ]
+Embedding = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--embedding",
+        metavar="FILE[=<TOKEN>]",
+        help="Add a token for prompts (textual inversion): a .safetensors file or a training run. Without TOKEN, it is "
+        "the name in the file, or that of the file in angle brackets. May be given several times.",
+    ),
+]
 Vae = Annotated[
     str | None,
     typer.Option(
@@ -227,6 +236,15 @@ GuideModel = Annotated[
         metavar="NAME|FOLDER|FILE|HUB_ID",
         help="A weaker model for --guidance autoguidance: an earlier checkpoint, or a smaller one trained with "
         "the same text encoder and autoencoder.",
+    ),
+]
+Refiner = Annotated[
+    str | None,
+    typer.Option(
+        "--refiner",
+        metavar="NAME|FOLDER|FILE|HUB_ID",
+        help="A second model that finishes the sampling, for models of Stable Diffusion XL: its refiner, or another "
+        "model of it. --denoising-end says where it begins.",
     ),
 ]
 Output = Annotated[
@@ -395,6 +413,8 @@ NETWORKS: dict[str, Any] = {
     "base": Base,
     "prediction_type": PredictionType,
     "guide_model": GuideModel,
+    "refiner": Refiner,
+    "embeddings": Embedding,
 }
 COMPUTING: dict[str, Any] = {
     "batch_size": BatchSize,

@@ -36,10 +36,11 @@ class SamplingPlan:
 
     Attributes:
         steps: one for each call of the denoiser, in plain Python numbers.
-        timesteps: the scheduler's timesteps of those calls, [calls].
-        num_steps: number of sampling steps, not counting those skipped before the start.
+        timesteps: the scheduler's timesteps of those calls and of `following`, [calls] or [calls + 1].
+        num_steps: number of sampling steps, not counting those skipped before the start or left out at the end.
         start: the index of the first step.
         prototype: the scheduler in its initial state.
+        following: the call after the last one, if the plan stops before the end.
     """
 
     steps: tuple[Step, ...]
@@ -47,6 +48,7 @@ class SamplingPlan:
     num_steps: int
     start: int
     prototype: Any
+    following: Step | None = None
 
     def scheduler(self) -> Any:
         """A new scheduler for one batch; a scheduler's state changes with every step."""
@@ -54,12 +56,18 @@ class SamplingPlan:
 
 
 def plan_sampling(
-    scheduler: Any, num_inference_steps: int, *, start: int = 0, timesteps: Sequence[int] = ()
+    scheduler: Any,
+    num_inference_steps: int,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    timesteps: Sequence[int] = (),
 ) -> SamplingPlan:
     """Plan the sampling with a scheduler from `ldm.diffusion.schedulers.make_scheduler`, which is not modified.
 
     Args:
         start: the first step to run; earlier steps are skipped, as in image-to-image. `num_inference_steps` runs none.
+        stop: the first step that is not run any more, after `start`; None runs all.
         timesteps: of each step, from most to least noise, in place of the scheduler's spacing.
 
     Raises:
@@ -77,12 +85,30 @@ def plan_sampling(
     num_steps = every[-1].index + 1
     if not 0 <= start <= num_steps:
         raise UserError(f"sampling cannot start at step {start}", f"use 0 to {num_steps}")
+    stop = num_steps if stop is None else stop
     kept = _from_start(scheduler, every, start)
     if kept and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(kept[0].evaluation)
+    num_calls = sum(step.index < stop for step in kept)
+    kept = kept[: num_calls + 1]
     to_run = scheduler.timesteps[[step.evaluation for step in kept]]
     steps = tuple(replace(step, evaluation=number) for number, step in enumerate(kept))
-    return SamplingPlan(steps, to_run, num_steps - start, start, scheduler)
+    following = steps[num_calls] if num_calls < len(steps) else None
+    return SamplingPlan(steps[:num_calls], to_run, stop - start, start, scheduler, following)
+
+
+def steps_before(plan: SamplingPlan, share: float) -> int:
+    """How many steps of a whole sampling begin in the first `share` of the path: diffusers' `denoising_end`.
+
+    The path is divided by timesteps, which most samplers space evenly, and a step is never cut in two.
+
+    Args:
+        share: from 0 to 1.
+    """
+    levels = int(plan.prototype.config.num_train_timesteps)
+    cutoff = round(levels - share * levels)
+    first_calls = {step.index: step.timestep for step in reversed(plan.steps)}
+    return sum(timestep >= cutoff for timestep in first_calls.values())
 
 
 def _set_timesteps(scheduler: Any, num_inference_steps: int) -> None:
@@ -183,6 +209,7 @@ def denoise(
     generators: Sequence[torch.Generator] = (),
     start: Tensor | None = None,
     known: KnownLatents | None = None,
+    latents: Tensor | None = None,
 ) -> Iterator[tuple[Step, Tensor]]:
     """Sample, yielding the last denoiser call of each sampling step and the latents [B, C, h, w] after it.
 
@@ -194,12 +221,13 @@ def denoise(
         start: clean latents [B, C, h, w] to which `noise` is added, for a plan that starts at a later step.
         known: put back after each call of the denoiser, with `noise` added to the level reached (RePaint's blending,
             Lugmayr et al. 2022, Eq. 8, with one noise for all levels as diffusers does).
+        latents: [B, C, h, w] as a plan that stops where this one starts has left them; `noise` is then not added.
     """
     scheduler = plan.scheduler()
     timesteps = _on_device(plan.timesteps, noise.device)
     options = _step_options(scheduler, generators)
-    latents = _first_latents(scheduler, plan, noise, start)
-    for step, following in pairwise([*plan.steps, None]):
+    latents = _first_latents(scheduler, plan, noise, start) if latents is None else latents
+    for step, following in pairwise([*plan.steps, plan.following]):
         assert step is not None
         t = plan.timesteps[step.evaluation]
         model_input = _scale_model_input(scheduler, latents, t)

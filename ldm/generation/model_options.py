@@ -23,7 +23,8 @@ class ModelOptions:
         loras: each `FILE` or `FILE:WEIGHT`.
         controlnets: each `KIND=PLACE`.
         ip_adapters: files or folders.
-        vae: with `base`, `prediction_type` and `guide_model`, as of `ldm.pipeline.pipeline.load_pipeline`.
+        embeddings: each `FILE` or `FILE=<token>`.
+        vae: with `base`, `prediction_type`, `guide_model` and `refiner`, as of `ldm.pipeline.pipeline.load_pipeline`.
     """
 
     model: str | None = None
@@ -41,6 +42,8 @@ class ModelOptions:
     ip_adapters: tuple[str, ...] = ()
     image_encoder: str | None = None
     guide_model: str | None = None
+    refiner: str | None = None
+    embeddings: tuple[str, ...] = ()
 
 
 def read_batch_size(given: str | None, *, low_memory: bool = False, device: str | None = None) -> int:
@@ -91,12 +94,15 @@ def load_model(options: ModelOptions, original: Original | None) -> "Pipeline":
         ip_adapters=options.ip_adapters,
         image_encoder=options.image_encoder,
         guide_model=options.guide_model,
+        refiner=options.refiner,
+        embeddings=options.embeddings,
     )
     pipeline.low_memory = options.low_memory
     if pipeline.device.type == "cpu" and not options.low_memory:
         keep_freed_memory()
     if original:
-        _check_guide(original, pipeline)
+        _check_second_models(original, pipeline)
+        _check_embeddings(original, pipeline)
         _check_model(original, pipeline, named=options.model is not None)
         if fault := original.other_networks(pipeline.parts):  # always named by the user
             _warn_of_difference(fault)
@@ -134,16 +140,32 @@ def _check_model(original: Original, pipeline: "Pipeline", *, named: bool) -> No
         _warn_of_difference(fault)
 
 
-def _check_guide(original: Original, pipeline: "Pipeline") -> None:
-    """An image that a second model guided needs that model again."""
-    recorded, guide = original.record.guide_hash, pipeline.guide_model
-    if recorded is None or (guide is not None and guide.weights_hash == recorded):
-        return
-    if guide is None:
-        what = f"{original.path} was made with a guide model (hash {recorded[:10]})"
-        raise UserError(what, "say where it is with --guide-model")
-    hashes = f"hash {recorded[:10]}, here {guide.weights_hash[:10]}"
-    _warn_of_difference(f"{original.path} was made with another guide model ({hashes})")
+def _check_second_models(original: Original, pipeline: "Pipeline") -> None:
+    """An image that a second model guided or refined needs that model again."""
+    for what, recorded, here in (
+        ("guide model", original.record.guide_hash, pipeline.guide_model),
+        ("refiner", original.record.refiner_hash, pipeline.refiner),
+    ):
+        if recorded is None or (here is not None and here.weights_hash == recorded):
+            continue
+        if here is None:
+            said = f"{original.path} was made with a {what} (hash {recorded[:10]})"
+            raise UserError(said, f"say where it is with --{what.replace(' ', '-')}")
+        hashes = f"hash {recorded[:10]}, here {here.weights_hash[:10]}"
+        _warn_of_difference(f"{original.path} was made with another {what} ({hashes})")
+    if pipeline.refiner and original.record.refiner_hash is None:
+        _warn_of_difference(f"{original.path} was made without a refiner")
+
+
+def _check_embeddings(original: Original, pipeline: "Pipeline") -> None:
+    """An image whose model had more tokens needs them again; further ones change nothing."""
+    here = {each.token: each.sha256 for each in pipeline.embeddings}
+    for used in original.record.embeddings:
+        said = f"{original.path} was made with the embedding {used.token} (hash {used.sha256[:10]})"
+        if used.token not in here:
+            raise UserError(said, f"say where it is with --embedding FILE={used.token}")
+        if here[used.token] != used.sha256:
+            _warn_of_difference(f"{said}, here it is {here[used.token][:10]}")
 
 
 def _warn_of_difference(fault: str) -> None:

@@ -75,7 +75,7 @@ class Setting:
         recorded_if_changed: the record leaves it out at its default, as records of older versions do.
         tasks: the tasks that it has an effect on, none of which is text-to-image; records of others leave it out.
             Empty for all tasks.
-        only_with: what must be given for it to have an effect, such as `control`; other records leave it out.
+        only_with: what must be given for it to have an effect, `control` or `refiner`; other records leave it out.
         told: what models it is for are told besides a prompt; empty for all models. See `Family.told`.
         infotext: its key in A1111's text, or None if it is not part of it.
         infotext_value: its value there; a None is left out.
@@ -219,6 +219,14 @@ class GenerationSettings(Settings):
         le=10,
         strict=True,
         description="What the model is told beside the negative prompt.",
+    )
+    denoising_end: Annotated[float, Setting("X", only_with="refiner")] = Field(
+        0.8,
+        ge=0,
+        le=1,
+        strict=True,
+        description="With a second model (--refiner): the share of the sampling that the first one does. The second "
+        "goes on from its noisy latents.",
     )
     prompt_weights: Annotated[
         PromptWeights,

@@ -70,6 +70,18 @@ class UNetDenoiser(nn.Module):
         return bool(added) or self.needs_more_than_images
 
     @property
+    def needs_more_than_sizes(self) -> bool:
+        """Whether it needs more than a prompt and the time ids and pooled text embedding beside it."""
+        return bool(self.concat_channels or self.num_class_labels) or self.needs_more_than_images
+
+    def pooled_width(self, num_time_ids: int) -> int:
+        """P, the width of the pooled text embedding beside so many time ids, for a UNet that needs them."""
+        config = self.unet.config
+        return int(
+            config.projection_class_embeddings_input_dim - num_time_ids * config.addition_time_embed_dim
+        )
+
+    @property
     def needs_time_ids(self) -> bool:
         """Whether it needs SDXL's time ids and a pooled text embedding."""
         return self.unet.config.addition_embed_type is not None

@@ -87,6 +87,7 @@ class BatchSampler:
         engine: what is called in place of the denoiser; None for torch.
         low_memory: keep only the part in use on the device, and encode and decode one image at a time.
         weak: a weaker denoiser, for autoguidance.
+        refiner: the parts of a second model, which finishes what this one has begun.
     """
 
     parts: ModelParts
@@ -94,6 +95,7 @@ class BatchSampler:
     engine: OpenVINODenoiser | None = None
     low_memory: bool = False
     weak: Denoiser | None = None
+    refiner: ModelParts | None = None
 
     def sample(
         self,
@@ -111,30 +113,49 @@ class BatchSampler:
         """
         settings = batch.settings
         images = self._given_images(batch)
-        stages, stage_of = self._prompt_stages(batch, images)
-        conditioning = stages[0].conditioning
         generators = image_generators(batch.seeds)
         if noise is None:
             noise = initial_noise(generators, settings, latent_shape(self.parts.autoencoder, settings))
-        latents = noise = noise.to(self.device, torch.float32)
+        noise = noise.to(self.device, torch.float32)
         start, known = self._start(batch, images)
         if start is not None and not batch.plan.steps:
             return start
-        networks = (control.network for _, _, control in self._controls(batch))
-        with self._at_work(self.parts.denoiser, *networks), self._image_prompts(batch):
-            for step, latents in denoise(
-                self._guided(batch, stages, stage_of),
-                batch.plan,
-                noise,
-                conditioning,
-                generators=generators,
-                start=start,
-                known=known,
-            ):
-                if on_step is not None:
-                    on_step(step, latents)
-        check_finite(latents, settings.scheduler, batch.plan.num_steps)
+        latents: Tensor | None = None
+        for model, part, given in self._in_turn(batch, images):
+            stages, stage_of = model._prompt_stages(part, given)
+            networks = (control.network for _, _, control in model._controls(part))
+            with model._at_work(model.parts.denoiser, *networks), model._image_prompts(part):
+                for step, reached in denoise(
+                    model._guided(part, stages, stage_of),
+                    part.plan,
+                    noise,
+                    stages[0].conditioning,
+                    generators=generators,
+                    start=start,
+                    known=known,
+                    latents=latents,
+                ):
+                    if on_step is not None:
+                        on_step(step, reached)
+                latents = reached
+        assert latents is not None  # there was a step
+        check_finite(latents, settings.scheduler, batch.steps_at_once)
         return latents
+
+    def _in_turn(
+        self, batch: PlannedBatch, images: Mapping[str, Tensor]
+    ) -> "Iterator[tuple[BatchSampler, PlannedBatch, Mapping[str, Tensor]]]":
+        """This model and then the second one, each with its part of the sampling and the images that it is given."""
+        if self.refiner is None or batch.refining is None:
+            yield self, batch, images
+            return
+        second = BatchSampler(self.refiner, self.device, low_memory=self.low_memory)
+        with second._at_work():  # with low memory, only one of the two models is on the device
+            yield self, batch, images
+        with self._at_work():
+            yield second, batch.refined(batch.refining), {}
+        with second._at_work():
+            pass
 
     def decode(self, latents: Tensor) -> tuple[list[Image.Image], bool]:
         """Images of latents [B, C, h, w], and whether they were decoded in tiles."""
@@ -167,7 +188,7 @@ class BatchSampler:
     ) -> tuple[list[PromptStage], list[int]]:
         """The stages of a batch's prompts, and the stage of each step; prompts that do not change have one."""
         reader = reader_for(self.parts.text_encoder, batch.settings)
-        num_steps = batch.plan.start + batch.plan.num_steps
+        num_steps = batch.plan.start + batch.plan.num_steps  # a second model does those after them
         texts = [self._texts(reader, batch, index) for index in range(num_steps)]
         distinct = list(dict.fromkeys(texts[batch.plan.start :] or texts))
         references = self._references(batch)
@@ -372,7 +393,7 @@ class BatchSampler:
             return denoiser
         nets = [(each.network, scale) for _, scale, each in self._controls(batch) if not each.is_adapter]
         plan, settings = batch.plan, batch.settings
-        num_steps, num_rows = plan.start + plan.num_steps, len(batch.images) * len(batch.form.weights)
+        num_steps, num_rows = plan.start + batch.steps_at_once, len(batch.images) * len(batch.form.weights)
         options = ControlOptions(settings.control_interval, num_steps, settings.guess_mode, num_rows)
         return with_controlnets(denoiser, nets, options)
 

@@ -233,6 +233,7 @@ class PlannedBatch:
         task: what the model does with the images given.
         form: of the prompts.
         plan: of the sampler, shared by all batches with the same settings.
+        refining: of a second model, which goes on where `plan` stops; None without one.
         windows: in which an enlarged image is made, one after another; none for images made at once.
         encoded_in_tiles: the images given are too large to encode at once.
     """
@@ -244,11 +245,22 @@ class PlannedBatch:
     plan: SamplingPlan
     windows: tuple[Window, ...] = ()
     encoded_in_tiles: bool = False
+    refining: SamplingPlan | None = None
+
+    @property
+    def steps_at_once(self) -> int:
+        """The sampling steps of the batch, or of one window, those of a second model included."""
+        return self.plan.num_steps + (self.refining.num_steps if self.refining else 0)
 
     @property
     def num_steps(self) -> int:
         """The sampling steps of the batch, those of all windows together."""
-        return self.plan.num_steps * max(len(self.windows), 1)
+        return self.steps_at_once * max(len(self.windows), 1)
+
+    def refined(self, plan: SamplingPlan) -> "PlannedBatch":
+        """What a second model does: the rest of the sampling, without the networks that control the first."""
+        images = [replace(image, controls=()) for image in self.images]
+        return replace(self, images=images, plan=plan, refining=None)
 
     @property
     def prompts(self) -> list[str]:

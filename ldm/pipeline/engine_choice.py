@@ -1,7 +1,7 @@
 """Which engine a model's denoiser runs on, and where the converted networks of OpenVINO are kept."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +10,13 @@ import torch
 
 from ldm.errors import UserError, unknown_name, warn
 from ldm.models.engines.feature_reuse import NUM_FRESH_LAYERS
-from ldm.models.engines.openvino_denoiser import OpenVINODenoiser, is_converted, openvino_denoiser
+from ldm.models.engines.openvino_denoiser import (
+    OpenVINODenoiser,
+    added_inputs,
+    is_converted,
+    openvino_denoiser,
+    runs_on_openvino,
+)
 from ldm.models.unet import UNetDenoiser
 from ldm.types import Conditioning
 
@@ -96,7 +102,7 @@ def converted_folder(denoiser: UNetDenoiser, *, in_passes: bool = False) -> Path
 
 def _fits(denoiser: UNetDenoiser) -> bool:
     weight = next(denoiser.parameters())
-    if denoiser.embeds_guidance:  # an input that the converted network does not have
+    if not runs_on_openvino(denoiser):  # it has inputs that the converted network does not have
         return False
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and find_spec("openvino") is not None
 
@@ -123,6 +129,9 @@ def _row_sec(denoiser: UNetDenoiser, work: Work) -> float:
     """Seconds that torch takes for a row: the shorter of two calls, as the first one includes setup."""
     latents = torch.zeros(1, denoiser.latent_channels, work.height, work.width)
     embeds = Conditioning(torch.zeros(1, work.num_tokens, denoiser.text_width))
+    if denoiser.needs_time_ids:
+        added = added_inputs(denoiser, num_rows=1, num_ids=1)
+        embeds = replace(embeds, pooled=added["text_embeds"], time_ids=added["time_ids"])
     taken = []
     for _ in range(2):
         start = time.perf_counter()

@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.diffusion.sampling import SamplingPlan, plan_sampling
+from ldm.diffusion.sampling import SamplingPlan, plan_sampling, steps_before
 from ldm.diffusion.scheduler_names import OWN_SCHEDULER
 from ldm.diffusion.schedulers import adds_noise, make_scheduler, replaced_settings, resolve_scheduler
 from ldm.errors import LdmWarning, UserError, warn
+from ldm.models.adapters.embedding_files import UsedEmbedding, apply_embeddings
 from ldm.models.adapters.folder import identity_of_model
 from ldm.models.adapters.fuse import UsedLora
 from ldm.models.clip import ClipTextEncoder
@@ -61,6 +62,7 @@ from ldm.pipeline.input_images import GivenImage
 from ldm.pipeline.outpainting import made_at_once, outpaint, windows_of
 from ldm.pipeline.prompt_reading import reader_for
 from ldm.pipeline.record import INPUTS_VERSION, ImageRecord
+from ldm.pipeline.refiner import REFINER, Refiner, check_hand_over, load_refiner
 from ldm.pipeline.settings import (
     Generation,
     MadeImage,
@@ -119,6 +121,8 @@ def load_pipeline(
     ip_adapters: Sequence[str | Path] = (),
     image_encoder: str | Path | None = None,
     guide_model: str | Path | None = None,
+    refiner: str | Path | None = None,
+    embeddings: Sequence[str | Path] = (),
 ) -> "Pipeline":
     """Load a model. An argument that is None is not given.
 
@@ -136,6 +140,8 @@ def load_pipeline(
         ip_adapters: files or folders of IP-Adapters for reference images, one for all or one for each.
         image_encoder: the folder of the CLIP image encoder of the IP-Adapters; None: `image_encoder` beside the first.
         guide_model: a weaker model with the same text encoder and autoencoder, for guidance "autoguidance".
+        refiner: a second model, which finishes the sampling from `denoising_end` on, such as the refiner of SDXL.
+        embeddings: files of textual inversion, each `FILE` or `FILE=<token>`: new tokens for prompts.
 
     Raises:
         UserError: a model or LoRA does not exist, or is incomplete, damaged or not allowed.
@@ -162,6 +168,10 @@ def load_pipeline(
         pipeline.guide_model = load_guide_model(
             guide_model, pipeline.model_id, pipeline.identity, torch_dtype
         )
+    if refiner is not None:
+        pipeline.refiner = load_refiner(refiner, parts, pipeline.model_id, torch_dtype)
+    if embeddings:
+        pipeline.add_embeddings(embeddings)
     return pipeline.to(torch_device)
 
 
@@ -177,6 +187,8 @@ class Pipeline:
         engine: what the sampler calls in place of the denoiser, from `ldm.pipeline.engine_choice`; None for torch.
         low_memory: keep only the part in use on the device, and decode one image at a time.
         guide_model: the weaker model of autoguidance, or None.
+        refiner: the model that finishes the sampling, or None.
+        embeddings: tokens that were added to the model's own.
     """
 
     def __init__(
@@ -196,6 +208,8 @@ class Pipeline:
         self.engine: OpenVINODenoiser | None = None
         self.low_memory = False
         self.guide_model: GuideModel | None = None
+        self.refiner: Refiner | None = None
+        self.embeddings: tuple[UsedEmbedding, ...] = ()
         self.device = next(parts.denoiser.parameters()).device
 
     @property
@@ -213,6 +227,11 @@ class Pipeline:
     @property
     def scheduler_config(self) -> dict[str, Any]:
         return self.parts.scheduler_config
+
+    @property
+    def told(self) -> frozenset[str]:
+        """What the model is told besides a prompt, or a second one that refines its images: see `Setting.told`."""
+        return self.parts.family.told | (self.refiner.parts.family.told if self.refiner else frozenset())
 
     @property
     def defaults(self) -> GenerationSettings:
@@ -234,8 +253,20 @@ class Pipeline:
             module.to(device)
         if self.guide_model:
             self.guide_model.denoiser.to(device)
+        for module in self.refiner.parts.modules().values() if self.refiner else ():
+            module.to(device)
         self.device = torch.device(device)
         return self
+
+    def add_embeddings(self, places: Sequence[str | Path]) -> None:
+        """Add tokens from files, each `FILE` or `FILE=<token>`, for prompts of this model and of its refiner.
+
+        Raises:
+            UserError: as `ldm.models.adapters.embedding_files.apply_embeddings`.
+        """
+        _ = self.identity  # of the model without them: records name the tokens by themselves
+        readers = [self.text_encoder, *([self.refiner.parts.text_encoder] if self.refiner else [])]
+        self.embeddings += apply_embeddings(readers, places)
 
     def save(self, folder: str | Path, **options: Any) -> None:
         """Write the model as a stock diffusers folder; options as `ldm.models.loading.model.save_parts`."""
@@ -327,7 +358,8 @@ class Pipeline:
         """
         waiting, done = self._plan(groups, batch_size, latents), 0
         weak = self.guide_model.denoiser if self.guide_model else None
-        sampler = BatchSampler(self.parts, self.device, self.engine, self.low_memory, weak)
+        second = self.refiner.parts if self.refiner else None
+        sampler = BatchSampler(self.parts, self.device, self.engine, self.low_memory, weak, second)
         while waiting:
             batch, total = waiting[0], done + sum(each.num_steps for each in waiting)
             noise = None if latents is None else latents[[image.number - 1 for image in batch.images]]
@@ -376,13 +408,14 @@ class Pipeline:
                 reads_weights=reader.rule is not None,
             )
             engine = self.engine.name if self.engine else "torch"
-            check_guidance(kind[0], full, has_guide=self.guide_model is not None, engine=engine)
+            has_guide, has_refiner = self.guide_model is not None, self.refiner is not None
+            check_guidance(kind[0], full, has_guide=has_guide, engine=engine, has_refiner=has_refiner)
             warn_of_settings(full, self.defaults, at_once, any_size=self._task(kind).in_windows)
             if latents is not None:
                 check_not_on_the_way(full)
                 check_latents(latents, (len(images), *latent_shape(self.autoencoder, full)))
         tasks = {kind: self._task(kind) for kind in completed}
-        plans = {kind: self._sampling_plan(full, tasks[kind]) for kind, full in completed.items()}
+        plans = {kind: self._sampling_plans(full, tasks[kind]) for kind, full in completed.items()}
 
         def form(image: ImageRequest) -> PromptForm:
             return self._prompt_form(image.prompt, completed[image.kind])
@@ -393,8 +426,9 @@ class Pipeline:
                 completed[kind],
                 tasks[kind],
                 form(batch[0]),
-                plans[kind],
+                plans[kind][0],
                 windows_of(batch[0], completed[kind], self.defaults, self.autoencoder.pixels_per_latent),
+                refining=plans[kind][1],
             )
             for group in groups
             for batch in plan_batches(group, batch_size, lambda image: (form(image), input_sizes(image)))
@@ -411,7 +445,8 @@ class Pipeline:
 
     def _complete_one(self, kind: Kind, latents: Tensor | None) -> GenerationSettings:
         settings, task, besides = self.sized(kind), self._task(kind), given_besides(kind)
-        check_applicable(settings, task, besides, self.parts.family.told)
+        besides |= {REFINER} if self.refiner else frozenset()
+        check_applicable(settings, task, besides, self.told)
         multiple = self.autoencoder.pixels_per_latent
         full = complete(settings, self.defaults, multiple=multiple, task=task, latents=latents, given=besides)
         full = task.completed(full, settings)
@@ -447,18 +482,29 @@ class Pipeline:
     def _task(self, kind: Kind) -> Task:
         return task_for_images(self.parts.task, kind.inputs).for_model(self.parts)
 
-    def _sampling_plan(self, settings: GenerationSettings, task: Task) -> SamplingPlan:
-        scheduler = make_scheduler(
-            settings.scheduler, self.scheduler_config, karras=settings.karras, churn=settings.churn
-        )
-        steps = settings.num_inference_steps
-        start = first_step(settings.strength, steps) if task.start.image else 0
+    def _sampling_plans(
+        self, settings: GenerationSettings, task: Task
+    ) -> tuple[SamplingPlan, SamplingPlan | None]:
+        """The steps of this model, and those of the refiner if there is one."""
+        start = first_step(settings.strength, settings.num_inference_steps) if task.start.image else 0
         timesteps = parse_timesteps(settings.timesteps)
         if timesteps and settings.karras:
             raise UserError(
                 "timesteps are given, and karras spaces them otherwise", "leave one of the two out"
             )
-        return plan_sampling(scheduler, steps, start=start, timesteps=timesteps)
+
+        def planned(config: Mapping[str, Any], first: int, stop: int | None = None) -> SamplingPlan:
+            made = make_scheduler(settings.scheduler, config, karras=settings.karras, churn=settings.churn)
+            steps = settings.num_inference_steps
+            return plan_sampling(made, steps, start=first, stop=stop, timesteps=timesteps)
+
+        if self.refiner is None:
+            return planned(self.scheduler_config, start), None
+        middle = steps_before(planned(self.scheduler_config, 0), settings.denoising_end)
+        plan = planned(self.scheduler_config, start, max(middle, start))
+        refining = planned(self.refiner.parts.scheduler_config, max(middle, start))
+        check_hand_over(plan, refining, settings.denoising_end)
+        return plan, refining
 
     def _prompt_form(self, prompt: str, settings: GenerationSettings) -> PromptForm:
         """The chunks that an image's prompt needs, and the negative prompt if it is used; and what AND joins."""
@@ -514,6 +560,10 @@ class Pipeline:
             given = {"latents_hash": latents_hash(noise), **step_noise}
         if settings.guidance == "autoguidance" and self.guide_model:
             given["guide_hash"] = self.guide_model.weights_hash
+        if self.refiner:
+            given |= {"record_version": INPUTS_VERSION, "refiner_hash": self.refiner.weights_hash}
+        if self.embeddings:
+            given |= {"record_version": INPUTS_VERSION, "embeddings": self.embeddings}
         if settings.changed():
             given["record_version"] = INPUTS_VERSION
         if image.inputs:
@@ -559,7 +609,7 @@ def _of_window(
     reporter: Callable[[int], Callable[[Step, Tensor], None] | None], batch: PlannedBatch, window: int
 ) -> Callable[[Step, Tensor], None] | None:
     """The reporter of the steps of a window, which begin when those of the windows before it are done."""
-    return reporter(window * batch.plan.num_steps)
+    return reporter(window * batch.steps_at_once)
 
 
 def _reporter(

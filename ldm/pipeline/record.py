@@ -17,6 +17,7 @@ from ldm.io.image_writing import RECORD_KEY, WrittenMetadata, encode_image, reco
 from ldm.io.json_files import parse_json
 from ldm.io.png import is_written_here, read_chunk
 from ldm.io.redaction import public_file_name
+from ldm.models.adapters.embedding_files import UsedEmbedding
 from ldm.models.adapters.fuse import UsedLora
 from ldm.models.control.hints import REFERENCE
 from ldm.models.generation_settings import TEXT_TO_IMAGE, GenerationSettings, Setting, settings_of
@@ -65,6 +66,8 @@ class ImageRecord(Settings):
         inputs: what identifies the images that it was made from, by name.
         controls: the images that controlled it, and the networks that read them.
         guide_hash: of the weights of the second model of autoguidance.
+        refiner_hash: of the weights of the second model that finished the sampling.
+        embeddings: tokens that were added to the model's own.
         safety: what a classifier said of the image, if one was asked.
     """
 
@@ -89,6 +92,8 @@ class ImageRecord(Settings):
     inputs: dict[str, InputRecord] = Field(default_factory=dict)
     controls: tuple[UsedControl, ...] = ()
     guide_hash: str | None = None
+    refiner_hash: str | None = None
+    embeddings: tuple[UsedEmbedding, ...] = ()
     safety: SafetyNote | None = None
 
     @property
@@ -100,9 +105,11 @@ class ImageRecord(Settings):
         """The record as one flat object, ready for JSON, with the settings among the other keys."""
         left_out = {name for name in OPTIONAL if not getattr(self, name) and getattr(self, name) != 0}
         left_out |= {name for name in SWITCHES if not getattr(self, name)}
-        flat = self.model_dump(mode="json", exclude={"settings", *left_out}) | self.settings.written(
-            self.task or TEXT_TO_IMAGE, ("control",) if self.has_maps else ()
+        besides = {"control": self.has_maps, "refiner": self.refiner_hash is not None}
+        written = self.settings.written(
+            self.task or TEXT_TO_IMAGE, [name for name, used in besides.items() if used]
         )
+        flat = self.model_dump(mode="json", exclude={"settings", *left_out}) | written
         return with_public_names(flat)
 
     @classmethod
@@ -149,7 +156,7 @@ NAMED = ("model_id", "loras", "controls")
 """What has the name of a folder or a file of the user."""
 OPTIONAL = (
     "model_parts", "loras", "latents_hash", "step_noise_seed", "task", "inputs", "controls", "guide_hash",
-    "safety",
+    "refiner_hash", "embeddings", "safety",
 )  # fmt: skip
 """Left out of the JSON if there is none."""
 SWITCHES = ("compiled", "decoded_in_tiles", "encoded_in_tiles")

@@ -338,7 +338,12 @@ def given_besides(kind: Kind) -> frozenset[str]:
 
 
 def check_guidance(
-    asked: GenerationSettings, settings: GenerationSettings, *, has_guide: bool, engine: str = "torch"
+    asked: GenerationSettings,
+    settings: GenerationSettings,
+    *,
+    has_guide: bool,
+    engine: str = "torch",
+    has_refiner: bool = False,
 ) -> None:
     """Check that what guidance needs is there.
 
@@ -347,6 +352,7 @@ def check_guidance(
         settings: none of them left open.
         has_guide: whether there is a second model.
         engine: what runs the denoiser.
+        has_refiner: whether another model finishes the sampling.
 
     Raises:
         UserError: autoguidance has no second model, or PAG an engine whose attention cannot be changed.
@@ -354,6 +360,9 @@ def check_guidance(
     Warns:
         LdmWarning: a setting of another guidance, a second model or a negative prompt has no effect.
     """
+    if settings.guidance == "autoguidance" and has_refiner:
+        what = "guidance is autoguidance, and nothing guides the refiner"
+        raise UserError(what, "use another guidance, or leave out --refiner")
     if settings.guidance == "autoguidance" and not has_guide:
         raise UserError(
             "guidance is autoguidance without a second model", "name a weaker one with --guide-model"

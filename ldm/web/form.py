@@ -50,13 +50,14 @@ def describe_fields(
     kind: type[GenerationSettings], model: ServedModel, caps: Caps
 ) -> Iterator[dict[str, Any]]:
     """A description of each setting that has an effect on the model's images, first those that are shown at once."""
+    besides = {"control": bool(model.controls), "refiner": model.has_refiner}
     rank = {name: number for number, name in enumerate(FIRST)}
     named = dict(settings_of(kind))
     for name in sorted(named, key=lambda each: rank.get(each, len(rank))):
         setting, field = named[name], kind.model_fields[name]
         if setting.told and setting.told not in model.told:
             continue
-        if setting.only_with and not model.controls:
+        if setting.only_with and not besides[setting.only_with]:
             continue
         yield {
             "name": name,

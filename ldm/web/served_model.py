@@ -28,6 +28,7 @@ class ServedModel:
         told: inputs besides a prompt that the model takes; see `Setting.told`.
         controls: the kinds of control images that it takes.
         has_references: whether it takes images as prompts.
+        has_refiner: whether a second model finishes its images.
         number: its place among the models of the server, from 0.
     """
 
@@ -38,6 +39,7 @@ class ServedModel:
     told: tuple[str, ...] = ()
     controls: tuple[str, ...] = ()
     has_references: bool = False
+    has_refiner: bool = False
     loras: tuple[ServedLora, ...] = ()
     number: int = 0
 
@@ -60,9 +62,10 @@ def describe(pipeline: Pipeline, loras: Sequence[ServedLora] = (), *, number: in
         pipeline.weights_hash,
         parts.task,
         pipeline.defaults.over(kind()),
-        tuple(parts.family.told),
+        tuple(pipeline.told),
         tuple(parts.controls),
         parts.image_prompts is not None,
+        pipeline.refiner is not None,
         tuple(loras),
         number,
     )

@@ -133,7 +133,7 @@ def test_a_new_token_is_averaged_as_a_new_token(tmp_path: Path) -> None:
 
     def save(parts: ModelParts, pipeline: Path) -> None:
         adapter = describe(tmp_path, "embedding", parts, settings.model_dump(mode="json"))
-        vectors = embedding_vectors(parts.text_encoder).detach()
+        vectors = embedding_vectors(parts.text_encoder)[0].detach()
         save_adapter(pipeline, adapter, {settings.token: vectors}, parts.defaults)
 
     (expected,) = adapter_run(tmp_path, prepare, save).values()

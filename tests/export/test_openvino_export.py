@@ -15,9 +15,10 @@ from ldm.export.verify.trial import largest_difference, trial_for, trial_inputs,
 from ldm.io.files import write_tensors
 from ldm.io.json_files import read_json
 from ldm.models.engines.openvino_network import read_network
+from ldm.models.families.stable_diffusion_xl import SDXL
 from ldm.models.loading.model import ModelParts, load_parts
 from ldm.models.loading.source import EMBEDDED
-from tests.support.tiny_models import make_sd1, make_sd2
+from tests.support.tiny_models import make_sd1, make_sd2, make_sdxl
 from tests.support.tiny_task_models import make_task_model
 
 pytestmark = [
@@ -25,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed"),
 ]
 
-NETWORKS = ("unet", "vae_encoder", "vae_decoder", "text_encoder")
+NETWORKS = {"unet", "vae_encoder", "vae_decoder", "text_encoder"}
 
 
 def differences_from(parts: ModelParts, folder: Path) -> dict[str, float]:
@@ -47,11 +48,17 @@ def inpainting(folder: Path) -> ModelParts:
     return make_task_model(folder, "inpaint")
 
 
+def xl_inpainting(folder: Path) -> ModelParts:
+    return make_task_model(folder, "inpaint", make_sdxl)
+
+
 @pytest.mark.parametrize(
     "make",
     [
         make_sd2,
+        make_sdxl,
         pytest.param(inpainting, marks=pytest.mark.slow),
+        pytest.param(xl_inpainting, marks=pytest.mark.slow),
         pytest.param(make_sd1, marks=pytest.mark.slow),
         pytest.param(embedded, marks=pytest.mark.slow),
     ],
@@ -61,7 +68,8 @@ def test_an_export_is_the_model(make: Callable[[Path], ModelParts], tmp_path: Pa
     folder.mkdir()
     write_openvino(parts, folder)
     differences = differences_from(parts, folder)
-    assert set(differences) == set(NETWORKS)
+    networks = NETWORKS | {"text_encoder_2"} if parts.family is SDXL else NETWORKS
+    assert set(differences) == networks
     assert max(differences.values()) < 1e-4
 
     trial = trial_for(parts)
@@ -70,16 +78,16 @@ def test_an_export_is_the_model(make: Callable[[Path], ModelParts], tmp_path: Pa
     theirs = readers.trial_outputs(pipe, {"trial": asdict(trial), "inputs": str(tmp_path / "inputs")})
     assert largest_difference(trial_outputs(parts, trial), theirs) < 0.1
 
-    check_files(parts, folder)
+    check_files(parts, folder, networks)
     parts.text_encoder.model.final_layer_norm.bias[0] += 1
     parts.autoencoder.vae.decoder.conv_out.bias[0] += 1
     changed = differences_from(parts, folder)
-    assert {name for name in NETWORKS if changed[name] > 1e-2} == {"text_encoder", "vae_decoder"}
+    assert {name for name in networks if changed[name] > 1e-2} == {"text_encoder", "vae_decoder"}
 
 
-def check_files(parts: ModelParts, folder: Path) -> None:
+def check_files(parts: ModelParts, folder: Path, networks: set[str]) -> None:
     """The files that optimum-intel needs exist, and none of torch's."""
-    for name in NETWORKS:
+    for name in networks:
         assert sorted(path.name for path in (folder / name).iterdir()) == [
             "config.json",
             "openvino_model.bin",

@@ -74,7 +74,13 @@ def test_a_jsonl_file_has_settings_a_line(tmp_path: Path) -> None:
     of_sdxl = {
         f"{part}{name}" for part in ("", "negative_") for name in ("crop", "original_size", "target_size")
     }
-    of_sdxl |= {"aesthetic_score", "negative_aesthetic_score", "prompt_2", "negative_prompt_2"}
+    of_sdxl |= {
+        "aesthetic_score",
+        "negative_aesthetic_score",
+        "prompt_2",
+        "negative_prompt_2",
+        "denoising_end",
+    }
     assert {*settings, "preset", *of_images, *of_sdxl} == set(GenerationSettings.model_fields)
 
 

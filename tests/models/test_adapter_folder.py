@@ -95,7 +95,7 @@ def test_a_new_token_is_loaded_and_serves_as_base_of_a_lora(runs: Path) -> None:
     settings = EmbeddingSettings(token="<Cat>", initial_word="apple", num_vectors=2)
     live = load(runs / "base")
     add_embedding(live.text_encoder, settings)
-    vectors = embedding_vectors(live.text_encoder)
+    (vectors,) = embedding_vectors(live.text_encoder)
     vectors.data += torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0))
     save(live, runs / "token" / "pipeline", runs / "base", "embedding", settings, {"<Cat>": vectors})
     loaded = load_pipeline(runs / "token")

@@ -2,16 +2,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
-from safetensors.torch import save_file
+from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ldm.config import validate
 from ldm.errors import UserError
-from ldm.models.adapters.embedding import EmbeddingSettings, add_embedding, apply_embedding, embedding_vectors
+from ldm.models.adapters.embedding import (
+    EmbeddingSettings,
+    add_embedding,
+    apply_embedding,
+    embedding_file,
+    embedding_vectors,
+    tokens_in_file,
+)
 from ldm.models.clip import ClipTextEncoder
 from ldm.models.loading.model import ModelParts, load_parts, save_parts
-from tests.support.tiny_models import make_sd1
+from tests.support.tiny_models import make_sd1, make_sdxl
 
 ONE = EmbeddingSettings(token="<Cat>", initial_word="apple")
 THREE = EmbeddingSettings(token="<Cat>", initial_word="apple", num_vectors=3)
@@ -28,7 +35,7 @@ def train(parts: ModelParts, settings: EmbeddingSettings) -> None:
     parts.text_encoder.requires_grad_(False)
     add_embedding(parts.text_encoder, settings)
     trained = [p for p in parts.text_encoder.parameters() if p.requires_grad]
-    assert trained == [embedding_vectors(parts.text_encoder)]
+    assert trained == embedding_vectors(parts.text_encoder)
     optimizer = torch.optim.AdamW(trained, lr=0.1, weight_decay=0.5)
     for _ in range(3):
         parts.text_encoder(PROMPTS).prompt_embeds.square().sum().backward()
@@ -62,7 +69,7 @@ def test_the_vectors_begin_as_the_initial_word(tmp_path: Path) -> None:
     ids = tokenizer("red apple", add_special_tokens=False)["input_ids"]
     assert len(ids) > 1
     add_embedding(parts.text_encoder, THREE.model_copy(update={"initial_word": "red apple"}))
-    assert torch.equal(embedding_vectors(parts.text_encoder), table[ids].mean(dim=0).expand(3, -1))
+    assert torch.equal(embedding_vectors(parts.text_encoder)[0], table[ids].mean(dim=0).expand(3, -1))
 
 
 def test_a_token_of_several_vectors_takes_several_places(tmp_path: Path) -> None:
@@ -82,7 +89,7 @@ def test_an_applied_token_equals_the_trained_one_and_that_of_diffusers(
 ) -> None:
     parts, applied, stock = make_sd1(tmp_path), make_sd1(tmp_path), make_sd1(tmp_path)
     train(parts, settings)
-    vectors = embedding_vectors(parts.text_encoder).detach()
+    vectors = embedding_vectors(parts.text_encoder)[0].detach()
     apply_embedding(applied.text_encoder, "<cat>", vectors)
     assert type(applied.text_encoder.model.get_input_embeddings()) is nn.Embedding
     assert torch.equal(embed(applied.text_encoder), embed(parts.text_encoder))
@@ -130,3 +137,70 @@ def test_what_cannot_be_a_new_token_is_refused(tmp_path: Path) -> None:
             UserError, match=f"token = .*write it in angle brackets and without spaces: {hint}"
         ):
             validate(EmbeddingSettings, {"token": token, "initial_word": "cat"})
+
+
+@pytest.mark.parametrize("settings", [ONE, THREE])
+def test_a_token_of_two_text_encoders_is_that_of_diffusers(
+    settings: EmbeddingSettings, tmp_path: Path
+) -> None:
+    """Trained in both, saved by the names that such files have, and read by the stock pipeline."""
+    parts, applied = make_sdxl(tmp_path / "1"), make_sdxl(tmp_path / "2")
+    stock = make_sdxl(tmp_path / "3").components()
+    train(parts, settings)
+    file = embedding_file(parts.text_encoder, "<cat>")
+    widths = {"clip_l": 32, "clip_g": 24}
+    assert {name: list(t.shape) for name, t in file.items()} == {
+        name: [settings.num_vectors, width] for name, width in widths.items()
+    }
+    save_file(
+        {name: tensor.detach() for name, tensor in file.items()}, tmp_path / "learned_embeds.safetensors"
+    )
+    ((token, vectors),) = tokens_in_file(load_file(tmp_path / "learned_embeds.safetensors"), "<cat>").items()
+    apply_embedding(applied.text_encoder, token, vectors)
+    assert torch.equal(embed(applied.text_encoder), embed(parts.text_encoder))
+    pipe = StableDiffusionXLPipeline(**stock, scheduler=DDIMScheduler(), add_watermarker=False)
+    for key, suffix in (("clip_l", ""), ("clip_g", "_2")):
+        pipe.load_textual_inversion(
+            vectors[key],  # type: ignore[index]
+            token="<cat>",
+            text_encoder=stock[f"text_encoder{suffix}"],
+            tokenizer=stock[f"tokenizer{suffix}"],
+        )
+    prompts = [*PROMPTS[:2], "<cat>, a <cat>"]
+    embeds, _, pooled, _ = pipe.encode_prompt(prompts, device=torch.device("cpu"))
+    with torch.no_grad():
+        ours = applied.text_encoder(prompts)
+    assert torch.equal(ours.prompt_embeds, embeds) and torch.equal(ours.pooled, pooled)  # type: ignore[arg-type]
+    for encoder, suffix in zip(applied.text_encoder.encoders, ("", "_2"), strict=True):
+        written = pipe.maybe_convert_prompt("a <cat>", stock[f"tokenizer{suffix}"])
+        theirs = stock[f"tokenizer{suffix}"](written)["input_ids"]
+        assert (
+            encoder.count_tokens("a <cat>")
+            == len(theirs)
+            == len(make_sdxl(tmp_path / "4").text_encoder.tokenizer("a")["input_ids"]) + settings.num_vectors
+        )
+
+
+def test_vectors_of_other_text_encoders_are_refused(tmp_path: Path) -> None:
+    one, two = make_sd1(tmp_path / "1").text_encoder, make_sdxl(tmp_path / "2").text_encoder
+    first, second = torch.zeros(1, 32), torch.zeros(1, 24)
+    for encoder, vectors, message in (
+        (two, first, "has no clip_l"),
+        (two, {"clip_l": first}, "has no clip_g"),
+        (one, {"clip_l": first, "clip_g": second}, "has clip_g, and this model has no second text encoder"),
+        (two, {"clip_l": first, "clip_g": first}, r"has shape \[1, 32\]: this model has vectors of 24"),
+        (two, {"clip_l": first, "clip_g": second.repeat(2, 1)}, "has 1 and 2 vectors"),
+    ):
+        with pytest.raises(UserError, match=message):
+            apply_embedding(
+                encoder, "<cat>" if encoder is one else f"<{message[:5]}>".replace(" ", "-"), vectors
+            )
+
+
+def test_a_file_of_two_encoders_needs_a_token_beside_it() -> None:
+    tensors = {"clip_l": torch.zeros(1, 32), "clip_g": torch.zeros(1, 24)}
+    assert list(tokens_in_file(tensors, "<cat>")) == ["<cat>"]
+    assert list(tokens_in_file({"<dog>": torch.zeros(1, 32)}, "<cat>")) == ["<dog>"]
+    for token in ("", "cat", "None"):
+        with pytest.raises(UserError, match="it must be such as <my-cat>"):
+            tokens_in_file(tensors, token)

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from ldm.pipeline.engine_choice import Work, choose_engine, converted_folder
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.record import read_settings
 from ldm.types import Conditioning, Denoiser
-from tests.support.tiny_models import make_sd1, make_sd2
+from tests.support.tiny_models import make_sd1, make_sd2, make_sdxl
+from tests.support.tiny_task_models import make_task_model
 
 pytestmark = [
     pytest.mark.openvino,
@@ -186,3 +188,31 @@ def test_the_command_line_and_reproducing_an_image(
     assert read_settings(pngs[0])["engine"] == "openvino"
     refused = CliRunner().invoke(app, ["generate", "a", "--engine", "onnx"])
     assert refused.exit_code == 2
+
+
+@pytest.mark.parametrize("every", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_model_with_two_text_encoders_and_sizes(tmp_path: Path, every: int) -> None:
+    """SDXL: images are those of torch, whatever sizes are told, and `auto` measures it."""
+    pipeline = Pipeline(make_sdxl(tmp_path), model_id="tiny")
+    asked: dict[str, Any] = {
+        "num_inference_steps": 4,
+        "guidance_scale": 5.0,
+        "original_size": (40, 24),
+        "deep_features_every": every,
+    }
+    expected = pipeline.generate(PROMPTS, **asked)
+    work = replace(NO_WORK, reuses_features=every > 1)
+    assert choose_engine("auto", pipeline.denoiser, work) is None
+    pipeline.engine = choose_engine("openvino", pipeline.denoiser, work)
+    made = pipeline.generate(PROMPTS, **asked)
+    deviation = expected.latents.std()
+    assert 0 < (made.latents - expected.latents).abs().max() < 1e-3 * deviation
+    other = pipeline.generate(PROMPTS, **asked | {"original_size": (8, 8)})
+    assert (made.latents - other.latents).abs().max() > 1e-3 * deviation
+
+
+def test_a_model_with_more_inputs_runs_in_torch(tmp_path: Path) -> None:
+    denoiser = make_task_model(tmp_path, "inpaint").denoiser
+    assert choose_engine("auto", denoiser, NO_WORK) is None
+    with pytest.raises(UserError, match="only supports text-to-image models"):
+        choose_engine("openvino", denoiser, NO_WORK)

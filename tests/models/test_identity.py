@@ -269,7 +269,7 @@ def test_a_new_token_is_a_part_of_its_model(model: Path, tmp_path: Path, known: 
     )
     with torch.no_grad():
         save_adapter(
-            tmp_path / "cat", adapter, {"<cat>": embedding_vectors(parts.text_encoder)}, parts.defaults
+            tmp_path / "cat", adapter, {"<cat>": embedding_vectors(parts.text_encoder)[0]}, parts.defaults
         )
     now = identity(tmp_path / "cat")
     assert changed_parts(known.parts, now.parts) == ["adapter", "text_encoder", "tokenizer"]

@@ -20,7 +20,7 @@ from ldm.models.adapters.lycoris import full_change
 from ldm.models.families.original_names import unet_layer_in_file
 from ldm.models.families.stable_diffusion import SD1, SD2
 from tests.support.tiny_loras import EVERYWHERE, as_kohya, assert_same, networks_of, trained
-from tests.support.tiny_models import make_sd1, make_sd2
+from tests.support.tiny_models import make_sd1, make_sd2, make_sdxl
 
 LINEAR, CONV = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q", "mid_block.resnets.0.conv1"
 NORM = "mid_block.resnets.0.norm1"
@@ -214,6 +214,21 @@ def test_differences_beside_a_dora_are_the_sum_of_both(
         ({"diff": (32, 32), "lora_up.weight": (32, 2)}, "also has up: one kind of change"),
         ({"hada_w1_a": (32, 2), "dora_scale": (32, 1)}, "also has dora_scale"),
         ({"diff_b": (31,)}, "has no bias in this model"),
+        # 40 GB and 400 GB, if they were multiplied before their shapes are compared
+        (
+            {
+                "hada_w1_a": (10**5, 1),
+                "hada_w1_b": (1, 10**5),
+                "hada_w2_a": (10**5, 1),
+                "hada_w2_b": (1, 10**5),
+            },
+            r"has \[100000, 100000\], the model \[32, 32\]",
+        ),
+        ({"lokr_w1": (10**3, 10**2), "lokr_w2": (10**3, 10**3)}, r"has \[1000000, 100000\], the model"),
+        (
+            {"lokr_w1": (1, 1), "lokr_t2": (1, 10**5, 1, 1), "lokr_w2_a": (1, 32), "lokr_w2_b": (10**5, 32)},
+            "a rank of 100,000",
+        ),
     ],
 )
 def test_an_incomplete_change_is_refused_by_name(
@@ -222,4 +237,79 @@ def test_an_incomplete_change_is_refused_by_name(
     stem, file = kohya_name(LINEAR, SD1.lora["unet"]), tmp_path / "x.safetensors"
     save_file({f"{stem}.{name}": torch.zeros(shape) for name, shape in change.items()}, file)
     with pytest.raises(UserError, match=message):
+        read_lora_file(file, sd1)
+
+
+SHAPES = {
+    "lokr": {"lokr_w1": (4, 2), "lokr_w2_a": (-4, 2), "lokr_w2_b": (2, -2)},
+    "loha": {"hada_w1_a": (-1, 3), "hada_w1_b": (3, -1), "hada_w2_a": (-1, 3), "hada_w2_b": (3, -1)},
+}
+"""Of a linear layer: a negative number is the width of the layer over that number."""
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("make", [make_sd1, make_sd2, make_sdxl])
+def test_lycoris_files_of_every_family(make: Callable[[Path], Any], kind: str, tmp_path: Path) -> None:
+    """With kohya's names: in SDXL those of single files, and `lora_te1_` and `lora_te2_`."""
+    parts = make(tmp_path)
+    networks, lora = networks_of(parts), parts.family.lora
+    unet = next(n for n, _ in networks["unet"].named_modules() if n.endswith("attn1.to_q"))
+    layers = {part: "text_model.encoder.layers.0.mlp.fc1" for part in networks} | {"unet": unet}
+    torch.manual_seed(0)
+    written, expected = {}, {}
+    for part, name in layers.items():
+        layer = _layer(networks[part], name)
+        tensors = {
+            end: torch.randn(
+                [_side(size, width) for size, width in zip(shape, layer.weight.shape, strict=True)]
+            )
+            for end, shape in SHAPES[kind].items()
+        }
+        tensors["alpha"] = torch.tensor(5.0)
+        written |= {f"{kohya_name(name, lora[part])}.{end}": tensor for end, tensor in tensors.items()}
+        expected[part] = layer.weight + 0.5 * by_hand(kind, tensors)
+    save_file(written, tmp_path / "x.safetensors")
+    changed = copy.deepcopy(networks)
+    apply_lora(changed, read_lora_file(tmp_path / "x.safetensors", networks, lora), scale=0.5)
+    for part, name in layers.items():
+        torch.testing.assert_close(_layer(changed[part], name).weight, expected[part])
+    if make is make_sdxl:
+        assert {name.partition("_")[0] + "_" + name.split("_")[1] for name in written} == {
+            "lora_unet", "lora_te1", "lora_te2",
+        }  # fmt: skip
+        assert any(name.startswith("lora_unet_input_blocks_") for name in written)
+
+
+def _layer(network: nn.Module, name: str) -> Any:
+    """Older text encoders have `text_model.` in their layers' names."""
+    names = {each for each, _ in network.named_modules()}
+    return network.get_submodule(name if name in names else name.removeprefix("text_model."))
+
+
+def _side(size: int, width: int) -> int:
+    return size if size > 0 else width // -size
+
+
+def by_hand(kind: str, tensors: dict[str, Tensor]) -> Tensor:
+    """The formulas of both papers."""
+    if kind == "lokr":
+        return torch.kron(tensors["lokr_w1"], tensors["lokr_w2_a"] @ tensors["lokr_w2_b"]) * 5 / 2
+    one, two = (tensors[f"hada_w{i}_a"] @ tensors[f"hada_w{i}_b"] for i in (1, 2))
+    return one * two * 5 / 3
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("alpha", [0.0, float("inf"), float("nan"), [1.0, 2.0]])
+def test_a_broken_alpha_is_refused_and_zero_is_none(
+    kind: str, alpha: Any, sd1: dict[str, Any], tmp_path: Path
+) -> None:
+    stem, file = kohya_name(LINEAR, SD1.lora["unet"]), tmp_path / "x.safetensors"
+    tensors = {end: torch.ones([_side(size, 32) for size in shape]) for end, shape in SHAPES[kind].items()}
+    tensors["alpha"] = torch.tensor(alpha)
+    save_file({f"{stem}.{end}": tensor for end, tensor in tensors.items()}, file)
+    if alpha == 0:
+        (change,) = read_lora_file(file, sd1).changes.values()
+        assert not change.any()
+        return
+    with pytest.raises(UserError, match=r"not finite|do not fit each other"):
         read_lora_file(file, sd1)

@@ -8,21 +8,15 @@ and then three positive ones.
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import StableDiffusionXLPipeline
 
 from ldm.pipeline.pipeline import Pipeline
-from tests.support.tiny_images import pixels, stock_scheduler
+from tests.support.tiny_images import largest, stock_scheduler
 from tests.support.tiny_models import make_sdxl
 
 PROMPTS = ["a red apple", "a blue square", "a small green circle"]
 LATENTS = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-
-
-def largest(first: list[Any], second: list[Any]) -> int:
-    """The largest difference between two lists of images, in levels of 255."""
-    return max(np.abs(pixels(a) - pixels(b)).max() for a, b in zip(first, second, strict=True))
 
 
 def test_theirs_differ_in_a_batch_and_ours_do_not(tmp_path: Path) -> None:

@@ -13,17 +13,17 @@ from diffusers import (
     T2IAdapter,
 )
 from PIL import Image
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessor
 
 from ldm.errors import UserError
 from ldm.io.files import write_tensors
-from ldm.models.control.load_ip_adapter import attention_shapes, load_image_prompts
+from ldm.models.control.load_ip_adapter import load_image_prompts
 from ldm.models.control.load_networks import load_controls
 from ldm.models.control.networks import ControlNetwork
 from ldm.models.fresh import widen_input
-from ldm.models.loading.model import ModelParts, load_parts, save_parts
+from ldm.models.loading.model import load_parts, save_parts
 from ldm.pipeline.pipeline import Pipeline
-from tests.support.tiny_controls import hints
+from tests.support.tiny_controls import hints, ip_weights, make_encoder
 from tests.support.tiny_images import (
     NOISE,
     PROMPTS,
@@ -117,53 +117,6 @@ def test_their_t2i_pipeline_crosses_images_and_ours_does_not(adapted: Pipeline) 
 
 
 # --- IP-Adapter -----------------------------------------------------------------------------------------------------
-
-
-def make_encoder() -> Any:
-    torch.manual_seed(4)
-    config = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8,
-        projection_dim=24,
-    )  # fmt: skip
-    return CLIPVisionModelWithProjection(config).eval().requires_grad_(False)
-
-
-def ip_weights(parts: ModelParts, kind: str, seed: int = 5) -> dict[str, torch.Tensor]:
-    """A random IP-Adapter: base, or plus with a resampler of one layer."""
-    generator = torch.Generator().manual_seed(seed)
-    width = parts.denoiser.text_width
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator) * shape[-1] ** -0.5
-
-    names = {
-        f"ip_adapter.{name}": normal(*shape) for name, shape in attention_shapes(parts.denoiser.unet).items()
-    }
-    norm = {"weight": torch.ones(width), "bias": torch.zeros(width)}
-    if kind == "base":
-        proj = {"proj.weight": normal(4 * width, 24), "proj.bias": normal(4 * width)}
-        return names | {
-            f"image_proj.{n}": t for n, t in {**proj, **{f"norm.{k}": v for k, v in norm.items()}}.items()
-        }
-    inner, ones, zeros = 64, torch.ones, torch.zeros
-    plus = {
-        "latents": normal(1, 3, inner),
-        "proj_in.weight": normal(inner, 32), "proj_in.bias": normal(inner),
-        "proj_out.weight": normal(width, inner), "proj_out.bias": normal(width),
-        "norm_out.weight": ones(width), "norm_out.bias": zeros(width),
-    }  # fmt: skip
-    for layer in range(4):
-        plus |= {
-            f"layers.{layer}.0.norm1.weight": ones(inner), f"layers.{layer}.0.norm1.bias": zeros(inner),
-            f"layers.{layer}.0.norm2.weight": ones(inner), f"layers.{layer}.0.norm2.bias": zeros(inner),
-            f"layers.{layer}.0.to_q.weight": normal(inner, inner),
-            f"layers.{layer}.0.to_kv.weight": normal(2 * inner, inner),
-            f"layers.{layer}.0.to_out.weight": normal(inner, inner),
-            f"layers.{layer}.1.0.weight": ones(inner), f"layers.{layer}.1.0.bias": zeros(inner),
-            f"layers.{layer}.1.1.weight": normal(4 * inner, inner),
-            f"layers.{layer}.1.3.weight": normal(inner, 4 * inner),
-        }  # fmt: skip
-    return names | {f"image_proj.{name}": tensor for name, tensor in plus.items()}
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,12 @@ def pixels(image: Image.Image) -> np.ndarray[Any, Any]:
     return np.asarray(image).astype(int)
 
 
+def largest(first: list[Image.Image], second: list[Image.Image], where: Any = ...) -> int:
+    """The largest difference between two lists of images, in levels of 255."""
+    pairs = zip(first, second, strict=True)
+    return max(int(np.abs(pixels(a) - pixels(b))[where].max()) for a, b in pairs)
+
+
 def stock(cls: Any, pipeline: Pipeline, scheduler: str) -> Any:
     made = cls(
         vae=pipeline.autoencoder.vae,

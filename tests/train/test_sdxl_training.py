@@ -10,7 +10,6 @@ import yaml
 from torch import Tensor
 
 from ldm.config import load_settings
-from ldm.errors import UserError
 from ldm.io.files import read_tensors
 from ldm.models.loading.model import save_parts
 from ldm.pipeline.pipeline import load_pipeline
@@ -27,7 +26,14 @@ from train.settings.denoiser import DenoiserSettings
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {"trainable": "lora", "lora": {"rank": 2, "text_encoder": True}},
     "unet": {"trainable": "unet"},
+    "embedding": {
+        "trainable": "embedding",
+        "embedding": {"token": "<cat>", "initial_word": "red", "num_vectors": 2},
+        "captions": {"dropout": 0.5, "prefix": "<cat> "},
+    },
 }
+
+PROMPTS = {"lora": "red", "unet": "red", "embedding": "a <cat>"}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +75,7 @@ def weights(run_dir: Path) -> dict[str, Tensor]:
     return read_tensors(newest / "weights.safetensors")
 
 
-@pytest.mark.parametrize("kind", rest_slow(KINDS, "lora"))
+@pytest.mark.parametrize("kind", rest_slow(KINDS, "lora", "embedding"))
 def test_a_resumed_run_ends_with_the_same_weights_and_generates(folder: Path, kind: str) -> None:
     for steps in (2, 4):
         assert denoiser.main([str(config(folder, f"{kind}-two", num_steps=steps, **KINDS[kind]))]) == 0
@@ -79,7 +85,7 @@ def test_a_resumed_run_ends_with_the_same_weights_and_generates(folder: Path, ki
     rows = [json.loads(line) for line in (folder / f"{kind}-one" / "metrics.jsonl").read_text().splitlines()]
     assert all(row["loss"] > 0 for row in rows if "loss" in row)
     made = [
-        load_pipeline(place, device="cpu").generate("red", seed=1, num_inference_steps=2).latents
+        load_pipeline(place, device="cpu").generate(PROMPTS[kind], seed=1, num_inference_steps=2).latents
         for place in (folder / f"{kind}-one", folder / "base")
     ]
     assert not torch.equal(*made)  # type: ignore[arg-type]
@@ -87,6 +93,13 @@ def test_a_resumed_run_ends_with_the_same_weights_and_generates(folder: Path, ki
         assert {name.split(".")[1] for name in one if "lora" in name} >= {"unet"}
         stored = read_tensors(folder / "lora-one/pipeline/pytorch_lora_weights.safetensors")
         assert {name.split(".")[0] for name in stored} == {"unet", "text_encoder", "text_encoder_2"}
+    if kind == "embedding":
+        stored = read_tensors(folder / "embedding-one/pipeline/learned_embeds.safetensors")
+        assert {name: tuple(tensor.shape) for name, tensor in stored.items()} == {
+            "clip_l": (2, 32),
+            "clip_g": (2, 24),
+        }
+        assert all(not torch.equal(*vectors) for vectors in stored.values())  # each learned its own place
 
 
 def test_a_dropped_caption_is_what_generation_is_told_without_a_prompt(folder: Path) -> None:
@@ -123,12 +136,3 @@ def test_the_loss_depends_on_the_sizes_that_are_told(folder: Path) -> None:
     told = loss.conditioning(batch, torch.device("cpu"))
     assert told.time_ids is not None and told.time_ids.tolist() == [[16, 16, 0, 0, 16, 16]]
     assert told.time_ids.dtype == torch.float32
-
-
-def test_embeddings_are_refused_in_one_line(folder: Path) -> None:
-    embedding = {"token": "<cat>", "initial_word": "red"}
-    settings = load_settings(
-        DenoiserSettings, config(folder, "token", trainable="embedding", embedding=embedding)
-    )
-    with pytest.raises(UserError, match="two text encoders are not supported yet"):
-        make_loss(settings)

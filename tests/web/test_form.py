@@ -57,7 +57,8 @@ def test_a_new_setting_appears_by_itself() -> None:
 
 def test_every_setting_is_in_the_form_of_some_model() -> None:
     told = (SIZES, SECOND_PROMPT, AESTHETIC_SCORE)
-    found = fields(replace(MODEL, told=told, controls=("canny",)))
+    found = fields(replace(MODEL, told=told, controls=("canny",), has_refiner=True))
+    assert "denoising_end" not in fields(replace(MODEL, told=told, controls=("canny",)))
     assert set(found) == set(GenerationSettings.model_fields)
     assert [name for name in found if found[name]["first"]] == list(FIRST)
     assert {each["input"] for each in found.values()} == {"text", "number", "choice", "switch", "pair"}

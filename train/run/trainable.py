@@ -10,7 +10,12 @@ from torch import nn
 
 from ldm.config import Settings, checked_by
 from ldm.errors import UserError, warn
-from ldm.models.adapters.embedding import EmbeddingSettings, add_embedding, embedding_vectors
+from ldm.models.adapters.embedding import (
+    EmbeddingSettings,
+    add_embedding,
+    embedding_file,
+    embedding_vectors,
+)
 from ldm.models.adapters.folder import Adapter, Base, save_adapter
 from ldm.models.adapters.lora import (
     LoraSettings,
@@ -138,7 +143,7 @@ def choose_trained(
         assert settings.embedding is not None
         add_embedding(parts.text_encoder, settings.embedding)
         # weight decay would pull the new tokens towards zero, which is no word
-        groups = [_group("embedding", [embedding_vectors(parts.text_encoder)], scale) | {"weight_decay": 0.0}]
+        groups = [_group("embedding", embedding_vectors(parts.text_encoder), scale) | {"weight_decay": 0.0}]
     else:
         named = settings.trainable.split("+")
         groups = [_group("unet", list(unet.parameters()))] if "unet" in named else []
@@ -278,7 +283,7 @@ def save_trained(
     else:
         assert settings.embedding is not None
         own = settings.embedding
-        weights = {settings.embedding.token: embedding_vectors(parts.text_encoder)}
+        weights = embedding_file(parts.text_encoder, settings.embedding.token)
     adapter = Adapter(
         kind=settings.trainable,
         base=base.given,

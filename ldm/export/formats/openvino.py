@@ -19,8 +19,12 @@ from ldm.models.generation_settings import TEXT_TO_IMAGE
 from ldm.models.loading.model import ModelParts, save_small_files
 from ldm.models.vae import KLAutoencoder
 
-PIPELINES = {TEXT_TO_IMAGE: "OVStableDiffusionPipeline", "inpaint": "OVStableDiffusionInpaintPipeline"}
-"""optimum-intel's pipelines by task; it has none for editing."""
+PIPELINES = {
+    f"{name}{task}Pipeline": f"OV{name}{task}Pipeline"
+    for name in ("StableDiffusion", "StableDiffusionXL")
+    for task in ("", "Inpaint")
+}
+"""optimum-intel's pipelines by that of diffusers; it has none for editing."""
 
 
 def export_openvino(source: ExportSource, folder: Path, options: ExportOptions, name: str) -> ReadBack:
@@ -29,10 +33,10 @@ def export_openvino(source: ExportSource, folder: Path, options: ExportOptions, 
     Raises:
         UserError: also, optimum-intel has no pipeline for the model's task.
     """
-    if source.parts.task not in PIPELINES:
-        raise UserError(
-            f"no program runs a model for {source.parts.task} with OpenVINO", "choose --format diffusers"
-        )
+    family, task = source.parts.family, source.parts.task
+    if family.pipeline_for(task) not in PIPELINES:
+        named = family.title if task == TEXT_TO_IMAGE else f"a model for {task}"
+        raise UserError(f"no program runs {named} with OpenVINO", "choose --format diffusers")
     if source.parts.denoiser.embeds_guidance:
         raise UserError(
             "the unet is told the guidance scale, an input that the networks for OpenVINO do not have",
@@ -44,7 +48,8 @@ def export_openvino(source: ExportSource, folder: Path, options: ExportOptions, 
 
 def openvino_usage(exported: ExportedModel) -> Usage:
     """A `UsageOf`."""
-    name = PIPELINES[exported.source.parts.task]
+    parts = exported.source.parts
+    name = PIPELINES[parts.family.pipeline_for(parts.task)]
     return Usage(
         python=(f"pipe = {name}.from_pretrained({literal(exported.place)})",),
         imports=(f"from optimum.intel import {name}",),
@@ -79,15 +84,25 @@ class TracedDecoder(nn.Module):
 
 
 class TracedText(nn.Module):
-    """Token ids [B, L] -> prompt_embeds [B, L, D] and pooled [B, D]."""
+    """Token ids [B, L] -> prompt_embeds [B, L, D] and pooled [B, D].
 
-    def __init__(self, model: Any) -> None:
+    Where a hidden layer is used, pooled comes first if it is projected, and the outputs of all layers follow.
+    """
+
+    def __init__(self, model: Any, *, hidden_states: bool = False, projected: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.hidden_states = hidden_states
+        self.projected = projected
 
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.model(input_ids=input_ids)
-        return output.last_hidden_state, output.pooler_output
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        output = self.model(input_ids=input_ids, output_hidden_states=self.hidden_states)
+        both = (
+            (output.text_embeds, output.last_hidden_state)
+            if self.projected
+            else (output.last_hidden_state, output.pooler_output)
+        )
+        return (*both, *output.hidden_states) if self.hidden_states else both
 
 
 def traced_networks(parts: ModelParts) -> dict[str, TracedNetwork]:
@@ -96,7 +111,7 @@ def traced_networks(parts: ModelParts) -> dict[str, TracedNetwork]:
         "unet": traced_unet(parts.denoiser),
         "vae_encoder": _traced_encoder(parts.autoencoder),
         "vae_decoder": _traced_decoder(parts.autoencoder),
-        "text_encoder": _traced_text(parts.text_encoder),
+        **{f"text_encoder{each.suffix}": _traced_text(each) for each in parts.text_encoder.encoders},
     }
 
 
@@ -117,13 +132,22 @@ def _traced_decoder(autoencoder: KLAutoencoder) -> TracedNetwork:
 
 
 def _traced_text(text_encoder: ClipTextEncoder) -> TracedNetwork:
-    """`input_ids` [B, L] of one chunk -> `last_hidden_state` [B, L, D] and `pooler_output` [B, D]."""
+    """`input_ids` [B, L] of one chunk -> `last_hidden_state` [B, L, D] and `pooler_output` [B, D].
+
+    Of a projected encoder: `text_embeds` [B, P] and `last_hidden_state`. Where a hidden layer is used,
+    `hidden_states.0` and so on follow, of the embeddings and of each layer.
+    """
     shapes = {"input_ids": (ANY, text_encoder.context_length)}
     example, trial = (
         {"input_ids": text_encoder.tokenize(prompts)} for prompts in (["a", "a b"], ["one of three", "", "a"])
     )
-    outputs = ["last_hidden_state", "pooler_output"]
-    return TracedNetwork(TracedText(text_encoder.model), shapes, outputs, example, trial)
+    model = text_encoder.model
+    projected, has_hidden = hasattr(model, "text_projection"), text_encoder.hidden_layer is not None
+    outputs = ["text_embeds", "last_hidden_state"] if projected else ["last_hidden_state", "pooler_output"]
+    if has_hidden:
+        outputs += [f"hidden_states.{number}" for number in range(model.config.num_hidden_layers + 1)]
+    traced = TracedText(model, hidden_states=has_hidden, projected=projected)
+    return TracedNetwork(traced, shapes, outputs, example, trial)
 
 
 def _random(*shape: int) -> Tensor:
@@ -145,5 +169,6 @@ def write_openvino(parts: ModelParts, folder: Path) -> None:
     parts.denoiser.unet.save_config(folder / "unet")
     for name in ("vae_encoder", "vae_decoder"):
         parts.autoencoder.vae.save_config(folder / name)
-    parts.text_encoder.model.config.save_pretrained(folder / "text_encoder")
+    for each in parts.text_encoder.encoders:
+        each.model.config.save_pretrained(folder / f"text_encoder{each.suffix}")
     save_small_files(parts, folder)

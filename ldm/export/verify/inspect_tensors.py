@@ -12,6 +12,7 @@ from ldm.export.verify.finding import Finding, refused
 from ldm.export.verify.inspect_files import tree
 from ldm.io.files import open_tensors, sha256_file
 from ldm.io.safetensors_header import Header, TensorEntry, read_header
+from ldm.models.adapters.embedding import is_of_two
 from ldm.models.adapters.lora_names import foreign_kind, split_name
 from ldm.models.families.family import Component, OriginalNetwork
 from ldm.models.families.original_names import from_original, is_passed_over, left_over
@@ -96,7 +97,8 @@ def _model(name: str, header: Header) -> Iterator[Finding]:
         yield Finding("note", name, "a LoRA")
         yield from (Finding("error", name, fault) for fault in _lora_faults(tensors))
     elif tensors and all(len(entry.shape) == 2 for entry in tensors.values()):
-        yield Finding("note", name, f"vectors of {len(tensors)} new tokens")
+        said = "a new token in two text encoders" if is_of_two(tensors) else f"{len(tensors)} new tokens"
+        yield Finding("note", name, f"vectors of {said}")
     else:
         yield Finding("warning", name, "not a known kind of model")
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -34,18 +35,44 @@ class CompiledNetwork(nn.Module):
 class CompiledUNet(CompiledNetwork):
     """Called like a `UNet2DConditionModel`."""
 
+    @property
+    def add_embedding(self) -> Any:
+        """The stock pipeline reads the width of the added conditions from here."""
+        width = self.config.projection_class_embeddings_input_dim
+        return SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
+
     def forward(
-        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **_: Any
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
+        **_: Any,
     ) -> tuple[Tensor, ...]:
         timesteps = timestep.float().reshape(-1)
-        return self.run(sample=sample, timestep=timesteps, encoder_hidden_states=encoder_hidden_states)
+        added = {name: value.float() for name, value in (added_cond_kwargs or {}).items()}
+        return self.run(
+            sample=sample, timestep=timesteps, encoder_hidden_states=encoder_hidden_states, **added
+        )
 
 
 class CompiledText(CompiledNetwork):
-    """Called like a `CLIPTextModel`."""
+    """Called like a `CLIPTextModel`, with the hidden states if it has them."""
 
-    def forward(self, input_ids: Tensor, **_: Any) -> tuple[Tensor, ...]:
-        return self.run(input_ids=input_ids)
+    def forward(self, input_ids: Tensor, output_hidden_states: bool = False, **_: Any) -> Any:
+        first, second, *hidden = self.run(input_ids=input_ids)
+        return TextOutput(first, second, hidden) if output_hidden_states else (first, second)
+
+
+class TextOutput(tuple[Tensor, ...]):
+    """The outputs of a text encoder by number, and `hidden_states`."""
+
+    hidden_states: list[Tensor]
+
+    def __new__(cls, first: Tensor, second: Tensor, hidden: list[Tensor]) -> "TextOutput":
+        made = super().__new__(cls, (first, second))
+        made.hidden_states = hidden
+        return made
 
 
 class CompiledAutoencoder(CompiledNetwork):
@@ -77,13 +104,27 @@ def read_openvino(task: Mapping[str, Any]) -> Any:
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
     scheduler_class = getattr(diffusers, config.get("_class_name", "DDIMScheduler"))
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    text = {name: CompiledText(folder / name) for name in index if name.startswith("text_encoder")}
+    tokenizers = {
+        name: CLIPTokenizer.from_pretrained(folder / name, local_files_only=True)
+        for name in index
+        if name.startswith("tokenizer")
+    }
     return getattr(diffusers, index["_class_name"])(
         vae=CompiledAutoencoder(folder / "vae_decoder", folder / "vae_encoder"),
-        text_encoder=CompiledText(folder / "text_encoder"),
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+        **text,
+        **tokenizers,
         unet=CompiledUNet(folder / "unet"),
         scheduler=scheduler_class.from_pretrained(folder / "scheduler", local_files_only=True),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        **_options(index),
     )
+
+
+def _options(index: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a stock pipeline that are no networks."""
+    if "text_encoder_2" in index:
+        return {
+            "force_zeros_for_empty_prompt": index["force_zeros_for_empty_prompt"],
+            "add_watermarker": False,
+        }
+    return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}

@@ -1,9 +1,13 @@
 """Textual inversion (Gal et al. 2022): a new token whose vectors are trained while every other weight is frozen.
 
-A token with n vectors takes n places in the prompt. It is written `<name>`, so that it is never part of a word.
+A token with n vectors takes n places in the prompt. It is written `<name>`, so that it is never part of a word. In a
+model with two text encoders, it has n vectors in each.
+
+A file of one text encoder is {token: [n, D]}; one of two is {"clip_l": [n, D], "clip_g": [n, D']}, without the token.
 """
 
 import re
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +21,11 @@ from ldm.models.clip import ClipTextEncoder
 
 TOKEN = re.compile(r"<[^\s<>|]+>")
 VECTOR = re.compile(r"<\|(.+):\d+\|>")
+FILE_KEYS = {"": "clip_l", "_2": "clip_g"}
+"""The names of a token's vectors in a file of two text encoders, by `ClipTextEncoder.suffix`."""
+
+Vectors = Tensor | Mapping[str, Tensor]
+"""A token's vectors: [n, D] of one text encoder, or those of several by `FILE_KEYS`."""
 
 
 class EmbeddingSettings(Settings):
@@ -64,35 +73,94 @@ class TokenEmbedding(nn.Module):
 
 
 def add_embedding(text_encoder: ClipTextEncoder, settings: EmbeddingSettings) -> None:
-    """Add the new token to the text encoder; all its vectors start as the mean of the initial word's.
+    """Add the new token to each text encoder; all its vectors start as the mean of the initial word's.
 
     Raises:
-        UserError: the tokenizer knows the token, or the model has a new token already.
+        UserError: a tokenizer knows the token, or the model has a new token already.
     """
-    word_ids = text_encoder.tokenizer(settings.initial_word, add_special_tokens=False)["input_ids"]
-    if not word_ids:
-        raise UserError(f"embedding.initial_word = {settings.initial_word!r} is empty", "name a known word")
-    rows = _matrix(text_encoder).weight.detach()[torch.tensor(word_ids)]
-    _insert(text_encoder, settings.token, rows.float().mean(dim=0).repeat(settings.num_vectors, 1))
+    for encoder in text_encoder.encoders:
+        word_ids = encoder.tokenizer(settings.initial_word, add_special_tokens=False)["input_ids"]
+        if not word_ids:
+            raise UserError(
+                f"embedding.initial_word = {settings.initial_word!r} is empty", "name a known word"
+            )
+        rows = _matrix(encoder).weight.detach()[torch.tensor(word_ids)]
+        _insert(encoder, settings.token, rows.float().mean(dim=0).repeat(settings.num_vectors, 1))
 
 
-def embedding_vectors(text_encoder: ClipTextEncoder) -> nn.Parameter:
-    """The trained vectors [n, D] of the new token."""
-    layer = text_encoder.model.get_input_embeddings()
-    assert isinstance(layer, TokenEmbedding), "no token was added to this text encoder"
-    return layer.vectors
+def embedding_vectors(text_encoder: ClipTextEncoder) -> list[nn.Parameter]:
+    """The trained vectors [n, D] of the new token, for each text encoder."""
+    layers = [encoder.model.get_input_embeddings() for encoder in text_encoder.encoders]
+    assert all(isinstance(layer, TokenEmbedding) for layer in layers), "no token was added"
+    return [layer.vectors for layer in layers]
 
 
-def apply_embedding(text_encoder: ClipTextEncoder, token: str, vectors: Tensor) -> None:
-    """Add a trained token with vectors [n, D] (or [D]) to the text encoder, in a plain embedding matrix.
+def embedding_file(text_encoder: ClipTextEncoder, token: str) -> dict[str, Tensor]:
+    """The contents of a file with the trained vectors."""
+    pairs = zip(text_encoder.encoders, embedding_vectors(text_encoder), strict=True)
+    found: dict[str, Tensor] = {FILE_KEYS[encoder.suffix]: vectors for encoder, vectors in pairs}
+    return found if len(found) > 1 else {token: next(iter(found.values()))}
+
+
+def tokens_in_file(tensors: Mapping[str, Tensor], token: str) -> dict[str, Vectors]:
+    """The tokens in a file, each with its vectors.
+
+    Args:
+        token: what the vectors of two text encoders stand for, as the file does not say.
 
     Raises:
-        UserError: the tokenizer knows the token, or the vectors have another width.
+        UserError: that is needed, and no token.
     """
-    _insert(text_encoder, token, vectors[None] if vectors.ndim == 1 else vectors)
-    joined = text_encoder.model.get_input_embeddings().joined()
-    text_encoder.model.set_input_embeddings(joined)
-    text_encoder.model.config.vocab_size = joined.num_embeddings
+    if not is_of_two(tensors):
+        return dict(tensors)
+    if not TOKEN.fullmatch(token):
+        raise UserError(f"the token of an embedding is {token!r}", "it must be such as <my-cat>")
+    return {token: tensors}
+
+
+def is_of_two(names: Collection[str]) -> bool:
+    """Whether a file with tensors of these names has the vectors of a token in two text encoders."""
+    return bool(names) and set(names) <= set(FILE_KEYS.values())
+
+
+def apply_embedding(text_encoder: ClipTextEncoder, token: str, vectors: Vectors) -> None:
+    """Add a trained token with vectors [n, D] (or [D]) to each text encoder, in plain embedding matrices.
+
+    Raises:
+        UserError: a tokenizer knows the token, or the vectors have another width, are those of other text encoders, or
+            are more for one than for another.
+    """
+    own = list(_vectors_of(text_encoder, token, vectors))
+    if len({len(each) for each in own}) > 1:
+        counts = " and ".join(str(len(each)) for each in own)
+        raise UserError(f"the embedding of {token} has {counts} vectors", "use another file")
+    for encoder, each in zip(text_encoder.encoders, own, strict=True):
+        _insert(encoder, token, each)
+        joined = encoder.model.get_input_embeddings().joined()
+        encoder.model.set_input_embeddings(joined)
+        encoder.model.config.vocab_size = joined.num_embeddings
+
+
+def _vectors_of(text_encoder: ClipTextEncoder, token: str, vectors: Vectors) -> Iterator[Tensor]:
+    """The vectors [n, D] of each text encoder. A refiner, which has the second one alone, reads its half.
+
+    Raises:
+        UserError: those of one are missing, or there are some for an encoder that the model lacks.
+    """
+    here = {FILE_KEYS[encoder.suffix] for encoder in text_encoder.encoders}
+    second = FILE_KEYS["_2"]
+    if not isinstance(vectors, Tensor) and second in vectors and second not in here:
+        what = f"the embedding of {token} has {second}, and this model has no second text encoder"
+        raise UserError(what, "use one made for this family of models")
+    for encoder in text_encoder.encoders:
+        key = FILE_KEYS[encoder.suffix]
+        if isinstance(vectors, Tensor) and len(text_encoder.encoders) == 1:
+            own = vectors
+        elif isinstance(vectors, Tensor) or key not in vectors:
+            raise UserError(f"the embedding of {token} has no {key}", "is it of another model?")
+        else:
+            own = vectors[key]
+        yield own[None] if own.ndim == 1 else own
 
 
 def expanded_tokens(tokenizer: Any) -> list[str]:
@@ -102,10 +170,7 @@ def expanded_tokens(tokenizer: Any) -> list[str]:
 
 
 def _insert(text_encoder: ClipTextEncoder, token: str, vectors: Tensor) -> None:
-    if len(text_encoder.encoders) > 1:
-        raise UserError(
-            "embeddings of models with two text encoders are not supported yet", "train or use a LoRA instead"
-        )
+    """Add a token to one text encoder; one of a pair is its own, without the other."""
     base = _matrix(text_encoder)
     if vectors.ndim != 2 or vectors.shape[1] != base.embedding_dim:
         raise UserError(

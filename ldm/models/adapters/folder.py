@@ -2,7 +2,7 @@
 
 adapter.json                        its kind, its base with the hash of the base's weights, and how it was trained
 pytorch_lora_weights.safetensors    a LoRA in diffusers' format: peft's names, the configuration in the header
-learned_embeds.safetensors          a textual inversion in diffusers' format: {token: [n, D]}
+learned_embeds.safetensors          a textual inversion in diffusers' format, see `ldm.models.adapters.embedding`
 config.json, diffusion_pytorch_model.safetensors   a ControlNet in the diffusers layout
 ldm.json                            the defaults for sampling and the provenance, as in a complete model
 """
@@ -19,7 +19,7 @@ from ldm.errors import UserError, unknown_name
 from ldm.io.files import read_tensors, write_json, write_tensors
 from ldm.io.folders import new_folder
 from ldm.io.json_files import read_object
-from ldm.models.adapters.embedding import apply_embedding
+from ldm.models.adapters.embedding import Vectors, apply_embedding, tokens_in_file
 from ldm.models.adapters.lora import LoraWeights, apply_lora
 from ldm.models.adapters.lora_files import read_lora, write_lora_diffusers
 from ldm.models.control.load_networks import load_controls
@@ -114,7 +114,7 @@ def save_adapter(
     """Write an adapter's folder, complete or not at all.
 
     Args:
-        weights: the LoRA, {token: vectors [n, D]}, or the ControlNet.
+        weights: the LoRA, the contents of a token's file, or the ControlNet.
         provenance: written into `ldm.json`: where the adapter comes from.
         replace: overwrite an existing folder.
 
@@ -243,7 +243,10 @@ def apply_adapter(folder: Path, adapter: Adapter, parts: ModelParts) -> None:
         kind = str(adapter.settings.get("kind"))
         parts.controls[kind] = load_controls({kind: folder}, parts)[kind]
         return
-    for token, vectors in read_tensors(folder / EMBEDDING_FILE).items():
+    found: dict[str, Vectors] = tokens_in_file(
+        read_tensors(folder / EMBEDDING_FILE), str(adapter.settings.get("token"))
+    )
+    for token, vectors in found.items():
         apply_embedding(parts.text_encoder, token, vectors)
 
 

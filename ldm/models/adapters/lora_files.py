@@ -369,7 +369,7 @@ def _by_layer(
     split = {name: split_name(name) or ("", "") for name in tensors}
     unknown = [name for name, (stem, _) in split.items() if stem not in known]
     if unknown and (kind := foreign_kind(unknown, lora)):
-        raise UserError(f"{file} is {kind}", "LoRA, DoRA, LoHa and LoKr of Stable Diffusion 1 and 2 are read")
+        raise UserError(f"{file} is {kind}", "LoRA, DoRA, LoHa and LoKr of this model's family are read")
     for name in unknown:
         if not split[name][1]:
             raise UserError(f"{file}: {name} does not belong to a LoRA", "name another file")

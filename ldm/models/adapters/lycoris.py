@@ -21,6 +21,9 @@ FULL_KINDS = frozenset((
 ))  # fmt: skip
 """Kinds of tensors, see `ldm.models.adapters.lora_names.ENDS`, that make up a change of the whole weight."""
 
+LARGEST_RANK = 16_384
+"""Of a core tensor: contracting it takes memory in proportion."""
+
 
 def full_change(where: str, tensors: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
     """The change of a weight, in its shape.
@@ -39,7 +42,10 @@ def full_change(where: str, tensors: Mapping[str, Tensor], shape: torch.Size) ->
         if "diff" in tensors:
             change = tensors["diff"]
         else:
-            change = _loha(tensors) if any(kind.startswith("hada") for kind in tensors) else _lokr(tensors)
+            formula = _loha if any(kind.startswith("hada") for kind in tensors) else _lokr
+            # shapes first: a few small factors can stand for more memory than there is
+            _check_shape(where, formula({kind: _shape_only(kind, t) for kind, t in tensors.items()}), shape)
+            change = formula(tensors)
             change = change * tensors["scalar"] if "scalar" in tensors else change
     except KeyError as error:
         raise UserError(f"{where} has no {error.args[0]}", "the file is incomplete") from None
@@ -57,13 +63,22 @@ def fit_change(where: str, change: Tensor, shape: torch.Size) -> Tensor:
     Raises:
         UserError: it is of another shape, or not finite.
     """
+    _check_shape(where, change, shape)
+    if not change.isfinite().all():
+        raise UserError(f"{where} has values that are not finite", "use another file")
+    return change.reshape(shape)
+
+
+def _check_shape(where: str, change: Tensor, shape: torch.Size) -> None:
     if change.numel() != shape.numel() or (shape and change.shape[:1] != shape[:1]):
         raise UserError(
             f"{where} has {list(change.shape)}, the model {list(shape)}", "is it of another model?"
         )
-    if not change.isfinite().all():
-        raise UserError(f"{where} has values that are not finite", "use another file")
-    return change.reshape(shape)
+
+
+def _shape_only(kind: str, tensor: Tensor) -> Tensor:
+    """A tensor without values, of which a product takes no memory; alpha is a number."""
+    return tensor if kind == "alpha" else tensor.to("meta")
 
 
 def _loha(tensors: Mapping[str, Tensor]) -> Tensor:
@@ -92,6 +107,8 @@ def _product(first: Tensor, second: Tensor, core: Tensor | None) -> Tensor:
     """`first` times `second`; with a core tensor [r, s, k, k], `first` [r, out] and `second` [s, in]."""
     if core is None:
         return first.flatten(1) @ second.flatten(1)
+    if len(second) > LARGEST_RANK:
+        raise ValueError(f"a rank of {len(second):,}")
     return torch.einsum("rskl,rp,si->pikl", core, first, second)
 
 

@@ -28,6 +28,8 @@ COMPONENTS: Mapping[str, Component] = {
     T2I_ADAPTER: Component("diffusers", (T2I_ADAPTER,), "diffusers.models.adapter", stem=STEM),
 }
 PLACES = "give a ControlNet or T2I-Adapter: its folder in the diffusers layout, a run, a .safetensors file, or a Hub id"
+XL_ADAPTER = "full_adapter_xl"
+"""The `adapter_type` of T2I-Adapters for SDXL."""
 MUST_AGREE = (
     "block_out_channels", "layers_per_block", "down_block_types", "cross_attention_dim", "addition_embed_type",
     "projection_class_embeddings_input_dim",
@@ -147,12 +149,16 @@ def _faults(network: Any, parts: ModelParts) -> Iterator[str]:
 
 
 def _adapter_faults(config: Any, unet: Any, factor: int) -> Iterator[str]:
-    if config.adapter_type == "full_adapter_xl":
-        yield "it is for SDXL, and T2I-Adapters of SDXL are not supported yet"
-    if _plain(config.channels) != _plain(unet.block_out_channels):
-        yield f"it has channels {list(config.channels)}, the unet {list(unet.block_out_channels)}"
-    if config.downscale_factor != factor:
-        yield f"it takes hints of {config.downscale_factor} pixels per latent, the vae makes {factor}"
+    is_xl, unet_is_xl = config.adapter_type == XL_ADAPTER, "CrossAttn" not in unet.down_block_types[0]
+    if is_xl != unet_is_xl:
+        yield f"its adapter_type is {config.adapter_type}, which is{'' if is_xl else ' not'} for SDXL"
+    # in SDXL, residuals are added after the first downsampling, and once more in the middle
+    channels = [*unet.block_out_channels, *unet.block_out_channels[-1:]] if is_xl else unet.block_out_channels
+    if _plain(config.channels) != _plain(channels):
+        yield f"it has channels {list(config.channels)}, the unet {list(channels)}"
+    per_pixel = 2 * factor if is_xl else factor
+    if config.downscale_factor != per_pixel:
+        yield f"its downscale_factor is {config.downscale_factor}, for this model it is {per_pixel}"
     if config.in_channels not in (1, 3):
         yield f"it takes hints of {config.in_channels} channels, not 1 or 3"
 

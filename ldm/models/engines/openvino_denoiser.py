@@ -23,7 +23,7 @@ from ldm.models.engines.openvino_network import (
     read_network,
     write_network,
 )
-from ldm.models.engines.openvino_reuse import OpenVINOPasses, check_text_only, traced_passes
+from ldm.models.engines.openvino_reuse import OpenVINOPasses, text_inputs, traced_passes
 from ldm.models.unet import UNetDenoiser
 from ldm.types import Conditioning, Step
 
@@ -48,6 +48,32 @@ class TracedUNet(nn.Module):
         return output
 
 
+class TracedXLUNet(nn.Module):
+    """A `TracedUNet` that is told sizes: with a pooled text embedding [B, P] and time ids [B, n]."""
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        text_embeds: Tensor,
+        time_ids: Tensor,
+    ) -> Tensor:
+        added = {"text_embeds": text_embeds, "time_ids": time_ids}
+        output: Tensor = self.unet(
+            sample,
+            timestep,
+            encoder_hidden_states=encoder_hidden_states,
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]
+        return output
+
+
 def traced_unet(denoiser: UNetDenoiser) -> TracedNetwork:
     """A denoiser's UNet: inputs of any B, h, w and L -> `out_sample` [B, C, h, w]; `sample` has C + K channels.
 
@@ -57,22 +83,35 @@ def traced_unet(denoiser: UNetDenoiser) -> TracedNetwork:
     """
     channels, width = denoiser.input_channels, denoiser.text_width
     smallest = 2 ** (len(denoiser.unet.config.block_out_channels) - 1)
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         "sample": (ANY, channels, ANY, ANY),
         "timestep": (ANY,),
         "encoder_hidden_states": (ANY, ANY, width),
     }
+    network = TracedXLUNet(denoiser.unet) if denoiser.needs_time_ids else TracedUNet(denoiser.unet)
+    if denoiser.needs_time_ids:  # their number is not known here; with any, the sum of the widths is the same
+        shapes |= {"text_embeds": (ANY, ANY), "time_ids": (ANY, ANY)}
 
-    def inputs(num_rows: int, height: int, num_tokens: int) -> dict[str, Tensor]:
+    def inputs(num_rows: int, height: int, num_tokens: int, num_ids: int) -> dict[str, Tensor]:
         generator = torch.Generator("cpu").manual_seed(0)
         return {
             "sample": torch.randn(num_rows, channels, height, 2 * smallest + 1, generator=generator),
             "timestep": torch.linspace(900.0, 20.0, num_rows),
             "encoder_hidden_states": torch.randn(num_rows, num_tokens, width, generator=generator),
+            **(added_inputs(denoiser, num_rows, num_ids) if denoiser.needs_time_ids else {}),
         }
 
-    example, trial = inputs(2, smallest + 1, 8), inputs(3, 2 * smallest, 16)
-    return TracedNetwork(TracedUNet(denoiser.unet), shapes, ["out_sample"], example, trial)
+    example, trial = inputs(2, smallest + 1, 8, 2), inputs(3, 2 * smallest, 16, 1)
+    return TracedNetwork(network, shapes, ["out_sample"], example, trial)
+
+
+def added_inputs(denoiser: UNetDenoiser, num_rows: int, num_ids: int) -> dict[str, Tensor]:
+    """A pooled text embedding [B, P] and so many sizes [B, n], of which P follows."""
+    generator = torch.Generator("cpu").manual_seed(1)
+    return {
+        "text_embeds": torch.randn(num_rows, denoiser.pooled_width(num_ids), generator=generator),
+        "time_ids": torch.randint(1024, (num_rows, num_ids), generator=generator).float(),
+    }
 
 
 class OpenVINODenoiser:
@@ -93,8 +132,8 @@ class OpenVINODenoiser:
     def __call__(
         self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, step: Step | None = None
     ) -> Tensor:
-        check_text_only(conditioning)
-        return self._network(latents, timesteps, conditioning.prompt_embeds)["out_sample"].to(latents)
+        given = text_inputs(conditioning)
+        return self._network(latents, timesteps, *given)["out_sample"].to(latents)
 
 
 def openvino_denoiser(denoiser: UNetDenoiser, folder: Path, *, in_passes: bool = False) -> OpenVINODenoiser:
@@ -110,7 +149,7 @@ def openvino_denoiser(denoiser: UNetDenoiser, folder: Path, *, in_passes: bool =
         UserError: OpenVINO is not installed, the denoiser is not in float32 or cannot be split into passes, the disk
             is full or not writable, or OpenVINO's output differs from torch's on this machine.
     """
-    if denoiser.needs_more_than_text or denoiser.embeds_guidance:
+    if not runs_on_openvino(denoiser):
         raise UserError("the engine openvino only supports text-to-image models", "use the engine torch")
     dtype = denoiser.unet.dtype
     if dtype != torch.float32:
@@ -122,6 +161,11 @@ def openvino_denoiser(denoiser: UNetDenoiser, folder: Path, *, in_passes: bool =
         return OpenVINODenoiser(SizedNetwork(folder))
     full, shallow = (SizedNetwork(folder / name) for name in ("full", "shallow"))
     return OpenVINODenoiser(full, OpenVINOPasses(full, shallow))
+
+
+def runs_on_openvino(denoiser: UNetDenoiser) -> bool:
+    """Whether the converted network has all inputs of a denoiser."""
+    return not (denoiser.needs_more_than_sizes or denoiser.embeds_guidance)
 
 
 def is_converted(folder: Path) -> bool:

@@ -14,10 +14,18 @@ from ldm.models.engines.openvino_network import ANY, SizedNetwork, TracedNetwork
 from ldm.types import Conditioning
 
 
-def check_text_only(conditioning: Conditioning) -> None:
-    """Assert that the conditioning only contains what the converted UNet accepts: text without a mask."""
+def text_inputs(conditioning: Conditioning) -> tuple[Tensor, ...]:
+    """The inputs of a converted UNet besides latents and timesteps, in its order: text, and in SDXL what is beside it.
+
+    The conditioning must contain nothing else: no mask, no image, no control.
+    """
     given = [name for name, value in vars(conditioning).items() if isinstance(value, Tensor) or value]
-    assert {*given} <= {"prompt_embeds", "pooled"}, f"the converted UNet has no input for {given}"
+    allowed = {"prompt_embeds", "pooled", "time_ids"}
+    assert {*given} <= allowed, f"the converted UNet has no input for {given}"
+    if conditioning.time_ids is None:
+        return (conditioning.prompt_embeds,)
+    assert conditioning.pooled is not None  # time ids require it
+    return conditioning.prompt_embeds, conditioning.pooled, conditioning.time_ids
 
 
 class _TracedPass(nn.Module):
@@ -47,6 +55,37 @@ class TracedShallow(_TracedPass):
         return self._split.shallow(sample, timestep, Conditioning(encoder_hidden_states), deep)
 
 
+class TracedXLFull(_TracedPass):
+    """`TracedFull` of a UNet that is told sizes."""
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        text_embeds: Tensor,
+        time_ids: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        told = Conditioning(encoder_hidden_states, pooled=text_embeds, time_ids=time_ids)
+        return self._split.full(sample, timestep, told)
+
+
+class TracedXLShallow(_TracedPass):
+    """`TracedShallow` of a UNet that is told sizes."""
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        text_embeds: Tensor,
+        time_ids: Tensor,
+        deep: Tensor,
+    ) -> Tensor:
+        told = Conditioning(encoder_hidden_states, pooled=text_embeds, time_ids=time_ids)
+        return self._split.shallow(sample, timestep, told, deep)
+
+
 @torch.no_grad()
 def traced_passes(whole: TracedNetwork, unet: Any) -> dict[str, TracedNetwork]:
     """A UNet's passes by name, `full` and `shallow`.
@@ -57,7 +96,10 @@ def traced_passes(whole: TracedNetwork, unet: Any) -> dict[str, TracedNetwork]:
     Raises:
         UserError: the UNet cannot be split.
     """
-    full, shallow = TracedFull(unet), TracedShallow(unet)
+    is_xl = "time_ids" in whole.shapes
+    full, shallow = (
+        (TracedXLFull(unet), TracedXLShallow(unet)) if is_xl else (TracedFull(unet), TracedShallow(unet))
+    )
     example, trial = ({**inputs, "deep": full(**inputs)[1]} for inputs in (whole.example, whole.trial))
     shapes = {**whole.shapes, "deep": (ANY, example["deep"].shape[1], ANY, ANY)}
     return {
@@ -75,10 +117,10 @@ class OpenVINOPasses:
 
     def full(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
         """The prediction [B, C, h, w], and the features at the split [B, channels, h, w]."""
-        check_text_only(conditioning)
-        answers = self._full(latents, timesteps, conditioning.prompt_embeds)
+        answers = self._full(latents, timesteps, *text_inputs(conditioning))
         return answers["out_sample"].to(latents), answers["deep"]
 
     def shallow(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, deep: Tensor) -> Tensor:
         """The prediction [B, C, h, w] from the features that `full` returned."""
-        return self._shallow(latents, timesteps, conditioning.prompt_embeds, deep)["out_sample"].to(latents)
+        given = (*text_inputs(conditioning), deep)
+        return self._shallow(latents, timesteps, *given)["out_sample"].to(latents)

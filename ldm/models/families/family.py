@@ -186,6 +186,7 @@ class Family:
             it reads that.
         time_ids: what the UNet is told of sizes, as numbers; None for UNets that take none.
         told: what its models are told besides a prompt, see `Setting.told`.
+        refiners: the families, by name, whose models can finish the sampling that one of this family has begun.
         single_file: None where the family is not stored that way.
     """
 
@@ -204,6 +205,7 @@ class Family:
     scaling_factor: float | None = None
     time_ids: Callable[[SizeConditions], tuple[float, ...]] | None = None
     told: frozenset[str] = frozenset()
+    refiners: tuple[str, ...] = ()
     decisive_settings: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     single_file: SingleFile | None = None

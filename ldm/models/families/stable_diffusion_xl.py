@@ -224,6 +224,7 @@ SDXL = Family(
     },
     time_ids=_six_ids,
     told=frozenset({SIZES, SECOND_PROMPT}),
+    refiners=("sdxl-refiner", "sdxl"),
     single_file=SingleFile(
         matches=lambda names: any(name.startswith(SECOND_OF_TWO) for name in names),
         networks={
@@ -279,6 +280,7 @@ SDXL_REFINER = replace(
     task_pipelines={},
     time_ids=_five_ids,
     told=frozenset({SIZES, AESTHETIC_SCORE}),
+    refiners=(),
     single_file=None,
 )
 """It has the second text encoder alone, and is told an aesthetic score in place of the target size."""
