@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ldm.demos.emoji_card import emoji_card, emoji_edit_card, emoji_upscale_card
+from ldm.demos.emoji_card import emoji_card, emoji_edit_card
 from ldm.errors import UserError
 from ldm.io.files import write_bytes
 from ldm.models.loading.folder import weights_hash
@@ -16,15 +16,12 @@ SCRIPTS = {
     "denoiser": "make_emoji_model.sh",
     "composed": "make_composed_emoji_model.sh",
     "edit": "make_emoji_edit_model.sh",
-    "upscale": "make_emoji_upscale_model.sh",
 }
 
 
 def card_of(runs: Path, kind: str) -> str:
     """The README.md of a kind of model."""
-    if kind in ("edit", "upscale"):
-        return {"edit": emoji_edit_card, "upscale": emoji_upscale_card}[kind](runs)
-    return emoji_card(runs, composed=kind == "composed")
+    return emoji_edit_card(runs) if kind == "edit" else emoji_card(runs, composed=kind == "composed")
 
 
 def main() -> int:

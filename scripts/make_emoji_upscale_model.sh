@@ -19,5 +19,4 @@ ldm train configs/emoji/upscale.yaml "$@"
 [ -d "$runs/upscale-score" ] || python scripts/score_emoji_tiles.py --model "$runs/upscale/pipeline" \
     --data data/emoji-all-256 --output "$runs/upscale-score"
 
-echo "done: look at $runs/upscale-score/held-out.png, and put the model into the package with"
-echo "    python scripts/embed_model.py --kind upscale $runs ldm/assets/emoji-upscale"
+echo "done: look at $runs/upscale-score/held-out.png"

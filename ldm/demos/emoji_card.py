@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from ldm.evaluation.metrics import mean_text
 from ldm.export.card.evaluations import AUDIT, Measurement, copies_of, copies_row
 from ldm.export.card.front_matter import metadata_yaml
 from ldm.export.card.markdown import render
@@ -11,7 +10,6 @@ from ldm.io.json_files import read_json
 
 TEMPLATE = Path(__file__).with_name("emoji_card.md.jinja")
 EDIT_TEMPLATE = Path(__file__).with_name("emoji_edit_card.md.jinja")
-UPSCALE_TEMPLATE = Path(__file__).with_name("emoji_upscale_card.md.jinja")
 EVALUATE = (
     "python scripts/evaluate_emoji.py --model emoji --data data/emoji-64 --output runs/emoji/evaluation"
 )
@@ -24,10 +22,6 @@ SCORE = (
 EDIT_SCORE = (
     "python scripts/score_emoji_edits.py --model emoji-edit --data data/emoji-composed-64 "
     "--output runs/emoji/edit-score"
-)
-UPSCALE_SCORE = (
-    "python scripts/score_emoji_tiles.py --model emoji-upscale --data data/emoji-all-256 "
-    "--output runs/emoji/upscale-score"
 )
 SCENES = {"colour": "objects in colours", "count": "numbers of objects", "pair": "pairs of objects"}
 
@@ -69,18 +63,6 @@ def emoji_edit_card(runs: Path) -> str:
     return render(EDIT_TEMPLATE, front_matter=_front_matter("image-to-image"), measurements=_edits(scores))
 
 
-def emoji_upscale_card(runs: Path) -> str:
-    """The README.md of the model that `make_emoji_upscale_model.sh` made in `runs`.
-
-    Raises:
-        UserError: a report is missing.
-    """
-    report = read_json(runs / "upscale-score" / "report.json")
-    return render(
-        UPSCALE_TEMPLATE, front_matter=_front_matter("image-to-image"), measurements=_enlarged(report)
-    )
-
-
 def _front_matter(tag: str) -> str:
     return metadata_yaml(
         license="mit",
@@ -89,24 +71,6 @@ def _front_matter(tag: str) -> str:
         language="en",
         tags=[tag, "latent-diffusion", "emoji"],
     )
-
-
-def _enlarged(report: dict[str, Any]) -> list[Measurement]:
-    """PSNR and SSIM of emoji that were held out, and the gain over bicubic enlargement."""
-    quality, gains = report["quality"]["held_out"]["all"], report["gains"]["bicubic"]["all"]
-    titles = {"psnr": "PSNR in dB", "ssim": "SSIM"}
-    rows = {
-        f"{part}, {titles[name]}": found
-        for part, values in (
-            ("emoji not seen in training", quality),
-            ("gain over bicubic enlargement", gains),
-        )
-        for name, found in values.items()
-    }
-    return [
-        Measurement(what, f"{mean_text(found)} on {found['num_images']} images", UPSCALE_SCORE)
-        for what, found in rows.items()
-    ]
 
 
 def _edits(scores: dict[str, Any]) -> list[Measurement]:

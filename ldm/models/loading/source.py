@@ -10,9 +10,7 @@ from ldm.models.loading.folder import ADAPTER, ADAPTER_WEIGHTS, PICKLES, VARIANT
 from ldm.models.loading.hub_answers import HINT, is_from_the_library, reason_of
 from ldm.models.loading.weights_check import weights_files
 
-EMBEDDED = {
-    name: Path(__file__).parents[2] / "assets" / name for name in ("emoji", "emoji-edit", "emoji-upscale")
-}
+EMBEDDED = {name: Path(__file__).parents[2] / "assets" / name for name in ("emoji", "emoji-edit")}
 """Models inside the package, by name."""
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@(?!.*\.\.)\w[\w./-]*)?")
