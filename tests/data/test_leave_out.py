@@ -57,7 +57,7 @@ def test_a_drop_list_is_read_as_it_was_written(tmp_path: Path) -> None:
     odd = ["=1.png", 'a "b", c.png', "two\nlines.png", os.fsdecode(b"\xe9.png"), "été.png"]
     write_drop_list(file, [(id_, "") for id_ in odd])
     assert read_drop_list(file) == odd
-    file.write_bytes(codecs.BOM_UTF8 + b"note,sample_id\r\n,red.png\r\n\r\n")  # from a spreadsheet
+    file.write_bytes(codecs.BOM_UTF8 + b"sample_id,note\r\nred.png,\r\n\r\n")  # from a spreadsheet
     assert read_drop_list(file) == ["red.png"]
     file.write_text("sample_id,reason\n")
     assert without(reading, (), repeated=False, file=file) is reading
