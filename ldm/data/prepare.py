@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Self
 
 from PIL import Image
@@ -55,6 +56,11 @@ class DataSettings(BucketSettings):
         (),
         description="ids of samples that are not used, or sha256:HASH of such an id, as `ldm forget` writes them",
     )
+    leave_out_file: Path | None = Field(
+        None,
+        description="a CSV file with the ids of samples that are not used in its column sample_id, as `ldm ledger "
+        "--drop-list` writes it",
+    )
     num_workers: int | None = Field(
         None,
         ge=0,
@@ -83,8 +89,9 @@ class DataSettings(BucketSettings):
             raise ValueError("a folder of masks cannot be streamed: use alpha_mask, or set streaming=false")
         if self.streaming and self.order == "keyed":
             raise ValueError("a stream has an order of its own: leave order out, or set streaming=false")
-        if self.streaming and self.leave_out:
-            raise ValueError("leave_out needs data that is read before the run: set streaming=false")
+        for name in ("leave_out", "leave_out_file"):
+            if self.streaming and getattr(self, name):
+                raise ValueError(f"{name} needs data that is read before the run: set streaming=false")
         return self
 
     def all_sources(self) -> tuple[SourceSettings, ...]:

@@ -19,6 +19,7 @@ from ldm.demos.shapes_hints import silhouettes
 from ldm.demos.shapes_regions import ink_of, read_pixels, rim_colour
 from ldm.demos.shapes_score import SCORING_SEED
 from ldm.evaluation.metrics import psnr, ssim
+from ldm.evaluation.perceptual import Lpips
 from ldm.io.images import image_to_tensor, resize_and_crop, tensor_to_images
 
 MEASURED_TASKS = ("control", "restore", "upscale")
@@ -117,6 +118,15 @@ def likeness(cases: Sequence[Case], images: Images) -> Values:
     made = torch.stack([image_to_tensor(image) for image in images])
     wanted = torch.stack([image_to_tensor(case.wanted) for case in cases])
     return {"psnr": psnr(made, wanted).tolist(), "ssim": ssim(made, wanted).tolist()}
+
+
+def look(lpips: Lpips, cases: Sequence[Case], images: Images) -> Values:
+    """LPIPS of each image against the one wanted; lower is better."""
+    made, wanted = (
+        torch.stack([image_to_tensor(image) for image in some])
+        for some in (images, [case.wanted for case in cases])
+    )
+    return {"lpips": lpips(made, wanted).tolist()}
 
 
 def layout(cases: Sequence[Case], images: Images) -> Values:

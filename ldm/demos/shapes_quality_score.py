@@ -23,10 +23,13 @@ from ldm.demos.shapes_quality import (
     Values,
     cases_for,
     enlarged,
+    likeness,
+    look,
     median_filtered,
 )
 from ldm.errors import UserError
 from ldm.evaluation.metrics import Share, bootstrap_mean
+from ldm.evaluation.perceptual import Lpips, check_large_enough, load_lpips
 from ldm.io.files import write_json
 from ldm.io.folders import new_folder
 from ldm.io.images import image_grid
@@ -47,6 +50,7 @@ def measure_task(
     num_cases: int = 200,
     size_px: int = 32,
     limits_only: bool = False,
+    lpips: bool = False,
     settings: Mapping[str, Any] = MappingProxyType({}),
     on_progress: OnProgress = lambda part, done: None,
 ) -> dict[str, Any]:
@@ -57,6 +61,7 @@ def measure_task(
         num_cases: for the held-out and for the seen combinations each, 2 or more.
         size_px: side of the images; that of the training data.
         limits_only: measure only what needs no denoiser, before one is trained: any model with the autoencoder will do.
+        lpips: also measure LPIPS of images that are restored or enlarged.
         settings: further arguments of `Pipeline.generate`, for all images.
         on_progress: called with (part of the report, images of it that are made).
 
@@ -64,15 +69,17 @@ def measure_task(
         `quality`: by part ("held_out", "seen", "ceiling" and the simpler methods), kind and measure: mean, low, high,
             num_images. All but "seen" are of the held-out cases. For control, "uncontrolled" is without the hint,
             "unprompted" with an empty prompt, and "null" the model's images beside the hints of other cases.
-        `gains`: the same for the differences to each simpler method, image by image, of the held-out cases.
+        `gains`: the same for how much better than each simpler method the model is, image by image, of the held-out
+            cases: the difference, for LPIPS that of the negative.
         `as_captioned`: for control, by part, the share of images that the judge finds right in every attribute.
 
     Raises:
-        UserError: the task is not one that is measured, or not one of the model's; there are too few cases; `dest`
-            exists, or the disk is full.
+        UserError: the task is not one that is measured, or not one of the model's; LPIPS cannot be measured; there are
+            too few cases; `dest` exists, or the disk is full.
     """
     if task not in MEASURED_TASKS:
         raise UserError(f"{task!r} is not measured on shapes", f"choose from {', '.join(MEASURED_TASKS)}")
+    distance = _lpips_for(task, size_px, pipeline) if lpips else None
     factor = pipeline.autoencoder.pixels_per_latent
     return measure_cases(
         pipeline,
@@ -80,6 +87,7 @@ def measure_task(
         {part: cases_for(task, part, num_cases, size_px, factor) for part in ("held_out", "seen")},
         dest,
         command=f"python scripts/score_tasks.py {task} --model MODEL --output DIR --size-px {size_px}",
+        distance=distance,
         limits_only=limits_only,
         settings=settings,
         on_progress=on_progress,
@@ -93,6 +101,7 @@ def measure_cases(
     dest: Path,
     *,
     command: str,
+    distance: Lpips | None = None,
     limits_only: bool = False,
     settings: Mapping[str, Any] = MappingProxyType({}),
     on_progress: OnProgress = lambda part, done: None,
@@ -102,6 +111,7 @@ def measure_cases(
     Args:
         cases_of: those of the parts "held_out" and "seen".
         command: what measures this again, for the model card.
+        distance: measures LPIPS, too.
     """
     if (fewest := min(map(len, cases_of.values()))) < 2:
         raise UserError(f"num_cases is {fewest}", "use 2 or more: an interval needs them")
@@ -122,15 +132,30 @@ def measure_cases(
             "model_parts": pipeline.identity.image_parts if pipeline.identity else None,
             "size_px": held_out[0].wanted.width,
             "settings": dict(settings),
-            **_measured(task, cases, images),
+            **({"lpips": distance.to_dict()} if distance else {}),
+            **_measured(task, cases, images, distance),
         }
         write_json(folder / "report.json", report)
     return report
 
 
-def _measured(task: str, cases: Mapping[str, Sequence[Case]], images: Mapping[str, Images]) -> dict[str, Any]:
+def _lpips_for(task: str, size_px: int, pipeline: Pipeline) -> Lpips:
+    """LPIPS, unless a task has no image to compare with or the images are too small: then UserError."""
+    if MEASURES[task] is not likeness:
+        raise UserError(f"LPIPS of the task {task}", "leave --lpips out: there is no image to compare with")
+    check_large_enough(size_px, size_px)
+    return load_lpips(pipeline.device)
+
+
+def _measured(
+    task: str, cases: Mapping[str, Sequence[Case]], images: Mapping[str, Images], lpips: Lpips | None
+) -> dict[str, Any]:
     """What the report says of the images of each part."""
-    measure = MEASURES[task]
+
+    def measure(some: Sequence[Case], made: Images) -> Values:
+        more = look(lpips, some, made) if lpips is not None else {}
+        return {**MEASURES[task](some, made), **more}
+
     values = {part: measure(cases[part], some) for part, some in images.items()}
     found: dict[str, dict[str, Any]] = {
         "quality": {part: _means(cases[part], some) for part, some in values.items()}
@@ -239,8 +264,12 @@ def _means(cases: Sequence[Case], values: Values) -> dict[str, dict[str, dict[st
 
 
 def _differences(model: Values, simpler: Values) -> Values:
-    """How much more the model has on each image, by measure."""
-    return {name: [a - b for a, b in zip(model[name], simpler[name], strict=True)] for name in model}
+    """How much better the model is on each image, by measure."""
+    sign = {"lpips": -1}  # lower is better
+    return {
+        name: [sign.get(name, 1) * (a - b) for a, b in zip(model[name], simpler[name], strict=True)]
+        for name in model
+    }
 
 
 def _as_captioned(cases: Sequence[Case], images: Images) -> dict[str, float]:

@@ -20,7 +20,8 @@ from ldm.data.sources.reading import SourceSettings, read_sources
 from ldm.data.sources.scan import refuse_inside
 from ldm.errors import UserError, warn
 from ldm.evaluation.metrics import psnr
-from ldm.evaluation.reconstruction import Scores, at_8_bits, mean_of, scores, summary, worst
+from ldm.evaluation.perceptual import Lpips, check_large_enough, load_lpips
+from ldm.evaluation.reconstruction import Scores, as_compared, at_8_bits, mean_of, scores, summary, worst
 from ldm.io.images import has_deep_colour, image_to_tensor, open_grey, open_image, resize_and_crop
 from ldm.noise import permutation
 from ldm.pipeline.pipeline import Pipeline, load_pipeline
@@ -81,6 +82,7 @@ class AutoencoderAudit:
         found: their scores.
         kinds: how many there are of each number of channels and depth.
         floor_db: [N] of `Original.floor_db`.
+        lpips: [N] of each original and its reconstruction, and what measured it, for JSON; or None.
         shown: the ids of the worst with the original and the reconstruction, [3, H, W] in [-1, 1].
     """
 
@@ -90,14 +92,17 @@ class AutoencoderAudit:
     found: Scores
     kinds: dict[str, int]
     floor_db: Tensor
+    lpips: tuple[Tensor, dict[str, Any]] | None
     shown: tuple[tuple[str, Tensor, Tensor], ...]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
+        lpips = {} if self.lpips is None else {"lpips": self.lpips[1]}
         return {
             "num_images": len(self.ids),
             "size": list(self.size),
             "autoencoder_hash": self.autoencoder_hash,
+            **lpips,
             "resize": "Lanczos with antialias to cover the size, then centre crop; at the depth of the source",
             "sources": self.kinds,
             "numbers": self.numbers,
@@ -115,7 +120,8 @@ class AutoencoderAudit:
                 "psnr_db_of_16_bit": mean_of(self.found.psnr.where(~self.floor_db.isnan(), torch.nan))
             }
             psnr_db |= {"psnr_db_of_16_bit_rounded_to_8": mean_of(self.floor_db)}
-        return psnr_db | summary(self.found)
+        lpips = {} if self.lpips is None else {"lpips": mean_of(self.lpips[0])}
+        return psnr_db | lpips | summary(self.found)
 
 
 @torch.no_grad()
@@ -126,6 +132,7 @@ def audit_autoencoder(
     size: tuple[int | None, int | None],
     output: Path,
     *,
+    lpips: bool = False,
     device: str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> AutoencoderAudit:
@@ -133,10 +140,11 @@ def audit_autoencoder(
 
     Args:
         size: height and width; None is the model's own.
+        lpips: also measure LPIPS.
 
     Raises:
         UserError: the model or the data is missing, no image can be used, or a side is not a multiple of what the
-            autoencoder needs.
+            autoencoder needs; LPIPS is not installed, or the images are too small for it.
     """
     refuse_inside(f"--output {output}", output, Path(data))
     reading = read_sources([SourceSettings(path=data)], missing="empty", tolerant=True)
@@ -147,7 +155,9 @@ def audit_autoencoder(
     if height % multiple or width % multiple:
         raise UserError(f"{width} x {height} pixels", f"both must be multiples of {multiple} for this model")
     chosen = permutation(len(reading.samples), "audit")[:num_images]
-    audited = _Audited(pipeline)
+    if lpips:
+        check_large_enough(height, width)
+    audited = _Audited(pipeline, load_lpips(pipeline.device) if lpips else None)
     waiting: list[Original] = []
     for done, index in enumerate(chosen, 1):
         try:
@@ -166,8 +176,9 @@ def audit_autoencoder(
 class _Audited:
     """What is kept of the images so far: scores, and the pixels of the worst."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.pipeline, self.worst = pipeline, _Worst()
+    def __init__(self, pipeline: Pipeline, lpips: Lpips | None) -> None:
+        self.pipeline, self.lpips, self.worst = pipeline, lpips, _Worst()
+        self.distances: list[Tensor] = []
         self.originals: list[tuple[str, str, float]] = []
         self.parts: list[Scores] = []
 
@@ -180,6 +191,8 @@ class _Audited:
         decoded = autoencoder.decode(latents).float().clamp(-1, 1).cpu()
         grey = torch.tensor([one.kind in (GREY_8, GREY_16) for one in batch])
         self.parts.append(scores(originals, decoded, grey))
+        if self.lpips is not None:
+            self.distances.append(self.lpips(originals, as_compared(decoded, grey)))
         self.originals += [(one.sample_id, one.kind, one.floor_db) for one in batch]
         for one, copy, value in zip(batch, decoded, self.parts[-1].psnr.tolist(), strict=True):
             self.worst.add(value, (one.sample_id, one.pixels, copy))
@@ -195,6 +208,7 @@ class _Audited:
             found,
             dict(Counter(kinds)),
             torch.tensor(floors),
+            (torch.cat(self.distances), self.lpips.to_dict()) if self.lpips else None,
             self.worst.kept(),
         )
 

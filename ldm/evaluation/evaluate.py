@@ -105,22 +105,26 @@ def _distances(job: EvaluationJob, features: Features, say: Callable[[str], None
 
 def _diversity(job: EvaluationJob, features: Features) -> Iterator[Measurement]:
     """How alike pairs of generated images are, and pairs of reference images for comparison."""
-    values = features.generated["pair_ssim"]
-    if len(values) == 0 or bool(values.isnan().any()):
-        return
-    details = {}
-    if "pair_ssim" in features.reference and len(features.reference["pair_ssim"]):
-        details["of_reference_pairs"] = float(features.reference["pair_ssim"].double().mean())
-    yield Measurement(
-        "pair_ssim",
-        mean_interval(values),
-        "",
-        num_images=len(job.prompts),
-        num_reference=None,
-        interval="Student's t over pairs, each image in one pair",
-        protocol={**shared_protocol(job, features.plan), "pairs": "images 1 and 2, 3 and 4, ..."},
-        details=details,
-    )
+    for name in ("pair_ssim", "pair_lpips"):
+        values = features.generated.get(name, torch.empty(0))
+        if len(values) == 0 or bool(values.isnan().any()):
+            continue
+        details = {}
+        if len(of_reference := features.reference.get(name, torch.empty(0))):
+            details["of_reference_pairs"] = float(of_reference.double().mean())
+        protocol = {**shared_protocol(job, features.plan), "pairs": "images 1 and 2, 3 and 4, ..."}
+        if name == "pair_lpips":
+            protocol["extractor"] = features.plan["lpips"]
+        yield Measurement(
+            name,
+            mean_interval(values),
+            "",
+            num_images=len(job.prompts),
+            num_reference=None,
+            interval="Student's t over pairs, each image in one pair",
+            protocol=protocol,
+            details=details,
+        )
 
 
 def _clip(job: EvaluationJob, features: Features) -> Measurement:

@@ -28,6 +28,7 @@ from ldm.errors import UserError
 from ldm.evaluation.clip_score import similarity_of_pairs
 from ldm.evaluation.features import Extractor, folder_features, load_extractor, text_hash
 from ldm.evaluation.memorisation import copied
+from ldm.evaluation.perceptual import Lpips, check_large_enough, load_lpips, pair_distances
 from ldm.io.files import open_tensors, read_tensors, write_bytes, write_tensors
 from ldm.io.images import image_to_tensor, tensor_to_images
 from ldm.models.generation_settings import GenerationSettings
@@ -59,6 +60,7 @@ class EvaluationJob:
         data: where the reference images are, or None.
         sample_ids: the reference images that can be used, in order.
         reference_hash: of the contents of these images.
+        lpips: also compare pairs of images by LPIPS.
         planted: also make features of copies of the reference images, see `ldm.evaluation.memorisation.copied`.
     """
 
@@ -75,6 +77,7 @@ class EvaluationJob:
     device: str | None = None
     dtype: str | None = None
     planted: bool = False
+    lpips: bool = False
 
     @property
     def chunks(self) -> list["Chunk"]:
@@ -156,6 +159,10 @@ class Measurer:
             if self.clip.clip is None:
                 raise UserError(f"--clip {job.clip} has no text encoder", "name the folder of a CLIP model")
         self.settings = GenerationSettings(**job.settings)
+        self.lpips: Lpips | None = None
+        if job.lpips:
+            check_large_enough(*self.size)
+            self.lpips = load_lpips(self.pipeline.device)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -183,6 +190,7 @@ class Measurer:
             "num_reference": len(self.job.sample_ids),
             "features": self.extractor.to_dict(),
             "clip": self.clip.to_dict() if self.clip else None,
+            **({"lpips": self.lpips.to_dict()} if self.lpips else {}),
         }
 
     @cached_property
@@ -233,6 +241,8 @@ class Measurer:
             "hashes": torch.from_numpy(hashes.view(np.int64)),
             "pair_ssim": similarity_of_pairs(pixel_values),
         }
+        if self.lpips is not None:
+            found["pair_lpips"] = pair_distances(self.lpips, pixel_values)
         if chunk.number < SHOWN_CHUNKS or (self.job.planted and chunk.kind != "planted"):
             found["thumbnails"] = torch.stack([_thumbnail(image) for image in images])
         return found

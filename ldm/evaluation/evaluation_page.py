@@ -27,6 +27,7 @@ WORDS = {
     "density": "How crowded the reference is where generated images lie. 1 for equal distributions.",
     "coverage": "Share of reference images with a generated image in their neighbourhood.",
     "pair_ssim": "Mean structural similarity of pairs of generated images. 1 would be one image again and again.",
+    "pair_lpips": "Mean perceptual distance of pairs of generated images. 0 would be one image again and again.",
     "clip_score": "How well images fit their prompts, in the eyes of this pair of encoders.",
 }
 """What each number says, in a sentence."""

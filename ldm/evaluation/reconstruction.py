@@ -33,12 +33,16 @@ def scores(original: Tensor, reconstruction: Tensor, grey: Tensor | None = None)
             of the mean of the channels; a tint is a colour shift.
     """
     shift = (reconstruction - original).mean(dim=(2, 3)) * 127.5
-    if grey is not None and grey.any():
-        single = reconstruction.mean(dim=1, keepdim=True).expand_as(reconstruction)
-        reconstruction = torch.where(grey[:, None, None, None], single, reconstruction)
+    reconstruction = reconstruction if grey is None else as_compared(reconstruction, grey)
     small = min(original.shape[-2:]) < WINDOW_PX
     similarity = torch.full((len(original),), torch.nan) if small else ssim(reconstruction, original)
     return Scores(psnr(reconstruction, original), similarity, shift, detail_ratio(original, reconstruction))
+
+
+def as_compared(reconstruction: Tensor, grey: Tensor) -> Tensor:
+    """[B, 3, H, W] where the images that are grey, [B], have the mean of their channels in each of them."""
+    single = reconstruction.mean(dim=1, keepdim=True).expand_as(reconstruction)
+    return torch.where(grey[:, None, None, None], single, reconstruction)
 
 
 def at_8_bits(pixel_values: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ldm.errors import UserError
 from ldm.export.border import clean_folder, public_record
-from ldm.export.card.model_card import write_card
+from ldm.export.card.model_card import check_evaluations, write_card
 from ldm.export.card.samples import draw_samples
 from ldm.export.export_options import ExportOptions
 from ldm.export.export_source import ExportSource
@@ -52,6 +52,7 @@ def export(
     """
     if options.overwrite:
         check_replaceable(dest)
+    check_evaluations(source, options.evaluations)  # before minutes of work
     source = for_readers(source, options, say)
     with new_folder(dest, replace=options.overwrite) as temporary:
         say(f"writing {options.format}")

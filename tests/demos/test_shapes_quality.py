@@ -20,11 +20,11 @@ from ldm.demos.shapes_quality import (
 from ldm.demos.shapes_quality_score import make_images, measure_task
 from ldm.demos.shapes_tasks_report import lines_of
 from ldm.errors import UserError
-from ldm.export.card.run_record import RunRecord
 from ldm.export.card.training_facts import measurements_of
 from ldm.models.control.networks import ControlNetwork
 from ldm.pipeline.pipeline import Pipeline
 from tests.support.tiny_controls import make_controlnet
+from tests.support.tiny_lpips import install_lpips
 from tests.support.tiny_models import make_sd1
 from tests.support.tiny_tasks import make_labelled
 
@@ -65,16 +65,32 @@ def test_a_model_is_measured_beside_simpler_methods(
             model, other = (report["quality"][part]["all"][measure]["mean"] for part in ("held_out", name))
             assert gain["mean"] == pytest.approx(model - other, abs=1e-6) and gain["num_images"] == 8
             assert gain["low"] <= gain["mean"] <= gain["high"]
-    told = measurements_of(RunRecord("run", {}, [], None, None, "average", [report]))
+    told = measurements_of([report], None)
     assert len(told) == sum(len(kinds["all"]) for kinds in report["gains"].values())
     assert f"scripts/score_tasks.py {task} --model MODEL" in told[0].command
+
+
+def test_lpips_is_measured_if_asked_and_a_gain_means_nearer(
+    models: dict[str, Pipeline], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = install_lpips(tmp_path / "site", monkeypatch)
+    how: dict[str, Any] = {"num_cases": 4, "settings": FEW, "lpips": True}
+    report = measure_task(models["upscale"], "upscale", tmp_path / "score", **how)
+    quality = {part: kinds["all"]["lpips"]["mean"] for part, kinds in report["quality"].items()}
+    assert report["lpips"]["hash"] == found and min(quality.values()) > 0
+    gain = report["gains"]["bicubic"]["all"]["lpips"]["mean"]
+    assert gain == pytest.approx(quality["bicubic"] - quality["held_out"], abs=1e-6) and abs(gain) > 1e-4
+    for task, size_px, said in (("control", 32, "no image to compare with"), ("upscale", 16, "at least 31")):
+        with pytest.raises(UserError, match=said):
+            measure_task(models[task], task, tmp_path / "no", size_px=size_px, **how)
+    assert not (tmp_path / "no").exists()
 
 
 def test_the_limits_need_no_model_for_the_task(models: dict[str, Pipeline], tmp_path: Path) -> None:
     for task in MEASURED_TASKS:
         report = measure_task(models["control"], task, tmp_path / task, num_cases=4, limits_only=True)
         assert "ceiling" in report["quality"] and "gains" not in report
-        assert measurements_of(RunRecord("run", {}, [], None, None, "average", [report])) == []
+        assert measurements_of([report], None) == []
 
 
 def test_every_damaged_image_is_restored_with_its_own_strength(models: dict[str, Pipeline]) -> None:

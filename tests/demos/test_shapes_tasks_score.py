@@ -56,7 +56,7 @@ def test_zero_shot_inpainting_is_scored(embedded: Pipeline, tmp_path: Path) -> N
     assert report["error_elsewhere"] == {"model": 0, "ceiling": 0}
     assert "unedited" not in report["scores"]
     run = RunRecord("run", {}, [], None, None, "average", [report])
-    told = [(one.what, one.command) for one in measurements_of(run)]
+    told = [(one.what, one.command) for one in measurements_of(run.reports, run)]
     assert len(told) == 2 and "combinations held out of training" in told[1][0]
     assert "scripts/score_tasks.py blended-inpaint --model MODEL --output DIR --size-px 32" in told[1][1]
 
@@ -68,7 +68,7 @@ def test_the_limits_of_edits_need_no_model_that_edits(embedded: Pipeline, tmp_pa
     assert report["scores"]["unedited"]["all"]["changed"]["num_right"] == 0
     assert 0 < report["error_elsewhere"]["ceiling"] < 12
     assert [path.name for path in (tmp_path / "score").iterdir()] == ["report.json"]
-    assert measurements_of(RunRecord("run", {}, [], None, None, "average", [report])) == []
+    assert measurements_of([report], None) == []
 
 
 def test_a_null_needs_two_cases(embedded: Pipeline, tmp_path: Path) -> None:

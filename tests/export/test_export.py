@@ -80,6 +80,20 @@ def test_the_options_of_the_command_are_those_of_the_export(
     ]
 
 
+def test_a_report_of_another_model_is_refused_before_the_work_begins(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    plan = {"weights_hash": "0" * 64}
+    copies = {"num_copies": 0, "num_images": 9, "share": 0, "low": 0, "high": 0.3}
+    report = {"plan": plan, **copies, "planted_found": 1, "false_alarms": 0}
+    write_json(tmp_path / "audit.json", report)
+    call = ["export", str(models["sd1"]), str(tmp_path / "out"), "--evaluation", str(tmp_path / "audit.json")]
+    done = CliRunner().invoke(app, call)
+    (line,) = done.stderr.splitlines()  # it has not said that it writes anything
+    assert done.exit_code == 2 and "audit.json is of another model" in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["audit.json"]
+
+
 @pytest.mark.parametrize("option", ["--keep-lora-apart", "--variant"])
 def test_an_option_without_effect_is_refused(models: dict[str, Path], tmp_path: Path, option: str) -> None:
     done = CliRunner().invoke(app, ["export", str(models["sd1"]), str(tmp_path / "out"), option])

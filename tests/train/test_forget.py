@@ -3,12 +3,18 @@
 import json
 import random
 import shutil
+import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from ldm.cli.app import app
 from ldm.data.leave_out import hashed_id
 from tests.support.tiny_forgetting import Forgetful, run_contents, write_images
 from train.run.checkpoints import checkpoints
@@ -38,6 +44,11 @@ def first_uses(run: Path) -> dict[str, int]:
     return {ids[key.sample_index]: step for step, batch in steps for key in batch}
 
 
+def used_in(first_uses: dict[str, int], step: int) -> str:
+    """An image that is first used in a step."""
+    return next(id_ for id_, first in first_uses.items() if first == step)
+
+
 def told(output: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(output.splitlines()[-1])
     return found
@@ -47,7 +58,7 @@ def test_a_run_forgets_to_the_last_bit_and_stays_as_it_is(
     place: Forgetful, run: Path, first_uses: dict[str, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    gone = next(id_ for id_, step in first_uses.items() if step == 3)
+    gone = used_in(first_uses, 3)
     new = place.root / "new"
     assert forget(["plan", str(run), str(new), gone]) == 0 and not new.exists()
     assert forget(["write", str(run), str(new), gone]) == 0
@@ -74,7 +85,7 @@ def test_what_cannot_be_forgotten_is_one_line(
         assert lines[-1].startswith("error: ")
         return lines[-1]
 
-    early = next(id_ for id_, step in first_uses.items() if step == 1)
+    early = used_in(first_uses, 1)
     assert "first used in step 1" in refused(early) and hashed_id(early) in refused(early)
     assert "no sample is called '7.png'" in refused("7.png")
     assert "no image would be left" in refused(*first_uses)
@@ -103,7 +114,7 @@ def test_a_number_measured_on_all_images_cannot_be_forgotten(
 def test_equal_images_and_models_that_saw_it_are_named(
     tmp_path: Path, run: Path, first_uses: dict[str, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gone = next(id_ for id_, step in first_uses.items() if step == 3)
+    gone = used_in(first_uses, 3)
     images = write_images(tmp_path / "data", 6)
     other = "0.png" if gone != "0.png" else "3.png"
     (images / other).write_bytes((images / gone).read_bytes())
@@ -112,6 +123,75 @@ def test_equal_images_and_models_that_saw_it_are_named(
     notes = told(capsys.readouterr().out)["notes"]
     assert f"1 other sample has the same image and will still be learned: '{other}'" in notes
     assert f"fork_from = {run} was trained on a forgotten sample and stays as it is" in notes
+
+
+def extended(place: Forgetful, images: Path, name: str, num_steps: int, more_steps: int) -> Path:
+    """A run of `num_steps` steps under a cosine schedule, extended to `more_steps`."""
+    optim = {"num_warmup_steps": 0}
+    place.train_on(images, name, num_steps=num_steps, optim=optim)
+    return place.train_on(images, name, num_steps=more_steps, optim=optim, keep_checkpoints=9)
+
+
+def test_a_run_whose_settings_changed_in_the_steps_to_repeat_says_so(
+    place: Forgetful, first_uses: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, gone = write_images(place.root / "data-extended", 6), used_in(first_uses, 2)
+    run = extended(place, images, "extended", 2, 3)
+    call = [str(run), str(place.root / "new-extended"), gone]
+    assert forget(["plan", *call]) == 0
+    facts = told(capsys.readouterr().out)
+    assert facts["changed_settings"] == ["num_steps was 2 until step 2"]
+    assert any("does not equal this run" in note for note in facts["notes"])
+    (run / "changed_settings.jsonl").unlink()  # as of an earlier version
+    assert forget(["write", *call]) == 0
+    (known,) = told(capsys.readouterr().out)["changed_settings"]
+    assert known == "the learning rate of step 2 was 5.05e-05 and would now be 7.525e-05"
+    assert json.loads((place.root / "new-extended/forgotten.json").read_text())["changed_settings"] == [known]
+
+
+def test_settings_that_changed_before_the_steps_to_repeat_are_no_reason(
+    place: Forgetful, first_uses: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, gone = write_images(place.root / "data-early", 6), used_in(first_uses, 3)
+    early, new = extended(place, images, "early", 2, 3), place.root / "new-early"
+    assert forget(["write", str(early), str(new), gone]) == 0
+    assert told(capsys.readouterr().out)["changed_settings"] == []
+    place.resume(new)
+    without = write_images(place.root / "data-early-never", 6, {gone})
+    assert run_contents(new) == run_contents(extended(place, without, "early-never", 2, 3))
+
+
+@pytest.fixture
+def planned_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command's process is this one, which has torch loaded already."""
+
+    def run_here(
+        command: list[str], *, env: object, stdout: int, stderr: int | None
+    ) -> CompletedProcess[bytes]:
+        assert command[1:3] == ["-m", "train.run.forget"]
+        errors = StringIO()
+        with redirect_stdout(StringIO()) as out, redirect_stderr(errors if stderr else sys.stderr):
+            code = forget(command[3:])
+        return CompletedProcess(command, code, out.getvalue().encode(), errors.getvalue().encode())
+
+    monkeypatch.setattr("ldm.cli.forget.subprocess.run", run_here)
+
+
+@pytest.mark.usefixtures("planned_here")
+def test_the_command_prints_its_plan_and_refuses_in_one_line(
+    place: Forgetful, run: Path, first_uses: dict[str, int]
+) -> None:
+    call = ["forget", str(run), "--run-dir", str(place.root / "cli"), "--plan", "--json", "--sample"]
+    done = CliRunner().invoke(app, [*call, used_in(first_uses, 3)])
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert (facts["first_used_step"], facts["from_step"], facts["num_steps"]) == (3, 2, 2)
+    for more in ([], ["--quiet"]):
+        refused = CliRunner().invoke(app, [*call, "7.png", *more])
+        (line,) = refused.stderr.splitlines()
+        assert refused.exit_code == 2 and not refused.stdout
+        assert line.startswith("error: ") and "no sample is called '7.png'" in line
+    assert not (place.root / "cli").exists()
 
 
 # Twenty random samples

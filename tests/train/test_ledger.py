@@ -8,14 +8,20 @@ import pytest
 import torch
 from torch import nn
 
+from ldm.config import validate
 from ldm.data.batches import collate
+from ldm.data.fingerprint import decode_fingerprint
 from ldm.data.order import SampleKey
+from ldm.data.prepare import prepare
+from ldm.data.sources.reading import read_sources
+from ldm.data.survey import survey
 from tests.support.tiny_models import make_sd1
-from tests.support.tiny_runs import write_config, write_squares
+from tests.support.tiny_runs import COLORS, write_config, write_squares
 from tests.support.tiny_validation import CPU, NUM_DRAWS, NUM_SAMPLES, Network, held_out
 from train.denoiser import main as train_denoiser
 from train.loop.sample_losses import sample_losses
-from train.run.ledger import main
+from train.run.ledger import hashes_without_repeats, main
+from train.settings.denoiser import DenoiserSettings
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +78,33 @@ def test_a_runs_ledger_lists_every_sample_and_leaves_the_run_alone(
     assert "Ledger of" in (tmp_path / "out/ledger.html").read_text()
     assert drop.read_text().startswith("sample_id,reason")
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+    dropped = {
+        each["sample_id"] for each in found["samples"] if {"caption", "duplicate"} & {*each["reasons"]}
+    }
+    data = run.parent / "squares"
+    program = {"program": "denoiser", "base": str(run.parent / "base"), "trainable": "unet", "num_steps": 1}
+    config = write_config(
+        tmp_path / "next.yaml", program, data, tmp_path / "next",
+        preview={"prompts": ["red"], "num_inference_steps": 1},
+        data={"path": str(data), "height": 16, "width": 16, "leave_out_file": str(drop)},
+        optim={"num_warmup_steps": 0},
+    )  # fmt: skip
+    assert train_denoiser([str(config)]) == 0
+    (known,) = (tmp_path / "next/checkpoints").glob("*/data.json")
+    used = decode_fingerprint(known.read_bytes())
+    every = {each["sample_id"] for each in found["samples"]}
+    assert used is not None and 0 < len(dropped) < 7 and used.samples.keys() == every - dropped
+
+
+def test_repeats_are_no_near_duplicates(tmp_path: Path) -> None:
+    source = {"path": str(write_squares(tmp_path / "squares")), "repeats": 2}
+    data = {"sources": [source], "height": 16, "width": 16}
+    tree = {"program": "denoiser", "run_dir": "x", "num_steps": 1, "base": "y", "data": data}
+    settings = validate(DenoiserSettings, {**tree, "optim": {"num_warmup_steps": 0}})
+    reading = read_sources(settings.data.all_sources())
+    placed = prepare(reading, survey(reading.samples, None), settings.data, multiple=8, seed=0).placed
+    assert len(placed) == 14
+    assert set(hashes_without_repeats(placed, settings)) == {f"{color}.png" for color in COLORS}
 
 
 def test_what_has_no_ledger_is_one_line(

@@ -16,9 +16,10 @@ from ldm.io.locks import LOCK, FolderLock, is_lock
 from ldm.io.ownership import NOBODYS
 
 from ..settings.shared import TrainSettings
-from .checkpoints import remove_after
+from .changed_settings import record_changes
+from .checkpoints import checkpoints, remove_after, step_of
 from .held_model import HeldModel, check_same_model
-from .resume import check_resumable, check_same_data
+from .resume import changed_settings, check_resumable, check_same_data
 
 PROGRAMS = get_args(TrainSettings.model_fields["program"].annotation)
 MAY_EXIST_BEFORE = {"data_report"}
@@ -66,6 +67,8 @@ class RunDirectory:
             if model is not None:
                 check_same_model(self.path, model)
         self._clear()
+        if found := checkpoints(self.path / "checkpoints"):
+            record_changes(self.path, step_of(found[-1]), changed_settings(self.settings))
         write_bytes(self.path / "config.yaml", to_yaml(self.settings).encode())
 
     def _clear(self) -> None:

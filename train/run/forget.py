@@ -33,6 +33,7 @@ from ..data.denoiser_data import read_training_data
 from ..data.read import TrainingData
 from ..denoiser import make_model
 from ..settings.denoiser import DenoiserSettings
+from .changed_settings import CHANGED_SETTINGS, settings_changed_after
 from .checkpoints import DATA_FILE, checkpoints, step_of
 from .from_checkpoint import settings_of_run
 from .history import BAD_STEPS
@@ -55,6 +56,7 @@ class Replay:
         num_samples: how many are forgotten; repeats count.
         first_used: the first step, from 1, that they make a difference to.
         sec: about how long the replay takes; None if the run has not logged any times.
+        changed_settings: what was different in the steps that are replayed, see `settings_changed_after`.
         notes: what the user should know, a line each.
     """
 
@@ -64,6 +66,7 @@ class Replay:
     num_samples: int
     first_used: int
     sec: float | None
+    changed_settings: tuple[str, ...]
     notes: tuple[str, ...]
 
     @property
@@ -79,8 +82,16 @@ class Replay:
             "from_step": step_of(self.checkpoint),
             "num_steps": self.num_steps,
             "elapsed_sec": self.sec,
-            "notes": list(self.notes),
+            "changed_settings": list(self.changed_settings),
+            "notes": [*self._settings_note(), *self.notes],
         }
+
+    def _settings_note(self) -> Iterator[str]:
+        if self.changed_settings:
+            yield (
+                f"{'; '.join(self.changed_settings)}: the replay has the latest settings in all of its steps, so it "
+                "does not equal this run as it would have been without the samples"
+            )
 
 
 # What changes
@@ -170,6 +181,7 @@ def plan_replay(run_dir: Path, sample_ids: Sequence[str]) -> Replay:
         len(named),
         first,
         _seconds(run_dir, settings.num_steps - step_of(checkpoint)),
+        tuple(settings_changed_after(run_dir, settings, step_of(checkpoint))),
         tuple(_notes(settings, data.prepared.placed, named)),
     )
 
@@ -291,7 +303,7 @@ def write_replay(replay: Replay, run_dir: Path, new_dir: Path) -> None:
     settings = replay.settings.model_copy(update={"run_dir": new_dir})
     with new_folder(new_dir, manifest=False) as folder:
         write_bytes(folder / "config.yaml", to_yaml(settings).encode())
-        for name in (METRICS, BAD_STEPS):
+        for name in (METRICS, BAD_STEPS, CHANGED_SETTINGS):
             if (run_dir / name).is_file():
                 rows = [json.dumps(row) + "\n" for row in read_metrics(run_dir / name) if row["step"] <= step]
                 write_bytes(folder / name, "".join(rows).encode())

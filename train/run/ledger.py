@@ -3,8 +3,6 @@
 Run as `python -m train.run.ledger RUN OUTPUT NUM_TIMESTEPS NUM_OTHERS [DROP_LIST]`.
 """
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -15,11 +13,12 @@ from torch import Tensor
 
 from ldm.data.captions import plain_caption
 from ldm.data.duplicates import near_duplicates
+from ldm.data.leave_out import first_id, write_drop_list
 from ldm.data.prepare import BucketedSample
 from ldm.errors import UserError
 from ldm.evaluation.ledger_page import write_ledger_page
 from ldm.evaluation.loss_ledger import Losses, drop_list, make_ledger, other_captions, summary
-from ldm.io.files import manifest_fault, write_bytes, write_json
+from ldm.io.files import manifest_fault, write_json
 from ldm.io.messages import say_error
 from ldm.io.progress import work_bar
 
@@ -66,7 +65,7 @@ def write_ledger(
     held_out = torch.tensor([False] * len(data.train) + [True] * len(data.held_out))
     losses = Losses(own, torch.stack(others), early, held_out)
     ids = [one.sample.sample_id for one in placed]
-    groups = near_duplicates({one.sample.sample_id: one.facts.perceptual_hash for one in placed})
+    groups = near_duplicates(hashes_without_repeats(placed, settings))
     entries = make_ledger(ids, captions, losses, groups)
     facts = {
         "run": str(run_dir),
@@ -81,8 +80,15 @@ def write_ledger(
     images = {one.sample.sample_id: one.sample for one in placed}
     write_ledger_page(output / "ledger.html", facts, entries, images)
     if drop_file is not None:
-        write_bytes(drop_file, _csv(drop_list(entries)).encode())
+        write_drop_list(drop_file, drop_list(entries))
     print(json.dumps(facts))
+
+
+def hashes_without_repeats(placed: Sequence[BucketedSample], settings: DenoiserSettings) -> dict[str, int]:
+    """The perceptual hash of each sample by its id, of repeats (`repeats: N`) only the first: they are meant."""
+    repeated = any(source.repeats > 1 for source in settings.data.all_sources())
+    hashes = {one.sample.sample_id: one.facts.perceptual_hash for one in placed}
+    return {id_: each for id_, each in hashes.items() if not repeated or first_id(id_) == id_}
 
 
 def use_weights(loss: DenoiserLoss, checkpoint: Path, settings: DenoiserSettings) -> None:
@@ -134,12 +140,6 @@ class Ledger:
                 autocast=self.run.accelerator.autocast,
                 on_progress=show,
             )
-
-
-def _csv(rows: Sequence[tuple[str, str]]) -> str:
-    file = io.StringIO()
-    csv.writer(file).writerows([("sample_id", "reason"), *rows])
-    return file.getvalue()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

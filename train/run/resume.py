@@ -64,23 +64,28 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
+def changed_settings(settings: TrainSettings) -> list[Difference]:
+    """How the settings differ from those a run was last trained with; empty if there is nothing to resume."""
+    path = settings.run_dir / "config.yaml"
+    if not (path.is_file() and checkpoints(settings.run_dir / "checkpoints")):
+        return []
+    return differences(_saved(settings, path), settings.model_dump(mode="json"))
+
+
 def check_resumable(settings: TrainSettings) -> list[str]:
     """The changed settings of a run that is resumed, a line each; empty if there is nothing to resume.
 
     Raises:
         UserError: the change would make it another run, or the run is already past its last step.
     """
-    path, found = settings.run_dir / "config.yaml", checkpoints(settings.run_dir / "checkpoints")
-    if not (path.is_file() and found):
-        return []
-    changed = differences(_saved(settings, path), settings.model_dump(mode="json"))
+    found, changed = checkpoints(settings.run_dir / "checkpoints"), changed_settings(settings)
     refused = [str(each) for each in changed if not each.allowed]
     if refused:
         raise UserError(
             f"{settings.run_dir} was started with other settings: {', '.join(refused)}",
             "use the same settings to resume, or `ldm train CONFIG --fork NEW_DIR` for a new run from its weights",
         )
-    if step_of(found[-1]) > settings.num_steps:
+    if found and step_of(found[-1]) > settings.num_steps:
         raise UserError(
             f"num_steps = {settings.num_steps}, but {settings.run_dir} is at step {step_of(found[-1])}",
             "set at least that many, or another run_dir",

@@ -113,6 +113,11 @@ def write_card(
     return folder / CARD
 
 
+def check_evaluations(source: ExportSource, evaluations: Sequence[Path]) -> None:
+    """Refuse reports that the card of a model cannot have; errors as `read_evaluations`."""
+    read_evaluations(evaluations, source.weights_hash, _parts_of(source))
+
+
 def _run_of(source: ExportSource) -> RunRecord | None:
     """What is known of the run that made the model."""
     if source.run is None:
