@@ -19,7 +19,6 @@ from ldm.demos.emoji_objects import OBJECTS_FILE, EmojiObject
 from ldm.demos.emoji_scenes import HeldOut, Thing
 from ldm.demos.emoji_scenes_drawing import ONE_ABOVE_ANOTHER, SIDE_BY_SIDE, Artwork
 from ldm.errors import UserError
-from ldm.export.card.run_record import RunRecord
 from ldm.export.card.training_facts import measurements_of
 
 OUTLINES = {
@@ -203,9 +202,5 @@ def test_the_score_names_the_command_that_measures_it_again(edits: EmojiEdits, t
     assert list(scores) == ["ceiling", "unedited"] and scores["unedited"]["all"]["changed"]["share"] == 0
     assert json.loads((tmp_path / "score" / "report.json").read_text()) == report
     part = scores["ceiling"]
-    told = measurements_of(
-        RunRecord(
-            "run", {}, [], None, None, "average", [{**report, "scores": {"held_out": part, "seen": part}}]
-        )
-    )
+    told = measurements_of([{**report, "scores": {"held_out": part, "seen": part}}], None)
     assert [one.command.split()[1] for one in told] == ["scripts/score_emoji_edits.py"] * 2

@@ -18,7 +18,6 @@ from ldm.demos.emoji_tiles import (
 )
 from ldm.demos.shapes_quality_score import measure_cases
 from ldm.errors import UserError
-from ldm.export.card.run_record import RunRecord
 from ldm.export.card.training_facts import measurements_of
 from ldm.io.images import open_image, resize_and_crop
 from ldm.pipeline.pipeline import load_pipeline
@@ -104,5 +103,5 @@ def test_the_measurement_enlarges_whole_emoji(emoji: list[Emoji], tmp_path: Path
     assert list(report["quality"]) == ["ceiling", "bicubic", "round_trip"] and report["size_px"] == 64
     assert report["quality"]["bicubic"]["all"]["psnr"]["mean"] > 18
     gains = {"gains": {"bicubic": report["quality"]["bicubic"]}}
-    (told, _) = measurements_of(RunRecord("run", {}, [], None, None, "average", [{**report, **gains}]))
+    (told, _) = measurements_of([{**report, **gains}], None)
     assert told.command == command
