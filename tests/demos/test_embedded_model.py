@@ -35,6 +35,23 @@ def test_a_red_apple_is_red_and_leaves_the_corners_white() -> None:
     assert pixels[:3, :3].mean() > 235 and pixels[-3:, -3:].mean() > 235
 
 
+def test_the_second_model_makes_a_red_apple_blue_and_keeps_its_leaf() -> None:
+    drawn = load_pipeline("emoji", device="cpu").generate("a red apple", seed=7).images[0]
+    editing = load_pipeline("emoji-edit", device="cpu")
+    edited = editing.generate("make the apple blue", image=drawn, seed=7).images[0]
+    before, after = (np.asarray(image, dtype=int) for image in (drawn, edited))
+    red, green, blue = after[24:48, 16:48].mean(axis=(0, 1))
+    assert blue > 150 and red < 100 and green < 150
+    leaf = before[..., 1] - np.maximum(before[..., 0], before[..., 2]) > 60
+    assert leaf.sum() > 40
+    assert (after[leaf][:, 1] > after[leaf][:, 2]).mean() > 0.8
+
+
+def test_both_fit_into_the_package() -> None:
+    files = [path for path in FOLDER.parent.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 95e6
+
+
 def test_it_is_small_and_has_a_card() -> None:
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 60e6

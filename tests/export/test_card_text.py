@@ -12,7 +12,7 @@ from jinja2 import UndefinedError
 from markdown_it import MarkdownIt
 from PIL import Image, ImageCms
 
-from ldm.demos.emoji_card import emoji_card
+from ldm.demos.emoji_card import emoji_card, emoji_edit_card
 from ldm.export.card.markdown import code, escaped, fenced, render
 from ldm.export.card.samples import SampleImage, draw_samples, write_samples
 from ldm.export.card.source_card import read_source_card
@@ -138,6 +138,15 @@ def test_the_embedded_models_card_is_made_of_its_reports(tmp_path: Path) -> None
     card = (ROOT / "ldm" / "assets" / "emoji" / "README.md").read_text(encoding="utf-8")
     assert emoji_card(tmp_path) == card
     assert Page(card).headings == ["OpenLDM emoji", "Use", "Data", "Measured", "Limits"]
+
+
+def test_the_editing_models_card_is_made_of_its_report(tmp_path: Path) -> None:
+    (tmp_path / "edit-score").mkdir()
+    measured = (ROOT / "docs/benchmarks/emoji-edit.json").read_text()
+    (tmp_path / "edit-score/report.json").write_text(measured)
+    card = (ROOT / "ldm" / "assets" / "emoji-edit" / "README.md").read_text(encoding="utf-8")
+    assert emoji_edit_card(tmp_path) == card
+    assert Page(card).headings == ["OpenLDM emoji, editing", "Use", "Data", "Measured", "Limits"]
 
 
 def test_the_card_of_the_composed_model_has_its_scenes(tmp_path: Path) -> None:
