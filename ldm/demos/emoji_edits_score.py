@@ -57,7 +57,8 @@ def score_emoji_edits(
         "edit",
         cases,
         dest,
-        command="python scripts/score_emoji_edits.py --model MODEL --data data/emoji-composed-64 --output DIR",
+        command="python scripts/score_emoji_edits.py --model MODEL --data data/emoji-composed-64 --output DIR "
+        f"--num-cases {num_cases}",
         limits_only=limits_only,
         settings=settings,
         on_progress=on_progress,
