@@ -20,7 +20,6 @@ SCRIPTS = {
 
 
 def card_of(runs: Path, kind: str) -> str:
-    """The README.md of a kind of model."""
     return emoji_edit_card(runs) if kind == "edit" else emoji_card(runs, composed=kind == "composed")
 
 

@@ -43,7 +43,7 @@ def test_the_second_model_makes_a_red_apple_blue_and_keeps_its_leaf() -> None:
     red, green, blue = after[24:48, 16:48].mean(axis=(0, 1))
     assert blue > 150 and red < 100 and green < 150
     leaf = before[..., 1] - np.maximum(before[..., 0], before[..., 2]) > 60
-    assert leaf.sum() > 40
+    assert leaf.sum() > 20
     assert (after[leaf][:, 1] > after[leaf][:, 2]).mean() > 0.8
 
 
