@@ -105,7 +105,8 @@ class LossCurves:
             else:
                 curve[step] = value
         self.last_step = max(self.last_step, step)
-        self.elapsed_sec = number(row.get("elapsed_sec")) or self.elapsed_sec
+        elapsed_sec = number(row.get("elapsed_sec"))
+        self.elapsed_sec = self.elapsed_sec if elapsed_sec is None else elapsed_sec
         call_sec = number(row.get("call_sec"))
         if call_sec is not None:
             if self._pace and call_sec < self._pace[-1][1]:  # the run was resumed

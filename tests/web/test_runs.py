@@ -165,6 +165,14 @@ def test_only_new_points_are_sent_and_a_line_cut_short_waits(folder: Path) -> No
     assert fresh["held_out"][-1] == [6, 0.1] and fresh["best"] == [6, 0.1]
 
 
+def test_a_run_that_took_no_time_has_one(tmp_path: Path) -> None:
+    rows = [{"step": 1, "loss": 1.0, "elapsed_sec": 0.0}, {"step": 2, "loss": 1.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    curves = LossCurves(tmp_path)
+    curves.look()
+    assert (curves.last_step, curves.elapsed_sec) == (2, 0.0)
+
+
 def test_a_long_run_is_thinned_and_the_points_stay_equal(tmp_path: Path) -> None:
     """Rows are appended one by one; a point for several rows is sent again until it is complete."""
     rows: list[dict[str, Any]] = []
