@@ -17,7 +17,7 @@ from ldm.version import __version__
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
-MAX_MEGABYTES = 64
+MAX_MEGABYTES = 95
 
 TINY_RUN = """\
 program: autoencoder
