@@ -3,10 +3,11 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from ldm.demos.emoji_edits_score import score_emoji_edits
-from ldm.demos.shapes_tasks_report import lines_of
-from ldm.errors import UserError
+from ldm.demos.shapes_tasks_report import run_and_print
+from ldm.demos.task_cases import OnProgress
 from ldm.pipeline.pipeline import load_pipeline
 
 
@@ -27,22 +28,19 @@ def main() -> int:
     parser.add_argument("--image-guidance-scale", type=float, help="instead of the default")
     options = parser.parse_args()
     named = ("guidance_scale", "image_guidance_scale")
-    try:
-        report = score_emoji_edits(
+
+    def measure(show: OnProgress) -> dict[str, Any]:
+        return score_emoji_edits(
             load_pipeline(options.model),
             options.data,
             options.output,
             num_cases=options.num_cases,
             limits_only=options.limits_only,
             settings={name: value for name in named if (value := getattr(options, name)) is not None},
-            on_progress=lambda part, done: print(f"\r{part} {done}   ", end="", file=sys.stderr, flush=True),
+            on_progress=show,
         )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(file=sys.stderr)
-    print("\n".join(lines_of(report)))
-    return 0
+
+    return run_and_print(measure)
 
 
 if __name__ == "__main__":

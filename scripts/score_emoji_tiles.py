@@ -3,11 +3,12 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from ldm.demos.emoji_tiles import enlarging_cases, read_emoji
 from ldm.demos.shapes_quality_score import measure_cases
-from ldm.demos.shapes_tasks_report import lines_of
-from ldm.errors import UserError
+from ldm.demos.shapes_tasks_report import run_and_print
+from ldm.demos.task_cases import OnProgress
 from ldm.pipeline.pipeline import load_pipeline
 
 COMMAND = "python scripts/score_emoji_tiles.py --model MODEL --data data/emoji-all-256 --output DIR"
@@ -27,24 +28,21 @@ def main() -> int:
     parser.add_argument("--num-cases", type=int, default=60, help="of each part, held out and seen (60)")
     parser.add_argument("--limits-only", action="store_true", help="only what needs no denoiser")
     options = parser.parse_args()
-    try:
+
+    def measure(show: OnProgress) -> dict[str, Any]:
         pipeline = load_pipeline(options.model)
         emoji, factor = read_emoji(options.data), pipeline.autoencoder.pixels_per_latent
-        report = measure_cases(
+        return measure_cases(
             pipeline,
             "upscale",
             {part: enlarging_cases(emoji, part, options.num_cases, factor) for part in ("held_out", "seen")},
             options.output,
             command=COMMAND,
             limits_only=options.limits_only,
-            on_progress=lambda part, done: print(f"\r{part} {done}   ", end="", file=sys.stderr, flush=True),
+            on_progress=show,
         )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(file=sys.stderr)
-    print("\n".join(lines_of(report)))
-    return 0
+
+    return run_and_print(measure)
 
 
 if __name__ == "__main__":

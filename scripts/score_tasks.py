@@ -3,12 +3,13 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from ldm.demos.shapes_quality import MEASURED_TASKS
 from ldm.demos.shapes_quality_score import measure_task
-from ldm.demos.shapes_tasks_report import lines_of
+from ldm.demos.shapes_tasks_report import run_and_print
 from ldm.demos.shapes_tasks_score import SCORED_TASKS, score_task
-from ldm.errors import UserError
+from ldm.demos.task_cases import OnProgress
 from ldm.pipeline.pipeline import load_pipeline
 
 
@@ -36,8 +37,9 @@ def main() -> int:
     if options.lpips and options.task in SCORED_TASKS:
         parser.error(f"--lpips is not measured for the task {options.task}")
     named = ("guidance_scale", "image_guidance_scale")
-    try:
-        report = (score_task if options.task in SCORED_TASKS else measure_task)(
+
+    def measure(show: OnProgress) -> dict[str, Any]:
+        return (score_task if options.task in SCORED_TASKS else measure_task)(
             load_pipeline(options.model),
             options.task,
             options.output,
@@ -46,14 +48,10 @@ def main() -> int:
             limits_only=options.limits_only,
             settings={name: value for name in named if (value := getattr(options, name)) is not None},
             **({"lpips": True} if options.lpips else {}),
-            on_progress=lambda part, done: print(f"\r{part} {done}   ", end="", file=sys.stderr, flush=True),
+            on_progress=show,
         )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(file=sys.stderr)
-    print("\n".join(lines_of(report)))
-    return 0
+
+    return run_and_print(measure)
 
 
 if __name__ == "__main__":

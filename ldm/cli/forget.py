@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ldm.cli.confirm import confirm
 from ldm.cli.printer import Printer, reporting
-from ldm.errors import UserError
 
 STDERR = 2
 Sample = Annotated[
@@ -56,7 +56,7 @@ def forget(
             return
         for line in _lines(facts):
             printer.note(line)
-        _ask(f"Train {facts['num_steps']} steps in {new_run}?")
+        confirm(f"Train {facts['num_steps']} steps in {new_run}?", verb="start", done="started")
     facts = _prepare(["write", *call], quiet=printer.quiet)
     for line in _lines(facts) if yes else ():
         printer.note(line)
@@ -95,20 +95,6 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
-
-
-def _ask(question: str) -> None:
-    """Continue only after a yes."""
-    try:
-        agreed = typer.confirm(question, err=True)
-    except typer.Abort:
-        typer.echo(err=True)  # the end of the question's line
-        raise UserError(
-            "nothing was started, because nobody answered", "add --yes to start without asking"
-        ) from None
-    if not agreed:
-        typer.echo("nothing was started", err=True)
-        raise typer.Exit(1)
 
 
 def _train(config: Path, num_processes: int) -> None:

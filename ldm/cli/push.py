@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ldm.cli.confirm import confirm
 from ldm.cli.printer import Printer, reporting
 from ldm.errors import UserError
 
@@ -80,7 +81,7 @@ def send(
     outgoing = check_outgoing(folder, repo_id=repo_id)
     if not yes:
         kind = "a pull request" if create_pr else "public" if public else "private"
-        _ask(f"Send {_amount(outgoing)} to {repo_id} ({kind})?")
+        confirm(f"Send {_amount(outgoing)} to {repo_id} ({kind})?", verb="send", done="sent")
     report = push_folder(
         folder,
         repo_id,
@@ -101,20 +102,6 @@ def send(
         "files": _sizes(outgoing),
         "older_files": others,
     }
-
-
-def _ask(question: str) -> None:
-    """Continue only after a yes."""
-    try:
-        agreed = typer.confirm(question, err=True)
-    except typer.Abort:
-        typer.echo(err=True)  # the end of the question's line
-        raise UserError(
-            "nothing was sent, because nobody answered", "add --yes to send without asking"
-        ) from None
-    if not agreed:
-        typer.echo("nothing was sent", err=True)
-        raise typer.Exit(1)
 
 
 def _show(folder: Path, repo_id: str, printer: Printer) -> None:
