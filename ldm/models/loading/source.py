@@ -13,6 +13,8 @@ from ldm.models.loading.weights_check import weights_files
 EMBEDDED = {name: Path(__file__).parents[2] / "assets" / name for name in ("emoji", "emoji-edit")}
 """Models inside the package, by name."""
 
+HINT_MODEL = f"name a folder, a Hub id, {' or '.join(EMBEDDED)}"
+
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@(?!.*\.\.)\w[\w./-]*)?")
 """A repository, and after an @ the branch, tag or commit; a path to another folder does not match."""
 
@@ -34,7 +36,7 @@ def find_model(model: str | Path) -> tuple[Path, str]:
         UserError: there is no such model, or the Hub cannot be reached.
     """
     if not str(model):  # otherwise it would be the current folder
-        raise UserError("no model ''", f"name a folder, a Hub id, or {' or '.join(EMBEDDED)}")
+        raise UserError("no model ''", HINT_MODEL)
     if isinstance(model, str) and model in EMBEDDED:
         return _embedded(model), model
     path = Path(model).expanduser()
@@ -44,7 +46,7 @@ def find_model(model: str | Path) -> tuple[Path, str]:
         return _in_folder(path)
     if isinstance(model, str) and HUB_ID.fullmatch(model):
         return _from_hub(model), model
-    raise UserError(f"no model {str(model)!r}", f"name a folder, a Hub id, or {' or '.join(EMBEDDED)}")
+    raise UserError(f"no model {str(model)!r}", HINT_MODEL)
 
 
 def _embedded(name: str) -> Path:
