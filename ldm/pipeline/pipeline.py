@@ -363,7 +363,7 @@ class Pipeline:
         while waiting:
             batch, total = waiting[0], done + sum(each.num_steps for each in waiting)
             noise = None if latents is None else latents[[image.number - 1 for image in batch.images]]
-            reporter = partial(_reporter, on_step, done, total)
+            reporter = partial(_reporter, on_step, done - batch.plan.start, total)
             try:
                 if batch.windows:
                     made = outpaint(sampler, batch, noise, partial(_of_window, reporter, batch))
@@ -615,7 +615,10 @@ def _of_window(
 def _reporter(
     on_step: OnStep | None, done: int, total: int, more_done: int
 ) -> Callable[[Step, Tensor], None] | None:
-    """What calls `on_step` for the steps of a sampling that begins when `done + more_done` of `total` are done."""
+    """What calls `on_step` for a sampling whose step of index 0 comes when `done + more_done` of `total` are done.
+
+    The first step of a sampling that starts from an image has a higher index, and `done` is less by as much.
+    """
     if on_step is None:
         return None
     return lambda step, latents: on_step(done + more_done + step.index + 1, total, step, latents)

@@ -36,6 +36,13 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     return Pipeline(make_sd1(tmp_path_factory.mktemp("tokenizer")))
 
 
+def test_progress_counts_the_steps_that_are_made(pipeline: Pipeline) -> None:
+    told: list[tuple[int, int]] = []
+    common = {"image": photo(seed=1), "strength": 0.5, "num_inference_steps": 4, "batch_size": 1}
+    pipeline.generate(PROMPTS, **common, on_step=lambda done, total, *_: told.append((done, total)))
+    assert told == [(done, 4) for done in range(1, 5)]  # two steps of four, of two images
+
+
 # Their PLMS, begun at a later step, works one level off: tests/museum/test_plms_start.py.
 CASES = [
     (name, strength)
