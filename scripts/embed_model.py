@@ -12,10 +12,10 @@ from ldm.io.files import write_bytes
 from ldm.models.loading.folder import weights_hash
 from ldm.models.loading.model import load_parts, save_parts
 
-SCRIPTS = {
-    "denoiser": "make_emoji_model.sh",
-    "composed": "make_composed_emoji_model.sh",
-    "edit": "make_emoji_edit_model.sh",
+KINDS = {
+    "denoiser": ("denoiser", "make_emoji_model.sh"),
+    "composed": ("composed-longer", "make_composed_emoji_model.sh"),
+    "edit": ("edit", "make_emoji_edit_model.sh"),
 }
 
 
@@ -29,14 +29,10 @@ def main() -> int:
     )
     parser.add_argument("runs", type=Path, help="the folder with the runs of make_emoji_model.sh")
     parser.add_argument("dest", type=Path, help="where to put it; an existing folder is replaced")
-    parser.add_argument(
-        "--kind",
-        choices=SCRIPTS,
-        default="denoiser",
-        help="which of the runs: the script that made it (denoiser)",
-    )
+    parser.add_argument("--kind", choices=KINDS, default="denoiser", help="which of the runs (denoiser)")
     options = parser.parse_args()
-    source, script = options.runs / options.kind / "pipeline", SCRIPTS[options.kind]
+    run, script = KINDS[options.kind]
+    source = options.runs / run / "pipeline"
     try:
         card = card_of(options.runs, options.kind)
         provenance = {"made_by": f"scripts/{script}", "weights_sha256": weights_hash(source)}

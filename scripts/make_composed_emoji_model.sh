@@ -13,13 +13,14 @@ runs=runs/emoji composed=data/emoji-composed-64
 [ -d data/emoji-64 ] || python scripts/prepare_emoji.py data/emoji-64
 [ -d "$composed" ] || python scripts/prepare_composed_emoji.py "$composed"
 
-# 2. The denoiser and the text encoder go on.
+# 2. The denoiser and the text encoder go on, and once more with more of the plain emoji, for their details.
 ldm train configs/emoji/composed.yaml "$@"
+ldm train configs/emoji/composed-longer.yaml
 
 # 3. Recall of the plain captions, which must not suffer, and the shares of held-out scenes that are right.
-[ -d "$runs/composed-evaluation" ] || python scripts/evaluate_emoji.py --model "$runs/composed/pipeline" \
+[ -d "$runs/composed-evaluation" ] || python scripts/evaluate_emoji.py --model "$runs/composed-longer/pipeline" \
     --data data/emoji-64 --output "$runs/composed-evaluation"
-[ -d "$runs/composed-score" ] || python scripts/score_composed_emoji.py --model "$runs/composed/pipeline" \
+[ -d "$runs/composed-score" ] || python scripts/score_composed_emoji.py --model "$runs/composed-longer/pipeline" \
     --data "$composed" --kinds colour count pair --output "$runs/composed-score"
 
 echo "done: look at $runs/composed-score/*.png and $runs/composed-evaluation/*.png. If recall (top 1) is at least 0.98 and"

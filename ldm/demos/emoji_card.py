@@ -1,5 +1,6 @@
 """The embedded model's card, with numbers from the reports of the runs that made it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from ldm.io.json_files import read_json
 
 TEMPLATE = Path(__file__).with_name("emoji_card.md.jinja")
 EDIT_TEMPLATE = Path(__file__).with_name("emoji_edit_card.md.jinja")
+FAST_TEMPLATE = Path(__file__).with_name("emoji_fast_card.md.jinja")
 EVALUATE = (
     "python scripts/evaluate_emoji.py --model emoji --data data/emoji-64 --output runs/emoji/evaluation"
 )
@@ -57,6 +59,21 @@ def emoji_edit_card(runs: Path) -> str:
     """
     report = read_json(runs / "edit-score" / "report.json")
     return render(EDIT_TEMPLATE, front_matter=_front_matter("image-to-image"), measurements=_edits(report))
+
+
+def emoji_fast_card(runs: Path) -> str:
+    """The README.md of the adapter that `make_emoji_fast_model.sh` made in `runs`.
+
+    Raises:
+        UserError: a report is missing.
+    """
+    measurements = _recall(read_json(runs / "lcm-evaluation" / "report.json"))
+    measurements += _scenes(read_json(runs / "lcm-score" / "report.json"))
+    named = [
+        replace(each, command=each.command.replace("--model emoji ", "--model emoji-fast "))
+        for each in measurements
+    ]
+    return render(FAST_TEMPLATE, front_matter=_front_matter("text-to-image"), measurements=named)
 
 
 def _front_matter(tag: str) -> str:

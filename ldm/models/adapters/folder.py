@@ -110,6 +110,7 @@ def save_adapter(
     *,
     provenance: dict[str, Any] | None = None,
     replace: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write an adapter's folder, complete or not at all.
 
@@ -117,13 +118,14 @@ def save_adapter(
         weights: the LoRA, the contents of a token's file, or the ControlNet.
         provenance: written into `ldm.json`: where the adapter comes from.
         replace: overwrite an existing folder.
+        dtype: that the weights of a LoRA are stored in.
 
     Raises:
         UserError: the folder exists, or the disk is full or not writable.
     """
     with new_folder(folder, replace=replace) as temporary:
         if isinstance(weights, LoraWeights):
-            write_lora_diffusers(weights, temporary / LORA_FILE)
+            write_lora_diffusers(weights, temporary / LORA_FILE, dtype=dtype)
         elif isinstance(weights, nn.Module):
             save_network(weights, temporary, torch.float32, UNSPLIT)
         else:
