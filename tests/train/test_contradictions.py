@@ -33,6 +33,18 @@ DENOISER: dict[str, Any] = {
         ({"defaults": {"guidance_scale": 5}}, "defaults is given, but base determines it"),
         ({"validation": {"every": 5}}, "set data.holdout_fraction above 0"),
         ({"parts": {"autoencoder": "a", "text_encoder": "b"}}, "give either base: MODEL or parts"),
+        (
+            {"optim": {"weights": "bfloat16"}, "trainable": "lora"},
+            "optim.weights = bfloat16 with trainable: lora, which has few weights: leave it out",
+        ),
+        (
+            {"optim": {"weights": "bfloat16"}, "distill": {}},
+            "optim.weights = bfloat16 cannot be used with distill",
+        ),
+        (
+            {"optim": {"weights": "bfloat16"}, "mixed_precision": "fp16"},
+            "optim.weights = bfloat16 with mixed_precision = fp16: set mixed_precision=bf16",
+        ),
     ],
 )
 def test_a_contradiction_is_one_short_line(changes: dict[str, Any], said: str) -> None:
@@ -51,6 +63,11 @@ def test_a_contradiction_is_one_short_line(changes: dict[str, Any], said: str) -
             "final_lr_fraction = 0.5 has no effect",
         ),
         (OptimSettings, {"ema_decay": 0, "average": {"widths": [0.1]}}, "average.widths asks for some"),
+        (
+            OptimSettings,
+            {"optimizer": "adamw_8bit", "moments": "8bit"},
+            "moments = 8bit is for optimizer = adamw: leave it out",
+        ),
         (ObjectiveSettings, {"min_snr_gamma": 3}, "min_snr_gamma = 3.0 has no effect: set weighting=min_snr"),
         (
             ObjectiveSettings,

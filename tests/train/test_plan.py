@@ -27,6 +27,7 @@ from tests.support.tiny_training import make_settings
 from train import autoencoder, denoiser
 from train.data.denoiser_data import read_training_data
 from train.data.latents import latent_samples
+from train.loop.eight_bits import BLOCK, SMALLEST
 from train.loop.steps import micro_batches
 from train.plan.other_load import OtherLoad
 from train.plan.plan import Plan, make_plan, most_checkpoints
@@ -241,3 +242,37 @@ def test_two_processes_plan_together(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "1 micro-batches of at most 3 in each of 2 processes on cpu" in done.stdout
     assert done.stdout.count("samples:") == 1 and not (folder / "two").exists()
+
+
+def test_the_state_is_what_the_formats_say(folder: Path) -> None:
+    """Weights and gradients of 2 bytes, moments of a byte each with their scales, the average in float32."""
+    small = {"weights": "bfloat16", "moments": "8bit"}
+    config = make_config(folder, "small", trainable="unet", optim={**COMMON["optim"], **small}, num_steps=3)
+    plan = plan_of(config)
+    cost, count = plan.state, plan.num_trained
+    assert (cost.weights, cost.gradients, cost.averages) == (2 * count, 2 * count, 4 * count)
+    unet = load_file(folder / "base/unet/diffusion_pytorch_model.safetensors").values()
+    wanted = sum(
+        4
+        + (
+            2 * each.numel() + 2 * 4 * -(-each.numel() // BLOCK)
+            if each.numel() >= SMALLEST
+            else 8 * each.numel()
+        )
+        for each in unet
+    )
+    assert cost.moments == wanted < 5 * count < plan_of(make_config(folder, "usual")).state.moments
+    assert f"of gradients, {cost.moments / 1e3:.3g} kB of moments" in str(plan)
+    assert denoiser.main([str(config)]) == 0
+    files = {
+        path.stem: load_file(path)
+        for path in (folder / "small/checkpoints/step-000003").glob("*.safetensors")
+    }
+    written = {name: sum(tensor.nbytes for tensor in group.values()) for name, group in files.items()}
+    assert written == {"weights": cost.weights, "average": cost.averages, "optimizer": cost.moments}
+    result = load_file(folder / "small/pipeline/unet/diffusion_pytorch_model.safetensors")
+    assert all(tensor.dtype == torch.float32 for tensor in result.values())
+    assert all(
+        torch.equal(result[name.removeprefix("denoiser.unet.")], each)
+        for name, each in files["average"].items()
+    )

@@ -158,6 +158,7 @@ def test_one_process_goes_on_from_shards(folder: Path) -> None:
         ({"program": "autoencoder", "validation": {}}, "only the denoiser"),
         ({"mixed_precision": "fp16"}, "mixed_precision=bf16"),
         ({"optim": {"optimizer": "adamw_8bit"}}, "use adamw"),
+        ({"optim": {"moments": "8bit"}}, "sharding with optim.moments = '8bit': use float32"),
     ],
 )
 def test_what_does_not_go_with_shards_is_refused(tmp_path: Path, changes: dict[str, Any], hint: str) -> None:

@@ -46,7 +46,8 @@ class WeightAverages:
 
     With a decay: average <- average + (1 - d) (weight - average), d = min(decay, (1 + step)/(10 + step)); the ramp lets
     a short run forget its random start. With widths: see `ldm.diffusion.ema`. Frozen weights have no average; of a LoRA
-    run, only the adapter's weights are averaged.
+    run, only the adapter's weights are averaged. Averages are float32 whatever the weights are, because in bfloat16
+    they would stand still; with a decay of 0 they are copies of the weights in their own format.
 
     Attributes:
         live: the trained weights by name.
@@ -57,7 +58,7 @@ class WeightAverages:
         self.decay, self.widths = decay, settings.widths
         self.live: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if p.requires_grad}
         kinds: tuple[float | None, ...] = settings.widths or (None,)
-        self._averages = {kind: {n: p.detach().clone() for n, p in self.live.items()} for kind in kinds}
+        self._averages = {kind: {name: self._first(p) for name, p in self.live.items()} for kind in kinds}
         self._applied = self._averages[settings.applied_width or kinds[0]]
 
     @torch.no_grad()
@@ -82,6 +83,12 @@ class WeightAverages:
         if width is not None:
             return update_weight(step, gamma_of(width))
         return 1 - (min(self.decay, (1 + step) / (10 + step)) if self.decay else 0.0)
+
+    def _first(self, weight: Tensor) -> Tensor:
+        """A copy of a weight that an average begins with, in the same memory layout."""
+        averages = self.decay or self.widths
+        short = averages and weight.dtype == torch.bfloat16
+        return weight.detach().to(torch.float32 if short else weight.dtype, copy=True)
 
     @property
     def current(self) -> dict[str, Tensor]:
@@ -127,12 +134,26 @@ class WeightAverages:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside the block the module has the averaged weights, afterwards its own again."""
-        self._swap()
+        """Inside the block the module has the averaged weights, afterwards its own again.
+
+        Weights of bfloat16 are rounded to the nearest. A copy of the own ones is then kept, as the averages cannot hold
+        both.
+        """
+        own = self._replace() if self._rounds else None
+        if own is None:
+            self._swap()
         try:
             yield
         finally:
-            self._swap()
+            if own is None:
+                self._swap()
+            else:
+                self._restore(own)
+
+    @property
+    def _rounds(self) -> bool:
+        """Whether the weights are of a shorter number format than their averages."""
+        return any(p.dtype != self._applied[name].dtype for name, p in self.live.items())
 
     @torch.no_grad()
     def _swap(self) -> None:
@@ -141,12 +162,28 @@ class WeightAverages:
             parameter.copy_(self._applied[name])
             self._applied[name].copy_(kept)
 
+    @torch.no_grad()
+    def _replace(self) -> dict[str, Tensor]:
+        own = {name: p.detach().clone() for name, p in self.live.items()}
+        self._restore(self._applied)
+        return own
+
+    @torch.no_grad()
+    def _restore(self, weights: dict[str, Tensor]) -> None:
+        for name, parameter in self.live.items():
+            parameter.copy_(weights[name])
+
 
 def lerp_all(tensors: list[Tensor], ends: list[Tensor], weights: float | list[Tensor]) -> None:
     """tensor <- tensor + weight (end - tensor), in place, for all tensors in one launch.
 
-    torch has no public function for this; `Tensor.lerp_` on each of some hundred tensors takes as many launches.
+    torch has no public function for this; `Tensor.lerp_` on each of some hundred tensors takes as many launches. Ends
+    in another number format than their tensors are cast one by one, for they would not all fit at once.
     """
+    if any(one.dtype != end.dtype for one, end in zip(tensors, ends, strict=True)):
+        for number, (one, end) in enumerate(zip(tensors, ends, strict=True)):
+            one.lerp_(end.to(one.dtype), weights if isinstance(weights, float) else weights[number])
+        return
     torch._foreach_lerp_(tensors, ends, weights)
 
 

@@ -12,6 +12,7 @@ from ldm.errors import UserError
 
 from ..settings.shared import OptimizerName, OptimSettings
 from .sharding import full
+from .small_adamw import SmallAdamW
 from .state import TrainState
 
 ParameterGroup = dict[str, Any]
@@ -41,7 +42,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 
 def make_optimizer(
-    trained: nn.Module | Iterable[nn.Parameter], settings: OptimSettings, name: OptimizerName | None = None
+    trained: nn.Module | Iterable[nn.Parameter],
+    settings: OptimSettings,
+    name: OptimizerName | None = None,
+    *,
+    seed: int = 0,
 ) -> torch.optim.Optimizer:
     """AdamW; weight decay on matrices and kernels only, not on biases and norms.
 
@@ -49,6 +54,7 @@ def make_optimizer(
         trained: parameters, or a module; if it has `parameter_groups() -> list[ParameterGroup]`, those are used.
             Parameters without `requires_grad` are left out.
         name: default: `settings.optimizer`.
+        seed: of the noise with which weights of bfloat16 are rounded.
 
     Raises:
         UserError: 8-bit AdamW was requested without bitsandbytes or without CUDA.
@@ -58,6 +64,9 @@ def make_optimizer(
     if (name or settings.optimizer) == "adamw_8bit":
         optimizer: torch.optim.Optimizer = _eight_bit_adamw()(groups, **options)
         return optimizer
+    eight_bits = settings.moments == "8bit"
+    if eight_bits or settings.weights == "bfloat16":
+        return SmallAdamW(groups, **options, eight_bits=eight_bits, seed=seed)
     return torch.optim.AdamW(groups, **options, fused=True)
 
 
@@ -106,7 +115,7 @@ def apply_gradients(
     scaler = state.scaler
     if scaler is not None:
         scaler.unscale_(state.optimizer)
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = nn.utils.get_total_norm(_precise([p.grad for p in parameters if p.grad is not None]))
     grad_norm = full(norm)
     loss_fault = ~torch.isfinite(loss)
     skipped = bad = loss_fault | ~torch.isfinite(grad_norm)
@@ -115,6 +124,13 @@ def apply_gradients(
         bad = loss_fault | (skipped & (scale_on_device(scaler) <= 1))
         scaler.update()
     return grad_norm, skipped, bad
+
+
+def _precise(gradients: list[Tensor]) -> list[Tensor]:
+    """What the norm of the gradients is taken of: of those in bfloat16 the norms, in float32."""
+    if all(each.dtype == torch.float32 for each in gradients):
+        return gradients
+    return [torch.linalg.vector_norm(each, dtype=torch.float32) for each in gradients]
 
 
 def step_clipped(

@@ -1,5 +1,6 @@
 """The training steps: a generator that yields one record per optimizer step. `Run.train` loops over it."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from ldm.models.devices import free_cached_memory, is_out_of_memory
 from ldm.models.engines.compiled import is_compiled
 
 from ..settings.shared import TrainSettings
+from .fused_backward import FusedBackward
 from .optim import apply_gradients, learning_rate_at, set_learning_rate
 from .processes import all_reduce_max, processes_of
 from .sharding import is_sharded
@@ -73,6 +75,7 @@ def train_steps(
     size, compiled = settings.max_micro_batch, is_compiled(model)
     processes = processes_of(accelerator)
     share = -(-settings.global_batch_size // processes.num_processes)
+    fused = FusedBackward(state.optimizer) if settings.optim.fused_backward else None
     for batch in batches:
         if compiled:
             batch = padded(batch, min(-(-len(batch["weight"]) // size) * size, share))
@@ -80,11 +83,22 @@ def train_steps(
         set_learning_rate(state.optimizer, learning_rate)
         # what the networks draw themselves (dropout) is a function of the step as well
         torch.manual_seed(noise.key_to_seed(settings.seed, state.step, processes.rank, "network"))
-        size, gradients = gradients_in_memory(
-            model, batch, accelerator, size, clear=state.clear_step, may_split=may_split
-        )
+        with fused.moving() if fused else nullcontext():
+            size, gradients = gradients_in_memory(
+                model,
+                batch,
+                accelerator,
+                size,
+                clear=state.clear_step,
+                may_split=may_split and fused is None,
+                begin=fused.begin if fused else None,
+            )
         loss = gradients.metrics["loss"]
-        grad_norm, skipped, bad = apply_gradients(state, parameters, loss, settings.optim.max_grad_norm)
+        if fused:
+            grad_norm, skipped, bad = fused.finish(parameters)
+        else:
+            longest = settings.optim.max_grad_norm or math.inf
+            grad_norm, skipped, bad = apply_gradients(state, parameters, loss, longest)
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.average.update(state.step, skipped)
@@ -131,12 +145,14 @@ def gradients_in_memory(
     *,
     clear: Callable[[], None],
     may_split: bool = True,
+    begin: Callable[[Tensor], None] | None = None,
 ) -> tuple[int, Gradients]:
     """`accumulate_gradients`, repeated with half the micro-batch each time it does not fit in the device's memory.
 
     Args:
         size: the largest micro-batch to try.
         clear: discards the gradients accumulated so far.
+        begin: called with each loss before its backward pass.
 
     Returns:
         the size that fitted, and the gradients.
@@ -146,7 +162,7 @@ def gradients_in_memory(
     """
     while True:
         try:
-            return size, accumulate_gradients(model, batch, accelerator, size)
+            return size, accumulate_gradients(model, batch, accelerator, size, begin)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -170,7 +186,11 @@ def _why_not_halved(size: int, num_processes: int, may_split: bool) -> str:
 
 
 def accumulate_gradients(
-    model: nn.Module, batch: Batch, accelerator: Accelerator, max_micro_batch: int
+    model: nn.Module,
+    batch: Batch,
+    accelerator: Accelerator,
+    max_micro_batch: int,
+    begin: Callable[[Tensor], None] | None = None,
 ) -> Gradients:
     """Accumulate the gradient of the mean loss over the *global* batch, in micro-batches.
 
@@ -192,6 +212,8 @@ def accumulate_gradients(
         with nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
             losses = model(micro)
             loss = (losses["loss"] * weight).sum() * num_processes / total
+            if begin is not None:
+                begin(loss)
             accelerator.backward(loss)
         sample_losses.append(losses["loss"].detach())
         part = sums_of(losses, weight)

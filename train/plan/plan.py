@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 
 from ldm.data.batches import LatentSamples
@@ -21,6 +21,7 @@ from ..settings.shared import TrainSettings
 from .cache_cost import CacheCost, plan_captions, plan_images
 from .other_load import OtherLoad
 from .preview_cost import PreviewCost, measure_previews
+from .state_cost import StateCost, count_state
 from .step_cost import Size, StepCost, measure_steps, memory_in_use
 
 NUM_SHOWN = 3
@@ -35,6 +36,7 @@ class Plan:
         num_found: samples found; `num_train` and `num_held_out` are used, `refusals` are the reasons for the others.
         buckets: (height, width) in pixels -> number of training samples.
         start_step: the step that the run resumes from; 0 for a new run.
+        state: what is kept of the trained weights, counted.
         checkpoint_bytes: of one checkpoint.
         num_checkpoints: the most on the disk at once: those kept, and one being written.
         free_bytes: on the disk of the run's directory, and on that of the cache.
@@ -55,6 +57,7 @@ class Plan:
     device: str
     num_trained: int
     num_parameters: int
+    state: StateCost
     step: StepCost
     images: CacheCost
     captions: CacheCost
@@ -99,6 +102,8 @@ class Plan:
         pieces = f"{step.num_micro_batches} micro-batches of at most {step.micro_batch}"
         yield "batch", f"{pieces} in each of {self.num_processes} processes on {self.device}"
         yield "parameters", f"{self.num_trained:,} trained of {self.num_parameters:,}"
+        kept = ", ".join(f"{_bytes(count)} of {name}" for name, count in asdict(self.state).items())
+        yield "state", f"{_bytes(self.state.total)} in each process: {kept}"
         batch = f"{step.num_samples} samples of {size[1]} x {size[0]}"
         more = f"{_bytes(step.growth_bytes)} more than before the first"
         yield "memory", f"{_bytes(step.peak_bytes)} at the peak of a step on {batch}, {more}"
@@ -179,6 +184,7 @@ def make_plan(
         device=run.device.type,
         num_trained=sum(p.numel() for p in parameters if p.requires_grad),
         num_parameters=sum(p.numel() for p in parameters),
+        state=count_state(state, fused_backward=settings.optim.fused_backward),
         step=step,
         images=images,
         captions=captions,

@@ -169,8 +169,7 @@ class AfterSteps:
         by = self.settings.validation.decider
         with self.state.whole():
             if self.main:
-                with self.state.average.applied():
-                    keep_best(self.settings.run_dir, self.state.average.live, step, self._rows(), by)
+                keep_best(self.settings.run_dir, self.state.average.current, step, self._rows(), by)
 
     def _rows(self) -> list[dict[str, Any]]:
         return read_metrics(self.settings.run_dir) if self.main else []

@@ -30,6 +30,7 @@ from ldm.io.ownership import remove_written
 from ldm.io.safetensors_header import read_header
 
 from ..loop.sharding import assign, gathered, shard_like
+from ..loop.small_adamw import SmallAdamW
 from ..loop.state import HasNumbers, MetricWindow, TrainState, trained_weights
 
 NAME = re.compile(r"step-(\d+)")
@@ -313,15 +314,22 @@ def _moments_fault(
     absent = sorted(weights.keys() - slots.keys() - set(without or ()))
     if absent and (without is not None or not slots):
         return f"the moments of {absent[0]} are missing"
-    if not isinstance(state.optimizer, torch.optim.AdamW):
+    if not isinstance(state.optimizer, torch.optim.AdamW | SmallAdamW):
         return None
     for name, found in slots.items():
-        shape = tuple(weights[name].shape)
-        wanted = {"exp_avg": shape, "exp_avg_sq": shape, "step": ()}
+        wanted = _slot_shapes(state.optimizer, weights[name])
         for key in sorted(wanted.keys() | found.keys()):
             if found.get(key) != wanted.get(key):
                 return f"{name}/{key} is {_shown(found, key)}, not {_shown(wanted, key)}"
     return None
+
+
+def _slot_shapes(optimizer: torch.optim.AdamW | SmallAdamW, weight: Tensor) -> dict[str, tuple[int, ...]]:
+    """The shapes of what an optimizer keeps of a weight, by name."""
+    if isinstance(optimizer, SmallAdamW):
+        return optimizer.slot_shapes(weight)
+    shape = tuple(weight.shape)
+    return {"exp_avg": shape, "exp_avg_sq": shape, "step": ()}
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -31,8 +31,9 @@ def asked_to_shard(settings: TrainSettings) -> bool:
         raise UserError("sharding with mixed_precision = 'fp16'", "set mixed_precision=bf16 or no")
     if getattr(settings, "compile", False):
         raise UserError("sharding with compile = true", "set compile=false")
-    if settings.optim.optimizer != "adamw":
-        raise UserError(f"sharding with optim.optimizer = {settings.optim.optimizer!r}", "use adamw")
+    for name, usual in (("optimizer", "adamw"), ("weights", "float32"), ("moments", "float32")):
+        if (value := getattr(settings.optim, name)) != usual:
+            raise UserError(f"sharding with optim.{name} = {value!r}", f"use {usual}")
     return True
 
 
@@ -56,6 +57,11 @@ def make_accelerator(settings: TrainSettings) -> Accelerator:
     # `asked_to_shard` handles the first; the second would divide a gradient that the loop has already weighted
     with patch_environment(accelerate_use_fsdp="false", accelerate_gradient_accumulation_steps="1"):
         accelerator = Accelerator(cpu=cpu, mixed_precision=settings.mixed_precision)
+    if settings.optim.fused_backward and accelerator.num_processes > 1:
+        raise UserError(
+            f"optim.fused_backward in {accelerator.num_processes} processes, whose gradients are averaged",
+            "set optim.fused_backward=false",
+        )
     # Accelerate can come up as one process under a launcher of two; each would then train a separate model
     assert accelerator.num_processes == num_launched_processes()
     return accelerator

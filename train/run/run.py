@@ -23,6 +23,7 @@ from ldm.io.progress import work_bar
 
 from ..loop.averages import WeightAverages
 from ..loop.optim import make_optimizer
+from ..loop.precision import to_bfloat16
 from ..loop.processes import Processes, num_processes_on_this_machine, processes_of
 from ..loop.sharding import shard
 from ..loop.state import TrainState, UsesAverage
@@ -77,9 +78,11 @@ class Run:
     _data: Fingerprint | None = field(init=False, default=None)
     _model: HeldModel | None = field(init=False, default=None)
     _damaged: list[Path] = field(init=False, default_factory=list)
+    _to_float32: Callable[[], None] = field(init=False)
 
     def __post_init__(self) -> None:
         self.on_preview_step = self.on_evaluated = lambda done, total: None
+        self._to_float32 = lambda: None
         check_trackers(self.settings.trackers)
         check_outputs(self.settings)
         asked = asked_to_shard(self.settings)
@@ -205,6 +208,7 @@ class Run:
             )
             self._train_steps(steps, after_step, state, streamed, stop)
         state.to_whole()  # not undone: the main process alone writes the result
+        self._to_float32()
         return state
 
     def _train_steps(
@@ -243,10 +247,12 @@ class Run:
             load_weights(module, source)
             load_module_numbers(module, source)
             self.changes = [f"starting from the weights of {source}"]
+        if optim.weights == "bfloat16":
+            self._to_float32 = to_bfloat16(module)
         averages = WeightAverages(module, optim.ema_decay, optim.average)
         if isinstance(module, UsesAverage):
             module.use_average(averages.current)
-        optimizer = make_optimizer(module, optim)
+        optimizer = make_optimizer(module, optim, seed=self.settings.seed)
         assert {p for group in optimizer.param_groups for p in group["params"]} <= set(module.parameters())
         model = self._model.encoded if self._model else b""
         scaler = self.accelerator.scaler

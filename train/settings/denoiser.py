@@ -139,6 +139,10 @@ class DenoiserSettings(TrainSettings, TrainableSettings):
             raise ValueError("distill and reflow are both given: train one after the other")
         if self.distill is not None:
             self._check_distill(self.distill)
+        if self.optim.weights == "bfloat16" and self.is_adapter:
+            raise ValueError(
+                f"optim.weights = bfloat16 with trainable: {self.trainable}, which has few weights: leave it out"
+            )
         if self.base is None:
             self._check_path()
 
@@ -184,6 +188,8 @@ class DenoiserSettings(TrainSettings, TrainableSettings):
             raise ValueError(
                 "distill.target average needs one average with optim.ema_decay: leave widths out"
             )
+        if self.optim.weights == "bfloat16":
+            raise ValueError("optim.weights = bfloat16 cannot be used with distill: leave it out")
         if distill.target == "average" and self.sharding == "full":
             raise ValueError("distill.target average cannot be used with sharding: full")
 

@@ -24,6 +24,16 @@ class OptimSettings(Settings):
     """AdamW, its learning-rate schedule, and the average of the weights."""
 
     optimizer: OptimizerName = Field("adamw", description="adamw_8bit needs bitsandbytes and CUDA")
+    weights: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="of the trained networks. bfloat16: 2 bytes each without a float32 copy, rounded stochastically "
+        "(Gupta et al. 2015), so that small steps count; gradients are bfloat16 as well",
+    )
+    moments: Literal["float32", "8bit"] = Field(
+        "float32",
+        description="AdamW's two moments of each weight. 8bit: a byte each instead of four, on any device (Dettmers et "
+        "al. 2022)",
+    )
     learning_rate: float = Field(1e-4, gt=0)
     lr_schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up")
     num_warmup_steps: int = Field(100, ge=0, description="optimizer steps of linear warm-up")
@@ -32,7 +42,14 @@ class OptimSettings(Settings):
     )
     weight_decay: float = Field(0.01, ge=0)
     beta2: float = Field(0.99, gt=0, lt=1, description="AdamW's decay of the second moment")
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, description="a longer gradient is scaled down to it; null: it is not"
+    )
+    fused_backward: bool = Field(
+        False,
+        description="move each weight within the backward pass and free its gradient at once: the same result in less "
+        "memory. Only with max_grad_norm null, batches in one piece, one process, and without fp16",
+    )
     ema_decay: float = Field(
         0.999, ge=0, lt=1, description="decay of the weights' moving average; 0 turns it off"
     )
@@ -48,6 +65,20 @@ class OptimSettings(Settings):
             raise ValueError(
                 f"final_lr_fraction = {fraction} has no effect on a constant learning rate: leave it out, "
                 "or set lr_schedule=cosine"
+            )
+        for name in ("weights", "moments"):
+            value = getattr(self, name)
+            if self.optimizer != "adamw" and value != "float32":
+                raise ValueError(
+                    f"{name} = {value} is for optimizer = adamw: leave it out, or leave out optimizer = "
+                    f"{self.optimizer}"
+                )
+        if self.fused_backward and self.optimizer != "adamw":
+            raise ValueError(f"fused_backward with optimizer = {self.optimizer}: use adamw")
+        if self.fused_backward and self.max_grad_norm is not None:
+            raise ValueError(
+                f"fused_backward with max_grad_norm = {self.max_grad_norm}, which needs all gradients at once: set "
+                "max_grad_norm=null"
             )
         if self.average.widths and not self.ema_decay:
             raise ValueError(
@@ -106,6 +137,29 @@ class TrainSettings(Settings):
     def _check_program(self) -> Self:
         for key in _without_effect(self):
             raise ValueError(f"{key} has no effect in the program {self.program}: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if self.optim.weights == "bfloat16" and self.program != "denoiser":
+            raise ValueError(f"optim.weights = bfloat16 in the program {self.program}: leave it out")
+        if self.optim.weights == "bfloat16" and self.mixed_precision == "fp16":
+            raise ValueError("optim.weights = bfloat16 with mixed_precision = fp16: set mixed_precision=bf16")
+        return self
+
+    @model_validator(mode="after")
+    def _check_fused_backward(self) -> Self:
+        if not self.optim.fused_backward:
+            return self
+        if self.max_micro_batch < self.global_batch_size:
+            raise ValueError(
+                f"optim.fused_backward with max_micro_batch = {self.max_micro_batch} of global_batch_size = "
+                f"{self.global_batch_size}, whose gradients are accumulated: make them equal"
+            )
+        if self.mixed_precision == "fp16":
+            raise ValueError(
+                "optim.fused_backward with mixed_precision = fp16: set mixed_precision=bf16 or no"
+            )
         return self
 
     @model_validator(mode="after")
