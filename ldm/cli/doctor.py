@@ -53,6 +53,7 @@ OPTIONAL = {
     "uvicorn": ("uvicorn", "the same"),
     "python-multipart": ("python_multipart", "the same"),
     "bitsandbytes": ("bitsandbytes", "the optimizer with eight-bit moments"),
+    "prodigyopt": ("prodigyopt", "the optimizer that finds its learning rate"),
     "tensorboard": ("tensorboard", "the tracker tensorboard"),
     "wandb": ("wandb", "the tracker wandb"),
     "torchsde": ("torchsde", "the scheduler dpmpp_sde"),

@@ -28,8 +28,8 @@ def emoji_card(runs: Path, *, composed: bool = False) -> str:
     """The README.md of the model that `make_emoji_model.sh` made in `runs`.
 
     Args:
-        composed: of the model that `make_composed_emoji_model.sh` trained further. Its card has the numbers of the
-            first model's autoencoder, which it keeps, and not those of the first text encoder, which it changed.
+        composed: of the model that `make_composed_emoji_model.sh` trained further. Its card has no numbers of the
+            first text encoder, which it changed.
 
     Raises:
         UserError: a report is missing.
@@ -41,7 +41,7 @@ def emoji_card(runs: Path, *, composed: bool = False) -> str:
         autoencoder = read_json(runs / "autoencoder" / "report.json")
         text_encoder = read_json(runs / "text_encoder" / "report.json")
         measurements = _parts(autoencoder, text_encoder) + _recall(evaluation)
-        measurements += _copies(read_json(runs / "copies" / AUDIT))
+    measurements += _copies(read_json(runs / "copies" / AUDIT))
     return render(
         TEMPLATE,
         front_matter=_front_matter("text-to-image"),

@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 
 from ldm.cli.app import app
 from ldm.errors import UserError
+from ldm.io.files import read_tensors
 from ldm.models.adapters.embedding import EmbeddingSettings, add_embedding, embedding_vectors
-from ldm.models.adapters.folder import Adapter, find_base, save_adapter
+from ldm.models.adapters.folder import LORA_FILE, Adapter, find_base, read_adapter, save_adapter
 from ldm.models.adapters.lora import LoraSettings, LoraWeights, add_lora, lora_weights
+from ldm.models.adapters.lora_files import read_lora
 from ldm.models.loading.folder import weights_hash
 from ldm.models.loading.model import ModelParts, load_parts, save_parts
 from ldm.models.loading.source import find_model
@@ -52,6 +54,18 @@ def trained_lora(base: Path, folder: Path, given: str = "", **changes: Any) -> M
     disturb(networks_of(parts))
     save(parts, folder, given or base, "lora", settings, lora_weights(networks_of(parts)))
     return parts
+
+
+def test_a_lora_is_stored_in_half_precision_if_it_should_be(tmp_path: Path) -> None:
+    save_parts(make_sd2(tmp_path), tmp_path / "base")
+    parts = trained_lora(tmp_path / "base", tmp_path / "lora")
+    adapter, weights = read_adapter(tmp_path / "lora"), read_lora(tmp_path / "lora" / LORA_FILE)
+    save_adapter(tmp_path / "half", adapter, weights, parts.defaults, dtype=torch.float16)
+    stored = read_tensors(tmp_path / "half" / LORA_FILE)
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    found = read_lora(tmp_path / "half" / LORA_FILE).tensors
+    assert found.keys() == weights.tensors.keys()
+    assert all(torch.equal(found[name].float(), t.half().float()) for name, t in weights.tensors.items())
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from ldm.errors import UserError
 
 from ..settings.shared import OptimizerName, OptimSettings
+from .prodigy import make_prodigy
 from .sharding import full
 from .small_adamw import SmallAdamW
 from .state import TrainState
@@ -48,7 +49,7 @@ def make_optimizer(
     *,
     seed: int = 0,
 ) -> torch.optim.Optimizer:
-    """AdamW; weight decay on matrices and kernels only, not on biases and norms.
+    """AdamW or Prodigy; weight decay on matrices and kernels only, not on biases and norms.
 
     Args:
         trained: parameters, or a module; if it has `parameter_groups() -> list[ParameterGroup]`, those are used.
@@ -57,13 +58,15 @@ def make_optimizer(
         seed: of the noise with which weights of bfloat16 are rounded.
 
     Raises:
-        UserError: 8-bit AdamW was requested without bitsandbytes or without CUDA.
+        UserError: the library of the optimizer is not installed, or 8-bit AdamW was requested without CUDA.
     """
     groups = [half for group in _groups_of(trained) for half in _split_decay(group, settings.weight_decay)]
     options: dict[str, Any] = {"lr": settings.learning_rate, "betas": (0.9, settings.beta2)}
     if (name or settings.optimizer) == "adamw_8bit":
         optimizer: torch.optim.Optimizer = _eight_bit_adamw()(groups, **options)
         return optimizer
+    if (name or settings.optimizer) == "prodigy":
+        return make_prodigy(groups, settings.learning_rate, settings.beta2)
     eight_bits = settings.moments == "8bit"
     if eight_bits or settings.weights == "bfloat16":
         return SmallAdamW(groups, **options, eight_bits=eight_bits, seed=seed)

@@ -19,6 +19,7 @@ from ..settings.shared import TrainSettings
 from .fused_backward import FusedBackward
 from .optim import apply_gradients, learning_rate_at, set_learning_rate
 from .processes import all_reduce_max, processes_of
+from .prodigy import effective_learning_rate
 from .sharding import is_sharded
 from .state import LearnsFromLosses, TrainState
 
@@ -105,7 +106,7 @@ def train_steps(
         learn_from_losses(state.module, accelerator, skipped)
         yield StepRecord(
             state.step,
-            learning_rate,
+            effective_learning_rate(state.optimizer, learning_rate),
             gradients.metrics,
             grad_norm,
             skipped,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, NonNegativeInt
+from pydantic import BaseModel, FiniteFloat, NonNegativeInt
 from torch import Tensor, nn
 
 from ldm.data.fingerprint import decode_fingerprint
@@ -29,6 +29,7 @@ from ldm.io.opening import MAX_TEXT_BYTES, read_bytes
 from ldm.io.ownership import remove_written
 from ldm.io.safetensors_header import read_header
 
+from ..loop.prodigy import estimate_of, load_estimate
 from ..loop.sharding import assign, gathered, shard_like
 from ..loop.small_adamw import SmallAdamW
 from ..loop.state import HasNumbers, MetricWindow, TrainState, trained_weights
@@ -205,6 +206,8 @@ def _numbers(state: TrainState) -> dict[str, Any]:
         numbers["history"] = state.history
     if isinstance(state.module, HasNumbers) and (own := state.module.numbers()):
         numbers["module"] = own
+    if estimate := estimate_of(state.optimizer):
+        numbers["optimizer"] = estimate
     if state.best_scores:
         numbers["best_scores"] = state.best_scores
     if state.stream:
@@ -239,6 +242,7 @@ class CheckpointNumbers(BaseModel):
     Attributes:
         without_moments: the trained weights that the optimizer had not moved yet; None in older versions.
         module: what the module's `numbers` returned.
+        optimizer: what `estimate_of` returned.
     """
 
     step: NonNegativeInt
@@ -250,6 +254,7 @@ class CheckpointNumbers(BaseModel):
     elapsed_sec: float = 0.0
     history: dict[str, Any] = {}
     module: dict[str, Any] = {}
+    optimizer: dict[str, FiniteFloat] = {}
     best_scores: dict[str, dict[str, Any]] = {}
 
 
@@ -360,6 +365,7 @@ def load_checkpoint(state: TrainState, checkpoint: Path) -> None:
     state.average.load(read_tensors(checkpoint / "average.safetensors"))
     _load_optimizer(state, read_tensors(checkpoint / "optimizer.safetensors"))
     numbers = load_module_numbers(state.module, checkpoint)
+    load_estimate(state.optimizer, numbers.optimizer)
     state.step, state.num_bad_steps = numbers.step, numbers.num_bad_steps
     device = next(state.module.parameters()).device
     state.window = MetricWindow.from_numbers(numbers.window, device)

@@ -143,6 +143,10 @@ class DenoiserSettings(TrainSettings, TrainableSettings):
             raise ValueError(
                 f"optim.weights = bfloat16 with trainable: {self.trainable}, which has few weights: leave it out"
             )
+        if self.optim.optimizer == "prodigy" and self.text_encoder_learning_rate is not None:
+            raise ValueError(
+                "text_encoder_learning_rate with optim.optimizer = prodigy, which has one rate for all: leave it out"
+            )
         if self.base is None:
             self._check_path()
 

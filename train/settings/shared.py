@@ -14,8 +14,8 @@ from ..loop.averages import AverageSettings
 from ..loop.validation import ValidationSettings
 from ..run.trackers import TrackerName
 
-OptimizerName = Literal["adamw", "adamw_8bit"]
-"""torch's fused AdamW, or bitsandbytes' AdamW with 8-bit moments."""
+OptimizerName = Literal["adamw", "adamw_8bit", "prodigy"]
+"""torch's fused AdamW, bitsandbytes' AdamW with 8-bit moments, or prodigyopt's Prodigy."""
 
 MASKS = ("masks", "alpha_mask")
 
@@ -23,7 +23,11 @@ MASKS = ("masks", "alpha_mask")
 class OptimSettings(Settings):
     """AdamW, its learning-rate schedule, and the average of the weights."""
 
-    optimizer: OptimizerName = Field("adamw", description="adamw_8bit needs bitsandbytes and CUDA")
+    optimizer: OptimizerName = Field(
+        "adamw",
+        description="adamw_8bit needs bitsandbytes and CUDA. prodigy needs prodigyopt and finds the learning rate "
+        "itself (Mishchenko & Defazio 2024); learning_rate is then a factor, usually 1",
+    )
     weights: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="of the trained networks. bfloat16: 2 bytes each without a float32 copy, rounded stochastically "
@@ -73,6 +77,11 @@ class OptimSettings(Settings):
                     f"{name} = {value} is for optimizer = adamw: leave it out, or leave out optimizer = "
                     f"{self.optimizer}"
                 )
+        if self.optimizer == "prodigy" and not 0.1 <= self.learning_rate <= 10:
+            raise ValueError(
+                f"learning_rate = {self.learning_rate} with optimizer = prodigy, which finds the rate itself and takes "
+                "learning_rate as a factor: set learning_rate=1"
+            )
         if self.fused_backward and self.optimizer != "adamw":
             raise ValueError(f"fused_backward with optimizer = {self.optimizer}: use adamw")
         if self.fused_backward and self.max_grad_norm is not None:
@@ -145,6 +154,12 @@ class TrainSettings(Settings):
             raise ValueError(f"optim.weights = bfloat16 in the program {self.program}: leave it out")
         if self.optim.weights == "bfloat16" and self.mixed_precision == "fp16":
             raise ValueError("optim.weights = bfloat16 with mixed_precision = fp16: set mixed_precision=bf16")
+        return self
+
+    @model_validator(mode="after")
+    def _check_prodigy(self) -> Self:
+        if self.optim.optimizer == "prodigy" and self.sharding == "full":
+            raise ValueError("optim.optimizer = prodigy with sharding: full: use adamw")
         return self
 
     @model_validator(mode="after")
