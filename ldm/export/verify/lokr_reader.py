@@ -4,15 +4,17 @@ No pipeline of Stable Diffusion reads such files by itself. Two spellings are re
 each layer, and peft's names with the configuration in the header, as our adapters are stored.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
+
+from ldm.io.files import read_tensors
+from ldm.io.json_files import parse_json
+from ldm.io.safetensors_header import read_header
 
 CONFIG_KEY = "lora_adapter_metadata"
 NAME = "default"
@@ -24,9 +26,8 @@ PARTS = ("unet", "text_encoder", "text_encoder_2")
 
 def add_lokr(pipe: Any, file: Path) -> None:
     """Add a LoKr to the weights of a pipeline's networks."""
-    with safe_open(str(file), "pt") as opened:
-        tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118
-        config = json.loads((opened.metadata() or {}).get(CONFIG_KEY, "{}"))
+    tensors = {name: tensor.float() for name, tensor in read_tensors(file).items()}
+    config = parse_json(read_header(file).metadata.get(CONFIG_KEY, "{}"))
     layers: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         stem, _, kind = name.rpartition(".")
