@@ -35,8 +35,8 @@ class LokrLinear(Linear):  # type: ignore[misc]
         """kron(w1, w2) x without the product: x as a matrix X [b, d], and w1 X w2^T as a vector."""
         one, two = _factors(self)
         values = self.dropout(values).to(one.dtype)
-        blocks = functional.linear(values.reshape(*values.shape[:-1], one.shape[1], two.shape[1]), two)
-        return torch.matmul(one, blocks).flatten(-2)
+        blocks = values.reshape(*values.shape[:-1], one.shape[1], two.shape[1])
+        return functional.linear(torch.matmul(one, blocks), two).flatten(-2)
 
 
 class LokrConv2d(Conv2d):  # type: ignore[misc]
@@ -49,15 +49,14 @@ class LokrConv2d(Conv2d):  # type: ignore[misc]
         return _changed(self, values)
 
     def change(self, values: Tensor) -> Tensor:
-        """The same: w2 convolves each of b groups of channels, and w1 mixes the groups."""
+        """The same: w1 mixes b groups of channels, and w2 convolves each of the a groups that result."""
         one, two = _factors(self)
         base = self.get_base_layer()
         two = two.view(len(two), -1, *base.kernel_size)
-        groups = self.dropout(values).to(one.dtype).reshape(-1, two.shape[1], *values.shape[2:])
-        blocks = functional.conv2d(groups, two, None, base.stride, base.padding, base.dilation)
-        size = blocks.shape[2:]
-        mixed = torch.matmul(one, blocks.reshape(len(values), one.shape[1], -1))
-        return mixed.reshape(len(values), -1, *size)
+        blocks = self.dropout(values).to(one.dtype).reshape(len(values), one.shape[1], -1)
+        groups = torch.matmul(one, blocks).reshape(-1, two.shape[1], *values.shape[2:])
+        changes = functional.conv2d(groups, two, None, base.stride, base.padding, base.dilation)
+        return changes.reshape(len(values), -1, *changes.shape[2:])
 
 
 class LokrModel(LoKrModel):  # type: ignore[misc]
