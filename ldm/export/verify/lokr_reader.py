@@ -101,6 +101,6 @@ def _name_in(network: nn.Module, name: str) -> str:
 
 
 def _scale(factors: Mapping[str, Tensor]) -> float:
-    """alpha / rank, but 1 where both factors are whole, as LyCORIS defines it."""
+    """alpha / rank, but 1 where both factors are whole, as LyCORIS defines it, or no alpha is given."""
     ranks = [len(factors[kind]) for kind in ("lokr_w2_b", "lokr_w1_b") if kind in factors]
-    return float(factors["alpha"]) / ranks[0] if ranks else 1.0
+    return float(factors["alpha"]) / ranks[0] if ranks and "alpha" in factors else 1.0
