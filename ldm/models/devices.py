@@ -1,8 +1,11 @@
 """Devices, number formats and memory."""
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from ldm.errors import UserError, unknown_name
 
@@ -55,6 +58,26 @@ def free_cached_memory() -> None:
     """Release the GPU memory that torch caches but does not use."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def lent(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside the block a frozen network is on a device; afterwards it has its own tensors again.
+
+    Nothing of it stays on the device, and nothing is copied back: its own tensors are still there, and those that were
+    read from a file without a change of dtype take no memory but the file's pages.
+    """
+    own = [
+        (name, tensor, tensor.data) for name, tensor in [*module.named_parameters(), *module.named_buffers()]
+    ]
+    module.to(device)
+    try:
+        yield
+    finally:
+        for name, tensor, data in own:
+            tensor.data = data
+            owner, _, last = name.rpartition(".")
+            setattr(module.get_submodule(owner), last, tensor)
 
 
 def keep_freed_memory() -> bool:

@@ -25,6 +25,7 @@ from ldm.data.captions import plain_caption, possible_captions
 from ldm.data.prepare import BucketedSample
 from ldm.data.sample import MAIN_INPUT, NO_INPUTS, TaskInputs
 from ldm.models.clip import ClipTextEncoder
+from ldm.models.devices import lent
 from ldm.models.vae import KLAutoencoder
 from ldm.tasks import find_task
 from ldm.types import Conditioning
@@ -68,16 +69,19 @@ def image_readers(
 
     With the cache, all processes first encode what is missing; then the autoencoder leaves the device.
     """
-    autoencoder.to(run.device)
     inputs = pixel_readers(placed, settings)
     if not settings.cache.enabled:
+        autoencoder.to(run.device)
         return ImageReaders("pixel_values", read_pixels(placed), inputs)
     autoencoder_hash = tensors_hash(autoencoder.vae)
     cache = MomentsCache(settings.cache.root(), autoencoder_hash)
     entries = CachedEntries(placed, settings, autoencoder_hash)
     encode = partial(encode_images_on, run.device, autoencoder)
     wanted = entries.items()
-    with run.progress("encoding images", "image", len(wanted)) as on_progress:
+    with (
+        lent(autoencoder, run.device),
+        run.progress("encoding images", "image", len(wanted)) as on_progress,
+    ):
         cache.fill(
             wanted,
             encode,
@@ -86,8 +90,8 @@ def image_readers(
             barrier=run.processes.barrier,
             on_progress=on_progress,
         )
-    if not encodes_in_training(settings):
-        autoencoder.to("cpu")
+    if encodes_in_training(settings):
+        autoencoder.to(run.device)
     cache.encode_again_from(entries.items, encode)
     main, *others = (moments_reader(cache, own) for own in entries.keys)
     cached = dict(zip((image.key for image in entries.images[1:]), others, strict=True))
@@ -173,14 +177,9 @@ def at_work(device: torch.device, encoder: nn.Module) -> Iterator[None]:
 
     A loader process has no access to CUDA, and encodes on the CPU.
     """
-    before = next(encoder.parameters()).device
     device = torch.device("cpu") if get_worker_info() is not None else device
-    try:
-        with frozen_encoder(device):
-            encoder.to(device)
-            yield
-    finally:
-        encoder.to(before)
+    with frozen_encoder(device), lent(encoder, device):
+        yield
 
 
 def encode_images_on(device: torch.device, autoencoder: KLAutoencoder, pixel_values: Tensor) -> Tensor:
@@ -239,16 +238,19 @@ def cached_prompts(
     """The outputs of the frozen text encoder for every caption that can occur, from the cache.
 
     None if the text encoder is trained, the cache is off, or there are too many captions to list. The text encoder then
-    runs in each step and stays on the device.
+    runs in each step and stays on the device; otherwise it leaves it.
     """
-    text_encoder.to(run.device)
     texts = cached_texts(placed, settings)
     if texts is None:
+        text_encoder.to(run.device)
         return None
     num_chunks = settings.prompt_chunks
     cache = PromptCache(settings.cache.root(), text_encoder_hash(text_encoder, num_chunks))
     encode_prompts = partial(encode_captions_on, run.device, text_encoder, num_chunks)
-    with run.progress("encoding captions", "caption", len(texts)) as on_progress:
+    with (
+        lent(text_encoder, run.device),
+        run.progress("encoding captions", "caption", len(texts)) as on_progress,
+    ):
         cache.fill(
             texts,
             encode_prompts,
@@ -257,7 +259,6 @@ def cached_prompts(
             barrier=run.processes.barrier,
             on_progress=on_progress,
         )
-    text_encoder.to("cpu")
     cache.encode_again_from(texts, encode_prompts)
     return cache.read
 

@@ -1,7 +1,7 @@
 """Images generated during training."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from ldm.diffusion.sampling import denoise, plan_sampling
 from ldm.diffusion.schedulers import make_scheduler
 from ldm.io.images import image_grid
 from ldm.io.png import write_chunks
+from ldm.models.devices import lent
 from ldm.models.generation_settings import GenerationSettings
 from ldm.models.loading.model import ModelParts
 from ldm.noise import image_generators, normal_per_image
@@ -141,14 +142,11 @@ def on_device(parts: ModelParts, device: torch.device) -> Iterator[None]:
     An encoder that is already there is not moved: `to` would reshard a network that was gathered.
     """
     encoders: tuple[nn.Module, ...] = (parts.autoencoder, parts.text_encoder)
-    away = [(each, place) for each in encoders if (place := _device_of(each)).type != device.type]
-    for encoder, _ in away:
-        encoder.to(device)
-    try:
+    with ExitStack() as stack:
+        for encoder in encoders:
+            if _device_of(encoder).type != device.type:
+                stack.enter_context(lent(encoder, device))
         yield
-    finally:
-        for encoder, place in away:
-            encoder.to(place)
 
 
 def _device_of(module: nn.Module) -> torch.device:

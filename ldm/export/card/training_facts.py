@@ -101,7 +101,11 @@ def training_facts(run: RunRecord) -> TrainingFacts:
 def _lora_facts(run: RunRecord) -> LoraFacts:
     layers, rank = run.setting("lora.target_modules"), run.setting("lora.rank")
     return LoraFacts(
-        kind="DoRA" if run.setting("lora.use_dora") else "LoRA",
+        kind="LoKr"
+        if run.setting("lora.kind") == "lokr"
+        else "DoRA"
+        if run.setting("lora.use_dora")
+        else "LoRA",
         rank=rank,
         alpha=run.setting("lora.alpha") or rank,
         layers=layers if isinstance(layers, str) else ", ".join(map(str, layers or ())),

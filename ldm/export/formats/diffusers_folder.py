@@ -38,6 +38,11 @@ def export_folder(source: ExportSource, folder: Path, options: ExportOptions, na
         return read_back
     if source.lora is None or source.base is None:
         raise UserError(f"{source.model_id} has no LoRA to keep apart", "leave --keep-lora-apart out")
+    if source.lora.is_lokr:
+        raise UserError(
+            f"{source.model_id} is a LoKr, which diffusers' load_lora_weights does not read",
+            "leave --keep-lora-apart out",
+        )
     source.release()
     base, lora, file = load_parts(source.base), source.lora, folder / LORA_FILE
     write(base)

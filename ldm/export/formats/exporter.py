@@ -99,7 +99,7 @@ class Usage:
     """How an export is used; the model card shows it.
 
     Attributes:
-        python: lines that load the export as `pipe`.
+        python: lines that load the export as `pipe`; empty if no Python library reads it.
         imports: import statements that they need, apart from `pipeline_class`.
         pipeline_class: the class to import from diffusers; None if another library is used.
         library: the library's name, if it is not diffusers.

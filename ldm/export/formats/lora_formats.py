@@ -30,7 +30,12 @@ PROGRAMS = {"models/Lora": "AUTOMATIC1111's web UI", "models/loras": "ComfyUI"}
 
 
 def export_lora_diffusers(source: ExportSource, folder: Path, options: ExportOptions, name: str) -> ReadBack:
-    """An `Exporter`: one file with diffusers' names."""
+    """An `Exporter`: one file with diffusers' names. Refuses a LoKr, which its `load_lora_weights` does not read."""
+    if source.lora is not None and source.lora.is_lokr:
+        raise UserError(
+            f"{source.model_id} is a LoKr, which diffusers' load_lora_weights does not read",
+            "choose --format lora-kohya or lora-peft",
+        )
     weights, dtype = _rounded_lora(source, options), DTYPES[options.dtype]
     write_lora_diffusers(weights, folder / LORA_FILE, _metadata(source, options), dtype=dtype)
     return _read_back(source, weights, "lora", folder / LORA_FILE)
@@ -46,7 +51,7 @@ def export_lora_peft(source: ExportSource, folder: Path, options: ExportOptions,
 def export_lora_kohya(source: ExportSource, folder: Path, options: ExportOptions, name: str) -> ReadBack:
     """An `Exporter`: one file with kohya's names. Refuses a DoRA, which programs scale differently."""
     weights, file = _rounded_lora(source, options), folder / f"{name}.safetensors"
-    if any(config["use_dora"] for config in weights.configs.values()):
+    if any(config.get("use_dora") for config in weights.configs.values()):
         raise UserError(
             "programs disagree on what a DoRA with kohya's names means",
             "choose --format lora-diffusers or lora-peft",
@@ -55,7 +60,7 @@ def export_lora_kohya(source: ExportSource, folder: Path, options: ExportOptions
     if not has_known_unet(source.parts):  # its layers have other names in single files than the family's
         names = {part: replace(each, kohya_is_original=False) for part, each in names.items()}
     write_lora_kohya(weights, file, metadata, dtype=DTYPES[options.dtype], lora=names)
-    return _read_back(source, weights, "lora", file)
+    return _read_back(source, weights, "lokr" if weights.is_lokr else "lora", file)
 
 
 def lora_diffusers_usage(exported: ExportedModel) -> Usage:
@@ -66,7 +71,9 @@ def lora_diffusers_usage(exported: ExportedModel) -> Usage:
 def lora_kohya_usage(exported: ExportedModel) -> Usage:
     """A `UsageOf`; other programs are named only if they know the base model's UNet."""
     programs = PROGRAMS if has_known_unet(exported.source.parts) else {}
-    return _file_usage(exported, f"{exported.name}.safetensors", programs)
+    usage = _file_usage(exported, f"{exported.name}.safetensors", programs)
+    lora = exported.source.lora
+    return replace(usage, python=()) if lora is not None and lora.is_lokr else usage
 
 
 def lora_peft_usage(exported: ExportedModel) -> Usage:

@@ -11,7 +11,7 @@ from typing import Any
 from ldm.config import read_yaml
 from ldm.export.export_source import ExportSource
 from ldm.export.formats.single_file import has_known_unet, modelspec_metadata
-from ldm.models.adapters.lora import LoraWeights
+from ldm.models.adapters.lora import LoraWeights, is_lokr_config
 from ldm.models.adapters.lora_layers import LoraLayer, to_layers
 
 RUN_KEYS = {
@@ -60,13 +60,25 @@ def _generation(architecture: str) -> dict[str, str]:
 def _network(weights: LoraWeights) -> dict[str, str]:
     """Rank, alpha and kind of the UNet's linear layers, or of the text encoder's if the UNet is unchanged."""
     part = "unet" if "unet" in weights.configs else next(iter(weights.configs))
-    config, layers = weights.configs[part], to_layers(weights)[part].values()
+    config = weights.configs[part]
+    if is_lokr_config(config):
+        return _lokr(config)
+    layers = to_layers(weights)[part].values()
     arguments = _arguments(config, [layer for layer in layers if _is_convolution(layer)])
     return {
         "ss_network_module": "lycoris.kohya" if config["use_dora"] else "networks.lora",
         "ss_network_dim": str(config["r"]),
         "ss_network_alpha": str(config["lora_alpha"]),
         **({"ss_network_args": json.dumps(arguments)} if arguments else {}),
+    }
+
+
+def _lokr(config: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "ss_network_module": "lycoris.kohya",
+        "ss_network_dim": str(config["r"]),
+        "ss_network_alpha": str(config["alpha"]),
+        "ss_network_args": json.dumps({"algo": "lokr", "factor": str(config["decompose_factor"])}),
     }
 
 

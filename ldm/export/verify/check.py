@@ -18,6 +18,7 @@ from ldm.io.safetensors_header import read_header
 from ldm.io.temporary import working_folder
 from ldm.models.adapters.folder import LORA_FILE, identity_of_model, read_adapter
 from ldm.models.adapters.lora_files import lora_files, read_lora_file
+from ldm.models.adapters.lora_names import LOKR_KINDS, split_name
 from ldm.models.identity import changed_parts
 from ldm.models.loading.folder import is_adapter, weights_hash, weights_variant
 from ldm.models.loading.model import ModelParts, load_parts, save_parts
@@ -113,7 +114,8 @@ def _lora(file: Path, base: str | None, temporary: Path, recorded: RecordedBase)
             "name the model that it was trained on",
         )
     weights = read_lora_file(file, parts.lora_networks(), parts.family.lora)
-    if weights.changes:
+    has_lokr = holds_lokr(file)
+    if weights.changes and not has_lokr:
         raise UserError(
             f"{file} holds more than a LoRA, which diffusers and peft do not read",
             "`ldm generate --lora` reads it",
@@ -121,7 +123,7 @@ def _lora(file: Path, base: str | None, temporary: Path, recorded: RecordedBase)
     if found.is_file() or is_adapter(found):
         save_parts(parts, temporary)
         found = temporary
-    reader = "peft" if file.is_dir() else "lora"
+    reader = "peft" if file.is_dir() else "lokr" if has_lokr else "lora"
     expected = expect_with_lora(parts, torch.float32, weights)
     return Reading(expected, reader, found, file, weights_variant(found, "unet"))
 
@@ -142,9 +144,16 @@ def _only_file(folder: Path) -> Path:
 
 def _is_lora(file: Path) -> bool:
     try:
-        return bool(lora_files(file)) and any("lora" in name for name in _names(file))
+        return bool(lora_files(file)) and any("lora" in name or ".lokr_" in name for name in _names(file))
     except UserError:
         return False
+
+
+def holds_lokr(path: Path) -> bool:
+    """Whether a LoRA's files hold a LoKr and nothing else."""
+    names = [name for file in lora_files(path) for name in _names(file)]
+    kinds = {kind for _, kind in filter(None, map(split_name, names))}
+    return bool(kinds & set(LOKR_KINDS)) and kinds <= {*LOKR_KINDS, "alpha"}
 
 
 def _names(file: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """Inspecting safetensors files: number formats, non-finite values, and missing or unexpected tensors."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -13,11 +13,11 @@ from ldm.export.verify.inspect_files import tree
 from ldm.io.files import open_tensors, sha256_file
 from ldm.io.safetensors_header import Header, TensorEntry, read_header
 from ldm.models.adapters.embedding import is_of_two
-from ldm.models.adapters.lora_names import foreign_kind, split_name
+from ldm.models.adapters.lora_names import LOKR_KINDS, foreign_kind, split_name
+from ldm.models.adapters.lycoris import FULL_KINDS, missing_factors
 from ldm.models.families.family import Component, OriginalNetwork
 from ldm.models.families.original_names import from_original, is_passed_over, left_over
-from ldm.models.families.registry import family_of_file
-from ldm.models.families.stable_diffusion import SD1
+from ldm.models.families.registry import FAMILIES, family_of_file
 from ldm.models.loading.components import build_network
 
 USUAL = ("F32", "F16", "BF16")
@@ -91,7 +91,7 @@ def _model(name: str, header: Header) -> Iterator[Finding]:
     if family_of_file(tensors.keys()) is not None:
         yield Finding("note", name, "a model in the original layout of Stable Diffusion")
         yield from (Finding("error", name, fault) for fault in _single_file_faults(tensors))
-    elif kind := foreign_kind(tensors, SD1.lora):
+    elif kind := _foreign_to_all(tensors):
         yield Finding("warning", name, f"{kind}, which we cannot read")
     elif any(split_name(key) for key in tensors):
         yield Finding("note", name, "a LoRA")
@@ -103,6 +103,12 @@ def _model(name: str, header: Header) -> Iterator[Finding]:
         yield Finding("warning", name, "not a known kind of model")
 
 
+def _foreign_to_all(names: Collection[str]) -> str | None:
+    """The kind of a file that no family reads; None otherwise."""
+    kinds = [foreign_kind(names, family.lora) for family in FAMILIES]
+    return kinds[0] if all(kinds) else None
+
+
 def _lora_faults(tensors: Mapping[str, TensorEntry]) -> Iterator[str]:
     """Layers with one half missing, ranks that do not agree, and names that do not belong to a LoRA."""
     layers: dict[str, dict[str, TensorEntry]] = {}
@@ -112,10 +118,18 @@ def _lora_faults(tensors: Mapping[str, TensorEntry]) -> Iterator[str]:
         else:
             layers.setdefault(split[0], {})[split[1]] = entry
     for layer, kinds in layers.items():
-        if missing := {"down", "up"} - kinds.keys():
-            yield f"the layer {layer!r} has no {' and no '.join(sorted(missing))}"
-        elif kinds["down"].shape[:1] != kinds["up"].shape[1:2]:
+        if missing := _missing(kinds.keys()):
+            yield f"the layer {layer!r} has no {' and no '.join(missing)}"
+        elif "down" in kinds and kinds["down"].shape[:1] != kinds["up"].shape[1:2]:
             yield f"the layer {layer!r} has two ranks: {kinds['down'].shape[:1]} and {kinds['up'].shape[1:2]}"
+
+
+def _missing(kinds: Collection[str]) -> list[str]:
+    """The tensors that a layer with these lacks: see `ldm.models.adapters.lycoris` for what has no down and up."""
+    factors = list(missing_factors(kinds))
+    if set(kinds) & {*LOKR_KINDS} or (FULL_KINDS & set(kinds) and not factors):
+        return factors
+    return [] if set(kinds) == {"diff_b"} else sorted({"down", "up"} - set(kinds))
 
 
 def _single_file_faults(tensors: Mapping[str, TensorEntry]) -> Iterator[str]:

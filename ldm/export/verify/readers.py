@@ -57,6 +57,15 @@ def read_peft(task: Mapping[str, Any]) -> Any:
     return pipe
 
 
+def read_lokr(task: Mapping[str, Any]) -> Any:
+    """A LoKr file on its base."""
+    from ldm.export.verify.lokr_reader import add_lokr
+
+    pipe = read_folder(task)
+    add_lokr(pipe, Path(task["file"]))
+    return pipe
+
+
 def read_openvino(task: Mapping[str, Any]) -> Any:
     """OpenVINO's networks in diffusers' stock pipeline."""
     from ldm.export.verify.openvino_reader import read_openvino as read
@@ -77,6 +86,7 @@ READERS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Any]]] = {
     "single-file": ("diffusers", read_single_file),
     "lora": ("diffusers", read_lora),
     "peft": ("peft", read_peft),
+    "lokr": ("peft", read_lokr),
     "openvino": ("openvino", read_openvino),
 }
 """The library and the function of each reader, by name."""

@@ -1,13 +1,13 @@
 """LoRA (Hu et al. 2021) with peft: low-rank changes beside frozen weights; added, copied out, applied and fused.
 
 A changed layer computes W x + alpha/rank B A x, or with DoRA (Liu et al. 2024) that direction times a trained length.
-B starts at zero, so an untrained LoRA changes nothing.
+B starts at zero, so an untrained LoRA changes nothing. A LoKr has other factors: see `ldm.models.adapters.lokr`.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -36,14 +36,28 @@ TARGETS = {
 CONFIG_KEYS = ("r", "lora_alpha", "target_modules", "use_dora", "rank_pattern", "alpha_pattern")
 """The keys of peft's configuration that a LoRA's meaning depends on."""
 
-START_HAS_ITS_OWN = ("rank", "alpha", "target_modules", "use_dora")
+LOKR_KEYS = ("peft_type", "r", "alpha", "target_modules", "decompose_factor", "rank_pattern", "alpha_pattern")
+"""The same of a LoKr, in `peft.LoKrConfig`."""
+
+LOKR = "LOKR"
+"""The `peft_type` in the configuration of a LoKr; that of a LoRA has none."""
+
+START_HAS_ITS_OWN = ("kind", "rank", "alpha", "factor", "target_modules", "use_dora")
 """Settings that a LoRA to continue from already has."""
 
 
 class LoraSettings(Settings):
     """The size of a LoRA and the layers that it changes."""
 
+    kind: Literal["lora", "lokr"] = Field(
+        "lora", description="lokr: Kronecker products, with fewer weights for the same rank"
+    )
     rank: int = Field(16, ge=1, description="of each change; a higher rank can learn more")
+    factor: int | None = Field(
+        None,
+        ge=2,
+        description="of a lokr: the size of the smaller factor, such as 8; default: both of about the same size",
+    )
     alpha: float | None = Field(
         None, gt=0, description="a change is scaled by alpha / rank; default: the rank"
     )
@@ -69,6 +83,14 @@ class LoraSettings(Settings):
         return value
 
     @model_validator(mode="after")
+    def _kind_agrees(self) -> "LoraSettings":
+        if self.kind == "lokr" and self.use_dora:
+            raise ValueError("use_dora is given, but kind is lokr: leave one of the two out")
+        if self.kind != "lokr" and self.factor is not None:
+            raise ValueError("factor is given, but kind is lora: set kind: lokr, or leave factor out")
+        return self
+
+    @model_validator(mode="after")
     def _start_has_its_own(self) -> "LoraSettings":
         for name in START_HAS_ITS_OWN if self.start is not None else ():
             if getattr(self, name) != type(self).model_fields[name].default:
@@ -89,7 +111,7 @@ class LoraWeights:
         tensors: by peft's names after the network's: `unet.mid_block.attentions.0.proj_in.lora_A.weight`,
             `text_encoder.encoder.layers.0.mlp.fc1.lora_B.weight`.
         configs: for each network `r`, `lora_alpha`, `target_modules`, `use_dora` and, where layers differ,
-            `rank_pattern` and `alpha_pattern`, as in `peft.LoraConfig`.
+            `rank_pattern` and `alpha_pattern`, as in `peft.LoraConfig`. Those of a LoKr are as in `peft.LoKrConfig`.
         changes: of whole weights and biases, by the parameter's name after the network's: what files hold besides a
             LoRA. They can be added to a model, but not trained or written.
     """
@@ -98,12 +120,22 @@ class LoraWeights:
     configs: dict[str, dict[str, Any]]
     changes: dict[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def is_lokr(self) -> bool:
+        """Whether the changes are Kronecker products."""
+        return any(map(is_lokr_config, self.configs.values()))
+
+
+def is_lokr_config(config: Mapping[str, Any]) -> bool:
+    """Whether a network's configuration is of a LoKr."""
+    return config.get("peft_type") == LOKR
+
 
 def add_lora(networks: Mapping[str, nn.Module], settings: LoraSettings, seed: int) -> None:
     """Add an untrained LoRA to `networks["unet"]`, and to the text encoders if the settings say so.
 
-    Its weights are float32 whatever the network's are, and each A is a pure function of (seed, network, layer). The
-    networks' outputs stay the same to the last bit.
+    Its weights are float32 whatever the network's are, and each factor is a pure function of (seed, network, layer).
+    The networks' outputs stay the same to the last bit.
 
     Raises:
         UserError: a name in `target_modules` is not a linear or convolution layer of these networks, or DoRA is asked
@@ -165,8 +197,9 @@ def apply_lora(
     for part, config in weights.configs.items():
         if part not in networks:
             raise unknown_name("network in the LoRA", part, networks)
-        if unknown := set(config) - set(CONFIG_KEYS):
-            raise unknown_name("key in the LoRA's configuration", min(unknown), CONFIG_KEYS)
+        known = _config_keys(config)
+        if unknown := set(config) - set(known):
+            raise unknown_name("key in the LoRA's configuration", min(unknown), known)
         own = {n.removeprefix(f"{part}."): t for n, t in weights.tensors.items() if n.startswith(f"{part}.")}
         _check_config(part, config, own, networks[part])
         _inject(networks[part], config, dropout)
@@ -183,6 +216,8 @@ def _check_config(
 ) -> None:
     """Refuse what peft would take too long to match, or allocate more memory for than the tensors take."""
     check_expressions(f"the LoRA of {part!r}", config, changeable_layers(network))
+    if is_lokr_config(config):  # its factors are never larger than the layer
+        return
     ranks = [config["r"], *(config.get("rank_pattern") or {}).values()]
     held = max((len(tensor) for name, tensor in tensors.items() if ".lora_A." in name), default=0)
     if wrong := [rank for rank in ranks if type(rank) is not int or rank > held]:
@@ -241,14 +276,15 @@ def _check_targets(targets: Sequence[str], layers: Sequence[str]) -> None:
 
 
 def _is_lora(name: str) -> bool:
-    return ".lora_A." in name or ".lora_B." in name or ".lora_magnitude_vector." in name
+    return any(kind in name for kind in (".lora_A.", ".lora_B.", ".lora_magnitude_vector.", ".lokr_"))
 
 
 def _lora_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:
+    from peft.tuners.lokr import LoKrLayer
     from peft.tuners.lora import LoraLayer
 
     for name, module in network.named_modules():
-        if isinstance(module, LoraLayer):
+        if isinstance(module, LoraLayer | LoKrLayer):
             yield name, module
 
 
@@ -262,36 +298,50 @@ def _new_config(part: str, network: nn.Module, settings: LoraSettings) -> dict[s
         raise UserError(
             f"lora.target_modules matches no layer of the {part}", "name one, or choose attention"
         )
-    return {
-        "r": settings.rank,
-        "lora_alpha": settings.alpha or settings.rank,
-        "target_modules": names,
-        "use_dora": settings.use_dora,
-    }
+    size = {"r": settings.rank, "target_modules": names}
+    alpha = settings.alpha or settings.rank
+    if settings.kind == "lokr":
+        return {**size, "peft_type": LOKR, "alpha": alpha, "decompose_factor": settings.factor or -1}
+    return {**size, "lora_alpha": alpha, "use_dora": settings.use_dora}
 
 
 def _inject(network: nn.Module, config: Mapping[str, Any], dropout: float = 0.0) -> None:
     """Insert peft's layers. The global generator is restored; the caller overwrites what they drew from it."""
-    from peft import LoraConfig, inject_adapter_in_model
-
     assert not lora_parameters(network), "this network has a LoRA already: fuse it first"
+    insert = _inject_lokr if is_lokr_config(config) else _inject_lora
     try:
         with torch.random.fork_rng(devices=[]):
-            inject_adapter_in_model(LoraConfig(lora_dropout=dropout, **config), network, adapter_name=NAME)
+            insert(network, config, dropout)
     except (ValueError, TypeError) as error:
         raise UserError(
             f"the LoRA does not fit ({str(error).splitlines()[0]})", "is it of another model?"
         ) from None
     for parameter in lora_parameters(network):
         parameter.data = parameter.data.float()
+    network.train(network.training)  # new layers come in training mode
+
+
+def _inject_lora(network: nn.Module, config: Mapping[str, Any], dropout: float) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    inject_adapter_in_model(LoraConfig(lora_dropout=dropout, **config), network, adapter_name=NAME)
     for name, layer in _lora_layers(network) if dropout else ():
         layer.lora_dropout[NAME] = KeyedDropout(dropout, name)
-    network.train(network.training)  # new layers come in training mode
+
+
+def _inject_lokr(network: nn.Module, config: Mapping[str, Any], dropout: float) -> None:
+    from ldm.models.adapters.lokr import inject
+
+    inject(network, config, NAME, dropout)
 
 
 @torch.no_grad()
 def _draw_start(network: nn.Module, part: str, seed: int) -> None:
     """Initialise A as `nn.Linear` is, and B with zeros."""
+    if is_lokr_config(_config(network)):
+        from ldm.models.adapters.lokr import draw_start
+
+        return draw_start(network, lambda factor: generator_for(seed, "lora", part, factor))
     for name, layer in _lora_layers(network):
         weight = layer.lora_A[NAME].weight
         start = torch.empty(weight.shape)
@@ -301,10 +351,16 @@ def _draw_start(network: nn.Module, part: str, seed: int) -> None:
 
 
 def _config(network: nn.Module) -> dict[str, Any]:
-    config = network.peft_config[NAME]  # type: ignore[index]
-    found = {key: getattr(config, key) for key in CONFIG_KEYS}
+    config: Any = network.peft_config[NAME]  # type: ignore[index]
+    is_lokr = config.peft_type == LOKR
+    found = {key: getattr(config, key) for key in (LOKR_KEYS if is_lokr else CONFIG_KEYS)}
     targets = found["target_modules"]
-    return found | {"target_modules": targets if isinstance(targets, str) else sorted(targets)}
+    found["target_modules"] = targets if isinstance(targets, str) else sorted(targets)
+    return found | {"peft_type": LOKR} if is_lokr else found
+
+
+def _config_keys(config: Mapping[str, Any]) -> tuple[str, ...]:
+    return LOKR_KEYS if is_lokr_config(config) else CONFIG_KEYS
 
 
 def _live_tensors(network: nn.Module) -> dict[str, Tensor]:

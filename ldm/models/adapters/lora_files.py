@@ -8,7 +8,7 @@ The formats are told apart by names alone, so a file may mix them. Where no alph
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,19 @@ from ldm.io.files import open_tensors, read_tensors, write_json, write_tensors
 from ldm.io.json_files import checked, parse_json, read_object
 from ldm.io.safetensors_writer import TENSORS_SHA256
 from ldm.models.adapters.kohya_metadata import check_network_args
-from ldm.models.adapters.lora import LoraWeights, changeable_layers
+from ldm.models.adapters.lora import LoraWeights, changeable_layers, is_lokr_config
 from ldm.models.adapters.lora_layers import (
     LoraLayer,
     fit_layer,
     from_layers,
+    lokr_layers,
+    lokr_scale,
     one_alpha,
     to_layers,
 )
 from ldm.models.adapters.lora_names import (
     BUNDLED,
+    LOKR_KINDS,
     PEFT_PREFIX,
     bundled_tokens,
     diffusers_name,
@@ -40,9 +43,9 @@ from ldm.models.adapters.lora_names import (
     peft_name,
     split_name,
 )
-from ldm.models.adapters.lycoris import FULL_KINDS, fit_change, full_change
+from ldm.models.adapters.lycoris import FULL_KINDS, fit_change, full_change, written_factors
 from ldm.models.adapters.patterns import MAX_PATTERNS
-from ldm.models.adapters.peft_config import PeftConfig, read_peft_config
+from ldm.models.adapters.peft_config import PeftConfig, PeftLokrConfig, read_peft_config
 from ldm.models.families.family import LoraNames
 from ldm.models.families.registry import lora_parts, text_lora_parts
 from ldm.models.families.stable_diffusion import SD1
@@ -62,6 +65,8 @@ def write_lora_diffusers(
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write a LoRA as `pipe.load_lora_weights` of diffusers reads it.
+
+    A LoKr, which that does not read, is written in the same way: our adapters are stored so.
 
     Args:
         metadata: further text for the header.
@@ -107,7 +112,7 @@ def write_lora_kohya(
 
     Layers with another alpha than the most common one are rescaled to it: diffusers reads one alpha per network.
     The magnitudes of a DoRA are written as LyCORIS defines them, `m (W + dW) / |W + dW|` for each output; programs
-    differ in how they read those.
+    differ in how they read those. The factors of a LoKr have LyCORIS' names.
 
     Args:
         metadata: text for the header.
@@ -118,14 +123,29 @@ def write_lora_kohya(
         UserError: the disk is full or not writable.
     """
     tensors: dict[str, Tensor] = {}
-    for part, layers in to_layers(weights).items():
-        for name, layer in one_alpha(layers).items():
-            stem = kohya_name(name, lora[part])
-            tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = layer.down, layer.up
-            tensors[f"{stem}.alpha"] = torch.tensor(layer.alpha)
-            if layer.magnitude is not None:
-                tensors[f"{stem}.dora_scale"] = layer.magnitude.reshape(-1, *[1] * (layer.up.ndim - 1))
+    for part, config in weights.configs.items():
+        named = _kohya_lokr(weights, part) if is_lokr_config(config) else _kohya_lora(weights, part)
+        for layer, kind, tensor in named:
+            tensors[f"{kohya_name(layer, lora[part])}.{kind}"] = tensor
     _write(path, tensors, metadata, dtype)
+
+
+def _kohya_lora(weights: LoraWeights, part: str) -> Iterator[tuple[str, str, Tensor]]:
+    """The layer, the kind and the tensor of everything that is written of a network's LoRA."""
+    for name, layer in one_alpha(to_layers(weights)[part]).items():
+        yield name, "lora_down.weight", layer.down
+        yield name, "lora_up.weight", layer.up
+        yield name, "alpha", torch.tensor(layer.alpha)
+        if layer.magnitude is not None:
+            yield name, "dora_scale", layer.magnitude.reshape(-1, *[1] * (layer.up.ndim - 1))
+
+
+def _kohya_lokr(weights: LoraWeights, part: str) -> Iterator[tuple[str, str, Tensor]]:
+    """The same of a LoKr."""
+    for name, factors in lokr_layers(weights, part).items():
+        alpha, rank = lokr_scale(weights.configs[part], name)
+        for kind, tensor in written_factors(factors, alpha, rank).items():
+            yield name, kind, tensor
 
 
 def read_lora(path: Path) -> LoraWeights:
@@ -143,7 +163,7 @@ def read_lora(path: Path) -> LoraWeights:
     for name, tensor in tensors.items():
         stem, kind = split_name(name) or ("", "")
         part, _, layer = stem.partition(".")
-        if kind not in ("down", "up", "magnitude"):
+        if kind not in ("down", "up", "magnitude", *LOKR_KINDS):
             raise UserError(f"{path}: {name} does not belong to a LoRA", "restore the file")
         found[f"{part}.{peft_name(inner.get(part, '') + layer.removeprefix('text_model.'), kind)}"] = tensor
     return LoraWeights(
@@ -162,6 +182,18 @@ class _StoredConfig(BaseModel):
     alpha_pattern: dict[str, FiniteFloat] = {}
 
 
+class _StoredLokr(BaseModel):
+    """The same of a LoKr, whose factors peft never makes larger than the layer."""
+
+    peft_type: str
+    r: PositiveInt
+    alpha: FiniteFloat
+    target_modules: str | list[str]
+    decompose_factor: int = -1
+    rank_pattern: dict[str, PositiveInt] = {}
+    alpha_pattern: dict[str, FiniteFloat] = {}
+
+
 def _checked_config(
     path: Path, part: str, config: dict[str, Any], tensors: Mapping[str, Tensor]
 ) -> dict[str, Any]:
@@ -170,7 +202,21 @@ def _checked_config(
     Raises:
         UserError: a value is of another type, or a rank is larger than that of any tensor.
     """
-    stored: _StoredConfig = checked(config, _StoredConfig, f"{path}: {part}")
+    if is_lokr_config(config):
+        targets = checked(config, _StoredLokr, f"{path}: {part}").target_modules
+    else:
+        stored = checked(config, _StoredConfig, f"{path}: {part}")
+        _check_ranks(path, part, stored, tensors)
+        targets = stored.target_modules
+    if isinstance(targets, list) and len(targets) > MAX_PATTERNS:
+        raise UserError(
+            f"{path}: {part} names {len(targets):,} layers",
+            f"at most {MAX_PATTERNS:,} are read",
+        )
+    return config
+
+
+def _check_ranks(path: Path, part: str, stored: _StoredConfig, tensors: Mapping[str, Tensor]) -> None:
     own = [tensor for name, tensor in tensors.items() if name.startswith(f"{part}.") and "lora_A" in name]
     largest = max((tensor.shape[0] for tensor in own if tensor.ndim), default=1)
     rank = max(stored.r, *stored.rank_pattern.values()) if stored.rank_pattern else stored.r
@@ -178,12 +224,6 @@ def _checked_config(
         raise UserError(
             f"{path}: {part} has rank {rank:,}, and its tensors have at most {largest:,}", "restore the file"
         )
-    if isinstance(stored.target_modules, list) and len(stored.target_modules) > MAX_PATTERNS:
-        raise UserError(
-            f"{path}: {part} names {len(stored.target_modules):,} layers",
-            f"at most {MAX_PATTERNS:,} are read",
-        )
-    return config
 
 
 def read_lora_file(
@@ -215,14 +255,16 @@ def read_lora_file(
             if "diff_b" in tensors:
                 changes[f"{part}.{name}.bias"] = _bias_change(where, tensors.pop("diff_b"), layer)
             weight: Tensor = layer.weight  # type: ignore[assignment]
+            config = configs.get(part)
             if FULL_KINDS & tensors.keys():
+                if isinstance(config, PeftLokrConfig) and "alpha" not in tensors:
+                    tensors["scalar"] = torch.tensor(config.scale(name, is_text=lora[part].is_text))
                 changes[f"{part}.{name}.weight"] = full_change(where, tensors, weight.shape)
             elif tensors.keys() - {"alpha"}:
                 _check_matrix(where, weight)
                 is_text = lora[part].is_text
-                layers[part][name] = fit_layer(
-                    where, tensors, name, configs.get(part), weight, is_text=is_text
-                )
+                own = config if isinstance(config, PeftConfig) else None
+                layers[part][name] = fit_layer(where, tensors, name, own, weight, is_text=is_text)
     return from_layers({part: own for part, own in layers.items() if own}, networks, changes)
 
 
@@ -241,7 +283,7 @@ def _check_matrix(where: str, weight: Tensor) -> None:
 def _leave_out(
     file: Path,
     found: dict[tuple[str, str], dict[str, Tensor]],
-    configs: Mapping[str, PeftConfig],
+    configs: Mapping[str, PeftConfig | PeftLokrConfig],
     networks: Mapping[str, nn.Module],
     lora: Mapping[str, LoraNames],
 ) -> None:
@@ -252,7 +294,7 @@ def _leave_out(
     """
     for part in sorted({part for part, _ in found}):
         config, is_text = configs.get(part), lora[part].is_text
-        if config is None:
+        if not isinstance(config, PeftConfig):
             continue
         here = {name: config.targets(name, is_text=is_text) for name in changeable_layers(networks[part])}
         unused = [name for own, name in found if own == part and here.get(name) is False]
@@ -313,6 +355,8 @@ def _write(
 def _peft_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that every version of peft needs; the others have peft's defaults."""
     fixed = {"peft_type": "LORA", "task_type": None, "base_model_name_or_path": None, "inference_mode": True}
+    if is_lokr_config(config):
+        return {**fixed, **config}
     return {**fixed, "bias": "none", "fan_in_fan_out": False, "lora_dropout": 0.0, **config}
 
 
@@ -333,7 +377,7 @@ def _header_configs(path: Path) -> dict[str, dict[str, Any]]:
     return configs
 
 
-def _configs(file: Path, networks: Mapping[str, nn.Module]) -> dict[str, PeftConfig]:
+def _configs(file: Path, networks: Mapping[str, nn.Module]) -> dict[str, PeftConfig | PeftLokrConfig]:
     """The networks' configurations, from the header or the file beside the tensors.
 
     Raises:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.models.adapters.lora import TARGETS, LoraWeights, changeable_layers
-from ldm.models.adapters.lora_names import peft_name
+from ldm.models.adapters.lora_names import peft_name, split_name
 from ldm.models.adapters.peft_config import PeftConfig, pattern_value, taken_out
 
 Number = TypeVar("Number", int, float)
@@ -64,6 +64,23 @@ def _layer(weights: LoraWeights, part: str, layer: str, config: Mapping[str, Any
 def layer_alpha(config: Mapping[str, Any], layer: str) -> float:
     """A layer's alpha in the configuration of a `LoraWeights`."""
     return float(pattern_value(config.get("alpha_pattern") or {}, layer, config["lora_alpha"]))
+
+
+def lokr_layers(weights: LoraWeights, part: str) -> dict[str, dict[str, Tensor]]:
+    """The factors of each layer of a network's LoKr: {layer: {kind: tensor}}."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in weights.tensors.items():
+        stem, kind = split_name(name) or ("", "")
+        own, _, layer = stem.partition(".")
+        if own == part:
+            found.setdefault(layer, {})[kind] = tensor
+    return found
+
+
+def lokr_scale(config: Mapping[str, Any], layer: str) -> tuple[float, int]:
+    """A layer's alpha and rank in the configuration of a LoKr."""
+    alpha = pattern_value(config.get("alpha_pattern") or {}, layer, config["alpha"])
+    return float(alpha), int(pattern_value(config.get("rank_pattern") or {}, layer, config["r"]))
 
 
 def from_layers(

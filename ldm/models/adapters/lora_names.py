@@ -16,13 +16,17 @@ kohya's prefixes differ between families, and so do ComfyUI's: see `ldm.models.f
 ComfyUI     diffusion_model.middle_block.1.proj_in           as kohya or peft, with the names of single files
             text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1
 
-LyCORIS' programs write kohya's names with other suffixes: see `ldm.models.adapters.lycoris`.
+LyCORIS' programs write kohya's names with other suffixes: see `ldm.models.adapters.lycoris`. Those of a LoKr are peft's
+as well.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from ldm.models.families.family import LoraNames
+
+LOKR_KINDS = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+"""The factors of a LoKr, by the names that all programs give them."""
 
 ENDS = {
     ".lora_A.weight": "down",
@@ -43,7 +47,7 @@ ENDS = {
     ".scalar": "scalar",
     ".lora_mid.weight": "mid",
     **{f".hada_{part}": f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
-    **{f".lokr_{part}": f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
+    **{f".{kind}": kind for kind in LOKR_KINDS},
     ".diff": "diff",
     ".diff_b": "diff_b",
     ".w_norm": "diff",
@@ -143,7 +147,7 @@ def diffusers_name(part: str, layer: str, kind: str, *, is_text: bool) -> str:
     """A tensor's name as current diffusers reads it.
 
     The UNet's names keep peft's suffixes, a text encoder's get diffusers' own: under peft's suffixes, diffusers refuses
-    a LoRA that does not change the attention.
+    a LoRA that does not change the attention. For a LoKr there is only peft's.
     """
     if not is_text:
         return f"{part}.{peft_name(layer, kind)}"
@@ -152,13 +156,13 @@ def diffusers_name(part: str, layer: str, kind: str, *, is_text: bool) -> str:
         "up": "lora_linear_layer.up.weight",
         "magnitude": "lora_magnitude_vector.weight",
     }
-    return f"{part}.{TEXT_MODEL}{layer.removeprefix(TEXT_MODEL)}.{ends[kind]}"
+    return f"{part}.{TEXT_MODEL}{layer.removeprefix(TEXT_MODEL)}.{ends.get(kind, kind)}"
 
 
 def peft_name(layer: str, kind: str) -> str:
     """A tensor's name as peft writes it to files, without the prefix of the layer."""
     ends = {"down": "lora_A.weight", "up": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
-    return f"{layer}.{ends[kind]}"
+    return f"{layer}.{ends.get(kind, kind)}"
 
 
 def _unet_names(part: str, layer: str, lora: LoraNames) -> Iterator[str]:

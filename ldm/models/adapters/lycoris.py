@@ -8,16 +8,16 @@ LoHa and LoKr are multiplied by alpha / rank, as LyCORIS and ComfyUI do. A convo
 `t2`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.models.adapters.lora_names import LOKR_KINDS
 
 FULL_KINDS = frozenset((
-    "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w1_b",
-    "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "diff",
+    "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", *LOKR_KINDS, "diff",
 ))  # fmt: skip
 """Kinds of tensors, see `ldm.models.adapters.lora_names.ENDS`, that make up a change of the whole weight."""
 
@@ -55,6 +55,29 @@ def full_change(where: str, tensors: Mapping[str, Tensor], shape: torch.Size) ->
             "restore the file",
         ) from None
     return fit_change(where, change, shape)
+
+
+def missing_factors(kinds: Collection[str]) -> Iterator[str]:
+    """The factors that a layer with these kinds of tensors lacks, for the change that it has."""
+    for number in (1, 2):
+        halves = [f"w{number}_a", f"w{number}_b"]
+        if any(kind.startswith("hada") for kind in kinds):
+            yield from (f"hada_{half}" for half in halves if f"hada_{half}" not in kinds)
+        elif any(kind.startswith("lokr") for kind in kinds) and f"lokr_w{number}" not in kinds:
+            has_half = any(f"lokr_{half}" in kinds for half in halves)
+            wanted = halves if has_half else [f"w{number}"]
+            yield from (f"lokr_{part}" for part in wanted if f"lokr_{part}" not in kinds)
+
+
+def written_factors(factors: Mapping[str, Tensor], alpha: float, rank: int) -> dict[str, Tensor]:
+    """A LoKr's factors and alpha as LyCORIS has them, from peft's.
+
+    Both multiply with alpha / rank, but LyCORIS not if the two factors are whole: it is then part of the first.
+    """
+    if {"lokr_w1", "lokr_w2"} <= factors.keys():
+        whole = {**factors, "lokr_w1": factors["lokr_w1"] * (alpha / rank)}
+        return {**whole, "alpha": torch.tensor(float(rank))}
+    return {**factors, "alpha": torch.tensor(float(alpha))}
 
 
 def fit_change(where: str, change: Tensor, shape: torch.Size) -> Tensor:

@@ -32,6 +32,14 @@ WITHOUT_EFFECT = (
 """Keys of training, of bookkeeping, and of features that another key switches on. peft ignores `fan_in_fan_out` for the
 layers that these models have."""
 
+LOKR_READ = ("r", "alpha", "rank_pattern", "alpha_pattern")
+"""The keys that decide by how much a LoKr changes its layers; the shapes of its factors tell the rest."""
+
+LOKR_WITHOUT_EFFECT = (
+    "target_modules", "decompose_both", "decompose_factor", "use_effective_conv2d", "init_weights", "rank_dropout",
+    "module_dropout", "rank_dropout_scale",
+)  # fmt: skip
+
 KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 """Values of `init_lora_weights` that leave the base model as it is."""
 
@@ -72,18 +80,34 @@ class PeftConfig:
 
     def rank(self, layer: str, *, is_text: bool) -> int:
         """The rank of a layer's change."""
-        return int(self._value(self.lora.rank_pattern, layer, self.lora.r, is_text))
+        return int(_value(self.lora.rank_pattern, layer, self.lora.r, is_text))
 
     def alpha(self, layer: str, *, is_text: bool) -> float:
         """A layer's alpha, which is divided by the rank; with rslora, times the root of the rank."""
-        alpha = float(self._value(self.lora.alpha_pattern, layer, self.lora.lora_alpha, is_text))
+        alpha = float(_value(self.lora.alpha_pattern, layer, self.lora.lora_alpha, is_text))
         return alpha * (math.sqrt(self.rank(layer, is_text=is_text)) if self.lora.use_rslora else 1)
 
-    def _value(self, pattern: Pattern[float], layer: str, default: float, is_text: bool) -> float:
-        for name in _names(layer, is_text):
-            if (found := pattern_value(pattern, name, None)) is not None:
-                return found
-        return default
+
+@dataclass(frozen=True)
+class PeftLokrConfig:
+    """The configuration of one network's LoKr in a file: what its changes are multiplied by."""
+
+    r: int
+    alpha: float
+    rank_pattern: Pattern[float]
+    alpha_pattern: Pattern[float]
+
+    def scale(self, layer: str, *, is_text: bool) -> float:
+        """alpha / rank of a layer. peft multiplies with it even where both factors are whole."""
+        alpha = _value(self.alpha_pattern, layer, self.alpha, is_text)
+        return alpha / _value(self.rank_pattern, layer, self.r, is_text)
+
+
+def _value(pattern: Pattern[float], layer: str, default: float, is_text: bool) -> float:
+    for name in _names(layer, is_text):
+        if (found := pattern_value(pattern, name, None)) is not None:
+            return found
+    return default
 
 
 def pattern_value(pattern: Pattern[Value], layer: str, default: Value) -> Value:
@@ -102,7 +126,9 @@ def _last_word(key: str) -> str:
     return key.rpartition(".")[2]
 
 
-def read_peft_config(where: str, given: Mapping[str, Any], layers: Collection[str]) -> PeftConfig:
+def read_peft_config(
+    where: str, given: Mapping[str, Any], layers: Collection[str]
+) -> PeftConfig | PeftLokrConfig:
     """The configuration of one network.
 
     Args:
@@ -111,13 +137,15 @@ def read_peft_config(where: str, given: Mapping[str, Any], layers: Collection[st
         layers: the names of the model's layers, which its regular expressions are matched with.
 
     Raises:
-        UserError: it is not of a LoRA, has a key that is not understood, a value of the wrong type, or a regular
-            expression that is broken or takes too long.
+        UserError: it is not of a LoRA or LoKr, has a key that is not understood, a value of the wrong type, or a
+            regular expression that is broken or takes too long.
     """
     from peft import LoraConfig
 
-    if (kind := given.get("peft_type", "LORA")) != "LORA":
-        raise UserError(f"{where} is of peft's type {kind}", "LoRA and DoRA are read")
+    if (kind := given.get("peft_type", "LORA")) == "LOKR":
+        return _read_lokr(where, given, layers)
+    if kind != "LORA":
+        raise UserError(f"{where} is of peft's type {kind}", "LoRA, DoRA and LoKr are read")
     start = _check_keys(where, given)
     known = {key: given[key] for key in READ if given.get(key) is not None}
     _check_types(where, known)
@@ -131,6 +159,20 @@ def read_peft_config(where: str, given: Mapping[str, Any], layers: Collection[st
         raise UserError(f"{where}: peft refuses the configuration ({reason})", "restore the file") from None
 
 
+def _read_lokr(where: str, given: Mapping[str, Any], layers: Collection[str]) -> PeftLokrConfig:
+    _refuse_others(where, given, LOKR_READ, LOKR_WITHOUT_EFFECT)
+    known = {key: given[key] for key in LOKR_READ if given.get(key) is not None}
+    _check_types(where, known)
+    check_expressions(where, known, layers)
+    from peft import LoKrConfig
+
+    default = LoKrConfig()
+    for layer, rank in (known.get("rank_pattern") or {}).items():
+        if rank <= 0:
+            raise UserError(f"{where}: rank_pattern gives {layer} a rank of {rank}", "restore the file")
+    return PeftLokrConfig(**{key: known.get(key, getattr(default, key)) for key in LOKR_READ})
+
+
 def _check_keys(where: str, given: Mapping[str, Any]) -> str | None:
     """Refuse what is not understood; returns what was taken out of the base model before training."""
     start = given.get("init_lora_weights", True)
@@ -140,16 +182,23 @@ def _check_keys(where: str, given: Mapping[str, Any]) -> str | None:
             f"{where}: init_lora_weights is {start!r}, and the file does not tell how that changed the base model",
             "convert it to a plain LoRA with peft's path_initial_model_for_weight_conversion",
         )
-    for key, value in given.items():
-        is_on = value not in (None, False, "", "none") and value != {} and value != []
-        if is_on and key not in (*READ, *WITHOUT_EFFECT, "init_lora_weights"):
-            raise UserError(
-                f"{where}: {key} is {str(value)[:80]!r}",
-                f"this key is not supported: {', '.join(READ)} are read",
-            )
+    _refuse_others(where, given, READ, ("init_lora_weights",))
     if start in CHANGES_BASE and given.get("use_dora"):
         raise UserError(f"{where} has use_dora with init_lora_weights {start!r}", "one of the two is read")
     return start if start in CHANGES_BASE else None
+
+
+def _refuse_others(
+    where: str, given: Mapping[str, Any], read: Collection[str], ignored: Collection[str]
+) -> None:
+    """Refuse a key that is set and not understood."""
+    for key, value in given.items():
+        is_on = value not in (None, False, "", "none") and value != {} and value != []
+        if is_on and key not in (*read, *ignored, *WITHOUT_EFFECT):
+            raise UserError(
+                f"{where}: {key} is {str(value)[:80]!r}",
+                f"this key is not supported: {', '.join(read)} are read",
+            )
 
 
 def _is_number(value: Any) -> bool:
@@ -167,6 +216,7 @@ def _is_pattern(value: Any) -> bool:
 TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "r": (lambda value: type(value) is int and value > 0, "a positive whole number"),
     "lora_alpha": (_is_number, "a number"),
+    "alpha": (_is_number, "a number"),
     "target_modules": (_is_names, "a name, or a list of names"),
     "exclude_modules": (_is_names, "a name, or a list of names"),
     "layers_to_transform": (
