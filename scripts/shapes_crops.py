@@ -2,8 +2,8 @@
 
 python scripts/shapes_crops.py prepare data/shapes-crops
 ldm train configs/shapes/crops.yaml
-ldm train configs/shapes/crops.yaml data.path=data/shapes-crops/cut run_dir=runs/shapes/crops-untold
-python scripts/shapes_crops.py score runs/shapes/crops runs/shapes/crops-untold --output runs/shapes/crops-score
+ldm train configs/shapes/crops.yaml data.path=data/shapes-crops/cut data.crop_variants=1 run_dir=runs/shapes/untold
+python scripts/shapes_crops.py score runs/shapes/crops runs/shapes/untold --output runs/shapes/crops-score
 """
 
 import argparse

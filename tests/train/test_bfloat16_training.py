@@ -10,6 +10,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from ldm.errors import UserError
 from ldm.io.files import read_tensors
 from ldm.models.loading.model import save_parts
 from tests.support.tiny_models import make_sdxl
@@ -28,7 +29,7 @@ from train.settings.shared import OptimSettings
 
 FORMATS: list[dict[str, Any]] = [
     {"weights": "bfloat16"},
-    {"moments": "8bit"},
+    {"moments": "8bit", "ema_decay": 0},
     {"weights": "bfloat16", "moments": "8bit", "average": {"widths": [0.1]}},
 ]
 
@@ -121,7 +122,29 @@ def test_the_average_of_short_weights_is_long() -> None:
     assert torch.equal(net.weight, own) and torch.equal(average.current["weight"], mean)
     average.update(10_005, torch.tensor(1.0))  # a skipped step
     assert torch.equal(average.current["weight"], mean)
-    assert WeightAverages(net, decay=0.0).current["weight"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_averaging_the_average_is_the_weights(dtype: torch.dtype) -> None:
+    """It takes no memory, and what is done with an average still works."""
+    net = nn.Linear(3, 1).to(dtype)
+    average = WeightAverages(net, decay=0.0)
+    with torch.no_grad():
+        net.weight.fill_(0.5)
+    average.update(1, torch.tensor(0.0))
+    assert average.current["weight"].data_ptr() == net.weight.data_ptr()
+    with average.applied():
+        assert torch.equal(net.weight, torch.full((1, 3), 0.5, dtype=dtype))
+    average.replace_applied({"weight": torch.full((1, 3), 0.25), "bias": torch.zeros(1)})
+    with average.applied():
+        assert torch.equal(net.weight, torch.full((1, 3), 0.25, dtype=dtype))
+
+
+def test_other_programs_keep_float32(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"optim\.weights = bfloat16 in the program text_encoder: leave it out"
+    ):
+        make_settings(tmp_path, program="text_encoder", validation={}, optim={"weights": "bfloat16"})
 
 
 def test_the_norm_of_short_gradients_is_that_of_long_ones() -> None:

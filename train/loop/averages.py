@@ -47,7 +47,7 @@ class WeightAverages:
     With a decay: average <- average + (1 - d) (weight - average), d = min(decay, (1 + step)/(10 + step)); the ramp lets
     a short run forget its random start. With widths: see `ldm.diffusion.ema`. Frozen weights have no average; of a LoRA
     run, only the adapter's weights are averaged. Averages are float32 whatever the weights are, because in bfloat16
-    they would stand still; with a decay of 0 they are copies of the weights in their own format.
+    they would stand still. With a decay of 0 there is nothing to average, and the average is the weights themselves.
 
     Attributes:
         live: the trained weights by name.
@@ -69,6 +69,8 @@ class WeightAverages:
             skipped: a number on the weights' device, 1 if the step was skipped, which leaves the averages unchanged,
                 else 0. The host does not wait for it.
         """
+        if self.is_weights:
+            return
         live = [local(tensor) for tensor in self.live.values()]
         for width, average in self._averages.items():
             weight = self._update_weight(step, width)
@@ -84,10 +86,16 @@ class WeightAverages:
             return update_weight(step, gamma_of(width))
         return 1 - (min(self.decay, (1 + step) / (10 + step)) if self.decay else 0.0)
 
+    @property
+    def is_weights(self) -> bool:
+        """Whether there is nothing to average, so that the averages share the memory of the weights."""
+        return not (self.decay or self.widths)
+
     def _first(self, weight: Tensor) -> Tensor:
-        """A copy of a weight that an average begins with, in the same memory layout."""
-        averages = self.decay or self.widths
-        short = averages and weight.dtype == torch.bfloat16
+        """What an average begins with: a copy of a weight, in the same memory layout."""
+        if self.is_weights:
+            return weight.detach()
+        short = weight.dtype == torch.bfloat16
         return weight.detach().to(torch.float32 if short else weight.dtype, copy=True)
 
     @property

@@ -55,7 +55,7 @@ class FusedBackward:
         assert parameter.grad is not None
         norm = torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
         self._norms[parameter] = norm
-        with only(parameter, self._group_of[parameter], self.optimizer):  # type: ignore[index]
+        with only(parameter, self._group_of[parameter], self.optimizer):
             step_unless(self.loss_fault | ~torch.isfinite(norm), self.optimizer)
         parameter.grad = None
 

@@ -39,4 +39,5 @@ def count_state(state: TrainState, *, fused_backward: bool = False) -> StateCost
     }
     each = [weight.nbytes for weight in trained_weights(state.module).values()]
     gradients = max(each) if fused_backward else sum(each)
-    return StateCost(kept["weights"], gradients, kept["optimizer"], kept["average"])
+    averages = 0 if state.average.is_weights else kept["average"]
+    return StateCost(kept["weights"], gradients, kept["optimizer"], averages)
