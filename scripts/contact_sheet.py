@@ -19,12 +19,13 @@ def main() -> int:
     parser.add_argument("sheet", type=Path, help="the PNG file to write; an earlier one is replaced")
     parser.add_argument("images", type=Path, nargs="+", help="files that `ldm generate` wrote")
     parser.add_argument("--side-px", type=int, default=256, help="what each image is scaled to (256)")
+    parser.add_argument("--columns", type=int, help="images in a row (all of them)")
     options = parser.parse_args()
     try:
         size = (options.side_px, options.side_px)
         shown = [open_image(path).resize(size, Image.Resampling.NEAREST) for path in options.images]
         prompts = [read_settings(path)["prompt"] for path in options.images]
-        sheet = image_grid(shown, num_columns=len(shown), captions=prompts)
+        sheet = image_grid(shown, num_columns=options.columns or len(shown), captions=prompts)
         write_new(options.sheet, with_chunks(sheet, mark_texts(EDITED)), overwrite=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
