@@ -7,6 +7,7 @@ python scripts/shapes_crops.py score runs/shapes/crops runs/shapes/untold --outp
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -21,12 +22,14 @@ from ldm.pipeline.pipeline import load_pipeline
 
 
 def prepare(dest: Path, num_images: int) -> None:
-    """Write DEST/images, DEST/cut and the fresh model DEST/model, around the autoencoder of the emoji model."""
+    """Write DEST/images, DEST/cut and DEST/model, which has the autoencoder of the emoji model."""
     write_crops(dest / "images", num_images=num_images)
     write_crops(dest / "cut", num_images=num_images, cut=True)
     schedule = ScheduleSettings(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
-    vae = load_parts(find_model("emoji")[0]).autoencoder.vae
-    captions = [scene.caption for scene in all_scenes()]
+    vae, captions = (
+        load_parts(find_model("emoji")[0]).autoencoder.vae,
+        [scene.caption for scene in all_scenes()],
+    )
     parts = make_small_xl(vae, captions, DDPMPath(schedule).scheduler_config(), size_px=SIZE_PX)
     save_parts(parts, dest / "model")
 
@@ -39,16 +42,17 @@ def main() -> int:
     one.add_argument("--num-images", type=int, default=2000)
     two = commands.add_parser("score", help="judge what both models make")
     two.add_argument("told", help="the run that was told size and crop")
-    two.add_argument("untold", help="the run that was trained on the same crops as images of their own")
-    two.add_argument("--output", type=Path, required=True, help="a new folder for report.json and the grids")
+    two.add_argument("untold", help="the run on the same crops, as images")
+    two.add_argument("--output", type=Path, required=True, help="a new folder")
     two.add_argument("--num-seeds", type=int, default=5, help="images of each of the 40 prompts")
     options = parser.parse_args()
     try:
         if options.command == "prepare":
             prepare(options.dest, options.num_images)
-        else:
-            models = (load_pipeline(options.told), load_pipeline(options.untold))
-            score_crops(*models, options.output, num_seeds=options.num_seeds)
+        if options.command == "score":
+            told, untold = load_pipeline(options.told), load_pipeline(options.untold)
+            report = score_crops(told, untold, options.output, num_seeds=options.num_seeds)
+            print(json.dumps(report, indent=1))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
