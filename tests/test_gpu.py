@@ -101,6 +101,22 @@ def test_the_eight_bit_optimizer_learns(parts: tuple[Path, dict[str, str]], tmp_
     assert all(math.isfinite(loss) for loss in losses)
 
 
+@pytest.mark.parametrize(
+    "small",
+    [
+        {"moments": "8bit"},
+        {"weights": "bfloat16", "moments": "8bit"},
+        {"weights": "bfloat16", "fused_backward": True, "max_grad_norm": None},
+    ],
+)
+def test_the_small_formats_learn(
+    parts: tuple[Path, dict[str, str]], tmp_path: Path, small: dict[str, Any]
+) -> None:
+    _, expected = trained(parts, tmp_path / "usual", optim={"num_warmup_steps": 2})
+    _, losses = trained(parts, tmp_path / "run", optim={**small, "num_warmup_steps": 2})
+    assert losses == pytest.approx(expected, rel=0.02)
+
+
 # Waiting
 
 

@@ -1,16 +1,20 @@
 """A small fresh model of Stable Diffusion XL's kind: loads as one, and its UNet reads what it is told of sizes."""
 
+import json
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
 from ldm.demos.shapes_crops import SIZE_PX, all_scenes
+from ldm.demos.shapes_crops_score import REQUESTS, score_crops
 from ldm.diffusion.path import DDPMPath, ScheduleSettings
 from ldm.models.fresh_xl import make_small_xl
 from ldm.models.loading.components import load_vae
 from ldm.models.loading.model import ModelParts, load_parts, save_parts
 from ldm.models.loading.source import EMBEDDED
+from ldm.pipeline.pipeline import load_pipeline
 
 SCHEDULER = DDPMPath(ScheduleSettings(prediction_type="v_prediction")).scheduler_config()
 
@@ -60,3 +64,18 @@ def test_its_weights_are_those_of_the_seed() -> None:
     torch.manual_seed(6)
     assert torch.equal(predicted(one), predicted(make(1)))
     assert not torch.equal(predicted(one), predicted(make(2)))
+
+
+@pytest.mark.slow
+def test_a_model_that_has_learned_nothing_is_scored(tmp_path: Path) -> None:
+    """The report, and a grid of each request; an untrained model makes no whole shapes of the right kind."""
+    save_parts(make(), tmp_path / "model")
+    pipeline = load_pipeline(tmp_path / "model")
+    few = {"num_inference_steps": 1}
+    report = score_crops(pipeline, pipeline, tmp_path / "score", num_seeds=1, settings=few)
+    assert json.loads((tmp_path / "score/report.json").read_text()) == report
+    assert report["told"].keys() == REQUESTS.keys() and report["untold"].keys() == {"square"}
+    assert report["told"]["square"] == report["untold"]["square"]  # the same noise
+    assert report["told"]["square"]["right"]["num_right"] <= 5
+    assert report["sizes"]["softer"]["num_judged"] == 40
+    assert len(list((tmp_path / "score").glob("*.png"))) == len(REQUESTS) + 3
