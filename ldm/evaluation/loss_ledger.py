@@ -52,7 +52,7 @@ class Entry:
     Attributes:
         loss, stderr: mean over the noise levels, and its standard error.
         caption_gap, caption_gap_stderr: the loss with its own caption minus that with others; below 0 if it fits.
-        caption_score: the gap in standard deviations of the gaps of all samples; high means a misfit.
+        caption_score: `log_ratio` in standard deviations of all samples' ratios; high means a misfit.
         fall: how far its loss fell since the earlier checkpoint; None without one.
         heart_score: the fall in standard deviations from that of held-out samples.
         hard_score: the loss in standard deviations from the others'.
@@ -99,6 +99,17 @@ def paired_gap(own: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     return difference.mean(dim=1), _stderr(difference)
 
 
+def log_ratio(own: Tensor, others: Tensor) -> Tensor:
+    """The mean of log own - log others over the noise levels and captions: [N, K], [M, N, K] -> [N].
+
+    The likelihood of n values at one noise level, with the best variance of the errors, is loss^(-n/2), so this ranks
+    by likelihoods. It does not depend on how large the losses of an image or a level are, nor on the objective's
+    weights; a mean of differences is mostly that of a few hard images at the noisiest levels.
+    """
+    least = torch.finfo(own.dtype).tiny
+    return (own.clamp(min=least).log() - others.clamp(min=least).log().mean(dim=0)).mean(dim=1)
+
+
 def _stderr(values: Tensor) -> Tensor:
     """Of the means of the rows; zero with one column."""
     num_draws = values.shape[1]
@@ -138,7 +149,8 @@ def make_ledger(
         duplicates: groups of sample ids that look alike.
     """
     gap, gap_stderr = paired_gap(losses.own, losses.others)
-    caption_scores, hard_scores = robust_scores(gap), robust_scores(losses.own.mean(dim=1))
+    caption_scores = robust_scores(log_ratio(losses.own, losses.others))
+    hard_scores = robust_scores(losses.own.mean(dim=1))
     fall = None if losses.early is None else (losses.early - losses.own).mean(dim=1)
     hearts = None if fall is None else heart_scores(fall, losses.held_out)
     first_of = {each: group[0] for group in duplicates for each in group[1:]}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import comb, exp, lgamma, log
 from statistics import NormalDist
 
@@ -118,7 +119,7 @@ def exact_interval(num_right: int, num_judged: int, confidence: float = 0.95) ->
 def _at_most(k: int, n: int, p: float) -> float:
     """The probability of at most k successes in n."""
     if n <= LARGEST_COMB:
-        return sum(comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1))
+        return sum(_chosen(n)[i] * p**i * (1 - p) ** (n - i) for i in range(k + 1))
     if p <= 0 or p >= 1:
         return float(p <= 0 or k >= n)
     chosen = lgamma(n + 1)  # of n over i as a logarithm: as a number it is too large for a float
@@ -126,6 +127,12 @@ def _at_most(k: int, n: int, p: float) -> float:
         chosen - lgamma(i + 1) - lgamma(n - i + 1) + i * log(p) + (n - i) * log(1 - p) for i in range(k + 1)
     )
     return min(1.0, sum(map(exp, logs)))
+
+
+@lru_cache(maxsize=4)
+def _chosen(n: int) -> tuple[float, ...]:
+    """The binomial coefficients of n: to compute one anew for each term takes seconds for n = 1,000."""
+    return tuple(float(comb(n, i)) for i in range(n + 1))
 
 
 def _solve(rising: Callable[[float], float]) -> float:

@@ -26,7 +26,7 @@ def plant(data: Path, dest: Path, share: float, seed: int) -> None:
     texts = {one: rows[other]["text"] for one, other in zip(chosen, chosen[1:] + chosen[:1], strict=True)}
     swapped = [rows[i]["file_name"] for i, text in texts.items() if rows[i]["text"] != text]
     for index, text in texts.items():
-        rows[index] = {"file_name": rows[index]["file_name"], "text": text}
+        rows[index] = {**rows[index], "text": text}
     shutil.copytree(data, dest)
     write_bytes(dest / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     write_json(dest.with_name(f"{dest.name}-{PLANTED}"), {"seed": seed, "swapped": swapped})

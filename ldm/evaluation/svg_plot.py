@@ -11,6 +11,8 @@ from ldm.evaluation.intervals import Estimate
 WIDTH, HEIGHT = 640, 320
 LEFT, RIGHT, TOP, BOTTOM = 70, 12, 14, 46
 NUM_TICKS = 6
+APART = 4.0
+"""Pixels between the points of two series at the same x."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,9 @@ def line_plot(series: Mapping[str, Mapping[float, Estimate]], x_name: str, y_nam
     ]
     for number, (name, line) in enumerate(series.items()):
         color = COLORS[number % len(COLORS)]
-        parts.append(_line(line, across, up, color))
+        aside = APART * (number - (len(series) - 1) / 2)  # or the bars at one x would hide each other
+        shifted = Axis(across.low, across.high, across.start + aside, across.end + aside)
+        parts.append(_line(line, shifted, up, color))
         if legend:
             y = HEIGHT + 18 * number + 6
             parts.append(f'<circle cx="{LEFT + 4}" cy="{y - 4}" r="4" fill="{color}"/>')

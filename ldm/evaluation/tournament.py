@@ -18,6 +18,7 @@ from math import ceil, log2
 from typing import Literal
 
 from ldm.evaluation.intervals import CONFIDENCE, Estimate, t_quantile
+from ldm.evaluation.metrics import exact_interval
 from ldm.evaluation.paired import Scores, paired_difference
 
 STEP = 16
@@ -263,7 +264,13 @@ class _Table:
 
 
 def own_interval(scores: Scores) -> Estimate:
-    """A candidate's measurement with its own 95 % interval. Overlapping ones may be told apart in pairs."""
+    """A candidate's measurement with its own 95 % interval, exact if scores are right or wrong.
+
+    Overlapping ones may be told apart in pairs.
+    """
+    if scores.per_reference is None and _is_binary(scores):
+        num_images = len(scores.per_image)
+        return Estimate(scores.value, *exact_interval(int(scores.per_image.sum()), num_images, CONFIDENCE))
     variance = scores.more_variance + float(scores.per_image.var()) / len(scores.per_image)
     if scores.per_reference is not None:
         variance += float(scores.per_reference.var()) / len(scores.per_reference)

@@ -4,10 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from ldm.cli.app import app
 from ldm.demos.shapes_drawing import write_shapes
 from ldm.demos.shapes_score import score_shapes
+from ldm.export.export_source import load_source
 from ldm.pipeline.pipeline import load_pipeline
+from tests.support.tiny_card import card_of, section
 from train import autoencoder, denoiser, text_encoder
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "shapes"
@@ -52,3 +56,17 @@ def test_the_judge_scores_what_the_model_draws(folder: Path) -> None:
         assert 0 <= report[kind]["colour"]["share"] <= 1
         assert (folder / "score" / f"{kind}.png").is_file()
     assert json.loads((folder / "score/report.json").read_text()) == report
+
+
+@pytest.mark.slow
+def test_the_card_has_what_was_measured_beside_the_run(folder: Path, tmp_path: Path) -> None:
+    """As `scripts/make_shapes_model.sh` ends, which names these folders."""
+    model, few = str(folder / "denoiser"), ["--num-inference-steps", "1", "--data", str(folder / "data")]
+    for name, command in (("evaluation", ["evaluate"]), ("copies", ["audit", "memorisation"])):
+        call = [*command, model, *few, "--num-images", "10", "--output", str(folder / name)]
+        done = CliRunner().invoke(app, call, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    measured = section(card_of(load_source(folder / "denoiser"), tmp_path / "out"), "Measured")
+    assert "| kid, features autoencoder; lower is better; measured as " in measured
+    assert "on 10 images against 64 real ones |" in measured
+    assert "| copies of training images; " in measured and "of 10 images |" in measured

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.evaluation.frechet import frechet, frechet_distance, influences
+from ldm.evaluation.frechet import (
+    LEFT_OUT,
+    NUM_GROUPS,
+    extrapolation_factor,
+    frechet,
+    frechet_distance,
+    influences,
+)
 from ldm.evaluation.intervals import Estimate, mean_interval, t_quantile
 from ldm.evaluation.kernel_distance import cubic_kernel, gaussian_kernel, kernel_distance, quadratic_kernel
 from ldm.evaluation.metrics import exact_interval
@@ -79,6 +86,22 @@ def _without_each(number: int, count: int) -> list[list[int]]:
 def test_no_interval_where_there_are_fewer_images_than_features() -> None:
     found = frechet_distance(normal(50, 60, 0), normal(50, 60, 1))
     assert found.estimate.low != found.estimate.low
+
+
+@pytest.mark.parametrize(("num_features", "windows"), [(8, range(20)), (300, range(0, 20, 5))])
+def test_the_extrapolation_raises_the_variance_by_its_factor(num_features: int, windows: range) -> None:
+    """On the square of a mean of 20 groups, which is what F is near equal distributions, extrapolated 40,000 times."""
+    groups = torch.randn(NUM_GROUPS, 40_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    inverse = torch.tensor([1 / (1 - number / NUM_GROUPS) for number in LEFT_OUT], dtype=torch.float64)
+    squares = []
+    for number in LEFT_OUT:
+        kept = [groups.roll(-start, dims=0)[number:].mean(dim=0).square() for start in windows]
+        squares.append(torch.stack(kept).mean(dim=0))
+    columns = torch.stack([torch.ones_like(inverse), inverse], dim=1)
+    at_zero = torch.linalg.lstsq(columns, torch.stack(squares)).solution[0]
+    assert abs(float(at_zero.mean())) < 0.002  # the square of the true mean
+    found = float(at_zero.var() / squares[0].var())
+    assert extrapolation_factor(num_features) == pytest.approx(found, rel=0.04)
 
 
 def coverage(make: Callable[[int], Estimate], truth: float, trials: int) -> tuple[float, float]:

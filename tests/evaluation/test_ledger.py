@@ -9,6 +9,7 @@ from ldm.evaluation.loss_ledger import (
     auroc,
     drop_list,
     heart_scores,
+    log_ratio,
     make_ledger,
     other_captions,
     paired_gap,
@@ -65,6 +66,24 @@ def test_the_difficulty_of_an_image_cancels_in_the_gap(losses: Losses) -> None:
     assert float(gap[fitting].std()) < 0.005 < float(losses.own.mean(dim=1).std())
     assert float(gap[fitting].mean()) == pytest.approx(-0.05, abs=0.002)
     assert float(stderr.mean()) == pytest.approx(0.005 * 1.5**0.5 / K**0.5, rel=0.15)
+
+
+def test_easy_images_with_swapped_captions_are_found_beside_hard_ones() -> None:
+    """Own captions lower each loss by a tenth. Losses differ by up to a hundred times."""
+    generator = torch.Generator().manual_seed(1)
+    scale = 10 ** (2 * torch.rand(N, K, generator=generator, dtype=torch.float64) - 2)
+    noise = 1 + 0.04 * torch.randn(M + 1, N, K, generator=generator, dtype=torch.float64)
+    is_swapped = [i % 20 == 0 for i in range(N)]
+    factor = torch.tensor([1.0 if swapped else 0.9 for swapped in is_swapped], dtype=torch.float64)
+    own, others = factor[:, None] * scale * noise[0], scale * noise[1:]
+    assert auroc(paired_gap(own, others)[0].tolist(), is_swapped) < 0.97
+    assert auroc(log_ratio(own, others).tolist(), is_swapped) == 1.0
+    weights = torch.rand(N, K, generator=generator, dtype=torch.float64) + 0.1  # an objective's
+    assert torch.allclose(log_ratio(weights * own, weights * others), log_ratio(own, others))
+    found = make_ledger(["a"] * N, ["b"] * N, Losses(own, others, None, torch.zeros(N, dtype=torch.bool)))
+    assert auroc([each.caption_score for each in found], is_swapped) == 1.0
+    nothing = torch.zeros(N, K, dtype=torch.float64)  # an objective may give a level no weight
+    assert log_ratio(nothing, nothing[None]).tolist() == [0.0] * N
 
 
 def test_other_captions_are_other_texts_and_fixed() -> None:

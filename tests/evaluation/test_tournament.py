@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from ldm.demos.simulated_tournaments import Case, Simulated, tournament
+from ldm.evaluation.metrics import exact_interval
 from ldm.evaluation.paired import Scores
 from ldm.evaluation.tournament import (
     STEP,
     images_per_round,
     least_budget,
     level,
+    own_interval,
     play,
     proven_better,
     round_sizes,
@@ -53,6 +55,13 @@ def test_the_paired_test_sees_what_is_hidden_by_the_spread_of_images() -> None:
     assert proven_better(better, worse, 1e-4) and not proven_better(worse, better, 0.4)
     apart = Scores.of_mean(10 * noise.flip(0))
     assert not proven_better(better, apart, 0.05)
+
+
+def test_the_interval_of_a_share_is_exact_and_stays_within_it() -> None:
+    found = own_interval(scores(*[1.0] * 2, *[0.0] * 62))
+    assert (found.value, found.low, found.high) == (2 / 64, *exact_interval(2, 64))
+    other = own_interval(scores(*[0.5] * 2, *[0.0] * 62))  # not right or wrong: Student's
+    assert other.low < 0 < other.value == pytest.approx((other.low + other.high) / 2)
 
 
 def test_a_clear_best_wins_and_saves_images_and_equal_ones_are_not_told_apart() -> None:

@@ -1,6 +1,7 @@
 """`ldm compare RUN...`: candidates, images shared by all, the page, resuming, refusals."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -167,4 +168,6 @@ def test_numbers_are_read_and_drawn() -> None:
     one = {1.0: Estimate(2.0, 1.0, 3.0), 2.0: Estimate(1.0, 0.5, 1.5)}
     plot = line_plot({"a<b": one, "c": one}, "steps", "kid")
     assert plot.count("<circle") == 6 and "a&lt;b" in plot
+    at = [float(each) for each in re.findall(r'cx="([0-9.]+)" cy="[0-9.]+" r="3"', plot)]
+    assert [at[2] - at[0], at[3] - at[1]] == pytest.approx([4, 4])  # or the intervals would hide each other
     assert tournament_job.STEP == tournament_job.CHUNK
