@@ -2,8 +2,8 @@
 # Train the emoji model further on composed scenes (a blue apple, two apples, a dog and a rocket), and score it.
 #
 # You can interrupt it at any time; run it again and it resumes where it stopped. Arguments are settings for the
-# training: `scripts/make_composed_emoji_model.sh base=emoji` starts from the embedded model in place of
-# runs/emoji/denoiser, which make_emoji_model.sh leaves. Needs npm and an installed package.
+# first training, which starts from runs/emoji/denoiser, where make_emoji_model.sh leaves its model. Needs npm and an
+# installed package.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"
