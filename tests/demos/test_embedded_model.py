@@ -47,6 +47,13 @@ def test_the_second_model_makes_a_red_apple_blue_and_keeps_its_leaf() -> None:
     assert (after[leaf][:, 1] > after[leaf][:, 2]).mean() > 0.8
 
 
+def test_new_combinations_are_drawn() -> None:
+    model = load_pipeline("emoji", device="cpu")
+    pixels = np.asarray(model.generate("a blue apple", seed=7).images[0], dtype=int)
+    red, green, blue = pixels[24:48, 16:48].mean(axis=(0, 1))
+    assert blue > 150 and red < 100 and green < 160
+
+
 def test_both_fit_into_the_package() -> None:
     files = [path for path in FOLDER.parent.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 95e6
