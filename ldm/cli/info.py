@@ -140,7 +140,10 @@ def _model_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "weights hash", facts["weights_hash"]
     yield "task", facts["task"]
     if adapter := facts["adapter"]:
-        settings = ", ".join(f"{key} {value}" for key, value in adapter["settings"].items() if value)
+        told = {
+            key: value for key, value in adapter["settings"].items() if value and value != adapter["kind"]
+        }
+        settings = ", ".join(f"{key} {value}" for key, value in told.items())
         yield adapter["kind"], f"on {adapter['base']} ({settings})"
     if facts["size_bytes"] is not None:
         yield "size on disk", f"{facts['size_bytes'] / 1e6:.1f} MB"
