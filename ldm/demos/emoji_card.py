@@ -1,6 +1,5 @@
 """The embedded model's card, with numbers from the reports of the runs that made it."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,10 @@ TEMPLATE = Path(__file__).with_name("emoji_card.md.jinja")
 EDIT_TEMPLATE = Path(__file__).with_name("emoji_edit_card.md.jinja")
 FAST_TEMPLATE = Path(__file__).with_name("emoji_fast_card.md.jinja")
 EVALUATE = (
-    "python scripts/evaluate_emoji.py --model emoji --data data/emoji-64 --output runs/emoji/evaluation"
+    "python scripts/evaluate_emoji.py --model {model} --data data/emoji-64 --output runs/emoji/evaluation"
 )
-
-
 SCORE = (
-    "python scripts/score_composed_emoji.py --model emoji --data data/emoji-composed-64 "
+    "python scripts/score_composed_emoji.py --model {model} --data data/emoji-composed-64 "
     "--kinds colour count pair --output runs/emoji/composed-score"
 )
 SCENES = {"colour": "objects in colours", "count": "numbers of objects", "pair": "pairs of objects"}
@@ -67,13 +64,9 @@ def emoji_fast_card(runs: Path) -> str:
     Raises:
         UserError: a report is missing.
     """
-    measurements = _recall(read_json(runs / "lcm-evaluation" / "report.json"))
-    measurements += _scenes(read_json(runs / "lcm-score" / "report.json"))
-    named = [
-        replace(each, command=each.command.replace("--model emoji ", "--model emoji-fast "))
-        for each in measurements
-    ]
-    return render(FAST_TEMPLATE, front_matter=_front_matter("text-to-image"), measurements=named)
+    measurements = _recall(read_json(runs / "lcm-evaluation" / "report.json"), "emoji-fast")
+    measurements += _scenes(read_json(runs / "lcm-score" / "report.json"), "emoji-fast")
+    return render(FAST_TEMPLATE, front_matter=_front_matter("text-to-image"), measurements=measurements)
 
 
 def _front_matter(tag: str) -> str:
@@ -117,13 +110,13 @@ def _parts(autoencoder: dict[str, Any], text_encoder: dict[str, Any]) -> list[Me
     ]
 
 
-def _recall(evaluation: dict[str, Any]) -> list[Measurement]:
+def _recall(evaluation: dict[str, Any], model: str = "emoji") -> list[Measurement]:
     recall = evaluation["recall"]
     return [
         Measurement(
             f"recall: the caption's own image is the nearest training image (RMS at 32 px), top {best}",
             f"{share['share']:.2f} [{share['low']:.2f}, {share['high']:.2f}] of {share['num_judged']} captions",
-            EVALUATE,
+            EVALUATE.format(model=model),
         )
         for best, share in ((1, recall["top_1"]), (5, recall["top_5"]))
     ]
@@ -135,12 +128,12 @@ def _copies(audit: dict[str, Any]) -> list[Measurement]:
     return [copies_row(copies, "emoji", "data/emoji-64")] if copies else []
 
 
-def _scenes(score: dict[str, Any]) -> list[Measurement]:
+def _scenes(score: dict[str, Any], model: str = "emoji") -> list[Measurement]:
     return [
         Measurement(
             f"{what} that never occur in training: {attribute} right",
             _share_of(share),
-            SCORE,
+            SCORE.format(model=model),
         )
         for kind, what in SCENES.items()
         for attribute, share in score[kind]["held_out"].items()
